@@ -1,0 +1,111 @@
+"""What a teacher's attention sees and does, recorded in one forward pass by hooks, without touching its numbers."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+RECORDING = "distill_recording_"  # + the attention implementation that does the work
+
+_queries_and_keys: ContextVar[dict | None] = ContextVar("queries_and_keys", default=None)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One layer's attention on one batch: its input and output, the rotary tables it was given, and, if asked for, q, k
+    and v as its softmax sees them."""
+
+    layer: int
+    input: Float[Tensor, "b t d"]
+    output: Float[Tensor, "b t d"]
+    rope: tuple[Tensor, Tensor] | None
+    q: Float[Tensor, "b t h p"] | None = None
+    k: Float[Tensor, "b t kv p"] | None = None
+    v: Float[Tensor, "b t kv p"] | None = None
+
+
+@torch.no_grad()
+def observe(
+    model: nn.Module,
+    slots: dict[int, nn.Module],
+    ids: Int[Tensor, "b t"],
+    positions: Int[Tensor, "b t"],
+    qkv: bool,
+) -> Iterator[Observation]:
+    """Run the model's body once and hand over one layer at a time, in order; each is freed when the next is drawn.
+
+    Args:
+        slots: the attention modules to watch, by layer. positions: start again at 0 with every document.
+        qkv: also record queries (after norms and rotary embedding), keys and values.
+
+    Memory: two [b t d] tensors a watched layer until they are drawn, plus q, k and v where asked for.
+    """
+    seen: dict[int, dict] = {layer: {} for layer in slots}
+    hooks = []
+    for layer, slot in slots.items():
+        hooks.append(slot.register_forward_pre_hook(_record_input(seen[layer]), with_kwargs=True))
+        hooks.append(slot.register_forward_hook(_record_output(seen[layer])))
+    try:
+        with _recorded_attention(model, {id(slot): seen[layer] for layer, slot in slots.items()}, qkv):
+            model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (Observation(layer, **seen.pop(layer)) for layer in sorted(slots))
+
+
+def _record_input(record: dict):
+    def hook(module, arguments, keywords):
+        record["input"] = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
+        record["rope"] = keywords.get("position_embeddings")
+
+    return hook
+
+
+def _record_output(record: dict):
+    def hook(module, arguments, output):
+        record["output"] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+@contextmanager
+def _recorded_attention(model: nn.Module, records: dict[int, dict], wanted: bool):
+    """Route the model's attention through `_attend` for the length of the block."""
+    if not wanted:
+        yield
+        return
+    config, original = model.config, model.config._attn_implementation
+    token = _queries_and_keys.set(records)
+    config._attn_implementation = _recording_implementation(original)
+    try:
+        yield
+    finally:
+        config._attn_implementation = original
+        _queries_and_keys.reset(token)
+
+
+def _recording_implementation(original: str) -> str:
+    """Register (once) an attention function that records and then calls `original`; its name."""
+    name = RECORDING + original
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+
+        def attend(module: nn.Module, query, key, value, attention_mask, **keywords):
+            record = _queries_and_keys.get().get(id(module))
+            if record is not None:
+                record.update(q=query.transpose(1, 2), k=key.transpose(1, 2), v=value.transpose(1, 2))
+            eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+            work = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
+            return work(module, query, key, value, attention_mask, **keywords)
+
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
+    return name

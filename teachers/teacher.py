@@ -1,0 +1,80 @@
+"""The teacher: a transformers model with its tokenizer, read through its family's row."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from teachers.families import Family
+from teachers.observe import Observation, observe
+from teachers.weights import AttentionWeights, unpack
+
+
+@dataclass
+class Teacher:
+    """A frozen language model. `reference` is what the user called it."""
+
+    reference: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+
+    @property
+    def config(self):
+        """The model's transformers config."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder layers there are."""
+        return self.config.num_hidden_layers
+
+    def slot(self, layer: int) -> nn.Module:
+        """The attention module of a layer."""
+        return getattr(self.model.get_submodule(self.family.layers)[layer], self.family.slot)
+
+    def attention_weights(self, layer: int) -> AttentionWeights:
+        """A layer's projections, head-major."""
+        return unpack(self.slot(layer), self.family, self.head_dim)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def attention_scale(self) -> float:
+        """What multiplies the attention logits."""
+        name = self.family.attention_scale
+        return self.head_dim**-0.5 if name is None else getattr(self.config, name)
+
+    def observe(
+        self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], layers: Sequence[int], qkv: bool = False
+    ) -> Iterator[Observation]:
+        """Slot inputs and outputs of some layers, and q, k, v after norms and rotary embedding; see `observe.observe`."""
+        return observe(self.model, {layer: self.slot(layer) for layer in layers}, ids, positions, qkv)
+
+    @torch.no_grad()
+    def hidden(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """The last hidden states, what the head would turn into logits."""
+        return self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of sizes and sampled values of every weight: tells one teacher from another, not proof of equality."""
+        digest = hashlib.sha256(self.config.model_type.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
