@@ -1,0 +1,111 @@
+"""What a slot remembers between calls of a generating student: one layer of transformers' own `Cache`."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from students.shapes import Bool, Int
+
+
+class MixerState(CacheLayerMixin):
+    """Named tensors of one mixer, batch first, and the number of tokens they stand for.
+
+    Convolution tails, recurrent states and windows of keys and values all live here, so that batch reordering, beam
+    search and offloading need to be right only once. It reports the length of the text, not of its tensors, so masks
+    of attention layers beside it come out right, also where no attention layer is left.
+    """
+
+    is_compileable = False
+    is_sliding = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[str, Tensor] = {}
+        self.length = 0
+        self.last_document: Int[Tensor, " b"] | None = None
+
+    def read(self, name: str) -> Tensor | None:
+        """The tensor kept under `name`, or None before the first call."""
+        return self.tensors.get(name)
+
+    def write(self, **tensors: Tensor) -> None:
+        """Keep these tensors; the batch is the first dimension of each."""
+        self.tensors.update(tensors)
+
+    def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Rows whose next token, of this document, goes on with the document the state ended in."""
+        if self.last_document is None:
+            return torch.zeros_like(first_document, dtype=torch.bool)
+        return self.last_document == first_document
+
+    def advance(self, documents: Int[Tensor, "b t"]) -> None:
+        """Count the tokens of one call, after every tensor was written."""
+        self.length += documents.shape[1]
+        self.last_document = documents[:, -1]
+        self.is_initialized = True
+
+    def scope(self, prefix: str) -> "ScopedState":
+        """The same state, with `prefix` before every name: for a mixer made of mixers."""
+        return ScopedState(self, prefix)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise TypeError("a mixer's state has no keys and values to initialise; the mixer writes it")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        raise TypeError("a mixer's state is written by its mixer, not through update()")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise NotImplementedError(
+            "a recurrent state cannot forget its last tokens: assisted generation and cache rollback need attention only"
+        )
+
+    def reset(self) -> None:
+        self.tensors.clear()
+        self.length, self.last_document, self.is_initialized = 0, None, False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda tensor: tensor[indices])
+
+    def offload(self) -> None:
+        self._map(lambda tensor: tensor.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Nothing to bring back early: mixers read their tensors through `read` on the device of their inputs."""
+
+    def _map(self, change) -> None:
+        self.tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
+        if self.last_document is not None:
+            self.last_document = change(self.last_document)
+
+
+class ScopedState:
+    """A `MixerState` seen by one part of a composed mixer: its names are its own, its length is the whole's."""
+
+    def __init__(self, state: MixerState, prefix: str) -> None:
+        self._state, self._prefix = state, prefix
+
+    def read(self, name: str) -> Tensor | None:
+        return self._state.read(f"{self._prefix}.{name}")
+
+    def write(self, **tensors: Tensor) -> None:
+        self._state.write(**{f"{self._prefix}.{name}": tensor for name, tensor in tensors.items()})
+
+    def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        return self._state.resumed(first_document)

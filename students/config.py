@@ -1,0 +1,81 @@
+"""A student's layout, and where it lives: under the key `distill` of the skeleton's own config.json."""
+
+from dataclasses import asdict, dataclass, field
+
+from students.mixers import make_mixer, options_of
+from students.mixers.mixer import Mixer, Shape
+
+KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a family keeps its attention: path of the list of layers, name in a layer, name of the cache argument."""
+
+    layers: str = "model.layers"
+    name: str = "self_attn"
+    cache: str = "past_key_values"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One letter a layer, and what each letter stands for: {"mixer": name, option: value ...}."""
+
+    pattern: str
+    mixers: dict[str, dict] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, layers: int, pattern: str, mixers: dict[str, dict]) -> "Layout":
+        """A layout for so many layers, from a pattern that repeats over depth.
+
+        Raises:
+            ValueError: an empty pattern, one longer than the model, a letter without a mixer, a mixer or option that
+                does not exist, or a letter that the pattern does not use.
+        """
+        if not pattern:
+            raise ValueError("the layout's pattern is empty")
+        if len(pattern) > layers:
+            raise ValueError(f"the layout's pattern {pattern!r} names {len(pattern)} layers, but the model has {layers}")
+        for letter in sorted(set(pattern) - set(mixers) - {KEEP}):
+            raise ValueError(
+                f"the layout's pattern uses {letter!r}, but no mixer is given for it ({KEEP!r} keeps attention)"
+            )
+        for letter in sorted(set(mixers) - set(pattern)):
+            raise ValueError(f"a mixer is given for {letter!r}, but the layout's pattern {pattern!r} does not use it")
+        for letter, options in mixers.items():
+            unknown = set(options) - {"mixer"} - options_of(options.get("mixer", ""))
+            if unknown:
+                known = ", ".join(sorted(options_of(options["mixer"])))
+                raise ValueError(f"mixer {options['mixer']} ({letter}) has no option {min(unknown)!r}; it has {known}")
+        return cls((pattern * layers)[:layers], mixers)
+
+    def mixer_of(self, layer: int) -> dict | None:
+        """The mixer and options of a layer; None where the attention stays."""
+        return self.mixers.get(self.pattern[layer])
+
+    @property
+    def converted(self) -> list[int]:
+        """The layers that have a mixer."""
+        return [layer for layer in range(len(self.pattern)) if self.mixer_of(layer) is not None]
+
+    def make(self, layer: int, shape: Shape) -> Mixer:
+        """A new mixer for a layer."""
+        options = dict(self.mixer_of(layer))
+        return make_mixer(options.pop("mixer"), shape, options)
+
+
+def to_dict(layout: Layout, place: Place, shape: Shape) -> dict:
+    """What config.json holds under `distill`."""
+    return {"format": FORMAT, "layout": asdict(layout), "place": asdict(place), "attention": asdict(shape)}
+
+
+def from_dict(entry: dict) -> tuple[Layout, Place, Shape]:
+    """The reverse of `to_dict`.
+
+    Raises:
+        ValueError: the entry was written in another format.
+    """
+    if entry.get("format") != FORMAT:
+        raise ValueError(f"config.json's `distill` entry has format {entry.get('format')!r}; this version reads {FORMAT}")
+    return Layout(**entry["layout"]), Place(**entry["place"]), Shape(**entry["attention"])

@@ -1,0 +1,99 @@
+"""Attention through PyTorch's own kernels: one masked call, or blocks as wide as the window for long sequences."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from students.shapes import Bool, Float, Int
+
+BLOCK = 64  # least width of a block of queries in the windowed form
+
+
+def attention(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b s h d"],
+    v: Float[Tensor, "b s h p"],
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    sinks: int,
+    documents: Int[Tensor, "b s"] | None,
+    positions: Int[Tensor, "b s"] | None,
+) -> Float[Tensor, "b t h p"]:
+    """See `students.kernels.attention.attention`."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [b h . .]
+    time, keys = q.shape[2], k.shape[2]
+    width = max(window or 0, BLOCK)
+    if window is not None and keys == time and time > 2 * width:
+        y = _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width)
+    elif window is None and documents is None and keys == time and softcap is None:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        index = torch.arange(keys, device=q.device)
+        visible = _visible(index[keys - time :], index, window, documents, positions, sinks)
+        y = _attend(q, k, v, visible, scale, softcap)
+    return y.transpose(1, 2)
+
+
+def _visible(rows, columns, window, documents, positions, sinks) -> Bool[Tensor, "b t s"]:
+    """Which of the tokens numbered `columns` each token numbered `rows` sees; one row of b where none differs."""
+    lag = rows[:, None] - columns
+    visible = (lag >= 0)[None]
+    if window is not None:
+        near = (lag < window)[None]
+        if sinks:
+            near = near | (positions[:, columns] < sinks)[:, None]
+        visible = visible & near
+    if documents is not None:
+        visible = visible & (documents[:, rows, None] == documents[:, None, columns])
+    return visible
+
+
+def _attend(q, k, v, visible, scale, softcap) -> Tensor:
+    """Masked attention; a query that sees nothing (padding) returns zero or a mean, never NaN."""
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=scale)
+    logits = softcap * torch.tanh((q @ k.transpose(2, 3)) * scale / softcap)
+    weights = logits.float().masked_fill(~visible[:, None], torch.finfo(torch.float32).min).softmax(-1)
+    return weights.to(v.dtype) @ v
+
+
+def _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width) -> Tensor:
+    """Blocks of `width` queries, each against its own block, the one before, and the sinks further back.
+
+    Only the document that the earlier block begins in can have its sinks further back, so `sinks` extra keys do.
+    """
+    batch, heads, time, _ = q.shape
+    blocks = -(-time // width)
+    pad = blocks * width - time
+    if documents is None:
+        documents = torch.zeros(batch, time, dtype=torch.long, device=q.device)
+        positions = torch.arange(time, device=q.device).expand(batch, -1)
+    documents = F.pad(documents, (width, pad), value=torch.iinfo(documents.dtype).min)
+    positions = F.pad(positions, (width, pad), value=sinks)
+    k, v = (F.pad(part, (0, 0, width, pad)) for part in (k, v))
+    q = F.pad(q, (0, 0, 0, pad)).unflatten(2, (blocks, width))  # [b h z w d]
+
+    index = torch.arange(blocks, device=q.device)[:, None] * width + torch.arange(2 * width, device=q.device)  # [z 2w]
+    rows = index[:, width:]
+    if sinks:
+        start = (index[:, :1] - positions[:, index[:, 0]][..., None]) + torch.arange(sinks, device=q.device)  # [b z s]
+        far = (start >= width) & (start < index[:, :1])
+        start = start.clamp(min=0)
+        columns = torch.cat([start, index.expand(batch, -1, -1)], 2)  # [b z s+2w]
+    else:
+        columns = index.expand(batch, -1, -1)
+    take = columns.flatten(1)
+    k, v = (
+        part.gather(2, take[:, None, :, None].expand(-1, heads, -1, part.shape[3])).unflatten(2, (blocks, -1))
+        for part in (k, v)
+    )
+    documents_at, positions_at = (part.gather(1, take).unflatten(1, (blocks, -1)) for part in (documents, positions))
+    lag = rows[None, :, :, None] - columns[:, :, None]  # [b z w s+2w]
+    near = (lag >= 0) & ((lag < window) | (positions_at < sinks)[:, :, None])
+    visible = near & (documents[:, rows][..., None] == documents_at[:, :, None])
+    if sinks:
+        visible = torch.cat([visible[..., :sinks] & far[:, :, None], visible[..., sinks:]], 3)
+    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))  # blocks become batch rows
+    y = _attend(q, k, v, visible.flatten(0, 1), scale, softcap)
+    return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :time]

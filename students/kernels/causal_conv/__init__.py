@@ -1,0 +1,35 @@
+"""Causal depthwise convolution over time, as short as a Mamba block uses it, with documents and a carried tail."""
+
+from torch import Tensor
+
+from students.kernels import pick
+from students.kernels.causal_conv.reference import causal_conv as reference_conv
+from students.shapes import Float, Int
+
+IMPLEMENTATIONS = {"reference": reference_conv}
+ACTIVATIONS = (None, "silu")
+
+
+def causal_conv(
+    x: Float[Tensor, "b t c"],
+    weight: Float[Tensor, "c w"],
+    bias: Float[Tensor, " c"] | None = None,
+    activation: str | None = None,
+    documents: Int[Tensor, "b t"] | None = None,
+    initial: Float[Tensor, "b tail c"] | None = None,
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b tail c"]]:
+    """y_t = act(bias + sum_i weight[:, w-1-i] x_{t-i}), over the tokens of one document.
+
+    `initial` holds the w - 1 inputs before the first token and belongs to its document.
+
+    Returns:
+        y and the last w - 1 inputs, those of another document than the last token's set to zero.
+
+    Raises:
+        ValueError: an unknown activation, or an `initial` that does not hold w - 1 tokens.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is unknown; choose one of {ACTIVATIONS}")
+    if initial is not None and initial.shape[1] != weight.shape[1] - 1:
+        raise ValueError(f"initial holds {initial.shape[1]} tokens, but a width of {weight.shape[1]} needs one fewer")
+    return pick("causal_conv", IMPLEMENTATIONS, x)(x, weight, bias, activation, documents, initial)

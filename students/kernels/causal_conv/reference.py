@@ -1,0 +1,46 @@
+"""The convolution in PyTorch, tap by tap."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from students.kernels.documents import runs as number_runs
+from students.shapes import Float, Int
+
+
+def causal_conv(
+    x: Float[Tensor, "b t c"],
+    weight: Float[Tensor, "c w"],
+    bias: Float[Tensor, " c"] | None,
+    activation: str | None,
+    documents: Int[Tensor, "b t"] | None,
+    initial: Float[Tensor, "b tail c"] | None,
+) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b tail c"]]:
+    """See `students.kernels.causal_conv.causal_conv`."""
+    time, tail = x.shape[1], weight.shape[1] - 1
+    weight = weight.to(x.dtype)
+    padded = F.pad(x, (0, 0, tail, 0)) if initial is None else torch.cat([initial.to(x.dtype), x], 1)
+    y = weight[:, tail] * x if bias is None else torch.addcmul(bias.to(x.dtype), weight[:, tail], x)
+    for lag in range(1, tail + 1):
+        y = torch.addcmul(y, weight[:, tail - lag], padded[:, tail - lag : tail - lag + time])
+    last = padded[:, time:]
+    if documents is not None:
+        ids = number_runs(documents)
+        ids = torch.cat([ids[:, :1].expand(-1, tail), ids], 1)
+        y = _without_other_documents(y, padded, weight, ids)
+        last = last * (ids[:, time:] == ids[:, -1:])[..., None]
+    return F.silu(y) if activation == "silu" else y, last
+
+
+def _without_other_documents(y: Tensor, padded: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """Take back what the taps brought across a boundary: few tokens have one within reach."""
+    tail, time = weight.shape[1] - 1, y.shape[1]
+    across = torch.stack([ids[:, tail - lag : tail - lag + time] != ids[:, tail:] for lag in range(1, tail + 1)], -1)
+    row, place = across.any(-1).nonzero(as_tuple=True)
+    if len(row) == 0:
+        return y
+    taken = sum(
+        across[row, place, lag - 1, None] * weight[:, tail - lag] * padded[row, place + tail - lag]
+        for lag in range(1, tail + 1)
+    )
+    return y.index_put((row, place), -taken, accumulate=True)

@@ -1,0 +1,57 @@
+"""A divergence between two language-model heads, without the logits of the whole batch in memory."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from students.kernels import pick
+from students.kernels.linear_kl.reference import DIVERGENCES
+from students.kernels.linear_kl.reference import linear_kl as reference_kl
+from students.shapes import Float, Int
+
+__all__ = ["DIVERGENCES", "Head", "linear_kl"]
+
+IMPLEMENTATIONS = {"reference": reference_kl}
+
+
+class Head(NamedTuple):
+    """A language-model head: logits = softcap(scale (hidden weight^T + bias))."""
+
+    weight: Float[Tensor, "v d"]
+    bias: Float[Tensor, " v"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def linear_kl(
+    hidden: Float[Tensor, "t d"],
+    head: Head,
+    teacher_hidden: Float[Tensor, "t e"],
+    teacher_head: Head,
+    weights: Float[Tensor, " t"],
+    targets: Int[Tensor, " t"] | None = None,
+    *,
+    divergence: str = "forward_kl",
+    temperature: float = 1.0,
+    ce_weight: float = 0.0,
+) -> Float[Tensor, ""]:
+    """sum_t weights_t ((1 - ce_weight) T^2 D(teacher_t, student_t) + ce_weight CE(targets_t)) / sum_t weights_t, in nats.
+
+    D is "forward_kl" KL(teacher || student), "reverse_kl" KL(student || teacher) or "jsd" (their mean against the
+    mixture), between softmaxes at `temperature` T; T^2 keeps its gradient's size (Hinton et al., 1503.02531).
+    Gradients flow to `hidden` and to the student's head where it asks for them.
+
+    Raises:
+        ValueError: vocabularies of different sizes, an unknown divergence, or a CE share without targets.
+    """
+    if head.weight.shape[0] != teacher_head.weight.shape[0]:
+        raise ValueError(
+            f"the student's vocabulary has {head.weight.shape[0]} entries and the teacher's "
+            f"{teacher_head.weight.shape[0]}: logits can only be compared over one vocabulary"
+        )
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence {divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+    if ce_weight and targets is None:
+        raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
+    run = pick("linear_kl", IMPLEMENTATIONS, hidden)
+    return run(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)

@@ -1,0 +1,102 @@
+"""The chunked divergence in PyTorch: each chunk's logits live only while its gradients are taken."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 1024  # tokens whose logits exist at a time
+
+
+def linear_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight) -> Tensor:
+    """See `students.kernels.linear_kl.linear_kl`."""
+    rest = (head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)
+    return _LinearKL.apply(hidden, head.weight, head.bias, rest)
+
+
+def logits_of(hidden: Tensor, head) -> Tensor:
+    """The head's logits for some tokens, in float32 or wider."""
+    logits = F.linear(hidden, head.weight.to(hidden.dtype), None if head.bias is None else head.bias.to(hidden.dtype))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of each token, from log-probabilities."""
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(student || teacher) of each token, from log-probabilities."""
+    return forward_kl(teacher, student)
+
+
+def jsd(student: Tensor, teacher: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of each token, from log-probabilities."""
+    middle = torch.logaddexp(student, teacher) - math.log(2)
+    return 0.5 * (forward_kl(middle, teacher) + forward_kl(middle, student))
+
+
+DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
+
+
+class _LinearKL(torch.autograd.Function):
+    """The loss ends the graph, so its gradients are taken chunk by chunk in the forward pass and kept instead of logits."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, rest):
+        head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight = rest
+        weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        wanted = [hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        d_bias = torch.zeros_like(bias, dtype=wide) if wanted[2] else None
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        for start in range(0, hidden.shape[0], CHUNK):
+            piece = slice(start, start + CHUNK)
+            raw = F.linear(hidden[piece], weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+            with torch.enable_grad():
+                leaf = raw.to(wide).requires_grad_(any(wanted))
+                logits = leaf * head.scale
+                logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+                teacher = logits_of(teacher_hidden[piece], teacher_head)
+                terms = _token_losses(
+                    logits,
+                    teacher.to(wide),
+                    None if targets is None else targets[piece],
+                    divergence,
+                    temperature,
+                    ce_weight,
+                )
+                chunk_loss = (weights[piece] * terms).sum()
+            loss += chunk_loss.detach()
+            if any(wanted):
+                (d_logits,) = torch.autograd.grad(chunk_loss, leaf)
+                d_logits = d_logits.to(hidden.dtype)
+                if wanted[0]:
+                    d_hidden[piece] = d_logits @ weight.to(hidden.dtype)
+                if wanted[1]:
+                    d_weight += d_logits.t() @ hidden[piece]
+                if wanted[2]:
+                    d_bias += d_logits.sum(0)
+        ctx.grads = (d_hidden, d_weight, d_bias)
+        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    def backward(ctx, d_loss):
+        grads = [None if g is None else (d_loss * g).to(t) for g, t in zip(ctx.grads, ctx.types, strict=True)]
+        return (*grads, None)
+
+
+def _token_losses(logits, teacher, targets, divergence, temperature, ce_weight):
+    losses = 0.0
+    if ce_weight < 1:
+        student_log = (logits / temperature).log_softmax(-1)
+        teacher_log = (teacher / temperature).log_softmax(-1)
+        losses = (1 - ce_weight) * temperature**2 * DIVERGENCES[divergence](student_log, teacher_log)
+    if ce_weight:
+        losses = losses + ce_weight * F.cross_entropy(logits, targets, reduction="none")
+    return losses

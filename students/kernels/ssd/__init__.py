@@ -1,0 +1,69 @@
+"""State-space duality: a linear recurrence with one decay a head (Mamba-2, arXiv 2405.21060).
+
+    S_t = exp(log_a_t) S_{t-1} + x_t B_t^T        y_t = S_t C_t
+
+so that y = (tril(exp(segsum(log_a))) o C B^T) x. Stock Mamba-2 calls it with x scaled by dt and log_a = dt A, discrete
+Mamba-2 with log_a = -softplus(a).
+"""
+
+import torch
+from torch import Tensor
+
+from students.kernels import pick
+from students.kernels.ssd.reference import accumulator
+from students.kernels.ssd.reference import ssd as reference_ssd
+from students.kernels.ssd.reference import ssd_step as reference_step
+from students.shapes import Float, Int
+
+IMPLEMENTATIONS = {"reference": reference_ssd}
+STEPS = {"reference": reference_step}
+
+
+def ssd(
+    x: Float[Tensor, "b t h p"],
+    log_a: Float[Tensor, "b t h"],
+    B: Float[Tensor, "b t g n"],
+    C: Float[Tensor, "b t g n"],
+    documents: Int[Tensor, "b t"] | None = None,
+    initial_state: Float[Tensor, "b h p n"] | None = None,
+) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
+    """Scan a whole sequence.
+
+    Head i reads group i // (h / g). The state is cleared wherever the document id changes; `initial_state` belongs to
+    the document of the first token. Decays, states and sums are float32 or wider whatever the inputs are.
+
+    Returns:
+        y, in the type of x, and the state after the last token.
+
+    Raises:
+        ValueError: h is not a multiple of g.
+    """
+    _check_groups(x.shape[-2], B.shape[-2])
+    return pick("ssd", IMPLEMENTATIONS, x)(x, log_a, B, C, documents, initial_state)
+
+
+def ssd_step(
+    x: Float[Tensor, "b h p"],
+    log_a: Float[Tensor, "b h"],
+    B: Float[Tensor, "b g n"],
+    C: Float[Tensor, "b g n"],
+    state: Float[Tensor, "b h p n"],
+) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
+    """One token of the recurrence: y and the new state, from the state before it.
+
+    Raises:
+        ValueError: h is not a multiple of g.
+    """
+    _check_groups(x.shape[-2], B.shape[-2])
+    return pick("ssd_step", STEPS, x)(x, log_a, B, C, state)
+
+
+def zero_state(x: Float[Tensor, "b t h p"], B: Float[Tensor, "b t g n"]) -> Float[Tensor, "b h p n"]:
+    """The state before anything was seen, in the type that `ssd` keeps states in."""
+    shape = (x.shape[0], x.shape[2], x.shape[3], B.shape[3])
+    return torch.zeros(shape, dtype=accumulator(x), device=x.device)
+
+
+def _check_groups(heads: int, groups: int) -> None:
+    if heads % groups:
+        raise ValueError(f"{heads} heads cannot share {groups} groups of B and C: {heads} % {groups} != 0")

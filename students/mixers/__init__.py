@@ -1,0 +1,71 @@
+"""The table of mixers, and how one is made from the options of a layout.
+
+To add a mixer: one file beside this one and one line here. The contract tests pick it up from the table.
+"""
+
+import inspect
+from importlib import import_module
+
+from students.mixers.mixer import Mixer, Shape
+
+MIXERS = {
+    "attention": "students.mixers.attention:Attention",
+    "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
+    "mamba2": "students.mixers.mamba2:Mamba2",
+}
+WINDOW_OPTIONS = {"size", "sinks", "own", "lag", "gate"}
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """The class behind a name of the table.
+
+    Raises:
+        ValueError: the name is not in the table.
+    """
+    if name not in MIXERS:
+        raise ValueError(f"there is no mixer {name!r}; there are {', '.join(MIXERS)}")
+    module, _, attribute = MIXERS[name].partition(":")
+    return getattr(import_module(module, __package__), attribute)
+
+
+def options_of(name: str) -> set[str]:
+    """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
+    options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed"}
+    return options if name == "attention" else options | {"window"}
+
+
+def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
+    """Build a mixer, with a window branch beside it where an SSM mixer's options hold `window`.
+
+    `window` is a mapping: `size` (tokens), `sinks` (default 4), `own` (its own q, k, v, o; default true), `lag` (the
+    state takes tokens only as they leave the window; default true), `gate` (default false).
+
+    Raises:
+        ValueError: an unknown mixer or option, or one the mixer refuses.
+    """
+    unknown = set(options) - options_of(name)
+    if unknown:
+        known = ", ".join(sorted(options_of(name)))
+        raise ValueError(f"mixer {name} has no option {sorted(unknown)[0]!r}; it has {known}")
+    options = dict(options)
+    if name == "attention" or "window" not in options:
+        return mixer_class(name)(shape, **options)
+    return _windowed(name, shape, dict(options.pop("window")), options)
+
+
+def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
+    from students.mixers.attention import Attention
+    from students.mixers.windowed import Windowed
+
+    unknown = set(window) - WINDOW_OPTIONS
+    if unknown or "size" not in window:
+        wrong = f"unknown {sorted(unknown)[0]!r}" if unknown else "no size"
+        raise ValueError(f"the window of mixer {name} has {wrong}; it takes {', '.join(sorted(WINDOW_OPTIONS))}")
+    size, own = window["size"], window.get("own", True)
+    if size < 1:
+        raise ValueError(f"a window of {size} tokens sees nothing; its size must be at least 1")
+    ssm = mixer_class(name)(shape, lag=size if window.get("lag", True) else 0, **options)
+    if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
+        raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")
+    branch = Attention(shape, window=size, sinks=window.get("sinks", 4), borrowed=not own)
+    return Windowed(ssm, branch, shape.d_model, gate=window.get("gate", False))

@@ -1,0 +1,174 @@
+"""Softmax attention as a mixer: full, or a sliding window with sinks (Samba's attention, StreamingLLM's window).
+
+The projections keep the teacher's shapes, key heads included; each head's output has a trainable scale.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from students.kernels.attention import attention
+from students.kernels.documents import positions as count_positions
+from students.mixers.mixer import Context, Mixer, Shape, Transfer
+from students.mixers.projections import rotate
+from students.shapes import Float, Int
+
+NOWHERE = torch.iinfo(torch.long).min  # the document of a sink slot that holds nothing yet
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """Queries of the new tokens; keys and values of every token they may see, each with its document and position."""
+
+    q: Float[Tensor, "b t h p"]
+    k: Float[Tensor, "b s h p"]
+    values: Float[Tensor, "b s h value"]
+    documents: Int[Tensor, "b s"] | None
+    positions: Int[Tensor, "b s"] | None
+
+
+class Attention(Mixer):
+    """Causal softmax attention.
+
+    Args:
+        window: tokens that a token sees, itself included; None for all. sinks: first tokens always seen as well.
+        rope: rotate q and k (default: as the attention does).
+        borrowed: no projections of its own; a composed mixer hands it another branch's, scaled already.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        window: int | None = None,
+        sinks: int = 0,
+        rope: bool | None = None,
+        borrowed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
+        self.window, self.sinks = window, sinks if window else 0
+        self.rope = shape.rope if rope is None else rope
+        self.softcap, self.logit_scale = shape.softcap, 1.0 if borrowed else shape.logit_scale
+        self.scale = nn.Parameter(torch.ones(shape.n_heads))
+        self.borrowed = borrowed
+        if not borrowed:
+            width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+            self.q_proj = nn.Linear(shape.d_model, width, bias=shape.qkv_bias)
+            self.k_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
+            self.v_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
+            self.o_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> AttentionParts:
+        q, k, v = (
+            projection(h).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.arrange(q, k, v, context)
+
+    def arrange(
+        self,
+        q: Float[Tensor, "b t h p"],
+        k: Float[Tensor, "b t kv p"],
+        v: Float[Tensor, "b t kv p"],
+        context: Context,
+    ) -> AttentionParts:
+        """Rotate, append to what the state holds, and spread key heads over query heads."""
+        if self.rope:
+            q, k = rotate(q, context.rope), rotate(k, context.rope)
+        documents, positions = context.documents, None
+        if context.state is not None or self.sinks:
+            documents = context.ids(q)
+            positions = count_positions(documents)
+        if context.state is not None:
+            k, v, documents, positions = self._remember(k, v, documents, positions, context)
+        repeat = self.n_heads // k.shape[2]
+        k, v = (part.repeat_interleave(repeat, 2) for part in (k, v))
+        return AttentionParts(q, k, v, documents, positions)
+
+    def mix(self, parts: AttentionParts, context: Context) -> Float[Tensor, "b t h value"]:
+        return attention(
+            parts.q,
+            parts.k,
+            parts.values,
+            scale=self.logit_scale,
+            softcap=self.softcap,
+            window=self.window,
+            sinks=self.sinks,
+            documents=parts.documents,
+            positions=parts.positions,
+        )
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        return y * self.scale.to(y.dtype)[:, None]
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.o_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.o_proj.bias
+
+    def _remember(self, k, v, documents, positions, context):
+        """Join the new tokens to the kept ones; keep the last `window`, and the sinks among those that leave it."""
+        state = context.state
+        kept = {name: state.read(name) for name in ("k", "v", "documents", "positions")}
+        if kept["k"] is not None:
+            first_run = positions == torch.arange(positions.shape[1], device=positions.device)
+            before = state.resumed(documents[:, 0]) * (kept["positions"][:, -1] + 1)
+            positions = positions + first_run * before[:, None]
+        joined = {"k": k, "v": v, "documents": documents, "positions": positions}
+        if kept["k"] is not None:
+            joined = {name: torch.cat([kept[name].to(new.dtype), new], 1) for name, new in joined.items()}
+        sinks = {name: state.read(f"sink_{name}") for name in joined}
+        seen = joined
+        if sinks["k"] is not None:
+            seen = {name: torch.cat([sinks[name].to(new.dtype), new], 1) for name, new in joined.items()}
+        leaving = 0 if self.window is None else max(joined["k"].shape[1] - self.window, 0)
+        if leaving and self.sinks:
+            gone = {name: part[:, :leaving] for name, part in joined.items()}
+            state.write(**{f"sink_{name}": part for name, part in self._keep_sinks(sinks, gone).items()})
+        state.write(**{name: part[:, leaving:] for name, part in joined.items()})
+        return seen["k"], seen["v"], seen["documents"], seen["positions"]
+
+    def _keep_sinks(self, sinks: dict[str, Tensor | None], gone: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Slot i of the sinks takes the last leaving token whose position is i."""
+        if sinks["k"] is None:
+            sinks = {name: part.new_zeros(part.shape[0], self.sinks, *part.shape[2:]) for name, part in gone.items()}
+            sinks["documents"] = torch.full_like(sinks["documents"], NOWHERE)
+        slots = torch.arange(self.sinks, device=gone["positions"].device)
+        fits = gone["positions"][:, None] == slots[:, None]  # [b sink leaving]
+        found = fits.any(-1)
+        last = (fits * torch.arange(1, fits.shape[-1] + 1, device=fits.device)).argmax(-1)  # [b sink]
+        kept = {}
+        for name, part in gone.items():
+            tail = (1,) * (part.dim() - 2)
+            taken = part.gather(1, last.view(*last.shape, *tail).expand(-1, -1, *part.shape[2:]))
+            kept[name] = torch.where(found.view(*found.shape, *tail), taken, sinks[name])
+        return kept
+
+    @torch.no_grad()
+    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
+        transfer = Transfer()
+        transfer.set("scale", "set to 1")
+        self.scale.fill_(1.0)
+        if self.borrowed:
+            return transfer
+        named = {"q": (q, q_bias), "k": (k, k_bias), "v": (v, v_bias), "o": (o.transpose(0, 1), o_bias)}
+        for name, (weight, bias) in named.items():
+            projection = getattr(self, f"{name}_proj")
+            projection.weight.copy_(weight.flatten(0, 1) if name != "o" else weight.flatten(1))
+            transfer.set(f"{name}_proj.weight", f"copied from attention {name}")
+            transfer.used.add(name)
+            if projection.bias is not None:
+                projection.bias.copy_(torch.zeros_like(projection.bias) if bias is None else bias.flatten())
+                copied = bias is not None
+                transfer.set(f"{name}_proj.bias", f"copied from attention {name} bias" if copied else "set to 0")
+                transfer.used |= {f"{name}_bias"} if copied else set()
+        return transfer
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.scale.mul_(factors)
+
+    def roles(self) -> dict[str, str]:
+        return {name: "new" if name == "scale" else "window" for name, _ in self.named_parameters()}

@@ -1,0 +1,153 @@
+"""Discrete Mamba-2, the mixer of Phi-Mamba (MOHAWK, arXiv 2408.10189, section 3 and appendix A): the SSM nearest attention.
+
+    x, B, C = conv(in_proj(h))          one B and C a head, no activation
+    log_a = -softplus(a_proj(h))        the decay itself is projected; there is no dt
+    y = ssd(x, log_a, B, C) + D x
+    out = out_proj(scale silu(z_proj(h) + z_bias) y)
+
+Where we differ from the authors' code: D starts at 0 instead of 1, the output has a scale a head (solved by least
+squares, which is what makes an unnormalised q k^T usable), and an RMSNorm a head may stand before it.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.projections import logit_factors, per_head, rms_norm, rotate, wide_linear
+from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
+from students.shapes import Float
+
+OPEN_GATE = 1.278464542761  # silu(OPEN_GATE) = 1
+
+
+class DiscreteMamba2(StateSpace):
+    """Multi-head discrete Mamba-2, one SSM head for each attention head.
+
+    Args:
+        d_state: channels of B and C (default head_dim, where copying attention is exact). d_conv: taps.
+        rope: rotate C and B as attention rotates q and k. norm: an RMSNorm on each head's output.
+        lag: tokens that the state keeps away from.
+
+    Raises:
+        ValueError: rope with a d_state other than head_dim.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        d_state: int | None = None,
+        d_conv: int = 4,
+        rope: bool = False,
+        norm: bool = False,
+        lag: int = 0,
+    ) -> None:
+        super().__init__(lag)
+        n_heads, self.head_dim, self.n_heads = shape.n_heads, shape.head_dim, shape.n_heads
+        self.d_state = self.head_dim if d_state is None else d_state
+        if rope and self.d_state != self.head_dim:
+            raise ValueError(f"rope rotates B and C like q and k: d_state must be {self.head_dim}, not {self.d_state}")
+        self.rope, self.norm_eps, self.logit_scale = rope, shape.norm_eps, shape.logit_scale
+        width = n_heads * self.head_dim
+        channels = width + 2 * n_heads * self.d_state
+        self.in_proj = nn.Linear(shape.d_model, channels, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, bias=True)
+        self.a_proj = nn.Linear(shape.d_model, n_heads)
+        self.z_proj = nn.Linear(shape.d_model, width)
+        self.D = nn.Parameter(torch.zeros(n_heads))
+        self.norm = nn.Parameter(torch.ones(n_heads, self.head_dim)) if norm else None
+        self.gain = nn.Parameter(torch.ones(n_heads))
+        # The solved scale can be 1/500, where a step of Adam would throw it about: it is a constant under a free gain.
+        self.register_buffer("scale", torch.ones(n_heads))
+        self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> StateSpaceParts:
+        raw = self.in_proj(h)
+        v, k, q = self._split(raw)
+        x, B, C = self._split(self.convolve(raw, self.conv1d, None, context))
+        if self.rope:
+            B, C = rotate(B, context.rope), rotate(C, context.rope)
+        log_a = -F.softplus(wide_linear(h, self.a_proj.weight, self.a_proj.bias))
+        return StateSpaceParts(x, B, C, log_a, None, self.D, context.documents, q, k, v)
+
+    def _split(self, channels: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
+        width, states = self.n_heads * self.head_dim, self.n_heads * self.d_state
+        parts = channels.split([width, states, states], -1)
+        return tuple(part.unflatten(-1, (self.n_heads, -1)) for part in parts)
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        y = y * F.silu(self.z_proj(h)).unflatten(-1, (self.n_heads, -1))
+        if self.norm is not None:
+            y = rms_norm(y, self.norm_eps) * self.norm.to(y.dtype)
+        return y * (self.scale * self.gain).to(y.dtype)[:, None]
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
+
+    @torch.no_grad()
+    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
+        transfer = Transfer(used={"q", "k", "v", "o"})
+        biases = [q_bias, k_bias, v_bias]
+        if any(bias is not None for bias in biases):  # a bias is one more input that is always 1
+            q, k, v = (
+                torch.cat([w, w.new_zeros((*w.shape[:2], 1)) if b is None else b[..., None]], -1)
+                for w, b in zip((q, k, v), biases, strict=True)
+            )
+        q, k, v = q * self.logit_scale, per_head(k, self.n_heads), per_head(v, self.n_heads)
+        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
+        C, B = logit_factors(q, k, self.d_state)
+        rows = torch.cat([part.flatten(0, 1) for part in (v, B, C)])
+        self.in_proj.weight.copy_(rows[:, : self.in_proj.in_features])
+        transfer.set("in_proj.weight", f"x copied from attention v, B and C {exact} from k and q, softmax scale in C")
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, :, -1] = 1.0
+        transfer.set("conv1d.weight", "set to the identity")
+        self.conv1d.bias.zero_()
+        transfer.set("conv1d.bias", "set to 0")
+        if rows.shape[1] > self.in_proj.in_features:
+            self.conv1d.bias.copy_(rows[:, -1])
+            transfer.set("conv1d.bias", "copied from attention q, k and v biases")
+            names = ("q_bias", "k_bias", "v_bias")
+            transfer.used |= {name for name, bias in zip(names, biases, strict=True) if bias is not None}
+        self._set_new_parameters(transfer)
+        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
+        transfer.set("out_proj.weight", "copied from attention o")
+        if self.out_proj.bias is not None:
+            self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
+            transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
+            transfer.used |= set() if o_bias is None else {"o_bias"}
+        return transfer
+
+    def _set_new_parameters(self, transfer: Transfer) -> None:
+        self.a_proj.weight.zero_()
+        transfer.set("a_proj.weight", "set to 0")
+        self.set_half_lives(spread_half_lives(self.n_heads).to(self.a_proj.bias))
+        transfer.set("a_proj.bias", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.z_proj.weight.zero_()
+        transfer.set("z_proj.weight", "set to 0")
+        self.z_proj.bias.fill_(OPEN_GATE)
+        transfer.set("z_proj.bias", "set to 1.2785, an open gate")
+        self.D.zero_()
+        transfer.set("D", "set to 0")
+        for name, tensor in (("gain", self.gain), ("scale", self.scale), ("norm", self.norm)):
+            if tensor is not None:
+                tensor.fill_(1.0)
+                transfer.set(name, "set to 1")
+
+    @torch.no_grad()
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        self.a_proj.bias.copy_((math.log(2) / tokens).expm1().log())
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.scale.mul_(factors)
+
+    def roles(self) -> dict[str, str]:
+        copied = ("in_proj", "out_proj")
+        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}

@@ -1,0 +1,207 @@
+"""Stock Mamba-2 (arXiv 2405.21060, section 7), in the parametrisation and with the parameter names of transformers.
+
+    z, xBC, dt = in_proj(h)                     x, B, C = silu(conv(xBC))
+    dt = softplus(dt + dt_bias)                 y = ssd(dt x, -dt exp(A_log), B, C) + D x
+    out = out_proj(weight rms_norm(silu(z) y, over each group))
+
+so that a student exports exactly to the classes that other software already runs. Nothing in it is free to be linear,
+and attention's output is linear in its values, so it is started where it nearly is:
+
+  - a convolution tap of 0.25, where silu is close to a line;    - dt near 1, the decays put into A, D = 0;
+  - a gate that is constant on real inputs (W_z = 1.2785 w with w the least-squares solution of h w = 1);
+  - with expand = 2, beside each attention head a companion head whose output is a constant (x from the convolution's
+    bias, dt near 0, D = 1), so that the norm over the two divides by almost a constant.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.mixers.discrete_mamba2 import OPEN_GATE
+from students.mixers.mixer import Context, Matrix, Shape, Transfer
+from students.mixers.projections import logit_factors, per_head, rms_norm, wide_linear
+from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
+from students.shapes import Float
+
+TAP = 0.25  # the convolution's identity tap
+DT = 1.0
+COMPANION = 4.0  # the companion's constant, in root mean squares of its attention head's output
+IDLE_DT = -10.0  # dt_bias of a companion: softplus gives 5e-5, nothing enters its state
+
+
+class Mamba2(StateSpace):
+    """Stock Mamba-2 with one SSM head for each attention head, and with expand = 2 a companion beside each.
+
+    Args:
+        expand: SSM heads per attention head. n_groups: groups of B and C and of the norm (default: attention heads).
+        d_state: channels of B and C (default head_dim). d_conv: taps. lag: tokens the state keeps away from.
+
+    Raises:
+        ValueError: an expand that is neither 1 nor 2, or n_groups that does not divide the attention heads.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        expand: int = 2,
+        n_groups: int | None = None,
+        d_state: int | None = None,
+        d_conv: int = 4,
+        lag: int = 0,
+    ) -> None:
+        super().__init__(lag)
+        n_heads = shape.n_heads
+        n_groups = n_heads if n_groups is None else n_groups
+        if expand not in (1, 2):
+            raise ValueError(f"expand must be 1 or 2 (a companion beside each head), not {expand}")
+        if n_heads % n_groups:
+            raise ValueError(f"n_groups {n_groups} does not divide the {n_heads} attention heads")
+        self.n_heads, self.head_dim, self.expand, self.n_groups = n_heads, shape.head_dim, expand, n_groups
+        self.d_state = self.head_dim if d_state is None else d_state
+        self.norm_eps, self.logit_scale = shape.norm_eps, shape.logit_scale
+        self.heads, self.d_inner = expand * n_heads, expand * n_heads * self.head_dim
+        channels = self.d_inner + 2 * n_groups * self.d_state
+        self.in_proj = nn.Linear(shape.d_model, self.d_inner + channels + self.heads, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, bias=True)
+        self.dt_bias = nn.Parameter(torch.zeros(self.heads))
+        self.A_log = nn.Parameter(torch.zeros(self.heads))
+        self.D = nn.Parameter(torch.zeros(self.heads))
+        self.norm = nn.Module()
+        self.norm.weight = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, shape.d_model, bias=shape.o_bias)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> StateSpaceParts:
+        weight = self.in_proj.weight
+        raw = F.linear(h, weight[self.d_inner : -self.heads])
+        x, B, C = self._split(self.convolve(raw, self.conv1d, "silu", context))
+        dt = F.softplus(wide_linear(h, weight[-self.heads :], self.dt_bias))
+        v, k, q = self._split(raw)
+        return StateSpaceParts(
+            values=x,
+            B=B,
+            C=C,
+            log_a=-dt * self.A_log.exp(),
+            dt=dt,
+            D=self.D,
+            documents=context.documents,
+            q=q,
+            k=k,
+            v=v[:, :, :: self.expand],
+        )
+
+    def _split(self, channels: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
+        states = self.n_groups * self.d_state
+        x, B, C = channels.split([self.d_inner, states, states], -1)
+        return x.unflatten(-1, (self.heads, -1)), *(part.unflatten(-1, (self.n_groups, -1)) for part in (B, C))
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        z = F.linear(h, self.in_proj.weight[: self.d_inner])
+        y = (y.flatten(2) * F.silu(z)).unflatten(-1, (self.n_groups, -1))
+        y = rms_norm(y, self.norm_eps).flatten(2) * self.norm.weight.to(y.dtype)
+        return y.unflatten(-1, (self.heads, -1))
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.out_proj.weight.unflatten(1, (self.heads, -1)).transpose(0, 1), self.out_proj.bias
+
+    def semiseparable(self, parts: StateSpaceParts) -> Matrix:
+        every = slice(None, None, self.expand)
+        matrix = super().semiseparable(parts)
+        return Matrix(matrix.C[:, :, every], matrix.B[:, :, every], matrix.log_a[:, :, every], matrix.D[every])
+
+    @torch.no_grad()
+    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
+        transfer = Transfer(used={"q", "k", "v", "o"})
+        biases = {"q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias}
+        q, k, v = (  # a bias is one more input that is always 1
+            torch.cat([weight, weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]], -1)
+            for weight, bias in zip((q, k, v), biases.values(), strict=True)
+        )
+        q, k, v = q * self.logit_scale, per_head(k, self.n_heads), per_head(v, self.n_heads)
+        C, B = logit_factors(q, k, self.d_state)
+        if self.n_groups < self.n_heads:
+            C, B = (part.unflatten(0, (self.n_groups, -1)).mean(1) for part in (C, B))
+        x = v.new_zeros(self.n_heads, self.expand, *v.shape[1:])
+        x[:, 0] = v
+        rows = torch.cat([x.flatten(0, 2), B.flatten(0, 1), C.flatten(0, 1)])
+        self.in_proj.weight.zero_()
+        self.in_proj.weight[self.d_inner : -self.heads] = rows[:, :-1]
+        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
+        shared = "" if self.n_groups == self.n_heads else f", averaged over {self.n_heads // self.n_groups} heads a group"
+        transfer.set("in_proj.weight", f"x copied from attention v, B and C {exact} from k and q{shared}; z and dt set to 0")
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, :, -1] = TAP
+        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        self.conv1d.bias.copy_(TAP * rows[:, -1])
+        given = {name for name, bias in biases.items() if bias is not None}
+        transfer.used |= given
+        transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}" if given else "set to 0")
+        self._set_new_parameters(transfer)
+        columns = o.new_zeros(o.shape[1], self.n_heads, self.expand, o.shape[2])
+        columns[:, :, 0] = o.transpose(0, 1)
+        self.out_proj.weight.copy_(columns.flatten(1))
+        transfer.set("out_proj.weight", "copied from attention o" + ("; companions set to 0" * (self.expand - 1)))
+        if self.out_proj.bias is not None:
+            self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
+            transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
+            transfer.used |= set() if o_bias is None else {"o_bias"}
+        return transfer
+
+    def _set_new_parameters(self, transfer: Transfer) -> None:
+        self.dt_bias.fill_(math.log(math.expm1(DT)))
+        self.A_log.zero_()
+        self.D.zero_()
+        if self.expand == 2:
+            self.dt_bias[1::2] = IDLE_DT
+            self.D[1::2] = 1.0
+        companions = "; companions {}" if self.expand == 2 else ""
+        transfer.set("dt_bias", "set for dt = 1" + companions.format("for dt near 0"))
+        transfer.set("D", "set to 0" + companions.format("to 1"))
+        self.set_half_lives(spread_half_lives(self.n_heads).to(self.A_log))
+        transfer.set("A_log", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.norm.weight.fill_(1.0)
+        transfer.set("norm.weight", "set to 1")
+
+    @torch.no_grad()
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        """Open the gate on these inputs, and set each companion's constant against its head's output."""
+        tokens = h.flatten(0, 1).double()
+        gram = tokens.T @ tokens
+        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        w = torch.linalg.solve(gram + ridge, tokens.sum(0))
+        residual = (tokens @ w - 1).square().mean().item()
+        self.in_proj.weight[: self.d_inner] = (OPEN_GATE * w).to(h.dtype)
+        transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
+        if self.expand == 2:
+            context = Context()
+            y = self.mix(self.project(h, context), context)[:, :, ::2]
+            size = COMPANION * y.square().mean((0, 1, 3)).sqrt()
+            bias = self.conv1d.bias[: self.d_inner].unflatten(0, (self.n_heads, 2, -1))
+            bias[:, 1] = _inverse_silu(size)[:, None]
+            transfer.add("conv1d.bias", f"companions {COMPANION:g} times their head's output on real inputs")
+
+    @torch.no_grad()
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        self.A_log[:: self.expand] = (math.log(2) / DT / tokens).log()
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(0, self.heads, self.expand)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.norm.weight.mul_(factors.repeat_interleave(self.head_dim))
+
+    def roles(self) -> dict[str, str]:
+        copied = ("in_proj", "out_proj")
+        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
+
+
+def _inverse_silu(y: Float[Tensor, " h"]) -> Float[Tensor, " h"]:
+    """The positive x with silu(x) = y, for y > 0, by Newton's method."""
+    x = y.double() + 0.5
+    for _ in range(50):
+        s = torch.sigmoid(x)
+        x = x - (x * s - y) / (s * (1 + x * (1 - s)))
+    return x.to(y.dtype)

@@ -1,0 +1,212 @@
+"""What every token mixer is: the contract that slots, stages, reports and tests rely on.
+
+A mixer maps the slot's input h [b t d] to its output [b t d] in three steps,
+
+    parts = project(h)            everything that depends on single tokens or a few neighbours
+    y     = mix(parts)            tokens exchange what they carry; linear in parts.values
+    out   = output(y, h)          gates, norms and scales, then the projection back to d
+
+and y [b t k p] holds k terms (heads, of every branch). Because `mix` is linear in the values, it has a matrix per term,
+y_k = M_k values_k, which is what a mixer is compared with attention by.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from students.cache import MixerState, ScopedState
+from students.shapes import Bool, Float, Int
+
+MATRIX_BLOCK = 64  # columns of the identity sent through `mix` at a time
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The attention that a mixer stands in for: sizes, biases, and what is done to its logits.
+
+    softmax_scale: multiplies the logits (None: 1 / sqrt(head_dim)). softcap: c in c tanh(logits / c). rope: whether q and
+    k are rotated. norm_eps: the skeleton's, for norms that a mixer adds.
+    """
+
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    o_bias: bool = False
+    rope: bool = True
+    softmax_scale: float | None = None
+    softcap: float | None = None
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"{self.n_heads} heads cannot share {self.n_kv_heads} key heads: {self.n_heads} % {self.n_kv_heads} != 0"
+            )
+
+    @property
+    def logit_scale(self) -> float:
+        """What multiplies the logits."""
+        return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a mixer may know beside its input.
+
+    documents: each token's document; negative for padding; None where every row is one document.
+    rope: the skeleton's cosines and sines, [b t r]. state: what earlier calls left, or None outside generation.
+    """
+
+    documents: Int[Tensor, "b t"] | None = None
+    rope: tuple[Tensor, Tensor] | None = None
+    state: MixerState | ScopedState | None = None
+
+    def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
+        """The documents, spelled out where they are None."""
+        if self.documents is not None:
+            return self.documents
+        return torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
+
+    def resumed(self, like: Float[Tensor, "b t ..."]) -> Bool[Tensor, " b"]:
+        """Rows whose first token goes on with the document that the state ended in."""
+        return self.state.resumed(self.ids(like)[:, 0])
+
+    def scope(self, prefix: str) -> "Context":
+        """The same context for one branch of a composed mixer."""
+        return self if self.state is None else replace(self, state=self.state.scope(prefix))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The pieces of a semiseparable matrix tril(exp(segsum(log_a))) o C B^T + diag(D), one a teacher head."""
+
+    C: Float[Tensor, "b t h n"]
+    B: Float[Tensor, "b t h n"]
+    log_a: Float[Tensor, "b t h"]
+    D: Float[Tensor, " h"] | None
+
+
+@dataclass
+class Transfer:
+    """Where a mixer's parameters and buffers came from, and what of the attention they used."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def set(self, name: str, source: str) -> None:
+        """Record the source of one parameter; saying it twice replaces the first."""
+        self.sources[name] = source
+
+    def add(self, name: str, change: str) -> None:
+        """Record what was done to a parameter after it was first set."""
+        self.sources[name] = f"{self.sources[name]}; then {change}"
+
+    def include(self, prefix: str, other: "Transfer") -> None:
+        """Take over another transfer's record, its names prefixed."""
+        self.sources.update({f"{prefix}.{name}": source for name, source in other.sources.items()})
+        self.used |= other.used
+
+
+class Mixer(nn.Module):
+    """Base of all mixers. Subclasses implement project, mix, features, out_weight, head_terms, from_attention,
+    rescale and roles."""
+
+    orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
+    has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
+    min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
+        """Everything up to the exchange between tokens: a frozen dataclass with a field `values` [b s k p]."""
+        raise NotImplementedError
+
+    def mix(self, parts: Any, context: Context) -> Float[Tensor, "b t k p"]:
+        """The exchange between tokens, linear in `parts.values`; reads and writes `context.state` if there is one."""
+        raise NotImplementedError
+
+    def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
+        """Gates, norms and scales: what the output projection sees."""
+        raise NotImplementedError
+
+    def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
+        """The output projection, a matrix a term, and its bias."""
+        raise NotImplementedError
+
+    def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
+        """The output projection applied."""
+        weight, bias = self.out_weight()
+        return nn.functional.linear(features.flatten(2), weight.transpose(0, 1).flatten(1), bias)
+
+    def output(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """From the mixed terms back to the model's width."""
+        return self.out(self.features(y, h))
+
+    def forward(self, h: Float[Tensor, "b t d"], context: Context | None = None) -> Float[Tensor, "b t d"]:
+        """The whole mixer; with a state in the context, the next tokens of a text whose earlier tokens it has seen."""
+        context = context or Context()
+        out = self.output(self.mix(self.project(h, context), context), h)
+        if context.state is not None:
+            context.state.advance(context.ids(h))
+        return out
+
+    def step(self, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t d"]:
+        """One token on a state (t = 1).
+
+        Raises:
+            ValueError: more than one token, or no state.
+        """
+        if h.shape[1] != 1 or context.state is None:
+            raise ValueError(f"step takes one token and a state; got {h.shape[1]} tokens, state {context.state}")
+        return self(h, context)
+
+    def matrix(self, parts: Any) -> Float[Tensor, "b k t t"]:
+        """The matrix of each term, by sending blocks of the identity's columns through `mix`. For pictures and tests."""
+        batch, time, terms, _ = parts.values.shape
+        identity = torch.eye(time, dtype=parts.values.dtype, device=parts.values.device)
+        columns = []
+        for start in range(0, time, MATRIX_BLOCK):
+            block = identity[:, start : start + MATRIX_BLOCK]
+            values = block[None, :, None].expand(batch, -1, terms, -1)
+            columns.append(self.mix(replace(parts, values=values), Context(documents=parts.documents)))
+        return torch.cat(columns, -1).transpose(1, 2)
+
+    def semiseparable(self, parts: Any) -> Matrix:
+        """The matrix in pieces, for `orient`; only where `orientable`."""
+        raise NotImplementedError(f"{type(self).__name__} has no semiseparable form")
+
+    def from_attention(
+        self,
+        q: Float[Tensor, "h p d"],
+        k: Float[Tensor, "kv p d"],
+        v: Float[Tensor, "kv p d"],
+        o: Float[Tensor, "h d p"],
+        q_bias: Float[Tensor, "h p"] | None = None,
+        k_bias: Float[Tensor, "kv p"] | None = None,
+        v_bias: Float[Tensor, "kv p"] | None = None,
+        o_bias: Float[Tensor, " d"] | None = None,
+    ) -> Transfer:
+        """Set every parameter from attention projections (head h reads key head h // (h / kv)) and say how."""
+        raise NotImplementedError
+
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        """Set what can only be known from real inputs in closed form; by default nothing."""
+
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        """Set every attention head's decay to halve its memory in so many tokens; only where `has_decay`."""
+        raise NotImplementedError(f"{type(self).__name__} has no decay")
+
+    def head_terms(self) -> list[list[int]]:
+        """For each attention head, the terms that stand in for it: an SSM's first, then a window's."""
+        raise NotImplementedError
+
+    def rescale(self, factors: Float[Tensor, " k"]) -> None:
+        """Multiply each term of the output by a factor."""
+        raise NotImplementedError
+
+    def roles(self) -> dict[str, str]:
+        """Each parameter's role, which learning rates are given by: "ssm" and "window" are projections copied from
+        attention, "new" is everything attention does not have."""
+        raise NotImplementedError

@@ -1,0 +1,132 @@
+"""What both Mamba-2 mixers share: the scan as their exchange between tokens, its state, and its lag.
+
+With a lag of W the state takes a token only when it leaves a window of W tokens,
+
+    y_i = C_i . S_{i-W} decayed to i,      S_j = exp(log_a_j) S_{j-1} + x_j B_j^T,
+
+so that a window branch and the state together see every token once. No other kernel is needed: the scan runs over the
+tokens that leave, the query C_i standing at position i - W, and its output is scaled by the decay between the two.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from students.kernels.causal_conv import causal_conv
+from students.kernels.ssd import ssd, ssd_step, zero_state
+from students.mixers.mixer import Context, Matrix, Mixer
+from students.shapes import Float, Int
+
+NOWHERE = torch.iinfo(torch.long).min  # the document of a place in the lag's queue that holds no token yet
+
+
+@dataclass(frozen=True)
+class StateSpaceParts:
+    """Inputs of the scan. q, k and v are its C, B and x before the convolution, for a branch that shares them."""
+
+    values: Float[Tensor, "b t h p"]
+    B: Float[Tensor, "b t g n"]
+    C: Float[Tensor, "b t g n"]
+    log_a: Float[Tensor, "b t h"]
+    dt: Float[Tensor, "b t h"] | None
+    D: Float[Tensor, " h"] | None
+    documents: Int[Tensor, "b t"] | None
+    q: Float[Tensor, "b t group n"]
+    k: Float[Tensor, "b t group n"]
+    v: Float[Tensor, "b t head width"]
+
+
+class StateSpace(Mixer):
+    """Base of the mixers whose exchange between tokens is `ssd`."""
+
+    orientable = True
+    has_decay = True
+
+    def __init__(self, lag: int = 0) -> None:
+        super().__init__()
+        self.min_lag = self.lag = lag
+
+    def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
+        x = parts.values if parts.dt is None else parts.values * parts.dt[..., None].to(parts.values.dtype)
+        y = self._lagged(x, parts, context) if self.lag else self._scan(x, parts, context)
+        return y if parts.D is None else y + parts.D.to(y.dtype)[:, None] * parts.values
+
+    def _scan(self, x, parts: StateSpaceParts, context: Context):
+        if context.state is None:
+            return ssd(x, parts.log_a, parts.B, parts.C, parts.documents)[0]
+        initial = context.state.read("ssm")
+        initial = zero_state(x, parts.B) if initial is None else _keep(initial, context.resumed(x))
+        y, final = _advance(x, parts.log_a, parts.B, parts.C, parts.documents, initial)
+        context.state.write(ssm=final)
+        return y
+
+    def _lagged(self, x, parts: StateSpaceParts, context: Context):
+        documents = context.ids(x) if parts.documents is None else parts.documents
+        new = {"x": x, "B": parts.B, "log_a": parts.log_a, "documents": documents}
+        joined = {name: torch.cat([before, new[name]], 1) for name, before in self._queue(new, context).items()}
+        time = x.shape[1]
+        gone = {name: part[:, :time] for name, part in joined.items()}
+        elapsed = joined["log_a"].double().cumsum(1)
+        decay = (elapsed[:, self.lag :] - elapsed[:, :time]).exp()
+        decay = decay * (documents == gone["documents"])[..., None]
+        state = context.state
+        initial = None if state is None else state.read("ssm")
+        if initial is not None:
+            initial = _keep(initial, state.read("ssm_document") == gone["documents"][:, 0])
+        elif state is not None:
+            initial = zero_state(x, parts.B)
+        y, final = _advance(gone["x"], gone["log_a"], gone["B"], parts.C, gone["documents"], initial)
+        if state is not None:
+            state.write(ssm=final, ssm_document=gone["documents"][:, -1])
+            state.write(**{f"queue_{name}": part[:, time:] for name, part in joined.items()})
+        return y * decay[..., None].to(y.dtype)
+
+    def _queue(self, new: dict[str, Tensor], context: Context) -> dict[str, Tensor]:
+        """The tokens still inside the window, oldest first; empty places belong to no document."""
+        queue = {}
+        for name, part in new.items():
+            kept = None if context.state is None else context.state.read(f"queue_{name}")
+            if kept is None:
+                kept = part.new_zeros(part.shape[0], self.lag, *part.shape[2:])
+                kept = torch.full_like(kept, NOWHERE) if name == "documents" else kept
+            queue[name] = kept.to(part.dtype)
+        return queue
+
+    def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Conv1d, activation: str | None, context: Context) -> Tensor:
+        """The short convolution, its tail kept in the state."""
+        initial = None
+        if context.state is not None:
+            initial = context.state.read("conv")
+            initial = None if initial is None else _keep(initial, context.resumed(x))
+        weight = conv.weight.squeeze(1)
+        y, tail = causal_conv(x, weight, conv.bias, activation, context.documents, initial)
+        if context.state is not None:
+            context.state.write(conv=tail)
+        return y
+
+    def semiseparable(self, parts: StateSpaceParts) -> Matrix:
+        """The scan's matrix, dt folded into B and groups spread over heads."""
+        repeat = parts.log_a.shape[2] // parts.B.shape[2]
+        B, C = (part.repeat_interleave(repeat, 2) for part in (parts.B, parts.C))
+        if parts.dt is not None:
+            B = B * parts.dt[..., None].to(B.dtype)
+        return Matrix(C, B, parts.log_a, parts.D)
+
+
+def _advance(x, log_a, B, C, documents, state):
+    """The scan from a state, by the one-token kernel where there is one token."""
+    if state is None or x.shape[1] > 1:
+        return ssd(x, log_a, B, C, documents, state)
+    y, state = ssd_step(x[:, 0], log_a[:, 0], B[:, 0], C[:, 0], state)
+    return y[:, None], state
+
+
+def _keep(state: Tensor, rows: Tensor) -> Tensor:
+    """Clear the state of every row but these."""
+    return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))
+
+
+def spread_half_lives(heads: int, shortest: float = 4.0, longest: float = 512.0) -> Float[Tensor, " h"]:
+    """Half-lives in tokens, spread evenly on a logarithmic scale over the heads."""
+    return torch.logspace(torch.tensor(shortest).log2(), torch.tensor(longest).log2(), heads, base=2.0)

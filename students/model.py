@@ -1,0 +1,193 @@
+"""Students: the teacher's own transformers class, with mixers where some layers had attention.
+
+For a family such as `llama` there is a config class with model_type `distill_llama` and a model class beside it, both
+subclasses of transformers' own, made when first asked for. Weights that are not converted keep their names.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from students.cache import MixerState
+from students.config import Layout, Place, from_dict, to_dict
+from students.kernels.documents import positions
+from students.mixers.mixer import Mixer, Shape
+from students.shapes import Float, Int
+from students.slot import MixerSlot
+
+PREFIX = "distill_"
+
+
+class StudentMixin:
+    """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
+
+    _is_stateful = True  # a recurrent state cannot be rolled back, so assisted generation refuses with a clear error
+    _keep_in_fp32_modules_strict = {"a_proj", "A_log", "D", "dt_bias", "gain", "scale"}  # decays and scales
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        self.layout, self.place, shape = from_dict(config.distill)
+        layers = self.get_submodule(self.place.layers)
+        for index in self.layout.converted:
+            slot = MixerSlot(self.layout.make(index, shape), index, self.place.cache)
+            setattr(layers[index], self.place.name, slot)
+
+    @property
+    def mixers(self) -> dict[int, Mixer]:
+        """The mixers by layer."""
+        layers = self.get_submodule(self.place.layers)
+        return {index: getattr(layers[index], self.place.name).mixer for index in self.layout.converted}
+
+    def mixer_prefix(self, layer: int) -> str:
+        """What the names of a layer's mixer parameters begin with."""
+        return f"{self.place.layers}.{layer}.{self.place.name}.mixer."
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        document_ids: Int[Tensor, "b t"] | None = None,
+        **rest,
+    ):
+        """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
+
+        Raises:
+            ValueError: inputs that slots cannot honour (see `_arguments`).
+        """
+        arguments = self._arguments(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, document_ids
+        )
+        return super().forward(**arguments, **rest)
+
+    def hidden(self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None) -> Float[Tensor, "b t d"]:
+        """The last hidden states, what the head would turn into logits."""
+        arguments = self._arguments(input_ids, None, None, None, None, False, document_ids)
+        return self.base_model(**arguments).last_hidden_state
+
+    def new_cache(self) -> Cache:
+        """An empty cache: a `MixerState` for each slot, transformers' own layer for each kept attention."""
+        layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
+        return Cache(layers=[MixerState() if i in self.layout.converted else layer for i, layer in enumerate(layers)])
+
+    def _arguments(
+        self, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, document_ids
+    ) -> dict:
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
+            raise ValueError("a student takes a 2-D attention_mask (1 for tokens, 0 for padding), or document_ids")
+        if document_ids is not None and (attention_mask is not None or past_key_values is not None):
+            raise ValueError("document_ids pack documents for training; with a mask or a cache use attention_mask alone")
+        if past_key_values is not None and attention_mask is not None:
+            _refuse_right_padding(attention_mask, past_key_values)
+        documents = document_ids
+        if documents is not None:
+            position_ids = positions(documents) if position_ids is None else position_ids
+        elif attention_mask is not None:
+            documents = attention_mask[:, -inputs.shape[1] :].long() - 1  # tokens 0, padding -1
+        elif position_ids is not None and past_key_values is None:
+            documents = _packed(position_ids, inputs.shape[0])
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache and past_key_values is None and document_ids is None:
+            past_key_values = self.new_cache()
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache and document_ids is None,
+        }
+        return arguments if documents is None else arguments | {"document_ids": documents}
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
+        """Called by `generate`: its own choice would be a cache without places for the slots' states."""
+        if generation_config.use_cache is False or model_kwargs.get("past_key_values") is not None:
+            return
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation {generation_config.cache_implementation!r} cannot hold a student's states; "
+                "leave it unset"
+            )
+        model_kwargs["past_key_values"] = self.new_cache()
+
+
+def _refuse_right_padding(attention_mask: Int[Tensor, "b s"], past: Cache) -> None:
+    """A state goes through padding that follows the text, so generation would start from a wrong one."""
+    if past.get_seq_length() == 0 and not bool(attention_mask[:, -1].all()):
+        raise ValueError("the prompt ends in padding: generate with padding_side='left'")
+
+
+def _packed(position_ids: Int[Tensor, "rows t"], batch: int) -> Int[Tensor, "b t"] | None:
+    """Documents, from positions that start again; None where they never do."""
+    starts = torch.zeros_like(position_ids)
+    starts[:, 1:] = (position_ids.diff(dim=1) != 1).long()
+    documents = starts.cumsum(1)
+    return documents.expand(batch, -1) if bool(documents[:, -1].any()) else None
+
+
+class FamilyDoor:
+    """Stands in transformers' table of configs for a family's student until a config.json asks for it."""
+
+    def __init_subclass__(cls, family: str) -> None:
+        cls.family, cls.model_type = family, PREFIX + family
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **rest):
+        """Make and register the family's classes, then let the real config class read the dictionary."""
+        model_class = student_class(cls.family)
+        AutoConfig.register(cls.model_type, model_class.config_class, exist_ok=True)
+        AutoModelForCausalLM.register(model_class.config_class, model_class, exist_ok=True)
+        return model_class.config_class.from_dict(config_dict, **rest)
+
+
+def register_families() -> None:
+    """Let `AutoConfig` and `AutoModelForCausalLM` know every family's student, without importing any family."""
+    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        door = type(f"{family}_door", (FamilyDoor,), {}, family=family)
+        AutoConfig.register(PREFIX + family, door, exist_ok=True)
+
+
+@cache
+def student_class(family: str) -> type:
+    """The student class of a family, made of its transformers classes.
+
+    Raises:
+        ValueError: transformers has no causal language model of that type.
+    """
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"transformers has no causal language model of type {family!r}")
+    skeleton_config = CONFIG_MAPPING[family]
+    skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[skeleton_config]
+    fields = {"model_type": PREFIX + family, "distill": None, "__annotations__": {"distill": dict | None}}
+    config_class = type(f"Distill{skeleton_config.__name__}", (skeleton_config,), {**fields, "__module__": __name__})
+    namespace = {"config_class": config_class, "__module__": __name__}
+    return type(f"Distill{skeleton.__name__}", (StudentMixin, skeleton), namespace)
+
+
+def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shape: Shape):
+    """A student with empty weights, on the meta device, in the skeleton's type.
+
+    Args:
+        skeleton: the teacher's config. shape: the teacher's attention.
+
+    Raises:
+        ValueError: the layout is not as long as the model is deep, or a mixer refuses its options.
+    """
+    if len(layout.pattern) != skeleton.num_hidden_layers:
+        raise ValueError(f"the layout names {len(layout.pattern)} layers, but the model has {skeleton.num_hidden_layers}")
+    model_class = student_class(skeleton.model_type)
+    entries = {key: value for key, value in skeleton.to_dict().items() if key not in ("model_type", "architectures")}
+    entries.pop("quantization_config", None)
+    config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shape)})
+    config._attn_implementation = skeleton._attn_implementation
+    with torch.device("meta"):
+        return model_class(config)
