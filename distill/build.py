@@ -1,0 +1,108 @@
+"""A student from a teacher: the skeleton's weights shared, mixers made from attention, and a record of every weight."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+import students
+from distill.errors import UserError
+from students.config import Layout, Place
+from students.mixers.mixer import Shape, Transfer
+from teachers.teacher import Teacher
+
+
+def attention_shape(teacher: Teacher) -> Shape:
+    """The teacher's attention in the numbers that mixers are made from."""
+    config, weights = teacher.config, teacher.attention_weights(0)
+    return Shape(
+        d_model=config.hidden_size,
+        n_heads=weights.q.shape[0],
+        n_kv_heads=weights.k.shape[0],
+        head_dim=weights.q.shape[1],
+        qkv_bias=any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
+        o_bias=weights.o_bias is not None,
+        softmax_scale=teacher.attention_scale,
+        norm_eps=getattr(config, "rms_norm_eps", 1e-5),
+    )
+
+
+def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str) -> Layout:
+    """A recipe's layout for a model of so many layers.
+
+    Raises:
+        UserError: what `Layout.over` refuses, with the place named.
+    """
+    try:
+        return Layout.over(layers, pattern, dict(mixers))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
+    """A student on the teacher's device, every mixer made from its layer's attention.
+
+    Weights that are not converted share the teacher's memory; a stage that trains them takes its own copies first.
+
+    Returns:
+        the student, and each converted layer's transfer record.
+
+    Raises:
+        UserError: a mixer refuses its options.
+        RuntimeError: a mixer leaves a parameter of its own unaccounted for.
+    """
+    family = teacher.family
+    place = Place(family.layers, family.slot, family.cache)
+    try:
+        student = students.build(teacher.config, layout, place, attention_shape(teacher))
+    except ValueError as error:
+        raise UserError(f"the layout cannot be built on {teacher.reference}: {error}") from error
+    own = set(dict(student.named_parameters())) | set(student.state_dict())
+    kept = {name: tensor for name, tensor in teacher.model.state_dict().items() if name in own}
+    student.load_state_dict(kept, strict=False, assign=True)
+    _share_buffers(teacher.model, student)
+    student.tie_weights()
+    transfers = {}
+    for layer, mixer in student.mixers.items():
+        mixer.to_empty(device=teacher.device)
+        transfers[layer] = mixer.from_attention(**vars(teacher.attention_weights(layer)))
+        _account(mixer, transfers[layer], layer)
+    student.requires_grad_(False).eval()
+    student.generation_config = teacher.model.generation_config
+    return student, transfers
+
+
+def _share_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Give the target the source's buffers, those outside the state dict (rotary tables) included."""
+    modules = dict(target.named_modules())
+    for name, buffer in source.named_buffers():
+        path, _, attribute = name.rpartition(".")
+        if path in modules and attribute in modules[path]._buffers:
+            modules[path]._buffers[attribute] = buffer
+
+
+def _account(mixer: nn.Module, transfer: Transfer, layer: int) -> None:
+    tensors = {name for name, _ in mixer.named_parameters()} | {name for name, _ in mixer.named_buffers()}
+    if missing := tensors - set(transfer.sources):
+        raise RuntimeError(f"layer {layer}: {type(mixer).__name__}.from_attention did not set {sorted(missing)}")
+
+
+def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, Transfer]) -> dict:
+    """Where every weight of the student came from, and what of the teacher it does not use."""
+    sources = {}
+    inside = {student.mixer_prefix(layer): transfer for layer, transfer in transfers.items()}
+    for name, _ in student.named_parameters():
+        if not name.startswith(tuple(inside)):
+            sources[name] = "copied from the teacher"
+    for prefix, transfer in inside.items():
+        sources.update({prefix + name: source for name, source in transfer.sources.items()})
+    unused = [
+        f"{teacher.family.layers}.{layer}.{teacher.family.slot}.{name}"
+        for layer, transfer in transfers.items()
+        for name in sorted(set(teacher.attention_weights(layer).named()) - transfer.used)
+    ]
+    return {"teacher": teacher.reference, "sources": sources, "unused": unused}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,52 @@
+"""`distill doctor`: what this machine has, what runs on what, and what is missing."""
+
+import importlib.util
+from importlib import import_module
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from distill import __version__
+from distill.run_dir import versions
+from teachers.gguf import cache_folder
+
+OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl")
+OPTIONAL = {
+    "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",
+    "lm_eval": "lm-evaluation-harness tasks: pip install lm-eval",
+    "wandb": "a tracker: pip install 'distill-hybrids[trackers]'",
+    "trackio": "a tracker: pip install 'distill-hybrids[trackers]'",
+    "tensorboard": "a tracker: pip install 'distill-hybrids[trackers]'",
+}
+
+
+def show(console: Console | None = None) -> None:
+    """Print the findings."""
+    console = console or Console()
+    table = Table(box=None, show_header=False)
+    for name, value in findings().items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def findings() -> dict[str, str]:
+    """What was found, by name."""
+    found = {"distill": __version__, **versions()}
+    found["devices"] = ", ".join(_devices())
+    found["bfloat16"] = "on the GPU" if torch.cuda.is_available() else "in float32 on this CPU (precision: auto)"
+    for op in OPS:
+        found[f"op {op}"] = ", ".join(import_module(f"students.kernels.{op}").IMPLEMENTATIONS)
+    found["cache"] = str(cache_folder())
+    for package, purpose in OPTIONAL.items():
+        if importlib.util.find_spec(package) is None:
+            found[f"missing {package}"] = purpose
+    return found
+
+
+def _devices() -> list[str]:
+    gpus = [
+        f"{torch.cuda.get_device_name(index)} ({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB)"
+        for index in range(torch.cuda.device_count())
+    ]
+    return [*gpus, f"CPU with {torch.get_num_threads()} threads"]

@@ -1,0 +1,14 @@
+"""The one exception that means: the user can mend this. The command line prints it without a traceback."""
+
+
+class UserError(Exception):
+    """Something a user gave or has cannot be used; the message names the value, where it stands, and the fix."""
+
+
+def nearest(word: str, known) -> str:
+    """`; did you mean X?` where a known word is near, else the list of them."""
+    from difflib import get_close_matches
+
+    known = sorted(str(item) for item in known)
+    close = get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"

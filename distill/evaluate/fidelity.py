@@ -1,0 +1,131 @@
+"""How near a model's next-token distribution is to its teacher's on held-out text: KL, agreement, perplexity.
+
+By position in the window (what a short memory loses grows with it) and by source of text. KL is in nats a token.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.stages.stage import head_of
+from students.kernels.linear_kl import Head
+from students.kernels.linear_kl.reference import forward_kl, logits_of
+from teachers.teacher import Teacher
+
+CHUNK = 1024  # tokens whose logits exist at a time
+POSITION_BANDS = 8
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Held-out batches on the teacher's device, with the teacher's last hidden states; made once a session."""
+
+    batches: Sequence[Batch]
+    hidden: Sequence[Float[Tensor, "b t d"]]
+    label_names: Sequence[str]
+
+    @classmethod
+    def of(cls, teacher: Teacher, batches: Sequence[Batch], label_names: Sequence[str]) -> "Heldout":
+        """Run the teacher over the batches."""
+        batches = [batch.to(teacher.device) for batch in batches]
+        return cls(batches, [teacher.hidden(batch.ids, batch.positions) for batch in batches], label_names)
+
+    def first(self, tokens: int) -> "Heldout":
+        """As many of the batches as hold so many tokens."""
+        count, total = 0, 0
+        while count < len(self.batches) and total < tokens:
+            total += self.batches[count].tokens
+            count += 1
+        return Heldout(self.batches[:count], self.hidden[:count], self.label_names)
+
+
+@torch.no_grad()
+def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dict:
+    """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
+
+    Returns:
+        tokens, kl, kl_error (standard error over windows), agreement, perplexity, teacher_perplexity, and by_position and
+        by_source, lists of {name, tokens, kl, agreement}.
+    """
+    teacher_head = head_of(teacher.model)
+    head = teacher_head if model is None else head_of(model)
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("kl", "agree", "nll", "teacher_nll", "weight", "label")}
+    for batch, teacher_hidden in zip(heldout.batches, heldout.hidden, strict=True):
+        hidden = teacher_hidden if model is None else model.hidden(batch.ids, batch.documents)
+        scored = _score_tokens(hidden, head, teacher_hidden, teacher_head, batch)
+        for name, values in {**scored, "weight": batch.weights, "label": batch.labels}.items():
+            columns[name].append(values.reshape(batch.ids.shape).cpu())
+    table = {name: torch.cat(parts) for name, parts in columns.items()}  # [window t]
+    weight = table["weight"]
+    window_kl = _mean(table["kl"], weight, 1)
+    result = {
+        "tokens": int(weight.sum()),
+        "kl": _mean(table["kl"], weight).item(),
+        "kl_error": (window_kl.std() / len(window_kl) ** 0.5).item() if len(window_kl) > 1 else 0.0,
+        "agreement": _mean(table["agree"], weight).item(),
+        "perplexity": _mean(table["nll"], weight).exp().item(),
+        "teacher_perplexity": _mean(table["teacher_nll"], weight).exp().item(),
+    }
+    return {**result, "by_position": _by_position(table), "by_source": _by_source(table, heldout.label_names)}
+
+
+def _score_tokens(
+    hidden: Float[Tensor, "b t d"], head: Head, teacher_hidden: Float[Tensor, "b t e"], teacher_head: Head, batch: Batch
+) -> dict[str, Tensor]:
+    """KL, agreement and negative log-likelihoods of every token, a chunk of logits at a time."""
+    rows = {"kl": [], "agree": [], "nll": [], "teacher_nll": []}
+    pieces = zip(
+        hidden.flatten(0, 1).split(CHUNK),
+        teacher_hidden.flatten(0, 1).split(CHUNK),
+        batch.targets.flatten().split(CHUNK),
+        strict=True,
+    )
+    for piece, teacher_piece, targets in pieces:
+        student = logits_of(piece, head).log_softmax(-1)
+        teacher = logits_of(teacher_piece, teacher_head).log_softmax(-1)
+        rows["kl"].append(forward_kl(student, teacher))
+        rows["agree"].append((student.argmax(-1) == teacher.argmax(-1)).float())
+        rows["nll"].append(-student.gather(-1, targets[:, None])[:, 0])
+        rows["teacher_nll"].append(-teacher.gather(-1, targets[:, None])[:, 0])
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def _mean(values: Tensor, weight: Tensor, dim: int | None = None) -> Tensor:
+    total = (values * weight).sum() if dim is None else (values * weight).sum(dim)
+    return total / (weight.sum() if dim is None else weight.sum(dim)).clamp_min(1.0)
+
+
+def _by_position(table: dict[str, Tensor]) -> list[dict]:
+    time = table["kl"].shape[1]
+    edges = [round(i * time / POSITION_BANDS) for i in range(POSITION_BANDS + 1)]
+    bands = [(f"{a}-{b - 1}", slice(a, b)) for a, b in itertools.pairwise(edges) if b > a]
+    return [_row(name, {key: column[:, band] for key, column in table.items()}) for name, band in bands]
+
+
+def _by_source(table: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
+    rows = []
+    for index, name in enumerate(names):
+        chosen = {**table, "weight": table["weight"] * (table["label"] == index)}
+        if chosen["weight"].sum() > 0:
+            rows.append(_row(name, chosen))
+    return rows
+
+
+def _row(name: str, table: dict[str, Tensor]) -> dict:
+    weight = table["weight"]
+    return {
+        "name": name,
+        "tokens": int(weight.sum()),
+        "kl": _mean(table["kl"], weight).item(),
+        "agreement": _mean(table["agree"], weight).item(),
+    }
+
+
+def row(teacher: Teacher, model: nn.Module | None, heldout: Heldout, options) -> dict:
+    """`fidelity` as the table of evaluations calls it."""
+    return fidelity(teacher, model, heldout)

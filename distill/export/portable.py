@@ -1,0 +1,108 @@
+"""portable: a folder that `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` loads without this project.
+
+It holds the student's config and safetensors, and as modelling code the files of `students/` themselves, flattened: every
+`from students.a.b import c` becomes `from .students_a_b import c`, and the shape annotations become plain `object`s, so that
+only torch and transformers are needed. One small file names the family's classes for `auto_map`.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import students
+from distill.errors import UserError
+from distill.run_dir import RunDir
+
+MARKER = ".exported-by-distill"
+CODE = "modeling_distill"
+IMPORT = re.compile(r"^([ \t]*)from (students[\w.]*) import ", re.MULTILINE)
+TARGET = re.compile(r'"(students[\w.]*):')  # an entry of a table of classes
+FLAT_TARGET = re.compile(r'"\.(students\w*):(\w+)"')
+
+SHAPES = '''"""Shape annotations, unchecked here: `Float[Tensor, "b t d"]` is any object."""
+
+
+class _Anything:
+    def __class_getitem__(cls, item):
+        return object
+
+
+Bool = Float = Int = _Anything
+'''
+
+ENTRY = '''"""The classes that config.json's auto_map names; made from transformers' {family} classes."""
+
+from .students_model import student_class
+{imports}
+
+{model} = student_class("{family}")
+{config} = {model}.config_class
+'''
+
+
+def export(folder: RunDir, out: Path) -> Path:
+    """Write the portable folder of a run's student.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    scratch = out.with_name(f".{out.name}.writing")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(folder.student, scratch)
+        config = json.loads((scratch / "config.json").read_text())
+        family = config["model_type"].removeprefix("distill_")
+        modules = flattened()
+        for name, text in modules.items():
+            (scratch / name).write_text(text)
+        names = _entry(scratch, family, modules)
+        config["auto_map"] = {
+            "AutoConfig": f"{CODE}.{names['config']}",
+            "AutoModelForCausalLM": f"{CODE}.{names['model']}",
+        }
+        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (scratch / MARKER).write_text("portable\n")
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch.rename(out)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(f"the export to {out} could not be written: {error}") from error
+    return out
+
+
+def _entry(target: Path, family: str, modules: dict[str, str]) -> dict[str, str]:
+    """Write the file that auto_map names; the names of its classes."""
+    from students.model import student_class
+
+    model = student_class(family)
+    names = {"model": model.__name__, "config": model.config_class.__name__}
+    tables = sorted({found for text in modules.values() for found in FLAT_TARGET.findall(text)})
+    imports = "\n".join(f"from .{module} import {attribute}  # noqa: F401" for module, attribute in tables)
+    (target / f"{CODE}.py").write_text(ENTRY.format(family=family, imports=imports, **names))
+    return names
+
+
+def flattened() -> dict[str, str]:
+    """The files of `students/` that a model needs, by flat name, importing each other relatively."""
+    files = {"students.shapes": SHAPES}
+    waiting = ["students.model"]
+    while waiting:
+        module = waiting.pop()
+        if module in files:
+            continue
+        source = _source_of(module)
+        waiting += [match[2] for match in IMPORT.finditer(source)] + TARGET.findall(source)
+        source = IMPORT.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", source)
+        files[module] = TARGET.sub(lambda match: f'".{_flat(match[1])}:', source)
+    return {f"{_flat(module)}.py": text for module, text in files.items()}
+
+
+def _source_of(module: str) -> str:
+    path = Path(students.__file__).parent.joinpath(*module.split(".")[1:])
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def _flat(module: str) -> str:
+    return module.replace(".", "_")

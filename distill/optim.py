@@ -1,0 +1,52 @@
+"""AdamW over the parameters a stage trains, and the learning-rate schedules."""
+
+import math
+
+import torch
+from torch import nn
+
+from distill.stages.stage import TrainingOptions
+
+
+def make_optimizer(trained: dict[str, tuple[str, nn.Parameter]], options: TrainingOptions) -> torch.optim.AdamW:
+    """One group a role and decay; only matrices outside the mixers' new parameters decay.
+
+    Raises:
+        ValueError: the recipe gives rates by role and leaves one out.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for role, parameter in (trained[name] for name in sorted(trained)):
+        decays = role != "new" and parameter.dim() >= 2
+        groups.setdefault((role, decays), []).append(parameter)
+    entries = [
+        {
+            "params": parameters,
+            "lr": options.rate(role),
+            "peak": options.rate(role),
+            "weight_decay": options.weight_decay if decays else 0.0,
+        }
+        for (role, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    fused = all(parameter.is_cuda for group in entries for parameter in group["params"])
+    return torch.optim.AdamW(entries, betas=options.betas, fused=fused)
+
+
+def rate_factor(step: int, steps: int, options: TrainingOptions) -> float:
+    """What multiplies the peak rate at a step (the first is 0). A stateless function, so resuming needs no scheduler."""
+    warmup = round(options.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if options.schedule == "constant":
+        return 1.0
+    if options.schedule == "cosine":
+        progress = (step - warmup) / max(steps - warmup, 1)
+        return options.final + (1 - options.final) * 0.5 * (1 + math.cos(math.pi * progress))
+    decay = round(options.decay * steps)
+    left = steps - step  # 1 at the last step
+    return 1.0 if left > decay else options.final + (1 - options.final) * left / (decay + 1)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's rate to its peak times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

@@ -1,0 +1,148 @@
+"""`distill plan`: what a run would do, from the teacher's config alone. Nothing is loaded, trained or written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import students
+from distill.build import layout_of
+from distill.errors import UserError
+from distill.pipeline import check_rates
+from distill.recipe import Recipe, find, load, shipped_folder
+from students.config import Layout, Place
+from students.mixers.mixer import Shape
+from teachers.families import family_of
+from teachers.source import resolve
+
+BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
+SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
+CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
+
+
+@dataclass
+class Plan:
+    """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages."""
+
+    layout: Layout
+    teacher_parameters: int
+    student_parameters: int
+    trained: dict[str, int]
+    tokens: dict[str, int]
+    bytes: int
+    flops: float
+    exports: str
+
+    def seconds(self, device: str) -> float:
+        """The time that the stages' arithmetic takes at the assumed speed."""
+        return self.flops / SPEED[device]
+
+
+def show(reference: str, overrides: list[str], console: Console | None = None) -> Plan:
+    """Print a recipe's plan."""
+    console = console or Console()
+    recipe = load(reference, overrides)
+    plan = make_plan(recipe)
+    strip = "".join(f"[bold blue]{c}[/]" if c in recipe.mixers else c for c in plan.layout.pattern)
+    console.print(f"[bold]{recipe.name}[/]  {find(reference)}\nlayers   {strip}   (A keeps the teacher's attention)")
+    for letter, options in recipe.mixers.items():
+        console.print(f"      {letter}  {options}", highlight=False)
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "tokens", "trained parameters"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, tokens in plan.tokens.items():
+        table.add_row(stage, f"{tokens:,}", f"{plan.trained[stage]:,}")
+    console.print(table)
+    device = "cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu"
+    console.print(
+        f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
+        f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
+        f"time        about {_duration(plan.seconds(device))} of training on this {device} "
+        f"(an assumption: {SPEED[device]:.0e} FLOP/s), plus loading and evaluation\n"
+        f"exports     {plan.exports}"
+    )
+    return plan
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Work out a recipe's numbers.
+
+    Raises:
+        UserError: a layout that does not fit, or a teacher whose config cannot be found.
+    """
+    config = teacher_config(recipe)
+    family = family_of(config.model_type, recipe.teacher)
+    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
+    with torch.device("meta"):
+        teacher = AutoModelForCausalLM.from_config(config)
+    place = Place(family.layers, family.slot, family.cache)
+    try:
+        student = students.build(config, layout, place, shape_of(config))
+    except ValueError as error:
+        raise UserError(f"{recipe.name}: the layout cannot be built: {error}") from error
+    check_rates(recipe, student, recipe.name)
+    sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
+    mixers = sum(_parameters(mixer) for mixer in student.mixers.values())
+    trained, tokens, flops = {}, {}, 0.0
+    for index, (name, options) in enumerate(recipe.stage_options()):
+        whole = name == "imitate"
+        learns = 0 if name == "initialise" else mixers
+        if whole and options.train in ("all", "lora"):
+            learns = sizes["student"]
+        key = name if name not in tokens else f"{name} ({index})"
+        trained[key], tokens[key] = learns, options.tokens
+        flops += options.tokens * 2 * (sizes["teacher"] + (3 * sizes["student"] if whole else 3 * mixers))
+    shared = sizes["student"] - mixers
+    held = sizes["teacher"] + mixers + (shared if max(trained.values(), default=0) > mixers else 0)
+    memory = BYTES * (held + 3 * max(trained.values(), default=0))
+    return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout))
+
+
+def teacher_config(recipe: Recipe):
+    """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF."""
+    snapshot = shipped_folder() / "configs" / f"{recipe.teacher.rpartition('/')[2].lower()}.json"
+    if snapshot.is_file():
+        return AutoConfig.from_pretrained(snapshot)
+    try:
+        source = resolve(recipe.teacher, recipe.teacher_pickle)
+        location = source.location
+        if source.kind == "gguf":
+            return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
+        return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher: {error}") from error
+
+
+def shape_of(config) -> Shape:
+    """The attention's sizes as a config gives them; `distill.build.attention_shape` reads the weights instead."""
+    heads = config.num_attention_heads
+    return Shape(
+        d_model=config.hidden_size,
+        n_heads=heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        qkv_bias=getattr(config, "attention_bias", False),
+        o_bias=getattr(config, "attention_bias", False),
+    )
+
+
+def _exports(layout: Layout) -> str:
+    kinds = {options["mixer"] for options in layout.mixers.values()}
+    windows = any("window" in options for options in layout.mixers.values())
+    kept = len(layout.converted) < len(layout.pattern)
+    if kinds == {"mamba2"} and not windows and kept:
+        return f"portable; its layers also fit {CONTAINERS['mamba2']}"
+    return "portable"
+
+
+def _parameters(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

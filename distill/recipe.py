@@ -1,0 +1,292 @@
+"""Recipes: one YAML file each, read into a strict schema.
+
+An unknown key, a wrong type or an impossible combination is an error that names the key, the file and the nearest valid
+key. Overrides (`key.sub=value`) are applied before anything is checked; lists are indexed (`stages.1.lr=1e-3`) or named
+(`stages.align.lr=1e-3`).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from distill.errors import UserError, nearest
+
+MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+RESERVED = {"imitate.teacher", "imitate.offline_logits", "teacher_4bit"}  # names kept for features not built yet
+
+
+def _count(value: Any) -> Any:
+    """24000, "24k", "80M" or "2.8B" as a whole number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMB]?)", str(value).replace("_", ""))
+    if isinstance(value, bool) or not match:
+        raise ValueError(f"{value!r} is no count; write it like 24000, 24k, 80M or 2.8B")
+    return round(float(match[1]) * MULTIPLES[match[2]])
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+
+
+class Schema(BaseModel):
+    """Base of everything in a recipe: no unknown keys, no guessed types, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Text(Schema):
+    """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id."""
+
+    path: str | None = None
+    hub: str | None = None
+    name: str | None = None
+    split: str = "train"
+    column: str = "text"
+    label: str | None = None
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self):
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("a source of text needs either path or hub")
+        return self
+
+
+class Data(Schema):
+    """What to read, and how it is cut: windows of `seq_len` tokens, `batch` windows an optimizer step."""
+
+    train: list[Text]
+    heldout: list[Text]
+    seq_len: Annotated[int, Field(ge=8)]
+    batch: Annotated[int, Field(ge=1)]
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    separator: str | None = None
+    limit: Count | None = None
+
+
+class Evaluation(Schema):
+    """Held-out tokens for the table after each stage and for the final one, windows of `seq_len`, and passkey lengths."""
+
+    tokens: Count = 16_384
+    final_tokens: Count | None = None
+    seq_len: int | None = None
+    probe_tokens: Count = 1024
+    passkey: list[Annotated[int, Field(ge=64)]] = [256, 512]
+    passkey_trials: Annotated[int, Field(ge=1)] = 10
+
+
+class Checkpoints(Schema):
+    """How often a stage saves itself: after so many minutes, or steps."""
+
+    minutes: Annotated[float, Field(gt=0)] = 5.0
+    steps: Annotated[int, Field(ge=1)] | None = None
+    keep: Annotated[int, Field(ge=1)] = 2
+
+
+class Recipe(Schema):
+    """A whole recipe. `pattern` and one entry a letter make the student's layout; `stages` run in order."""
+
+    name: str
+    teacher: str
+    teacher_trust_remote_code: bool = False
+    teacher_pickle: bool = False
+    pattern: str
+    mixers: dict[Annotated[str, Field(pattern="^[A-Z]$")], dict[str, Any]]
+    data: Data
+    stages: list[dict[str, dict[str, Any]]]
+    evaluation: Evaluation = Evaluation()
+    export: list[str] = []
+    twin: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoints: Checkpoints = Checkpoints()
+    trackers: list[str] = []
+    seed: int = 0
+
+    def stage_options(self) -> list[tuple[str, Any]]:
+        """The stages in order: name and validated options."""
+        from distill.stages import options_class
+
+        return [(name, options_class(name)(**options)) for stage in self.stages for name, options in stage.items()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight digits that change with anything in the recipe."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def shipped_folder() -> Path:
+    """Where the recipes are that come with the package: beside it, in a clone and in an installed wheel alike."""
+    return Path(__file__).parent.parent / "recipes"
+
+
+def find(reference: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(reference)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_folder().glob("*.yaml")}
+    name = path.name.removesuffix(".yaml")
+    if name in shipped and path.parent in (Path("."), Path("recipes")):
+        return shipped[name]
+    raise UserError(f"there is no recipe {str(reference)!r}: no such file, and of the shipped ones {nearest(name, shipped)}")
+
+
+def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Raises:
+        UserError: no such recipe, YAML that does not parse, or anything the schema refuses.
+    """
+    path = find(reference)
+    try:
+        entries = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} should be a mapping of keys, not {type(entries).__name__}")
+    entries.setdefault("name", path.stem)
+    if isinstance(entries.get("stages"), list):  # `- align:` alone asks for the defaults
+        entries["stages"] = [
+            {name: options or {} for name, options in stage.items()} if isinstance(stage, dict) else stage
+            for stage in entries["stages"]
+        ]
+    for override in overrides:
+        _override(entries, override)
+    return check(entries, str(path))
+
+
+def check(entries: dict, where: str) -> Recipe:
+    """Validate a recipe's entries, stages and layout letters included.
+
+    Raises:
+        UserError: with every complaint, each naming its key.
+    """
+    try:
+        recipe = Recipe(**entries)
+        for stage in recipe.stages:
+            if len(stage) != 1:
+                raise UserError(f"{where}: each entry of stages is one stage, not {', '.join(stage) or 'nothing'}")
+    except ValidationError as error:
+        raise UserError(_explain(error, where, Recipe)) from error
+    _check_stages(recipe, where)
+    return recipe
+
+
+def _check_stages(recipe: Recipe, where: str) -> None:
+    from distill.stages import STAGES, options_class
+
+    if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
+        raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
+    for index, stage in enumerate(recipe.stages):
+        name, options = next(iter(stage.items()))
+        if name not in STAGES:
+            raise UserError(f"{where}: stages.{index}: there is no stage {name!r}; {nearest(name, STAGES)}")
+        if name == "initialise" and index:
+            raise UserError(f"{where}: stages.{index}: initialise can only come first; it would undo the stages before")
+        for key in options:
+            if f"{name}.{key}" in RESERVED:
+                raise UserError(f"{where}: stages.{name}.{key} is not built yet")
+        try:
+            options_class(name)(**options)
+        except ValidationError as error:
+            raise UserError(_explain(error, f"{where}: stages.{name}", options_class(name))) from error
+
+
+def _explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
+    lines = []
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        key = ".".join(place)
+        if problem["type"] == "extra_forbidden":
+            known = _keys_at(schema, place[:-1])
+            hint = " is not built yet" if key in RESERVED else f" is not a key here; {nearest(place[-1], known)}"
+            lines.append(f"{where}: {key}{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: {key} is missing")
+        else:
+            lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+def _keys_at(schema: type[BaseModel], place: list[str]) -> list[str]:
+    """The keys that the schema has at a place, list indexes skipped."""
+    for part in place:
+        if part.isdigit():
+            continue
+        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        schema = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), schema)
+    return list(schema.model_fields)
+
+
+def _override(entries: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} should read key.sub=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: its value is not valid YAML: {error}") from error
+    *path, last = key.split(".")
+    place = entries
+    for part in path:
+        place = _descend(place, part, override)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise UserError(f"override {override!r}: {'.'.join(path)} is {place!r} and has no parts")
+
+
+def _descend(place, part: str, override: str):
+    if isinstance(place, list):
+        entry = place[_index(place, part, override)]
+        options = list(entry.values()) if isinstance(entry, dict) else []
+        return options[0] if len(options) == 1 and isinstance(options[0], dict) else entry  # a stage's options
+    if not isinstance(place, dict):
+        raise UserError(f"override {override!r}: {part!r} is below {place!r}, which has no parts")
+    if place.get(part) is None:
+        place[part] = {}
+    return place[part]
+
+
+def _index(entries: list, part: str, override: str) -> int:
+    """A list's index by number, or by name where its entries are single-key mappings, as stages are."""
+    names = [next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else None for entry in entries]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(entries):
+        return int(part)
+    known = [name for name in names if name] or range(len(entries))
+    raise UserError(f"override {override!r}: there is no {part!r} here; {nearest(part, known)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; here it is the number that everyone means. A key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)

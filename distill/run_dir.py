@@ -1,0 +1,170 @@
+"""The run folder: the one place that knows which file is where, and that writes none of them halfway.
+
+recipe.yaml          as given, overrides included          run.json        versions, data and teacher hashes, progress
+metrics.jsonl        one line a logged step                transfer.json   where every weight of the student came from
+evaluations.json     every evaluation made so far          checkpoints/    <stage>-<step>, the last ones
+student/             the finished student                  report.html, report.md, twin/
+"""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.errors import UserError
+from distill.recipe import Recipe, check
+
+VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "triton", "tokenizers", "safetensors")
+
+
+class RunDir:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, recipe: Recipe, runs: Path, fresh: bool) -> "RunDir":
+        """The folder of a recipe, made on first use; `fresh` empties it first.
+
+        Raises:
+            UserError: the folder's recipe.yaml was edited, or belongs to another recipe.
+        """
+        return cls.at(runs / f"{recipe.name}-{recipe.fingerprint}", recipe, fresh)
+
+    @classmethod
+    def at(cls, path: Path, recipe: Recipe, fresh: bool) -> "RunDir":
+        """As `open`, for a folder of this path."""
+        folder = cls(path)
+        if fresh and path.exists():
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from error
+        file = path / "recipe.yaml"
+        if file.exists() and folder.recipe().fingerprint != recipe.fingerprint:
+            raise UserError(
+                f"{file} is not the recipe this run was started with (it was edited, or the folder is another run's); "
+                "change the recipe outside and run that, or start again with --fresh"
+            )
+        if not file.exists():
+            write_text(file, yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+        return folder
+
+    @classmethod
+    def finished(cls, recipe: Recipe, runs: Path) -> "RunDir | None":
+        """The folder of a recipe whose run is over, report and exports included; None where there is none.
+
+        Raises:
+            UserError: as `open`.
+        """
+        path = runs / f"{recipe.name}-{recipe.fingerprint}"
+        if not (path / "recipe.yaml").exists():
+            return None
+        folder = cls.at(path, recipe, fresh=False)
+        return folder if folder.read("run.json", {}).get("finished") else None
+
+    @classmethod
+    def existing(cls, reference: str | Path) -> "RunDir":
+        """A folder that holds a run.
+
+        Raises:
+            UserError: it does not.
+        """
+        path = Path(reference)
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is no run folder: it has no recipe.yaml")
+        return cls(path)
+
+    def recipe(self) -> Recipe:
+        """The recipe that the folder was made for."""
+        file = self.path / "recipe.yaml"
+        return check(yaml.safe_load(file.read_text()), str(file))
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        """The folder of the finished student."""
+        return self.path / "student"
+
+    def read(self, name: str, default: Any = None) -> Any:
+        """A JSON file of the folder, or the default where there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        file = self.path / name
+        if not file.exists():
+            return default
+        try:
+            return json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file} is damaged ({error}); delete it to have it made again") from error
+
+    def write(self, name: str, content: Any) -> None:
+        """Replace a JSON file of the folder, never leaving half of one."""
+        write_text(self.path / name, json.dumps(content, indent=1))
+
+    def update(self, name: str, **entries: Any) -> dict:
+        """Add entries to a JSON mapping of the folder."""
+        content = {**self.read(name, {}), **entries}
+        self.write(name, content)
+        return content
+
+    def log(self, **entry: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def metrics(self) -> list[dict]:
+        """Every whole line of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        whole = []
+        for line in lines:
+            try:
+                whole.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the end of a line that a kill cut short
+        return whole
+
+    def forget_after(self, stage: int, step: float) -> None:
+        """Drop the metrics of steps that a resumed run will take again."""
+        kept = [line for line in self.metrics() if (line["stage_index"], line["step"]) <= (stage, step)]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text)
+        scratch.replace(file)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

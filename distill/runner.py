@@ -1,0 +1,168 @@
+"""`distill run`: the student, its twin if asked for, their evaluation, the report and the exports."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from distill.build import build, layout_of
+from distill.errors import UserError
+from distill.evaluate.baselines import has_window_branch, window_layout
+from distill.evaluate.fidelity import fidelity
+from distill.evaluate.target import judge_session
+from distill.pipeline import Pipeline
+from distill.recipe import Recipe
+from distill.run_dir import RunDir
+from distill.session import Session, deadline
+from distill.trainer import Stopper
+
+
+def run(
+    recipe: Recipe,
+    *,
+    runs: str | Path = "runs",
+    fresh: bool = False,
+    stop_after: float | None = None,
+    console: Console | None = None,
+) -> RunDir:
+    """Take a recipe to its end, or go on where an earlier run of it stopped.
+
+    Args:
+        runs: where run folders are made. fresh: throw away what an earlier run left. stop_after: minutes after which to
+            save and stop.
+
+    Raises:
+        UserError: anything the user can mend. Interrupted: stopped early, everything saved.
+    """
+    console = console or Console(stderr=True)
+    folder = RunDir.finished(recipe, Path(runs))
+    if folder is not None and not fresh:
+        _show(folder, console)
+        return folder
+    stopper = Stopper(deadline(stop_after))
+    session = Session.open(recipe, Path(runs) / "trackers")
+    layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
+    if recipe.twin and not has_window_branch(layout):
+        raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
+    folder = RunDir.open(recipe, Path(runs), fresh)
+    console.print(f"[bold]{recipe.name}[/]  {folder.path}")
+    heldout = session.heldout(recipe.evaluation.tokens)
+    _start_trackers(session, folder)
+    pipeline = Pipeline(session, recipe, folder, console, stopper)
+    _announce(pipeline, heldout, console)
+    pipeline.run(heldout)
+    if session.accelerator.is_main_process:
+        _save_student(pipeline)
+    if recipe.twin:
+        _run_twin(session, recipe, pipeline, heldout, console, stopper)
+    if session.accelerator.is_main_process:
+        _conclude(session, folder, pipeline.student, console)
+    session.accelerator.end_training()
+    return folder
+
+
+def twin_recipe(recipe: Recipe, layout) -> Recipe:
+    """The same training for the same layout with the windows alone; what orient would read goes to the stage after it."""
+    stages, spare = [], 0
+    for name, options in recipe.stage_options():
+        if name == "orient":
+            spare += options.tokens
+            continue
+        given = dict(next(stage[name] for stage in recipe.stages if name in stage))
+        if spare and name != "initialise":
+            given["tokens"], spare = options.tokens + spare, 0
+        stages.append({name: given})
+    mixers = window_layout(layout).mixers
+    return recipe.model_copy(update={"mixers": mixers, "stages": stages, "twin": False, "export": []})
+
+
+def _announce(pipeline: Pipeline, heldout, console: Console) -> None:
+    """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
+    layout, folder = pipeline.layout, pipeline.folder
+    session = pipeline.session
+    console.print(
+        f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer "
+        f"({session.accelerator.device}, {session.accelerator.mixed_precision})"
+    )
+    evaluations = folder.read("evaluations.json", {})
+    if "untrained" not in evaluations and session.accelerator.is_main_process:
+        student, _ = build(pipeline.teacher, window_layout(layout))
+        with session.accelerator.autocast():
+            evaluations["untrained"] = fidelity(pipeline.teacher, student, heldout)
+        folder.write("evaluations.json", evaluations)
+    if "untrained" in evaluations:
+        measured = evaluations["untrained"]
+        console.print(
+            f"  {'untrained':<10}            held-out KL {measured['kl']:.3f}   agreement {measured['agreement']:.1%}   "
+            f"perplexity {measured['perplexity']:.2f}   (the windows alone; teacher {measured['teacher_perplexity']:.2f})"
+        )
+
+
+def _save_student(pipeline: Pipeline) -> None:
+    """The finished student with its tokenizer, loadable by transformers."""
+    student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
+    student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
+    scratch = folder.path / ".student"
+    student.save_pretrained(scratch)
+    teacher.tokenizer.save_pretrained(scratch)
+    if folder.student.exists():
+        import shutil
+
+        shutil.rmtree(folder.student)
+    scratch.rename(folder.student)
+
+
+def _run_twin(session: Session, recipe: Recipe, pipeline: Pipeline, heldout, console: Console, stopper: Stopper) -> None:
+    twin = twin_recipe(recipe, pipeline.layout)
+    folder = RunDir.at(pipeline.folder.path / "twin", twin, fresh=False)
+    console.print("  [bold]twin[/]: the same windows, trained alone")
+    trained = Pipeline(session, twin, folder, console, stopper)
+    trained.run(heldout)
+    if session.accelerator.is_main_process:
+        _save_student(trained)
+
+
+def _conclude(session: Session, folder: RunDir, student, console: Console) -> None:
+    """Judge every row, write the report and the exports."""
+    from distill.export import export
+    from distill.report import write_report
+    from distill.samples import collect
+
+    twin = folder.path / "twin" / "student"
+    evaluations = folder.read("evaluations.json", {})
+    console.print("  judging the student, its baselines and the teacher")
+    judged = judge_session(session, student, twin if twin.exists() else None, _known(session.recipe, folder))
+    folder.write("evaluations.json", {**evaluations, "final": judged})
+    collect(session, student, folder)
+    write_report(folder)
+    for target in session.recipe.export:
+        written = export(folder.path, to=target, out=folder.path / "export" / target)
+        console.print(f"  exported to {written}")
+    folder.update("run.json", finished=True)
+    _show(folder, console)
+
+
+def _show(folder: RunDir, console: Console) -> None:
+    """The table that ends a run, and where the report is."""
+    from distill.report import headline
+
+    console.print(headline(folder.read("evaluations.json")["final"]))
+    console.print(f"  report: {folder.path / 'report.html'}")
+
+
+def _known(recipe: Recipe, folder: RunDir) -> dict[str, dict]:
+    """What the stages measured already, where the final table is on the same text."""
+    if recipe.evaluation.final_tokens not in (None, recipe.evaluation.tokens):
+        return {}
+
+    def last(evaluations: dict) -> dict:
+        return {"fidelity": list(evaluations.get("after", {}).values())[-1]}
+
+    found = folder.read("evaluations.json")
+    known = {"student": last(found), "window_layout": {"fidelity": found["untrained"]}}
+    twin = folder.path / "twin"
+    return {**known, "twin": last(RunDir(twin).read("evaluations.json"))} if twin.exists() else known
+
+
+def _start_trackers(session: Session, folder: RunDir) -> None:
+    if session.recipe.trackers:
+        session.accelerator.init_trackers(session.recipe.name, config={"fingerprint": session.recipe.fingerprint})

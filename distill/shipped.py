@@ -1,0 +1,45 @@
+"""`distill recipes`: the recipes that come with the package."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from distill.errors import UserError
+from distill.recipe import find, load, shipped_folder
+
+
+def list_recipes(console: Console | None = None) -> None:
+    """Print a table of the shipped recipes: name, teacher, what its first comment says."""
+    table = Table(box=None, header_style="bold")
+    for column in ("recipe", "teacher", "what"):
+        table.add_column(column)
+    for path in sorted(shipped_folder().glob("*.yaml")):
+        table.add_row(path.stem, load(path).teacher, first_sentence(path))
+    (console or Console()).print(table)
+
+
+def first_sentence(path: Path) -> str:
+    """What the comment at the top of a recipe says, up to its first full stop."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).partition(". ")[0]
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Copy a shipped recipe to a file or into a folder.
+
+    Raises:
+        UserError: no such recipe, or a file in the way.
+    """
+    source = find(name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} exists already; name another file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target

@@ -1,0 +1,50 @@
+"""Stage 2, align: each mixer's output against its attention's, on the teacher's own inputs (MOHAWK, section 4.2).
+
+All layers see the same teacher pass and are independent; each layer's graph is freed before the next one's is built. The
+loss of a layer is |y - a|^2 over the mean |a|^2 of that layer, so layers count alike; its root is the relative L2 error.
+MOHAWK and RADLADS average unsquared norms of whole blocks' or mixers' outputs; the square keeps sums over tokens additive.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.data import Batch
+from distill.recipe import Count
+from distill.stages.stage import Calibration, Stage, TrainingOptions, context_of, layer_name
+
+
+class Align(Stage):
+    """Hidden-state alignment of all mixers at once."""
+
+    class Options(TrainingOptions):
+        """calibration_tokens: text that each layer's output power is measured on."""
+
+        calibration_tokens: Count = 8192
+
+    def __init__(self, teacher, student, options: "Align.Options") -> None:
+        super().__init__(teacher, student, options)
+        self.register_buffer("power", torch.ones(teacher.n_layers))
+
+    @torch.no_grad()
+    def begin(self, calibration: Calibration) -> None:
+        total, tokens = torch.zeros_like(self.power), 0
+        for batch in calibration(self.options.calibration_tokens):
+            for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted):
+                total[seen.layer] += seen.output.float().square().sum()
+            tokens += batch.tokens
+        self.power.copy_(torch.where(total > 0, total / tokens, torch.ones_like(total)))
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+        for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted):
+            y = self.student.mixers[seen.layer](seen.input, context_of(batch, seen))
+            error = (y.float() - seen.output.float()).square().sum(-1).mean()
+            yield layer_name(seen.layer), error / self.power[seen.layer]
+
+    def size(self, batch: Batch) -> float:
+        return batch.tokens
+
+    def describe(self, loss: float) -> dict[str, float]:
+        return {"relative_l2": loss**0.5}

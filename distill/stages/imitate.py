@@ -1,0 +1,139 @@
+"""Stage 3, imitate: the whole student against the teacher's next-token distribution (end-to-end distillation).
+
+Forward KL by default, on the last hidden states of both through both heads in chunks: the logits of a batch never exist.
+MOHAWK trains every weight here at a low rate; `train` says what does, and `lr` may give each role its own rate.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.recipe import Schema
+from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, mixer_parameters
+from students.kernels.linear_kl import linear_kl
+
+NORMS = ("norm", "layernorm", "ln_")
+
+
+class Lora(Schema):
+    """Low-rank adapters (arXiv 2106.09685) on the skeleton's linear layers; merged when the stage ends."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+
+
+class Imitate(Stage):
+    """End-to-end knowledge distillation."""
+
+    class Options(TrainingOptions):
+        """divergence, temperature: of teacher and student. ce: share of plain cross-entropy. hidden: weight of the relative
+        squared error of the last hidden state. train: what learns. lora: adapters where train is "lora".
+        activation_checkpointing: recompute layers in the backward pass, for memory."""
+
+        divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+        temperature: Annotated[float, Field(gt=0)] = 1.0
+        ce: Annotated[float, Field(ge=0, le=1)] = 0.0
+        hidden: Annotated[float, Field(ge=0)] = 0.0
+        train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
+        lora: Lora = Lora()
+        activation_checkpointing: bool = False
+
+    def __init__(self, teacher, student, options: "Imitate.Options") -> None:
+        super().__init__(teacher, student, options)
+        self._targets: list[str] = []
+
+    def prepare(self) -> None:
+        student = self.student
+        student.requires_grad_(False)
+        if self.options.train == "lora":
+            self._add_adapters()
+        own_copies(student, self.trained())
+        if self.options.activation_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})
+            student.train()  # transformers recomputes in training mode only
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+        options = self.options
+        teacher_hidden = self.teacher.hidden(batch.ids, batch.positions)
+        hidden = self.student.hidden(batch.ids, batch.documents)
+        loss = linear_kl(
+            hidden.flatten(0, 1),
+            head_of(self.student),
+            teacher_hidden.flatten(0, 1).to(hidden.dtype),
+            head_of(self.teacher.model),
+            batch.weights.flatten(),
+            batch.targets.flatten() if options.ce else None,
+            divergence=options.divergence,
+            temperature=options.temperature,
+            ce_weight=options.ce,
+        )
+        if options.hidden:
+            wanted = teacher_hidden.float()
+            error = (hidden.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
+            loss = loss + options.hidden * (error * batch.weights).sum() / batch.weights.sum()
+        yield "loss", loss
+
+    def size(self, batch: Batch) -> float:
+        return batch.weights.sum().item()
+
+    def finish(self, calibration: Calibration) -> None:
+        if self.options.activation_checkpointing:
+            self.student.gradient_checkpointing_disable()
+            self.student.eval()
+        if self.options.train == "lora":
+            for name in self._targets:  # merging adds in place, and these weights are still the teacher's
+                base = self.student.get_submodule(name).get_base_layer()
+                base.weight.data = base.weight.data.clone()
+            self._adapters[0].merge_and_unload()
+
+    @classmethod
+    def roles(cls, student: nn.Module, options: "Imitate.Options") -> set[str]:
+        beside = {"mixers": set(), "mixers+norms": {"norms"}, "all": {"norms", "rest"}, "lora": {"rest"}}
+        return super().roles(student, options) | beside[options.train]
+
+    def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
+        found, mixers = {}, mixer_parameters(self.student)
+        for name, parameter in self.student.named_parameters():
+            if name in mixers:
+                found[name] = mixers[name]
+            elif self.options.train == "lora":
+                if ".lora_" in name:
+                    found[name] = ("rest", parameter)
+            elif _is_norm(name) and self.options.train in ("mixers+norms", "all"):
+                found[name] = ("norms", parameter)
+            elif self.options.train == "all":
+                found[name] = ("rest", parameter)
+        return found
+
+    def changed(self, done: bool) -> set[str]:
+        return {f"{name}.weight" for name in self._targets} if done and self._targets else super().changed(done)
+
+    def _add_adapters(self) -> None:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+
+        inside = tuple(self.student.mixer_prefix(layer) for layer in self.student.mixers)
+        self._targets = [
+            name
+            for name, module in self.student.named_modules()
+            if isinstance(module, nn.Linear)
+            and not name.startswith(inside)
+            and module is not self.student.get_output_embeddings()
+        ]
+        config = LoraConfig(r=self.options.lora.rank, lora_alpha=self.options.lora.alpha, target_modules=self._targets)
+        self._adapters = (LoraModel(self.student, config, "default"),)  # in a tuple: not a submodule
+
+
+def _is_norm(name: str) -> bool:
+    return any(part.endswith(NORMS[:2]) or part.startswith(NORMS[2]) for part in name.split("."))
+
+
+def own_copies(student: nn.Module, trained: dict[str, tuple[str, nn.Parameter]]) -> None:
+    """Give trained parameters their own memory (the student's began as the teacher's) and let them learn."""
+    for _, parameter in trained.values():
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)

@@ -1,0 +1,87 @@
+"""Stage 0, initialise: every mixer made from its layer's attention, then set straight on a little real text.
+
+The projections were copied when the student was built (C<-Q, B<-K, x<-V, out<-O; key heads expanded head by head, as in The
+Mamba in the Llama, arXiv 2408.15237). What is left needs teacher activations and no gradient: a mixer's constants
+(`Mixer.calibrate`), the decays if asked for, and the scale of every head and branch by least squares. Taylor-Calibrate
+(arXiv 2606.16429) showed what such a start is worth: 50 % to 95 % of the teacher after the same 100M tokens.
+"""
+
+from typing import Literal
+
+import torch
+
+from distill.recipe import Count
+from distill.stages.scales import OutputScales
+from distill.stages.stage import Calibration, Stage, StageOptions, context_of
+from students.mixers.mixer import Transfer
+
+HALF_LIVES = tuple(2.0**k for k in range(2, 11))  # candidates for a head's half-life, in tokens
+
+
+class Initialise(Stage):
+    """Closed-form calibration. `transfers` is the weight-transfer record that it adds to."""
+
+    trains = False
+
+    class Options(StageOptions):
+        """tokens: text to calibrate on. scales: solve the output scales. decay: keep half-lives "spread" over the heads, or
+        "calibrate": give each head the candidate that leaves least of its layer's output unexplained."""
+
+        tokens: Count = 100_000
+        scales: bool = True
+        decay: Literal["spread", "calibrate"] = "spread"
+
+    def __init__(self, teacher, student, options: "Initialise.Options", transfers: dict[int, Transfer]) -> None:
+        super().__init__(teacher, student, options)
+        self.transfers = transfers
+
+    def begin(self, calibration: Calibration) -> None:
+        self._constants(calibration)
+        if self.options.decay == "calibrate":
+            self._decays(calibration)
+        if self.options.scales:
+            residuals = solve_scales(self.teacher, self.student, calibration(self.options.tokens))
+            for layer, residual in residuals.items():
+                record = self.transfers[layer]
+                record.set("(output scales)", f"least squares on teacher outputs, {residual:.1%} of their power unexplained")
+
+    @torch.no_grad()
+    def _constants(self, calibration: Calibration) -> None:
+        batch = next(iter(calibration(self.options.tokens)))
+        for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted):
+            self.student.mixers[seen.layer].calibrate(seen.input, self.transfers[seen.layer])
+
+    @torch.no_grad()
+    def _decays(self, calibration: Calibration) -> None:
+        """Try each half-life in all heads at once; a head takes the one under which it alone explains most."""
+        mixers = {layer: mixer for layer, mixer in self.student.mixers.items() if mixer.has_decay}
+        batch = next(iter(calibration(self.options.tokens)))
+        for seen in self.teacher.observe(batch.ids, batch.positions, list(mixers)):
+            mixer, gains = mixers[seen.layer], []
+            heads = self.teacher.config.num_attention_heads
+            for half_life in HALF_LIVES:
+                mixer.set_half_lives(torch.full((heads,), half_life, device=seen.input.device))
+                solver = OutputScales(mixer)
+                solver.add(seen.input, context_of(batch, seen), seen.output)
+                factors, _ = solver.solve()
+                gains.append((factors * solver.moment)[[terms[0] for terms in mixer.head_terms()]])
+            best = torch.stack(gains).argmax(0)
+            chosen = torch.tensor(HALF_LIVES, device=best.device)[best]
+            mixer.set_half_lives(chosen)
+            self.transfers[seen.layer].set(
+                "(half-lives)", f"calibrated: {', '.join(f'{h:g}' for h in chosen.tolist())} tokens"
+            )
+
+
+@torch.no_grad()
+def solve_scales(teacher, student, batches) -> dict[int, float]:
+    """Solve and set every mixer's output scales; the unexplained share of each layer's output."""
+    solvers = {layer: OutputScales(mixer) for layer, mixer in student.mixers.items()}
+    for batch in batches:
+        for seen in teacher.observe(batch.ids, batch.positions, list(solvers)):
+            solvers[seen.layer].add(seen.input, context_of(batch, seen), seen.output)
+    residuals = {}
+    for layer, solver in solvers.items():
+        factors, residuals[layer] = solver.solve()
+        solver.mixer.rescale(factors.to(next(solver.mixer.parameters()).dtype))
+    return residuals

@@ -1,0 +1,94 @@
+"""Stage 1, orient: each mixer's matrix against its attention's (MOHAWK, section 4.1), tile by tile.
+
+The loss of a layer is |A - alpha M|_F^2 / |A|_F^2, summed over heads in both, mean over rows of the batch; MOHAWK's own
+number, the mean over heads of |A - alpha M|_F, is logged beside it. Where we differ: alpha, one number a head, is fixed in
+closed form when the stage begins (a mixer's output scale stands outside its matrix), and the scales are solved again
+when it ends. A mixer with a window branch is fitted at the lags that the window does not cover.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.data import Batch
+from distill.recipe import Count
+from distill.stages.initialise import solve_scales
+from distill.stages.stage import Calibration, Stage, TrainingOptions, context_of, layer_name
+from students.kernels.matrix_orientation import orientation_error
+from teachers.observe import Observation
+
+_log = logging.getLogger(__name__)
+
+
+class Orient(Stage):
+    """Matrix orientation of all orientable mixers at once."""
+
+    class Options(TrainingOptions):
+        """calibration_tokens: text for the output scales that are solved when the stage ends."""
+
+        calibration_tokens: Count = 8192
+
+    def __init__(self, teacher, student, options: "Orient.Options") -> None:
+        super().__init__(teacher, student, options)
+        self.layers = [layer for layer, mixer in student.mixers.items() if mixer.orientable]
+        self.register_buffer("alpha", torch.ones(teacher.n_layers, teacher.config.num_attention_heads))
+        self.norms: dict[str, float] = {}
+        skipped = sorted(set(student.mixers) - set(self.layers))
+        if skipped:
+            _log.info("orient skips layers %s: their mixers' matrices are not semiseparable", skipped)
+
+    @torch.no_grad()
+    def begin(self, calibration: Calibration) -> None:
+        """Find alpha: |A - alpha M|^2 is quadratic in it, so its values at alpha and -alpha give the minimum."""
+        batch = next(iter(calibration(1)))
+        for seen in self.teacher.observe(batch.ids, batch.positions, self.layers, qkv=True):
+            self.alpha[seen.layer] = 1.0
+            plus, power = self._error(batch, seen)
+            self.alpha[seen.layer] = -1.0
+            minus, _ = self._error(batch, seen)
+            along, square = (minus - plus).sum(0) / 4, ((plus + minus) / 2 - power).sum(0)
+            self.alpha[seen.layer] = along / square.clamp_min(1e-20)
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+        for seen in self.teacher.observe(batch.ids, batch.positions, self.layers, qkv=True):
+            error, power = self._error(batch, seen)
+            name = layer_name(seen.layer)
+            self.norms[name] = error.detach().sqrt().mean().item()
+            yield name, (error.sum(1) / power.sum(1).clamp_min(1e-12)).mean()
+
+    def size(self, batch: Batch) -> float:
+        return batch.ids.shape[0]
+
+    def finish(self, calibration: Calibration) -> None:
+        if self.layers:
+            solve_scales(self.teacher, self.student, calibration(self.options.calibration_tokens))
+
+    def describe(self, loss: float) -> dict[str, float]:
+        return {"mohawk_norm": sum(self.norms.values()) / max(len(self.norms), 1)}
+
+    def trained(self):
+        prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.layers)
+        return {name: entry for name, entry in super().trained().items() if name.startswith(prefixes)}
+
+    def _error(self, batch: Batch, seen: Observation) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
+        mixer = self.student.mixers[seen.layer]
+        matrix = mixer.semiseparable(mixer.project(seen.input, context_of(batch, seen)))
+        alpha = self.alpha[seen.layer]
+        matrix = replace(
+            matrix, C=matrix.C.float() * alpha[:, None], D=None if matrix.D is None else matrix.D.float() * alpha
+        )
+        return orientation_error(
+            seen.q.float(),
+            seen.k.float(),
+            matrix.C,
+            matrix.B.float(),
+            matrix.log_a,
+            matrix.D,
+            scale=self.teacher.attention_scale,
+            documents=batch.documents,
+            min_lag=mixer.min_lag,
+        )

@@ -1,0 +1,148 @@
+"""What a stage is: it draws losses from a batch, and knows which parameters they train. The trainer knows the rest."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.recipe import Count, Schema
+from students.kernels.linear_kl import Head
+from students.mixers.mixer import Context, Mixer
+from teachers.observe import Observation
+from teachers.teacher import Teacher
+
+ROLES = ("new", "ssm", "window", "norms", "rest")
+Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from the stage's own first window on
+
+
+class StageOptions(Schema):
+    """What every stage takes. tokens: how much text it sees."""
+
+    tokens: Count
+
+
+class TrainingOptions(StageOptions):
+    """What every stage that trains takes.
+
+    lr: one rate, or one for each role of the parameters it trains: new (gates, decays, scales, norms of mixers), ssm and
+    window (the mixers' projections), norms and rest (the skeleton's). schedule: "wsd" warms up, stays, and decays
+    linearly over the last `decay` share; "cosine" falls from the warm-up's end on; both to `final` of the rate.
+    batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*).
+    """
+
+    lr: Annotated[float, Field(gt=0)] | dict[Literal[ROLES], Annotated[float, Field(gt=0)]]
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.2
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    batch: Annotated[int, Field(ge=1)] | None = None
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+
+    @model_validator(mode="after")
+    def _shares(self):
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"warmup {self.warmup} and decay {self.decay} together exceed the whole stage")
+        return self
+
+    def rate(self, role: str) -> float:
+        """The learning rate of a role.
+
+        Raises:
+            ValueError: rates are given by role, and this one has none.
+        """
+        if isinstance(self.lr, float):
+            return self.lr
+        if role not in self.lr:
+            raise ValueError(f"lr gives rates for {', '.join(self.lr)}, but this stage also trains {role!r} parameters")
+        return self.lr[role]
+
+
+class Stage(nn.Module):
+    """Base of the stages. The teacher is kept out of the module's own parameters."""
+
+    Options: ClassVar[type[StageOptions]]
+    trains: ClassVar[bool] = True
+
+    def __init__(self, teacher: Teacher, student: nn.Module, options: StageOptions) -> None:
+        super().__init__()
+        self._hidden = (teacher, student)
+        self.options = options
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher."""
+        return self._hidden[0]
+
+    @property
+    def student(self) -> nn.Module:
+        """The student."""
+        return self._hidden[1]
+
+    def prepare(self) -> None:
+        """Change what trains, before a checkpoint's weights are loaded (adapters, own copies); runs again on resume."""
+
+    def begin(self, calibration: Calibration) -> None:
+        """Closed-form work on data before the first step. Its results are weights or buffers, so resuming skips it."""
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+        """Name and loss, one after the other; each may be sent backward before the next is drawn."""
+        raise NotImplementedError
+
+    def size(self, batch: Batch) -> float:
+        """How many equal things the losses of a batch are a mean over."""
+        raise NotImplementedError
+
+    def finish(self, calibration: Calibration) -> None:
+        """Closed-form work after the last step."""
+
+    @classmethod
+    def roles(cls, student: nn.Module, options: StageOptions) -> set[str]:
+        """The roles of what it will train, known before it is made. By default those of the mixers."""
+        return {role for mixer in student.mixers.values() for role in mixer.roles().values()} if cls.trains else set()
+
+    def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
+        """Name in the student, role and parameter of everything this stage trains. By default the mixers."""
+        return mixer_parameters(self.student)
+
+    def changed(self, done: bool) -> set[str]:
+        """Names of the student's tensors outside its mixers that differ from the teacher's, during the stage or after."""
+        inside = mixer_parameters(self.student)
+        return {name for name in self.trained() if name not in inside}
+
+    def describe(self, loss: float) -> dict[str, float]:
+        """Further numbers to log for one loss."""
+        return {}
+
+
+def mixer_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """Name in the student, role and parameter of everything in the mixers."""
+    found = {}
+    for layer, mixer in student.mixers.items():
+        roles, prefix = mixer.roles(), student.mixer_prefix(layer)
+        found.update({prefix + name: (roles[name], parameter) for name, parameter in mixer.named_parameters()})
+    return found
+
+
+def context_of(batch: Batch, seen: Observation) -> Context:
+    """What a mixer knows when it is fed a teacher's layer input."""
+    return Context(documents=batch.documents, rope=seen.rope)
+
+
+def head_of(model: nn.Module) -> Head:
+    """A causal language model's head."""
+    embeddings = model.get_output_embeddings()
+    return Head(embeddings.weight, getattr(embeddings, "bias", None))
+
+
+def layer_name(layer: int) -> str:
+    """How metrics call a layer."""
+    return f"layer_{layer:02d}"
+
+
+__all__ = ["Calibration", "Mixer", "Stage", "StageOptions", "TrainingOptions", "context_of", "head_of", "layer_name"]

@@ -1,0 +1,196 @@
+"""The one training loop: a stage's losses backward one by one, one optimizer step. It knows no method."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.checkpoint import load_optimizer, optimizer_tensors
+from distill.data import Batch, Windows
+from distill.errors import UserError
+from distill.optim import make_optimizer, rate_factor, set_rates
+from distill.stages.stage import Stage
+
+
+class Interrupted(Exception):
+    """The user, the system or a time limit asked to stop; everything is saved."""
+
+
+class NonFinite(UserError):
+    """A loss or gradient is no number any more."""
+
+
+@dataclass
+class Report:
+    """One optimizer step: losses by name, their mean, and what it took."""
+
+    step: int
+    tokens: int
+    loss: float
+    losses: dict[str, float]
+    gradient_norm: float
+    rate: float
+    seconds: float
+
+
+@dataclass
+class Stopper:
+    """Whether to stop at the next step's end: a signal came, or the time is up."""
+
+    deadline: float = math.inf
+    reason: str | None = field(default=None, init=False)
+
+    def due(self) -> str | None:
+        """Why to stop now, or None."""
+        return self.reason or ("the time limit is reached" if time.monotonic() > self.deadline else None)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number, frame):
+            if self.reason is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.reason = "interrupted" if number == signal.SIGINT else "asked to terminate"
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Trainer:
+    """Trains one stage from a step to its end.
+
+    Args:
+        windows, first: the training text and the stage's first window of it. batch, micro_batch: windows a step, and at a
+        time on one device.
+
+    Raises:
+        UserError: the batch does not divide over processes and micro-batches.
+    """
+
+    def __init__(
+        self, stage: Stage, accelerator: Accelerator, windows: Windows, first: int, batch: int, micro_batch: int
+    ) -> None:
+        self.stage, self.accelerator, self.windows, self.first = stage, accelerator, windows, first
+        self.batch, self.world = batch, accelerator.num_processes
+        if batch % self.world:
+            raise UserError(f"a batch of {batch} windows cannot be shared by {self.world} processes; make it a multiple")
+        self.micro_batch = min(micro_batch, batch // self.world)
+        self.steps = max(1, round(stage.options.tokens / (batch * windows.seq_len)))
+        self.parameters: dict[str, nn.Parameter] = {name: entry[1] for name, entry in stage.trained().items()}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.optimizer = make_optimizer(stage.trained(), stage.options)
+
+    @property
+    def next_window(self) -> int:
+        """The first window of text after this stage's."""
+        return self.first + self.steps * self.batch
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's state by parameter name."""
+        return optimizer_tensors(self.optimizer, {id(parameter): name for name, parameter in self.parameters.items()})
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put an optimizer's state back."""
+        load_optimizer(self.optimizer, self.parameters, tensors)
+
+    def run(self, start: int, save: Callable[[int], str], log: Callable[[Report], None], stopper: Stopper, due) -> None:
+        """Take the steps from `start` on.
+
+        Args:
+            save: writes a checkpoint after so many steps and says where. due: whether a step's end calls for one.
+
+        Raises:
+            Interrupted: after a checkpoint was written. NonFinite: naming step, layer and the last good checkpoint.
+        """
+        with stopper.listening():
+            for step in range(start, self.steps):
+                log(self.step(step))
+                last = step + 1 == self.steps
+                if reason := stopper.due():
+                    if not last:
+                        save(step + 1)
+                        raise Interrupted(reason)
+                elif not last and due(step + 1):
+                    save(step + 1)
+
+    def step(self, step: int) -> Report:
+        """One optimizer step."""
+        began = time.monotonic()
+        factor = rate_factor(step, self.steps, self.stage.options)
+        set_rates(self.optimizer, factor)
+        losses = self._accumulate(step)
+        self._check(losses, step)
+        norm = self._clip()
+        if not math.isfinite(norm):
+            raise NonFinite(f"the gradient of stage step {step + 1} is {norm}; try a lower lr or clip")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = sum(losses.values()) / max(len(losses), 1)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        tokens = self.batch * self.windows.seq_len
+        return Report(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
+
+    def _accumulate(self, step: int) -> dict[str, float]:
+        """Gradients of the whole step on every process, and its losses."""
+        parts = [batch.to(self.accelerator.device) for batch in self._parts(step)]
+        sizes = [self.stage.size(part) for part in parts]
+        whole = torch.tensor(sum(sizes), dtype=torch.float64, device=self.accelerator.device)
+        whole = self.accelerator.reduce(whole, "sum").item()
+        sums: dict[str, Tensor] = {}
+        for part, size in zip(parts, sizes, strict=True):
+            draw = iter(self.stage.losses(part))
+            while True:
+                with self.accelerator.autocast():
+                    drawn = next(draw, None)
+                if drawn is None:
+                    break
+                name, loss = drawn
+                self.accelerator.backward(loss * (size * self.world / whole))
+                sums[name] = sums.get(name, 0.0) + loss.detach() * (size / whole)
+        if self.world > 1:
+            self._reduce_gradients()
+            sums = {name: self.accelerator.reduce(value, "sum") for name, value in sums.items()}
+        if not sums:
+            return {}
+        return dict(zip(sums, torch.stack([value.float() for value in sums.values()]).tolist(), strict=True))
+
+    def _parts(self, step: int) -> Iterator[Batch]:
+        """This process's windows of a step, a micro-batch at a time."""
+        share = self.batch // self.world
+        first = self.first + step * self.batch + self.accelerator.process_index * share
+        for offset in range(0, share, self.micro_batch):
+            yield self.windows.batch(first + offset, min(self.micro_batch, share - offset))
+
+    def _reduce_gradients(self) -> None:
+        """Average over processes, once a step; parameters that got no gradient anywhere are left alone."""
+        for name in sorted(self.parameters):
+            parameter = self.parameters[name]
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def _clip(self) -> float:
+        limit = math.inf if self.stage.options.clip is None else self.stage.options.clip
+        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+
+    def _check(self, losses: dict[str, float], step: int) -> None:
+        wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if wrong:
+            raise NonFinite(f"the loss of {', '.join(wrong)} at step {step + 1} is {losses[wrong[0]]}; try a lower lr")
