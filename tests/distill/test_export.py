@@ -1,0 +1,111 @@
+"""portable: loads in an environment without this project, and is the same student there."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+import torch
+
+import distill
+from distill.errors import UserError
+from distill.export.portable import flattened
+from distill.recipe import check
+from distill.runner import run
+from tests.conftest import tiny_entries
+
+# Runs without this project on the path (no site, so no editable install) and without jaxtyping.
+ELSEWHERE = """
+import importlib.abc, importlib.util, json, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ("jaxtyping", "beartype", "datasets"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Absent())
+assert not any(importlib.util.find_spec(name) for name in ("students", "teachers", "distill"))
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+ids = torch.tensor(json.loads(sys.argv[2]))
+with torch.no_grad():
+    logits = model(ids).logits
+    tokens = model.generate(ids, max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0)
+    padded = torch.cat([torch.zeros(len(ids), 3, dtype=torch.long), ids], 1)
+    mask = (torch.arange(padded.shape[1]) >= 3).long().expand_as(padded)
+    left = model.generate(padded, attention_mask=mask, max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0)
+assert tokenizer.decode(ids[0])
+print(json.dumps({"logits": logits.tolist(), "tokens": tokens.tolist(), "left": left[:, 3:].tolist()}))
+"""
+
+MIXERS = {
+    "discrete windowed": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2, "gate": True}},
+    "stock": {"mixer": "mamba2"},
+}
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_portable_elsewhere_is_the_same_student(mixer, tiny_teacher, text_files, tmp_path):
+    entries = tiny_entries(tiny_teacher, text_files)
+    entries |= {"mixers": {"M": MIXERS[mixer]}, "stages": [{"initialise": {"tokens": 64}}]}
+    folder = run(check(entries, "here"), runs=tmp_path)
+    out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable")
+    ids = torch.randint(1, 320, (2, 21))
+    found = elsewhere(out, ids, tmp_path)
+
+    import students
+
+    student = students.load(folder.student).eval()
+    with torch.no_grad():
+        difference = (torch.tensor(found["logits"]) - student(ids).logits).abs().max().item()
+        assert difference < 2e-5  # float32, another number of threads
+        tokens = student.generate(ids, max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert found["tokens"] == tokens.tolist() == found["left"]
+
+
+def elsewhere(folder, ids, scratch):
+    command = [sys.executable, "-S", "-c", ELSEWHERE, str(folder), json.dumps(ids.tolist())]
+    environment = {
+        "PYTHONPATH": sysconfig.get_paths()["purelib"],
+        "HF_HOME": str(scratch / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
+def test_the_code_needs_only_torch_and_transformers():
+    import ast
+
+    allowed = {"torch", "transformers"} | set(sys.stdlib_module_names)
+    for name, source in flattened().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= allowed, name
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert node.module.split(".")[0] in allowed, name
+
+
+def test_what_export_refuses(tiny_recipe, tmp_path):
+    with pytest.raises(UserError, match="no export target 'portabel'; did you mean 'portable'"):
+        distill.export(tmp_path, to="portabel", out=tmp_path / "out")
+    with pytest.raises(UserError, match="is no run folder"):
+        distill.export(tmp_path, out=tmp_path / "out")
+    from distill.run_dir import RunDir
+
+    folder = RunDir.open(check(tiny_recipe, "here"), tmp_path, fresh=False)
+    with pytest.raises(UserError, match="has no finished student yet"):
+        distill.export(folder.path, out=tmp_path / "out")
+    folder.student.mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep me")
+    with pytest.raises(UserError, match="is not empty"):
+        distill.export(folder.path, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"

@@ -1,0 +1,290 @@
+"""A recipe end to end on the tiny teacher: it finishes, improves, resumes to the same bits, and refuses what changed."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from distill import checkpoint
+from distill.errors import UserError
+from distill.recipe import check
+from distill.runner import run, twin_recipe
+from distill.trainer import Interrupted
+from tests.conftest import tiny_entries
+
+
+def weights(folder):
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def go(entries, runs, **options):
+    return run(check(entries, "tiny.yaml"), runs=runs, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_teacher, text_files):
+    """A whole run with twin and export, made once."""
+    entries = tiny_entries(tiny_teacher, text_files) | {"twin": True, "export": ["portable"]}
+    return go(entries, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_leaves_everything(finished):
+    for name in (
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "transfer.json",
+        "evaluations.json",
+        "report.html",
+        "report.md",
+    ):
+        assert (finished.path / name).stat().st_size > 0, name
+    assert (finished.path / "export" / "portable" / "config.json").exists()
+    assert (finished.path / "twin" / "student" / "model.safetensors").exists()
+    stages = {line["stage"] for line in finished.metrics()}
+    assert stages == {"orient", "align", "imitate"}
+    assert {"tokens_per_second", "lr", "gradient_norm", "loss"} <= set(finished.metrics()[0])
+
+
+def test_each_stage_lowers_its_own_heldout_loss(finished):
+    after = list(finished.read("evaluations.json")["after"].items())
+    for (_, before), (key, now) in itertools.pairwise(after):
+        stage = key.partition("-")[2]
+        assert now["probe"][stage] < before["probe"][stage], stage
+    assert after[-1][1]["kl"] < after[0][1]["kl"]
+
+
+def test_the_table_has_every_row(finished):
+    rows = finished.read("evaluations.json")["final"]["rows"]
+    assert list(rows) == ["teacher", "student", "twin", "window_layout", "window_everywhere"]
+    assert abs(rows["teacher"]["fidelity"]["kl"]) < 1e-6 and rows["teacher"]["fidelity"]["agreement"] == 1.0
+    for results in rows.values():
+        measured = results["fidelity"]
+        assert measured["by_position"] and measured["by_source"]
+        parts = sum(band["kl"] * band["tokens"] for band in measured["by_source"])
+        assert parts / measured["tokens"] == pytest.approx(measured["kl"], abs=1e-5)
+        assert results["passkey"] == [{"length": 64, "recalled": results["passkey"][0]["recalled"], "trials": 2}]
+
+
+def test_the_report_stands_alone(finished):
+    page = (finished.path / "report.html").read_text()
+    assert "<svg" in page and "data:image/png" in page and "its twin" in page
+    for outside in ("http://", "https://", "src='", "<script"):
+        assert outside not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
+            "http://purl.org", ""
+        ).replace("http://creativecommons.org", ""), outside
+
+
+def test_running_again_changes_nothing(finished):
+    before = weights(finished.path)
+    again = run(finished.recipe(), runs=finished.path.parent)
+    assert same(before, weights(again.path))
+
+
+def test_the_twin_trains_the_windows_alone(tiny_recipe):
+    from students.config import Layout
+
+    recipe = check(tiny_recipe, "here")
+    twin = twin_recipe(recipe, Layout.over(4, recipe.pattern, recipe.mixers))
+    assert twin.mixers == {"M": {"mixer": "attention", "window": 4, "sinks": 2}}
+    spent = [(name, options.tokens) for name, options in twin.stage_options()]
+    assert spent == [("initialise", 256), ("align", 768 + 512), ("imitate", 768)]
+
+
+def test_stop_and_go_on_gives_the_same_bits(tiny_recipe, tmp_path, monkeypatch):
+    whole = weights(go(tiny_recipe, tmp_path / "whole").path)
+    from distill.trainer import Stopper
+
+    stops = 0
+    while True:
+        steps = iter(range(1000))
+        monkeypatch.setattr(Stopper, "due", lambda self, steps=steps: "enough" if next(steps) == 2 else None)
+        try:
+            folder = go(tiny_recipe, tmp_path / "parts")
+            break
+        except Interrupted as reason:
+            assert "enough in stage" in str(reason) and "the same command goes on" in str(reason)
+            stops += 1
+    assert stops >= 3
+    assert same(whole, weights(folder.path))
+    steps = [(line["stage"], line["step"]) for line in folder.metrics()]
+    assert len(steps) == len(set(steps)) and steps == sorted(steps, key=lambda s: ("orient", "align", "imitate").index(s[0]))
+
+
+SCRIPT = """
+import sys, time, yaml
+from distill import checkpoint
+from distill.recipe import check
+from distill.runner import run
+slow = float(sys.argv[3])
+if slow:  # makes the moment of writing long enough to be hit
+    sync = checkpoint._sync
+    checkpoint._sync = lambda path: (time.sleep(slow), sync(path))
+run(check(yaml.safe_load(open(sys.argv[1])), "tiny.yaml"), runs=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("moment", ["early", "late", "while writing"])
+def test_kill_and_go_on_gives_the_same_bits(tiny_recipe, tmp_path, moment):
+    """kill -9 in a real process, then the same command: the finished weights are the uninterrupted run's."""
+    tiny_recipe["checkpoints"] = {"steps": 1}
+    whole = weights(go(tiny_recipe, tmp_path / "whole").path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    runs = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(tmp_path / "tiny.yaml"),
+        str(runs),
+        "0.1" if moment == "while writing" else "0",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_for(process, runs, moment)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(runs.glob("*/student")), "the run was over before it was killed"
+    if moment == "while writing":
+        assert list(runs.glob(f"*/checkpoints/{checkpoint.SCRATCH}*")), "no half-written checkpoint was left behind"
+    folder = go(tiny_recipe, runs)
+    assert same(whole, weights(folder.path))
+
+
+def wait_for(process, runs, moment):
+    pattern = {
+        "early": "*/checkpoints/1-*",
+        "late": "*/checkpoints/3-imitate-*",
+        "while writing": "*/checkpoints/.writing-2-*",
+    }
+    deadline = time.monotonic() + 120
+    while not list(runs.glob(pattern[moment])):
+        assert process.poll() is None and time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(tiny_recipe, tmp_path, number):
+    tiny_recipe["stages"][2]["align"]["tokens"] = 200_000
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    command = [sys.executable, "-m", "distill.cli", "run", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+    deadline = time.monotonic() + 120
+    while not any('"align"' in file.read_text() for file in (tmp_path / "runs").glob("*/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 3, said
+    assert "in stage align" in said and "the same command goes on" in said and "Traceback" not in said
+    (state,) = (tmp_path / "runs").glob("*/checkpoints/2-align-*/state.json")
+    assert json.loads(state.read_text())["step"] > 0
+
+
+# what a run refuses
+
+
+@pytest.fixture
+def stopped(tiny_recipe, tmp_path, monkeypatch):
+    """A run stopped in the middle of align, and its entries."""
+    from distill.trainer import Stopper
+
+    steps = iter(range(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopper, "due", lambda self: "enough" if next(steps) == 6 else None)
+        with pytest.raises(Interrupted):
+            go(tiny_recipe, tmp_path)
+    (folder,) = tmp_path.glob("tiny-*")
+    assert checkpoint.latest(folder / "checkpoints").name.startswith("2-align")
+    return tiny_recipe, tmp_path, folder
+
+
+def test_an_edited_recipe(stopped):
+    entries, runs, folder = stopped
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text.replace("seq_len: 32", "seq_len: 64"))
+    with pytest.raises(UserError, match="is not the recipe this run was started with"):
+        go(entries, runs)
+
+
+def test_another_teacher_behind_the_same_name(stopped, tmp_path_factory):
+    entries, runs, folder = stopped
+    state = checkpoint.latest(folder / "checkpoints") / "state.json"
+    content = json.loads(state.read_text())
+    (folder / "run.json").write_text(json.dumps(folder_facts(folder) | {"teacher": "0" * 16}))
+    with pytest.raises(UserError, match="the teacher is not the one this run was started with"):
+        go(entries, runs)
+    (folder / "run.json").unlink()
+    state.write_text(json.dumps(content | {"teacher": "0" * 16}))
+    with pytest.raises(UserError, match="was made with another teacher"):
+        go(entries, runs)
+
+
+def folder_facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_another_text(stopped):
+    entries, runs, folder = stopped
+    (folder / "run.json").write_text(json.dumps(folder_facts(folder) | {"train_text": "x"}))
+    with pytest.raises(UserError, match="the train text is not the one"):
+        go(entries, runs)
+
+
+def test_a_damaged_checkpoint(stopped):
+    entries, runs, folder = stopped
+    file = checkpoint.latest(folder / "checkpoints") / "student.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"student\.safetensors is damaged; delete"):
+        go(entries, runs)
+    shutil.rmtree(file.parent)
+    assert (go(entries, runs).path / "student").exists()
+
+
+def test_weights_that_do_not_behave_as_saved(stopped):
+    """The lineage check: a checkpoint whose weights were swapped for others of the same shapes is refused."""
+    entries, runs, folder = stopped
+    path = checkpoint.latest(folder / "checkpoints")
+    tensors = {name: tensor + 0.05 for name, tensor in checkpoint.tensors_of(path, "student").items()}
+    state = checkpoint.read_state(path)
+    others = {name: checkpoint.tensors_of(path, name) for name in ("optimizer", "stage", "rng")}
+    checkpoint.save(folder / "checkpoints", state, {"student": tensors, **others}, keep=2)
+    with pytest.raises(UserError, match="did not come back as it was saved: on the probe batch"):
+        go(entries, runs)
+
+
+def test_fresh_starts_again(stopped):
+    entries, runs, folder = stopped
+    (folder / "recipe.yaml").write_text("name: other\n" + (folder / "recipe.yaml").read_text().replace("name: tiny\n", ""))
+    assert (go(entries, runs, fresh=True).path / "student").exists()
+
+
+def test_a_loss_that_is_no_number(tiny_recipe, tmp_path):
+    tiny_recipe["stages"][2]["align"] |= {"lr": 1e30, "clip": None}
+    with pytest.raises(
+        UserError, match=r"stage align: the (loss of layer_\d+|gradient).*step \d.*The last checkpoint is .*orient"
+    ):
+        go(tiny_recipe, tmp_path)
+
+
+def test_layouts_and_vocabularies_that_do_not_fit(tiny_recipe, tmp_path):
+    with pytest.raises(UserError, match=r"tiny: the layout's pattern 'AMMMM' names 5 layers, but the model has 4"):
+        go(tiny_recipe | {"pattern": "AMMMM"}, tmp_path)
+    with pytest.raises(UserError, match="has no option 'd_sate'"):
+        go(tiny_recipe | {"mixers": {"M": {"mixer": "mamba2", "d_sate": 4}}}, tmp_path)
+    with pytest.raises(UserError, match="twin: true needs mixers with a window branch"):
+        go(tiny_recipe | {"twin": True, "mixers": {"M": {"mixer": "mamba2"}}}, tmp_path)

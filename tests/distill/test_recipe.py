@@ -1,0 +1,164 @@
+"""Recipes: the shipped ones parse, build and plan without a network; mistakes are named with their key."""
+
+import pytest
+import yaml
+
+from distill import recipe as recipes
+from distill.errors import UserError
+from distill.plan import make_plan
+from distill.recipe import check, find, load, shipped_folder
+
+SHIPPED = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_parse_and_plan(name):
+    """`make_plan` builds teacher and student on the meta device from a config snapshot."""
+    recipe = load(name)
+    plan = make_plan(recipe)
+    assert 0 < len(plan.layout.converted) <= len(plan.layout.pattern)
+    assert plan.student_parameters > plan.teacher_parameters * 0.9
+    assert next(iter(plan.tokens)) == "initialise" and sum(plan.tokens.values()) > 0
+    assert "portable" in plan.exports
+
+
+def test_counts():
+    assert recipes._count("24k") == 24_000
+    assert recipes._count("2.8B") == 2_800_000_000
+    assert recipes._count(512) == 512
+    for wrong in ("24x", "", "-1", True, "1.5.2k"):
+        with pytest.raises(ValueError, match="no count"):
+            recipes._count(wrong)
+
+
+def write(tmp_path, entries):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    return path
+
+
+def test_name_and_fingerprint(tmp_path, tiny_recipe):
+    del tiny_recipe["name"]
+    recipe = load(write(tmp_path, tiny_recipe))
+    assert recipe.name == "mine"
+    assert recipe.fingerprint == load(write(tmp_path, tiny_recipe)).fingerprint
+    assert recipe.fingerprint != load(write(tmp_path, tiny_recipe), ["seed=1"]).fingerprint
+
+
+def test_overrides(tmp_path, tiny_recipe):
+    path = write(tmp_path, tiny_recipe)
+    recipe = load(
+        path, ["stages.align.lr=2e-3", "stages.0.tokens=1k", "data.seq_len=64", "mixers.M.window.size=9", "twin=true"]
+    )
+    options = dict(recipe.stage_options())
+    assert options["align"].lr == 2e-3 and options["initialise"].tokens == 1000
+    assert recipe.data.seq_len == 64 and recipe.mixers["M"]["window"] == {"size": 9, "sinks": 2} and recipe.twin
+
+
+def test_options_may_be_left_out(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "teacher: x\npattern: M\nmixers: {M: {mixer: mamba2}}\n"
+        "data: {train: [{path: a}], heldout: [{path: a}], seq_len: 8, batch: 1}\n"
+        "stages:\n  - initialise:\n  - align: {tokens: 1k, lr: 1e-3}\n"
+    )
+    assert load(path).stage_options()[0][1].tokens == 100_000
+
+
+MISTAKES = [
+    ({"teachr": "x"}, r"mine\.yaml: teachr is not a key here; did you mean 'teacher'"),
+    ({"data.seqlen": 4}, r"data\.seqlen is not a key here; did you mean 'seq_len'"),
+    ({"data.seq_len": "many"}, r"data\.seq_len is 'many'"),
+    ({"data.seq_len": 2}, r"data\.seq_len is 2: .*greater than or equal to 8"),
+    ({"data.batch": 0}, r"data\.batch is 0"),
+    ({"data.train.0.pth": "x"}, r"data\.train\.0\.pth is not a key here; did you mean 'path'"),
+    ({"data.train.0.hub": "org/x"}, "needs either path or hub"),
+    ({"stages.align.tokens": "lots"}, r"stages\.align: tokens is 'lots': 'lots' is no count"),
+    ({"stages.align.learning_rate": 1e-3}, r"stages\.align: learning_rate is not a key here"),
+    ({"stages.align.lr": -1.0}, r"stages\.align: lr"),
+    ({"stages.align.lr": {"mixers": 1e-3}}, r"stages\.align: lr\.dict.*mixers"),
+    ({"stages.align.schedule": "linear"}, r"stages\.align: schedule is 'linear'"),
+    ({"stages.align.warmup": 0.9}, "together exceed the whole stage"),
+    ({"stages.imitate.train": "everything"}, r"stages\.imitate: train is 'everything'"),
+    ({"stages.imitate.teacher": "x"}, r"imitate\.teacher is not built yet"),
+    ({"stages.4": {"aline": {}}}, "there is no stage 'aline'; did you mean 'align'"),
+    ({"stages.4": {"initialise": {}}}, "initialise can only come first"),
+    ({"stages.4": {"align": {}, "orient": {}}}, "each entry of stages is one stage"),
+    ({"stages": [{"align": {"tokens": 1, "lr": 0.1}}]}, "must begin with initialise"),
+    ({"stages": []}, "must begin with initialise"),
+    ({"precision": "fp8"}, "precision is 'fp8'"),
+    ({"evaluation.passkey": [5]}, r"evaluation\.passkey\.0 is 5"),
+    ({"mixers.mm": {"mixer": "mamba2"}}, "mixers"),
+    ({"teacher_4bit": True}, "teacher_4bit is not built yet"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[str(change) for change, _ in MISTAKES])
+def test_mistakes_name_the_key(tmp_path, tiny_recipe, changes, message):
+    for key, value in changes.items():
+        if key == "stages.4":
+            tiny_recipe["stages"].append(value)
+        else:
+            put(tiny_recipe, key.split("."), value)
+    with pytest.raises(UserError, match=message) as error:
+        load(write(tmp_path, tiny_recipe))
+    assert "mine.yaml" in str(error.value)
+
+
+def put(place, keys, value):
+    for key in keys[:-1]:
+        if isinstance(place, list):
+            place = place[int(key)] if key.isdigit() else next(entry[key] for entry in place if key in entry)
+        else:
+            place = place[key]
+    place[keys[-1]] = value
+
+
+def test_rates_by_role_are_checked_before_anything_runs(tiny_recipe):
+    put(tiny_recipe, ["stages", "imitate", "lr"], {"new": 1e-3, "ssm": 1e-3})
+    with pytest.raises(UserError, match=r"stages\.imitate: .*this stage also trains 'window' parameters"):
+        make_plan(check(tiny_recipe, "here"))
+
+
+def test_missing_keys_are_listed(tmp_path, tiny_recipe):
+    del tiny_recipe["teacher"], tiny_recipe["data"]["batch"]
+    with pytest.raises(UserError, match=r"teacher is missing\n.*data\.batch is missing"):
+        load(write(tmp_path, tiny_recipe))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.aline.lr=1", "there is no 'aline' here; did you mean 'align'"),
+        ("stages.9.lr=1", "there is no '9' here"),
+        ("novalue", "should read key.sub=value"),
+        ("pattern.x=1", "is 'AM' and has no parts"),
+        ("a=[1", "not valid YAML"),
+    ],
+)
+def test_overrides_that_fit_nowhere(tmp_path, tiny_recipe, override, message):
+    with pytest.raises(UserError, match=message):
+        load(write(tmp_path, tiny_recipe), [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [1", "not valid YAML"), ("- a", "should be a mapping"), ("teacher: a\nteacher: b", "'teacher' stands twice")],
+)
+def test_files_that_are_no_recipe(tmp_path, content, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load(path)
+
+
+def test_finding():
+    assert len({find(name).resolve() for name in ("quickstart", "recipes/quickstart.yaml", "quickstart.yaml")}) == 1
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        find("quickstrat")
+
+
+def test_a_saved_recipe_is_the_same_recipe(tiny_recipe):
+    recipe = check(tiny_recipe, "here")
+    again = check(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True))), "there")
+    assert again == recipe and again.fingerprint == recipe.fingerprint
