@@ -51,7 +51,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         RuntimeError: a mixer leaves a parameter of its own unaccounted for.
     """
     family = teacher.family
-    place = Place(family.layers, family.slot, family.cache)
+    place = Place(family.layers, family.slot)
     try:
         student = students.build(teacher.config, layout, place, attention_shape(teacher))
     except ValueError as error:

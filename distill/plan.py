@@ -78,7 +78,7 @@ def make_plan(recipe: Recipe) -> Plan:
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
     with torch.device("meta"):
         teacher = AutoModelForCausalLM.from_config(config)
-    place = Place(family.layers, family.slot, family.cache)
+    place = Place(family.layers, family.slot)
     try:
         student = students.build(config, layout, place, shape_of(config))
     except ValueError as error:

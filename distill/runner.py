@@ -34,10 +34,10 @@ def run(
         UserError: anything the user can mend. Interrupted: stopped early, everything saved.
     """
     console = console or Console(stderr=True)
-    folder = RunDir.finished(recipe, Path(runs))
-    if folder is not None and not fresh:
-        _show(folder, console)
-        return folder
+    finished = None if fresh else RunDir.finished(recipe, Path(runs))
+    if finished is not None:
+        _show(finished, console)
+        return finished
     stopper = Stopper(deadline(stop_after))
     session = Session.open(recipe, Path(runs) / "trackers")
     layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)

@@ -11,11 +11,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Place:
-    """Where a family keeps its attention: path of the list of layers, name in a layer, name of the cache argument."""
+    """Where a family keeps its attention: path of the list of layers, name in a layer."""
 
     layers: str = "model.layers"
     name: str = "self_attn"
-    cache: str = "past_key_values"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ For a family such as `llama` there is a config class with model_type `distill_ll
 subclasses of transformers' own, made when first asked for. Weights that are not converted keep their names.
 """
 
-from functools import cache
+import functools
+import inspect
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -21,6 +22,12 @@ from students.shapes import Float, Int
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
+# What this version of transformers calls a model's cache: `cache` from 5.24 on, `past_key_values` before.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
 
 
 class StudentMixin:
@@ -34,7 +41,7 @@ class StudentMixin:
         self.layout, self.place, shape = from_dict(config.distill)
         layers = self.get_submodule(self.place.layers)
         for index in self.layout.converted:
-            slot = MixerSlot(self.layout.make(index, shape), index, self.place.cache)
+            slot = MixerSlot(self.layout.make(index, shape), index)
             setattr(layers[index], self.place.name, slot)
 
     @property
@@ -56,16 +63,18 @@ class StudentMixin:
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: Int[Tensor, "b t"] | None = None,
+        cache: Cache | None = None,
         **rest,
     ):
         """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
 
+        The cache may be called `cache` or `past_key_values` in any version of transformers.
+
         Raises:
             ValueError: inputs that slots cannot honour (see `_arguments`).
         """
-        arguments = self._arguments(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, document_ids
-        )
+        cache = past_key_values if cache is None else cache
+        arguments = self._arguments(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, document_ids)
         return super().forward(**arguments, **rest)
 
     def hidden(self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None) -> Float[Tensor, "b t d"]:
@@ -78,31 +87,29 @@ class StudentMixin:
         layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
         return Cache(layers=[MixerState() if i in self.layout.converted else layer for i, layer in enumerate(layers)])
 
-    def _arguments(
-        self, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, document_ids
-    ) -> dict:
+    def _arguments(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, document_ids) -> dict:
         inputs = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
             raise ValueError("a student takes a 2-D attention_mask (1 for tokens, 0 for padding), or document_ids")
-        if document_ids is not None and (attention_mask is not None or past_key_values is not None):
+        if document_ids is not None and (attention_mask is not None or cache is not None):
             raise ValueError("document_ids pack documents for training; with a mask or a cache use attention_mask alone")
-        if past_key_values is not None and attention_mask is not None:
-            _refuse_right_padding(attention_mask, past_key_values)
+        if cache is not None and attention_mask is not None:
+            _refuse_right_padding(attention_mask, cache)
         documents = document_ids
         if documents is not None:
             position_ids = positions(documents) if position_ids is None else position_ids
         elif attention_mask is not None:
             documents = attention_mask[:, -inputs.shape[1] :].long() - 1  # tokens 0, padding -1
-        elif position_ids is not None and past_key_values is None:
+        elif position_ids is not None and cache is None:
             documents = _packed(position_ids, inputs.shape[0])
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and past_key_values is None and document_ids is None:
-            past_key_values = self.new_cache()
+        if use_cache and cache is None and document_ids is None:
+            cache = self.new_cache()
         arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache and document_ids is None,
         }
@@ -110,14 +117,14 @@ class StudentMixin:
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
         """Called by `generate`: its own choice would be a cache without places for the slots' states."""
-        if generation_config.use_cache is False or model_kwargs.get("past_key_values") is not None:
+        if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation {generation_config.cache_implementation!r} cannot hold a student's states; "
                 "leave it unset"
             )
-        model_kwargs["past_key_values"] = self.new_cache()
+        model_kwargs[CACHE] = self.new_cache()
 
 
 def _refuse_right_padding(attention_mask: Int[Tensor, "b s"], past: Cache) -> None:
@@ -156,7 +163,7 @@ def register_families() -> None:
         AutoConfig.register(PREFIX + family, door, exist_ok=True)
 
 
-@cache
+@functools.cache
 def student_class(family: str) -> type:
     """The student class of a family, made of its transformers classes.
 

@@ -11,14 +11,13 @@ class Family:
     """One architecture.
 
     Attributes:
-        layers: path of the list of decoder layers. slot: the attention's name in a layer. cache: its cache argument.
+        layers: path of the list of decoder layers. slot: the attention's name in a layer.
         q, k, v, o: names of the projections in the attention module, each its own nn.Linear.
         attention_scale: config entry that multiplies the attention logits, None for 1 / sqrt(head_dim).
     """
 
     layers: str = "model.layers"
     slot: str = "self_attn"
-    cache: str = "past_key_values"
     q: str = "q_proj"
     k: str = "k_proj"
     v: str = "v_proj"

@@ -53,7 +53,7 @@ class Imitate(Stage):
             self._add_adapters()
         own_copies(student, self.trained())
         if self.options.activation_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute(student, "enable", {"use_reentrant": False})
             student.train()  # transformers recomputes in training mode only
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
@@ -82,7 +82,7 @@ class Imitate(Stage):
 
     def finish(self, calibration: Calibration) -> None:
         if self.options.activation_checkpointing:
-            self.student.gradient_checkpointing_disable()
+            _recompute(self.student, "disable")
             self.student.eval()
         if self.options.train == "lora":
             for name in self._targets:  # merging adds in place, and these weights are still the teacher's
@@ -130,6 +130,12 @@ class Imitate(Stage):
 
 def _is_norm(name: str) -> bool:
     return any(part.endswith(NORMS[:2]) or part.startswith(NORMS[2]) for part in name.split("."))
+
+
+def _recompute(student: nn.Module, switch: str, *options: dict) -> None:
+    """Switch transformers' recomputation of layers, by the newer of its two names where both exist."""
+    newer = getattr(student, f"activation_checkpointing_{switch}", None)
+    (newer or getattr(student, f"gradient_checkpointing_{switch}"))(*options)
 
 
 def own_copies(student: nn.Module, trained: dict[str, tuple[str, nn.Parameter]]) -> None:

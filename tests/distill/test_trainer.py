@@ -1,8 +1,8 @@
 """The loop: two processes give one process's gradients, micro-batches change nothing, schedules and groups are as said."""
 
 import itertools
+import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -41,29 +41,27 @@ losses = trainer._accumulate(0)
 if session.accelerator.is_main_process:
     save_file({n: p.grad.contiguous() for n, p in trainer.parameters.items() if p.grad is not None}, out)
     json.dump(losses, open(out + ".json", "w"))
+session.accelerator.wait_for_everyone()
+session.accelerator.end_training()
 """
 
 
 def gradients(tmp_path, entries, stage, *, processes, batch=4, micro_batch=4):
     """Run the script in so many gloo processes; gradients and losses of the first."""
-    import json
-
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(entries))
+    (tmp_path / "one_step.py").write_text(SCRIPT)
     out = tmp_path / f"{stage}-{processes}-{micro_batch}.safetensors"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(processes):
-        extra = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            extra |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            extra |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "tiny.yaml"), stage, str(out), str(batch), str(micro_batch)]
-        started.append(subprocess.Popen(command, env=os.environ | extra, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=300)[1] for process in started]
-    if any(process.returncode for process in started):
-        raise RuntimeError(said[0])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+    script = [str(tmp_path / "one_step.py"), str(tmp_path / "tiny.yaml"), stage, str(out), str(batch), str(micro_batch)]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *script],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return load_file(out), json.loads((tmp_path / f"{out.name}.json").read_text())
 
 
@@ -93,7 +91,7 @@ def test_schedules():
     wsd = [rate_factor(step, 100, options(warmup=0.1, decay=0.2)) for step in range(100)]
     assert wsd[0] == pytest.approx(1 / 11) and wsd[9] == pytest.approx(10 / 11)
     assert set(wsd[10:80]) == {1.0} and wsd[80] < 1 and wsd[99] == pytest.approx(1 / 21)
-    assert all(a >= b for a, b in itertools.pairwise(wsd))
+    assert all(a >= b for a, b in itertools.pairwise(wsd[10:]))
     cosine = [rate_factor(step, 100, options(schedule="cosine", warmup=0.0, final=0.1)) for step in range(100)]
     assert cosine[0] == 1.0 and cosine[50] == pytest.approx(0.55, abs=1e-3) and 0.1 < cosine[99] < 0.11
     assert {rate_factor(step, 10, options(schedule="constant", warmup=0.0)) for step in range(10)} == {1.0}
