@@ -29,8 +29,17 @@ _log = logging.getLogger(__name__)
 class Pipeline:
     """One student's way through its recipe, in one folder. `session` may be shared with another pipeline's."""
 
-    def __init__(self, session: Session, recipe: Recipe, folder: RunDir, console: Console, stopper: Stopper) -> None:
-        self.session, self.recipe, self.folder = session, recipe, folder
+    def __init__(
+        self,
+        session: Session,
+        recipe: Recipe,
+        folder: RunDir,
+        console: Console,
+        stopper: Stopper,
+        every_stage: bool = True,
+    ) -> None:
+        """every_stage: evaluate after each stage, not after the last alone."""
+        self.session, self.recipe, self.folder, self.every_stage = session, recipe, folder, every_stage
         self.console, self.stopper = console, stopper
         self.teacher, self.accelerator = session.teacher, session.accelerator
         self.layout = layout_of(recipe.pattern, recipe.mixers, self.teacher.n_layers, f"{folder.path / 'recipe.yaml'}")
@@ -115,17 +124,19 @@ class Pipeline:
     def _close(self, index: int, name: str, window: int, seconds: float, heldout: Heldout) -> None:
         """Evaluate and checkpoint a stage that is over."""
         if self.accelerator.is_main_process:
-            with self.accelerator.autocast():
-                measured = fidelity(self.teacher, self.student, heldout)
+            measured = {}
+            if self.every_stage or index + 1 == len(self.recipe.stages):
+                with self.accelerator.autocast():
+                    measured = fidelity(self.teacher, self.student, heldout)
             measured["probe"] = self._measure_probe()
             evaluations = self.folder.read("evaluations.json", {})
             after = {**evaluations.get("after", {}), f"{index}-{name}": {**measured, "seconds": round(seconds, 1)}}
             self.folder.write("evaluations.json", {**evaluations, "after": after})
             self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
-            self.console.print(
-                f"  [bold]{name:<10}[/] {seconds:5.0f} s   held-out KL {measured['kl']:.3f}   "
-                f"agreement {measured['agreement']:.1%}   perplexity {measured['perplexity']:.2f}"
+            found = (
+                "held-out KL {kl:.3f}   agreement {agreement:.1%}   perplexity {perplexity:.2f}" if "kl" in measured else ""
             )
+            self.console.print(f"  [bold]{name:<10}[/] {seconds:5.0f} s   {found.format(**measured)}")
             self._save(State(index, name, 0, True, window, self.teacher.fingerprint), None, None, measured["probe"])
         self.accelerator.wait_for_everyone()
 

@@ -146,16 +146,10 @@ def _story_html(folder: RunDir, evaluations: dict) -> str:
 
 
 def _strip(recipe, judged: dict) -> str:
-    pattern = (recipe.pattern * 1000)[: _depth(recipe, judged)]
-    cells = "".join(f"<span class='{'mixer' if letter in recipe.mixers else ''}'>{letter}</span>" for letter in pattern)
+    letters = [(letter, "mixer" if letter in recipe.mixers else "") for letter in judged["pattern"]]
+    cells = "".join(f"<span class='{kind}'>{letter}</span>" for letter, kind in letters)
     meaning = "; ".join(f"{letter}: {html.escape(str(options))}" for letter, options in recipe.mixers.items())
     return f"<p class='strip'>{cells}</p><p class='note'>{meaning}; A: the teacher's attention</p>"
-
-
-def _depth(recipe, judged: dict) -> int:
-    """The model's layers: the last converted one is the furthest that results name."""
-    last = max((int(name.rpartition("_")[2]) for name in judged["layers"]), default=len(recipe.pattern) - 1)
-    return judged.get("n_layers", last + 1)
 
 
 def _layers_html(evaluations: dict) -> str:

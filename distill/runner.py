@@ -10,6 +10,7 @@ from distill.evaluate.baselines import has_window_branch, window_layout
 from distill.evaluate.fidelity import fidelity
 from distill.evaluate.target import judge_session
 from distill.pipeline import Pipeline
+from distill.progress import new_console
 from distill.recipe import Recipe
 from distill.run_dir import RunDir
 from distill.session import Session, deadline
@@ -33,12 +34,13 @@ def run(
     Raises:
         UserError: anything the user can mend. Interrupted: stopped early, everything saved.
     """
-    console = console or Console(stderr=True)
+    console = console or new_console()
     finished = None if fresh else RunDir.finished(recipe, Path(runs))
     if finished is not None:
         _show(finished, console)
         return finished
     stopper = Stopper(deadline(stop_after))
+    console.print("  loading the teacher and preparing the text")
     session = Session.open(recipe, Path(runs) / "trackers")
     layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
     if recipe.twin and not has_window_branch(layout):
@@ -79,9 +81,10 @@ def _announce(pipeline: Pipeline, heldout, console: Console) -> None:
     """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
     layout, folder = pipeline.layout, pipeline.folder
     session = pipeline.session
+    precision = {"no": "float32"}.get(session.accelerator.mixed_precision, session.accelerator.mixed_precision)
     console.print(
         f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer "
-        f"({session.accelerator.device}, {session.accelerator.mixed_precision})"
+        f"({session.accelerator.device}, {precision})"
     )
     evaluations = folder.read("evaluations.json", {})
     if "untrained" not in evaluations and session.accelerator.is_main_process:
@@ -115,7 +118,7 @@ def _run_twin(session: Session, recipe: Recipe, pipeline: Pipeline, heldout, con
     twin = twin_recipe(recipe, pipeline.layout)
     folder = RunDir.at(pipeline.folder.path / "twin", twin, fresh=False)
     console.print("  [bold]twin[/]: the same windows, trained alone")
-    trained = Pipeline(session, twin, folder, console, stopper)
+    trained = Pipeline(session, twin, folder, console, stopper, every_stage=False)
     trained.run(heldout)
     if session.accelerator.is_main_process:
         _save_student(trained)

@@ -50,7 +50,8 @@ def evaluate(target: str | Path, *, teacher: str | None = None, heldout: str | N
             instead of the run's, or of the shipped held-out text for a checkpoint.
 
     Returns:
-        {"target", "teacher", "rows": {row: {evaluation: result}}, "layers": {layer: relative L2 error}}.
+        {"target", "teacher", "pattern": one letter a layer, "rows": {row: {evaluation: result}},
+        "layers": {layer: relative L2 error}}.
 
     Raises:
         UserError: the target is no student, or the teacher is not its teacher.

@@ -50,7 +50,7 @@ def judge_session(session: Session, student, twin: Path | None, known: Mapping[s
         results = judge_all(teacher, rows, heldout, options, known or {})
         probed = probe(teacher, student, session.probe_batch())
     layers = {name.split("/")[1]: value**0.5 for name, value in probed.items() if name.startswith("align/")}
-    return {"teacher": teacher.reference, "rows": results, "layers": layers}
+    return {"teacher": teacher.reference, "pattern": student.layout.pattern, "rows": results, "layers": layers}
 
 
 def load_student(path: str | Path):

@@ -155,5 +155,5 @@ def test_the_python_api_is_the_command_line(run_folder, place):
     again = distill.run(place / "tiny.yaml", runs=place / "runs")
     assert again.path == run_folder
     judged = distill.evaluate(run_folder)
-    assert set(judged) == {"target", "teacher", "rows", "layers"}
+    assert set(judged) == {"target", "teacher", "pattern", "rows", "layers"}
     assert distill.export(run_folder, out=place / "api").name == "api"
