@@ -40,8 +40,8 @@ def run(
         _show(finished, console)
         return finished
     stopper = Stopper(deadline(stop_after))
-    console.print("  loading the teacher and preparing the text")
-    session = Session.open(recipe, Path(runs) / "trackers")
+    with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
+        session = Session.open(recipe, Path(runs) / "trackers")
     layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")

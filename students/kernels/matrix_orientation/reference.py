@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 from students.kernels.documents import runs as number_runs
 from students.shapes import Float, Int
 
-ROWS = 128
+ROWS = 128  # of a block, at least: on a CPU small blocks stay in the cache
+ELEMENTS = 2**26  # of a block on a GPU, where many small ones would spend their time being launched
 
 
 def orientation_error(
@@ -23,7 +24,7 @@ def orientation_error(
     documents: Int[Tensor, "b t"] | None,
     min_lag: int,
 ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
-    """See `students.kernels.matrix_orientation.orientation_error`. Extra memory: ROWS x t a batch row and head."""
+    """See `students.kernels.matrix_orientation.orientation_error`. Extra memory: a block a batch row and head, a few times."""
     dtype = torch.promote_types(C.dtype, torch.float32)
     time = q.shape[1]
     ids = torch.zeros(q.shape[:2], dtype=torch.long, device=q.device) if documents is None else number_runs(documents)
@@ -45,9 +46,10 @@ def orientation_error(
         return ((A - M) * counted).square().sum((2, 3)), (A * counted).square().sum((2, 3))
 
     error = power = 0.0
+    rows = max(ROWS, ELEMENTS // (q.shape[0] * q.shape[1] * time)) if q.is_cuda else ROWS
     with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, time, ROWS):
-            stop = min(start + ROWS, time)
+        for start in range(0, time, rows):
+            stop = min(start + rows, time)
             block_error, block_power = checkpoint(
                 block, start, stop, C, B, total, D, use_reentrant=False, preserve_rng_state=False
             )
