@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 
-SCRATCH = ".writing-"
+SCRATCH, DAMAGED = ".writing-", ".damaged-"
 END = "end"  # in the place of a step, where a stage is over
 
 
@@ -84,6 +84,25 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def set_damaged_aside(folder: Path) -> list[str]:
+    """Rename the newest checkpoints whose files are not what was saved, down to the first sound one.
+
+    Returns:
+        what is wrong with each, and where it lies now.
+    """
+    complaints = []
+    while (path := latest(folder)) is not None:
+        try:
+            read_state(path)
+            break
+        except UserError as error:
+            aside = path.with_name(DAMAGED + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            complaints.append(f"{error}; set aside as {aside.name}")
+    return complaints
+
+
 def read_state(checkpoint: Path) -> State:
     """A checkpoint's state, its files checked against their hashes.
 
@@ -94,9 +113,9 @@ def read_state(checkpoint: Path) -> State:
         state = State(**json.loads((checkpoint / "state.json").read_text()))
         for name, digest in state.files.items():
             if _digest(checkpoint / name) != digest:
-                raise UserError(f"{checkpoint / name} is damaged; delete {checkpoint} to go on from the one before")
+                raise UserError(f"{checkpoint / name} is damaged")
     except (OSError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{checkpoint} is damaged ({error}); delete it to go on from the one before") from error
+        raise UserError(f"{checkpoint} is damaged ({error})") from error
     return state
 
 

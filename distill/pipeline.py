@@ -193,6 +193,10 @@ class Pipeline:
 
     def _resume(self) -> State | None:
         """The last checkpoint's state; a finished stage's weights are loaded here, a running one's when it is made."""
+        if self.accelerator.is_main_process:
+            for complaint in checkpoint.set_damaged_aside(self.folder.checkpoints):
+                self.console.print(f"  {complaint}")
+        self.accelerator.wait_for_everyone()
         path = checkpoint.latest(self.folder.checkpoints)
         if path is None:
             self.folder.forget_after(-1, 0)

@@ -10,11 +10,14 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from distill.errors import UserError
 from distill.recipe import Recipe, check
@@ -35,7 +38,12 @@ class RunDir:
         Raises:
             UserError: the folder's recipe.yaml was edited, or belongs to another recipe.
         """
-        return cls.at(runs / f"{recipe.name}-{recipe.fingerprint}", recipe, fresh)
+        return cls.at(cls.path_of(recipe, runs), recipe, fresh)
+
+    @staticmethod
+    def path_of(recipe: Recipe, runs: Path) -> Path:
+        """Where a recipe's folder is, whether it exists or not."""
+        return runs / f"{recipe.name}-{recipe.fingerprint}"
 
     @classmethod
     def at(cls, path: Path, recipe: Recipe, fresh: bool) -> "RunDir":
@@ -64,7 +72,7 @@ class RunDir:
         Raises:
             UserError: as `open`.
         """
-        path = runs / f"{recipe.name}-{recipe.fingerprint}"
+        path = cls.path_of(recipe, runs)
         if not (path / "recipe.yaml").exists():
             return None
         folder = cls.at(path, recipe, fresh=False)
@@ -142,6 +150,30 @@ class RunDir:
         """Drop the metrics of steps that a resumed run will take again."""
         kept = [line for line in self.metrics() if (line["stage_index"], line["step"]) <= (stage, step)]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Keep a run folder for this process while the block runs; a process that dies lets go of it.
+
+    Raises:
+        UserError: another process has it, named by number and machine.
+    """
+    path = Path(path)
+    owner = path.with_name(f".{path.name}.owner")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = owner.read_text() if owner.exists() else "another process"
+        raise UserError(f"{path} is in use by {holder}; wait for it, or stop it first") from error
+    try:
+        write_text(owner, f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def write_text(file: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """`distill run`: the student, its twin if asked for, their evaluation, the report and the exports."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from distill.evaluate.target import judge_session
 from distill.pipeline import Pipeline
 from distill.progress import new_console
 from distill.recipe import Recipe
-from distill.run_dir import RunDir
+from distill.run_dir import RunDir, alone
 from distill.session import Session, deadline
 from distill.trainer import Stopper
 
@@ -45,8 +46,20 @@ def run(
     layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
-    folder = RunDir.open(recipe, Path(runs), fresh)
-    console.print(f"[bold]{recipe.name}[/]  {folder.path}")
+    main = session.accelerator.is_main_process
+    console = console if main else Console(quiet=True)
+    with alone(RunDir.path_of(recipe, Path(runs))) if main else nullcontext():
+        with session.accelerator.main_process_first():
+            folder = RunDir.open(recipe, Path(runs), fresh and main)
+        console.print(f"[bold]{recipe.name}[/]  {folder.path}")
+        _take_all(session, folder, console, stopper)
+    session.accelerator.end_training()
+    return folder
+
+
+def _take_all(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> None:
+    """The student's stages, its twin's if asked for, and the conclusion."""
+    recipe = session.recipe
     heldout = session.heldout(recipe.evaluation.tokens)
     _start_trackers(session, folder)
     pipeline = Pipeline(session, recipe, folder, console, stopper)
@@ -58,8 +71,6 @@ def run(
         _run_twin(session, recipe, pipeline, heldout, console, stopper)
     if session.accelerator.is_main_process:
         _conclude(session, folder, pipeline.student, console)
-    session.accelerator.end_training()
-    return folder
 
 
 def twin_recipe(recipe: Recipe, layout) -> Recipe:

@@ -123,13 +123,14 @@ class Trainer:
         with stopper.listening():
             for step in range(start, self.steps):
                 log(self.step(step))
-                last = step + 1 == self.steps
-                if reason := stopper.due():
-                    if not last:
-                        save(step + 1)
-                        raise Interrupted(reason)
-                elif not last and due(step + 1):
+                if step + 1 == self.steps:
+                    break
+                reason = stopper.due()
+                stop, checkpoint = self._any(reason is not None, due(step + 1))
+                if stop or checkpoint:
                     save(step + 1)
+                if stop:
+                    raise Interrupted(reason or "another process was asked to stop")
 
     def step(self, step: int) -> Report:
         """One optimizer step."""
@@ -147,6 +148,13 @@ class Trainer:
         rate = max(group["lr"] for group in self.optimizer.param_groups)
         tokens = self.batch * self.windows.seq_len
         return Report(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
+
+    def _any(self, *flags: bool) -> list[bool]:
+        """Each flag, set where any process sets it: clocks and signals differ, and all must save and stop together."""
+        if self.world == 1:
+            return list(flags)
+        counts = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return (self.accelerator.reduce(counts, "sum") > 0).tolist()
 
     def _accumulate(self, step: int) -> dict[str, float]:
         """Gradients of the whole step on every process, and its losses."""

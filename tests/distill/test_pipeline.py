@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -243,15 +242,33 @@ def test_another_text(stopped):
         go(entries, runs)
 
 
-def test_a_damaged_checkpoint(stopped):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped, capsys):
     entries, runs, folder = stopped
-    file = checkpoint.latest(folder / "checkpoints") / "student.safetensors"
+    newest = checkpoint.latest(folder / "checkpoints")
+    file = newest / "student.safetensors"
     data = bytearray(file.read_bytes())
     data[-10] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(UserError, match=r"student\.safetensors is damaged; delete"):
-        go(entries, runs)
-    shutil.rmtree(file.parent)
+    found = weights(go(entries, runs).path)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "student.safetensors is damaged" in said and "going on after the end of stage orient" in said
+    assert (newest.parent / f".damaged-{newest.name}" / "student.safetensors").read_bytes() == data
+    assert same(found, weights(go(entries, runs / "whole").path))
+
+
+def test_two_processes_in_one_folder(stopped):
+    entries, runs, folder = stopped
+    other = (
+        "import sys, time; from distill.run_dir import alone\nwith alone(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", other, str(folder)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    try:
+        with pytest.raises(UserError, match=f"is in use by process {process.pid} on"):
+            go(entries, runs)
+    finally:
+        process.kill()
+        process.wait()
     assert (go(entries, runs).path / "student").exists()
 
 
