@@ -31,7 +31,7 @@ def generate(target: Path, prompt: str, *, tokens: int, chat: bool, temperature:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )
-    inputs = tokenizer(prompt, return_tensors="pt").to(device)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).to(device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
     out = student.generate(

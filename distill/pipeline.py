@@ -133,7 +133,8 @@ class Pipeline:
             evaluations = self.folder.read("evaluations.json", {})
             after = {**evaluations.get("after", {}), f"{index}-{name}": {**measured, "seconds": round(seconds, 1)}}
             self.folder.write("evaluations.json", {**evaluations, "after": after})
-            self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
+            if name == "initialise":  # a resumed run no longer knows what initialise recorded
+                self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = (
                 "held-out KL {kl:.3f}   agreement {agreement:.1%}   perplexity {perplexity:.2f}" if "kl" in measured else ""
             )
@@ -177,7 +178,7 @@ class Pipeline:
     def _save(
         self, state: State, stage: Stage | None, trainer: Trainer | None, probed: dict[str, float] | None = None
     ) -> str:
-        self.accelerator.wait_for_everyone()
+        self._saved = time.monotonic()
         if not self.accelerator.is_main_process:
             return ""
         changed = self.changed | (stage.changed(done=False) if stage else set())
@@ -187,9 +188,7 @@ class Pipeline:
         if trainer is not None:
             tensors["optimizer"] = trainer.optimizer_state()
             tensors["stage"] = dict(stage.named_buffers())
-        path = checkpoint.save(self.folder.checkpoints, state, tensors, self.recipe.checkpoints.keep)
-        self._saved = time.monotonic()
-        return str(path)
+        return str(checkpoint.save(self.folder.checkpoints, state, tensors, self.recipe.checkpoints.keep))
 
     def _resume(self) -> State | None:
         """The last checkpoint's state; a finished stage's weights are loaded here, a running one's when it is made."""

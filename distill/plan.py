@@ -1,5 +1,6 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is loaded, trained or written."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def make_plan(recipe: Recipe) -> Plan:
         UserError: a layout that does not fit, or a teacher whose config cannot be found.
     """
     config = teacher_config(recipe)
-    family = family_of(config.model_type, recipe.teacher)
+    try:
+        family = family_of(config.model_type, recipe.teacher)
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from error
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
     with torch.device("meta"):
         teacher = AutoModelForCausalLM.from_config(config)
@@ -103,8 +107,9 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def teacher_config(recipe: Recipe):
     """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF."""
-    snapshot = shipped_folder() / "configs" / f"{recipe.teacher.rpartition('/')[2].lower()}.json"
-    if snapshot.is_file():
+    name = re.sub(r"(\.q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
+    snapshot = shipped_folder() / "configs" / f"{name}.json"
+    if snapshot.is_file() and not Path(recipe.teacher).exists():
         return AutoConfig.from_pretrained(snapshot)
     try:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
@@ -112,7 +117,7 @@ def teacher_config(recipe: Recipe):
         if source.kind == "gguf":
             return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
         return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 
 

@@ -183,7 +183,12 @@ def check(entries: dict, where: str) -> Recipe:
 
 
 def _check_stages(recipe: Recipe, where: str) -> None:
+    from distill.export import EXPORTERS
     from distill.stages import STAGES, options_class
+
+    for target in recipe.export:
+        if target not in EXPORTERS:
+            raise UserError(f"{where}: export: there is no target {target!r}; {nearest(target, EXPORTERS)}")
 
     if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
         raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")

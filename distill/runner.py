@@ -169,7 +169,8 @@ def _known(recipe: Recipe, folder: RunDir) -> dict[str, dict]:
         return {}
 
     def last(evaluations: dict) -> dict:
-        return {"fidelity": list(evaluations.get("after", {}).values())[-1]}
+        after = list(evaluations.get("after", {}).values())
+        return {"fidelity": after[-1]} if after else {}
 
     found = folder.read("evaluations.json")
     known = {"student": last(found), "window_layout": {"fidelity": found["untrained"]}}

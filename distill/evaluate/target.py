@@ -26,7 +26,7 @@ def evaluate_target(target: str | Path, teacher: str | None, heldout: str | None
     if folder and not student_path.exists():
         raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
     student = load_student(student_path)
-    recipe = folder.recipe() if folder else _recipe_for(student, student_path)
+    recipe = folder.recipe() if folder else _recipe_for(student, student_path, teacher)
     changes = {"teacher": teacher} if teacher else {}
     if heldout:
         changes["data"] = recipe.data.model_copy(update={"heldout": [Text(path=heldout)]})
@@ -86,9 +86,9 @@ def check_teacher(student, teacher: teachers.Teacher, path: str | Path) -> None:
         )
 
 
-def _recipe_for(student, path: str | Path) -> Recipe:
+def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
     """What a checkpoint outside a run folder is judged with."""
-    reference = student.config.distill.get("teacher", {}).get("reference")
+    reference = teacher or student.config.distill.get("teacher", {}).get("reference")
     if reference is None:
         raise UserError(f"{path} does not say which teacher it was distilled from; pass it with --teacher")
     data = Data(train=[SHIPPED_HELDOUT], heldout=[SHIPPED_HELDOUT], seq_len=512, batch=1)

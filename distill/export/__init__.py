@@ -31,6 +31,8 @@ def export(run_folder: str | Path, *, to: str = "portable", out: str | Path) -> 
     if not folder.student.exists():
         raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder to write the export into")
     if out.exists() and any(out.iterdir()) and not (out / ".exported-by-distill").exists():
         raise UserError(f"{out} is not empty, and was not written by an export; choose another folder")
     module, _, function = EXPORTERS[to].partition(":")

@@ -110,7 +110,10 @@ class Imitate(Stage):
         return found
 
     def changed(self, done: bool) -> set[str]:
-        return {f"{name}.weight" for name in self._targets} if done and self._targets else super().changed(done)
+        if done and self._targets:
+            return {f"{name}.weight" for name in self._targets}
+        bases = {f"{name}.base_layer.weight" for name in self._targets}  # an earlier stage may have trained them
+        return super().changed(done) | bases
 
     def _add_adapters(self) -> None:
         from peft import LoraConfig

@@ -13,7 +13,7 @@ MIXERS = {
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
     "mamba2": "students.mixers.mamba2:Mamba2",
 }
-WINDOW_OPTIONS = {"size", "sinks", "own", "lag", "gate"}
+WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
 
 
 def mixer_class(name: str) -> type[Mixer]:
@@ -22,7 +22,7 @@ def mixer_class(name: str) -> type[Mixer]:
     Raises:
         ValueError: the name is not in the table.
     """
-    if name not in MIXERS:
+    if not isinstance(name, str) or name not in MIXERS:
         raise ValueError(f"there is no mixer {name!r}; there are {', '.join(MIXERS)}")
     module, _, attribute = MIXERS[name].partition(":")
     return getattr(import_module(module, __package__), attribute)
@@ -49,21 +49,43 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
         raise ValueError(f"mixer {name} has no option {sorted(unknown)[0]!r}; it has {known}")
     options = dict(options)
     if name == "attention" or "window" not in options:
+        _check_types(f"mixer {name}", options, _types_of(name))
         return mixer_class(name)(shape, **options)
+    if not isinstance(options["window"], dict):
+        raise ValueError(f"the window of mixer {name} is {options['window']!r}; write it as window: {{size: 64}}")
+    if "lag" in options:
+        raise ValueError(f"mixer {name} has both a lag and a window; the window's own lag (true or false) says it")
     return _windowed(name, shape, dict(options.pop("window")), options)
+
+
+def _types_of(name: str) -> dict:
+    return {key: parameter.annotation for key, parameter in inspect.signature(mixer_class(name)).parameters.items()}
+
+
+def _check_types(where: str, options: dict, types: dict) -> None:
+    for key, value in options.items():
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if not isinstance(value, types[key]) or (isinstance(value, bool) and not isinstance(True, types[key])):
+            raise ValueError(f"{where}: {key} is {value!r}, which is no {getattr(types[key], '__name__', types[key])}")
+        if number and value < (0 if key in ("lag", "sinks") else 1):
+            raise ValueError(f"{where}: {key} is {value}, which is too small")
 
 
 def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
     from students.mixers.attention import Attention
     from students.mixers.windowed import Windowed
 
-    unknown = set(window) - WINDOW_OPTIONS
+    unknown = set(window) - set(WINDOW_OPTIONS)
     if unknown or "size" not in window:
         wrong = f"unknown {sorted(unknown)[0]!r}" if unknown else "no size"
         raise ValueError(f"the window of mixer {name} has {wrong}; it takes {', '.join(sorted(WINDOW_OPTIONS))}")
+    if isinstance(window["size"], int) and window["size"] < 1:
+        raise ValueError(f"a window of {window['size']} tokens sees nothing; its size must be at least 1")
+    _check_types(f"the window of mixer {name}", window, WINDOW_OPTIONS)
+    _check_types(f"mixer {name}", options, _types_of(name))
     size, own = window["size"], window.get("own", True)
-    if size < 1:
-        raise ValueError(f"a window of {size} tokens sees nothing; its size must be at least 1")
+    if not own and shape.qkv_bias:
+        raise ValueError(f"a window that borrows {name}'s projections has no place for q, k and v biases; set own: true")
     ssm = mixer_class(name)(shape, lag=size if window.get("lag", True) else 0, **options)
     if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
         raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")

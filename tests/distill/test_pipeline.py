@@ -174,6 +174,26 @@ def wait_for(process, runs, moment):
         time.sleep(0.005)
 
 
+def test_two_processes_take_a_whole_recipe(tiny_recipe, tmp_path):
+    """Every barrier is met by both, checkpoints by the clock included, and the student is one process's."""
+    alone = go(tiny_recipe, tmp_path / "alone")
+    tiny_recipe["checkpoints"] = {"minutes": 0.001}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    script = ["-m", "distill.cli", "run", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "two")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "two").glob("tiny-*")
+    found, expected = (
+        json.loads((path / "evaluations.json").read_text())["final"]["rows"]["student"]["fidelity"]["kl"]
+        for path in (folder, alone.path)
+    )
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_say_how_to_go_on(tiny_recipe, tmp_path, number):
     tiny_recipe["stages"][2]["align"]["tokens"] = 200_000

@@ -24,7 +24,7 @@ SMALL = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-SNAPSHOTS = {"llama": ["llama-3.2-1b", "smollm2-135m"]}
+SNAPSHOTS = {"llama": ["llama-3.2-1b", "smollm2-135m-instruct"]}
 CASES = [(family, name) for family in FAMILIES for name in SNAPSHOTS[family]]
 
 
@@ -98,7 +98,7 @@ def test_real_teacher_attention(smollm2):
 
 
 def test_fingerprints_tell_teachers_apart(tokenizer):
-    one, other = (tiny(tokenizer, "llama", "smollm2-135m") for _ in range(2))
+    one, other = (tiny(tokenizer, "llama", "smollm2-135m-instruct") for _ in range(2))
     assert one.fingerprint != other.fingerprint
     other.model.load_state_dict(one.model.state_dict())
     del other.__dict__["fingerprint"]
