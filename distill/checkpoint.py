@@ -85,11 +85,13 @@ def latest(folder: Path) -> Path | None:
 
 
 def set_damaged_aside(folder: Path) -> list[str]:
-    """Rename the newest checkpoints whose files are not what was saved, down to the first sound one.
+    """Rename the newest checkpoints whose files are not what was saved, down to the first sound one; half-written ones go.
 
     Returns:
         what is wrong with each, and where it lies now.
     """
+    for half_written in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(half_written, ignore_errors=True)
     complaints = []
     while (path := latest(folder)) is not None:
         try:

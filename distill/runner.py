@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.evaluate.baselines import has_window_branch, window_layout
 from distill.evaluate.fidelity import fidelity
 from distill.evaluate.target import judge_session
-from distill.pipeline import Pipeline
+from distill.pipeline import Pipeline, check_rates
 from distill.progress import new_console
 from distill.recipe import Recipe
 from distill.run_dir import RunDir, alone
@@ -46,6 +46,8 @@ def run(
     layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
+    if recipe.twin:  # a missing rate is better known before the student has trained
+        check_rates(twin_recipe(recipe, layout), build(session.teacher, window_layout(layout))[0], f"{recipe.name} (twin)")
     main = session.accelerator.is_main_process
     console = console if main else Console(quiet=True)
     with alone(RunDir.path_of(recipe, Path(runs))) if main else nullcontext():

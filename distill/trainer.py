@@ -139,9 +139,7 @@ class Trainer:
         set_rates(self.optimizer, factor)
         losses = self._accumulate(step)
         self._check(losses, step)
-        norm = self._clip()
-        if not math.isfinite(norm):
-            raise NonFinite(f"the gradient of stage step {step + 1} is {norm}; try a lower lr or clip")
+        norm = self._clip(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         mean = sum(losses.values()) / max(len(losses), 1)
@@ -194,9 +192,15 @@ class Trainer:
             if parameter.grad is not None:
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
-    def _clip(self) -> float:
-        limit = math.inf if self.stage.options.clip is None else self.stage.options.clip
-        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
+    def _clip(self, step: int) -> float:
+        gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not math.isfinite(norm.item()):
+            wrong = next((name for name, gradient in gradients.items() if not gradient.isfinite().all()), "all together")
+            raise NonFinite(f"the gradient of {wrong} at step {step + 1} is not finite; try a lower lr or clip")
+        if self.stage.options.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.stage.options.clip, norm)
+        return norm.item()
 
     def _check(self, losses: dict[str, float], step: int) -> None:
         wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]

@@ -43,6 +43,8 @@ class Layout:
         for letter in sorted(set(mixers) - set(pattern)):
             raise ValueError(f"a mixer is given for {letter!r}, but the layout's pattern {pattern!r} does not use it")
         for letter, options in mixers.items():
+            if not isinstance(options.get("mixer"), str):
+                raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); give it by name")
             unknown = set(options) - {"mixer"} - options_of(options.get("mixer", ""))
             if unknown:
                 known = ", ".join(sorted(options_of(options["mixer"])))

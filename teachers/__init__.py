@@ -29,6 +29,7 @@ def load(
         FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
             a row, and a tokenizer with more entries than the model has embeddings.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = resolve(reference, allow_pickle)
@@ -44,7 +45,7 @@ def load(
         safetensors = {} if allow_pickle else {"use_safetensors": True}
         model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **safetensors, **trust)
         tokenizer = AutoTokenizer.from_pretrained(location, **trust)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"teacher {reference!r} could not be loaded: {error}") from error
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ValueError(

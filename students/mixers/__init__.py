@@ -22,7 +22,7 @@ def mixer_class(name: str) -> type[Mixer]:
     Raises:
         ValueError: the name is not in the table.
     """
-    if not isinstance(name, str) or name not in MIXERS:
+    if name not in MIXERS:
         raise ValueError(f"there is no mixer {name!r}; there are {', '.join(MIXERS)}")
     module, _, attribute = MIXERS[name].partition(":")
     return getattr(import_module(module, __package__), attribute)

@@ -162,3 +162,26 @@ def test_a_saved_recipe_is_the_same_recipe(tiny_recipe):
     recipe = check(tiny_recipe, "here")
     again = check(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True))), "there")
     assert again == recipe and again.fingerprint == recipe.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        ({"mixer": "mamba2", "window": 64}, "write it as window: {size: 64}"),
+        ({"mixer": "mamba2", "window": {"size": 4}, "lag": 2}, "has both a lag and a window"),
+        ({"mixer": "mamba2", "window": {"size": "four"}}, "size is 'four'"),
+        ({"mixer": "mamba2", "d_state": "big"}, "d_state is 'big'"),
+        ({"mixer": "mamba2", "d_state": 0}, "d_state is 0, which is too small"),
+        ({"mixer": "discrete_mamba2", "norm": 3}, "norm is 3"),
+        ({"mixer": ["a"]}, "there is no mixer"),
+    ],
+)
+def test_mixer_options_that_cannot_be(mixer, message):
+    recipe = load("quickstart").model_copy(update={"mixers": {"M": mixer}})
+    with pytest.raises(UserError, match=message):
+        make_plan(recipe)
+
+
+def test_an_export_target_that_does_not_exist():
+    with pytest.raises(UserError, match="export: there is no target 'portabel'; did you mean 'portable'"):
+        load("quickstart", ["export=[portabel]"])

@@ -1,6 +1,7 @@
 """References to teachers: found, or refused in words that help."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -79,3 +80,11 @@ def test_a_tokenizer_of_another_model(tiny_teacher, tmp_path):
     tokenizer.save_pretrained(tmp_path / "t")
     with pytest.raises(ValueError, match="the tokenizer has 330 entries, but the model embeds only 320"):
         teachers.load(str(tmp_path / "t"))
+
+
+def test_damaged_weights(tiny_teacher, tmp_path):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "damaged")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"teacher '.*damaged' could not be loaded"):
+        teachers.load(str(folder))
