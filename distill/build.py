@@ -6,14 +6,19 @@ from torch import nn
 
 import students
 from distill.errors import UserError
-from students.config import Layout, Place
+from students.config import Layout, Place, Shapes
 from students.mixers.mixer import Shape, Transfer
 from teachers.teacher import Teacher
 
 
-def attention_shape(teacher: Teacher) -> Shape:
-    """The teacher's attention in the numbers that mixers are made from."""
-    config, weights = teacher.config, teacher.attention_weights(0)
+def attention_shapes(teacher: Teacher) -> Shapes:
+    """The teacher's attention in the numbers that mixers are made from; the weights' values are not looked at."""
+    return Shapes.of({layer: _shape(teacher, layer) for layer in range(teacher.n_layers)})
+
+
+def _shape(teacher: Teacher, layer: int) -> Shape:
+    config, weights, rules = teacher.config, teacher.attention_weights(layer), teacher.logit_rules(layer)
+    eps = (getattr(config, name, None) for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"))
     return Shape(
         d_model=config.hidden_size,
         n_heads=weights.q.shape[0],
@@ -21,8 +26,13 @@ def attention_shape(teacher: Teacher) -> Shape:
         head_dim=weights.q.shape[1],
         qkv_bias=any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
         o_bias=weights.o_bias is not None,
-        softmax_scale=teacher.attention_scale,
-        norm_eps=getattr(config, "rms_norm_eps", 1e-5),
+        rope=rules.rope,
+        softmax_scale=rules.scale,
+        softcap=rules.softcap,
+        window=rules.window,
+        qk_norm=rules.norm,
+        qk_norm_eps=rules.norm_eps,
+        norm_eps=next((value for value in eps if value is not None), 1e-5),
     )
 
 
@@ -51,9 +61,9 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         RuntimeError: a mixer leaves a parameter of its own unaccounted for.
     """
     family = teacher.family
-    place = Place(family.layers, family.slot)
+    place = Place(family.layers, family.slot, family.documents)
     try:
-        student = students.build(teacher.config, layout, place, attention_shape(teacher))
+        student = students.build(teacher.config, layout, place, attention_shapes(teacher))
     except ValueError as error:
         raise UserError(f"the layout cannot be built on {teacher.reference}: {error}") from error
     own = set(dict(student.named_parameters())) | set(student.state_dict())

@@ -10,14 +10,14 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import students
-from distill.build import layout_of
+from distill.build import attention_shapes, layout_of
 from distill.errors import UserError
 from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
 from students.config import Layout, Place
-from students.mixers.mixer import Shape
 from teachers.families import family_of
 from teachers.source import resolve
+from teachers.teacher import Teacher
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
@@ -76,15 +76,16 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     config = teacher_config(recipe)
     try:
-        family = family_of(config.model_type, recipe.teacher)
+        family = family_of(config, recipe.teacher)
     except ValueError as error:
         raise UserError(f"teacher: {error}") from error
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
     with torch.device("meta"):
         teacher = AutoModelForCausalLM.from_config(config)
-    place = Place(family.layers, family.slot)
+    place = Place(family.layers, family.slot, family.documents)
+    shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
     try:
-        student = students.build(config, layout, place, shape_of(config))
+        student = students.build(config, layout, place, shapes)
     except ValueError as error:
         raise UserError(f"{recipe.name}: the layout cannot be built: {error}") from error
     check_rates(recipe, student, recipe.name)
@@ -119,19 +120,6 @@ def teacher_config(recipe: Recipe):
         return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
-
-
-def shape_of(config) -> Shape:
-    """The attention's sizes as a config gives them; `distill.build.attention_shape` reads the weights instead."""
-    heads = config.num_attention_heads
-    return Shape(
-        d_model=config.hidden_size,
-        n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        qkv_bias=getattr(config, "attention_bias", False),
-        o_bias=getattr(config, "attention_bias", False),
-    )
 
 
 def _exports(layout: Layout) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from distill.run_dir import RunDir
 from distill.session import Session
 from distill.stages.stage import context_of
+from teachers.weights import LogitRules
 
 PICTURE_TOKENS = 96
 PICTURE_LAYERS, PICTURE_HEADS = 3, 2
@@ -36,7 +37,7 @@ def matrices(session: Session, student) -> dict[str, np.ndarray]:
     for seen in session.teacher.observe(batch.ids, batch.positions, layers, qkv=True):
         mixer = student.mixers[seen.layer]
         terms = mixer.matrix(mixer.project(seen.input, context_of(batch, seen)))[0].float()
-        attention = attention_matrix(seen.q, seen.k, session.teacher.attention_scale, batch.documents)[0]
+        attention = attention_matrix(seen.q, seen.k, session.teacher.logit_rules(seen.layer), batch.documents)[0]
         for head in spread(range(attention.shape[0]), PICTURE_HEADS):
             name = f"layer {seen.layer} head {head}"
             found[f"{name} attention"] = attention[head].cpu().numpy()
@@ -44,11 +45,14 @@ def matrices(session: Session, student) -> dict[str, np.ndarray]:
     return found
 
 
-def attention_matrix(q: Tensor, k: Tensor, scale: float, documents: Tensor) -> Float[Tensor, "b h t t"]:
+def attention_matrix(q: Tensor, k: Tensor, rules: LogitRules, documents: Tensor) -> Float[Tensor, "b h t t"]:
     """The softmax of a layer's logits, whole; for short texts."""
     k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
-    logits = torch.einsum("bthp,bshp->bhts", q.float(), k.float()) * scale
-    hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).triu(1)
+    logits = torch.einsum("bthp,bshp->bhts", q.float(), k.float()) * rules.scale
+    if rules.softcap is not None:
+        logits = rules.softcap * torch.tanh(logits / rules.softcap)
+    every = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device)
+    hidden = every.triu(1) if rules.window is None else every.triu(1) | every.tril(-rules.window)
     hidden = hidden | (documents[:, :, None] != documents[:, None])[:, None]
     return logits.masked_fill(hidden, -torch.inf).softmax(-1)
 

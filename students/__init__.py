@@ -5,11 +5,11 @@ After `import students`, `transformers.AutoModelForCausalLM.from_pretrained` loa
 
 from pathlib import Path
 
-from students.config import Layout, Place
+from students.config import Layout, Place, Shapes
 from students.mixers.mixer import Shape
 from students.model import build, register_families
 
-__all__ = ["Layout", "Place", "Shape", "build", "load"]
+__all__ = ["Layout", "Place", "Shape", "Shapes", "build", "load"]
 
 register_families()
 

@@ -1,20 +1,49 @@
 """A student's layout, and where it lives: under the key `distill` of the skeleton's own config.json."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from students.mixers import make_mixer, options_of
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a family keeps its attention: path of the list of layers, name in a layer."""
+    """Where a family keeps its attention: path of the list of layers, name in a layer.
+
+    documents: how documents and padding reach the slot there, by "keywords" of its own or only by "positions".
+    """
 
     layers: str = "model.layers"
     name: str = "self_attn"
+    documents: str = "keywords"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The attention of every layer: one shape, and what is different in single layers."""
+
+    shape: Shape
+    exceptions: dict[int, dict] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, shapes: Mapping[int, Shape]) -> "Shapes":
+        """Of the shapes by layer; the most common one is the rule."""
+        rule = max(shapes.values(), key=list(shapes.values()).count)
+        usual = asdict(rule)
+        found = {}
+        for layer, shape in shapes.items():
+            changes = {name: value for name, value in asdict(shape).items() if value != usual[name]}
+            if changes:
+                found[layer] = changes
+        return cls(rule, found)
+
+    def at(self, layer: int) -> Shape:
+        """One layer's."""
+        return replace(self.shape, **self.exceptions.get(layer, {}))
 
 
 @dataclass(frozen=True)
@@ -66,12 +95,13 @@ class Layout:
         return make_mixer(options.pop("mixer"), shape, options)
 
 
-def to_dict(layout: Layout, place: Place, shape: Shape) -> dict:
+def to_dict(layout: Layout, place: Place, shapes: Shapes) -> dict:
     """What config.json holds under `distill`."""
-    return {"format": FORMAT, "layout": asdict(layout), "place": asdict(place), "attention": asdict(shape)}
+    attention = {**asdict(shapes.shape), "exceptions": {str(layer): changes for layer, changes in shapes.exceptions.items()}}
+    return {"format": FORMAT, "layout": asdict(layout), "place": asdict(place), "attention": attention}
 
 
-def from_dict(entry: dict) -> tuple[Layout, Place, Shape]:
+def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
     """The reverse of `to_dict`.
 
     Raises:
@@ -79,4 +109,6 @@ def from_dict(entry: dict) -> tuple[Layout, Place, Shape]:
     """
     if entry.get("format") != FORMAT:
         raise ValueError(f"config.json's `distill` entry has format {entry.get('format')!r}; this version reads {FORMAT}")
-    return Layout(**entry["layout"]), Place(**entry["place"]), Shape(**entry["attention"])
+    attention = dict(entry["attention"])
+    exceptions = {int(layer): changes for layer, changes in attention.pop("exceptions").items()}
+    return Layout(**entry["layout"]), Place(**entry["place"]), Shapes(Shape(**attention), exceptions)

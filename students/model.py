@@ -15,9 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from students.cache import MixerState
-from students.config import Layout, Place, from_dict, to_dict
-from students.kernels.documents import positions
-from students.mixers.mixer import Mixer, Shape
+from students.config import Layout, Place, Shapes, from_dict, to_dict
+from students.kernels.documents import marked_positions, positions
+from students.mixers.mixer import Mixer
 from students.shapes import Float, Int
 from students.slot import MixerSlot
 
@@ -38,10 +38,10 @@ class StudentMixin:
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
-        self.layout, self.place, shape = from_dict(config.distill)
+        self.layout, self.place, shapes = from_dict(config.distill)
         layers = self.get_submodule(self.place.layers)
         for index in self.layout.converted:
-            slot = MixerSlot(self.layout.make(index, shape), index)
+            slot = MixerSlot(self.layout.make(index, shapes.at(index)), index, self.place.documents)
             setattr(layers[index], self.place.name, slot)
 
     @property
@@ -102,6 +102,9 @@ class StudentMixin:
             documents = attention_mask[:, -inputs.shape[1] :].long() - 1  # tokens 0, padding -1
         elif position_ids is not None and cache is None:
             documents = _packed(position_ids, inputs.shape[0])
+        if self.place.documents == "positions" and documents is not None:
+            position_ids = marked_positions(position_ids, documents, attention_mask)
+            documents = None
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and cache is None and document_ids is None:
             cache = self.new_cache()
@@ -177,14 +180,16 @@ def student_class(family: str) -> type:
     fields = {"model_type": PREFIX + family, "distill": None, "__annotations__": {"distill": dict | None}}
     config_class = type(f"Distill{skeleton_config.__name__}", (skeleton_config,), {**fields, "__module__": __name__})
     namespace = {"config_class": config_class, "__module__": __name__}
+    if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
+        namespace["_supports_sdpa"] = False  # it would leave the cap out; newer versions of transformers say so themselves
     return type(f"Distill{skeleton.__name__}", (StudentMixin, skeleton), namespace)
 
 
-def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shape: Shape):
+def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shapes):
     """A student with empty weights, on the meta device, in the skeleton's type.
 
     Args:
-        skeleton: the teacher's config. shape: the teacher's attention.
+        skeleton: the teacher's config. shapes: the teacher's attention, layer by layer.
 
     Raises:
         ValueError: the layout is not as long as the model is deep, or a mixer refuses its options.
@@ -194,7 +199,7 @@ def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shape: Shape
     model_class = student_class(skeleton.model_type)
     entries = {key: value for key, value in skeleton.to_dict().items() if key not in ("model_type", "architectures")}
     entries.pop("quantization_config", None)
-    config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shape)})
+    config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shapes)})
     config._attn_implementation = skeleton._attn_implementation
     with torch.device("meta"):
         return model_class(config)

@@ -41,9 +41,10 @@ def load(
     trust = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(location, **trust)
-        family = family_of(config.model_type, reference)
+        family = family_of(config, reference)
         safetensors = {} if allow_pickle else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **safetensors, **trust)
+        attention = {} if family.attention is None else {"attn_implementation": family.attention}
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention, **safetensors, **trust)
         tokenizer = AutoTokenizer.from_pretrained(location, **trust)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"teacher {reference!r} could not be loaded: {error}") from error

@@ -1,6 +1,7 @@
 """The table of families: how each transformers architecture holds its attention. One row a family.
 
-A row says where the attention modules are, how they pack their projections, and which config entries change the logits.
+A row says where the attention modules are, how they pack their projections, which norms and which rotary embedding
+stand between the projections and the softmax, and by which argument a student's slots learn of documents and padding.
 """
 
 from dataclasses import dataclass
@@ -11,31 +12,96 @@ class Family:
     """One architecture.
 
     Attributes:
-        layers: path of the list of decoder layers. slot: the attention's name in a layer.
-        q, k, v, o: names of the projections in the attention module, each its own nn.Linear.
-        attention_scale: config entry that multiplies the attention logits, None for 1 / sqrt(head_dim).
+        examples: published models of it. layers: path of the list of decoder layers. slot: the attention's name in a layer.
+        packing: how q, k and v are packed, a key of `teachers.weights.PACKINGS`. qkv, output: the projections' names.
+        norms: names of the norms on q and k, where the attention has them. norm: "rms" over each head, "rms_wide" over all
+            heads together, "layer" over each head with its mean removed. norm_offset: added to the norms' weights.
+        rope: how rotary embedding pairs channels: "half" (i with i + r / 2), "pairs" (2 i with 2 i + 1), None for none.
+        documents: how document ids and padding reach a slot: "keywords" (forward's own are handed on) or "positions"
+            (they are dropped on the way, but position_ids arrive).
+        recorded: whether the attention runs through transformers' AttentionInterface, where q, k and v can be seen.
+        attention: the attention implementation to load with, None for transformers' own choice.
+        refused: config entries, the value that is not supported, and why.
+        note: what a user should know.
     """
 
+    examples: str
     layers: str = "model.layers"
     slot: str = "self_attn"
-    q: str = "q_proj"
-    k: str = "k_proj"
-    v: str = "v_proj"
-    o: str = "o_proj"
-    attention_scale: str | None = None
+    packing: str = "separate"
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    output: str = "o_proj"
+    norms: tuple[str, str] = ("q_norm", "k_norm")
+    norm: str = "rms"
+    norm_offset: float = 0.0
+    rope: str | None = "half"
+    documents: str = "keywords"
+    recorded: bool = True
+    attention: str | None = None
+    refused: tuple[tuple[str, object, str], ...] = ()
+    note: str = ""
 
+
+BIDIRECTIONAL = ("use_bidirectional_attention", True, "its attention looks ahead, a state-space model cannot")
+FUSED = ("query_key_value",)
 
 FAMILIES = {
-    "llama": Family(),
+    "llama": Family("Llama 2 and 3, SmolLM2, TinyLlama"),
+    "smollm3": Family("SmolLM3", note="every fourth layer has no rotary embedding; seen layer by layer"),
+    "mistral": Family("Mistral 7B"),
+    "granite": Family("Granite 3"),
+    "qwen2": Family("Qwen2, Qwen2.5"),
+    "qwen3": Family("Qwen3 (dense)"),
+    "phi": Family(
+        "Phi-1, Phi-1.5, Phi-2",
+        output="dense",
+        norms=("q_layernorm", "k_layernorm"),
+        refused=(("qk_layernorm", True, "its q and k norms have biases, which no mixer can take over"),),
+    ),
+    "phi3": Family("Phi-3, Phi-3.5, Phi-4-mini", packing="stacked", qkv=("qkv_proj",)),
+    "gemma2": Family(
+        "Gemma 2",
+        attention="eager",
+        refused=(BIDIRECTIONAL,),
+        note="runs with eager attention: sdpa would leave out the soft cap on its logits",
+    ),
+    "gemma3_text": Family("Gemma 3 (text: 270M, 1B)", norm_offset=1.0, refused=(BIDIRECTIONAL,)),
+    "gpt_neox": Family(
+        "Pythia, GPT-NeoX", "gpt_neox.layers", "attention", packing="grouped", qkv=FUSED, output="dense"
+    ),
+    "falcon": Family(
+        "Falcon 7B, 11B, 40B",
+        "transformer.h",
+        "self_attention",
+        packing="grouped",
+        qkv=FUSED,
+        output="dense",
+        documents="positions",
+        recorded=False,
+        refused=(("alibi", True, "its positions are biases on the logits (ALiBi); only rotary ones are taken over"),),
+    ),
+    "gpt2": Family("GPT-2", "transformer.h", "attn", packing="columns", qkv=("c_attn",), output="c_proj", rope=None),
+    "olmo2": Family("OLMo 2", norm="rms_wide"),
+    "stablelm": Family(
+        "StableLM 2", norms=("q_layernorm", "k_layernorm"), norm="layer", documents="positions"
+    ),
+    "cohere": Family("Command R, Aya 23", norm="layer", rope="pairs"),
+    "mixtral": Family("Mixtral", note="mixture of experts: the experts and their router stay as they are"),
+    "qwen3_moe": Family("Qwen3 MoE", note="mixture of experts: the experts and their router stay as they are"),
 }
 
 
-def family_of(model_type: str, reference: str) -> Family:
-    """The row of a model type.
+def family_of(config, reference: str) -> Family:
+    """The row of a transformers config.
 
     Raises:
-        ValueError: there is no such row.
+        ValueError: there is no such row, or the config asks for something that the family's row refuses.
     """
+    model_type = config.model_type
     if model_type not in FAMILIES:
         raise ValueError(f"{reference} is a {model_type!r} model; this version distils {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    for entry, value, why in family.refused:
+        if getattr(config, entry, None) == value:
+            raise ValueError(f"{reference} is a {model_type!r} model with {entry} = {value} in its config.json: {why}")
+    return family

@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from teachers.weights import AttentionWeights, LogitRules
+
 RECORDING = "distill_recording_"  # + the attention implementation that does the work
 
 _queries_and_keys: ContextVar[dict | None] = ContextVar("queries_and_keys", default=None)
@@ -109,3 +111,33 @@ def _recording_implementation(original: str) -> str:
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
     return name
+
+
+@torch.no_grad()
+def project(
+    weights: AttentionWeights,
+    rules: LogitRules,
+    h: Float[Tensor, "b t d"],
+    rope: tuple[Tensor, Tensor] | None,
+) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b t kv p"], Float[Tensor, "b t kv p"]]:
+    """q, k and v as the softmax sees them, from a layer's input, for attention that cannot be listened to.
+
+    Raises:
+        ValueError: a layer with norms on q and k, or with rotary embedding of pairs: no such family needs this.
+    """
+    if rules.norm is not None or rules.rope == "pairs":
+        raise ValueError(f"q and k with norm {rules.norm} and rope {rules.rope} are only known by recording them")
+    parts = []
+    for weight, bias in ((weights.q, weights.q_bias), (weights.k, weights.k_bias), (weights.v, weights.v_bias)):
+        flat = None if bias is None else bias.flatten().to(h.dtype)
+        part = nn.functional.linear(h, weight.flatten(0, 1).to(h.dtype), flat)
+        parts.append(part.unflatten(-1, weight.shape[:2]))
+    q, k, v = parts
+    return (*((q, k) if rope is None else (_rotate(q, rope), _rotate(k, rope))), v)
+
+
+def _rotate(x: Float[Tensor, "b t h p"], rope: tuple[Tensor, Tensor]) -> Float[Tensor, "b t h p"]:
+    cos, sin = (table[:, :, None].to(x.dtype) for table in rope)
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, -1)
+    return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, kept], -1)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.families import Family
-from teachers.observe import Observation, observe
-from teachers.weights import AttentionWeights, unpack
+from teachers.observe import Observation, observe, project
+from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 
 
 @dataclass
 class Teacher:
-    """A frozen language model. `reference` is what the user called it."""
+    """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for."""
 
     reference: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     family: Family
 
     @property
@@ -44,25 +44,41 @@ class Teacher:
         return getattr(self.model.get_submodule(self.family.layers)[layer], self.family.slot)
 
     def attention_weights(self, layer: int) -> AttentionWeights:
-        """A layer's projections, head-major."""
-        return unpack(self.slot(layer), self.family, self.head_dim)
+        """A layer's projections and norms, head-major."""
+        return unpack(self.slot(layer), self.family, self.config.num_attention_heads, self.head_dim)
 
     @property
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
 
-    @property
-    def attention_scale(self) -> float:
-        """What multiplies the attention logits."""
-        name = self.family.attention_scale
-        return self.head_dim**-0.5 if name is None else getattr(self.config, name)
+    def logit_rules(self, layer: int) -> LogitRules:
+        """What a layer does between its projections and its softmax."""
+        slot, config = self.slot(layer), self.config
+        kinds = getattr(config, "layer_types", None)
+        slides = kinds is None or kinds[layer] == "sliding_attention"
+        norm, norm_eps = norm_of(slot, self.family)
+        return LogitRules(
+            scale=getattr(slot, "scaling", None) or self.head_dim**-0.5,
+            softcap=getattr(config, "attn_logit_softcapping", None),
+            window=getattr(config, "sliding_window", None) if slides else None,
+            rope=self.family.rope if getattr(slot, "use_rope", True) else None,
+            norm=norm,
+            norm_eps=norm_eps,
+        )
 
     def observe(
         self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], layers: Sequence[int], qkv: bool = False
     ) -> Iterator[Observation]:
         """Slot inputs and outputs of some layers, and q, k, v after norms and rotary embedding; see `observe.observe`."""
-        return observe(self.model, {layer: self.slot(layer) for layer in layers}, ids, positions, qkv)
+        slots = {layer: self.slot(layer) for layer in layers}
+        if not qkv or self.family.recorded:
+            return observe(self.model, slots, ids, positions, qkv)
+        return (self._with_qkv(seen) for seen in observe(self.model, slots, ids, positions, False))
+
+    def _with_qkv(self, seen: Observation) -> Observation:
+        q, k, v = project(self.attention_weights(seen.layer), self.logit_rules(seen.layer), seen.input, seen.rope)
+        return replace(seen, q=q, k=k, v=v)
 
     @torch.no_grad()
     def hidden(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:

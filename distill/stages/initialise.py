@@ -2,7 +2,7 @@
 
 The projections were copied when the student was built (C<-Q, B<-K, x<-V, out<-O; key heads expanded head by head, as in The
 Mamba in the Llama, arXiv 2408.15237). What is left needs teacher activations and no gradient: a mixer's constants
-(`Mixer.calibrate`), the decays if asked for, and the scale of every head and branch by least squares. Taylor-Calibrate
+(`Mixer.match_norms`, `Mixer.calibrate`), the decays if asked for, and the scale of every head and branch by least squares. Taylor-Calibrate
 (arXiv 2606.16429) showed what such a start is worth: 50 % to 95 % of the teacher after the same 100M tokens.
 """
 
@@ -48,8 +48,10 @@ class Initialise(Stage):
     @torch.no_grad()
     def _constants(self, calibration: Calibration) -> None:
         batch = next(iter(calibration(self.options.tokens)))
-        for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted):
-            self.student.mixers[seen.layer].calibrate(seen.input, self.transfers[seen.layer])
+        for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted, qkv=True):
+            mixer, record = self.student.mixers[seen.layer], self.transfers[seen.layer]
+            mixer.match_norms(seen.input, seen.q, seen.k, record)
+            mixer.calibrate(seen.input, record)
 
     @torch.no_grad()
     def _decays(self, calibration: Calibration) -> None:

@@ -81,6 +81,7 @@ class Orient(Stage):
         matrix = replace(
             matrix, C=matrix.C.float() * alpha[:, None], D=None if matrix.D is None else matrix.D.float() * alpha
         )
+        rules = self.teacher.logit_rules(seen.layer)
         return orientation_error(
             seen.q.float(),
             seen.k.float(),
@@ -88,7 +89,9 @@ class Orient(Stage):
             matrix.B.float(),
             matrix.log_a,
             matrix.D,
-            scale=self.teacher.attention_scale,
+            scale=rules.scale,
+            softcap=rules.softcap,
+            window=rules.window,
             documents=batch.documents,
             min_lag=mixer.min_lag,
         )

@@ -135,9 +135,11 @@ def context_of(batch: Batch, seen: Observation) -> Context:
 
 
 def head_of(model: nn.Module) -> Head:
-    """A causal language model's head."""
-    embeddings = model.get_output_embeddings()
-    return Head(embeddings.weight, getattr(embeddings, "bias", None))
+    """A causal language model's head, with what its family does to the logits (Granite, Cohere, Gemma)."""
+    embeddings, config = model.get_output_embeddings(), model.config
+    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(embeddings.weight, getattr(embeddings, "bias", None), scale, softcap)
 
 
 def layer_name(layer: int) -> str:

@@ -25,3 +25,31 @@ def positions(documents: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
 def same_run(queries: Int[Tensor, "b q"], keys: Int[Tensor, "b k"]) -> Bool[Tensor, "b q k"]:
     """Whether each query and each key belong to one run."""
     return queries[:, :, None] == keys[:, None, :]
+
+
+PADDING = -1  # the position, and the document, of a token that is none
+
+
+def marked_positions(
+    positions: Int[Tensor, "b t"] | None, documents: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b s"] | None
+) -> Int[Tensor, "b t"]:
+    """Positions that documents can be read off again: padding at -1, and counted from the mask where there is one.
+
+    For families whose layers drop unknown keywords but hand positions on to their attention.
+    """
+    if attention_mask is not None:
+        positions = (attention_mask.long().cumsum(1) - 1)[:, -documents.shape[1] :]
+    return torch.where(documents < 0, torch.full_like(documents, PADDING), positions.expand_as(documents))
+
+
+def documents_of(positions: Int[Tensor, "rows t"], batch: int, continued: bool) -> Int[Tensor, "b t"]:
+    """The reverse of `marked_positions`: padding is -1; where positions do not go on by one, a new document begins.
+
+    continued: the tokens go on with a cache, whose rows hold one document each.
+    """
+    positions = positions.expand(batch, -1)
+    documents = torch.zeros_like(positions)
+    if not continued:
+        documents[:, 1:] = (positions.diff(dim=1) != 1).to(positions.dtype)
+        documents = documents.cumsum(1)
+    return torch.where(positions < 0, torch.full_like(documents, PADDING), documents)

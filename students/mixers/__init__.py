@@ -84,8 +84,9 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
     _check_types(f"the window of mixer {name}", window, WINDOW_OPTIONS)
     _check_types(f"mixer {name}", options, _types_of(name))
     size, own = window["size"], window.get("own", True)
-    if not own and shape.qkv_bias:
-        raise ValueError(f"a window that borrows {name}'s projections has no place for q, k and v biases; set own: true")
+    if not own and (shape.qkv_bias or shape.qk_norm):
+        has = "biases" if shape.qkv_bias else "norms"
+        raise ValueError(f"a window that borrows {name}'s projections has no place for the {has} of q and k; set own: true")
     ssm = mixer_class(name)(shape, lag=size if window.get("lag", True) else 0, **options)
     if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
         raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from students.kernels.attention import attention
 from students.kernels.documents import positions as count_positions
 from students.mixers.mixer import Context, Mixer, Shape, Transfer
-from students.mixers.projections import rotate
+from students.mixers.projections import qk_norm, rotate
 from students.shapes import Float, Int
 
 NOWHERE = torch.iinfo(torch.long).min  # the document of a sink slot that holds nothing yet
@@ -32,7 +32,8 @@ class Attention(Mixer):
     """Causal softmax attention.
 
     Args:
-        window: tokens that a token sees, itself included; None for all. sinks: first tokens always seen as well.
+        window: tokens that a token sees, itself included (default: as many as the attention's own tokens see). sinks: first
+            tokens always seen as well.
         rope: rotate q and k (default: as the attention does).
         borrowed: no projections of its own; a composed mixer hands it another branch's, scaled already.
     """
@@ -48,8 +49,10 @@ class Attention(Mixer):
     ) -> None:
         super().__init__()
         self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
-        self.window, self.sinks = window, sinks if window else 0
-        self.rope = shape.rope if rope is None else rope
+        self.window, self.sinks = shape.window if window is None else window, sinks if window else 0
+        self.rope = None if rope is False else shape.rope
+        if rope and shape.rope is None:
+            raise ValueError("rope: true, but the model's attention has no rotary embedding to take it from")
         self.softcap, self.logit_scale = shape.softcap, 1.0 if borrowed else shape.logit_scale
         self.scale = nn.Parameter(torch.ones(shape.n_heads))
         self.borrowed = borrowed
@@ -59,6 +62,10 @@ class Attention(Mixer):
             self.k_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
             self.v_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
             self.o_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+        self.qk_norm, self.qk_norm_eps = (None if borrowed else shape.qk_norm), shape.qk_norm_eps
+        if self.qk_norm:
+            self.q_norm = nn.Parameter(torch.ones(shape.n_heads, shape.head_dim))
+            self.k_norm = nn.Parameter(torch.ones(shape.n_kv_heads, shape.head_dim))
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> AttentionParts:
         q, k, v = (
@@ -73,9 +80,13 @@ class Attention(Mixer):
         v: Float[Tensor, "b t kv p"],
         context: Context,
     ) -> AttentionParts:
-        """Rotate, append to what the state holds, and spread key heads over query heads."""
+        """Normalise, rotate, append to what the state holds, and spread key heads over query heads."""
+        if self.qk_norm:
+            q, k = (
+                qk_norm(part, weight, self.qk_norm, self.qk_norm_eps) for part, weight in ((q, self.q_norm), (k, self.k_norm))
+            )
         if self.rope:
-            q, k = rotate(q, context.rope), rotate(k, context.rope)
+            q, k = rotate(q, context.rope, self.rope), rotate(k, context.rope, self.rope)
         documents, positions = context.documents, None
         if context.state is not None or self.sinks:
             documents = context.ids(q)
@@ -144,12 +155,18 @@ class Attention(Mixer):
         return kept
 
     @torch.no_grad()
-    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
         transfer = Transfer()
         transfer.set("scale", "set to 1")
         self.scale.fill_(1.0)
         if self.borrowed:
             return transfer
+        for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)) if self.qk_norm else ():
+            getattr(self, name).copy_(weight)
+            transfer.set(name, f"copied from attention {name}")
+            transfer.used.add(name)
         named = {"q": (q, q_bias), "k": (k, k_bias), "v": (v, v_bias), "o": (o.transpose(0, 1), o_bias)}
         for name, (weight, bias) in named.items():
             projection = getattr(self, f"{name}_proj")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import logit_factors, per_head, rms_norm, rotate, wide_linear
+from students.mixers.projections import rms_norm, rotate, wide_linear
 from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
 from students.shapes import Float
 
@@ -45,12 +45,13 @@ class DiscreteMamba2(StateSpace):
         norm: bool = False,
         lag: int = 0,
     ) -> None:
-        super().__init__(lag)
-        n_heads, self.head_dim, self.n_heads = shape.n_heads, shape.head_dim, shape.n_heads
-        self.d_state = self.head_dim if d_state is None else d_state
+        super().__init__(shape, d_state, lag)
+        n_heads = self.n_heads
         if rope and self.d_state != self.head_dim:
             raise ValueError(f"rope rotates B and C like q and k: d_state must be {self.head_dim}, not {self.d_state}")
-        self.rope, self.norm_eps, self.logit_scale = rope, shape.norm_eps, shape.logit_scale
+        if rope and shape.rope is None:
+            raise ValueError("rope: true, but the model's attention has no rotary embedding to take it from")
+        self.rope = shape.rope if rope else None
         width = n_heads * self.head_dim
         channels = width + 2 * n_heads * self.d_state
         self.in_proj = nn.Linear(shape.d_model, channels, bias=False)
@@ -69,7 +70,7 @@ class DiscreteMamba2(StateSpace):
         v, k, q = self._split(raw)
         x, B, C = self._split(self.convolve(raw, self.conv1d, None, context))
         if self.rope:
-            B, C = rotate(B, context.rope), rotate(C, context.rope)
+            B, C = (rotate(part, context.rope, self.rope) for part in (B, C))
         log_a = -F.softplus(wide_linear(h, self.a_proj.weight, self.a_proj.bias))
         return StateSpaceParts(x, B, C, log_a, None, self.D, context.documents, q, k, v)
 
@@ -88,37 +89,25 @@ class DiscreteMamba2(StateSpace):
         return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
 
     @torch.no_grad()
-    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
-        transfer = Transfer(used={"q", "k", "v", "o"})
-        biases = [q_bias, k_bias, v_bias]
-        if any(bias is not None for bias in biases):  # a bias is one more input that is always 1
-            q, k, v = (
-                torch.cat([w, w.new_zeros((*w.shape[:2], 1)) if b is None else b[..., None]], -1)
-                for w, b in zip((q, k, v), biases, strict=True)
-            )
-        q, k, v = q * self.logit_scale, per_head(k, self.n_heads), per_head(v, self.n_heads)
-        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
-        C, B = logit_factors(q, k, self.d_state)
-        rows = torch.cat([part.flatten(0, 1) for part in (v, B, C)])
-        self.in_proj.weight.copy_(rows[:, : self.in_proj.in_features])
-        transfer.set("in_proj.weight", f"x copied from attention v, B and C {exact} from k and q, softmax scale in C")
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer(used={"o"})
+        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
+        x, B, C, how = self.attention_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        rows = torch.cat([part.flatten(0, 1) for part in (x, B, C)])
+        self.in_proj.weight.copy_(rows[:, :-1])
+        transfer.set("in_proj.weight", f"x copied from attention v, {how}")
         self.conv1d.weight.zero_()
         self.conv1d.weight[:, :, -1] = 1.0
         transfer.set("conv1d.weight", "set to the identity")
-        self.conv1d.bias.zero_()
-        transfer.set("conv1d.bias", "set to 0")
-        if rows.shape[1] > self.in_proj.in_features:
-            self.conv1d.bias.copy_(rows[:, -1])
-            transfer.set("conv1d.bias", "copied from attention q, k and v biases")
-            names = ("q_bias", "k_bias", "v_bias")
-            transfer.used |= {name for name, bias in zip(names, biases, strict=True) if bias is not None}
+        self.conv1d.bias.copy_(rows[:, -1])
+        given = any(bias is not None for bias in biases.values())
+        transfer.set("conv1d.bias", "copied from attention q, k and v biases" if given else "set to 0")
         self._set_new_parameters(transfer)
         self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
         transfer.set("out_proj.weight", "copied from attention o")
-        if self.out_proj.bias is not None:
-            self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
-            transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
-            transfer.used |= set() if o_bias is None else {"o_bias"}
+        self.copy_output_bias(o_bias, transfer)
         return transfer
 
     def _set_new_parameters(self, transfer: Transfer) -> None:

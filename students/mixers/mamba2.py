@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
-from students.mixers.projections import logit_factors, per_head, rms_norm, wide_linear
+from students.mixers.projections import rms_norm, wide_linear
 from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
 from students.shapes import Float
 
@@ -52,17 +52,16 @@ class Mamba2(StateSpace):
         d_conv: int = 4,
         lag: int = 0,
     ) -> None:
-        super().__init__(lag)
-        n_heads = shape.n_heads
+        super().__init__(shape, d_state, lag)
+        n_heads = self.n_heads
         n_groups = n_heads if n_groups is None else n_groups
         if expand not in (1, 2):
             raise ValueError(f"expand must be 1 or 2 (a companion beside each head), not {expand}")
         if n_heads % n_groups:
             raise ValueError(f"n_groups {n_groups} does not divide the {n_heads} attention heads")
-        self.n_heads, self.head_dim, self.expand, self.n_groups = n_heads, shape.head_dim, expand, n_groups
-        self.d_state = self.head_dim if d_state is None else d_state
-        self.norm_eps, self.logit_scale = shape.norm_eps, shape.logit_scale
-        self.heads, self.d_inner = expand * n_heads, expand * n_heads * self.head_dim
+        self.expand, self.n_groups = expand, n_groups
+        self.heads = self.rows_after = expand * n_heads
+        self.d_inner = self.heads * self.head_dim
         channels = self.d_inner + 2 * n_groups * self.d_state
         self.in_proj = nn.Linear(shape.d_model, self.d_inner + channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, bias=True)
@@ -112,41 +111,33 @@ class Mamba2(StateSpace):
         return Matrix(matrix.C[:, :, every], matrix.B[:, :, every], matrix.log_a[:, :, every], matrix.D[every])
 
     @torch.no_grad()
-    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
-        transfer = Transfer(used={"q", "k", "v", "o"})
-        biases = {"q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias}
-        q, k, v = (  # a bias is one more input that is always 1
-            torch.cat([weight, weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]], -1)
-            for weight, bias in zip((q, k, v), biases.values(), strict=True)
-        )
-        q, k, v = q * self.logit_scale, per_head(k, self.n_heads), per_head(v, self.n_heads)
-        C, B = logit_factors(q, k, self.d_state)
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer(used={"o"})
+        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
+        v, B, C, how = self.attention_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
         if self.n_groups < self.n_heads:
             C, B = (part.unflatten(0, (self.n_groups, -1)).mean(1) for part in (C, B))
+            how += f", averaged over {self.n_heads // self.n_groups} heads a group"
         x = v.new_zeros(self.n_heads, self.expand, *v.shape[1:])
         x[:, 0] = v
         rows = torch.cat([x.flatten(0, 2), B.flatten(0, 1), C.flatten(0, 1)])
         self.in_proj.weight.zero_()
         self.in_proj.weight[self.d_inner : -self.heads] = rows[:, :-1]
-        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
-        shared = "" if self.n_groups == self.n_heads else f", averaged over {self.n_heads // self.n_groups} heads a group"
-        transfer.set("in_proj.weight", f"x copied from attention v, B and C {exact} from k and q{shared}; z and dt set to 0")
+        transfer.set("in_proj.weight", f"x copied from attention v, {how}; z and dt set to 0")
         self.conv1d.weight.zero_()
         self.conv1d.weight[:, :, -1] = TAP
         transfer.set("conv1d.weight", f"set to the identity times {TAP}")
         self.conv1d.bias.copy_(TAP * rows[:, -1])
-        given = {name for name, bias in biases.items() if bias is not None}
-        transfer.used |= given
+        given = any(bias is not None for bias in biases.values())
         transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}" if given else "set to 0")
         self._set_new_parameters(transfer)
         columns = o.new_zeros(o.shape[1], self.n_heads, self.expand, o.shape[2])
         columns[:, :, 0] = o.transpose(0, 1)
         self.out_proj.weight.copy_(columns.flatten(1))
         transfer.set("out_proj.weight", "copied from attention o" + ("; companions set to 0" * (self.expand - 1)))
-        if self.out_proj.bias is not None:
-            self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
-            transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
-            transfer.used |= set() if o_bias is None else {"o_bias"}
+        self.copy_output_bias(o_bias, transfer)
         return transfer
 
     def _set_new_parameters(self, transfer: Transfer) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from students.cache import MixerState, ScopedState
 from students.shapes import Bool, Float, Int
 
+ROPES = ("half", "pairs")
+QK_NORMS = ("rms", "rms_wide", "layer")
 MATRIX_BLOCK = 64  # columns of the identity sent through `mix` at a time
 
 
@@ -26,8 +28,11 @@ MATRIX_BLOCK = 64  # columns of the identity sent through `mix` at a time
 class Shape:
     """The attention that a mixer stands in for: sizes, biases, and what is done to its logits.
 
-    softmax_scale: multiplies the logits (None: 1 / sqrt(head_dim)). softcap: c in c tanh(logits / c). rope: whether q and
-    k are rotated. norm_eps: the skeleton's, for norms that a mixer adds.
+    softmax_scale: multiplies the logits (None: 1 / sqrt(head_dim)). softcap: c in c tanh(logits / c). window: tokens that
+    a token sees, itself included (None: all). rope: how q and k are rotated, by "half" (channel i with i + r / 2), by
+    "pairs" (2 i with 2 i + 1) or not at all. qk_norm: the norm on q and k, "rms" of each head, "rms_wide" of all heads
+    together, "layer" of each head with its mean removed, or none; qk_norm_eps: its epsilon. norm_eps: the skeleton's, for
+    norms that a mixer adds.
     """
 
     d_model: int
@@ -36,9 +41,12 @@ class Shape:
     head_dim: int
     qkv_bias: bool = False
     o_bias: bool = False
-    rope: bool = True
+    rope: str | None = "half"
     softmax_scale: float | None = None
     softcap: float | None = None
+    window: int | None = None
+    qk_norm: str | None = None
+    qk_norm_eps: float = 1e-6
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -46,6 +54,9 @@ class Shape:
             raise ValueError(
                 f"{self.n_heads} heads cannot share {self.n_kv_heads} key heads: {self.n_heads} % {self.n_kv_heads} != 0"
             )
+        for name, value, known in (("rope", self.rope, ROPES), ("qk_norm", self.qk_norm, QK_NORMS)):
+            if value is not None and value not in known:
+                raise ValueError(f"{name} {value!r} is unknown; it is one of {', '.join(known)}, or none")
 
     @property
     def logit_scale(self) -> float:
@@ -187,9 +198,19 @@ class Mixer(nn.Module):
         k_bias: Float[Tensor, "kv p"] | None = None,
         v_bias: Float[Tensor, "kv p"] | None = None,
         o_bias: Float[Tensor, " d"] | None = None,
+        q_norm: Float[Tensor, "h p"] | None = None,
+        k_norm: Float[Tensor, "kv p"] | None = None,
     ) -> Transfer:
-        """Set every parameter from attention projections (head h reads key head h // (h / kv)) and say how."""
+        """Set every parameter from attention projections (head h reads key head h // (h / kv)) and say how.
+
+        q_norm, k_norm: weights of the norms that the attention applies to q and k.
+        """
         raise NotImplementedError
+
+    def match_norms(
+        self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer
+    ) -> None:
+        """Where attention normalises q and k and the mixer does not: give its own the size of these; by default nothing."""
 
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Set what can only be known from real inputs in closed form; by default nothing."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from students.kernels.causal_conv import causal_conv
 from students.kernels.ssd import ssd, ssd_step, zero_state
-from students.mixers.mixer import Context, Matrix, Mixer
+from students.mixers.mixer import Context, Matrix, Mixer, Shape, Transfer
+from students.mixers.projections import fold_norm, logit_factors, per_head
 from students.shapes import Float, Int
 
 NOWHERE = torch.iinfo(torch.long).min  # the document of a place in the lag's queue that holds no token yet
@@ -38,13 +39,20 @@ class StateSpaceParts:
 
 
 class StateSpace(Mixer):
-    """Base of the mixers whose exchange between tokens is `ssd`."""
+    """Base of the mixers whose exchange between tokens is `ssd`.
+
+    A subclass has in_proj, whose rows end in B's, C's and `rows_after` others, and conv1d, whose channels end in B's and C's.
+    """
 
     orientable = True
     has_decay = True
+    rows_after = 0
 
-    def __init__(self, lag: int = 0) -> None:
+    def __init__(self, shape: Shape, d_state: int | None, lag: int) -> None:
         super().__init__()
+        self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
+        self.d_state = shape.head_dim if d_state is None else d_state
+        self.norm_eps, self.logit_scale, self.qk_norm = shape.norm_eps, shape.logit_scale, shape.qk_norm
         self.min_lag = self.lag = lag
 
     def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
@@ -105,6 +113,55 @@ class StateSpace(Mixer):
             context.state.write(conv=tail)
         return y
 
+    def attention_rows(
+        self, projections: dict[str, Tensor], biases: dict[str, Tensor | None], norms: dict[str, Tensor | None], used: set[str]
+    ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "h n e"], Float[Tensor, "h n e"], str]:
+        """x's, B's and C's rows from attention's v, k and q, a set a head, and in words how B and C were made.
+
+        A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
+        on q and k are folded in. What was used is added to `used`.
+        """
+        rows = {}
+        for name, weight in projections.items():
+            weight, bias = fold_norm(weight, biases[name], norms.get(name), self.qk_norm)
+            column = weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]
+            rows[name] = per_head(torch.cat([weight, column], -1), self.n_heads)
+        used |= set(projections) | {f"{name}_bias" for name, bias in biases.items() if bias is not None}
+        used |= {f"{name}_norm" for name, norm in norms.items() if norm is not None}
+        C, B = logit_factors(rows["q"] * self.logit_scale, rows["k"], self.d_state)
+        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
+        folded = " (their norms' weights folded in)" if norms.get("q") is not None else ""
+        return rows["v"], B, C, f"B and C {exact} from k and q{folded}, softmax scale in C"
+
+    def copy_output_bias(self, o_bias: Float[Tensor, " d"] | None, transfer: Transfer) -> None:
+        """Take over the bias of attention's output projection."""
+        if self.out_proj.bias is None:
+            return
+        self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
+        transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
+        transfer.used |= set() if o_bias is None else {"o_bias"}
+
+    @torch.no_grad()
+    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+        """Give C and B the mean size, on these inputs, that attention's norms give q and k."""
+        if self.qk_norm is None:
+            return
+        parts = self.project(h, Context())
+        groups = parts.q.shape[2]
+        bias = (self.conv1d.bias / self.conv1d.weight[:, 0, -1])[-2 * groups * self.d_state :]
+        B_bias, C_bias = bias.unflatten(0, (2, groups, -1))
+        wanted_C, wanted_B = self.logit_scale * _size(q), per_head(_size(k), self.n_heads)
+        C = wanted_C.unflatten(0, (groups, -1)).mean(1) / _size(parts.q + C_bias).clamp_min(1e-12)
+        B = wanted_B.unflatten(0, (groups, -1)).mean(1) / _size(parts.k + B_bias).clamp_min(1e-12)
+        if self.d_state < self.head_dim:  # factors of the product: only their product is known
+            C = B = (C * B).sqrt()
+        factors = torch.cat([B, C]).repeat_interleave(self.d_state)
+        self.conv1d.bias[-len(factors) :] *= factors
+        stop = self.in_proj.out_features - self.rows_after
+        self.in_proj.weight[stop - len(factors) : stop] *= factors[:, None]
+        sizes = f"C x {C.mean():.3g}, B x {B.mean():.3g} on average over heads"
+        transfer.add("in_proj.weight", f"the norms of q and k replaced by their mean size on real inputs ({sizes})")
+
     def semiseparable(self, parts: StateSpaceParts) -> Matrix:
         """The scan's matrix, dt folded into B and groups spread over heads."""
         repeat = parts.log_a.shape[2] // parts.B.shape[2]
@@ -125,6 +182,11 @@ def _advance(x, log_a, B, C, documents, state):
 def _keep(state: Tensor, rows: Tensor) -> Tensor:
     """Clear the state of every row but these."""
     return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))
+
+
+def _size(x: Float[Tensor, "b t h p"]) -> Float[Tensor, " h"]:
+    """The root mean square length of each head's vectors."""
+    return x.square().sum(-1).mean((0, 1)).sqrt()
 
 
 def spread_half_lives(heads: int, shortest: float = 4.0, longest: float = 512.0) -> Float[Tensor, " h"]:

@@ -80,10 +80,12 @@ class Windowed(Mixer):
     def semiseparable(self, parts: WindowedParts) -> Matrix:
         return self.ssm.semiseparable(parts.ssm)
 
-    def from_attention(self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None) -> Transfer:
-        transfer = Transfer()
-        transfer.include("ssm", self.ssm.from_attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias))
-        transfer.include("window", self.window.from_attention(q, k, v, o, q_bias, k_bias, v_bias))
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer, norms = Transfer(), {"q_norm": q_norm, "k_norm": k_norm}
+        transfer.include("ssm", self.ssm.from_attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, **norms))
+        transfer.include("window", self.window.from_attention(q, k, v, o, q_bias, k_bias, v_bias, **norms))
         if self.share is not None:
             nn.init.zeros_(self.share.weight)
             nn.init.zeros_(self.share.bias)
@@ -91,8 +93,13 @@ class Windowed(Mixer):
             transfer.set("share.bias", "set to 0, an even share")
         return transfer
 
+    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+        inner = _of_ssm(transfer)
+        self.ssm.match_norms(h, q, k, inner)
+        transfer.include("ssm", inner)
+
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        inner = Transfer({name[4:]: text for name, text in transfer.sources.items() if name.startswith("ssm.")})
+        inner = _of_ssm(transfer)
         self.ssm.calibrate(h, inner)
         transfer.include("ssm", inner)
 
@@ -118,3 +125,8 @@ class Windowed(Mixer):
     def _halves(self, terms: Float[Tensor, "b t k p"]) -> tuple[Tensor, Tensor]:
         """The SSM's terms and the window's."""
         return terms.split([terms.shape[2] - self.window.n_heads, self.window.n_heads], 2)
+
+
+def _of_ssm(transfer: Transfer) -> Transfer:
+    """The part of a record that speaks of the SSM branch, its names as that branch knows them."""
+    return Transfer({name[4:]: text for name, text in transfer.sources.items() if name.startswith("ssm.")})

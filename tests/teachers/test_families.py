@@ -1,84 +1,96 @@
 """Every row of the table: attention recomputed from `attention_weights` is the module's; observing changes nothing."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.recipe import shipped_folder
-from teachers.families import FAMILIES
-from teachers.teacher import Teacher
-from teachers.weights import AttentionWeights
+from distill.stages.stage import head_of
+from students.kernels.linear_kl.reference import logits_of
+from teachers.families import FAMILIES, family_of
+from teachers.weights import AttentionWeights, LogitRules
+from tests.teachers.tiny import CHECKPOINTS, EVERY, tiny_teacher
 
-# A tiny model a family, made from a published config's own entries where a snapshot is shipped.
-SMALL = {
-    "vocab_size": 96,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-SNAPSHOTS = {"llama": ["llama-3.2-1b", "smollm2-135m-instruct"]}
-CASES = [(family, name) for family in FAMILIES for name in SNAPSHOTS[family]]
+AS_PUBLISHED = [(name, {}) for name in EVERY]
+BIASED = [(CHECKPOINTS[family][0], {"attention_bias": True}) for family in ("llama", "granite", "qwen3", "olmo2", "cohere")]
+OTHERWISE = [
+    ("falcon-7b", {"multi_query": False, "num_kv_heads": 6, "bias": True}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("qwen2.5-0.5b", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+]
 
 
-def tiny(tokenizer, family, snapshot, **changes):
-    """A random teacher of a family, as small as can be, otherwise as published."""
-    config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{snapshot}.json")
-    config = type(config)(**{**config.to_dict(), **SMALL, **changes})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    return Teacher(snapshot, model, tokenizer, FAMILIES[family])
+def test_every_family_has_a_checkpoint_and_every_config_a_family():
+    assert set(CHECKPOINTS) == set(FAMILIES)
+    assert {path.stem for path in Path(shipped_folder() / "configs").glob("*.json")} == set(EVERY)
 
 
-@pytest.mark.parametrize(("family", "snapshot"), CASES)
-@pytest.mark.parametrize("bias", [False, True])
-def test_attention_from_weights_is_the_modules(tokenizer, family, snapshot, bias):
-    teacher = tiny(tokenizer, family, snapshot, attention_bias=bias)
-    for parameter in teacher.model.parameters():  # biases start at zero, where a wrong one would not show
-        parameter.data.normal_(0, 0.2)
+@pytest.mark.parametrize(("name", "changes"), [*AS_PUBLISHED, *BIASED, *OTHERWISE])
+def test_attention_from_weights_is_the_modules(name, changes):
+    teacher = tiny_teacher(name, **changes)
     ids = torch.randint(0, 96, (2, 24))
     positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
     documents = torch.tensor([[0] * 10 + [1] * 14] * 2)
     for seen in teacher.observe(ids, positions, [0, 1], qkv=True):
         weights = teacher.attention_weights(seen.layer)
-        assert (weights.q_bias is not None) == bias
-        found = recompute(seen, weights, documents, teacher.attention_scale)
-        assert torch.allclose(found, seen.output, atol=1e-5)
+        if "attention_bias" in changes or "bias" in changes:
+            assert weights.q_bias is not None
+        found = recompute(seen, weights, documents, teacher.logit_rules(seen.layer))
+        assert torch.allclose(found, seen.output, atol=1e-4, rtol=1e-4)
 
 
-def recompute(seen, weights: AttentionWeights, documents, scale):
-    """The layer's output from its input, its rotary tables and the head-major weights alone."""
+def recompute(seen, weights: AttentionWeights, documents, rules: LogitRules):
+    """The layer's output from its input, its rotary tables and the head-major weights alone, head by head."""
     heads, keys = weights.q.shape[0], weights.k.shape[0]
     parts = {}
     for name in "qkv":
         part = torch.einsum("btd,hpd->bthp", seen.input, getattr(weights, name))
         bias = getattr(weights, f"{name}_bias")
         parts[name] = part if bias is None else part + bias
-    cos, sin = (table[:, :, None] for table in seen.rope)
     for name in "qk":
-        first, second = parts[name].chunk(2, -1)
-        parts[name] = parts[name] * cos + torch.cat([-second, first], -1) * sin
-        assert torch.allclose(parts[name], getattr(seen, name), atol=1e-5), f"{name} is not what the softmax sees"
+        if rules.norm:
+            parts[name] = normalised(parts[name], getattr(weights, f"{name}_norm"), rules)
+        if rules.rope:
+            parts[name] = rotated(parts[name], *seen.rope, rules.rope)
+        assert torch.allclose(parts[name], getattr(seen, name), atol=1e-4), f"{name} is not what the softmax sees"
     time = documents.shape[1]
-    hidden = torch.ones(time, time, dtype=torch.bool).triu(1) | (documents[:, :, None] != documents[:, None])
+    lag = torch.arange(time)[:, None] - torch.arange(time)
+    hidden = (lag < 0) | (documents[:, :, None] != documents[:, None])
+    if rules.window:
+        hidden = hidden | (lag >= rules.window)
     out = 0.0
     for head in range(heads):
         key = head // (heads // keys)
-        logits = torch.einsum("btp,bsp->bts", parts["q"][:, :, head], parts["k"][:, :, key]) * scale
+        logits = torch.einsum("btp,bsp->bts", parts["q"][:, :, head], parts["k"][:, :, key]) * rules.scale
+        if rules.softcap:
+            logits = torch.tanh(logits / rules.softcap) * rules.softcap
         attended = logits.masked_fill(hidden, -torch.inf).softmax(-1) @ parts["v"][:, :, key]
         out = out + attended @ weights.o[head].T
     return out if weights.o_bias is None else out + weights.o_bias
 
 
-@pytest.mark.parametrize(("family", "snapshot"), CASES)
-def test_observing_changes_nothing(tokenizer, family, snapshot):
-    teacher = tiny(tokenizer, family, snapshot)
+def normalised(x, weight, rules):
+    if rules.norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    power = x.square().mean((2, 3) if rules.norm == "rms_wide" else 3, keepdim=True)
+    return x / (power + rules.norm_eps).sqrt() * weight
+
+
+def rotated(x, cos, sin, kind):
+    """Channel by channel, as complex numbers."""
+    width = cos.shape[-1]
+    first, second = (range(width // 2), range(width // 2, width)) if kind == "half" else (range(0, width, 2), range(1, width, 2))
+    out = x.clone()
+    for one, other in zip(first, second, strict=True):
+        c, s = cos[:, :, None, one], sin[:, :, None, one]
+        out[..., one], out[..., other] = x[..., one] * c - x[..., other] * s, x[..., other] * c + x[..., one] * s
+    return out
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_observing_changes_nothing(name):
+    teacher = tiny_teacher(name)
     ids, positions = torch.randint(0, 96, (2, 12)), torch.arange(12).expand(2, -1)
     before = teacher.hidden(ids, positions)
     implementation = teacher.config._attn_implementation
@@ -89,16 +101,44 @@ def test_observing_changes_nothing(tokenizer, family, snapshot):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.model.modules())
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_the_head_is_the_models(name):
+    teacher = tiny_teacher(name)
+    ids, positions = torch.randint(0, 96, (2, 12)), torch.arange(12).expand(2, -1)
+    found = logits_of(teacher.hidden(ids, positions), head_of(teacher.model))
+    assert torch.allclose(found, teacher.model(ids, use_cache=False).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("falcon-7b", {"alibi": True}, "ALiBi"),
+        ("phi-1_5", {"qk_layernorm": True}, "biases"),
+        ("gemma-3-270m", {"use_bidirectional_attention": True}, "looks ahead"),
+    ],
+)
+def test_what_a_row_refuses(name, change, why):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} = True.*{why}"):
+        tiny_teacher(name, **change)
+
+
+def test_an_unknown_family_is_refused():
+    from transformers import OPTConfig
+
+    with pytest.raises(ValueError, match="'opt' model; this version distils .*llama"):
+        family_of(OPTConfig(), "some/opt")
+
+
 def test_real_teacher_attention(smollm2):
     ids = smollm2.tokenizer("The heart pumps blood through the body.", return_tensors="pt").input_ids
     documents = torch.zeros_like(ids)
     for seen in smollm2.observe(ids, torch.arange(ids.shape[1])[None], [0, 14, 29], qkv=True):
-        found = recompute(seen, smollm2.attention_weights(seen.layer), documents, smollm2.attention_scale)
+        found = recompute(seen, smollm2.attention_weights(seen.layer), documents, smollm2.logit_rules(seen.layer))
         assert torch.allclose(found, seen.output, atol=1e-3, rtol=1e-3)
 
 
-def test_fingerprints_tell_teachers_apart(tokenizer):
-    one, other = (tiny(tokenizer, "llama", "smollm2-135m-instruct") for _ in range(2))
+def test_fingerprints_tell_teachers_apart():
+    one, other = (tiny_teacher("smollm2-135m-instruct") for _ in range(2))
     assert one.fingerprint != other.fingerprint
     other.model.load_state_dict(one.model.state_dict())
     del other.__dict__["fingerprint"]
