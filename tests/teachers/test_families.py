@@ -143,3 +143,11 @@ def test_fingerprints_tell_teachers_apart():
     other.model.load_state_dict(one.model.state_dict())
     del other.__dict__["fingerprint"]
     assert one.fingerprint == other.fingerprint
+
+
+def test_the_readme_lists_the_rows():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = [line for line in readme.split("## Which teachers")[1].split("\n## ")[0].splitlines() if line.startswith("| `")]
+    header, *rows = listed
+    assert header.startswith("| `model_type`")
+    assert rows == [f"| `{name}` | {row.examples} | {row.note} |" for name, row in FAMILIES.items()]
