@@ -16,7 +16,7 @@ test-matrix: $(VENV)/.installed  ## every pair-wise matrix whole
 	$(RUN) -m pytest -q -n 2 -m matrix
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
-	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_stages.py tests/distill/test_export.py
+	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_families.py tests/distill/test_stages.py tests/distill/test_export.py
 
 lint: $(VENV)/.installed  ## what .ci/run checks after the suite
 	$(RUN) -m ruff check .

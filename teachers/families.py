@@ -6,6 +6,9 @@ stand between the projections and the softmax, and by which argument a student's
 
 from dataclasses import dataclass
 
+import transformers
+from packaging.version import Version
+
 
 @dataclass(frozen=True)
 class Family:
@@ -21,6 +24,7 @@ class Family:
             (they are dropped on the way, but position_ids arrive).
         recorded: whether the attention runs through transformers' AttentionInterface, where q, k and v can be seen.
         attention: the attention implementation to load with, None for transformers' own choice.
+        since: the first version of transformers that gets this family right, where the oldest supported one does not.
         refused: config entries, the value that is not supported, and why.
         note: what a user should know.
     """
@@ -38,6 +42,7 @@ class Family:
     documents: str = "keywords"
     recorded: bool = True
     attention: str | None = None
+    since: str | None = None
     refused: tuple[tuple[str, object, str], ...] = ()
     note: str = ""
 
@@ -66,9 +71,7 @@ FAMILIES = {
         note="runs with eager attention: sdpa would leave out the soft cap on its logits",
     ),
     "gemma3_text": Family("Gemma 3 (text: 270M, 1B)", norm_offset=1.0, refused=(BIDIRECTIONAL,)),
-    "gpt_neox": Family(
-        "Pythia, GPT-NeoX", "gpt_neox.layers", "attention", packing="grouped", qkv=FUSED, output="dense"
-    ),
+    "gpt_neox": Family("Pythia, GPT-NeoX", "gpt_neox.layers", "attention", packing="grouped", qkv=FUSED, output="dense"),
     "falcon": Family(
         "Falcon 7B, 11B, 40B",
         "transformer.h",
@@ -78,13 +81,13 @@ FAMILIES = {
         output="dense",
         documents="positions",
         recorded=False,
+        since="5.24",
         refused=(("alibi", True, "its positions are biases on the logits (ALiBi); only rotary ones are taken over"),),
+        note="from transformers 5.24 on: in 5.17 packed documents see each other",
     ),
     "gpt2": Family("GPT-2", "transformer.h", "attn", packing="columns", qkv=("c_attn",), output="c_proj", rope=None),
     "olmo2": Family("OLMo 2", norm="rms_wide"),
-    "stablelm": Family(
-        "StableLM 2", norms=("q_layernorm", "k_layernorm"), norm="layer", documents="positions"
-    ),
+    "stablelm": Family("StableLM 2", norms=("q_layernorm", "k_layernorm"), norm="layer", documents="positions"),
     "cohere": Family("Command R, Aya 23", norm="layer", rope="pairs"),
     "mixtral": Family("Mixtral", note="mixture of experts: the experts and their router stay as they are"),
     "qwen3_moe": Family("Qwen3 MoE", note="mixture of experts: the experts and their router stay as they are"),
@@ -95,12 +98,17 @@ def family_of(config, reference: str) -> Family:
     """The row of a transformers config.
 
     Raises:
-        ValueError: there is no such row, or the config asks for something that the family's row refuses.
+        ValueError: there is no such row, transformers is too old for it, or the config asks for something the row refuses.
     """
     model_type = config.model_type
     if model_type not in FAMILIES:
         raise ValueError(f"{reference} is a {model_type!r} model; this version distils {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[model_type]
+    if family.since and Version(transformers.__version__) < Version(family.since):
+        raise ValueError(
+            f"{reference} is a {model_type!r} model, which needs transformers >= {family.since}; this is "
+            f"{transformers.__version__}: pip install --upgrade transformers"
+        )
     for entry, value, why in family.refused:
         if getattr(config, entry, None) == value:
             raise ValueError(f"{reference} is a {model_type!r} model with {entry} = {value} in its config.json: {why}")

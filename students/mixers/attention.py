@@ -83,7 +83,8 @@ class Attention(Mixer):
         """Normalise, rotate, append to what the state holds, and spread key heads over query heads."""
         if self.qk_norm:
             q, k = (
-                qk_norm(part, weight, self.qk_norm, self.qk_norm_eps) for part, weight in ((q, self.q_norm), (k, self.k_norm))
+                qk_norm(part, weight, self.qk_norm, self.qk_norm_eps)
+                for part, weight in ((q, self.q_norm), (k, self.k_norm))
             )
         if self.rope:
             q, k = rotate(q, context.rope, self.rope), rotate(k, context.rope, self.rope)

@@ -30,7 +30,10 @@ def qk_norm(x: Float[Tensor, "b t h p"], weight: Float[Tensor, "h p"], kind: str
 
 
 def fold_norm(
-    projection: Float[Tensor, "h p d"], bias: Float[Tensor, "h p"] | None, weight: Float[Tensor, "h p"] | None, kind: str | None
+    projection: Float[Tensor, "h p d"],
+    bias: Float[Tensor, "h p"] | None,
+    weight: Float[Tensor, "h p"] | None,
+    kind: str | None,
 ) -> tuple[Float[Tensor, "h p d"], Float[Tensor, "h p"] | None]:
     """Everything of a norm on q or k that is linear, put into their projection: its weight, and the mean it removes."""
     if weight is None:

@@ -114,7 +114,11 @@ class StateSpace(Mixer):
         return y
 
     def attention_rows(
-        self, projections: dict[str, Tensor], biases: dict[str, Tensor | None], norms: dict[str, Tensor | None], used: set[str]
+        self,
+        projections: dict[str, Tensor],
+        biases: dict[str, Tensor | None],
+        norms: dict[str, Tensor | None],
+        used: set[str],
     ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "h n e"], Float[Tensor, "h n e"], str]:
         """x's, B's and C's rows from attention's v, k and q, a set a head, and in words how B and C were made.
 

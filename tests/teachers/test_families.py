@@ -10,20 +10,20 @@ from distill.stages.stage import head_of
 from students.kernels.linear_kl.reference import logits_of
 from teachers.families import FAMILIES, family_of
 from teachers.weights import AttentionWeights, LogitRules
-from tests.teachers.tiny import CHECKPOINTS, EVERY, tiny_teacher
+from tests.teachers.tiny import ALL, CHECKPOINTS, EVERY, supported, tiny_teacher
 
 AS_PUBLISHED = [(name, {}) for name in EVERY]
 BIASED = [(CHECKPOINTS[family][0], {"attention_bias": True}) for family in ("llama", "granite", "qwen3", "olmo2", "cohere")]
 OTHERWISE = [
-    ("falcon-7b", {"multi_query": False, "num_kv_heads": 6, "bias": True}),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     ("qwen2.5-0.5b", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    *[("falcon-7b", {"multi_query": False, "num_kv_heads": 6, "bias": True})] * supported("falcon"),
 ]
 
 
 def test_every_family_has_a_checkpoint_and_every_config_a_family():
     assert set(CHECKPOINTS) == set(FAMILIES)
-    assert {path.stem for path in Path(shipped_folder() / "configs").glob("*.json")} == set(EVERY)
+    assert {path.stem for path in Path(shipped_folder() / "configs").glob("*.json")} == set(ALL)
 
 
 @pytest.mark.parametrize(("name", "changes"), [*AS_PUBLISHED, *BIASED, *OTHERWISE])
@@ -80,7 +80,9 @@ def normalised(x, weight, rules):
 def rotated(x, cos, sin, kind):
     """Channel by channel, as complex numbers."""
     width = cos.shape[-1]
-    first, second = (range(width // 2), range(width // 2, width)) if kind == "half" else (range(0, width, 2), range(1, width, 2))
+    first, second = (
+        (range(width // 2), range(width // 2, width)) if kind == "half" else (range(0, width, 2), range(1, width, 2))
+    )
     out = x.clone()
     for one, other in zip(first, second, strict=True):
         c, s = cos[:, :, None, one], sin[:, :, None, one]
@@ -112,7 +114,7 @@ def test_the_head_is_the_models(name):
 @pytest.mark.parametrize(
     ("name", "change", "why"),
     [
-        ("falcon-7b", {"alibi": True}, "ALiBi"),
+        *[("falcon-7b", {"alibi": True}, "ALiBi")] * supported("falcon"),
         ("phi-1_5", {"qk_layernorm": True}, "biases"),
         ("gemma-3-270m", {"use_bidirectional_attention": True}, "looks ahead"),
     ],
@@ -127,6 +129,14 @@ def test_an_unknown_family_is_refused():
 
     with pytest.raises(ValueError, match="'opt' model; this version distils .*llama"):
         family_of(OPTConfig(), "some/opt")
+
+
+def test_transformers_too_old_for_a_family_is_refused(monkeypatch):
+    from transformers import FalconConfig
+
+    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    with pytest.raises(ValueError, match="'falcon' model, which needs transformers >= 5.24; this is 5.17.0"):
+        family_of(FalconConfig(), "tiiuae/falcon-7b")
 
 
 def test_real_teacher_attention(smollm2):

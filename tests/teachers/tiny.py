@@ -1,10 +1,12 @@
 """A tiny random teacher a family, made from the config of a published model: smaller everywhere, otherwise as published."""
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.recipe import shipped_folder
-from teachers.families import family_of
+from teachers.families import FAMILIES, family_of
 from teachers.teacher import Teacher
 
 SMALL = {
@@ -54,7 +56,16 @@ CHECKPOINTS = {
     "mixtral": ["mixtral-8x7b-v0.1"],
     "qwen3_moe": ["qwen3-30b-a3b"],
 }
-EVERY = [name for names in CHECKPOINTS.values() for name in names]
+ALL = [name for names in CHECKPOINTS.values() for name in names]
+
+
+def supported(family):
+    """Whether the installed transformers is new enough for a family."""
+    since = FAMILIES[family].since
+    return since is None or Version(transformers.__version__) >= Version(since)
+
+
+EVERY = [name for family, names in CHECKPOINTS.items() if supported(family) for name in names]
 
 
 def tiny_model(name, **changes):
