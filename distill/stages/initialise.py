@@ -2,8 +2,9 @@
 
 The projections were copied when the student was built (C<-Q, B<-K, x<-V, out<-O; key heads expanded head by head, as in The
 Mamba in the Llama, arXiv 2408.15237). What is left needs teacher activations and no gradient: a mixer's constants
-(`Mixer.match_norms`, `Mixer.calibrate`), the decays if asked for, and the scale of every head and branch by least squares. Taylor-Calibrate
-(arXiv 2606.16429) showed what such a start is worth: 50 % to 95 % of the teacher after the same 100M tokens.
+(`Mixer.match_norms`, `Mixer.calibrate`), the decays if asked for, and the scale of every head and branch by least
+squares. Taylor-Calibrate (arXiv 2606.16429) showed what such a start is worth: 50 % to 95 % of the teacher after the same
+100M tokens.
 """
 
 from typing import Literal

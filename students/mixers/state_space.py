@@ -41,7 +41,7 @@ class StateSpaceParts:
 class StateSpace(Mixer):
     """Base of the mixers whose exchange between tokens is `ssd`.
 
-    A subclass has in_proj, whose rows end in B's, C's and `rows_after` others, and conv1d, whose channels end in B's and C's.
+    A subclass has in_proj, its rows ending in B's, C's and `rows_after` others, and conv1d, its channels in B's and C's.
     """
 
     orientable = True

@@ -127,7 +127,7 @@ def test_what_a_row_refuses(name, change, why):
 def test_an_unknown_family_is_refused():
     from transformers import OPTConfig
 
-    with pytest.raises(ValueError, match="'opt' model; this version distils .*llama"):
+    with pytest.raises(ValueError, match=r"'opt' model; this version distils .*llama"):
         family_of(OPTConfig(), "some/opt")
 
 
@@ -135,7 +135,7 @@ def test_transformers_too_old_for_a_family_is_refused(monkeypatch):
     from transformers import FalconConfig
 
     monkeypatch.setattr("transformers.__version__", "5.17.0")
-    with pytest.raises(ValueError, match="'falcon' model, which needs transformers >= 5.24; this is 5.17.0"):
+    with pytest.raises(ValueError, match=r"'falcon' model, which needs transformers >= 5.24; this is 5.17.0"):
         family_of(FalconConfig(), "tiiuae/falcon-7b")
 
 
