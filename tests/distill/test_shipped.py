@@ -1,0 +1,70 @@
+"""What comes in recipes/: published configs with the sizes that README.md says, and a row there for every recipe."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distill.build import layout_of
+from distill.recipe import load, shipped_folder
+
+README = (shipped_folder() / "README.md").read_text()
+CONFIGS = sorted(path.stem for path in (shipped_folder() / "configs").glob("*.json"))
+
+
+def rows(heading):
+    """A table of the README as lists of cells, by the name in its first column."""
+    section = README.split(f"# {heading}\n")[1].split("\n## ")[0]
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_has_the_published_number_of_parameters(name):
+    config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    published, kind, parameters = rows("Configs")[name]
+    assert published.rpartition("/")[2].lower() == name
+    assert kind.split(",")[0] == config.model_type
+    assert sum(parameter.numel() for parameter in model.parameters()) == int(parameters.replace(",", ""))
+
+
+def test_every_recipe_and_config_has_its_row():
+    assert sorted(rows("Configs")) == CONFIGS
+    assert sorted(rows("Recipes")) == sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", rows("Recipes"))
+def test_a_row_says_how_much_text_the_recipe_takes(name):
+    said = re.match(r"([\d.]+)([kMB])", rows("Recipes")[name][3])
+    tokens = sum(options.tokens for _, options in load(name).stage_options())
+    assert tokens == pytest.approx(float(said[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[said[2]], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "kept"),
+    [
+        ("phi-1.5_phi-mamba", 24, []),
+        ("phi-1.5_hybrid-phi-mamba", 24, [4, 10, 16, 22]),
+        ("smollm2-135m_mamba2", 30, []),
+        ("qwen3-0.6b_mamba2-hybrid", 28, [0, 4, 8, 12, 16, 20, 24]),
+    ],
+)
+def test_layouts_keep_the_attention_they_say(name, layers, kept):
+    recipe = load(name)
+    layout = layout_of(recipe.pattern, recipe.mixers, layers, name)
+    assert [layer for layer in range(layers) if layout.mixer_of(layer) is None] == kept
+
+
+def test_gemma_keeps_the_layers_that_see_everything():
+    recipe = load("gemma-3-270m_mamba2-hybrid")
+    kinds = AutoConfig.from_pretrained(shipped_folder() / "configs" / "gemma-3-270m.json").layer_types
+    layout = layout_of(recipe.pattern, recipe.mixers, len(kinds), recipe.name)
+    assert [kind == "sliding_attention" for kind in kinds] == [layer in layout.converted for layer in range(len(kinds))]
+
+
+def test_mohawk_counts():
+    tokens = {name: options.tokens for name, options in load("phi-1.5_phi-mamba").stage_options()}
+    assert tokens["orient"] == 80_000_000 and tokens["align"] == 160_000_000 and tokens["imitate"] == 2_760_000_000
