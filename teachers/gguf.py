@@ -6,6 +6,7 @@ what it does not know and starts missing parameters at random.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -76,6 +77,7 @@ def _convert(path: Path, target: Path) -> None:
     with no_bars_in_logs():
         model.save_pretrained(target)
     _tokenizer(facts).save_pretrained(target)
+    _trim(target, len(facts.general("tokenizer.ggml.tokens")))
 
 
 def read(path: Path) -> Facts:
@@ -174,6 +176,16 @@ def _tokenizer(facts: Facts):
         if facts.general("tokenizer.ggml.add_bos_token") is None:
             tokenizer.add_bos_token = True
     return tokenizer
+
+
+def _trim(folder: Path, entries: int) -> None:
+    """Take tokens out of a saved tokenizer that are none of the file's: transformers' classes bring their own, such as
+    <|endoftext|>, and give them ids past the model's embeddings."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    kept = [token for token in content["added_tokens"] if token["id"] < entries]
+    if len(kept) < len(content["added_tokens"]):
+        file.write_text(json.dumps(content | {"added_tokens": kept}, ensure_ascii=False))
 
 
 def _listed(names: list[str]) -> str:
