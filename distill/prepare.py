@@ -19,7 +19,7 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.recipe import Text, shipped_folder
-from teachers.gguf import cache_folder
+from teachers.source import cache_folder
 
 FORMAT = "2"  # part of the key: raise it when prepared folders change
 BATCH = 256  # documents tokenised at a time

@@ -7,7 +7,6 @@ what it does not know and starts missing parameters at random.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -18,16 +17,12 @@ from torch import Tensor, nn
 
 from teachers.gguf_config import Architecture, Facts, config_of
 from teachers.quiet import no_bars_in_logs
+from teachers.source import cache_folder
 
 CONVERTER = "2"  # part of the cache key: raise it when a conversion changes
 # Vocabularies of Llama 3 and Mistral's Tekken: a word that is an entry is one token whatever the merges say, and text
 # begins with the token that begins it.
 WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "tekken"}
-
-
-def cache_folder() -> Path:
-    """Where conversions are kept: $DISTILL_CACHE, else ~/.cache/distill."""
-    return Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distill"))
 
 
 def converted(path: Path) -> Path:
