@@ -48,13 +48,14 @@ class Batch:
 class Windows:
     """A prepared folder cut into windows, in an order that a seed fixes; window k of any run is always the same."""
 
-    def __init__(self, folder: Path, seq_len: int, seed: int | None) -> None:
-        """seed: of the order; None keeps the folder's own (already shuffled) order.
+    def __init__(self, folder: Path, seq_len: int, seed: int | None, in_order: bool = False) -> None:
+        """seed: of the order; None keeps the folder's own (already shuffled) order. in_order: the windows of a document
+        longer than a window follow each other.
 
         Raises:
             UserError: the folder holds less than one window.
         """
-        self.folder, self.seq_len, self.seed = folder, seq_len, seed
+        self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
         self.meta = json.loads((folder / "meta.json").read_text())
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         self._starts = np.load(folder / "starts.npy")
@@ -94,8 +95,23 @@ class Windows:
             return self._identity
         if getattr(self, "_epoch", None) != epoch:
             self._epoch = epoch
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            generator = np.random.default_rng([self.seed, epoch])
+            if self.in_order:
+                rank = generator.permutation(self._runs[-1] + 1)
+                self._permutation = np.argsort(rank[self._runs], kind="stable")
+            else:
+                self._permutation = generator.permutation(self.count)
         return self._permutation
+
+    @cached_property
+    def _runs(self) -> np.ndarray:
+        """For each window, which run of windows it belongs to: one that begins inside a long document goes with the one
+        before it, where the document came from."""
+        first = np.arange(self.count) * self.seq_len
+        document = np.searchsorted(self._starts, first, side="right") - 1
+        lengths = np.diff(np.append(self._starts, len(self._tokens)))
+        goes_on = (self._starts[document] < first) & (lengths[document] > self.seq_len)
+        return np.cumsum(~goes_on) - 1
 
     @cached_property
     def _identity(self) -> np.ndarray:

@@ -1,29 +1,29 @@
-"""Text once into tokens: sources read by `datasets`, shuffled, tokenised, and written as arrays that numpy maps.
+"""Text once into tokens: sources in the order that a seed fixes, tokenised, and written as arrays that numpy maps.
 
 A prepared folder holds `tokens.npy` (all documents one after the other, each ended by the separator), `starts.npy` (where
-each document begins), `labels.npy` (its source) and `meta.json`.
+each document begins), `labels.npy` (its source) and `meta.json`. Whether a document begins with a token of its own is the
+tokenizer's convention.
 """
 
-import glob
 import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from distill.errors import UserError
-from distill.recipe import Text, shipped_folder
-from teachers.gguf import cache_folder
+from distill.recipe import Text
+from distill.sources import Rows, files_of, streams
+from teachers.source import cache_folder
 
-FORMAT = "2"  # part of the key: raise it when prepared folders change
+FORMAT = "3"  # part of the key: raise it when prepared folders change
 BATCH = 256  # documents tokenised at a time
-SHIPPED = "shipped:"
+
+Documents = Iterator[tuple[str, list[int]]]  # label and token ids
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def prepare(sources: Sequence[Text], tokenizer, *, separator: str | None, seed: 
     Raises:
         UserError: a file, column or token that is not there, or no text at all.
     """
-    files = [_files(source, f"{where}.{index}") for index, source in enumerate(sources)]
+    files = [files_of(source, f"{where}.{index}") for index, source in enumerate(sources)]
     end = _separator_id(tokenizer, separator, where)
     key = hashlib.sha256(f"{FORMAT} {_tokenizer_hash(tokenizer)} {end} {seed} {limit}".encode())
     for source, names in zip(sources, files, strict=True):
@@ -58,18 +58,6 @@ def prepare(sources: Sequence[Text], tokenizer, *, separator: str | None, seed: 
     return target
 
 
-def _files(source: Text, where: str) -> list[str]:
-    if source.path is None:
-        return []
-    pattern = source.path
-    if pattern.startswith(SHIPPED):
-        pattern = str(shipped_folder() / "text" / pattern.removeprefix(SHIPPED))
-    names = sorted(glob.glob(os.path.expanduser(pattern)))
-    if not names:
-        raise UserError(f"{where}: no file matches {source.path!r} (looked from {Path.cwd()})")
-    return names
-
-
 def _separator_id(tokenizer, separator: str | None, where: str) -> int:
     token = tokenizer.eos_token if separator is None else separator
     if token is None or token not in tokenizer.get_vocab():
@@ -78,8 +66,11 @@ def _separator_id(tokenizer, separator: str | None, where: str) -> int:
 
 
 def _tokenizer_hash(tokenizer) -> str:
+    """A hash of the vocabulary and of how text is split and begun: two tokenizers may differ in a BOS alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer("A b  c\n\nd 12")["input_ids"])
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(vocabulary.encode()).hexdigest()
+    return hashlib.sha256(f"{vocabulary} {rules}".encode()).hexdigest()
 
 
 def _file_hash(name: str) -> bytes:
@@ -88,7 +79,7 @@ def _file_hash(name: str) -> bytes:
 
 
 def _write(target: Path, sources, files, tokenizer, end: int, seed: int, limit: int | None, where: str) -> None:
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
     tokens, starts, labels, names = [], [0], [], []
     for label, ids in _documents(sources, files, tokenizer, seed, where):
         if label not in names:
@@ -116,69 +107,50 @@ def _write(target: Path, sources, files, tokenizer, end: int, seed: int, limit: 
     _log.info("prepared %s: %s tokens in %s documents", where, f"{len(joined):,}", f"{len(labels):,}")
 
 
-def _documents(sources, files, tokenizer, seed: int, where: str) -> Iterator[tuple[str, list[int]]]:
-    """Label and token ids of each document, in shuffled order."""
-    rows = _shuffled(sources, files, seed, where)
+def _documents(sources, files, tokenizer, seed: int, where: str) -> Documents:
+    """Label and token ids of each document; sources with weights in proportion, others shuffled together."""
+    passes = [
+        lambda turn, stream=stream: _tokenised(stream(turn), tokenizer) for stream in streams(sources, files, seed, where)
+    ]
+    if len(passes) == 1:
+        return passes[0](0)
+    return mixed(passes, [1.0 if source.weight is None else source.weight for source in sources], where)
+
+
+def _tokenised(rows: Rows, tokenizer) -> Documents:
     while batch := [row for _, row in zip(range(BATCH), rows, strict=False)]:
-        encoded = tokenizer([text for _, text in batch])["input_ids"]
-        for (label, _), ids in zip(batch, encoded, strict=True):
-            if ids:
-                yield label, list(ids)
+        texts = [(label, text) for label, text in batch if text]
+        if not texts:
+            continue
+        # a document longer than what the model was made for is no mistake here: it is cut into windows
+        encoded = tokenizer([text for _, text in texts], verbose=False)["input_ids"]
+        yield from ((label, list(ids)) for (label, _), ids in zip(texts, encoded, strict=True) if ids)
 
 
-def _shuffled(sources, files, seed: int, where: str) -> Iterator[tuple[str, str]]:
-    import datasets
+def mixed(passes: Sequence[Callable[[int], Documents]], weights: Sequence[float], where: str) -> Documents:
+    """Documents of several sources, the tokens of each always as near to their share as whole documents allow.
 
-    datasets.disable_progress_bars()
-    tables, weights = [], []
-    for index, (source, names) in enumerate(zip(sources, files, strict=True)):
-        parts = [_table(source, name, f"{where}.{index}") for name in names or [None]]
-        tables.append(datasets.concatenate_datasets(parts))
-        weights.append(source.weight)
-    streaming = any(isinstance(table, datasets.IterableDataset) for table in tables)
-    if streaming:
-        tables = [t if isinstance(t, datasets.IterableDataset) else t.to_iterable_dataset() for t in tables]
-    if any(weight is not None for weight in weights):
-        shares = np.asarray([1.0 if weight is None else weight for weight in weights])
-        tables = [table.shuffle(seed=seed) for table in tables]
-        mixed = datasets.interleave_datasets(
-            tables, (shares / shares.sum()).tolist(), seed=seed, stopping_strategy="all_exhausted"
-        )
-    else:
-        mixed = datasets.concatenate_datasets(tables).shuffle(seed=seed)
-    for row in mixed:
-        yield row["label"], row["text"]
+    Args:
+        passes: for each source, its documents in its first pass (0), second pass ...
 
+    A source that ends begins again in another order, until each has ended once. No chance is involved, so any part of the
+    result is the same whenever it is made again.
 
-def _table(source: Text, name: str | None, where: str):
-    """One file's or the hub's rows, in the two columns `label` and `text` whatever the source calls them."""
-    import datasets
-
-    try:
-        if name is None:
-            table = datasets.load_dataset(source.hub, source.name, split=source.split, streaming=True)
-        else:
-            table = datasets.load_dataset(_format(name, where), data_files=name, split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(f"{where}: {name or source.hub} could not be read: {error}") from error
-    columns = table.column_names
-    if columns is not None and source.column not in columns:
-        raise UserError(f"{where}: there is no column {source.column!r}; there are {', '.join(columns)}")
-    own = columns is not None and "source" in columns and source.label is None
-    label = source.label or (source.hub if name is None else _label(name))
-    return table.map(
-        lambda row: {"label": row["source"] if own else label, "text": row[source.column] or ""}, remove_columns=columns
-    )
-
-
-def _format(name: str, where: str) -> str:
-    kinds = {"jsonl": "json", "json": "json", "parquet": "parquet", "txt": "text", "csv": "csv"}
-    found = {kinds[suffix.lstrip(".")] for suffix in Path(name).suffixes if suffix.lstrip(".") in kinds}
-    if len(found) != 1:
-        raise UserError(f"{where}: {name} is no text this can read; it reads {', '.join(kinds)}, plain or .xz, .gz, .zst")
-    return found.pop()
-
-
-def _label(name: str) -> str:
-    """What a file's text is called: its name up to the first dot, without a shard's number."""
-    return re.sub(r"-\d+$", "", Path(name).name.split(".")[0])
+    Raises:
+        UserError: a source has no text.
+    """
+    turns, taken = [0] * len(passes), [0] * len(passes)
+    running = [documents(0) for documents in passes]
+    while True:
+        k = min(range(len(passes)), key=lambda index: taken[index] / weights[index])
+        document = next(running[k], None)
+        if document is None:
+            if not taken[k]:
+                raise UserError(f"{where}.{k}: there is no text in this source")
+            turns[k] += 1
+            if all(turns):
+                return
+            running[k] = passes[k](turns[k])
+            continue
+        taken[k] += len(document[1])
+        yield document

@@ -65,6 +65,7 @@ class Data(Schema):
     batch: Annotated[int, Field(ge=1)]
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     separator: str | None = None
+    long_documents: Literal["shuffled", "in_order"] = "shuffled"
     limit: Count | None = None
 
 

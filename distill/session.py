@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,17 +22,16 @@ from teachers.teacher import Teacher
 
 @dataclass
 class Session:
-    """Teacher, text and device of one recipe."""
+    """Teacher, text and device of one recipe. The training text is prepared when it is first asked for."""
 
     recipe: Recipe
     accelerator: Accelerator
     teacher: Teacher
-    windows: Windows
     heldout_windows: Windows
 
     @classmethod
-    def open(cls, recipe: Recipe, project: Path | None = None) -> "Session":
-        """Load and prepare everything.
+    def open(cls, recipe: Recipe, project: Path | None = None, trains: bool = True) -> "Session":
+        """Load and prepare everything; the training text only if `trains`.
 
         Raises:
             UserError: what the teacher, the text or the device refuses.
@@ -40,8 +40,15 @@ class Session:
         set_seed(recipe.seed)
         teacher = load_teacher(recipe, accelerator.device)
         with accelerator.main_process_first():
-            windows, heldout = (text_windows(recipe, teacher.tokenizer, part) for part in ("train", "heldout"))
-        return cls(recipe, accelerator, teacher, windows, heldout)
+            session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
+            if trains:
+                _ = session.windows  # now, so that a mistake in the text shows before anything is written
+        return session
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The training text."""
+        return text_windows(self.recipe, self.teacher.tokenizer, "train")
 
     def heldout(self, tokens: int) -> Heldout:
         """The first so many held-out tokens, and the teacher's hidden states on them."""
@@ -110,7 +117,7 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
         limit = needed if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
     folder = prepare(sources, tokenizer, separator=data.separator, seed=recipe.seed, limit=limit, where=f"data.{part}")
     if part == "train":
-        return Windows(folder, data.seq_len, recipe.seed)
+        return Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
     return Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from teachers.families import FAMILIES, family_of
+from teachers.quiet import no_bars_in_logs
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -44,13 +45,15 @@ def load(
         family = family_of(config, reference)
         safetensors = {} if allow_pickle else {"use_safetensors": True}
         attention = {} if family.attention is None else {"attn_implementation": family.attention}
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention, **safetensors, **trust)
+        with no_bars_in_logs():
+            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention, **safetensors, **trust)
         tokenizer = AutoTokenizer.from_pretrained(location, **trust)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"teacher {reference!r} could not be loaded: {error}") from error
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    entries = 1 + max(tokenizer.get_vocab().values(), default=-1)  # not len(): ids of added tokens may leave gaps
+    if entries > model.get_input_embeddings().num_embeddings:  # fewer are fine: rows that pad the embeddings
         raise ValueError(
-            f"{reference}: the tokenizer has {len(tokenizer)} entries, but the model embeds only "
+            f"{reference}: the tokenizer has {entries} entries, but the model embeds only "
             f"{model.get_input_embeddings().num_embeddings}; they do not belong together"
         )
     model.requires_grad_(False).eval().to(device)

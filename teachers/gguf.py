@@ -1,24 +1,28 @@
-"""GGUF files as teachers: converted once to a transformers folder, with what transformers drops put back.
+"""GGUF files as teachers: converted once to a transformers folder, the config by `gguf_config`, the weights here.
 
-transformers dequantises GGUF tensors and rebuilds config and tokenizer, but ignores `rope_freqs.weight`, the tensor by
-which llama.cpp stores Llama-3's scaled rotary frequencies: such a model would load with wrong positions, silently.
+gguf-py reads, names and dequantises the tensors; transformers makes the tokenizer. Every tensor of the file must find its
+place in the model and every parameter of the model its tensor, or the file is refused: transformers' own loader leaves out
+what it does not know and starts missing parameters at random.
 """
 
 import hashlib
-import os
+import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-CONVERTER = "1"  # part of the cache key: raise it when a conversion changes
-ORIGINAL_LENGTHS = (8192, 4096, 2048, 16384, 32768)  # tried for llama3 scaling; the file does not say
+from teachers.gguf_config import Architecture, Facts, config_of
+from teachers.quiet import no_bars_in_logs
+from teachers.source import cache_folder
 
-
-def cache_folder() -> Path:
-    """Where conversions are kept: $DISTILL_CACHE, else ~/.cache/distill."""
-    return Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distill"))
+CONVERTER = "2"  # part of the cache key: raise it when a conversion changes
+# Vocabularies of Llama 3 and Mistral's Tekken: a word that is an entry is one token whatever the merges say, and text
+# begins with the token that begins it.
+WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "tekken"}
 
 
 def converted(path: Path) -> Path:
@@ -26,7 +30,7 @@ def converted(path: Path) -> Path:
 
     Raises:
         ImportError: the gguf package is not installed.
-        ValueError: the file is not GGUF, is damaged, or holds rotary frequencies that no known rule gives.
+        ValueError: the file is not GGUF, is damaged, or holds a model that cannot be rebuilt exactly; says why.
     """
     try:
         import gguf  # noqa: F401
@@ -57,65 +61,127 @@ def _move_into_place(scratch: Path, target: Path) -> None:
 
 
 def _convert(path: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM
 
-    factors = rope_factors(path)
-    arguments = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **arguments, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"transformers cannot read {path}: {error}") from error
-    if factors is not None:
-        model.config.rope_parameters = llama3_rope(factors, model.config, path)
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    facts = read(path)
+    config, architecture = config_of(facts)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(weights(facts, model, architecture), strict=False, assign=True)
+    model.tie_weights()
+    with no_bars_in_logs():
+        model.save_pretrained(target)
+    _tokenizer(facts).save_pretrained(target)
+    _trim(target, len(facts.general("tokenizer.ggml.tokens")))
 
 
-def rope_factors(path: Path) -> torch.Tensor | None:
-    """The divisors of the rotary frequencies that a GGUF file stores, if it does.
+def read(path: Path) -> Facts:
+    """A file's entries and tensors.
 
     Raises:
-        ValueError: the file is not GGUF or is damaged.
+        ValueError: the file is not GGUF, or is damaged.
     """
     from gguf import GGUFReader
 
     try:
-        reader = GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError) as error:
+        return Facts(GGUFReader(path), path)
+    except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
-    for tensor in reader.tensors:
-        if tensor.name == "rope_freqs.weight":
-            return torch.tensor(tensor.data.copy(), dtype=torch.float32).flatten()
-    return None
 
 
-def llama3_rope(factors: torch.Tensor, config, path: Path) -> dict:
-    """The llama3 rope parameters that give these divisors.
+def weights(facts: Facts, model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+    """The model's parameters in float32, from the file's tensors; a tied head is left out.
 
     Raises:
-        ValueError: none of the known ones does, so the model would load with wrong positions.
+        ValueError: a tensor without a place, a parameter without a tensor, another shape, or an unknown quantisation.
     """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if model.config.tie_word_embeddings:
+        wanted.pop("lm_head.weight", None)
+    sources = tensor_names(wanted, facts.architecture, model.config.num_hidden_layers)
+    missing = [name for name in wanted if sources.get(name) not in facts.tensors]
+    spare = facts.tensors.keys() - set(sources.values()) - facts.taken
+    if missing or spare:
+        raise ValueError(
+            f"{facts.path} and transformers' {type(model).__name__} do not hold the same model: "
+            + "; ".join(
+                f"{text} {_listed(names)}"
+                for text, names in (("no place for", sorted(spare)), ("no tensor for", missing))
+                if names
+            )
+        )
+    found = {}
+    for name, shape in wanted.items():
+        tensor = _dequantised(facts, sources[name])
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{facts.path}: {sources[name]} is {list(tensor.shape)}, but {name} of the model is {list(shape)}"
+            )
+        found[name] = _as_trained(name, tensor, model.config, architecture)
+    return found
 
-    theta = config.rope_parameters["rope_theta"]
-    plain = theta ** (-torch.arange(0, 2 * len(factors), 2, dtype=torch.float32) / (2 * len(factors)))
-    for length in ORIGINAL_LENGTHS:
-        parameters = {
-            "rope_type": "llama3",
-            "rope_theta": theta,
-            "factor": factors.max().item(),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": length,
-        }
-        trial = type(config)(**{**config.to_dict(), "rope_parameters": parameters})
-        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](trial)
-        if torch.allclose(plain / scaled, factors, rtol=1e-3):
-            return parameters
-    raise ValueError(
-        f"{path} stores rotary frequencies (rope_freqs.weight) that no llama3 scaling gives; load the original "
-        "checkpoint instead of its GGUF"
-    )
+
+def tensor_names(parameters: Iterable[str], architecture: str, layers: int) -> dict[str, str]:
+    """The tensor of each parameter, by gguf-py's table; a parameter that the table does not know is left out."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    table, found = get_tensor_name_map(kind, layers), {}
+    for parameter in parameters:
+        module, _, suffix = parameter.rpartition(".")
+        name = table.get_name(module)
+        if name is not None:
+            found[parameter] = f"{name}.{suffix}"
+    return found
+
+
+def _dequantised(facts: Facts, name: str) -> Tensor:
+    from gguf import dequantize
+
+    tensor = facts.tensors[name]
+    try:
+        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{facts.path}: {name} is quantised as {tensor.tensor_type.name}, which gguf cannot read"
+        ) from error
+
+
+def _as_trained(name: str, tensor: Tensor, config, architecture: Architecture) -> Tensor:
+    """Undo what llama.cpp's converter did to a tensor."""
+    if architecture.norm_offset and name.endswith("norm.weight"):
+        return tensor - architecture.norm_offset
+    for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+        if architecture.interleaved and f".{projection}." in name:
+            pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
+            return pairs.swapaxes(1, 2).reshape(tensor.shape)
+    return tensor
+
+
+def _tokenizer(facts: Facts):
+    """The file's tokenizer; where the file leaves it out, with what llama.cpp knows of the vocabulary by its name."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(facts.path.parent, gguf_file=facts.path.name)
+    except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"transformers cannot read the tokenizer in {facts.path}: {error}") from error
+    if facts.general("tokenizer.ggml.pre") in WHOLE_WORDS:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+        if facts.general("tokenizer.ggml.add_bos_token") is None:
+            tokenizer.add_bos_token = True
+    return tokenizer
+
+
+def _trim(folder: Path, entries: int) -> None:
+    """Take tokens out of a saved tokenizer that are none of the file's: transformers' classes bring their own, such as
+    <|endoftext|>, and give them ids past the model's embeddings."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    kept = [token for token in content["added_tokens"] if token["id"] < entries]
+    if len(kept) < len(content["added_tokens"]):
+        file.write_text(json.dumps(content | {"added_tokens": kept}, ensure_ascii=False))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

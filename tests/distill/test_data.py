@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import pickle
 
 import numpy as np
 import pytest
@@ -90,6 +91,113 @@ def test_limit_and_weights(tokenizer, tmp_path):
     assert 0.6 < labels.count("many") / len(labels) < 0.88
 
 
+def write_dataset(folder, shards=40, rows=150):
+    """A data set of parquet shards, whose texts say which shard they are from."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    for shard in range(shards):
+        table = {"body": [f"shard {shard} row {row}" for row in range(rows)], "id": list(range(rows))}
+        parquet.write_table(pyarrow.table(table), folder / f"train-{shard:05}-of-{shards:05}.parquet")
+    return folder
+
+
+def test_a_data_set_by_name_is_streamed(tokenizer, tmp_path):
+    """The code of a data set on the hub, which `datasets` also runs for a folder: of forty shards a few are opened."""
+    folder = write_dataset(tmp_path / "named-set")
+    source = Text(hub=str(folder), column="body", label="named")
+    few, more = (prepared(tokenizer, source, limit=limit) for limit in (1000, 2000))
+    found = {text.split()[1] for text in texts_of(few, tokenizer)}
+    assert len(found) <= 12  # datasets shuffles ten shards at a time
+    tokens = [np.load(folder / "tokens.npy") for folder in (few, more)]
+    assert 1000 <= len(tokens[0]) < 1100 and np.array_equal(tokens[0], tokens[1][: len(tokens[0])])
+    assert json.loads((few / "meta.json").read_text())["labels"] == ["named"]
+    assert prepared(tokenizer, source, limit=1000) == few
+    assert prepared(tokenizer, source, limit=1000, seed=1) != few
+
+
+def test_a_run_takes_of_a_named_set_what_it_trains_on(tiny_recipe, tiny_teacher, tokenizer, tmp_path):
+    from distill.recipe import check
+    from distill.session import text_windows
+
+    folder = write_dataset(tmp_path / "named-set")
+    tiny_recipe["data"]["train"] = [{"hub": str(folder), "column": "body"}]
+    windows = text_windows(check(tiny_recipe, "here"), tokenizer, "train")
+    budget = 256 + 512 + 768 + 768
+    assert budget <= windows.meta["tokens"] < budget + 100
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"hub": "{set}"}, r"data\.train\.0: there is no column 'text'; there are body, id"),
+        ({"hub": "{set}", "column": "id"}, r"data\.train\.0: the column 'id' holds int, not text; there are body, id"),
+        ({"hub": "{set}", "column": "body", "split": "test"}, "Bad split: test|Unknown split .test."),
+        ({"hub": "{set}", "column": "body", "name": "other"}, "'other' not found"),
+        ({"path": "{set}/*00000*.parquet", "column": "id"}, r"data\.train\.0: the column 'id' holds int, not text"),
+    ],
+)
+def test_what_a_data_set_does_not_have(tokenizer, tmp_path, source, message):
+    folder = write_dataset(tmp_path / "named-set", 1, 3)
+    source = {key: value.format(set=folder) for key, value in source.items()}
+    with pytest.raises(UserError, match=message):
+        prepared(tokenizer, Text(**source))
+    assert not list((tmp_path / "cache").rglob("tokens.npy"))
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Sources of short and long texts with weights 3 and 1, and labels `short` and `long`."""
+    for name, repeat, rows in (("short", 1, 300), ("long", 12, 20)):
+        lines = [json.dumps({"text": f"{name} words here, number {row}. " * repeat}) for row in range(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return [Text(path=str(tmp_path / f"{name}.jsonl"), weight=weight) for name, weight in (("short", 3.0), ("long", 1.0))]
+
+
+def test_weights_are_shares_of_tokens(tokenizer, mixture):
+    folder = prepared(tokenizer, *mixture, limit=6000)
+    meta, labels = json.loads((folder / "meta.json").read_text()), np.load(folder / "labels.npy")
+    lengths = np.diff(np.append(np.load(folder / "starts.npy"), meta["tokens"]))
+    short = lengths[labels == meta["labels"].index("short")].sum() / meta["tokens"]
+    assert abs(short - 0.75) < 0.05  # as near as a document allows
+    tokens = np.load(folder / "tokens.npy")
+    fewer = np.load(prepared(tokenizer, *mixture, limit=3000) / "tokens.npy")
+    assert np.array_equal(fewer, tokens[: len(fewer)])  # the same text whenever it is made, however much of it
+
+
+def test_a_small_source_comes_again_in_another_order(tokenizer, mixture):
+    folder = prepared(tokenizer, *mixture)
+    texts = texts_of(folder, tokenizer)
+    short = [text for text in texts if text.startswith("short")]
+    assert len(set(short)) == 300 and len(set(texts)) == 320  # each text at least once
+    assert len(short) > 600  # three tokens in four are theirs, so that they come several times
+    tokens, starts = np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")
+    pieces = [tokenizer.decode(piece[:-1]) for piece in np.split(tokens, starts[1:])]
+    order = [text for text in pieces if text.startswith("short")]
+    assert order[:300] != order[300:600] and set(order[:300]) == set(order[300:600])
+
+
+def test_a_weighted_source_without_text(tokenizer, mixture, tmp_path):
+    (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(UserError, match=r"data\.train\.2: there is no text in this source"):
+        prepared(tokenizer, *mixture, Text(path=str(tmp_path / "none.jsonl")))
+
+
+def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, caplog):
+    from distill.sources import _as_label_and_text
+
+    tokenizer.model_max_length, usual = 8, tokenizer.model_max_length
+    try:
+        prepared(tokenizer, *mixture)
+    finally:
+        tokenizer.model_max_length = usual
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    out, err = capfd.readouterr()
+    assert out + err == ""
+    assert pickle.loads(pickle.dumps(_as_label_and_text)) is _as_label_and_text  # what datasets hashes it by
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -143,6 +251,31 @@ def test_epochs_see_everything_once_in_another_order(windows):
     assert sorted(first[:, 0].tolist()) == sorted(second[:, 0].tolist()) == [100, 107, 114, 121]
     orders = {tuple(windows(seed).batch(0, 4).ids[:, 0].tolist()) for seed in range(8)}
     assert len(orders) > 3
+
+
+def test_long_documents_in_order(tmp_path):
+    lengths = [30, 3, 3, 4, 25, 7, 40, 5, 6, 2, 80, 3, 9]
+    total = sum(lengths)
+    np.save(tmp_path / "tokens.npy", np.arange(total).astype(np.uint16))
+    starts = np.cumsum([0, *lengths[:-1]])
+    np.save(tmp_path / "starts.npy", starts)
+    np.save(tmp_path / "labels.npy", np.zeros(len(lengths), np.int16))
+    (tmp_path / "meta.json").write_text(json.dumps({"labels": ["a"], "sha256": ""}))
+    orders = set()
+    for seed in range(5):
+        windows = Windows(tmp_path, 8, seed, in_order=True)
+        for epoch in range(2):
+            first = windows.batch(epoch * windows.count, windows.count).ids[:, 0]
+            assert sorted(first.tolist()) == list(range(0, total - 8, 8))
+            orders.add(tuple(first.tolist()))
+            for start, length in zip(starts, lengths, strict=True):
+                if length > 8:  # every window that continues the document comes right after the one that it continues
+                    inside = [int(place) for place in first if start < place < start + length]
+                    assert inside == sorted(inside)
+                    at = [first.tolist().index(place) for place in inside]
+                    assert at == list(range(at[0], at[0] + len(at))) if at else length < 16
+                    assert not at or first.tolist()[at[0] - 1] == inside[0] - 8
+    assert len(orders) > 5
 
 
 def test_a_position_is_a_number(windows):

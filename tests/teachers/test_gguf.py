@@ -1,26 +1,20 @@
-"""GGUF files, written by gguf-py and read back: rotary frequencies put back or refused, damaged files named."""
+"""GGUF files, written by gguf-py and read back: the model comes back whole, or the file is refused and says why."""
+
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import teachers
-from teachers.gguf import converted, rope_factors
+from teachers.gguf import converted, read
+from teachers.source import resolve
+from tests.conftest import SMOLLM2
+from tests.teachers.gguf_files import CASES, TYPES, random_model, write
 
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
+EXACT = 1e-5  # the largest difference of logits of size 1: both sides compute in float32 with the same weights
 
 
 @pytest.fixture(autouse=True)
@@ -28,104 +22,110 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
-def llama(scaling):
-    torch.manual_seed(5)
-    rope = {"rope_type": "default", "rope_theta": 500000.0} | (scaling or {})
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=65536,
-        rope_parameters=rope,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval()
+def largest_difference(one, other):
+    ids = torch.randint(0, 300, (2, 80))
+    return (one(ids).logits - other(ids).logits).abs().max().item()
 
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_comes_back_as_the_file_has_it(tmp_path, name, kind):
+    model = random_model(CASES[name])
+    folder = converted(write(CASES[name], model, tmp_path / "tiny.gguf", kind))
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(loaded) is type(model)
+    assert largest_difference(loaded, model) < EXACT
+    assert loaded.config.tie_word_embeddings == model.config.tie_word_embeddings
+    assert loaded.config.eos_token_id == 2
 
 
-def permuted(weight, heads):
-    """The row order that llama.cpp keeps q and k in."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+@pytest.mark.parametrize("name", ["gemma2", "gemma3-linear", "qwen3-yarn", "phi3-longrope", "llama-3.2", "mistral"])
+def test_what_is_easily_lost_comes_back(tmp_path, name):
+    model = random_model(CASES[name])
+    folder = converted(write(CASES[name], model, tmp_path / "tiny.gguf"))
+    assert largest_difference(AutoModelForCausalLM.from_pretrained(folder), model) < EXACT
 
 
-def write(model, path, factors=None):
-    """A GGUF file of a tiny Llama as llama.cpp's converter would write it, in float32, with a byte-level tokenizer."""
-    config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    tokens = [bytes([i]).decode("latin-1") if 33 <= i < 127 else f"<t{i}>" for i in range(config.vocab_size)]
-    tokens[-1], tokens[0] = "ab", "<|endoftext|>"
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(tokens))
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(0)
-    tensors = {"token_embd.weight": model.model.embed_tokens.weight, "output_norm.weight": model.model.norm.weight}
-    tensors["output.weight"] = model.lm_head.weight
-    for name, tensor in model.model.layers.named_parameters():
-        layer, _, rest = name.partition(".")
-        if "q_proj" in rest or "k_proj" in rest:
-            heads = config.num_attention_heads if "q_proj" in rest else config.num_key_value_heads
-            tensor = permuted(tensor, heads)
-        tensors[f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"] = tensor
-    if factors is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor.detach().numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("gemma2", {"final_logit_softcapping": 30.0}),
+        ("gemma2", {"attn_logit_softcapping": 50.0}),
+        ("gemma3", {"sliding_window": 512}),
+        ("mistral", {"sliding_window": None}),
+        ("phi3", {"sliding_window": None}),
+        ("llama", {"rms_norm_eps": 1e-6}),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    ],
+)
+def test_the_check_would_notice(tmp_path, name, entry):
+    """Another value of an entry that transformers drops or defaults does change the logits of these models."""
+    model, changed = random_model(CASES[name]), random_model(CASES[name])
+    changed = type(changed)(type(changed.config)(**{**changed.config.to_dict(), **entry})).eval()
+    changed.load_state_dict(model.state_dict())
+    assert largest_difference(changed, model) > 100 * EXACT
 
 
-def divisors(config):
-    """What llama.cpp stores: plain over scaled rotary frequencies."""
-    width = config.head_dim
-    plain = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)
-    return (plain / ROPE_INIT_FUNCTIONS["llama3"](config)[0]).float().numpy()
-
-
-@pytest.mark.parametrize("scaling", [None, LLAMA3, LLAMA3 | {"factor": 8.0}], ids=["plain", "llama-3.2", "llama-3.1"])
-def test_a_llama_comes_back_as_it_was(tmp_path, scaling):
-    model = llama(scaling)
-    path = write(model, tmp_path / "tiny.gguf", None if scaling is None else divisors(model.config))
+def test_a_llama_is_a_teacher(tmp_path):
+    model = random_model(CASES["llama-3.2"])
+    path = write(CASES["llama-3.2"], model, tmp_path / "tiny.gguf")
     teacher = teachers.load(str(path))
-    ids = torch.randint(0, 260, (1, 300))
-    assert torch.allclose(teacher.model(ids).logits, model(ids).logits, atol=1e-4)
-    assert teacher.config.rope_parameters["rope_type"] == ("llama3" if scaling else "default")
+    assert largest_difference(teacher.model, model) < EXACT
+    assert teacher.config.rope_parameters["rope_type"] == "llama3"
     folder = converted(path)
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert converted(path) == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_unknown_rotary_frequencies_are_refused(tmp_path):
-    model = llama(None)
-    path = write(model, tmp_path / "odd.gguf", np.linspace(1, 3, 8, dtype=np.float32))
-    with pytest.raises(ValueError, match="no llama3 scaling gives"):
-        teachers.load(str(path))
+REFUSED = {
+    "rotary frequencies": ("llama", {"add": {"rope_freqs.weight": np.linspace(1, 3, 32, dtype=np.float32)}}, "no llama3 sc"),
+    "another model's frequencies": ("qwen2", {"add": {"rope_factors_long.weight": np.ones(8, np.float32)}}, "no place for"),
+    "spare tensor": (
+        "qwen3",
+        {"add": {"blk.0.attn_q.bias": np.ones(256, np.float32)}},
+        r"no place for blk\.0\.attn_q\.bias",
+    ),
+    "missing tensor": (
+        "qwen2",
+        {"leave_out": ["blk.1.attn_k.bias"]},
+        r"no tensor for model\.layers\.1\.self_attn\.k_proj\.b",
+    ),
+    "missing norm": ("gemma3", {"leave_out": ["blk.0.attn_q_norm.weight"]}, r"no tensor for .*self_attn\.q_norm\.weight"),
+    "unknown entry": (
+        "qwen3",
+        {"entries": {"logit_scale": 0.5}},
+        r"says qwen3\.logit_scale = 0\.5, which cannot be honoured",
+    ),
+    "unknown scaling": ("llama", {"entries": {"rope.scaling.type": "other"}}, r"rope\.scaling\.type 'other' is not read"),
+    "partial rotation": ("qwen2", {"entries": {"rope.dimension_count": 16}}, r"dimension_count is 16 of heads of 64"),
+    "wrong head width": ("qwen3", {"entries": {"attention.value_length": 32}}, r"value_length is 32, but the queries have"),
+    "experts": ("llama", {"entries": {"expert_count": 4}}, "mixture of experts"),
+    "heads by layer": ("llama", {"entries": {"expert_used_count": 2}}, "expert_used_count = 2, which cannot be honoured"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_rebuilt_is_refused(tmp_path, name):
+    case, changes, message = REFUSED[name]
+    path = write(CASES[case], random_model(CASES[case]), tmp_path / "odd.gguf", **changes)
+    with pytest.raises(ValueError, match=message):
+        converted(path)
     assert not list((tmp_path / "cache" / "teachers").iterdir())
+
+
+def test_an_architecture_without_a_row(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "bloom.gguf", "bloom")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.ones((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(
+        ValueError, match=r"bloom\.gguf is a 'bloom' model; GGUF files are read of llama, qwen2, qwen3, phi3"
+    ):
+        converted(tmp_path / "bloom.gguf")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"GGUF\x03\x00\x00\x00"])
@@ -137,17 +137,42 @@ def test_damaged_files_are_named(tmp_path, content):
 
 
 def test_a_truncated_file_is_named(tmp_path):
-    path = write(llama(None), tmp_path / "whole.gguf")
+    path = write(CASES["llama"], random_model(CASES["llama"]), tmp_path / "whole.gguf")
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(path.read_bytes()[:-20_000])
     with pytest.raises(ValueError, match=r"cut\.gguf"):
         teachers.load(str(cut))
 
 
+def test_the_tokenizer_is_the_files(tmp_path):
+    path = write(CASES["llama"], random_model(CASES["llama"]), tmp_path / "tiny.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(converted(path))
+    tokens = read(path).general("tokenizer.ggml.tokens")
+    assert [tokens[index] for index in tokenizer("abba").input_ids] == ["ab", "b", "a"]
+    assert tokenizer.decode(tokenizer("a long cab ride").input_ids) == "a long cab ride"
+    assert tokenizer.eos_token == "</s>"
+    assert len(tokenizer) == len(tokens) == 300
+
+
+@pytest.mark.parametrize("stated", [None, False])
+def test_llama_3_words_and_beginnings(tmp_path, stated):
+    """What llama.cpp knows of this vocabulary by its name: entries are whole words, and text begins with <s>."""
+    flags = {} if stated is None else {"tokenizer.ggml.add_bos_token": stated}
+    case = CASES["llama"]
+    path = write(case, random_model(case), tmp_path / "tiny.gguf", pre="llama-bpe", flags=flags)
+    tokenizer = AutoTokenizer.from_pretrained(converted(path))
+    tokens = read(path).general("tokenizer.ggml.tokens")
+    found = [tokens[index] for index in tokenizer("the ab").input_ids]
+    assert found == ([] if stated is False else ["<s>"]) + ["the", "Ġ", "ab"]
+
+
+def test_nothing_is_drawn_into_a_log(tmp_path, capfd):
+    path = write(CASES["llama"], random_model(CASES["llama"]), tmp_path / "tiny.gguf")
+    capfd.readouterr()
+    teachers.load(str(path))
+    out, err = capfd.readouterr()
+    assert out + err == ""
+
+
 def test_the_real_teacher_has_plain_rope():
-    from pathlib import Path
-
-    from teachers.source import resolve
-    from tests.conftest import SMOLLM2
-
-    assert rope_factors(Path(resolve(SMOLLM2).location)) is None
+    assert read(Path(resolve(SMOLLM2).location)).vector("rope_freqs.weight") is None

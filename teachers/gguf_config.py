@@ -1,0 +1,283 @@
+"""What a GGUF file says about its model, as a transformers config: one row an architecture.
+
+transformers' own reader drops entries without a word (the width of heads, soft-caps, scaled rotary embeddings, attention
+scales), which makes another model of the same weights. Here every entry of the model is read, known not to matter, or the
+reason to refuse the file. What llama.cpp fixes in code instead of writing it down stands in the row's function.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ORIGINAL_LENGTHS = (8192, 4096, 2048, 16384, 32768)  # tried for llama3 scaling; the file does not say
+# Entries that describe a model without changing what it computes.
+HARMLESS = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"}
+
+
+class Facts:
+    """A file's entries and the shapes of its tensors, by name; remembers which entries were asked for.
+
+    Names of entries are given without the architecture that they begin with in the file.
+    """
+
+    def __init__(self, reader, path: Path) -> None:
+        """reader: a gguf.GGUFReader."""
+        self.path, self._fields, self._asked = path, reader.fields, set()
+        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.taken: set[str] = set()  # tensors that became part of the config
+        self.architecture = self.general("general.architecture")
+
+    def general(self, name: str) -> Any:
+        """An entry by its whole name, None where there is none."""
+        return self._fields[name].contents() if name in self._fields else None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An entry of the model, `default` where there is none."""
+        self._asked.add(name)
+        found = self.general(f"{self.architecture}.{name}")
+        return default if found is None else found
+
+    def need(self, name: str) -> Any:
+        """An entry that must be there, a number and not one for each layer.
+
+        Raises:
+            ValueError: it is not.
+        """
+        found = self.get(name)
+        if found is None:
+            raise ValueError(f"{self.path} does not say {self.architecture}.{name}")
+        if isinstance(found, list):
+            raise ValueError(f"{self.path}: {self.architecture}.{name} differs from layer to layer, which is not supported")
+        return found
+
+    def rows(self, tensor: str) -> int:
+        """Output features of a tensor.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        if tensor not in self.tensors:
+            raise ValueError(f"{self.path} has no tensor {tensor}")
+        return int(self.tensors[tensor].shape[-1])
+
+    def vector(self, tensor: str) -> torch.Tensor | None:
+        """A tensor that belongs to the config, None where there is none."""
+        if tensor not in self.tensors:
+            return None
+        self.taken.add(tensor)
+        return torch.tensor(self.tensors[tensor].data.copy(), dtype=torch.float32).flatten()
+
+    def unread(self) -> list[str]:
+        """Entries of the model that nobody asked for and that may matter."""
+        start = f"{self.architecture}."
+        names = {name.removeprefix(start) for name in self._fields if name.startswith(start)}
+        return sorted(start + name for name in names - self._asked - HARMLESS)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How llama.cpp writes one architecture.
+
+    Attributes:
+        model_type: transformers' name for it. config: its entries of the transformers config beyond the usual ones.
+        interleaved: rows of q and k are stored in the order of llama.cpp's interleaved rotary embedding.
+        norm_offset: what was added to the weight of every norm.
+    """
+
+    model_type: str
+    config: Callable[[Facts, dict], dict]
+    interleaved: bool = False
+    norm_offset: float = 0.0
+
+
+def config_of(facts: Facts) -> tuple[Any, Architecture]:
+    """The transformers config of a file's model, and its row.
+
+    Raises:
+        ValueError: an architecture without a row, an entry that is missing, contradicts the tensors or cannot be expressed.
+    """
+    from transformers import AutoConfig
+
+    if facts.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{facts.path} is a {facts.architecture!r} model; GGUF files are read of {', '.join(ARCHITECTURES)}: "
+            "load the original checkpoint instead"
+        )
+    architecture = ARCHITECTURES[facts.architecture]
+    entries = _usual(facts)
+    entries |= architecture.config(facts, entries)
+    if unread := facts.unread():
+        values = ", ".join(f"{name} = {str(facts.general(name))[:40]}" for name in unread)
+        raise ValueError(f"{facts.path} says {values}, which cannot be honoured here; load the original checkpoint instead")
+    config = AutoConfig.for_model(entries.pop("model_type", architecture.model_type), **entries)
+    return config, architecture
+
+
+def _usual(facts: Facts) -> dict:
+    """What every architecture states alike."""
+    heads = facts.need("attention.head_count")
+    key_heads = facts.need("attention.head_count_kv") if facts.get("attention.head_count_kv") is not None else heads
+    if facts.get("expert_count"):
+        raise ValueError(f"{facts.path} is a mixture of experts, which is not read from GGUF; load the original checkpoint")
+    entries = {
+        "vocab_size": facts.rows("token_embd.weight"),
+        "hidden_size": facts.need("embedding_length"),
+        "intermediate_size": facts.need("feed_forward_length"),
+        "num_hidden_layers": facts.need("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": _head_dim(facts, heads, key_heads),
+        "max_position_embeddings": facts.need("context_length"),
+        "rms_norm_eps": facts.need("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": "output.weight" not in facts.tensors,
+    }
+    for name in ("bos", "eos", "padding"):
+        token = facts.general(f"tokenizer.ggml.{name}_token_id")
+        entries[f"{name.removesuffix('ding')}_token_id"] = token
+    return entries
+
+
+def _head_dim(facts: Facts, heads: int, key_heads: int) -> int:
+    """Channels of a head, counted in the first layer's tensors, and held against what the file states."""
+    if "blk.0.attn_qkv.weight" in facts.tensors:
+        rows, parts = facts.rows("blk.0.attn_qkv.weight"), heads + 2 * key_heads
+    else:
+        rows, parts = facts.rows("blk.0.attn_q.weight"), heads
+    head_dim = rows // parts
+    for name in ("attention.key_length", "attention.value_length"):
+        if facts.get(name, head_dim) != head_dim:
+            raise ValueError(
+                f"{facts.path}: {facts.architecture}.{name} is {facts.get(name)}, but the queries have heads of {head_dim}"
+            )
+    return head_dim
+
+
+def _rope(facts: Facts, head_dim: int) -> dict:
+    """Rotary parameters of the whole head: plain, linear, yarn, or llama3 by its stored divisors."""
+    if facts.get("rope.dimension_count", head_dim) != head_dim:
+        raise ValueError(
+            f"{facts.path}: {facts.architecture}.rope.dimension_count is {facts.get('rope.dimension_count')} of heads of "
+            f"{head_dim}; partial rotary embedding is not read for this architecture"
+        )
+    theta = {"rope_theta": float(facts.get("rope.freq_base", 10_000.0))}
+    divisors, kind = facts.vector("rope_freqs.weight"), facts.get("rope.scaling.type", "none")
+    factor = float(facts.get("rope.scaling.factor", 0.0)) or 1.0
+    original = facts.get("rope.scaling.original_context_length")
+    if divisors is not None and not torch.allclose(divisors, torch.ones_like(divisors)):
+        return llama3_rope(divisors, theta["rope_theta"], facts.path)
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor, **theta}
+    if kind == "yarn" and original:
+        betas = {
+            f"beta_{name}": float(facts.get(f"rope.scaling.yarn_beta_{name}", usual))
+            for name, usual in (("fast", 32), ("slow", 1))
+        }
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas, **theta}
+    if kind != "none":
+        raise ValueError(f"{facts.path}: {facts.architecture}.rope.scaling.type {kind!r} is not read here")
+    return {"rope_type": "default", **theta}
+
+
+def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
+    """The llama3 rope parameters that give these divisors of the rotary frequencies.
+
+    Raises:
+        ValueError: none of the known ones does, so the model would load with wrong positions.
+    """
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    width = 2 * len(divisors)
+    plain = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    for length in ORIGINAL_LENGTHS:
+        parameters = {
+            "rope_type": "llama3",
+            "rope_theta": theta,
+            "factor": divisors.max().item(),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": length,
+        }
+        sizes = {"hidden_size": width, "num_attention_heads": 1, "head_dim": width, "max_position_embeddings": 2 * length}
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(rope_parameters=dict(parameters), **sizes))
+        if torch.allclose(plain / scaled, divisors, rtol=1e-3):
+            return parameters
+    raise ValueError(
+        f"{path} stores rotary frequencies (rope_freqs.weight) that no llama3 scaling gives; load the original "
+        "checkpoint instead of its GGUF"
+    )
+
+
+def _llama(facts: Facts, entries: Mapping) -> dict:
+    """Llama, and Mistral, whose only difference is a window that most of its files leave out."""
+    window = facts.get("attention.sliding_window")
+    found = {"rope_parameters": _rope(facts, entries["head_dim"])}
+    if window:
+        return found | {"model_type": "mistral", "sliding_window": window}
+    biases = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
+    return found | {key: tensor in facts.tensors for key, tensor in biases.items()}
+
+
+def _qwen(facts: Facts, entries: Mapping) -> dict:
+    """Qwen 2, whose biases its class always has, and Qwen 3, which normalises queries and keys instead."""
+    return {"rope_parameters": _rope(facts, entries["head_dim"]), "use_sliding_window": False}
+
+
+def _phi3(facts: Facts, entries: Mapping) -> dict:
+    """Phi-3: part of the head rotated, and two sets of divisors of its frequencies, for short and for long text."""
+    dimensions = facts.get("rope.dimension_count", entries["head_dim"])
+    original = facts.get("rope.scaling.original_context_length", entries["max_position_embeddings"])
+    rope = {
+        "rope_type": "default",
+        "rope_theta": float(facts.get("rope.freq_base", 10_000.0)),
+        "partial_rotary_factor": dimensions / entries["head_dim"],
+    }
+    long, short = facts.vector("rope_factors_long.weight"), facts.vector("rope_factors_short.weight")
+    attention_factor = facts.get("rope.scaling.attn_factor")
+    if long is not None and short is not None:
+        rope |= {
+            "rope_type": "longrope",
+            "long_factor": long.tolist(),
+            "short_factor": short.tolist(),
+            "original_max_position_embeddings": original,
+        }
+        rope |= {} if attention_factor is None else {"attention_factor": float(attention_factor)}
+    window = facts.get("attention.sliding_window") or None  # 0 says that there is none
+    return {"rope_parameters": rope, "original_max_position_embeddings": original, "sliding_window": window}
+
+
+def _gemma(facts: Facts, entries: Mapping, version: int) -> dict:
+    """Gemma 2 and 3. Which layers see a window, their rotary base and the largest model's scale are llama.cpp's code."""
+    layers, head_dim = entries["num_hidden_layers"], entries["head_dim"]
+    largest = layers == {2: 46, 3: 62}[version]  # the 27B models divide by the width of their heads if they filled the model
+    rope = _rope(facts, head_dim)
+    window = facts.get("attention.sliding_window", 4096 if version == 2 else None)
+    pattern = facts.get("attention.sliding_window_pattern", {2: 2, 3: 6}[version])
+    slides = pattern if isinstance(pattern, list) else [layer % pattern < pattern - 1 for layer in range(layers)]
+    found = {
+        "query_pre_attn_scalar": entries["hidden_size"] // entries["num_attention_heads"] if largest else head_dim,
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if window and slide else "full_attention" for slide in slides],
+        "final_logit_softcapping": facts.get("final_logit_softcapping", 30.0 if version == 2 else None),
+    }
+    local = facts.get("rope.freq_base_swa", 10_000.0 if version == 3 else rope["rope_theta"])
+    if version == 3:
+        sliding = {"rope_type": "default", "rope_theta": float(local)}
+        return found | {"rope_parameters": {"full_attention": rope, "sliding_attention": sliding}}
+    if local != rope["rope_theta"]:
+        raise ValueError(f"{facts.path}: gemma2.rope.freq_base_swa is {local}, but Gemma 2 has one rotary base")
+    return found | {"rope_parameters": rope, "attn_logit_softcapping": facts.get("attn_logit_softcapping", 50.0)}
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", _llama, interleaved=True),
+    "qwen2": Architecture("qwen2", _qwen),
+    "qwen3": Architecture("qwen3", _qwen),
+    "phi3": Architecture("phi3", _phi3),
+    "gemma2": Architecture("gemma2", partial(_gemma, version=2), norm_offset=1.0),
+    "gemma3": Architecture("gemma3_text", partial(_gemma, version=3), norm_offset=1.0),
+}
