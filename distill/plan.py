@@ -14,6 +14,7 @@ from distill.build import layout_of
 from distill.errors import UserError
 from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
+from distill.stages import stage_class
 from students.config import Layout, Place
 from students.mixers.mixer import Shape
 from teachers.families import family_of
@@ -93,15 +94,11 @@ def make_plan(recipe: Recipe) -> Plan:
     trained, tokens, flops = {}, {}, 0.0
     for index, (name, options) in enumerate(recipe.stage_options()):
         whole = name == "imitate"
-        learns = 0 if name == "initialise" else mixers
-        if whole and options.train in ("all", "lora"):
-            learns = sizes["student"]
         key = name if name not in tokens else f"{name} ({index})"
-        trained[key], tokens[key] = learns, options.tokens
+        trained[key], tokens[key] = stage_class(name).count(student, options), options.tokens
         flops += options.tokens * 2 * (sizes["teacher"] + (3 * sizes["student"] if whole else 3 * mixers))
-    shared = sizes["student"] - mixers
-    held = sizes["teacher"] + mixers + (shared if max(trained.values(), default=0) > mixers else 0)
-    memory = BYTES * (held + 3 * max(trained.values(), default=0))
+    most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
+    memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
     return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill import adapters
 from distill.build import build, layout_of
 from distill.errors import UserError
 from distill.evaluate.baselines import has_window_branch, window_layout
@@ -118,7 +119,7 @@ def _save_student(pipeline: Pipeline) -> None:
     student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
     student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
     scratch = folder.path / ".student"
-    student.save_pretrained(scratch)
+    adapters.save(student, scratch)
     teacher.tokenizer.save_pretrained(scratch)
     if folder.student.exists():
         import shutil
