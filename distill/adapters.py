@@ -5,6 +5,7 @@ too). Mixers read their packed projections as weights and train whole, and the l
 adapters there would learn nothing; they are refused by name.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ def targets(student: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Mo
     """The linear layers that some names mean; every one where None is given.
 
     Args:
-        wanted: whole names of modules or their last parts ("mlp.up_proj", "up_proj").
+        wanted: whole names of modules or their last parts ("mlp.up_proj", "up_proj"); of what they mean inside mixers,
+            which train whole, nothing is taken.
 
     Raises:
         ValueError: a name that means no module, or one on which an adapter has no effect; what does exist is named.
@@ -47,11 +49,13 @@ def targets(student: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Mo
         if not meant:
             known = sorted(endings(linear))
             raise ValueError(f"lora.targets: {name!r} is no module of the student; {nearest(name, known)}{_exist(known)}")
-        useless = {path: module for path, module in meant.items() if path not in linear}
-        if useless:
-            path, module = next(iter(useless.items()))
-            raise ValueError(f"lora.targets: {name!r} means {path}, {_why_not(student, path, module)}{_exist(endings(linear))}")
-        found |= meant
+        useful = {path: module for path, module in meant.items() if path in linear}
+        if not useful:
+            path, module = next(iter(meant.items()))
+            raise ValueError(
+                f"lora.targets: {name!r} means {path}, {_why_not(student, path, module)}{_exist(endings(linear))}"
+            )
+        found |= useful
     return found
 
 
@@ -106,14 +110,16 @@ def merge_saved(folder: Path) -> None:
     """Merge the adapters of a saved student into its weights, in its folder; nothing to do where it has none."""
     if not (folder / CONFIG).exists():
         return
+    from peft import PeftModel
+
     import students
 
-    student = students.load(folder)
-    merge(student)
-    student._hf_peft_config_loaded = False  # transformers' own mark; with it only adapters would be written
-    student.save_pretrained(folder)
+    aside = folder / ".adapters"  # where transformers would find them it would load them itself, and save them alone
+    aside.mkdir()
     for file in folder.glob("adapter_*"):
-        file.unlink()
+        file.rename(aside / file.name)
+    PeftModel.from_pretrained(students.load(folder), aside).merge_and_unload().save_pretrained(folder)
+    shutil.rmtree(aside)
 
 
 def _save_adapters(student: nn.Module, folder: Path) -> None:
