@@ -154,12 +154,14 @@ def _mixer_prefixes(student: nn.Module) -> tuple[str, ...]:
     return tuple(student.mixer_prefix(layer) for layer in student.mixers)
 
 
-def _why_not(student: nn.Module, path: str, module: nn.Module) -> str:
+def _why_not(student: nn.Module, meant: dict[str, nn.Module]) -> tuple[str, str]:
+    """The first of the modules that a name means, and why an adapter is of no use there."""
+    path, module = next(iter(meant.items()))
     if path.startswith(_mixer_prefixes(student)):
-        return "inside a mixer, which reads its weights itself and trains whole: an adapter there would have no effect"
+        return path, "inside a mixer, which reads its weights itself and trains whole: an adapter there would have no effect"
     if module is student.get_output_embeddings():
-        return "the head, which the loss reads as a matrix: an adapter on it would have no effect"
-    return f"a {type(module).__name__}, and adapters stand on linear layers"
+        return path, "the head, which the loss reads as a matrix: an adapter on it would have no effect"
+    return path, f"of type {type(module).__name__}, and adapters stand on linear layers"
 
 
 def _exist(known) -> str:

@@ -14,7 +14,7 @@ from teachers.gguf import cache_folder
 OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl")
 OPTIONAL = {
     "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",
-    "lm_eval": "lm-evaluation-harness tasks: pip install lm-eval",
+    "lm_eval": "lm-evaluation-harness tasks: pip install 'distill-hybrids[eval]'",
     "wandb": "a tracker: pip install 'distill-hybrids[trackers]'",
     "trackio": "a tracker: pip install 'distill-hybrids[trackers]'",
     "tensorboard": "a tracker: pip install 'distill-hybrids[trackers]'",

@@ -47,13 +47,13 @@ def test_targets_are_names_or_endings(student):
         ("c_attn", r"'c_attn' is no module .*linear layers outside the mixers: down_proj, gate_proj, k_proj, o_proj"),
         (
             "in_proj",
-            r"model.layers.1.self_attn.mixer.ssm.in_proj, inside a mixer.* no effect .*outside the mixers: down_proj",
+            r"layers.1.self_attn.mixer.ssm.in_proj, inside a mixer.* no effect .*outside the mixers: down_proj",
         ),
         ("mixer.window.q_proj", "inside a mixer"),
         ("conv1d", "inside a mixer"),
         ("lm_head", "the head, which the loss reads as a matrix: an adapter on it would have no effect"),
-        ("embed_tokens", "a Embedding, and adapters stand on linear layers"),
-        ("mlp", "a LlamaMLP, and adapters stand on linear layers"),
+        ("embed_tokens", "of type Embedding, and adapters stand on linear layers"),
+        ("mlp", "of type LlamaMLP, and adapters stand on linear layers"),
     ],
 )
 def test_targets_without_an_effect_are_refused(student, name, message):
