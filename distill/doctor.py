@@ -21,13 +21,14 @@ OPTIONAL = {
 }
 
 
-def show(console: Console | None = None) -> None:
-    """Print the findings."""
-    console = console or Console()
+def show(console: Console) -> dict[str, str]:
+    """Print the findings, and return them."""
+    found = findings()
     table = Table(box=None, show_header=False)
-    for name, value in findings().items():
+    for name, value in found.items():
         table.add_row(name, value)
     console.print(table)
+    return found
 
 
 def findings() -> dict[str, str]:

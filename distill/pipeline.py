@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from distill import checkpoint
+from distill import checkpoint, trackers
 from distill.build import build, layout_of, transfer_report
 from distill.checkpoint import State
 from distill.errors import UserError
@@ -60,6 +60,8 @@ class Pipeline:
         self._check_run()
         state = self._resume()
         window = state.window if state else 0
+        taken = trackers.steps_before(self.recipe, state.stage + state.done) + state.step if state else 0
+        trackers.start(self.accelerator, self.recipe, self.folder, taken)
         for index, (name, options) in enumerate(self.recipe.stage_options()):
             if state and (index < state.stage or (index == state.stage and state.done)):
                 continue
@@ -171,7 +173,7 @@ class Pipeline:
         }
         self.folder.log(**entry, **({"losses": report.losses} if len(report.losses) > 1 else {}))
         numbers = {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
-        self.accelerator.log(numbers, step=report.step)
+        self.accelerator.log(numbers, step=trackers.steps_before(self.recipe, index) + report.step)
 
     # checkpoints
 

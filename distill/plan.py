@@ -1,7 +1,7 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is loaded, trained or written."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import students
 from distill.build import layout_of
+from distill.console import new_console
 from distill.errors import UserError
 from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
@@ -42,10 +43,14 @@ class Plan:
         """The time that the stages' arithmetic takes at the assumed speed."""
         return self.flops / SPEED[device]
 
+    def numbers(self) -> dict:
+        """Everything, for JSON; `seconds` by the device assumed."""
+        return {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+
 
 def show(reference: str, overrides: list[str], console: Console | None = None) -> Plan:
     """Print a recipe's plan."""
-    console = console or Console()
+    console = console or new_console()
     recipe = load(reference, overrides)
     plan = make_plan(recipe)
     strip = "".join(f"[bold blue]{c}[/]" if c in recipe.mixers else c for c in plan.layout.pattern)
