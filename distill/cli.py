@@ -16,12 +16,33 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+ALONE = Path("-")  # for --json
 recipes_app = typer.Typer(help="List, show and copy the recipes that come with the package.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.")]
+
+def _shipped(incomplete: str) -> list[str]:
+    """For shell completion: shipped recipes whose names begin so."""
+    from distill.recipe import shipped_folder
+
+    return sorted(path.stem for path in shipped_folder().glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+def _recipes(incomplete: str) -> list[str]:
+    """For shell completion: shipped recipes, and YAML files and folders that begin so."""
+    files = (path for path in sorted(Path().glob(f"{incomplete}*")) if path.suffix == ".yaml" or path.is_dir())
+    return _shipped(incomplete) + [f"{path}/" if path.is_dir() else str(path) for path in files]
+
+
+ShippedArgument = Annotated[str, typer.Argument(help="A shipped recipe.", autocompletion=_shipped)]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.", autocompletion=_recipes)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, key.sub=value.", metavar="[KEY=VALUE]...")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write this as JSON to a file; - prints the JSON alone."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -37,11 +58,12 @@ def main(
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def plan(recipe: RecipeArgument, overrides: Overrides = None, json: Json = None) -> None:
     """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
     from distill.plan import show
 
-    show(recipe, overrides or [])
+    _quiet_libraries()
+    _write_json(json, show(recipe, overrides or [], _console(json)).numbers())
 
 
 @app.command()
@@ -78,7 +100,7 @@ def evaluate(
 
     _quiet_libraries()
     judged = distill.evaluate(target, teacher=teacher, heldout=heldout)
-    _print(headline(judged))
+    _console(json).print(headline(judged))
     _write_json(json, judged)
 
 
@@ -111,23 +133,23 @@ def generate(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(json: Json = None) -> None:
     """Say what is here: versions, devices, kernel back ends, and what is missing."""
     from distill.doctor import show
 
-    show()
+    _write_json(json, show(_console(json)))
 
 
 @recipes_app.command("ls")
-def recipes_ls() -> None:
+def recipes_ls(json: Json = None) -> None:
     """List the shipped recipes."""
     from distill.shipped import list_recipes
 
-    list_recipes()
+    _write_json(json, list_recipes(_console(json)))
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe.")]) -> None:
+def recipes_show(name: ShippedArgument) -> None:
     """Print a shipped recipe."""
     from distill.recipe import find
 
@@ -136,7 +158,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe.")])
 
 @recipes_app.command("cp")
 def recipes_cp(
-    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
+    name: ShippedArgument,
     target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path("."),
 ) -> None:
     """Copy a shipped recipe, to change it."""
@@ -149,7 +171,7 @@ def entry() -> None:
     """The program: user errors end in one message and exit code 2, without a traceback unless asked for."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        app(prog_name="distill")  # also where it is called by python -m
     except UserError as error:
         if debug:
             raise
@@ -161,26 +183,35 @@ def entry() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Our own progress is enough."""
+    """Our own progress is enough; downloads and preparations show theirs on a terminal, and draw no bars into a file."""
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+        datasets.disable_progress_bars()
 
 
-def _print(renderable) -> None:
-    from rich.console import Console
+def _console(json: Path | None):
+    """Where a verb's table goes: nowhere, where JSON alone is to be printed."""
+    from distill.console import new_console
 
-    Console().print(renderable)
+    return new_console(quiet=json == ALONE)
 
 
-def _write_json(path: Path | None, content: dict) -> None:
-    if path is not None:
-        import json
+def _write_json(path: Path | None, content: dict | list) -> None:
+    import json
 
+    text = json.dumps(content, indent=1)
+    if path == ALONE:
+        print(text)
+    elif path is not None:
         from distill.run_dir import write_text
 
-        write_text(path, json.dumps(content, indent=1))
+        write_text(path, text)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,21 @@ from teachers.gguf import cache_folder
 OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl")
 OPTIONAL = {
     "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",
-    "lm_eval": "lm-evaluation-harness tasks: pip install lm-eval",
+    "lm_eval": "lm-evaluation-harness tasks: pip install 'distill-hybrids[eval]'",
     "wandb": "a tracker: pip install 'distill-hybrids[trackers]'",
     "trackio": "a tracker: pip install 'distill-hybrids[trackers]'",
     "tensorboard": "a tracker: pip install 'distill-hybrids[trackers]'",
 }
 
 
-def show(console: Console | None = None) -> None:
-    """Print the findings."""
-    console = console or Console()
+def show(console: Console) -> dict[str, str]:
+    """Print the findings, and return them."""
+    found = findings()
     table = Table(box=None, show_header=False)
-    for name, value in findings().items():
+    for name, value in found.items():
         table.add_row(name, value)
     console.print(table)
+    return found
 
 
 def findings() -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from distill import checkpoint
+from distill import checkpoint, trackers
 from distill.build import build, layout_of, transfer_report
 from distill.checkpoint import State
 from distill.errors import UserError
@@ -60,6 +60,8 @@ class Pipeline:
         self._check_run()
         state = self._resume()
         window = state.window if state else 0
+        taken = trackers.steps_before(self.recipe, state.stage + state.done) + state.step if state else 0
+        trackers.start(self.accelerator, self.recipe, self.folder, taken)
         for index, (name, options) in enumerate(self.recipe.stage_options()):
             if state and (index < state.stage or (index == state.stage and state.done)):
                 continue
@@ -171,7 +173,7 @@ class Pipeline:
         }
         self.folder.log(**entry, **({"losses": report.losses} if len(report.losses) > 1 else {}))
         numbers = {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
-        self.accelerator.log(numbers, step=report.step)
+        self.accelerator.log(numbers, step=trackers.steps_before(self.recipe, index) + report.step)
 
     # checkpoints
 
@@ -210,6 +212,7 @@ class Pipeline:
         self.console.print(f"  going on after {'the end of' if state.done else f'step {state.step} of'} stage {state.name}")
         if state.done:
             self.changed = set(state.changed)
+            self._make(state.name, self.recipe.stage_options()[state.stage][1]).reinstate()
             checkpoint.load_student(self.student, checkpoint.tensors_of(path, "student"))
             checkpoint.load_random(checkpoint.tensors_of(path, "rng"))
             self._check_probe(state, path)
@@ -273,14 +276,18 @@ def gpu_memory(device: torch.device) -> dict[str, float]:
 
 
 def check_rates(recipe: Recipe, student, where: str) -> None:
-    """Refuse a recipe that gives rates by role and leaves out one that a later stage will need.
+    """Refuse a recipe that gives rates by role and leaves out one that a later stage will need, or whose stages' options
+    do not fit the student.
 
     Raises:
-        UserError: naming the stage and the role.
+        UserError: naming the stage, and the role or the option.
     """
-    for name, options in recipe.stage_options():
-        for role in sorted(stage_class(name).roles(student, options)):
-            try:
+    stages = recipe.stage_options()
+    for index, (name, options) in enumerate(stages):
+        kind = stage_class(name)
+        try:
+            kind.check(student, options, last=index + 1 == len(stages))
+            for role in sorted(kind.roles(student, options)):
                 options.rate(role)
-            except ValueError as error:
-                raise UserError(f"{where}: stages.{name}: {error}") from error
+        except ValueError as error:
+            raise UserError(f"{where}: stages.{name}: {error}") from error

@@ -1,7 +1,7 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is loaded, trained or written."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import students
 from distill.build import attention_shapes, layout_of
+from distill.console import new_console
 from distill.errors import UserError
 from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
+from distill.stages import stage_class
 from students.config import Layout, Place
 from teachers.families import family_of
 from teachers.source import resolve
@@ -41,10 +43,14 @@ class Plan:
         """The time that the stages' arithmetic takes at the assumed speed."""
         return self.flops / SPEED[device]
 
+    def numbers(self) -> dict:
+        """Everything, for JSON; `seconds` by the device assumed."""
+        return {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+
 
 def show(reference: str, overrides: list[str], console: Console | None = None) -> Plan:
     """Print a recipe's plan."""
-    console = console or Console()
+    console = console or new_console()
     recipe = load(reference, overrides)
     plan = make_plan(recipe)
     strip = "".join(f"[bold blue]{c}[/]" if c in recipe.mixers else c for c in plan.layout.pattern)
@@ -94,15 +100,11 @@ def make_plan(recipe: Recipe) -> Plan:
     trained, tokens, flops = {}, {}, 0.0
     for index, (name, options) in enumerate(recipe.stage_options()):
         whole = name == "imitate"
-        learns = 0 if name == "initialise" else mixers
-        if whole and options.train in ("all", "lora"):
-            learns = sizes["student"]
         key = name if name not in tokens else f"{name} ({index})"
-        trained[key], tokens[key] = learns, options.tokens
+        trained[key], tokens[key] = stage_class(name).count(student, options), options.tokens
         flops += options.tokens * 2 * (sizes["teacher"] + (3 * sizes["student"] if whole else 3 * mixers))
-    shared = sizes["student"] - mixers
-    held = sizes["teacher"] + mixers + (shared if max(trained.values(), default=0) > mixers else 0)
-    memory = BYTES * (held + 3 * max(trained.values(), default=0))
+    most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
+    memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
     return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout))
 
 

@@ -1,6 +1,5 @@
 """What a run shows while it works: one live line a stage on a terminal, plain lines anywhere else."""
 
-import os
 import time
 from contextlib import contextmanager
 
@@ -10,15 +9,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from distill.trainer import Report
 
 PLAIN_SECONDS = 15.0  # how often a line is printed where there is no terminal
-
-
-PLAIN_WIDTH = 140  # characters of a line where there is no terminal to ask
-
-
-def new_console() -> Console:
-    """Where a run reports: the standard error, wide enough for its lines where that is a file."""
-    console = Console(stderr=True)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=True, width=PLAIN_WIDTH)
 
 
 class StageProgress:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from distill.errors import UserError, nearest
 
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+TRACKERS = ("tensorboard", "wandb", "trackio", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab")  # accelerate's
 RESERVED = {"imitate.teacher", "imitate.offline_logits", "teacher_4bit"}  # names kept for features not built yet
 
 
@@ -105,7 +106,7 @@ class Recipe(Schema):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoints: Checkpoints = Checkpoints()
-    trackers: list[str] = []
+    trackers: list[Literal[TRACKERS]] = []
     seed: int = 0
 
     def stage_options(self) -> list[tuple[str, Any]]:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill import adapters, trackers
 from distill.build import build, layout_of
+from distill.console import new_console
 from distill.errors import UserError
 from distill.evaluate.baselines import has_window_branch, window_layout
 from distill.evaluate.fidelity import fidelity
 from distill.evaluate.target import judge_session
 from distill.pipeline import Pipeline, check_rates
-from distill.progress import new_console
 from distill.recipe import Recipe
 from distill.run_dir import RunDir, alone
 from distill.session import Session, deadline
@@ -35,14 +36,15 @@ def run(
     Raises:
         UserError: anything the user can mend. Interrupted: stopped early, everything saved.
     """
-    console = console or new_console()
+    console = console or new_console(stderr=True)
     finished = None if fresh else RunDir.finished(recipe, Path(runs))
     if finished is not None:
         _show(finished, console)
         return finished
+    trackers.check(recipe)
     stopper = Stopper(deadline(stop_after))
     with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
-        session = Session.open(recipe, Path(runs) / "trackers")
+        session = Session.open(recipe, RunDir.path_of(recipe, Path(runs)))
     layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
@@ -54,7 +56,10 @@ def run(
         with session.accelerator.main_process_first():
             folder = RunDir.open(recipe, Path(runs), fresh and main)
         console.print(f"[bold]{recipe.name}[/]  {folder.path}")
-        _take_all(session, folder, console, stopper)
+        try:
+            _take_all(session, folder, console, stopper)
+        finally:
+            trackers.finish(session.accelerator)
     session.accelerator.end_training()
     return folder
 
@@ -63,7 +68,6 @@ def _take_all(session: Session, folder: RunDir, console: Console, stopper: Stopp
     """The student's stages, its twin's if asked for, and the conclusion."""
     recipe = session.recipe
     heldout = session.heldout(recipe.evaluation.tokens)
-    _start_trackers(session, folder)
     pipeline = Pipeline(session, recipe, folder, console, stopper)
     _announce(pipeline, heldout, console)
     pipeline.run(heldout)
@@ -118,7 +122,7 @@ def _save_student(pipeline: Pipeline) -> None:
     student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
     student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
     scratch = folder.path / ".student"
-    student.save_pretrained(scratch)
+    adapters.save(student, scratch)
     teacher.tokenizer.save_pretrained(scratch)
     if folder.student.exists():
         import shutil
@@ -178,8 +182,3 @@ def _known(recipe: Recipe, folder: RunDir) -> dict[str, dict]:
     known = {"student": last(found), "window_layout": {"fidelity": found["untrained"]}}
     twin = folder.path / "twin"
     return {**known, "twin": last(RunDir(twin).read("evaluations.json"))} if twin.exists() else known
-
-
-def _start_trackers(session: Session, folder: RunDir) -> None:
-    if session.recipe.trackers:
-        session.accelerator.init_trackers(session.recipe.name, config={"fingerprint": session.recipe.fingerprint})

@@ -3,21 +3,30 @@
 import shutil
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from distill.errors import UserError
-from distill.recipe import find, load, shipped_folder
+from distill.recipe import find, shipped_folder
 
 
-def list_recipes(console: Console | None = None) -> None:
-    """Print a table of the shipped recipes: name, teacher, what its first comment says."""
+def list_recipes(console: Console) -> list[dict[str, str]]:
+    """Print a table of the shipped recipes: name, teacher, what its first comment says.
+
+    Returns:
+        the same, a mapping for each recipe.
+    """
+    columns = ("recipe", "teacher", "what")
     table = Table(box=None, header_style="bold")
-    for column in ("recipe", "teacher", "what"):
+    for column in columns:
         table.add_column(column)
+    rows = []
     for path in sorted(shipped_folder().glob("*.yaml")):
-        table.add_row(path.stem, load(path).teacher, first_sentence(path))
-    (console or Console()).print(table)
+        rows.append((path.stem, yaml.safe_load(path.read_text())["teacher"], first_sentence(path)))
+        table.add_row(*rows[-1])
+    console.print(table)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def first_sentence(path: Path) -> str:

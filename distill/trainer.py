@@ -73,6 +73,11 @@ class Stopper:
                 signal.signal(number, handler)
 
 
+def steps_of(tokens: int, batch: int, seq_len: int) -> int:
+    """How many optimizer steps of `batch` windows so many tokens are; at least one."""
+    return max(1, round(tokens / (batch * seq_len)))
+
+
 class Trainer:
     """Trains one stage from a step to its end.
 
@@ -92,7 +97,7 @@ class Trainer:
         if batch % self.world:
             raise UserError(f"a batch of {batch} windows cannot be shared by {self.world} processes; make it a multiple")
         self.micro_batch = min(micro_batch, batch // self.world)
-        self.steps = max(1, round(stage.options.tokens / (batch * windows.seq_len)))
+        self.steps = steps_of(stage.options.tokens, batch, windows.seq_len)
         self.parameters: dict[str, nn.Parameter] = {name: entry[1] for name, entry in stage.trained().items()}
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)

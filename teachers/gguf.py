@@ -35,7 +35,7 @@ def converted(path: Path) -> Path:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise ImportError("reading GGUF files needs the gguf package: pip install gguf") from error
+        raise ImportError("reading GGUF files needs the gguf package: pip install 'distill-hybrids[gguf]'") from error
     digest = hashlib.sha256(CONVERTER.encode())
     with path.open("rb") as file:
         while block := file.read(1 << 24):

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import students
+from distill import adapters
 from distill.errors import UserError
 from distill.run_dir import RunDir
 
@@ -51,6 +52,7 @@ def export(folder: RunDir, out: Path) -> Path:
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(folder.student, scratch)
+        adapters.merge_saved(scratch)
         config = json.loads((scratch / "config.json").read_text())
         family = config["model_type"].removeprefix("distill_")
         modules = flattened()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill import adapters
 from distill.data import Batch
 from distill.recipe import Schema
 from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, mixer_parameters
@@ -20,10 +21,16 @@ NORMS = ("norm", "layernorm", "ln_")
 
 
 class Lora(Schema):
-    """Low-rank adapters (arXiv 2106.09685) on the skeleton's linear layers; merged when the stage ends."""
+    """Low-rank adapters (arXiv 2106.09685) on the skeleton's linear layers.
+
+    targets: names of modules or their last parts; every linear layer outside the mixers and the head where none is given.
+    save: "merged" into the weights when the stage ends, or as "adapters" beside them, which only a last stage can leave.
+    """
 
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    save: Literal["merged", "adapters"] = "merged"
 
 
 class Imitate(Stage):
@@ -31,7 +38,7 @@ class Imitate(Stage):
 
     class Options(TrainingOptions):
         """divergence, temperature: of teacher and student. ce: share of plain cross-entropy. hidden: weight of the relative
-        squared error of the last hidden state. train: what learns. lora: adapters where train is "lora".
+        squared error of the last hidden state. train: what learns beside the mixers. lora: adapters, where train is "lora".
         activation_checkpointing: recompute layers in the backward pass, for memory."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
@@ -44,13 +51,13 @@ class Imitate(Stage):
 
     def __init__(self, teacher, student, options: "Imitate.Options") -> None:
         super().__init__(teacher, student, options)
-        self._targets: list[str] = []
+        self._targets: list[str] = []  # linear layers with adapters, also after these are merged
 
     def prepare(self) -> None:
         student = self.student
         student.requires_grad_(False)
         if self.options.train == "lora":
-            self._add_adapters()
+            self.add_adapters()
         own_copies(student, self.trained())
         if self.options.activation_checkpointing:
             _recompute(student, "enable", {"use_reentrant": False})
@@ -84,11 +91,27 @@ class Imitate(Stage):
         if self.options.activation_checkpointing:
             _recompute(self.student, "disable")
             self.student.eval()
-        if self.options.train == "lora":
-            for name in self._targets:  # merging adds in place, and these weights are still the teacher's
-                base = self.student.get_submodule(name).get_base_layer()
-                base.weight.data = base.weight.data.clone()
-            self._adapters[0].merge_and_unload()
+        if self.options.train == "lora" and self.options.lora.save == "merged":
+            adapters.merge(self.student)
+
+    def reinstate(self) -> None:
+        if self.options.train == "lora" and self.options.lora.save == "adapters":
+            self.add_adapters()
+
+    def add_adapters(self) -> None:
+        """Put the adapters that the options ask for on the student."""
+        lora = self.options.lora
+        self._targets = list(adapters.targets(self.student, lora.targets))
+        adapters.add(self.student, self._targets, lora.rank, lora.alpha)
+
+    @classmethod
+    def check(cls, student: nn.Module, options: "Imitate.Options", last: bool) -> None:
+        if options.train == "lora":
+            adapters.targets(student, options.lora.targets)
+            if options.lora.save == "adapters" and not last:
+                raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
+        elif "lora" in options.model_fields_set:
+            raise ValueError(f"lora is given, but train is {options.train!r}: it has no effect; set train: lora")
 
     @classmethod
     def roles(cls, student: nn.Module, options: "Imitate.Options") -> set[str]:
@@ -109,26 +132,26 @@ class Imitate(Stage):
                 found[name] = ("rest", parameter)
         return found
 
+    @classmethod
+    def count(cls, student: nn.Module, options: "Imitate.Options") -> int:
+        mixers = super().count(student, options)
+        if options.train == "lora":
+            return mixers + adapters.parameters_of(adapters.targets(student, options.lora.targets), options.lora.rank)
+        inside = mixer_parameters(student)
+        outside = {name: parameter for name, parameter in student.named_parameters() if name not in inside}
+        kept = {"mixers": lambda name: False, "mixers+norms": _is_norm, "all": lambda name: True}[options.train]
+        return mixers + sum(parameter.numel() for name, parameter in outside.items() if kept(name))
+
     def changed(self, done: bool) -> set[str]:
-        if done and self._targets:
+        if done and self.options.lora.save == "merged" and self._targets:
             return {f"{name}.weight" for name in self._targets}
-        bases = {f"{name}.base_layer.weight" for name in self._targets}  # an earlier stage may have trained them
-        return super().changed(done) | bases
+        return super().changed(done) | {f"{name}.base_layer.weight" for name in self._own_bases()}
 
-    def _add_adapters(self) -> None:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-
-        inside = tuple(self.student.mixer_prefix(layer) for layer in self.student.mixers)
-        self._targets = [
-            name
-            for name, module in self.student.named_modules()
-            if isinstance(module, nn.Linear)
-            and not name.startswith(inside)
-            and module is not self.student.get_output_embeddings()
-        ]
-        config = LoraConfig(r=self.options.lora.rank, lora_alpha=self.options.lora.alpha, target_modules=self._targets)
-        self._adapters = (LoraModel(self.student, config, "default"),)  # in a tuple: not a submodule
+    def _own_bases(self) -> list[str]:
+        """Adapted layers whose weight an earlier stage trained: it lies no longer in the teacher's memory."""
+        teachers = {name: parameter.data_ptr() for name, parameter in self.teacher.model.named_parameters()}
+        bases = {name: layer.get_base_layer().weight for name, layer in adapters.adapted(self.student).items()}
+        return [name for name, base in bases.items() if base.data_ptr() != teachers.get(f"{name}.weight")]
 
 
 def _is_norm(name: str) -> bool:

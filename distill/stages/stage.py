@@ -101,6 +101,22 @@ class Stage(nn.Module):
     def finish(self, calibration: Calibration) -> None:
         """Closed-form work after the last step."""
 
+    def reinstate(self) -> None:
+        """Shape the student as `finish` left it, before the checkpoint of this finished stage is loaded."""
+
+    @classmethod
+    def check(cls, student: nn.Module, options: StageOptions, last: bool) -> None:
+        """Refuse options that this student (its weights may be on the meta device) cannot honour.
+
+        Raises:
+            ValueError: naming the option.
+        """
+
+    @classmethod
+    def count(cls, student: nn.Module, options: StageOptions) -> int:
+        """How many parameters it will train. By default those of the mixers."""
+        return sum(p.numel() for mixer in student.mixers.values() for p in mixer.parameters()) if cls.trains else 0
+
     @classmethod
     def roles(cls, student: nn.Module, options: StageOptions) -> set[str]:
         """The roles of what it will train, known before it is made. By default those of the mixers."""
