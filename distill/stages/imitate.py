@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.data import Batch
@@ -41,6 +41,12 @@ class Imitate(Stage):
         train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
         lora: Lora = Lora()
         activation_checkpointing: bool = False
+
+        @model_validator(mode="after")
+        def _adapters_are_used(self):
+            if "lora" in self.model_fields_set and self.train != "lora":
+                raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
+            return self
 
     def __init__(self, teacher, student, options: "Imitate.Options") -> None:
         super().__init__(teacher, student, options)

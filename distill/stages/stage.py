@@ -18,6 +18,9 @@ ROLES = ("new", "ssm", "window", "norms", "rest")
 Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from the stage's own first window on
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class StageOptions(Schema):
     """What every stage takes. tokens: how much text it sees."""
 
@@ -40,7 +43,7 @@ class TrainingOptions(StageOptions):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     batch: Annotated[int, Field(ge=1)] | None = None
     micro_batch: Annotated[int, Field(ge=1)] | None = None
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
