@@ -77,6 +77,7 @@ def evaluate(
     from distill.report import headline
 
     _quiet_libraries()
+    _check_writable(json)
     judged = distill.evaluate(target, teacher=teacher, heldout=heldout)
     _print(headline(judged))
     _write_json(json, judged)
@@ -172,6 +173,12 @@ def _print(renderable) -> None:
     from rich.console import Console
 
     Console().print(renderable)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work whose result it would hold."""
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--json is {path}, but there is no folder {path.parent}; make it, or name another file")
 
 
 def _write_json(path: Path | None, content: dict) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import students
@@ -16,7 +17,8 @@ from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
 from students.config import Layout, Place
 from students.mixers.mixer import Shape
-from teachers.families import family_of
+from teachers.checks import loading
+from teachers.families import Family, family_of
 from teachers.source import resolve
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
@@ -75,13 +77,8 @@ def make_plan(recipe: Recipe) -> Plan:
         UserError: a layout that does not fit, or a teacher whose config cannot be found.
     """
     config = teacher_config(recipe)
-    try:
-        family = family_of(config.model_type, recipe.teacher)
-    except ValueError as error:
-        raise UserError(f"teacher: {error}") from error
+    family, teacher = _skeleton(recipe, config)
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
-    with torch.device("meta"):
-        teacher = AutoModelForCausalLM.from_config(config)
     place = Place(family.layers, family.slot)
     try:
         student = students.build(config, layout, place, shape_of(config))
@@ -105,6 +102,16 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout))
 
 
+def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
+    """The teacher's family, and a model of its sizes on the meta device."""
+    try:
+        family = family_of(config.model_type, recipe.teacher)
+        with loading(recipe.teacher, "config"), torch.device("meta"):
+            return family, AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from error
+
+
 def teacher_config(recipe: Recipe):
     """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF."""
     name = re.sub(r"(\.q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
@@ -114,9 +121,10 @@ def teacher_config(recipe: Recipe):
     try:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
-        if source.kind == "gguf":
-            return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
-        return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+        with loading(recipe.teacher, "config"):
+            if source.kind == "gguf":
+                return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
+            return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from teachers.checks import check_tokenizer, check_weights, loading
 from teachers.families import FAMILIES, family_of
 from teachers.source import resolve
 from teachers.teacher import Teacher
@@ -27,9 +28,9 @@ def load(
 
     Raises:
         FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
-            a row, and a tokenizer with more entries than the model has embeddings.
+            a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen or
+            not finite, and a tokenizer with more entries than the model has embeddings.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = resolve(reference, allow_pickle)
@@ -39,18 +40,16 @@ def load(
 
         location = str(converted(Path(location)))
     trust = {"trust_remote_code": trust_remote_code}
-    try:
+    with loading(reference, "config"):
         config = AutoConfig.from_pretrained(location, **trust)
-        family = family_of(config.model_type, reference)
+    family = family_of(config.model_type, reference)
+    options = {**trust, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # checked below
+    with loading(reference, "weights"):
         safetensors = {} if allow_pickle else {"use_safetensors": True}
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **safetensors, **trust)
+        model, info = AutoModelForCausalLM.from_pretrained(location, **safetensors, **options)
+    check_weights(reference, model, info)
+    with loading(reference, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(location, **trust)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"teacher {reference!r} could not be loaded: {error}") from error
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise ValueError(
-            f"{reference}: the tokenizer has {len(tokenizer)} entries, but the model embeds only "
-            f"{model.get_input_embeddings().num_embeddings}; they do not belong together"
-        )
+    check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
     return Teacher(reference, model, tokenizer, family)

@@ -67,7 +67,7 @@ def _convert(path: Path, target: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"transformers cannot read {path}: {error}") from error
+        raise ValueError(f"transformers cannot read {path}: {error}; load the original checkpoint instead") from error
     if factors is not None:
         model.config.rope_parameters = llama3_rope(factors, model.config, path)
     model.save_pretrained(target)
@@ -85,7 +85,7 @@ def rope_factors(path: Path) -> torch.Tensor | None:
     try:
         reader = GGUFReader(path)
     except (ValueError, OSError, IndexError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
+        raise ValueError(f"{path} is not a readable GGUF file: {error}; download it again") from error
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
             return torch.tensor(tensor.data.copy(), dtype=torch.float32).flatten()

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.data import Batch
+from distill.nonfinite import first_nonfinite
 from distill.recipe import Schema
 from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, mixer_parameters
 from students.kernels.linear_kl import linear_kl
@@ -82,6 +83,17 @@ class Imitate(Stage):
             error = (hidden.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
             loss = loss + options.hidden * (error * batch.weights).sum() / batch.weights.sum()
         yield "loss", loss
+
+    def blame(self, batch: Batch) -> str | None:
+        teacher, student = self.teacher, self.student
+        runs = {
+            "teacher": (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions)),
+            "student": (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents)),
+        }
+        for whose, (model, layers, forward) in runs.items():
+            if found := first_nonfinite(model, forward, layers):
+                return f"the {whose}'s first output that is not finite is that of {found}"
+        return None
 
     def size(self, batch: Batch) -> float:
         return batch.weights.sum().item()

@@ -118,6 +118,9 @@ class Stage(nn.Module):
         inside = mixer_parameters(self.student)
         return {name for name in self.trained() if name not in inside}
 
+    def blame(self, batch: Batch) -> str | None:
+        """Where in a batch a loss that is not finite began, in words, unless the name of the loss says it."""
+
     def describe(self, loss: float) -> dict[str, float]:
         """Further numbers to log for one loss."""
         return {}
