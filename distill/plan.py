@@ -121,7 +121,7 @@ def teacher_config(recipe: Recipe):
     try:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
-        with loading(recipe.teacher, "config"):
+        with loading(recipe.teacher, "GGUF file" if source.kind == "gguf" else "config"):
             if source.kind == "gguf":
                 return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
             return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)

@@ -212,8 +212,6 @@ def _check_stages(recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}: trackers: there is no tracker {tracker!r}; {nearest(tracker, TRACKERS)}")
     if not recipe.mixers:
         raise UserError(f"{where}: mixers is empty, so no layer would be converted; give a mixer for a letter of pattern")
-    if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
-        raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
     for index, stage in enumerate(recipe.stages):
         name, options = next(iter(stage.items()))
         if name not in STAGES:
@@ -227,6 +225,8 @@ def _check_stages(recipe: Recipe, where: str) -> None:
             options_class(name)(**options)
         except ValidationError as error:
             raise UserError(_explain(error, f"{where}: stages.{name}", options_class(name))) from error
+    if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
+        raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
 
 
 def _explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:

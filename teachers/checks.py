@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FIXES = {
+    "GGUF file": "download it again",
     "config": "bring back its config.json",
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
