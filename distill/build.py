@@ -48,6 +48,19 @@ def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str)
         raise UserError(f"{where}: {error}") from error
 
 
+def empty(teacher: Teacher, layout: Layout) -> nn.Module:
+    """A student without weights, on the meta device: enough to see what its mixers are and refuse.
+
+    Raises:
+        UserError: a mixer refuses its options.
+    """
+    place = Place(teacher.family.layers, teacher.family.slot, teacher.family.documents)
+    try:
+        return students.build(teacher.config, layout, place, attention_shapes(teacher))
+    except ValueError as error:
+        raise UserError(f"the layout cannot be built on {teacher.reference}: {error}") from error
+
+
 def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
     """A student on the teacher's device, every mixer made from its layer's attention.
 
@@ -60,12 +73,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         UserError: a mixer refuses its options.
         RuntimeError: a mixer leaves a parameter of its own unaccounted for.
     """
-    family = teacher.family
-    place = Place(family.layers, family.slot, family.documents)
-    try:
-        student = students.build(teacher.config, layout, place, attention_shapes(teacher))
-    except ValueError as error:
-        raise UserError(f"the layout cannot be built on {teacher.reference}: {error}") from error
+    student = empty(teacher, layout)
     own = set(dict(student.named_parameters())) | set(student.state_dict())
     kept = {name: tensor for name, tensor in teacher.model.state_dict().items() if name in own}
     student.load_state_dict(kept, strict=False, assign=True)

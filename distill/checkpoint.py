@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distill.disk import FIX
 from distill.errors import UserError
 
 SCRATCH, DAMAGED = ".writing-", ".damaged-"
@@ -32,6 +33,7 @@ class State:
     """Where a run stands. `stage` is the index of the stage, `step` the steps it has taken, `done` whether it is over.
 
     window: the next window of training text. changed: names of the skeleton's parameters that stages have trained.
+    seconds: what a running stage has taken so far, over all the processes that took part in it.
     """
 
     stage: int
@@ -43,6 +45,7 @@ class State:
     changed: list[str] = field(default_factory=list)
     probe: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def save(folder: Path, state: State, tensors: dict[str, dict[str, Tensor]], keep: int) -> Path:
@@ -72,7 +75,9 @@ def save(folder: Path, state: State, tensors: dict[str, dict[str, Tensor]], keep
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise UserError(f"the checkpoint {target} could not be written: {error}; earlier ones are untouched") from error
+        raise UserError(
+            f"the checkpoint {target} could not be written ({error}); earlier ones are untouched: {FIX}"
+        ) from error
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -84,39 +89,38 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def set_damaged_aside(folder: Path) -> list[str]:
-    """Rename the newest checkpoints whose files are not what was saved, down to the first sound one; half-written ones go.
+def newest_sound(folder: Path) -> tuple[State | None, list[str]]:
+    """Find the newest checkpoint whose files are what was saved; newer ones are renamed, and half-written ones go.
 
     Returns:
-        what is wrong with each, and where it lies now.
+        its state (None where there is none), and of each one set aside what is wrong and where it lies now.
     """
     for half_written in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(half_written, ignore_errors=True)
     complaints = []
     while (path := latest(folder)) is not None:
         try:
-            read_state(path)
-            break
+            return read_state(path), complaints
         except UserError as error:
             aside = path.with_name(DAMAGED + path.name)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             complaints.append(f"{error}; set aside as {aside.name}")
-    return complaints
+    return None, complaints
 
 
-def read_state(checkpoint: Path) -> State:
-    """A checkpoint's state, its files checked against their hashes.
+def read_state(checkpoint: Path, *, files: bool = True) -> State:
+    """A checkpoint's state, with `files` its files checked against their hashes.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     try:
         state = State(**json.loads((checkpoint / "state.json").read_text()))
-        for name, digest in state.files.items():
+        for name, digest in state.files.items() if files else ():
             if _digest(checkpoint / name) != digest:
                 raise UserError(f"{checkpoint / name} is damaged")
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint} is damaged ({error})") from error
     return state
 

@@ -99,6 +99,7 @@ def evaluate(
     from distill.report import headline
 
     _quiet_libraries()
+    _check_writable(json)
     judged = distill.evaluate(target, teacher=teacher, heldout=heldout)
     _console(json).print(headline(judged))
     _write_json(json, judged)
@@ -200,6 +201,12 @@ def _console(json: Path | None):
     from distill.console import new_console
 
     return new_console(quiet=json == ALONE)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work whose result it would hold."""
+    if path is not None and path != ALONE and not path.parent.is_dir():
+        raise UserError(f"--json is {path}, but there is no folder {path.parent}; make it, or name another file")
 
 
 def _write_json(path: Path | None, content: dict | list) -> None:

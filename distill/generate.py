@@ -6,6 +6,7 @@ import torch
 
 from distill.errors import UserError
 from distill.evaluate.target import load_student
+from distill.memory import enough_memory
 
 
 def generate(target: Path, prompt: str, *, tokens: int, chat: bool, temperature: float) -> str:
@@ -15,26 +16,50 @@ def generate(target: Path, prompt: str, *, tokens: int, chat: bool, temperature:
         target: a run folder or a student's folder. temperature: 0 takes the likeliest token.
 
     Raises:
-        UserError: no finished student there, or a chat asked of a tokenizer without a template.
+        UserError: no finished student there, options out of range, an empty prompt, or a chat asked of a tokenizer
+            without a template.
     """
-    from transformers import AutoTokenizer, TextStreamer
+    from transformers import TextStreamer
 
     path = target / "student" if (target / "recipe.yaml").is_file() else target
     if not path.exists():
         raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = load_student(path).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if chat:
-        if tokenizer.chat_template is None:
-            raise UserError(f"the tokenizer of {path} has no chat template; leave out --chat")
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    if tokens < 1:
+        raise UserError(f"--tokens is {tokens}; ask for 1 or more")
+    if temperature < 0:
+        raise UserError(f"--temperature is {temperature:g}; it is 0 (the likeliest token) or more")
+    with enough_memory(f"generating with {path}", f"--tokens (now {tokens}) or the length of the prompt"):
+        student = load_student(path).to("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = _tokenizer(path)
+        inputs = _encode(tokenizer, prompt, chat, path).to(student.device)
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
+        out = student.generate(
+            **inputs, max_new_tokens=tokens, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **sampling
         )
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).to(device)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
-    out = student.generate(
-        **inputs, max_new_tokens=tokens, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **sampling
-    )
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _tokenizer(path: Path):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # what transformers raises on damaged files is of every type
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"the tokenizer in {path} cannot be loaded: {said}; copy the teacher's tokenizer files there"
+        ) from error
+
+
+def _encode(tokenizer, prompt: str, chat: bool, path: Path):
+    """The prompt's tokens, in the chat template where asked for."""
+    if chat and tokenizer.chat_template is None:
+        raise UserError(f"the tokenizer of {path} has no chat template; leave out --chat")
+    if chat:
+        turns = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+    if inputs["input_ids"].shape[1] == 0:
+        raise UserError(f"the prompt {prompt!r} holds no token to go on from; give it a word")
+    return inputs

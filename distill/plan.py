@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import students
@@ -17,7 +18,8 @@ from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
 from distill.stages import stage_class
 from students.config import Layout, Place
-from teachers.families import family_of
+from teachers.checks import loading
+from teachers.families import Family, family_of
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -81,13 +83,8 @@ def make_plan(recipe: Recipe) -> Plan:
         UserError: a layout that does not fit, or a teacher whose config cannot be found.
     """
     config = teacher_config(recipe)
-    try:
-        family = family_of(config, recipe.teacher)
-    except ValueError as error:
-        raise UserError(f"teacher: {error}") from error
+    family, teacher = _skeleton(recipe, config)
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
-    with torch.device("meta"):
-        teacher = AutoModelForCausalLM.from_config(config)
     place = Place(family.layers, family.slot, family.documents)
     shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
     try:
@@ -108,6 +105,16 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout))
 
 
+def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
+    """The teacher's family, and a model of its sizes on the meta device."""
+    try:
+        family = family_of(config, recipe.teacher)
+        with loading(recipe.teacher, "config"), torch.device("meta"):
+            return family, AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from error
+
+
 def teacher_config(recipe: Recipe):
     """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF."""
     name = re.sub(r"(\.q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
@@ -117,9 +124,10 @@ def teacher_config(recipe: Recipe):
     try:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
-        if source.kind == "gguf":
-            return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
-        return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+        with loading(recipe.teacher, "GGUF file" if source.kind == "gguf" else "config"):
+            if source.kind == "gguf":
+                return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
+            return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 

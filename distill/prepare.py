@@ -61,7 +61,9 @@ def prepare(sources: Sequence[Text], tokenizer, *, separator: str | None, seed: 
 def _separator_id(tokenizer, separator: str | None, where: str) -> int:
     token = tokenizer.eos_token if separator is None else separator
     if token is None or token not in tokenizer.get_vocab():
-        raise UserError(f"data.separator: the tokenizer has no token {token!r} to end the documents of {where} with")
+        raise UserError(
+            f"data.separator: the tokenizer has no token {token!r} to end the documents of {where} with; name one of its own"
+        )
     return tokenizer.convert_tokens_to_ids(token)
 
 

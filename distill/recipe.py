@@ -12,13 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from distill.errors import UserError, nearest
+from distill.yaml_file import override, read
 
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
-TRACKERS = ("tensorboard", "wandb", "trackio", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab")  # accelerate's
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
+ALTERNATIVE = re.compile(r"\[|^(constrained-)?(float|int|str)$")  # a part that pydantic adds to a key, naming no key
+WORDS = {
+    "Input should": "it should",
+    "dictionary": "mapping",
+    "a valid boolean": "true or false",
+    " or instance of Text": "",
+}
 RESERVED = {"imitate.teacher", "imitate.offline_logits", "teacher_4bit"}  # names kept for features not built yet
 
 
@@ -30,13 +37,28 @@ def _count(value: Any) -> Any:
     return round(float(match[1]) * MULTIPLES[match[2]])
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[^/\\\s.][^/\\\n]*", value):
+        raise ValueError("it should be a name that a folder may have, without / and not beginning with a dot")
+    return value
+
+
+def _letter(value: str) -> str:
+    if not re.fullmatch("[A-Z]", value):
+        raise ValueError("a mixer is given for one capital letter of pattern")
+    return value
+
+
+Name, Letter = Annotated[str, AfterValidator(_name)], Annotated[str, AfterValidator(_letter)]
 
 
 class Schema(BaseModel):
     """Base of everything in a recipe: no unknown keys, no guessed types, nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Text(Schema):
@@ -60,8 +82,8 @@ class Text(Schema):
 class Data(Schema):
     """What to read, and how it is cut: windows of `seq_len` tokens, `batch` windows an optimizer step."""
 
-    train: list[Text]
-    heldout: list[Text]
+    train: Annotated[list[Text], Field(min_length=1)]
+    heldout: Annotated[list[Text], Field(min_length=1)]
     seq_len: Annotated[int, Field(ge=8)]
     batch: Annotated[int, Field(ge=1)]
     micro_batch: Annotated[int, Field(ge=1)] | None = None
@@ -75,7 +97,7 @@ class Evaluation(Schema):
 
     tokens: Count = 16_384
     final_tokens: Count | None = None
-    seq_len: int | None = None
+    seq_len: Annotated[int, Field(ge=8)] | None = None
     probe_tokens: Count = 1024
     passkey: list[Annotated[int, Field(ge=64)]] = [256, 512]
     passkey_trials: Annotated[int, Field(ge=1)] = 10
@@ -92,12 +114,12 @@ class Checkpoints(Schema):
 class Recipe(Schema):
     """A whole recipe. `pattern` and one entry a letter make the student's layout; `stages` run in order."""
 
-    name: str
-    teacher: str
+    name: Name
+    teacher: Annotated[str, Field(min_length=1)]
     teacher_trust_remote_code: bool = False
     teacher_pickle: bool = False
     pattern: str
-    mixers: dict[Annotated[str, Field(pattern="^[A-Z]$")], dict[str, Any]]
+    mixers: dict[Letter, dict[str, Any]]
     data: Data
     stages: list[dict[str, dict[str, Any]]]
     evaluation: Evaluation = Evaluation()
@@ -106,8 +128,8 @@ class Recipe(Schema):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoints: Checkpoints = Checkpoints()
-    trackers: list[Literal[TRACKERS]] = []
-    seed: int = 0
+    trackers: list[str] = []
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def stage_options(self) -> list[tuple[str, Any]]:
         """The stages in order: name and validated options."""
@@ -150,20 +172,15 @@ def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, YAML that does not parse, or anything the schema refuses.
     """
     path = find(reference)
-    try:
-        entries = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(entries, dict):
-        raise UserError(f"{path} should be a mapping of keys, not {type(entries).__name__}")
+    entries = read(path)
     entries.setdefault("name", path.stem)
     if isinstance(entries.get("stages"), list):  # `- align:` alone asks for the defaults
         entries["stages"] = [
             {name: options or {} for name, options in stage.items()} if isinstance(stage, dict) else stage
             for stage in entries["stages"]
         ]
-    for override in overrides:
-        _override(entries, override)
+    for text in overrides:
+        override(entries, text)
     return check(entries, str(path))
 
 
@@ -191,9 +208,11 @@ def _check_stages(recipe: Recipe, where: str) -> None:
     for target in recipe.export:
         if target not in EXPORTERS:
             raise UserError(f"{where}: export: there is no target {target!r}; {nearest(target, EXPORTERS)}")
-
-    if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
-        raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
+    for tracker in recipe.trackers:
+        if tracker not in TRACKERS:
+            raise UserError(f"{where}: trackers: there is no tracker {tracker!r}; {nearest(tracker, TRACKERS)}")
+    if not recipe.mixers:
+        raise UserError(f"{where}: mixers is empty, so no layer would be converted; give a mixer for a letter of pattern")
     for index, stage in enumerate(recipe.stages):
         name, options = next(iter(stage.items()))
         if name not in STAGES:
@@ -207,22 +226,32 @@ def _check_stages(recipe: Recipe, where: str) -> None:
             options_class(name)(**options)
         except ValidationError as error:
             raise UserError(_explain(error, f"{where}: stages.{name}", options_class(name))) from error
+    if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
+        raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
 
 
 def _explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
-    lines = []
+    """One line a key; of the alternatives that a key's value may be, those that it came nearest to."""
+    found: dict[str, list[str]] = {}
     for problem in error.errors():
-        place = [str(part) for part in problem["loc"]]
-        key = ".".join(place)
-        if problem["type"] == "extra_forbidden":
-            known = _keys_at(schema, place[:-1])
-            hint = " is not built yet" if key in RESERVED else f" is not a key here; {nearest(place[-1], known)}"
-            lines.append(f"{where}: {key}{hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: {key} is missing")
-        else:
-            lines.append(f"{where}: {key} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}")
-    return "\n".join(lines)
+        place = [str(part) for part in problem["loc"] if not ALTERNATIVE.search(str(part))]
+        key, reason = ".".join(place), _reason(problem, place, schema)
+        found.setdefault(key, [f"{key}{reason}".lstrip(": ")]).append(reason.partition(": ")[2])
+    innermost = [key for key in found if not any(other.startswith(f"{key}.") for other in found if key)]
+    return "\n".join(f"{where}: {', or '.join([found[key][0], *found[key][2:]])}" for key in innermost)
+
+
+def _reason(problem: dict, place: list[str], schema: type[BaseModel]) -> str:
+    if problem["type"] == "extra_forbidden":
+        reserved = ".".join(place) in RESERVED
+        return " is not built yet" if reserved else f" is not a key here; {nearest(place[-1], _keys_at(schema, place[:-1]))}"
+    if problem["type"] == "missing":
+        return " is missing"
+    said = problem["msg"].removeprefix("Value error, ")
+    for pydantic, ours in WORDS.items():
+        said = said.replace(pydantic, ours)
+    whole_entry = isinstance(problem["input"], dict) and problem["type"] == "value_error"  # it would bury the message
+    return f": {said}" if whole_entry else f" is {problem['input']!r}: {said}"
 
 
 def _keys_at(schema: type[BaseModel], place: list[str]) -> list[str]:
@@ -234,66 +263,3 @@ def _keys_at(schema: type[BaseModel], place: list[str]) -> list[str]:
         inner = [annotation, *getattr(annotation, "__args__", ())]
         schema = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), schema)
     return list(schema.model_fields)
-
-
-def _override(entries: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r} should read key.sub=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: its value is not valid YAML: {error}") from error
-    *path, last = key.split(".")
-    place = entries
-    for part in path:
-        place = _descend(place, part, override)
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise UserError(f"override {override!r}: {'.'.join(path)} is {place!r} and has no parts")
-
-
-def _descend(place, part: str, override: str):
-    if isinstance(place, list):
-        entry = place[_index(place, part, override)]
-        options = list(entry.values()) if isinstance(entry, dict) else []
-        return options[0] if len(options) == 1 and isinstance(options[0], dict) else entry  # a stage's options
-    if not isinstance(place, dict):
-        raise UserError(f"override {override!r}: {part!r} is below {place!r}, which has no parts")
-    if place.get(part) is None:
-        place[part] = {}
-    return place[part]
-
-
-def _index(entries: list, part: str, override: str) -> int:
-    """A list's index by number, or by name where its entries are single-key mappings, as stages are."""
-    names = [next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else None for entry in entries]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(entries):
-        return int(part)
-    known = [name for name in names if name] or range(len(entries))
-    raise UserError(f"override {override!r}: there is no {part!r} here; {nearest(part, known)}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; here it is the number that everyone means. A key given twice is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)

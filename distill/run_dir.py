@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,15 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from distill import __version__
+from distill.disk import FIX, writing
 from distill.errors import UserError
 from distill.recipe import Recipe, check
+from distill.yaml_file import read
 
+FORMAT = 1  # of a run folder: raise it where one of an earlier version can no longer be read or gone on with
 VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "triton", "tokenizers", "safetensors")
+ELSEWHERE = "free it, or make runs elsewhere with --runs"
 
 
 class RunDir:
@@ -49,12 +54,13 @@ class RunDir:
     def at(cls, path: Path, recipe: Recipe, fresh: bool) -> "RunDir":
         """As `open`, for a folder of this path."""
         folder = cls(path)
-        if fresh and path.exists():
-            shutil.rmtree(path)
         try:
+            if fresh and path.exists():
+                shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the run folder {path} cannot be made: {error.strerror}") from error
+            raise UserError(f"the run folder {path} cannot be made: {error.strerror}; {ELSEWHERE}") from error
+        folder.check_format()
         file = path / "recipe.yaml"
         if file.exists() and folder.recipe().fingerprint != recipe.fingerprint:
             raise UserError(
@@ -88,12 +94,32 @@ class RunDir:
         path = Path(reference)
         if not (path / "recipe.yaml").is_file():
             raise UserError(f"{path} is no run folder: it has no recipe.yaml")
-        return cls(path)
+        folder = cls(path)
+        folder.check_format()
+        return folder
+
+    def check_format(self) -> None:
+        """Refuse a folder that another version of distill wrote in another way.
+
+        Raises:
+            UserError: naming both formats and the version.
+        """
+        known = self.read("run.json", {})
+        if known.get("format", FORMAT) != FORMAT:
+            writer = known.get("versions", {}).get("distill", "another")
+            raise UserError(
+                f"{self.path / 'run.json'}: distill {writer} wrote this run in format {known['format']}, but this one "
+                f"({__version__}) reads format {FORMAT}; go on with that version, or start again with --fresh"
+            )
 
     def recipe(self) -> Recipe:
-        """The recipe that the folder was made for."""
+        """The recipe that the folder was made for.
+
+        Raises:
+            UserError: recipe.yaml is damaged.
+        """
         file = self.path / "recipe.yaml"
-        return check(yaml.safe_load(file.read_text()), str(file))
+        return check(read(file), str(file))
 
     @property
     def checkpoints(self) -> Path:
@@ -116,7 +142,7 @@ class RunDir:
             return default
         try:
             return json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{file} is damaged ({error}); delete it to have it made again") from error
 
     def write(self, name: str, content: Any) -> None:
@@ -131,8 +157,9 @@ class RunDir:
 
     def log(self, **entry: Any) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        file = self.path / "metrics.jsonl"
+        with writing(file), file.open("a") as lines:
+            lines.write(json.dumps(entry) + "\n")
 
     def metrics(self) -> list[dict]:
         """Every whole line of metrics.jsonl."""
@@ -161,13 +188,15 @@ def alone(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     owner = path.with_name(f".{path.name}.owner")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-    except Timeout as error:
+    except Timeout as error:  # an OSError too
         holder = owner.read_text() if owner.exists() else "another process"
         raise UserError(f"{path} is in use by {holder}; wait for it, or stop it first") from error
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written to: {error.strerror}; {ELSEWHERE}") from error
     try:
         write_text(owner, f"process {os.getpid()} on {platform.node()}")
         yield
@@ -187,13 +216,14 @@ def write_text(file: Path, text: str) -> None:
         scratch.write_text(text)
         scratch.replace(file)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written: {error.strerror}") from error
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written: {error.strerror}; {FIX}") from error
 
 
 def versions() -> dict[str, str]:
     """The versions that a run's numbers depend on."""
-    found = {"python": platform.python_version()}
+    found = {"distill": __version__, "python": platform.python_version()}
     for package in VERSIONED:
         try:
             found[package] = version(package)

@@ -1,17 +1,20 @@
 """`distill run`: the student, its twin if asked for, their evaluation, the report and the exports."""
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from distill import adapters, trackers
-from distill.build import build, layout_of
+from distill.build import build, empty, layout_of
 from distill.console import new_console
+from distill.disk import writing
 from distill.errors import UserError
 from distill.evaluate.baselines import has_window_branch, window_layout
 from distill.evaluate.fidelity import fidelity
 from distill.evaluate.target import judge_session
+from distill.memory import enough_memory
 from distill.pipeline import Pipeline, check_rates
 from distill.recipe import Recipe
 from distill.run_dir import RunDir, alone
@@ -36,6 +39,8 @@ def run(
     Raises:
         UserError: anything the user can mend. Interrupted: stopped early, everything saved.
     """
+    if stop_after is not None and stop_after <= 0:
+        raise UserError(f"--stop-after is {stop_after:g}; it takes minutes, more than 0")
     console = console or new_console(stderr=True)
     finished = None if fresh else RunDir.finished(recipe, Path(runs))
     if finished is not None:
@@ -45,11 +50,7 @@ def run(
     stopper = Stopper(deadline(stop_after))
     with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
         session = Session.open(recipe, RunDir.path_of(recipe, Path(runs)))
-    layout = layout_of(recipe.pattern, recipe.mixers, session.teacher.n_layers, recipe.name)
-    if recipe.twin and not has_window_branch(layout):
-        raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
-    if recipe.twin:  # a missing rate is better known before the student has trained
-        check_rates(twin_recipe(recipe, layout), build(session.teacher, window_layout(layout))[0], f"{recipe.name} (twin)")
+    _check_layout(session)
     main = session.accelerator.is_main_process
     console = console if main else Console(quiet=True)
     with alone(RunDir.path_of(recipe, Path(runs))) if main else nullcontext():
@@ -57,11 +58,27 @@ def run(
             folder = RunDir.open(recipe, Path(runs), fresh and main)
         console.print(f"[bold]{recipe.name}[/]  {folder.path}")
         try:
-            _take_all(session, folder, console, stopper)
+            with enough_memory("the run", "data.micro_batch, data.seq_len or evaluation.tokens"):
+                _take_all(session, folder, console, stopper)
         finally:
             trackers.finish(session.accelerator)
     session.accelerator.end_training()
     return folder
+
+
+def _check_layout(session: Session) -> None:
+    """Refuse a layout, a rate or a twin that cannot be, before a folder is made and the student has trained.
+
+    Raises:
+        UserError: naming the recipe and what does not fit.
+    """
+    recipe, teacher = session.recipe, session.teacher
+    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name)
+    check_rates(recipe, empty(teacher, layout), recipe.name)
+    if recipe.twin and not has_window_branch(layout):
+        raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
+    if recipe.twin:
+        check_rates(twin_recipe(recipe, layout), empty(teacher, window_layout(layout)), f"{recipe.name} (twin)")
 
 
 def _take_all(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> None:
@@ -122,13 +139,13 @@ def _save_student(pipeline: Pipeline) -> None:
     student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
     student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
     scratch = folder.path / ".student"
-    adapters.save(student, scratch)
-    teacher.tokenizer.save_pretrained(scratch)
-    if folder.student.exists():
-        import shutil
-
-        shutil.rmtree(folder.student)
-    scratch.rename(folder.student)
+    with writing(folder.student):
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed here
+        adapters.save(student, scratch)
+        teacher.tokenizer.save_pretrained(scratch)
+        if folder.student.exists():
+            shutil.rmtree(folder.student)
+        scratch.rename(folder.student)
 
 
 def _run_twin(session: Session, recipe: Recipe, pipeline: Pipeline, heldout, console: Console, stopper: Stopper) -> None:
@@ -152,8 +169,9 @@ def _conclude(session: Session, folder: RunDir, student, console: Console) -> No
     console.print("  judging the student, its baselines and the teacher")
     judged = judge_session(session, student, twin if twin.exists() else None, _known(session.recipe, folder))
     folder.write("evaluations.json", {**evaluations, "final": judged})
-    collect(session, student, folder)
-    write_report(folder)
+    with writing(f"the report in {folder.path}"):
+        collect(session, student, folder)
+        write_report(folder)
     for target in session.recipe.export:
         written = export(folder.path, to=target, out=folder.path / "export" / target)
         console.print(f"  exported to {written}")

@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 
 import teachers
 from distill.data import Batch, Windows
 from distill.errors import UserError
 from distill.evaluate.fidelity import Heldout
+from distill.memory import enough_memory
 from distill.prepare import prepare
 from distill.recipe import Recipe
+from teachers.gguf import cache_folder
 from teachers.teacher import Teacher
 
 
@@ -38,7 +41,9 @@ class Session:
         """
         accelerator = make_accelerator(recipe, project)
         set_seed(recipe.seed)
-        teacher = load_teacher(recipe, accelerator.device)
+        with enough_memory(f"loading {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
+            teacher = load_teacher(recipe, accelerator.device)
+        check_length(recipe, teacher)
         with accelerator.main_process_first():
             session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
             if trains:
@@ -82,6 +87,9 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     if on_gpu and not wide:
         torch.set_float32_matmul_precision("high")
     AcceleratorState._reset_state(reset_partial_state=False)  # another run of this process may have had another precision
+    absent = sorted(set(recipe.trackers) - {str(tracker) for tracker in get_available_trackers()})
+    if absent:  # accelerate passes over them in silence
+        raise UserError(f"trackers: {absent[0]!r} is not installed here; pip install {absent[0]}, or leave it out")
     return Accelerator(
         mixed_precision="no" if wide else "bf16",
         cpu=not on_gpu,
@@ -107,6 +115,20 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         raise UserError(f"teacher: {error}") from error
 
 
+def check_length(recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse windows that are longer than the teacher has positions for.
+
+    Raises:
+        UserError: naming the key and both lengths.
+    """
+    known = getattr(teacher.config, "max_position_embeddings", None)
+    for key, length in (("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", recipe.evaluation.seq_len)):
+        if known and length and length > known:
+            raise UserError(
+                f"{key} is {length}, but {recipe.teacher} has positions for {known} tokens; make it {known} or less"
+            )
+
+
 def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
     """The training or held-out text in windows."""
     data = recipe.data
@@ -115,7 +137,13 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
     if limit is None and any(source.hub for source in sources):  # a hub stream has no end worth waiting for
         needed = sum(options.tokens for _, options in recipe.stage_options())
         limit = needed if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
-    folder = prepare(sources, tokenizer, separator=data.separator, seed=recipe.seed, limit=limit, where=f"data.{part}")
+    try:
+        folder = prepare(sources, tokenizer, separator=data.separator, seed=recipe.seed, limit=limit, where=f"data.{part}")
+    except OSError as error:
+        raise UserError(
+            f"data.{part} could not be prepared: {error}; its files must be readable, and {cache_folder()} must have room "
+            "(DISTILL_CACHE names another place)"
+        ) from error
     if part == "train":
         return Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
     return Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)

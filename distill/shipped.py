@@ -7,6 +7,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from distill.disk import writing
 from distill.errors import UserError
 from distill.recipe import find, shipped_folder
 
@@ -43,12 +44,13 @@ def copy_recipe(name: str, target: Path) -> Path:
     """Copy a shipped recipe to a file or into a folder.
 
     Raises:
-        UserError: no such recipe, or a file in the way.
+        UserError: no such recipe, a file in the way, or a place that cannot be written to.
     """
     source = find(name)
     target = target / source.name if target.is_dir() else target
     if target.exists():
         raise UserError(f"{target} exists already; name another file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    with writing(target, "name another file or folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
     return target

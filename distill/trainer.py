@@ -210,4 +210,13 @@ class Trainer:
     def _check(self, losses: dict[str, float], step: int) -> None:
         wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if wrong:
-            raise NonFinite(f"the loss of {', '.join(wrong)} at step {step + 1} is {losses[wrong[0]]}; try a lower lr")
+            whose = "the loss" if wrong == ["loss"] else f"the loss of {', '.join(wrong)}"
+            blamed = self._blame(step)
+            also = f"; {blamed}" if blamed else ""
+            raise NonFinite(f"{whose} at step {step + 1} is {losses[wrong[0]]}{also}; try a lower lr")
+
+    def _blame(self, step: int) -> str | None:
+        """What the stage finds in the step's text, a micro-batch at a time; the weights are still those of the losses."""
+        with self.accelerator.autocast():
+            found = (self.stage.blame(batch.to(self.accelerator.device)) for batch in self._parts(step))
+            return next(filter(None, found), None)

@@ -18,11 +18,13 @@ def load(path: str | Path, **options):
     """Load a student from a folder or a hub id; `options` go to transformers' `from_pretrained` (dtype, device_map ...).
 
     Raises:
-        ValueError: what lies there is not a student of ours.
+        ValueError: what lies there is not a student of ours, or lacks some of its weights.
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     if not hasattr(model, "layout"):
         raise ValueError(f"{path} holds a {type(model).__name__}, not a student made by distill")
+    if missing := sorted(info["missing_keys"]):  # transformers would leave them random
+        raise ValueError(f"{path} has no weights for {missing[0]} ({len(missing)} missing in all); its files are not whole")
     return model

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from students.mixers import make_mixer, options_of
+from students.mixers import check_options, make_mixer
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
@@ -74,10 +74,7 @@ class Layout:
         for letter, options in mixers.items():
             if not isinstance(options.get("mixer"), str):
                 raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); give it by name")
-            unknown = set(options) - {"mixer"} - options_of(options.get("mixer", ""))
-            if unknown:
-                known = ", ".join(sorted(options_of(options["mixer"])))
-                raise ValueError(f"mixer {options['mixer']} ({letter}) has no option {min(unknown)!r}; it has {known}")
+            check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
         return cls((pattern * layers)[:layers], mixers)
 
     def mixer_of(self, layer: int) -> dict | None:

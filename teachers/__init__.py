@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from teachers.checks import check_tokenizer, check_weights, loading
 from teachers.families import FAMILIES, family_of
 from teachers.quiet import no_bars_in_logs
 from teachers.source import resolve
@@ -28,9 +29,9 @@ def load(
 
     Raises:
         FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
-            a row, and a tokenizer with more entries than the model has embeddings.
+            a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen or
+            not finite, and a tokenizer with more entries than the model has embeddings.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = resolve(reference, allow_pickle)
@@ -40,21 +41,19 @@ def load(
 
         location = str(converted(Path(location)))
     trust = {"trust_remote_code": trust_remote_code}
-    try:
+    with loading(reference, "config"):
         config = AutoConfig.from_pretrained(location, **trust)
-        family = family_of(config, reference)
-        safetensors = {} if allow_pickle else {"use_safetensors": True}
-        attention = {} if family.attention is None else {"attn_implementation": family.attention}
-        with no_bars_in_logs():
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **attention, **safetensors, **trust)
-        tokenizer = AutoTokenizer.from_pretrained(location, **trust)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"teacher {reference!r} could not be loaded: {error}") from error
-    entries = 1 + max(tokenizer.get_vocab().values(), default=-1)  # not len(): ids of added tokens may leave gaps
-    if entries > model.get_input_embeddings().num_embeddings:  # fewer are fine: rows that pad the embeddings
-        raise ValueError(
-            f"{reference}: the tokenizer has {entries} entries, but the model embeds only "
-            f"{model.get_input_embeddings().num_embeddings}; they do not belong together"
+    family = family_of(config, reference)
+    attention = {} if family.attention is None else {"attn_implementation": family.attention}
+    safetensors = {} if allow_pickle else {"use_safetensors": True}
+    checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # by check_weights
+    with loading(reference, "weights"), no_bars_in_logs():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            location, dtype=dtype, **attention, **safetensors, **checked, **trust
         )
+    check_weights(reference, model, info)
+    with loading(reference, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(location, **trust)
+    check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
     return Teacher(reference, model, tokenizer, family)

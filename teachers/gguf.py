@@ -86,7 +86,7 @@ def read(path: Path) -> Facts:
     try:
         return Facts(GGUFReader(path), path)
     except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
-        raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
+        raise ValueError(f"{path} is not a readable GGUF file: {error}; download it again") from error
 
 
 def weights(facts: Facts, model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from distill.errors import UserError
 from distill.evaluate import judge_all
 from distill.evaluate.fidelity import Heldout
 from distill.evaluate.rows import rows_of
+from distill.memory import enough_memory, ran_out
 from distill.probe import probe
 from distill.recipe import Data, Recipe, Text
 from distill.run_dir import RunDir
@@ -21,6 +22,11 @@ SHIPPED_HELDOUT = Text(path="shipped:heldout.jsonl.xz")
 
 def evaluate_target(target: str | Path, teacher: str | None, heldout: str | None) -> dict:
     """See `distill.evaluate.evaluate`."""
+    with enough_memory(f"judging {target}", "evaluation.tokens or evaluation.seq_len in its recipe, or judge it on a CPU"):
+        return _evaluate(target, teacher, heldout)
+
+
+def _evaluate(target: str | Path, teacher: str | None, heldout: str | None) -> dict:
     folder = RunDir.existing(target) if (Path(target) / "recipe.yaml").is_file() else None
     student_path = folder.student if folder else target
     if folder and not student_path.exists():
@@ -59,12 +65,15 @@ def load_student(path: str | Path):
     Raises:
         UserError: there is none, or its files are damaged.
     """
-    from safetensors import SafetensorError
-
     try:
         return students.load(path).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be loaded as a student: {error}") from error
+    except Exception as error:  # what transformers raises on damaged files is of every type
+        if ran_out(error):
+            raise
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
+        ) from error
 
 
 def check_teacher(student, teacher: teachers.Teacher, path: str | Path) -> None:

@@ -70,7 +70,9 @@ def export(folder: RunDir, out: Path) -> Path:
         scratch.rename(out)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise UserError(f"the export to {out} could not be written: {error}") from error
+        raise UserError(
+            f"the export to {out} could not be written: {error}; make room there, or name another folder"
+        ) from error
     return out
 
 

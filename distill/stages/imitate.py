@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill import adapters
 from distill.data import Batch
+from distill.nonfinite import first_nonfinite
 from distill.recipe import Schema
 from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, mixer_parameters
 from students.kernels.linear_kl import linear_kl
@@ -49,6 +50,12 @@ class Imitate(Stage):
         lora: Lora = Lora()
         activation_checkpointing: bool = False
 
+        @model_validator(mode="after")
+        def _adapters_are_used(self):
+            if "lora" in self.model_fields_set and self.train != "lora":
+                raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
+            return self
+
     def __init__(self, teacher, student, options: "Imitate.Options") -> None:
         super().__init__(teacher, student, options)
         self._targets: list[str] = []  # linear layers with adapters, also after these are merged
@@ -83,6 +90,17 @@ class Imitate(Stage):
             error = (hidden.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
             loss = loss + options.hidden * (error * batch.weights).sum() / batch.weights.sum()
         yield "loss", loss
+
+    def blame(self, batch: Batch) -> str | None:
+        teacher, student = self.teacher, self.student
+        runs = {
+            "teacher": (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions)),
+            "student": (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents)),
+        }
+        for whose, (model, layers, forward) in runs.items():
+            if found := first_nonfinite(model, forward, layers):
+                return f"the {whose}'s first output that is not finite is that of {found}"
+        return None
 
     def size(self, batch: Batch) -> float:
         return batch.weights.sum().item()

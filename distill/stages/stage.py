@@ -18,6 +18,9 @@ ROLES = ("new", "ssm", "window", "norms", "rest")
 Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from the stage's own first window on
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class StageOptions(Schema):
     """What every stage takes. tokens: how much text it sees."""
 
@@ -40,7 +43,7 @@ class TrainingOptions(StageOptions):
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     batch: Annotated[int, Field(ge=1)] | None = None
     micro_batch: Annotated[int, Field(ge=1)] | None = None
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
@@ -130,6 +133,9 @@ class Stage(nn.Module):
         """Names of the student's tensors outside its mixers that differ from the teacher's, during the stage or after."""
         inside = mixer_parameters(self.student)
         return {name for name in self.trained() if name not in inside}
+
+    def blame(self, batch: Batch) -> str | None:
+        """Where in a batch a loss that is not finite began, in words, unless the name of the loss says it."""
 
     def describe(self, loss: float) -> dict[str, float]:
         """Further numbers to log for one loss."""

@@ -4,6 +4,8 @@ To add a mixer: one file beside this one and one line here. The contract tests p
 """
 
 import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib import import_module
 
 from students.mixers.mixer import Mixer, Shape
@@ -23,7 +25,7 @@ def mixer_class(name: str) -> type[Mixer]:
         ValueError: the name is not in the table.
     """
     if name not in MIXERS:
-        raise ValueError(f"there is no mixer {name!r}; there are {', '.join(MIXERS)}")
+        raise ValueError(f"there is no mixer {name!r}; {_nearest(name, MIXERS)}there are {', '.join(MIXERS)}")
     module, _, attribute = MIXERS[name].partition(":")
     return getattr(import_module(module, __package__), attribute)
 
@@ -32,6 +34,24 @@ def options_of(name: str) -> set[str]:
     """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
     options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed"}
     return options if name == "attention" else options | {"window"}
+
+
+def check_options(name: str, options: Iterable[str], where: str = "") -> None:
+    """Refuse options that a mixer does not have.
+
+    Raises:
+        ValueError: naming the option and the nearest one.
+    """
+    if unknown := sorted(set(options) - options_of(name)):
+        known = sorted(options_of(name))
+        raise ValueError(
+            f"mixer {name}{where} has no option {unknown[0]!r}; {_nearest(unknown[0], known)}it has {', '.join(known)}"
+        )
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
@@ -43,10 +63,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     Raises:
         ValueError: an unknown mixer or option, or one the mixer refuses.
     """
-    unknown = set(options) - options_of(name)
-    if unknown:
-        known = ", ".join(sorted(options_of(name)))
-        raise ValueError(f"mixer {name} has no option {sorted(unknown)[0]!r}; it has {known}")
+    check_options(name, options)
     options = dict(options)
     if name == "attention" or "window" not in options:
         _check_types(f"mixer {name}", options, _types_of(name))
@@ -77,8 +94,9 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
 
     unknown = set(window) - set(WINDOW_OPTIONS)
     if unknown or "size" not in window:
-        wrong = f"unknown {sorted(unknown)[0]!r}" if unknown else "no size"
-        raise ValueError(f"the window of mixer {name} has {wrong}; it takes {', '.join(sorted(WINDOW_OPTIONS))}")
+        wrong = min(unknown, default="")
+        said = f"an unknown {wrong!r}; {_nearest(wrong, WINDOW_OPTIONS)}" if unknown else "no size; "
+        raise ValueError(f"the window of mixer {name} has {said}it takes {', '.join(sorted(WINDOW_OPTIONS))}")
     if isinstance(window["size"], int) and window["size"] < 1:
         raise ValueError(f"a window of {window['size']} tokens sees nothing; its size must be at least 1")
     _check_types(f"the window of mixer {name}", window, WINDOW_OPTIONS)

@@ -1,0 +1,222 @@
+"""Run folders and students that were edited, damaged, cut short, moved or made by another version."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import distill
+from distill import checkpoint
+from distill.errors import UserError
+from distill.trainer import Interrupted, Stopper
+
+
+def run_folder(place, name):
+    (folder,) = place.joinpath("runs").glob(f"{name}-*")
+    return folder
+
+
+def edit(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def facts(**changes):
+    def damage(folder):
+        file = folder / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return damage
+
+
+# of a stopped run: what is done to its folder, and what going on with it says
+DAMAGES = {
+    "an edited recipe": (
+        lambda folder: edit(folder / "recipe.yaml", "seq_len: 32", "seq_len: 64"),
+        ["recipe.yaml is not the recipe this run was started with", "change the recipe outside", "--fresh"],
+    ),
+    "a recipe that is no YAML": (
+        lambda folder: (folder / "recipe.yaml").write_text("name: [half"),
+        ["recipe.yaml is not valid YAML"],
+    ),
+    "a recipe with a foreign key": (
+        lambda folder: edit(folder / "recipe.yaml", "batch: 4", "batch: 4\n  bach: 5"),
+        ["recipe.yaml: data.bach is not a key here; did you mean 'batch'"],
+    ),
+    "another recipe's": (
+        lambda folder: shutil.copy(next(folder.parent.glob("short-*")) / "recipe.yaml", folder / "recipe.yaml"),
+        ["recipe.yaml is not the recipe this run was started with", "the folder is another run's"],
+    ),
+    "another version's": (
+        facts(format=7, versions={"distill": "9.1"}),
+        ["run.json: distill 9.1 wrote this run in format 7", "reads format 1", "go on with that version", "--fresh"],
+    ),
+    "another teacher's": (facts(teacher="0" * 16), ["the teacher is not the one this run was started with", "--fresh"]),
+    "another text's": (facts(train_text="x"), ["the train text is not the one this run was started with", "--fresh"]),
+    "half a run.json": (
+        lambda folder: (folder / "run.json").write_text('{"teacher": '),
+        ["run.json is damaged", "delete it to have it made again"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_run_folders(copied_place, refuse, name):
+    damage, parts = DAMAGES[name]
+    damage(run_folder(copied_place, "half"))
+    refuse(copied_place, ["run", "half.yaml"], parts)
+
+
+def test_a_checkpoint_of_another_teacher(copied_place, refuse):
+    folder = run_folder(copied_place, "half")
+    newest = checkpoint.latest(folder / "checkpoints") / "state.json"
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"teacher": "0" * 16}))
+    refuse(copied_place, ["run", "half.yaml"], ["was made with another teacher than", "fingerprints 0000", "--fresh"])
+
+
+def half_written(newest):
+    shutil.copytree(newest, newest.with_name(f"{checkpoint.SCRATCH}1-align-0000009"))
+    return []
+
+
+def shard_gone(newest):
+    (newest / "optimizer.safetensors").unlink()
+    return ["is damaged", "optimizer.safetensors", f"set aside as .damaged-{newest.name}"]
+
+
+def state_cut(newest):
+    (newest / "state.json").write_text('{"stage": 1')
+    return ["is damaged", f"set aside as .damaged-{newest.name}"]
+
+
+def byte_flipped(newest):
+    file = newest / "student.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    return ["student.safetensors is damaged", f"set aside as .damaged-{newest.name}"]
+
+
+@pytest.mark.parametrize("damage", [half_written, shard_gone, state_cut, byte_flipped])
+def test_damaged_checkpoints_fall_back_and_say_so(copied_place, capsys, monkeypatch, damage):
+    """No mistake of the user's: the run goes on from the checkpoint before. (It is stopped again after a step.)"""
+    newest = checkpoint.latest(run_folder(copied_place, "half") / "checkpoints")
+    parts = damage(newest)
+    capsys.readouterr()
+    monkeypatch.setattr(Stopper, "due", lambda self: "enough")
+    with pytest.raises(Interrupted):
+        distill.run("half.yaml", runs="runs")
+    said = " ".join(capsys.readouterr().err.split())
+    before = (
+        "going on after step 4 of stage align" if damage is half_written else "going on after the end of stage initialise"
+    )
+    for part in [*parts, before]:
+        assert part in said, said
+    assert not list(newest.parent.glob(f"{checkpoint.SCRATCH}*"))
+    assert (newest.parent / f"{checkpoint.DAMAGED}{newest.name}").exists() == (damage is not half_written)
+
+
+def no_student(folder):
+    shutil.rmtree(folder / "student")
+
+
+def cut_weights(folder):
+    file = folder / "student" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def fewer_weights(folder):
+    file = folder / "student" / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop("model.layers.2.mlp.up_proj.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def another_format(folder):
+    edit(folder / "student" / "config.json", '"format": 1', '"format": 8')
+
+
+def no_weights(folder):
+    (folder / "student" / "model.safetensors").unlink()
+
+
+# of a finished run: what is done to its student, and what judging and generating say
+STUDENTS = {
+    "none": (no_student, ["has no finished student"]),
+    "cut weights": (cut_weights, ["cannot be loaded as a student", "name a run folder or a whole student's folder"]),
+    "a missing tensor": (fewer_weights, ["has no weights for model.layers.2.mlp.up_proj.weight (1 missing in all)"]),
+    "another version's": (another_format, ["`distill` entry has format 8; this version reads 1"]),
+    "no weights": (no_weights, ["cannot be loaded as a student", "name a run folder or a whole student's folder"]),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("verb", ["eval", "generate"])
+def test_students(copied_place, refuse, verb, name):
+    damage, parts = STUDENTS[name]
+    folder = run_folder(copied_place, "short")
+    damage(folder)
+    refuse(copied_place, [verb, folder, *(["The river"] if verb == "generate" else [])], parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["eval", "gone"], ["gone cannot be loaded as a student", "name a run folder"]),
+        (["eval", "runs/stopped"], ["runs/stopped has no finished student yet", "`distill run` goes on with it"]),
+        (["eval", "runs/finished", "--json", "gone/n.json"], ["--json is gone/n.json", "there is no folder gone"]),
+        (["eval", "runs/finished", "--heldout", "gone.jsonl"], ["data.heldout.0: no file matches 'gone.jsonl'"]),
+        (["eval", "runs/finished", "--teacher", "./gone"], ["teacher './gone' is no folder here"]),
+        (["export", "gone", "--out", "x"], ["gone is no run folder: it has no recipe.yaml"]),
+        (["export", "runs/stopped", "--out", "x"], ["runs/stopped has no finished student yet"]),
+        (["export", "runs/finished", "--out", "runs"], ["runs is not empty, and was not written by an export", "another"]),
+        (["export", "runs/finished", "--out", "tiny.yaml"], ["tiny.yaml is a file; name a folder"]),
+        (["export", "runs/finished", "--out", "tiny.yaml/x"], ["tiny.yaml/x could not be written", "another folder"]),
+        (["export", "runs/finished", "--out", "x", "--to", "portabel"], ["no export target 'portabel'", "'portable'?"]),
+        (["generate", "gone", "hello"], ["gone has no finished student"]),
+        (["generate", "runs/stopped", "hello"], ["has no finished student", "is the run over?"]),
+        (["generate", "out/../text", "hello"], ["has no finished student"]),
+        (["generate", "runs/finished", ""], ["the prompt '' holds no token", "give it a word"]),
+        (["generate", "runs/finished", "hello", "--chat"], ["has no chat template; leave out --chat"]),
+        (["generate", "runs/finished", "hello", "--tokens", "0"], ["--tokens is 0", "1 or more"]),
+        (["generate", "runs/finished", "hello", "--temperature", "-1"], ["--temperature is -1", "0 (the likeliest"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0] in ("eval", "export", "generate") else None,
+)
+def test_targets(place, refuse, arguments, parts):
+    refuse(place, arguments, parts)
+
+
+def test_a_student_without_its_tokenizer(copied_place, refuse):
+    folder = run_folder(copied_place, "short")
+    (folder / "student" / "tokenizer.json").write_text("{")
+    refuse(copied_place, ["generate", folder, "hello"], ["the tokenizer in ", "copy the teacher's tokenizer files there"])
+
+
+def test_a_teacher_of_another_vocabulary(place, tiny_teacher, tmp_path, refuse):
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(330)
+    model.save_pretrained(folder)
+    refuse(place, ["eval", "runs/finished", "--teacher", folder], ["has a vocabulary of 320", "one of 330"])
+
+
+def test_another_teacher_of_the_same_sizes(place, tiny_teacher, tmp_path, refuse):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] += 0.1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refuse(place, ["eval", "runs/finished", "--teacher", folder], ["was distilled from", "pass its own teacher with --t"])
+
+
+def test_the_python_api_says_the_same(place):
+    with pytest.raises(UserError, match="gone cannot be loaded as a student"):
+        distill.evaluate("gone")
+    with pytest.raises(UserError, match="there is no export target 'x'; choose from portable"):
+        distill.export("runs/finished", to="x", out="y")
+    with pytest.raises(UserError, match="has no finished student yet"):
+        distill.export("runs/stopped", out="y")
