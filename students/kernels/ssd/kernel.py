@@ -35,13 +35,14 @@ class Config(NamedTuple):
     back_stages: int
 
 
-# The widest tile of states each may serve, in 2-byte and in 4-byte types. Tests check each against float64 on a GPU.
+# By the widest tile of states that each may serve; the first is the default, and tests check all on a GPU against float64.
+# A tile 64 rows high is one warpgroup's: 8 warps would compute it twice.
 CONFIGS_16 = {
-    64: [Config(64, 64, 4, 3, 4, 2), Config(64, 64, 4, 2, 8, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
-    128: [Config(64, 64, 4, 2, 8, 1), Config(64, 32, 4, 2, 8, 1)],
+    64: [Config(64, 64, 4, 3, 4, 2), Config(64, 64, 4, 2, 4, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
+    128: [Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(64, 32, 4, 2, 4, 1)],
     256: [Config(64, 32, 8, 1, 8, 1), Config(32, 32, 8, 2, 8, 1)],
 }
-CONFIGS_32 = {
+CONFIGS_32 = {  # 4-byte inputs
     64: [Config(32, 32, 4, 2, 4, 1)],
     128: [Config(32, 32, 4, 2, 8, 1)],
     256: [Config(32, 16, 8, 1, 8, 1)],
@@ -270,7 +271,7 @@ def _forward(
         k = _rows(B + far * sBt, start, T, sBt, n, N, CHUNK)
         v = _rows(x + far * sxt, start, T, sxt, p, P, CHUNK)
         if KEEP:
-            place = starts + ((row * chunks + z) * N + n[:, None]) * P + p[None, :]
+            place = starts + (row * chunks + z) * (N * P) + n[:, None] * P + p[None, :]
             tl.store(place, state.to(v.dtype), mask=here)
         keep = index[:, None] >= index[None, :]
         if DOCS:
@@ -283,7 +284,7 @@ def _forward(
         added = (v * after[:, None]).to(v.dtype)
         state = tl.dot(tl.trans(k), added, state * across, input_precision=PRECISION)
     if segment == segments - 1:
-        tl.store(final + (row * P + p[None, :]) * N + n[:, None], state, mask=here)
+        tl.store(final + row * (P * N) + p[None, :] * N + n[:, None], state, mask=here)
 
 
 @triton.jit
@@ -321,7 +322,7 @@ def _sum_segments(
             weight = before
         state = tl.dot(tl.trans(k), (v * weight[:, None]).to(v.dtype), state * across, input_precision=PRECISION)
         whole = whole * across
-    place = sums + ((row * segments + segment) * N + n[:, None]) * P + p[None, :]
+    place = sums + (row * segments + segment) * (N * P) + n[:, None] * P + p[None, :]
     tl.store(place, state, mask=(n < N)[:, None] & (p < P)[None, :])
     if tl.program_id(0) == 0:
         tl.store(decays + row * segments + segment, whole)
@@ -339,12 +340,12 @@ def _pass_states(
     here = (n < N)[:, None] & (p < P)[None, :]
     state = tl.zeros((BN, BP), dtype=tl.float32)
     if INITIAL:
-        state += tl.load(first + (row * P + p[None, :]) * N + n[:, None], mask=here, other=0.0).to(tl.float32)
+        state += tl.load(first + row * (P * N) + p[None, :] * N + n[:, None], mask=here, other=0.0).to(tl.float32)
     for i in range(0, segments):
         segment = i
         if REVERSE:
             segment = segments - 1 - i
-        place = sums + ((row * segments + segment) * N + n[:, None]) * P + p[None, :]
+        place = sums + (row * segments + segment) * (N * P) + n[:, None] * P + p[None, :]
         added = tl.load(place, mask=here, other=0.0)
         tl.store(place, state, mask=here)
         state = state * tl.load(decays + row * segments + segment) + added
@@ -389,7 +390,7 @@ def _backward(
         k = _rows(B + far * sBt, start, T, sBt, n, N, CHUNK)
         v = _rows(x + far * sxt, start, T, sxt, p, P, CHUNK)
         g = _rows(dy + far * H * P, start, T, H * P, p, P, CHUNK)
-        incoming = tl.load(starts + ((row * chunks + z) * N + n[:, None]) * P + p[None, :], mask=here, other=0.0)
+        incoming = tl.load(starts + (row * chunks + z) * (N * P) + n[:, None] * P + p[None, :], mask=here, other=0.0)
         keep = index[:, None] >= index[None, :]
         upper = index[:, None] <= index[None, :]
         if DOCS:
@@ -409,23 +410,25 @@ def _backward(
         ds = ds.to(v.dtype)
         d_c = tl.dot(g, tl.trans(incoming), input_precision=PRECISION) * before[:, None]
         d_c = tl.dot(ds, k, d_c, input_precision=PRECISION)
-        cells = (token + far * H + index * H)[:, None] * N + n[None, :]
-        tl.store(dC + cells, d_c.to(dC.dtype.element_ty), mask=inside & (n < N)[None, :])
+        flow = tl.sum(c.to(tl.float32) * d_c, 1)
+        first = token + far * H
+        cells = dC + first * N + (index * (H * N))[:, None] + n[None, :]
+        tl.store(cells, d_c.to(dC.dtype.element_ty), mask=inside & (n < N)[None, :])
 
         # dB^T = C^T dS + (dS_out x^T) after
         d_kT = tl.dot(low, tl.trans(v), input_precision=PRECISION) * after[None, :]
         kT = tl.trans(k).to(tl.float32)
         worth = tl.sum(tl.sum(d_kT * kT, 1), 0) + across * tl.sum(tl.sum(state * incoming.to(tl.float32), 1), 0)
         d_kT = tl.dot(tl.trans(c), ds, d_kT, input_precision=PRECISION)
-        cells = (token + far * H + index * H)[None, :] * N + n[:, None]
-        tl.store(dB + cells, d_kT.to(dB.dtype.element_ty), mask=(n < N)[:, None] & (start + index < T)[None, :])
+        cells = dB + first * N + (index * (H * N))[None, :] + n[:, None]
+        tl.store(cells, d_kT.to(dB.dtype.element_ty), mask=(n < N)[:, None] & (start + index < T)[None, :])
 
-        flow = tl.sum(c.to(tl.float32) * d_c, 1) - tl.sum(kT * d_kT, 0)
-        tl.store(da + token + far * H + index * H, tl.cumsum(flow, 0, reverse=True) + worth, mask=start + index < T)
+        flow -= tl.sum(kT * d_kT, 0)
+        tl.store(da + first + index * H, tl.cumsum(flow, 0, reverse=True) + worth, mask=start + index < T)
 
         state = tl.dot(tl.trans(c), (g * before[:, None]).to(g.dtype), state * across, input_precision=PRECISION)
     if segment == 0:
-        tl.store(d_initial + (row * P + p[None, :]) * N + n[:, None], state, mask=here)
+        tl.store(d_initial + row * (P * N) + p[None, :] * N + n[:, None], state, mask=here)
 
 
 @triton.jit
