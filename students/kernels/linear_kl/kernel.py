@@ -186,8 +186,8 @@ def _divergence(
             log_1 = top_1 + tl.log(sum_1)
         target = tl.load(targets + row).to(tl.int32)
         known = tl.maximum(target, 0) + tl.arange(0, 1)
-        z = tl.sum(_logits(student, bias, known, V, scale, cap, BIAS, CAP), 0)
-        loss += tl.where(target >= 0, ce_weight * (log_1 - z), 0.0)
+        chosen = tl.sum(_logits(student, bias, known, V, scale, cap, BIAS, CAP), 0)
+        loss += tl.where(target >= 0, ce_weight * (log_1 - chosen), 0.0)
     tl.store(losses + row, weight * loss)
     if GRADIENT:
         for start in range(0, V, BLOCK):
