@@ -172,7 +172,10 @@ def _divergence(
             for start in range(0, V, BLOCK):
                 v = start + lanes
                 ls = _logits(student, bias, v, V, scale, cap, BIAS, CAP) * cool - log_s
-                lt = _logits(teacher, teacher_bias, v, V, teacher_scale, teacher_cap, TEACHER_BIAS, TEACHER_CAP) * cool - log_t
+                lt = (
+                    _logits(teacher, teacher_bias, v, V, teacher_scale, teacher_cap, TEACHER_BIAS, TEACHER_CAP) * cool
+                    - log_t
+                )
                 middle = _log_middle(ls, lt)
                 own += tl.sum(tl.where(v < V, tl.exp(ls) * (ls - middle), 0.0), 0)
                 value += tl.sum(tl.where(v < V, tl.exp(lt) * (lt - middle), 0.0), 0)
@@ -197,7 +200,10 @@ def _divergence(
             ps = tl.exp(ls)
             d = tl.zeros((BLOCK,), dtype=tl.float32)
             if DIVERGE:
-                lt = _logits(teacher, teacher_bias, v, V, teacher_scale, teacher_cap, TEACHER_BIAS, TEACHER_CAP) * cool - log_t
+                lt = (
+                    _logits(teacher, teacher_bias, v, V, teacher_scale, teacher_cap, TEACHER_BIAS, TEACHER_CAP) * cool
+                    - log_t
+                )
                 if KIND == 0:
                     d = ps - tl.exp(lt)
                 if KIND == 1:
