@@ -207,7 +207,7 @@ def _decays(log_a, runs, start, T, stride, CHUNK: tl.constexpr, DOCS: tl.constex
     inside = start + rows < T
     a = tl.load(log_a + rows * stride, mask=inside, other=0.0).to(tl.float32) * LOG2E
     running = tl.cumsum(a, 0)
-    whole = tl.sum(a, 0)
+    whole = tl.sum(tl.where(rows == CHUNK - 1, running, 0.0), 0)  # to the bit: the last row's weight is exactly 1
     before = tl.exp2(running)
     after = tl.exp2(whole - running)
     across = tl.exp2(whole)
@@ -290,8 +290,8 @@ def _forward(
 @triton.jit
 @no_type_check
 def _sum_segments(
-    left, log_a, right, runs, slb, slt, slh, sab, sat, sah, srb, srt, srg, sums, decays, T, chunks, each, segments, H, repeat,
-    P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DOCS: tl.constexpr,
+    left, log_a, right, runs, slb, slt, slh, sab, sat, sah, srb, srt, srg, sums, decays, T, chunks, each, segments, H,
+    repeat, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DOCS: tl.constexpr,
     REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state at its end (from x, B), or to the gradient of the one at its start (dy, C)."""
@@ -314,7 +314,7 @@ def _sum_segments(
             z = end - 1 - i
         start = z * CHUNK
         far = start.to(tl.int64)
-        running, before, after, across, run = _decays(log_a + far * sat, runs, start, T, sat, CHUNK, DOCS)
+        _, before, after, across, _ = _decays(log_a + far * sat, runs, start, T, sat, CHUNK, DOCS)
         k = _rows(right + far * srt, start, T, srt, n, N, CHUNK)
         v = _rows(left + far * slt, start, T, slt, p, P, CHUNK)
         weight = after
