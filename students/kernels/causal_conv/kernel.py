@@ -153,7 +153,7 @@ def _tap(weight, c, C, lag: tl.constexpr, W: tl.constexpr):
     return tl.load(weight + c * W + (W - 1 - lag), mask=c < C, other=0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 @no_type_check
 def _forward(
     x, weight, bias, initial, runs, y, sxb, sxt, T, C, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
@@ -196,7 +196,7 @@ def _slope(dy, t, c, T, C, x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offse
     return g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "first"])
 @no_type_check
 def _backward(
     x, weight, bias, initial, runs, dy, dx, d_initial, parts, sxb, sxt, T, C, first,

@@ -23,6 +23,7 @@ from students.kernels.documents import positions
 from students.kernels.documents import runs as number_runs
 
 LOG2E = math.log2(math.e)
+SIZES = ["T", "window", "min_lag"]  # that vary from call to call: no kernel of its own for 1 or a multiple of 16
 
 
 class Config(NamedTuple):
@@ -165,7 +166,7 @@ def _seen(row, column, run_row, run_column, T, DIAGONAL: tl.constexpr, DOCS: tl.
     return seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _row_sums(
     q, k, runs, first, last, sqb, sqt, sqh, skb, skt, skh, lse, T, H, share, scale, cap, window, min_lag,
@@ -231,7 +232,7 @@ def _difference(
     return a, m, difference
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _rows(
     q, k, C, B, decays, D, runs, first, last, sqb, sqt, sqh, skb, skt, skh, sCb, sCt, sCh, sBb, sBt, sBh,
@@ -323,7 +324,7 @@ def _rows(
         tl.store(place, (-2.0 * gradient).to(dC.dtype.element_ty), mask=(row < T)[:, None] & (columns < n)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _columns(
     q, k, C, B, decays, D, runs, first, last, sqb, sqt, sqh, skb, skt, skh, sCb, sCt, sCh, sBb, sBt, sBh,

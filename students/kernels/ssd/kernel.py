@@ -21,6 +21,7 @@ from students.kernels import launch
 from students.kernels.documents import runs as number_runs
 
 LOG2E = tl.constexpr(1.4426950408889634)
+SIZES = ["T", "chunks", "each", "segments"]  # that vary from call to call: no kernel of its own for 1 or a multiple of 16
 STEP_ELEMENTS = 4096  # of the state, in one program of the one-token kernel
 
 
@@ -238,7 +239,7 @@ def _square(running_rows, running_columns, keep):
     return tl.exp2(tl.where(keep, running_rows - running_columns, float("-inf")))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _forward(
     x, log_a, B, C, runs, sxb, sxt, sxh, sab, sat, sah, sBb, sBt, sBg, sCb, sCt, sCg,
@@ -287,7 +288,7 @@ def _forward(
         tl.store(final + row * (P * N) + p[None, :] * N + n[:, None], state, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _sum_segments(
     left, log_a, right, runs, slb, slt, slh, sab, sat, sah, srb, srt, srg, sums, decays, T, chunks, each, segments, H,
@@ -328,7 +329,7 @@ def _sum_segments(
         tl.store(decays + row * segments + segment, whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 @no_type_check
 def _pass_states(
     sums, decays, first, segments, P, N, BP: tl.constexpr, BN: tl.constexpr, INITIAL: tl.constexpr, REVERSE: tl.constexpr
@@ -351,7 +352,7 @@ def _pass_states(
         state = state * tl.load(decays + row * segments + segment) + added
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*SIZES, "batch"])
 @no_type_check
 def _backward(
     x, log_a, B, C, runs, sxb, sxt, sxh, sab, sat, sah, sBb, sBt, sBg, sCb, sCt, sCg,
