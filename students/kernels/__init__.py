@@ -3,18 +3,27 @@
 A folder holds `__init__.py` (checks and dispatch), `reference.py` (plain PyTorch: obvious, differentiable, runs
 anywhere), `cases.py` (the shapes that tests and benchmarks use) and, where one is written, `kernel.py` (Triton).
 Nothing here knows a model or a library of models.
+
+`backend("reference")` or the environment's DISTILL_KERNELS=reference forces one implementation. Where Triton's is forced
+and cannot serve a call, the call fails; where nothing is forced the log says why the reference serves it.
 """
 
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
+TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
 
-_chosen: ContextVar[str] = ContextVar("kernel_backend", default="auto")
+_chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 _log = logging.getLogger(__name__)
 
@@ -35,19 +44,53 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def pick(op: str, implementations: Mapping[str, Callable], example: Tensor) -> Callable:
+def deferred(target: str) -> Callable:
+    """The function "module:name", imported at its first call: Triton is not loaded, or needed, before."""
+    module, _, name = target.partition(":")
+
+    def call(*arguments, **options):
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call
+
+
+def pick(op: str, implementations: Mapping[str, Callable], example: Tensor, refusal: str | None = None) -> Callable:
     """The implementation of `op` for a tensor like `example`; the log names each choice once.
 
+    `refusal` says why the Triton kernel cannot serve this call, None where it can.
+
     Raises:
-        ValueError: the back end was asked for by name and `op` has none of that name.
+        ValueError: a back end was asked for by name and does not exist, or cannot serve this call.
     """
-    name = _chosen.get()
+    name = _chosen.get() or os.environ.get("DISTILL_KERNELS", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"DISTILL_KERNELS={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
+    reason = None
+    if name != "reference":
+        reason = _why_not_triton(implementations, example) or refusal
     if name == "auto":
-        name = "triton" if example.is_cuda and "triton" in implementations else "reference"
-    if name not in implementations:
-        raise ValueError(f"{op} has no {name} implementation; it has {', '.join(implementations)}")
-    choice = (op, name, example.device.type)
+        name = "triton" if reason is None and example.is_cuda else "reference"
+    elif reason is not None:
+        raise ValueError(f"{op} cannot run on its triton implementation: {reason}")
+    choice = (op, name, str(example.device.type) + (f": {reason}" if reason and example.is_cuda else ""))
     if choice not in _logged:
         _logged.add(choice)
         _log.info("%s runs on its %s implementation (%s)", *choice)
     return implementations[name]
+
+
+def _why_not_triton(implementations: Mapping[str, Callable], example: Tensor) -> str | None:
+    if "triton" not in implementations:
+        return f"there is no triton implementation; there is {', '.join(implementations)}"
+    if example.dtype not in TYPES:
+        return f"it computes in float16, bfloat16 or float32, not {str(example.dtype).removeprefix('torch.')}"
+    if not _has_triton():
+        return "the package triton is not installed"
+    if not example.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "without a GPU it needs TRITON_INTERPRET=1 in the environment before Python starts"
+    return None
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -13,6 +13,11 @@ def runs(documents: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
     return changed.cumsum(1)
 
 
+def random_documents(batch: int, time: int, device: str = "cpu") -> Int[Tensor, "b t"]:
+    """Documents of random lengths, about 7 tokens each, another draw a row: for tests."""
+    return (torch.rand(batch, time, device=device) < 0.15).long().cumsum(1)
+
+
 def positions(documents: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
     """How many tokens of the same run stand before each token."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)

@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from students.kernels import pick
+from students.kernels import deferred, pick
 from students.kernels.causal_conv.reference import causal_conv as reference_conv
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_conv}
+IMPLEMENTATIONS = {"reference": reference_conv, "triton": deferred("students.kernels.causal_conv.kernel:causal_conv")}
+TRITON_WIDTHS = (2, 3, 4)
 ACTIVATIONS = (None, "silu")
 
 
@@ -32,4 +33,5 @@ def causal_conv(
         raise ValueError(f"activation {activation!r} is unknown; choose one of {ACTIVATIONS}")
     if initial is not None and initial.shape[1] != weight.shape[1] - 1:
         raise ValueError(f"initial holds {initial.shape[1]} tokens, but a width of {weight.shape[1]} needs one fewer")
-    return pick("causal_conv", IMPLEMENTATIONS, x)(x, weight, bias, activation, documents, initial)
+    refusal = f"a width of {weight.shape[1]} is none of {TRITON_WIDTHS}" if weight.shape[1] not in TRITON_WIDTHS else None
+    return pick("causal_conv", IMPLEMENTATIONS, x, refusal)(x, weight, bias, activation, documents, initial)

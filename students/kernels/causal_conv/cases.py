@@ -1,6 +1,11 @@
-"""Shapes that tests and benchmarks of `causal_conv` run on."""
+"""Shapes that tests and benchmarks of `causal_conv` run on, and inputs of these shapes."""
 
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels.documents import random_documents
 
 
 class Case(NamedTuple):
@@ -20,4 +25,20 @@ TEST = [
     Case(2, 64, 5, 2, "silu", True),
     Case(1, 200, 7, 3, None, True),
 ]
-BENCH = [Case(8, 2048, 2304, 4, "silu", False), Case(2, 16384, 2304, 4, "silu", False)]
+BENCH = [
+    Case(8, 2048, 2304, 4, "silu", False),
+    Case(2, 16384, 2304, 4, "silu", False),
+    Case(1, 65536, 2304, 4, "silu", False),
+]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others."""
+    leaves = {
+        "x": torch.randn(case.b, case.t, case.c, dtype=dtype, device=device),
+        "weight": torch.randn(case.c, case.w, device=device),
+        "bias": torch.randn(case.c, device=device),
+        "initial": torch.randn(case.b, case.w - 1, case.c, dtype=dtype, device=device),
+    }
+    documents = random_documents(case.b, case.t, device) if case.packed else None
+    return leaves, {"activation": case.activation, "documents": documents}

@@ -1,6 +1,11 @@
-"""Shapes that tests and benchmarks of `linear_kl` run on."""
+"""Shapes that tests and benchmarks of `linear_kl` run on, and inputs of these shapes."""
 
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels.linear_kl import Head
 
 
 class Case(NamedTuple):
@@ -13,4 +18,32 @@ class Case(NamedTuple):
 
 
 TEST = [Case(1, 7, 4, 4), Case(63, 11, 8, 6), Case(1030, 5, 4, 4)]
-BENCH = [Case(8192, 128256, 2048, 2048)]
+BENCH = [Case(8192, 49152, 2048, 2048), Case(8192, 128256, 2048, 2048)]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others. Logits spread by about 2."""
+    options = {"dtype": dtype, "device": device}
+    leaves = {
+        "hidden": torch.randn(case.t, case.d, **options),
+        "weight": torch.randn(case.v, case.d, **options) * 2 * case.d**-0.5,
+        "bias": torch.randn(case.v, **options) * 0.1,
+    }
+    fixed = {
+        "teacher_hidden": torch.randn(case.t, case.e, **options),
+        "teacher_weight": torch.randn(case.v, case.e, **options) * 2 * case.e**-0.5,
+        "weights": torch.rand(case.t, device=device) + 0.1,
+        "targets": torch.randint(0, case.v, (case.t,), device=device),
+        "divergence": "forward_kl",
+        "temperature": 1.0,
+        "ce_weight": 0.0,
+        "scale": 1.0,
+        "softcap": None,
+    }
+    return leaves, fixed
+
+
+def call(implementation, hidden, weight, bias, teacher_hidden, teacher_weight, scale, softcap, **rest) -> Tensor:
+    """Run an implementation on what `draw` returned."""
+    head = Head(weight, bias, scale, softcap)
+    return implementation(hidden, head, teacher_hidden=teacher_hidden, teacher_head=Head(teacher_weight), **rest)

@@ -9,11 +9,15 @@ both within documents, and the op returns sum (A - M)^2, so that memory grows wi
 
 from torch import Tensor
 
-from students.kernels import pick
+from students.kernels import deferred, pick
 from students.kernels.matrix_orientation.reference import orientation_error as reference_error
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_error}
+IMPLEMENTATIONS = {
+    "reference": reference_error,
+    "triton": deferred("students.kernels.matrix_orientation.kernel:orientation_error"),
+}
+WIDEST = 256  # heads or states that the Triton kernels serve
 
 
 def orientation_error(
@@ -47,5 +51,7 @@ def orientation_error(
     heads, keys = q.shape[2], k.shape[2]
     if heads % keys:
         raise ValueError(f"{heads} query heads cannot share {keys} key heads: {heads} % {keys} != 0")
-    run = pick("matrix_orientation", IMPLEMENTATIONS, C)
+    wide = max(q.shape[3], C.shape[3])
+    refusal = f"heads or states {wide} wide are wider than {WIDEST}" if wide > WIDEST else None
+    run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal)
     return run(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag)

@@ -1,6 +1,11 @@
-"""Shapes that tests and benchmarks of `orientation_error` run on."""
+"""Shapes that tests and benchmarks of `orientation_error` run on, and inputs of these shapes."""
 
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels.documents import random_documents
 
 
 class Case(NamedTuple):
@@ -23,4 +28,30 @@ TEST = [
     Case(1, 200, 2, 2, 8, 8, True, 32, 0),
     Case(2, 129, 6, 3, 4, 8, False, None, 16),
 ]
-BENCH = [Case(2, 2048, 32, 8, 64, 64, False, None, 0)]
+BENCH = [
+    Case(2, 2048, 32, 8, 64, 64, False, None, 0),
+    Case(8, 2048, 32, 8, 64, 64, False, None, 0),
+    Case(1, 8192, 32, 8, 128, 128, False, None, 0),
+    Case(1, 32768, 8, 8, 64, 64, False, None, 0),
+]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others."""
+    options = {"dtype": dtype, "device": device}
+    leaves = {
+        "C": torch.randn(case.b, case.t, case.h, case.n, **options) * case.n**-0.5,
+        "B": torch.randn(case.b, case.t, case.h, case.n, **options) * case.n**-0.5,
+        "log_a": -torch.rand(case.b, case.t, case.h, device=device),
+        "D": torch.randn(case.h, device=device),
+    }
+    fixed = {
+        "q": torch.randn(case.b, case.t, case.h, case.d, **options),
+        "k": torch.randn(case.b, case.t, case.kv, case.d, **options),
+        "documents": random_documents(case.b, case.t, device) if case.packed else None,
+        "scale": case.d**-0.5,
+        "softcap": None,
+        "window": case.window,
+        "min_lag": case.min_lag,
+    }
+    return leaves, fixed

@@ -9,14 +9,15 @@ Mamba-2 with log_a = -softplus(a).
 import torch
 from torch import Tensor
 
-from students.kernels import pick
+from students.kernels import deferred, pick
 from students.kernels.ssd.reference import accumulator
 from students.kernels.ssd.reference import ssd as reference_ssd
 from students.kernels.ssd.reference import ssd_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_ssd}
-STEPS = {"reference": reference_step}
+IMPLEMENTATIONS = {"reference": reference_ssd, "triton": deferred("students.kernels.ssd.kernel:ssd")}
+STEPS = {"reference": reference_step, "triton": deferred("students.kernels.ssd.kernel:ssd_step")}
+WIDEST = 256  # values or states of a head that the Triton kernels serve
 
 
 def ssd(
@@ -39,7 +40,8 @@ def ssd(
         ValueError: h is not a multiple of g.
     """
     _check_groups(x.shape[-2], B.shape[-2])
-    return pick("ssd", IMPLEMENTATIONS, x)(x, log_a, B, C, documents, initial_state)
+    run = pick("ssd", IMPLEMENTATIONS, x, _too_wide(x.shape[3], B.shape[3]))
+    return run(x, log_a, B, C, documents, initial_state)
 
 
 def ssd_step(
@@ -51,17 +53,27 @@ def ssd_step(
 ) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
     """One token of the recurrence: y and the new state, from the state before it.
 
+    The Triton kernel writes the new state over the old one, so that a captured graph can go on from it: do not use the
+    state that was passed in afterwards. It has no gradient; where one is wanted the reference runs, and leaves it alone.
+
     Raises:
         ValueError: h is not a multiple of g.
     """
     _check_groups(x.shape[-2], B.shape[-2])
-    return pick("ssd_step", STEPS, x)(x, log_a, B, C, state)
+    wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, log_a, B, C, state))
+    refusal = "the one-token kernel has no gradient" if wants_gradient else _too_wide(x.shape[2], B.shape[2])
+    return pick("ssd_step", STEPS, x, refusal)(x, log_a, B, C, state)
 
 
 def zero_state(x: Float[Tensor, "b t h p"], B: Float[Tensor, "b t g n"]) -> Float[Tensor, "b h p n"]:
     """The state before anything was seen, in the type that `ssd` keeps states in."""
     shape = (x.shape[0], x.shape[2], x.shape[3], B.shape[3])
     return torch.zeros(shape, dtype=accumulator(x), device=x.device)
+
+
+def _too_wide(values: int, states: int) -> str | None:
+    wide = max(values, states) > WIDEST
+    return f"a head of {values} values and {states} states is wider than {WIDEST}" if wide else None
 
 
 def _check_groups(heads: int, groups: int) -> None:

@@ -1,6 +1,11 @@
-"""Shapes that tests and benchmarks of `ssd` run on."""
+"""Shapes that tests and benchmarks of `ssd` run on, and inputs of these shapes."""
 
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels.documents import random_documents
 
 
 class Case(NamedTuple):
@@ -25,5 +30,22 @@ TEST = [
 LONG = Case(1, 64 * 64 * 2 + 5, 1, 1, 2, 2, True)  # more than one segment of the reference
 BENCH = [
     Case(8, 2048, 32, 32, 64, 64, False),
+    Case(8, 2048, 32, 1, 64, 64, False),
+    Case(8, 2048, 32, 32, 64, 128, False),
     Case(2, 16384, 32, 32, 64, 64, False),
+    Case(1, 65536, 32, 32, 64, 64, False),
 ]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others."""
+    b, t, h, g, p, n = case[:6]
+    options = {"dtype": dtype, "device": device}
+    leaves = {
+        "x": torch.randn(b, t, h, p, **options),
+        "log_a": -torch.rand(b, t, h, device=device),
+        "B": torch.randn(b, t, g, n, **options) * n**-0.5,
+        "C": torch.randn(b, t, g, n, **options),
+        "initial_state": torch.randn(b, h, p, n, device=device),
+    }
+    return leaves, {"documents": random_documents(b, t, device) if case.packed else None}

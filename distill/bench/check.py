@@ -1,0 +1,57 @@
+"""How far an implementation is from its reference in float64: outputs and every gradient, on the same inputs."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+# ||found - wanted|| / ||wanted|| that a right kernel stays under, by the type its products run in
+TOLERANCE = {"float32": 2e-5, "tf32": 2e-3, "float16": 3e-3, "bfloat16": 2e-2}
+
+
+def tolerance(dtype: torch.dtype, tf32: bool = False) -> float:
+    """The tolerance of a kernel whose inputs are of this type."""
+    return TOLERANCE["tf32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")]
+
+
+def relative_errors(
+    function: Callable, reference: Callable, leaves: Mapping[str, Tensor], fixed: Mapping[str, object]
+) -> dict[str, float]:
+    """Relative errors (Frobenius norm) of `function(**leaves, **fixed)` against `reference` on float64 copies.
+
+    Outputs are called output 0, 1 ..., gradients by their input. What a function returns as None is not compared.
+    """
+    found, directions = _with_gradients(function, leaves, fixed, None)
+    wide = {name: value.double() if _is_float(value) else value for name, value in fixed.items()}
+    wanted, _ = _with_gradients(reference, {name: leaf.double() for name, leaf in leaves.items()}, wide, directions)
+    zero = torch.zeros(())  # a gradient that the reference's graph does not reach
+    return {name: relative_error(found[name], wanted.get(name, zero.to(found[name]))) for name in found | wanted}
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """||found - wanted|| / ||wanted||, where wanted is next to nothing ||found - wanted||; NaN counts as infinite."""
+    wanted = wanted.double()
+    error = (found.double() - wanted).norm() / wanted.norm().clamp_min(1e-6 * max(wanted.numel(), 1) ** 0.5)
+    return float(torch.nan_to_num(error, nan=float("inf")))
+
+
+def _with_gradients(function, leaves, fixed, directions):
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    outputs = function(**leaves, **fixed)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = {f"output {index}": part for index, part in enumerate(outputs)}
+    differentiable = {name: part for name, part in outputs.items() if part.requires_grad}
+    if directions is None:
+        directions = {name: torch.randn_like(part, dtype=torch.float32) for name, part in differentiable.items()}
+    loss = sum((part.to(_wide(part)) * directions[name].to(_wide(part))).sum() for name, part in differentiable.items())
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    named = {f"gradient of {name}": part for name, part in zip(leaves, gradients, strict=True) if part is not None}
+    return {name: part.detach() for name, part in outputs.items()} | named, directions
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _is_float(value) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

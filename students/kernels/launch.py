@@ -1,0 +1,41 @@
+"""What every Triton launch asks: the tile that holds a width, the precision of products, the device to launch on."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+from torch import Tensor
+
+SMALLEST = 16  # tl.dot takes no narrower tile
+MULTIPROCESSORS = 4  # assumed where there is no GPU, in the interpreter
+
+
+def tile(width: int) -> int:
+    """The power of two that holds `width` channels, at least 16."""
+    return max(SMALLEST, 1 << (width - 1).bit_length())
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of float32 tiles run: tf32 where PyTorch's own may, else three tf32 products that add up to float32."""
+    allowed = torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if allowed or dtype != torch.float32 else "tf32x3"
+
+
+def on(tensor: Tensor) -> AbstractContextManager:
+    """Make the tensor's GPU the current one, which Triton launches on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """How many programs the tensor's device runs side by side, at least."""
+    return _count(tensor.device.index or 0) if tensor.is_cuda else MULTIPROCESSORS
+
+
+@cache
+def _count(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """The tensor with its last dimension contiguous, copied only where it is not."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,245 @@
+"""Every Triton kernel against its reference in float64, outputs and all gradients: in the interpreter where there is no GPU.
+
+Shapes are small and tiles are too, so that several tiles, chunks and segments meet. The interpreter cannot multiply
+bfloat16 tiles: tests/gpu does that, with the tiles that are shipped.
+"""
+
+import logging
+
+import pytest
+import torch
+
+from distill.bench.check import relative_errors, tolerance
+from students import kernels
+from students.kernels import causal_conv, linear_kl, matrix_orientation, ssd
+from students.kernels.causal_conv import cases as conv_cases
+from students.kernels.causal_conv import kernel as conv_kernel
+from students.kernels.linear_kl import cases as kl_cases
+from students.kernels.linear_kl import kernel as kl_kernel
+from students.kernels.matrix_orientation import cases as orientation_cases
+from students.kernels.matrix_orientation import kernel as orientation_kernel
+from students.kernels.ssd import cases as ssd_cases
+from students.kernels.ssd import kernel as ssd_kernel
+
+pytestmark = [  # the interpreter works out both sides of a mask
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
+]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check(errors, dtype=torch.float32):
+    assert errors and max(errors.values()) <= tolerance(dtype), errors
+
+
+def forced(function, **options):
+    return lambda **inputs: function(**inputs, **options)
+
+
+# ssd
+
+SMALL = ssd_kernel.Config(32, 16, 4, 1, 4, 1)
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ssd_cases.Case(1, 1, 1, 1, 4, 4, False),
+        ssd_cases.Case(2, 63, 4, 2, 8, 4, False),
+        ssd_cases.Case(1, 100, 2, 1, 20, 24, True),  # two slices of values, neither tile full
+        ssd_cases.Case(2, 130, 2, 2, 8, 16, True),
+    ],
+    ids=str,
+)
+def test_ssd(case, segments):
+    run = forced(ssd_kernel.ssd, config=SMALL, segments=segments)
+    check(relative_errors(run, ssd.reference_ssd, *ssd_cases.draw(case, torch.float32, DEVICE)))
+
+
+def test_ssd_in_half_precision():
+    run = forced(ssd_kernel.ssd, config=SMALL)
+    case = ssd_cases.Case(1, 70, 2, 1, 8, 8, True)
+    check(relative_errors(run, ssd.reference_ssd, *ssd_cases.draw(case, torch.float16, DEVICE)), torch.float16)
+
+
+def test_ssd_from_views_without_a_state():
+    """Inputs cut out of one tensor, as a mixer cuts them, and no gradient asked for."""
+    joined = torch.randn(2, 40, 2 * 8 + 2 * 2 * 4, device=DEVICE)
+    x, B, C = joined.split([16, 8, 8], -1)
+    x, B, C = x.unflatten(-1, (2, 8)), B.unflatten(-1, (2, 4)), C.unflatten(-1, (2, 4))
+    log_a = -torch.rand(2, 2, 40, device=DEVICE).transpose(1, 2)
+    with kernels.backend("triton"):
+        found = ssd.ssd(x, log_a, B, C)
+    with kernels.backend("reference"):
+        wanted = ssd.ssd(x.double(), log_a.double(), B.double(), C.double())
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
+
+
+def test_ssd_survives_decay_to_nothing():
+    leaves, fixed = ssd_cases.draw(ssd_cases.Case(1, 40, 2, 2, 4, 4, True), torch.float32, DEVICE)
+    leaves["log_a"] = torch.full_like(leaves["log_a"], -300.0)
+    run = forced(ssd_kernel.ssd, config=SMALL)
+    errors = relative_errors(run, ssd.reference_ssd, leaves, fixed)
+    del errors["gradient of log_a"]  # it is nothing: no relative error
+    check(errors)
+    leaves["log_a"].requires_grad_()
+    run(**leaves, **fixed)[0].sum().backward()
+    assert leaves["log_a"].grad.abs().max() < 1e-4
+
+
+def test_ssd_gives_a_gradient_of_the_state_alone():
+    leaves, _ = ssd_cases.draw(ssd_cases.Case(1, 40, 2, 2, 4, 4, False), torch.float32, DEVICE)
+
+    def final(run):
+        return lambda **inputs: run(**inputs)[1]
+
+    fixed = {"documents": None}
+    check(relative_errors(final(forced(ssd_kernel.ssd, config=SMALL)), final(ssd.reference_ssd), leaves, fixed))
+
+
+@pytest.mark.parametrize("state_type", [torch.float32, torch.float16])
+def test_ssd_step(state_type):
+    x, log_a = torch.randn(3, 4, 20, device=DEVICE), -torch.rand(3, 4, device=DEVICE)
+    B, C = torch.randn(3, 2, 6, device=DEVICE), torch.randn(3, 2, 6, device=DEVICE)
+    state = torch.randn(3, 4, 20, 6, device=DEVICE).to(state_type)
+    wanted = ssd.reference_step(x.double(), log_a.double(), B.double(), C.double(), state.double())
+    with kernels.backend("triton"):
+        y, after = ssd.ssd_step(x, log_a, B, C, state)
+    assert after.data_ptr() == state.data_ptr()
+    torch.testing.assert_close(y.double(), wanted[0], rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(state.double(), wanted[1], rtol=0, atol=1e-5 if state_type == torch.float32 else 5e-3)
+
+
+# linear_kl
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(
+    ("temperature", "ce_weight", "softcap"), [(1.0, 0.0, None), (2.0, 0.3, None), (1.0, 0.0, 2.0), (1.0, 1.0, None)]
+)
+def test_linear_kl(divergence, temperature, ce_weight, softcap):
+    leaves, fixed = kl_cases.draw(kl_cases.Case(5, 43, 8, 6), torch.float32, DEVICE)
+    fixed |= {"divergence": divergence, "temperature": temperature, "ce_weight": ce_weight, "softcap": softcap, "scale": 0.7}
+    fixed["targets"][0] = -100  # a place without a target
+
+    def run(implementation, **options):
+        return lambda **inputs: kl_cases.call(implementation, **inputs, **options)
+
+    found = run(kl_kernel.linear_kl, rows=3, block=16)
+    check(relative_errors(found, run(linear_kl.reference_kl), leaves, fixed))
+
+
+def test_linear_kl_hands_its_gradients_out_once():
+    leaves, fixed = kl_cases.draw(kl_cases.Case(2, 7, 4, 4), torch.float32, DEVICE)
+    leaves["hidden"].requires_grad_()
+    with kernels.backend("triton"):
+        loss = kl_cases.call(linear_kl.linear_kl, **leaves, **fixed)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="cannot run backward twice"):
+        loss.backward()
+
+
+# matrix_orientation
+
+
+@pytest.mark.parametrize(
+    ("case", "softcap"),
+    [
+        (orientation_cases.Case(1, 1, 2, 1, 4, 4, False, None, 0), None),
+        (orientation_cases.Case(1, 70, 2, 1, 8, 4, False, None, 0), None),
+        (orientation_cases.Case(2, 63, 2, 1, 8, 4, True, None, 0), 3.0),
+        (orientation_cases.Case(1, 100, 2, 2, 4, 20, True, 24, 0), None),
+        (orientation_cases.Case(1, 90, 1, 1, 4, 8, False, 40, 16), 3.0),
+    ],
+    ids=str,
+)
+def test_matrix_orientation(case, softcap):
+    leaves, fixed = orientation_cases.draw(case, torch.float32, DEVICE)
+    run = forced(orientation_kernel.orientation_error, config=orientation_kernel.Config(32, 16, 4, 1))
+    check(relative_errors(run, matrix_orientation.reference_error, leaves, fixed | {"softcap": softcap}))
+
+
+def test_matrix_orientation_without_gradient_or_skip():
+    leaves, fixed = orientation_cases.draw(orientation_cases.Case(1, 33, 1, 1, 4, 4, False, None, 0), torch.float32, DEVICE)
+    leaves["D"] = None
+    with torch.no_grad(), kernels.backend("triton"):
+        found = matrix_orientation.orientation_error(**leaves, **fixed)
+    with kernels.backend("reference"):
+        wanted = matrix_orientation.orientation_error(**leaves, **fixed)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+
+
+# causal_conv
+
+
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [
+        conv_cases.Case(1, 1, 3, 4, None, False),
+        conv_cases.Case(2, 63, 20, 4, "silu", False),
+        conv_cases.Case(2, 40, 5, 2, "silu", True),
+        conv_cases.Case(1, 70, 7, 3, None, True),
+        conv_cases.Case(1, 70, 7, 4, "silu", True),
+    ],
+    ids=str,
+)
+def test_causal_conv(case, carried):
+    leaves, fixed = conv_cases.draw(case, torch.float32, DEVICE)
+    if not carried:
+        del leaves["initial"]
+        fixed["initial"] = None
+    run = forced(conv_kernel.causal_conv, config=conv_kernel.Config(16, 16, 2, 4))
+    check(relative_errors(run, causal_conv.reference_conv, leaves, fixed))
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_causal_conv_step(carried):
+    leaves, fixed = conv_cases.draw(conv_cases.Case(3, 1, 20, 4, "silu", False), torch.float32, DEVICE)
+    leaves["initial"] = leaves["initial"] if carried else None
+    with kernels.backend("triton"):
+        found = causal_conv.causal_conv(**leaves, **fixed)
+    with kernels.backend("reference"):
+        wanted = causal_conv.causal_conv(**leaves, **fixed)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+
+
+# the switch
+
+
+def test_the_log_names_what_runs_and_why(caplog, monkeypatch):
+    monkeypatch.setattr(kernels, "_logged", set())
+    x, weight = torch.randn(1, 4, 3, device=DEVICE), torch.randn(3, 4, device=DEVICE)
+    with caplog.at_level(logging.INFO), kernels.backend("triton"):
+        causal_conv.causal_conv(x, weight)
+    assert "causal_conv runs on its triton implementation" in caplog.text
+    monkeypatch.setenv("DISTILL_KERNELS", "reference")
+    with caplog.at_level(logging.INFO):
+        causal_conv.causal_conv(x, weight)
+    assert "causal_conv runs on its reference implementation" in caplog.text
+    monkeypatch.setenv("DISTILL_KERNELS", "fast")
+    with pytest.raises(ValueError, match="DISTILL_KERNELS='fast' does not exist"):
+        causal_conv.causal_conv(x, weight)
+
+
+def test_a_forced_kernel_refuses_what_it_cannot_do(monkeypatch):
+    x, weight = torch.randn(1, 6, 3, device=DEVICE), torch.randn(3, 5, device=DEVICE)
+    wide = torch.randn(1, 2, 1, 300, device=DEVICE)
+    with kernels.backend("triton"):
+        with pytest.raises(ValueError, match="a width of 5 is none of"):
+            causal_conv.causal_conv(x, weight)
+        with pytest.raises(ValueError, match="not float64"):
+            causal_conv.causal_conv(x.double(), weight[:, :4])
+        with pytest.raises(ValueError, match="300 values and 300 states is wider than 256"):
+            ssd.ssd(wide, wide[..., 0], wide, wide)
+        with pytest.raises(ValueError, match="has no gradient"):
+            state = torch.zeros(1, 1, 4, 4, device=DEVICE, requires_grad=True)
+            ssd.ssd_step(wide[:, 0, :, :4], wide[:, 0, :, 0], wide[:, 0, :, :4], wide[:, 0, :, :4], state)
+        monkeypatch.setenv("TRITON_INTERPRET", "0")
+        if DEVICE == "cpu":
+            with pytest.raises(ValueError, match="without a GPU it needs TRITON_INTERPRET=1"):
+                causal_conv.causal_conv(x, weight[:, :4])
