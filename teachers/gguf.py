@@ -72,7 +72,7 @@ def _convert(path: Path, target: Path) -> None:
     with no_bars_in_logs():
         model.save_pretrained(target)
     _tokenizer(facts).save_pretrained(target)
-    _trim(target, len(facts.general("tokenizer.ggml.tokens")))
+    _trim(target, facts.count("tokenizer.ggml.tokens"))
 
 
 def read(path: Path) -> Facts:

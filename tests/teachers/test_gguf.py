@@ -98,10 +98,20 @@ REFUSED = {
         r"says qwen3\.logit_scale = 0\.5, which cannot be honoured",
     ),
     "unknown scaling": ("llama", {"entries": {"rope.scaling.type": "other"}}, r"rope\.scaling\.type 'other' is not read"),
+    "two scalings": (
+        "llama-3.2",
+        {"entries": {"rope.scaling.factor": 2.0}},
+        r"'linear' beside rope_freqs\.weight is not read",
+    ),
+    "phi3 scaling": ("phi3", {"entries": {"rope.scaling.type": "yarn"}}, r"phi3\.rope\.scaling\.type 'yarn' is not read"),
     "partial rotation": ("qwen2", {"entries": {"rope.dimension_count": 16}}, r"dimension_count is 16 of heads of 64"),
     "wrong head width": ("qwen3", {"entries": {"attention.value_length": 32}}, r"value_length is 32, but the queries have"),
     "experts": ("llama", {"entries": {"expert_count": 4}}, "mixture of experts"),
-    "heads by layer": ("llama", {"entries": {"expert_used_count": 2}}, "expert_used_count = 2, which cannot be honoured"),
+    "heads by layer": (
+        "qwen2",
+        {"entries": {"attention.head_count_kv": [2, 1]}},
+        "head_count_kv differs from layer to layer",
+    ),
 }
 
 
