@@ -17,6 +17,8 @@ from distill.recipe import Recipe, find, load, shipped_folder
 from students.config import Layout, Place
 from students.mixers.mixer import Shape
 from teachers.families import family_of
+from teachers.gguf import read
+from teachers.gguf_config import config_of
 from teachers.source import resolve
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
@@ -107,7 +109,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def teacher_config(recipe: Recipe):
     """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF."""
-    name = re.sub(r"(\.q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
+    name = re.sub(r"([.-]q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
     snapshot = shipped_folder() / "configs" / f"{name}.json"
     if snapshot.is_file() and not Path(recipe.teacher).exists():
         return AutoConfig.from_pretrained(snapshot)
@@ -115,7 +117,7 @@ def teacher_config(recipe: Recipe):
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
         if source.kind == "gguf":
-            return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
+            return config_of(read(Path(location)))[0]
         return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error

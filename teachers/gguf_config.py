@@ -207,7 +207,7 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
         parameters = {
             "rope_type": "llama3",
             "rope_theta": theta,
-            "factor": divisors.max().item(),
+            "factor": round(divisors.max().item(), 3),  # the file has float32
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": length,

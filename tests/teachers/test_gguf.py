@@ -186,3 +186,23 @@ def test_nothing_is_drawn_into_a_log(tmp_path, capfd):
 
 def test_the_real_teacher_has_plain_rope():
     assert read(Path(resolve(SMOLLM2).location)).vector("rope_freqs.weight") is None
+
+
+def test_a_plan_reads_the_config_alone(tmp_path, tiny_recipe):
+    from distill.plan import teacher_config
+    from distill.recipe import check
+
+    model = random_model(CASES["llama-3.2"])
+    path = write(CASES["llama-3.2"], model, tmp_path / "tiny.gguf")
+    config = teacher_config(check(tiny_recipe | {"teacher": str(path)}, "here"))
+    assert config.rope_parameters == model.config.rope_parameters and config.head_dim == 64
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_gguf_the_error_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ImportError, match="pip install gguf"):
+        teachers.load(str(tmp_path / "some.gguf"))
