@@ -20,6 +20,8 @@ from distill.stages import stage_class
 from students.config import Layout, Place
 from teachers.checks import loading
 from teachers.families import Family, family_of
+from teachers.gguf import read
+from teachers.gguf_config import config_of
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -117,16 +119,16 @@ def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
 
 def teacher_config(recipe: Recipe):
     """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF."""
-    name = re.sub(r"(\.q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
+    name = re.sub(r"([.-]q\d\w*)?\.gguf$", "", recipe.teacher.rpartition("/")[2].lower())
     snapshot = shipped_folder() / "configs" / f"{name}.json"
     if snapshot.is_file() and not Path(recipe.teacher).exists():
         return AutoConfig.from_pretrained(snapshot)
     try:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
-        with loading(recipe.teacher, "GGUF file" if source.kind == "gguf" else "config"):
-            if source.kind == "gguf":
-                return AutoConfig.from_pretrained(str(Path(location).parent), gguf_file=Path(location).name)
+        if source.kind == "gguf":
+            return config_of(read(Path(location)))[0]
+        with loading(recipe.teacher, "config"):
             return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error

@@ -134,9 +134,10 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
     data = recipe.data
     sources = getattr(data, part)
     limit = data.limit if part == "train" else None
-    if limit is None and any(source.hub for source in sources):  # a hub stream has no end worth waiting for
-        needed = sum(options.tokens for _, options in recipe.stage_options())
-        limit = needed if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
+    if limit is None and any(source.hub or source.weight for source in sources):  # neither has an end worth waiting for
+        limit = (
+            _training_tokens(recipe) if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
+        )
     try:
         folder = prepare(sources, tokenizer, separator=data.separator, seed=recipe.seed, limit=limit, where=f"data.{part}")
     except OSError as error:
@@ -147,6 +148,15 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
     if part == "train":
         return Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
     return Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)
+
+
+def _training_tokens(recipe: Recipe) -> int:
+    """What the stages read, each up to a batch more than it says."""
+    data = recipe.data
+    return sum(
+        options.tokens + (getattr(options, "batch", None) or data.batch) * data.seq_len
+        for _, options in recipe.stage_options()
+    )
 
 
 def deadline(minutes: float | None) -> float:

@@ -32,10 +32,6 @@ def converted(path: Path) -> Path:
         ImportError: the gguf package is not installed.
         ValueError: the file is not GGUF, is damaged, or holds a model that cannot be rebuilt exactly; says why.
     """
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ImportError("reading GGUF files needs the gguf package: pip install 'distill-hybrids[gguf]'") from error
     digest = hashlib.sha256(CONVERTER.encode())
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -72,17 +68,19 @@ def _convert(path: Path, target: Path) -> None:
     with no_bars_in_logs():
         model.save_pretrained(target)
     _tokenizer(facts).save_pretrained(target)
-    _trim(target, len(facts.general("tokenizer.ggml.tokens")))
+    _trim(target, facts.count("tokenizer.ggml.tokens"))
 
 
 def read(path: Path) -> Facts:
     """A file's entries and tensors.
 
     Raises:
-        ValueError: the file is not GGUF, or is damaged.
+        ImportError: the gguf package is not installed. ValueError: the file is not GGUF, or is damaged.
     """
-    from gguf import GGUFReader
-
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ImportError("reading GGUF files needs the gguf package: pip install 'distill-hybrids[gguf]'") from error
     try:
         return Facts(GGUFReader(path), path)
     except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:

@@ -64,6 +64,10 @@ class Facts:
             raise ValueError(f"{self.path} has no tensor {tensor}")
         return int(self.tensors[tensor].shape[-1])
 
+    def count(self, name: str) -> int:
+        """How many values a list has, by its whole name, without reading them."""
+        return len(self._fields[name].data) if name in self._fields else 0
+
     def vector(self, tensor: str) -> torch.Tensor | None:
         """A tensor that belongs to the config, None where there is none."""
         if tensor not in self.tensors:
@@ -164,22 +168,28 @@ def _rope(facts: Facts, head_dim: int) -> dict:
             f"{head_dim}; partial rotary embedding is not read for this architecture"
         )
     theta = {"rope_theta": float(facts.get("rope.freq_base", 10_000.0))}
-    divisors, kind = facts.vector("rope_freqs.weight"), facts.get("rope.scaling.type", "none")
+    kind = facts.get("rope.scaling.type", "linear")  # as llama.cpp: a factor alone is linear
     factor = float(facts.get("rope.scaling.factor", 0.0)) or 1.0
-    original = facts.get("rope.scaling.original_context_length")
-    if divisors is not None and not torch.allclose(divisors, torch.ones_like(divisors)):
+    original = facts.get("rope.scaling.original_context_length", facts.need("context_length"))
+    betas = {
+        f"beta_{name}": float(facts.get(f"rope.scaling.yarn_beta_{name}", usual))
+        for name, usual in (("fast", 32), ("slow", 1))
+    }
+    divisors = facts.vector("rope_freqs.weight")
+    divided = divisors is not None and not torch.allclose(divisors, torch.ones_like(divisors))
+    plain = kind == "none" or (kind == "linear" and factor == 1.0)
+    if kind not in ("none", "linear", "yarn") or (divided and not plain):
+        raise ValueError(
+            f"{facts.path}: {facts.architecture}.rope.scaling.type {kind!r}{' beside rope_freqs.weight' if divided else ''} "
+            "is not read here; load the original checkpoint instead"
+        )
+    if divided:
         return llama3_rope(divisors, theta["rope_theta"], facts.path)
+    if plain:
+        return {"rope_type": "default", **theta}
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor, **theta}
-    if kind == "yarn" and original:
-        betas = {
-            f"beta_{name}": float(facts.get(f"rope.scaling.yarn_beta_{name}", usual))
-            for name, usual in (("fast", 32), ("slow", 1))
-        }
-        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas, **theta}
-    if kind != "none":
-        raise ValueError(f"{facts.path}: {facts.architecture}.rope.scaling.type {kind!r} is not read here")
-    return {"rope_type": "default", **theta}
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas, **theta}
 
 
 def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
@@ -197,7 +207,7 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
         parameters = {
             "rope_type": "llama3",
             "rope_theta": theta,
-            "factor": divisors.max().item(),
+            "factor": round(divisors.max().item(), 3),  # the file has float32
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": length,
@@ -236,6 +246,8 @@ def _phi3(facts: Facts, entries: Mapping) -> dict:
         "rope_theta": float(facts.get("rope.freq_base", 10_000.0)),
         "partial_rotary_factor": dimensions / entries["head_dim"],
     }
+    if facts.get("rope.scaling.type", "longrope") not in ("longrope", "none"):
+        raise ValueError(f"{facts.path}: phi3.rope.scaling.type {facts.get('rope.scaling.type')!r} is not read here")
     long, short = facts.vector("rope_factors_long.weight"), facts.vector("rope_factors_short.weight")
     attention_factor = facts.get("rope.scaling.attn_factor")
     if long is not None and short is not None:

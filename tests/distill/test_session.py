@@ -1,35 +1,35 @@
 """What a command prepares: a run everything at once, an evaluation the held-out text alone."""
 
+import math
+
 import pytest
+from rich.console import Console
 
 import distill
-from distill import session
 from distill.errors import UserError
+from distill.evaluate import target
+from distill.pipeline import Pipeline
 from distill.recipe import check
-from distill.runner import run
+from distill.run_dir import RunDir
+from distill.runner import _save_student, run
 from distill.session import Session
+from distill.trainer import Stopper
 
 
-@pytest.fixture
-def parts(monkeypatch):
-    """The parts of the text that are prepared."""
-    prepared, usual = [], session.text_windows
-
-    def recorded(recipe, tokenizer, part):
-        prepared.append(part)
-        return usual(recipe, tokenizer, part)
-
-    monkeypatch.setattr(session, "text_windows", recorded)
-    return prepared
+def unfinished(recipe, runs):
+    """A run folder with a student that took no stage."""
+    folder = RunDir.open(recipe, runs, fresh=False)
+    _save_student(Pipeline(Session.open(recipe), recipe, folder, Console(quiet=True), Stopper(math.inf)))
+    return folder
 
 
-def test_an_evaluation_prepares_heldout_text_alone(tiny_recipe, tmp_path, parts):
-    tiny_recipe["stages"] = [{"initialise": {"tokens": 64}}]
-    folder = run(check(tiny_recipe, "here"), runs=tmp_path)
-    assert sorted(parts) == ["heldout", "train"]
-    parts.clear()
-    judged = distill.evaluate(folder.path)
-    assert parts == ["heldout"] and judged["rows"]
+def test_an_evaluation_prepares_heldout_text_alone(tiny_recipe, tmp_path, monkeypatch):
+    folder = unfinished(check(tiny_recipe, "here"), tmp_path)
+    seen = []
+    monkeypatch.setattr(target, "judge_session", lambda session, *rest: seen.append(session) or {})
+    distill.evaluate(folder.path)
+    assert "windows" not in vars(seen[0]) and seen[0].heldout_windows.count
+    assert seen[0].windows.count  # prepared when asked for
 
 
 def test_a_mistake_in_the_training_text_shows_before_anything_is_written(tiny_recipe, tmp_path):
@@ -37,7 +37,7 @@ def test_a_mistake_in_the_training_text_shows_before_anything_is_written(tiny_re
     recipe = check(tiny_recipe, "here")
     with pytest.raises(UserError, match=r"data\.train\.0: no file matches"):
         run(recipe, runs=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("tiny-*"))
+    assert not list((tmp_path / "runs").glob("tiny-*"))
     opened = Session.open(recipe, trains=False)
     assert opened.heldout_windows.count
     with pytest.raises(UserError, match="no file matches"):

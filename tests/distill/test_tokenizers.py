@@ -12,8 +12,8 @@ import distill
 import teachers
 from distill.prepare import prepare
 from distill.recipe import Text, check
-from distill.runner import run
 from tests.conftest import tiny_entries
+from tests.distill.test_session import unfinished
 
 TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<end>{% endfor %}"
 
@@ -58,10 +58,8 @@ def chatty(tokenizer, tmp_path):
     return folder
 
 
-def test_a_run_and_its_export_keep_the_tokenizer(chatty, text_files, tmp_path):
-    entries = tiny_entries(chatty, text_files)
-    entries |= {"stages": [{"initialise": {"tokens": 64}}, {"imitate": {"tokens": 128, "lr": 1e-3, "train": "mixers"}}]}
-    folder = run(check(entries, "here"), runs=tmp_path / "runs")
+def test_a_student_and_its_export_keep_the_tokenizer(chatty, text_files, tmp_path):
+    folder = unfinished(check(tiny_entries(chatty, text_files), "here"), tmp_path / "runs")
     portable = distill.export(folder.path, to="portable", out=tmp_path / "portable")
     original = AutoTokenizer.from_pretrained(chatty)
     messages = [{"role": "user", "content": "A river."}]

@@ -98,10 +98,20 @@ REFUSED = {
         r"says qwen3\.logit_scale = 0\.5, which cannot be honoured",
     ),
     "unknown scaling": ("llama", {"entries": {"rope.scaling.type": "other"}}, r"rope\.scaling\.type 'other' is not read"),
+    "two scalings": (
+        "llama-3.2",
+        {"entries": {"rope.scaling.factor": 2.0}},
+        r"'linear' beside rope_freqs\.weight is not read",
+    ),
+    "phi3 scaling": ("phi3", {"entries": {"rope.scaling.type": "yarn"}}, r"phi3\.rope\.scaling\.type 'yarn' is not read"),
     "partial rotation": ("qwen2", {"entries": {"rope.dimension_count": 16}}, r"dimension_count is 16 of heads of 64"),
     "wrong head width": ("qwen3", {"entries": {"attention.value_length": 32}}, r"value_length is 32, but the queries have"),
     "experts": ("llama", {"entries": {"expert_count": 4}}, "mixture of experts"),
-    "heads by layer": ("llama", {"entries": {"expert_used_count": 2}}, "expert_used_count = 2, which cannot be honoured"),
+    "heads by layer": (
+        "qwen2",
+        {"entries": {"attention.head_count_kv": [2, 1]}},
+        "head_count_kv differs from layer to layer",
+    ),
 }
 
 
@@ -176,3 +186,23 @@ def test_nothing_is_drawn_into_a_log(tmp_path, capfd):
 
 def test_the_real_teacher_has_plain_rope():
     assert read(Path(resolve(SMOLLM2).location)).vector("rope_freqs.weight") is None
+
+
+def test_a_plan_reads_the_config_alone(tmp_path, tiny_recipe):
+    from distill.plan import teacher_config
+    from distill.recipe import check
+
+    model = random_model(CASES["llama-3.2"])
+    path = write(CASES["llama-3.2"], model, tmp_path / "tiny.gguf")
+    config = teacher_config(check(tiny_recipe | {"teacher": str(path)}, "here"))
+    assert config.rope_parameters == model.config.rope_parameters and config.head_dim == 64
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_gguf_the_error_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ImportError, match="pip install gguf"):
+        teachers.load(str(tmp_path / "some.gguf"))
