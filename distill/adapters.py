@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -75,7 +76,9 @@ def add(student: nn.Module, names: Sequence[str], rank: int, alpha: float) -> No
 
     gpt2 = any(isinstance(student.get_submodule(name), Conv1D) for name in names)  # weights stored the other way round
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), fan_in_fan_out=gpt2)
-    inject_adapter_in_model(config, student)
+    with torch.random.fork_rng():  # processes that share a run have drawn differently by now, but were seeded alike
+        torch.manual_seed(torch.initial_seed())
+        inject_adapter_in_model(config, student)
 
 
 def adapted(student: nn.Module) -> dict[str, nn.Module]:
