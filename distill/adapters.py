@@ -52,10 +52,8 @@ def targets(student: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Mo
             raise ValueError(f"lora.targets: {name!r} is no module of the student; {nearest(name, known)}{_exist(known)}")
         useful = {path: module for path, module in meant.items() if path in linear}
         if not useful:
-            path, module = next(iter(meant.items()))
-            raise ValueError(
-                f"lora.targets: {name!r} means {path}, {_why_not(student, path, module)}{_exist(endings(linear))}"
-            )
+            path, why = _why_not(student, meant)
+            raise ValueError(f"lora.targets: {name!r} means {path}, {why}{_exist(endings(linear))}")
         found |= useful
     return found
 
