@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -51,10 +52,8 @@ def targets(student: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Mo
             raise ValueError(f"lora.targets: {name!r} is no module of the student; {nearest(name, known)}{_exist(known)}")
         useful = {path: module for path, module in meant.items() if path in linear}
         if not useful:
-            path, module = next(iter(meant.items()))
-            raise ValueError(
-                f"lora.targets: {name!r} means {path}, {_why_not(student, path, module)}{_exist(endings(linear))}"
-            )
+            path, why = _why_not(student, meant)
+            raise ValueError(f"lora.targets: {name!r} means {path}, {why}{_exist(endings(linear))}")
         found |= useful
     return found
 
@@ -75,7 +74,9 @@ def add(student: nn.Module, names: Sequence[str], rank: int, alpha: float) -> No
 
     gpt2 = any(isinstance(student.get_submodule(name), Conv1D) for name in names)  # weights stored the other way round
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), fan_in_fan_out=gpt2)
-    inject_adapter_in_model(config, student)
+    with torch.random.fork_rng():  # processes that share a run have drawn differently by now, but were seeded alike
+        torch.manual_seed(torch.initial_seed())
+        inject_adapter_in_model(config, student)
 
 
 def adapted(student: nn.Module) -> dict[str, nn.Module]:

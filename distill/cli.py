@@ -30,8 +30,9 @@ def _shipped(incomplete: str) -> list[str]:
 
 def _recipes(incomplete: str) -> list[str]:
     """For shell completion: shipped recipes, and YAML files and folders that begin so."""
-    files = (path for path in sorted(Path().glob(f"{incomplete}*")) if path.suffix == ".yaml" or path.is_dir())
-    return _shipped(incomplete) + [f"{path}/" if path.is_dir() else str(path) for path in files]
+    here = [path for path in sorted(Path().glob(f"{incomplete}*")) if not path.name.startswith(".")]
+    folders = [f"{path}/" for path in here if path.is_dir()]
+    return _shipped(incomplete) + [str(path) for path in here if path.suffix == ".yaml"] + folders
 
 
 ShippedArgument = Annotated[str, typer.Argument(help="A shipped recipe.", autocompletion=_shipped)]

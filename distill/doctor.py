@@ -5,6 +5,7 @@ from importlib import import_module
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distill import __version__
@@ -26,7 +27,7 @@ def show(console: Console) -> dict[str, str]:
     found = findings()
     table = Table(box=None, show_header=False)
     for name, value in found.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # [extra] is no markup
     console.print(table)
     return found
 

