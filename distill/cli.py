@@ -1,6 +1,7 @@
 """The command line. Every verb is one call; nothing heavy is imported until a verb needs it."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -165,6 +166,8 @@ def _quiet_libraries() -> None:
     """Our own progress is enough."""
     from transformers.utils import logging as transformers_logging
 
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # read when `datasets` is imported, which may never be needed
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
