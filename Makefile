@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-wheel test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -17,6 +17,9 @@ test-matrix: $(VENV)/.installed  ## every pair-wise matrix whole
 
 test-wheel: $(VENV)/.installed  ## the wheel in an empty environment outside the sources, a tiny run included; minutes of pip
 	$(RUN) -m pytest -q -m wheel tests/test_wheel.py
+
+test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, twenty exact resumes
+	$(RUN) -m pytest -q -n 2 -m faults
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
 	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_families.py tests/distill/test_stages.py tests/distill/test_export.py

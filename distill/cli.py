@@ -1,6 +1,7 @@
 """The command line. Every verb is one call; nothing heavy is imported until a verb needs it."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -190,6 +191,8 @@ def _quiet_libraries() -> None:
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # read when `datasets` is imported, which may never be needed
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():

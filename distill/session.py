@@ -16,7 +16,7 @@ import teachers
 from distill.data import Batch, Windows
 from distill.errors import UserError
 from distill.evaluate.fidelity import Heldout
-from distill.memory import enough_memory
+from distill.memory import enough_memory, ran_out
 from distill.prepare import prepare
 from distill.recipe import Recipe
 from teachers.gguf import cache_folder
@@ -140,10 +140,13 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
         )
     try:
         folder = prepare(sources, tokenizer, separator=data.separator, seed=recipe.seed, limit=limit, where=f"data.{part}")
-    except OSError as error:
+    except (OSError, EOFError, StopIteration, RuntimeError, ValueError) as error:  # of full disks and of cut or odd files
+        if ran_out(error):
+            raise
+        files = ", ".join(source.path or source.hub for source in sources)
         raise UserError(
-            f"data.{part} could not be prepared: {error}; its files must be readable, and {cache_folder()} must have room "
-            "(DISTILL_CACHE names another place)"
+            f"data.{part} could not be prepared from {files}: {error or 'a file is empty or ends early'}; the files must be "
+            f"whole, and {cache_folder()} must have room (DISTILL_CACHE names another place)"
         ) from error
     if part == "train":
         return Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")

@@ -20,17 +20,20 @@ SEED = 20261123  # of every sampled matrix
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
+# Of a marker's cases the suite runs so many, drawn by the seed; `-m MARKER` runs them all.
+SAMPLES = {"matrix": lambda cases: max(6, cases // 5), "faults": lambda cases: 3}
+
+
 def pytest_collection_modifyitems(config, items):
-    """Of a `matrix` test's cases run a seeded sample of a fifth, at least 6, unless the marker is asked for by name."""
-    if "matrix" in (config.getoption("-m") or ""):
-        return
+    """Leave out what SAMPLES does not keep of each test's cases, unless its marker is asked for by name."""
     groups = {}
     for item in items:
-        if item.get_closest_marker("matrix"):
-            groups.setdefault(item.function, []).append(item)
+        for marker in SAMPLES:
+            if item.get_closest_marker(marker) and marker not in (config.getoption("-m") or ""):
+                groups.setdefault((marker, item.function), []).append(item)
     dropped = set()
-    for cases in groups.values():
-        keep = random.Random(SEED).sample(cases, min(len(cases), max(6, len(cases) // 5)))
+    for (marker, _), cases in groups.items():
+        keep = random.Random(SEED).sample(cases, min(len(cases), SAMPLES[marker](len(cases))))
         dropped |= set(cases) - set(keep)
     if dropped:
         config.hook.pytest_deselected(items=list(dropped))

@@ -123,57 +123,6 @@ def test_stop_and_go_on_gives_the_same_bits(tiny_recipe, tmp_path, monkeypatch):
     assert len(steps) == len(set(steps)) and steps == sorted(steps, key=lambda s: ("orient", "align", "imitate").index(s[0]))
 
 
-SCRIPT = """
-import sys, time, yaml
-from distill import checkpoint
-from distill.recipe import check
-from distill.runner import run
-slow = float(sys.argv[3])
-if slow:  # makes the moment of writing long enough to be hit
-    sync = checkpoint._sync
-    checkpoint._sync = lambda path: (time.sleep(slow), sync(path))
-run(check(yaml.safe_load(open(sys.argv[1])), "tiny.yaml"), runs=sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("moment", ["early", "late", "while writing"])
-def test_kill_and_go_on_gives_the_same_bits(tiny_recipe, tmp_path, moment):
-    """kill -9 in a real process, then the same command: the finished weights are the uninterrupted run's."""
-    tiny_recipe["checkpoints"] = {"steps": 1}
-    whole = weights(go(tiny_recipe, tmp_path / "whole").path)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
-    runs = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        str(tmp_path / "tiny.yaml"),
-        str(runs),
-        "0.1" if moment == "while writing" else "0",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_for(process, runs, moment)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not list(runs.glob("*/student")), "the run was over before it was killed"
-    if moment == "while writing":
-        assert list(runs.glob(f"*/checkpoints/{checkpoint.SCRATCH}*")), "no half-written checkpoint was left behind"
-    folder = go(tiny_recipe, runs)
-    assert same(whole, weights(folder.path))
-
-
-def wait_for(process, runs, moment):
-    pattern = {
-        "early": "*/checkpoints/1-*",
-        "late": "*/checkpoints/3-imitate-*",
-        "while writing": "*/checkpoints/.writing-2-*",
-    }
-    deadline = time.monotonic() + 120
-    while not list(runs.glob(pattern[moment])):
-        assert process.poll() is None and time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.005)
-
-
 def test_two_processes_take_a_whole_recipe(tiny_recipe, tmp_path):
     """Every barrier is met by both, checkpoints by the clock included, and the student is one process's."""
     alone = go(tiny_recipe, tmp_path / "alone")

@@ -79,9 +79,10 @@ def refuse(monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.entry()
-        said = " ".join(capsys.readouterr().err.split())
+        printed = capsys.readouterr().err
+        said = " ".join(printed.split())
         assert ended.value.code == 2, said
-        assert "Traceback" not in said and len(re.findall("(?:^| )error: |─ Error ─", said)) == 1, said
+        assert "Traceback" not in said and len(re.findall("^error: |─ Error ─", printed, re.MULTILINE)) == 1, said
         for part in parts:
             assert part in said, f"{part!r} is not in: {said}"
         after = hashes(folder)

@@ -126,7 +126,7 @@ def test_files_that_are_no_recipe(place, tmp_path, refuse, verb, name):
         (["recipes", "cp", "quickstrat"], ["there is no recipe 'quickstrat'", "did you mean 'quickstart'"]),
         (["recipes", "cp", "quickstart", "tiny.yaml"], ["tiny.yaml exists already", "name another file"]),
         (["recipes", "cp", "quickstart", "tiny.yaml/x.yaml"], ["tiny.yaml/x.yaml could not be written", "name another"]),
-        (["run", "tiny.yaml", "trackers=[dvclive]"], ["'dvclive' is not installed here", "pip install dvclive"]),
+        (["run", "tiny.yaml", "trackers=[dvclive]"], ["dvclive", "pip install"]),
         (["run", "tiny.yaml", "--stop-after", "-1"], ["--stop-after is -1", "more than 0"]),
         (["run", "tiny.yaml", "--stop-after", "soon"], ["--stop-after", "valid"]),
         (["run"], ["Missing argument"]),

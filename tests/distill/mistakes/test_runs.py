@@ -135,7 +135,10 @@ def fewer_weights(folder):
 
 
 def another_format(folder):
-    edit(folder / "student" / "config.json", '"format": 1', '"format": 8')
+    file = folder / "student" / "config.json"
+    config = json.loads(file.read_text())
+    config["distill"]["format"] = 8
+    file.write_text(json.dumps(config))
 
 
 def no_weights(folder):
@@ -147,7 +150,7 @@ STUDENTS = {
     "none": (no_student, ["has no finished student"]),
     "cut weights": (cut_weights, ["cannot be loaded as a student", "name a run folder or a whole student's folder"]),
     "a missing tensor": (fewer_weights, ["has no weights for model.layers.2.mlp.up_proj.weight (1 missing in all)"]),
-    "another version's": (another_format, ["`distill` entry has format 8; this version reads 1"]),
+    "another version's": (another_format, ["`distill` entry has format 8; this version reads "]),
     "no weights": (no_weights, ["cannot be loaded as a student", "name a run folder or a whole student's folder"]),
 }
 

@@ -13,8 +13,8 @@ LINE = json.dumps({"text": "a river and a lake " * 20}) + "\n"
 
 # file name, what it holds, further overrides, what the message must hold
 TEXTS = {
-    "empty": ("t.jsonl", b"", [], ["data.train"]),
-    "empty text": ("t.txt", b"", [], ["data.train"]),
+    "empty": ("t.jsonl", b"", [], ["data.train", "t.jsonl", "empty"]),
+    "empty text": ("t.txt", b"", [], ["data.train", "t.txt"]),
     "blank lines only": ("t.txt", b"\n\n\n", [], ["data.train: there is no text in", "t.txt"]),
     "shorter than a token": ("t.jsonl", b'{"text": ""}\n' * 9, [], ["data.train: there is no text in", "t.jsonl"]),
     "shorter than a window": ("t.jsonl", b'{"text": "a b"}\n', [], ["data.seq_len is 32, but there are only", "tokens of"]),
@@ -32,7 +32,7 @@ TEXTS = {
         ["data.train.0.column=txt"],
         ["data.train.0: there is no column 'txt'", "text"],
     ),
-    "numbers for text": ("t.jsonl", b'{"text": 5}\n' * 9, [], ["data.train"]),
+    "numbers for text": ("t.jsonl", b'{"text": 5}\n' * 9, [], ["data.train", "text"]),
 }
 
 
@@ -63,7 +63,7 @@ def test_sources(place, refuse, overrides, parts):
 def test_a_cache_that_cannot_be_written(place, tmp_path, monkeypatch, refuse, text_files):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "file" / "cache"))
-    refuse(place, ["run", "tiny.yaml"], ["data.train could not be prepared", "must have room", "DISTILL_CACHE"])
+    refuse(place, ["run", "tiny.yaml"], ["could not be prepared from", "must have room", "DISTILL_CACHE"])
 
 
 def test_a_disk_that_fills_while_text_is_prepared(place, tmp_path, monkeypatch, refuse):
@@ -72,7 +72,7 @@ def test_a_disk_that_fills_while_text_is_prepared(place, tmp_path, monkeypatch, 
 
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(np, "save", full)
-    refuse(place, ["run", "tiny.yaml"], ["data.train could not be prepared: 4096 requested", "must have room"])
+    refuse(place, ["run", "tiny.yaml"], ["could not be prepared from", "4096 requested", "must have room"])
     assert not list((tmp_path / "cache" / "prepared").iterdir()), "half a folder was left behind"
 
 
