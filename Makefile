@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-gpu test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -14,6 +14,9 @@ test: $(VENV)/.installed  ## the suite, every pair-wise matrix sampled
 
 test-matrix: $(VENV)/.installed  ## every pair-wise matrix whole
 	$(RUN) -m pytest -q -n 2 -m matrix
+
+test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
+	$(RUN) -m pytest -q -n 8 -m gpu tests/gpu
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
 	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_stages.py tests/distill/test_export.py

@@ -17,9 +17,24 @@ SEED = 20261123  # of every sampled matrix
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
+def pytest_configure(config):
+    """Tests of the `gpu` marker, asked for by name, cannot pass by being skipped."""
+    if _asked(config, "gpu") and not torch.cuda.is_available():
+        pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
+
+
+def _asked(config, marker):
+    return marker in (config.getoption("-m") or "")
+
+
 def pytest_collection_modifyitems(config, items):
-    """Of a `matrix` test's cases run a seeded sample of a fifth, at least 6, unless the marker is asked for by name."""
-    if "matrix" in (config.getoption("-m") or ""):
+    """Leave `gpu` tests out, and of a `matrix` test's cases run a seeded sample of a fifth, at least 6, unless the marker
+    is asked for by name."""
+    if not _asked(config, "gpu"):
+        elsewhere = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if item not in elsewhere]
+    if _asked(config, "matrix"):
         return
     groups = {}
     for item in items:
