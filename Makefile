@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-gpu test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -20,6 +20,9 @@ test-wheel: $(VENV)/.installed  ## the wheel in an empty environment outside the
 
 test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, twenty exact resumes
 	$(RUN) -m pytest -q -n 2 -m faults
+
+test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
+	$(RUN) -m pytest -q -n 8 -m gpu tests/gpu
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
 	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_families.py tests/distill/test_stages.py tests/distill/test_export.py

@@ -136,6 +136,25 @@ def generate(
 
 
 @app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(help="Ops to time; all of them by default.", metavar="[OP]...")] = None,
+    json: Json = None,
+    configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
+    first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
+) -> None:
+    """Time the kernels on this GPU, beside their references and the peers that are installed."""
+    from distill.bench import all_right, table
+    from distill.bench import run as run_bench
+
+    _check_writable(json)
+    result = run_bench(ops or [], configs=configs, first_only=first)
+    _console(json).print(table(result))
+    _write_json(json, result)
+    if not all_right(result):
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(json: Json = None) -> None:
     """Say what is here: versions, devices, kernel back ends, and what is missing."""
     from distill.doctor import show

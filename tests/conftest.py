@@ -21,7 +21,13 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 # Of a marker's cases the suite runs so many, drawn by the seed; `-m MARKER` runs them all.
-SAMPLES = {"matrix": lambda cases: max(6, cases // 5), "faults": lambda cases: 3}
+SAMPLES = {"matrix": lambda cases: max(6, cases // 5), "faults": lambda cases: 3, "gpu": lambda cases: 0}
+
+
+def pytest_configure(config):
+    """Tests of the `gpu` marker, asked for by name, cannot pass by being skipped."""
+    if "gpu" in (config.getoption("-m") or "") and not torch.cuda.is_available():
+        pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -19,13 +19,14 @@ def relative_errors(
 ) -> dict[str, float]:
     """Relative errors (Frobenius norm) of `function(**leaves, **fixed)` against `reference` on float64 copies.
 
-    Outputs are called output 0, 1 ..., gradients by their input. What a function returns as None is not compared.
+    Outputs are called output 0, 1 ..., gradients by their input. Outputs that `function` lacks are not compared.
     """
+    wide = {name: value.double() if _is_float(value) else value for name, value in fixed.items()}  # before one is changed
     found, directions = _with_gradients(function, leaves, fixed, None)
-    wide = {name: value.double() if _is_float(value) else value for name, value in fixed.items()}
     wanted, _ = _with_gradients(reference, {name: leaf.double() for name, leaf in leaves.items()}, wide, directions)
-    zero = torch.zeros(())  # a gradient that the reference's graph does not reach
-    return {name: relative_error(found[name], wanted.get(name, zero.to(found[name]))) for name in found | wanted}
+    wanted = {name: part for name, part in wanted.items() if name in found or name.startswith("gradient")}
+    nothing = torch.zeros((), device=next(iter(found.values())).device)  # a gradient that one of the graphs does not reach
+    return {name: relative_error(found.get(name, nothing), wanted.get(name, nothing)) for name in found | wanted}
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
@@ -41,9 +42,15 @@ def _with_gradients(function, leaves, fixed, directions):
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     outputs = {f"output {index}": part for index, part in enumerate(outputs)}
     differentiable = {name: part for name, part in outputs.items() if part.requires_grad}
+    if not differentiable:
+        return outputs, {}
     if directions is None:
         directions = {name: torch.randn_like(part, dtype=torch.float32) for name, part in differentiable.items()}
-    loss = sum((part.to(_wide(part)) * directions[name].to(_wide(part))).sum() for name, part in differentiable.items())
+    loss = sum(
+        (part.to(_wide(part)) * directions[name].to(_wide(part))).sum()
+        for name, part in differentiable.items()
+        if name in directions
+    )
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     named = {f"gradient of {name}": part for name, part in zip(leaves, gradients, strict=True) if part is not None}
     return {name: part.detach() for name, part in outputs.items()} | named, directions

@@ -35,6 +35,7 @@ BENCH = [
     Case(2, 16384, 32, 32, 64, 64, False),
     Case(1, 65536, 32, 32, 64, 64, False),
 ]
+BENCH_STEP = [Case(256, 1, 32, 32, 64, 64, False), Case(256, 1, 32, 1, 64, 128, False)]
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
@@ -49,3 +50,10 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
         "initial_state": torch.randn(b, h, p, n, device=device),
     }
     return leaves, {"documents": random_documents(b, t, device) if case.packed else None}
+
+
+def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs of the one-token kernel; none of them has a gradient."""
+    leaves, _ = draw(case, dtype, device)
+    state = leaves.pop("initial_state")
+    return {}, {name: part[:, 0] for name, part in leaves.items()} | {"state": state}

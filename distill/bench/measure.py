@@ -1,0 +1,94 @@
+"""Milliseconds on a GPU: medians, launched one by one and as a replayed CUDA graph, and the two ceilings beside them."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LONG = 25.0  # milliseconds from which a few calls are enough, and launch overhead is nothing
+
+
+class Ceilings(NamedTuple):
+    """What this GPU reaches: bytes read and written by a large copy, bf16 arithmetic of a large product; per second."""
+
+    bytes_per_second: float
+    flop_per_second: float
+
+
+class Times(NamedTuple):
+    """Milliseconds of the forward pass and of both passes, eager and in a graph, and extra memory of both at its peak."""
+
+    forward: float
+    forward_graph: float | None
+    both: float | None
+    both_graph: float | None
+    mib: float
+
+
+def ceilings() -> Ceilings:
+    """Measure them: a copy of 1 GiB, a product of two 8,192 x 8,192 matrices of random numbers."""
+    source = torch.randint(0, 100, (2**30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    copied, multiplied = _median(lambda: target.copy_(source)), _median(lambda: a @ b)
+    return Ceilings(2 * source.numel() / copied * 1e3, 2 * 8192**3 / multiplied * 1e3)
+
+
+def measure(
+    function: Callable, leaves: Mapping[str, Tensor], fixed: Mapping[str, object], backward: bool, graph: bool
+) -> Times:
+    """Time `function(**leaves, **fixed)`, and with `backward` it with the gradients of all leaves; also as a graph."""
+    wanting = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+
+    @torch.no_grad()
+    def forward():
+        return function(**leaves, **fixed)
+
+    def both():
+        outputs = function(**wanting, **fixed)
+        outputs = [part for part in (outputs if isinstance(outputs, tuple) else (outputs,)) if part.requires_grad][:1]
+        return torch.autograd.grad(outputs, list(wanting.values()), directions, allow_unused=True)
+
+    first = function(**leaves, **fixed)
+    first = first[0] if isinstance(first, tuple) else first
+    directions = [torch.randn_like(first)]
+    del first
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    (both if backward else forward)()
+    torch.cuda.synchronize()
+    extra = (torch.cuda.max_memory_allocated() - before) / 2**20
+    calls = [forward, both] if backward else [forward]
+    times = [time for call in calls for time in (_median(call), _graph(call) if graph else None)]
+    return Times(*times, *[None] * (4 - len(times)), extra)
+
+
+def _median(call: Callable) -> float:
+    """Median milliseconds of one launched call, the L2 cache cleared before each."""
+    from triton.testing import do_bench
+
+    call()
+    taken = _once(call)
+    if taken > LONG:
+        return min(taken, _once(call))
+    return do_bench(call, warmup=10, rep=50, return_mode="median")
+
+
+def _graph(call: Callable) -> float | None:
+    """Median milliseconds of a replayed call; None where it is too long for launches to matter."""
+    from triton.testing import do_bench_cudagraph
+
+    if _once(call) > LONG:
+        return None
+    return do_bench_cudagraph(call, rep=10, return_mode="median")
+
+
+def _once(call: Callable) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)

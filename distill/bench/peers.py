@@ -1,0 +1,73 @@
+"""Other people's kernels on the same inputs: each is offered where its package imports, and measured beside ours.
+
+A loader takes the case and returns a function of the inputs that the op's `draw` makes, None where the peer has no such
+case, or raises ImportError.
+"""
+
+import torch
+
+
+def _fla_simple_gla(case):
+    """flash-linear-attention. On Hopper it refuses its backward pass below Triton 3.7.1, where a gradient may be wrong;
+    the refusal is lifted here, so that there is a time: its error stands beside it."""
+    if case.g != case.h:
+        return None
+    from fla.ops.common import chunk_o
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    chunk_o.TRITON_ABOVE_3_7_1 = True
+
+    def run(x, log_a, B, C, initial_state, documents):
+        return chunk_simple_gla(q=C, k=B, v=x, g=log_a, scale=1.0)[0]
+
+    return run
+
+
+def _mamba_ssm(case):
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
+    def run(x, log_a, B, C, initial_state, documents):
+        dt = -log_a  # with A = -1 its decay is exp(-dt), and its x is multiplied by dt
+        return mamba_chunk_scan_combined(x / dt[..., None].to(x.dtype), dt, -torch.ones_like(dt[0, 0]), B, C, chunk_size=256)
+
+    return run
+
+
+def _fla_conv(case):
+    from fla.modules.causal_conv1d import causal_conv1d
+
+    def run(x, weight, bias, initial, activation, documents):
+        return causal_conv1d(x=x, weight=weight, bias=bias, activation=activation)[0]
+
+    return run
+
+
+def _causal_conv1d(case):
+    from causal_conv1d import causal_conv1d_fn
+
+    def run(x, weight, bias, initial, activation, documents):
+        return causal_conv1d_fn(x.transpose(1, 2), weight.to(x.dtype), bias.to(x.dtype), activation=activation).transpose(
+            1, 2
+        )
+
+    return run
+
+
+def _fla_kl(fp32: bool):
+    def load(case):
+        from fla.modules.fused_kl_div import ops
+
+        def run(hidden, head, teacher_hidden, teacher_head, **rest):
+            weights = (hidden, teacher_hidden, head.weight, teacher_head.weight)
+            return ops.fused_kl_div_loss(*weights, accumulate_grad_in_fp32=fp32)
+
+        return run
+
+    return load
+
+
+PEERS = {
+    "ssd": {"fla simple_gla": _fla_simple_gla, "mamba_ssm": _mamba_ssm},
+    "causal_conv": {"fla causal_conv1d": _fla_conv, "causal-conv1d": _causal_conv1d},
+    "linear_kl": {"fla kl, dW in bf16": _fla_kl(False), "fla kl, dW in fp32": _fla_kl(True)},
+}
