@@ -77,12 +77,16 @@ def _median(call: Callable) -> float:
 
 
 def _graph(call: Callable) -> float | None:
-    """Median milliseconds of a replayed call; None where it is too long for launches to matter."""
+    """Median milliseconds of a replayed call; None where it is too long for launches to matter, or cannot be captured."""
     from triton.testing import do_bench_cudagraph
 
     if _once(call) > LONG:
         return None
-    return do_bench_cudagraph(call, rep=10, return_mode="median")
+    try:
+        return do_bench_cudagraph(call, rep=10, return_mode="median")
+    except RuntimeError as reason:
+        print(f"not captured as a graph: {str(reason).splitlines()[0]}")
+        return None
 
 
 def _once(call: Callable) -> float:

@@ -44,14 +44,18 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def deferred(target: str) -> Callable:
-    """The function "module:name", imported at its first call: Triton is not loaded, or needed, before."""
-    module, _, name = target.partition(":")
+class Deferred:
+    """A function of a module that is imported at its first call: Triton is not loaded, or needed, before."""
 
-    def call(*arguments, **options):
-        return getattr(import_module(module), name)(*arguments, **options)
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
 
-    return call
+    def __call__(self, *arguments, **options):
+        return getattr(import_module(self.module), self.name)(*arguments, **options)
+
+    def missing(self) -> str | None:
+        """The first of what it needs that is not installed. A portable export of a student leaves the kernels out."""
+        return next((name for name in ("triton", self.module) if not _is_installed(name)), None)
 
 
 def pick(op: str, implementations: Mapping[str, Callable], example: Tensor, refusal: str | None = None) -> Callable:
@@ -80,17 +84,21 @@ def pick(op: str, implementations: Mapping[str, Callable], example: Tensor, refu
 
 
 def _why_not_triton(implementations: Mapping[str, Callable], example: Tensor) -> str | None:
-    if "triton" not in implementations:
+    kernel = implementations.get("triton")
+    if kernel is None:
         return f"there is no triton implementation; there is {', '.join(implementations)}"
     if example.dtype not in TYPES:
         return f"it computes in float16, bfloat16 or float32, not {str(example.dtype).removeprefix('torch.')}"
-    if not _has_triton():
-        return "the package triton is not installed"
+    if kernel.missing() is not None:
+        return f"{kernel.missing()} is not installed"
     if not example.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return "without a GPU it needs TRITON_INTERPRET=1 in the environment before Python starts"
     return None
 
 
 @cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is the package it would be in
+        return False

@@ -243,3 +243,11 @@ def test_a_forced_kernel_refuses_what_it_cannot_do(monkeypatch):
         if DEVICE == "cpu":
             with pytest.raises(ValueError, match="without a GPU it needs TRITON_INTERPRET=1"):
                 causal_conv.causal_conv(x, weight[:, :4])
+
+
+def test_a_copy_without_the_kernels_says_so():
+    x = torch.randn(1, 6, 3, device=DEVICE)
+    table = {"reference": causal_conv.reference_conv, "triton": kernels.Deferred("students_kernels_elsewhere.kernel", "x")}
+    with kernels.backend("triton"), pytest.raises(ValueError, match=r"students_kernels_elsewhere\.kernel is not installed"):
+        kernels.pick("causal_conv", table, x)
+    assert kernels.pick("causal_conv", table, x) is causal_conv.reference_conv

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from students.kernels import deferred, pick
+from students.kernels import Deferred, pick
 from students.kernels.causal_conv.reference import causal_conv as reference_conv
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_conv, "triton": deferred("students.kernels.causal_conv.kernel:causal_conv")}
+IMPLEMENTATIONS = {"reference": reference_conv, "triton": Deferred("students.kernels.causal_conv.kernel", "causal_conv")}
 TRITON_WIDTHS = (2, 3, 4)
 ACTIVATIONS = (None, "silu")
 

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from students.kernels import deferred, pick
+from students.kernels import Deferred, pick
 from students.kernels.linear_kl.reference import DIVERGENCES
 from students.kernels.linear_kl.reference import linear_kl as reference_kl
 from students.shapes import Float, Int
 
 __all__ = ["DIVERGENCES", "Head", "linear_kl"]
 
-IMPLEMENTATIONS = {"reference": reference_kl, "triton": deferred("students.kernels.linear_kl.kernel:linear_kl")}
+IMPLEMENTATIONS = {"reference": reference_kl, "triton": Deferred("students.kernels.linear_kl.kernel", "linear_kl")}
 
 
 class Head(NamedTuple):

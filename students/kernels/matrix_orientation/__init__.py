@@ -9,13 +9,13 @@ both within documents, and the op returns sum (A - M)^2, so that memory grows wi
 
 from torch import Tensor
 
-from students.kernels import deferred, pick
+from students.kernels import Deferred, pick
 from students.kernels.matrix_orientation.reference import orientation_error as reference_error
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {
     "reference": reference_error,
-    "triton": deferred("students.kernels.matrix_orientation.kernel:orientation_error"),
+    "triton": Deferred("students.kernels.matrix_orientation.kernel", "orientation_error"),
 }
 WIDEST = 256  # heads or states that the Triton kernels serve
 

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from students.kernels import launch
 from students.kernels.documents import positions
@@ -76,6 +77,7 @@ class _Orientation(torch.autograd.Function):
         return error, power
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_error, _):
         dC, dB, da, dD = ctx.saved_tensors
         types = ctx.types

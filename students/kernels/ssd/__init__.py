@@ -9,14 +9,14 @@ Mamba-2 with log_a = -softplus(a).
 import torch
 from torch import Tensor
 
-from students.kernels import deferred, pick
+from students.kernels import Deferred, pick
 from students.kernels.ssd.reference import accumulator
 from students.kernels.ssd.reference import ssd as reference_ssd
 from students.kernels.ssd.reference import ssd_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_ssd, "triton": deferred("students.kernels.ssd.kernel:ssd")}
-STEPS = {"reference": reference_step, "triton": deferred("students.kernels.ssd.kernel:ssd_step")}
+IMPLEMENTATIONS = {"reference": reference_ssd, "triton": Deferred("students.kernels.ssd.kernel", "ssd")}
+STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.ssd.kernel", "ssd_step")}
 WIDEST = 256  # values or states of a head that the Triton kernels serve
 
 
