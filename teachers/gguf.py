@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from teachers.gguf_config import Architecture, Facts, config_of
-from teachers.quiet import no_bars_in_logs
+from teachers.quiet import no_bars_in_logs, no_warnings
 from teachers.source import cache_folder
 
 CONVERTER = "2"  # part of the cache key: raise it when a conversion changes
@@ -161,9 +161,14 @@ def _tokenizer(facts: Facts):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(facts.path.parent, gguf_file=facts.path.name)
+        with no_warnings(), no_bars_in_logs():  # they are about a config that transformers makes here and nobody uses
+            tokenizer = AutoTokenizer.from_pretrained(facts.path.parent, gguf_file=facts.path.name)
     except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"transformers cannot read the tokenizer in {facts.path}: {error}") from error
+    tokens = facts.general("tokenizer.ggml.tokens")
+    for name, entry in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = facts.general(f"tokenizer.ggml.{entry}_token_id")
+        setattr(tokenizer, f"{name}_token", None if index is None else tokens[index])  # transformers 5.17 has its own
     if facts.general("tokenizer.ggml.pre") in WHOLE_WORDS:
         tokenizer.backend_tokenizer.model.ignore_merges = True
         if facts.general("tokenizer.ggml.add_bos_token") is None:

@@ -229,23 +229,24 @@ def _write_entries(writer, case, config, entries):
 
 
 def _write_tokenizer(writer, case, pre):
-    """A vocabulary of bytes with one merge, in the style that the architecture's models have; no merge leads to `the`."""
+    """A vocabulary of bytes with two merges, in the style that the architecture's models have; no merge leads to `the`."""
     if case.architecture in ("phi3", "gemma2", "gemma3"):
         tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "ab"]
         tokens += [f"<t{i}>" for i in range(len(tokens), VOCABULARY)]
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
+        writer.add_pad_token_id(0)
         writer.add_token_scores([-float(i) for i in range(VOCABULARY)])
         writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (VOCABULARY - 259)])
     else:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        tokens = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), "ab", "the"]
+        tokens = ["<unk>", "<s>", "</s>", *bytes_to_unicode().values(), "ab", "ba", "the"]
         tokens += [f"<t{i}>" for i in range(len(tokens), VOCABULARY)]
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre)
         writer.add_token_types([3, 3, 3, *[1] * (VOCABULARY - 3)])
-        writer.add_token_merges(["a b"])
+        writer.add_token_merges(["a b", "b a"])
     writer.add_token_list(tokens)
     if case.architecture != "llama":  # as Llama 3's vocabulary, which has none
         writer.add_unk_token_id(0)
