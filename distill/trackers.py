@@ -51,6 +51,7 @@ def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) 
     try:
         accelerator.init_trackers(recipe.name, init_kwargs={key: arguments.get(key, {}) for key in recipe.trackers})
     except Exception as error:  # each service fails in its own ways
+        accelerator.trackers = []  # one that did not start cannot be finished
         raise UserError(f"trackers: {', '.join(recipe.trackers)} cannot start: {error}") from error
 
 
