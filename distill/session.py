@@ -93,7 +93,7 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     return Accelerator(
         mixed_precision="no" if wide else "bf16",
         cpu=not on_gpu,
-        log_with=recipe.trackers if project else None,  # what only judges a run tells no tracker
+        log_with=(recipe.trackers or None) if project else None,  # what only judges a run tells no tracker
         project_dir=project,
     )
 

@@ -21,8 +21,9 @@ def check(recipe: Recipe) -> None:
     here = {str(tracker) for tracker in get_available_trackers()}
     for name in recipe.trackers:
         if name not in here:
-            install = "'distill-hybrids[trackers]'" if name in IN_EXTRA else name.replace("_", "-")
-            raise UserError(f"trackers: {name} is not installed here; pip install {install}, or leave it out")
+            package = f"pip install {name.replace('_', '-')}"
+            install = "pip install 'distill-hybrids[trackers]'" if name in IN_EXTRA else package
+            raise UserError(f"trackers: {name} is not installed here; {install}, or leave it out")
 
 
 def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) -> None:
@@ -51,6 +52,7 @@ def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) 
     try:
         accelerator.init_trackers(recipe.name, init_kwargs={key: arguments.get(key, {}) for key in recipe.trackers})
     except Exception as error:  # each service fails in its own ways
+        accelerator.trackers = []  # one that did not start cannot be finished
         raise UserError(f"trackers: {', '.join(recipe.trackers)} cannot start: {error}") from error
 
 

@@ -76,10 +76,10 @@ class Started(Accelerator):
         self.trackers, self.failure, self.project_configuration = [], failure, SimpleNamespace(logging_dir=None)
 
     def init_trackers(self, project, init_kwargs):
-        if self.failure:
-            raise self.failure
         self.project, self.arguments = project, init_kwargs
         self.trackers = [Ended()]
+        if self.failure:
+            raise self.failure
 
 
 class Ended(GeneralTracker):
@@ -119,5 +119,7 @@ def test_services_get_one_run_a_student_and_resume_it(tiny_recipe, tmp_path):
         "resume": "allow",
         "config": None,
     }
+    failing = Started(RuntimeError("no account"))
     with pytest.raises(UserError, match="trackers: wandb, trackio cannot start: no account"):
-        trackers.start(Started(RuntimeError("no account")), recipe, folder, 0)
+        trackers.start(failing, recipe, folder, 0)
+    assert failing.trackers == []
