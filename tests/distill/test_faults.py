@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import checkpoint
+from distill import checkpoint, runner, samples
 from distill.recipe import check
 from distill.runner import run
 from distill.stages.imitate import Imitate
@@ -26,6 +26,7 @@ def take(entries: dict, runs: str, slow: float) -> None:
     """What a killed process does: the whole recipe. slow: seconds that each file's way to the disk is made to take."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
+    samples.NEW_TOKENS = 2
     if slow:
         sync = checkpoint._sync
         checkpoint._sync = lambda path: (time.sleep(slow), sync(path))
@@ -67,7 +68,12 @@ def assert_same(one, other) -> None:
 
 @pytest.fixture(scope="module")
 def entries(tiny_teacher, text_files):
-    return tiny_entries(tiny_teacher, text_files) | {"checkpoints": {"steps": 1}}
+    """A short recipe: ten steps in three stages, each followed by a checkpoint."""
+    entries = tiny_entries(tiny_teacher, text_files) | {"checkpoints": {"steps": 1}}
+    entries["evaluation"] = {"tokens": 64, "probe_tokens": 32, "passkey": [64], "passkey_trials": 1}
+    for stage, tokens in zip(entries["stages"], (128, 256, 512, 512), strict=True):
+        next(iter(stage.values()))["tokens"] = tokens
+    return entries
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +174,7 @@ def test_a_resumed_stage_counts_its_seconds_and_reads_each_file_once(tiny_recipe
     state.write_text(json.dumps(content | {"seconds": 10_000.0}))
     read, digest = [], checkpoint._digest
     monkeypatch.setattr(checkpoint, "_digest", lambda file: (read.append(file), digest(file))[1])
+    monkeypatch.setattr(runner, "_conclude", lambda *arguments: None)
     folder = run(recipe, runs=tmp_path)
     resumed_from = [file.name for file in read if file.parent.name == state.parent.name]
     assert sorted(resumed_from) == sorted(content["files"])
