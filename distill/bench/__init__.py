@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from distill.bench.check import relative_errors, tolerance
-from distill.bench.measure import Ceilings, Times, ceilings, measure
+from distill.bench.measure import Ceilings, Times, ceilings, timed
 from distill.bench.ops import OPS, Op, forced
 from distill.bench.peers import PEERS
 from distill.errors import UserError, nearest
@@ -70,7 +70,7 @@ def _one(op: Op, function, case, top: Ceilings, check: bool = True, graph: bool 
             row["error"] = max(errors.values())
             if own and row["error"] > tolerance(DTYPE):
                 return row | {"failed": f"wrong, so not timed: {errors}"}
-        times = measure(op.adapted(function), *op.draw(case, DTYPE, "cuda"), op.backward, graph)
+        times = timed(op.adapted(function), *op.draw(case, DTYPE, "cuda"), op.backward, graph)
         row |= times._asdict() | _shares(op, case, times, top)
     except torch.OutOfMemoryError:
         row["failed"] = "out of memory"
@@ -128,11 +128,9 @@ def table(result: Mapping) -> Table:
     )
     for key, name in COLUMNS.items():
         found.add_column(name, justify="left" if key in ("op", "case", "by") else "right")
+    found.add_column("")
     for row in result["rows"]:
-        cells = [_text(key, row.get(key)) for key in COLUMNS]
-        if "failed" in row:
-            cells[3] = row["failed"]
-        found.add_row(*cells)
+        found.add_row(*[_text(key, row.get(key)) for key in COLUMNS], row.get("failed", ""))
     return found
 
 

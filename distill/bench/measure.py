@@ -35,7 +35,7 @@ def ceilings() -> Ceilings:
     return Ceilings(2 * source.numel() / copied * 1e3, 2 * 8192**3 / multiplied * 1e3)
 
 
-def measure(
+def timed(
     function: Callable, leaves: Mapping[str, Tensor], fixed: Mapping[str, object], backward: bool, graph: bool
 ) -> Times:
     """Time `function(**leaves, **fixed)`, and with `backward` it with the gradients of all leaves; also as a graph."""

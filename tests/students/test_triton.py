@@ -5,12 +5,14 @@ bfloat16 tiles: tests/gpu does that, with the tiles that are shipped.
 """
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
 from distill.bench.check import relative_errors, tolerance
 from students import kernels
+from students.cache import MixerState
 from students.kernels import causal_conv, linear_kl, matrix_orientation, ssd
 from students.kernels.causal_conv import cases as conv_cases
 from students.kernels.causal_conv import kernel as conv_kernel
@@ -20,6 +22,7 @@ from students.kernels.matrix_orientation import cases as orientation_cases
 from students.kernels.matrix_orientation import kernel as orientation_kernel
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd import kernel as ssd_kernel
+from tests.students.test_mixers import context, made, packed
 
 pytestmark = [  # the interpreter works out both sides of a mask
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
@@ -206,6 +209,32 @@ def test_causal_conv_step(carried):
         wanted = causal_conv.causal_conv(**leaves, **fixed)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+
+
+# a mixer, whole
+
+
+@pytest.mark.parametrize(("name", "options"), [("mamba2", {}), ("discrete_mamba2", {"lag": 3})])
+def test_a_mixer_runs_alike_on_both(name, options):
+    """Training on packed documents, then a prompt and two steps from its state."""
+    mixer, h, _ = made(name, options, dtype=torch.float32)
+    mixer, h, documents = mixer.to(DEVICE), h[:, 20:44].to(DEVICE), packed()[:, 20:].to(DEVICE)
+    results = []
+    for backend in ("triton", "reference"):
+        with kernels.backend(backend):
+            trained = mixer(h, _context(documents, None, 0, 24))
+            gradients = torch.autograd.grad(trained.square().sum(), list(mixer.parameters()), allow_unused=True)
+            state = MixerState()
+            with torch.no_grad():
+                generated = [mixer(h[:, a:b], _context(documents, state, a, b)) for a, b in ((0, 22), (22, 23), (23, 24))]
+        results.append([trained, *(part for part in gradients if part is not None), *generated])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max().clamp_min(1.0)
+
+
+def _context(*arguments):
+    made_here = context(*arguments)
+    return replace(made_here, rope=tuple(table.to(DEVICE) for table in made_here.rope))
 
 
 # the switch

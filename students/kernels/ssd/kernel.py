@@ -113,28 +113,33 @@ class _SSD(torch.autograd.Function):
         x, log_a, B, C, runs, starts = ctx.saved_tensors
         plan, config = ctx.plan.hold(x, log_a, B, C, runs), ctx.plan.config
         dy = torch.zeros_like(x) if dy is None else dy.to(x.dtype).contiguous()
-        slabs = plan.slices if plan.slices > 1 else 1
-        alone = slabs == 1 and plan.repeat == 1
         with launch.on(x):
             exits, layout = plan.exits(dy, d_final)
             dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            shape = (slabs, plan.batch, plan.time, plan.heads, plan.states)
-            dB, dC = (torch.empty(shape, dtype=x.dtype if alone else torch.float32, device=x.device) for _ in range(2))
-            da = torch.empty((slabs, *log_a.shape), dtype=torch.float32, device=x.device)
+            shape = (
+                plan.slices,
+                plan.batch,
+                plan.time,
+                plan.heads,
+                plan.states,
+            )  # a head's own part of its group's gradient
+            dB, dC = (torch.empty(shape, dtype=x.dtype, device=x.device) for _ in range(2))
+            da = torch.empty((plan.slices, *log_a.shape), dtype=torch.float32, device=x.device)
             d_initial = torch.empty(plan.state_shape, dtype=torch.float32, device=x.device)
             _backward[plan.grid](
                 *plan.tensors, *plan.strides, exits, *layout, dy, starts, dx, dB, dC, da, d_initial, *plan.sizes, plan.batch,
                 FINAL=exits is not None, **plan.options, num_warps=config.back_warps, num_stages=config.back_stages,
             )  # fmt: skip
-            dB, dC = (_over_heads(part, plan.groups, alone).to(x.dtype) for part in (dB, dC))
-            da = da[0] if slabs == 1 else da.sum(0)
+            dB, dC = (_over_heads(part, plan.groups) for part in (dB, dC))
+            da = da[0] if plan.slices == 1 else da.sum(0)
         d_initial = None if ctx.initial_type is None else d_initial.to(ctx.initial_type)
         return dx, da.to(log_a.dtype), dB, dC, d_initial, None, None, None, None
 
 
-def _over_heads(slabs: Tensor, groups: int, alone: bool) -> Tensor:
-    """Sum a gradient over slices of values and over the heads that share a group."""
-    return slabs[0] if alone else slabs.unflatten(3, (groups, -1)).sum((0, 4))
+def _over_heads(parts: Tensor, groups: int) -> Tensor:
+    """Sum a gradient over slices of values and over the heads that share a group, in float32."""
+    slices, _, _, heads, _ = parts.shape
+    return parts[0] if slices == 1 and heads == groups else parts.unflatten(3, (groups, -1)).sum((0, 4))
 
 
 class _Plan:
