@@ -27,6 +27,7 @@ from teachers.teacher import Teacher
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
+CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
 CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
 
 
@@ -104,7 +105,7 @@ def make_plan(recipe: Recipe) -> Plan:
         flops += options.tokens * 2 * (sizes["teacher"] + (3 * sizes["student"] if whole else 3 * mixers))
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
-    return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout))
+    return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout, config.model_type))
 
 
 def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
@@ -134,11 +135,11 @@ def teacher_config(recipe: Recipe):
         raise UserError(f"teacher: {error}") from error
 
 
-def _exports(layout: Layout) -> str:
+def _exports(layout: Layout, family: str) -> str:
     kinds = {options["mixer"] for options in layout.mixers.values()}
     windows = any("window" in options for options in layout.mixers.values())
     kept = len(layout.converted) < len(layout.pattern)
-    if kinds == {"mamba2"} and not windows and kept:
+    if kinds == {"mamba2"} and not windows and kept and family in CONTAINED:
         return f"portable; its layers also fit {CONTAINERS['mamba2']}"
     return "portable"
 
