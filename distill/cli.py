@@ -141,13 +141,14 @@ def bench(
     json: Json = None,
     configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
     first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other people's kernels too, where installed.")] = True,
 ) -> None:
     """Time the kernels on this GPU, beside their references and the peers that are installed."""
     from distill.bench import all_right, table
     from distill.bench import run as run_bench
 
     _check_writable(json)
-    result = run_bench(ops or [], configs=configs, first_only=first)
+    result = run_bench(ops or [], configs=configs, first_only=first, peers=peers)
     _console(json).print(table(result))
     _write_json(json, result)
     if not all_right(result):

@@ -105,7 +105,9 @@ def make_plan(recipe: Recipe) -> Plan:
         flops += options.tokens * 2 * (sizes["teacher"] + (3 * sizes["student"] if whole else 3 * mixers))
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
-    return Plan(layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout, config.model_type))
+    return Plan(
+        layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout, config.model_type)
+    )
 
 
 def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:

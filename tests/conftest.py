@@ -29,8 +29,13 @@ SAMPLES = {"matrix": lambda cases: max(6, cases // 5), "faults": lambda cases: 3
 
 def pytest_configure(config):
     """Tests of the `gpu` marker, asked for by name, cannot pass by being skipped."""
-    if "gpu" in (config.getoption("-m") or "") and not torch.cuda.is_available():
+    if _asked(config, "gpu") and not torch.cuda.is_available():
         pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
+
+
+def _asked(config, marker):
+    expression = config.getoption("-m") or ""
+    return marker in expression and f"not {marker}" not in expression
 
 
 def pytest_collection_modifyitems(config, items):
@@ -38,7 +43,7 @@ def pytest_collection_modifyitems(config, items):
     groups = {}
     for item in items:
         for marker in SAMPLES:
-            if item.get_closest_marker(marker) and marker not in (config.getoption("-m") or ""):
+            if item.get_closest_marker(marker) and not _asked(config, marker):
                 groups.setdefault((marker, item.function), []).append(item)
     dropped = set()
     for (marker, _), cases in groups.items():

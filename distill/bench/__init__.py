@@ -19,8 +19,11 @@ from distill.run_dir import versions
 DTYPE = torch.bfloat16
 
 
-def run(names: list[str], configs: bool = False, first_only: bool = False) -> dict:
+def run(names: list[str], configs: bool = False, first_only: bool = False, peers: bool = True) -> dict:
     """Measure these ops ("ops" means all): every case, and with `configs` every shipped tile configuration.
+
+    Args:
+        first_only: only each op's first case. peers: other people's kernels too, where their packages import.
 
     Returns:
         the GPU, versions, ceilings and one row an (op, case, implementation); a row whose check failed has no times.
@@ -39,20 +42,20 @@ def run(names: list[str], configs: bool = False, first_only: bool = False) -> di
     for name in names:
         op = OPS[name]
         for case in op.cases[: 1 if first_only else None]:
-            for row in _rows(name, op, case, top, configs):
+            for row in _rows(name, op, case, top, configs, peers):
                 rows.append(row)
                 print(line(row), flush=True)
     return {"gpu": torch.cuda.get_device_name(), "versions": versions(), "ceilings": top._asdict(), "rows": rows}
 
 
-def _rows(name: str, op: Op, case, top: Ceilings, configs: bool) -> Iterator[dict]:
+def _rows(name: str, op: Op, case, top: Ceilings, configs: bool, peers: bool) -> Iterator[dict]:
     known = {"op": name, "case": _label(case)}
     choices = op.configs(case, DTYPE) if configs else op.configs(case, DTYPE)[:1]
     for index, config in enumerate(choices):
         label = "triton" if index == 0 else f"triton {tuple(config) if isinstance(config, tuple) else config}"
         yield known | {"by": label} | _one(op, forced(op.kernel(), **op.force(config)), case, top, own=True)
     yield known | {"by": "reference"} | _one(op, op.reference, case, top, check=False, graph=False)
-    for peer, load in PEERS.get(name, {}).items():
+    for peer, load in (PEERS.get(name, {}) if peers else {}).items():
         try:
             function = load(case)
         except ImportError:

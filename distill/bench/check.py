@@ -45,7 +45,7 @@ def _with_gradients(function, leaves, fixed, directions):
     if not differentiable:
         return outputs, {}
     if directions is None:
-        directions = {name: torch.randn_like(part, dtype=torch.float32) for name, part in differentiable.items()}
+        directions = {name: _direction(part) for name, part in differentiable.items()}
     loss = sum(
         (part.to(_wide(part)) * directions[name].to(_wide(part))).sum()
         for name, part in differentiable.items()
@@ -54,6 +54,11 @@ def _with_gradients(function, leaves, fixed, directions):
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     named = {f"gradient of {name}": part for name, part in zip(leaves, gradients, strict=True) if part is not None}
     return {name: part.detach() for name, part in outputs.items()} | named, directions
+
+
+def _direction(output: Tensor) -> Tensor:
+    """What an output is weighted with: random, but 1 for a single number, which half precision may not survive shrinking."""
+    return torch.randn_like(output, dtype=torch.float32) if output.dim() else torch.ones((), device=output.device)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

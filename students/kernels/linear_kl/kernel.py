@@ -59,7 +59,7 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
     head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight, rows, block = rest
     time, vocabulary = hidden.shape[0], weight.shape[0]
     stride = triton.cdiv(vocabulary, 16) * 16  # rows of logits begin at aligned addresses
-    rows = min(time, rows or max(128, BYTES // (2 * dtype.itemsize * stride) // 128 * 128))
+    rows = min(max(time, 1), rows or max(128, BYTES // (2 * dtype.itemsize * stride) // 128 * 128))
     h, w, th, tw = (part.to(dtype) for part in (hidden, weight, teacher_hidden, teacher_head.weight))
     weights = weights.float() / weights.float().sum().clamp_min(torch.finfo(torch.float32).tiny)
     student, teacher = (torch.empty((rows, stride), dtype=dtype, device=h.device)[:, :vocabulary] for _ in range(2))
