@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 import yaml
 
 import distill
@@ -19,6 +20,15 @@ def hashes(folder):
     """Every file below a folder, and the hash of what it holds."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """These models are tiny, and threads would wait for each other where the suite already takes every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
