@@ -4,8 +4,10 @@ import hashlib
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 
 import pytest
+import torch
 import yaml
 
 import distill
@@ -21,6 +23,23 @@ def hashes(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@contextmanager
+def one_thread():
+    """These models are tiny, and threads would wait for each other where the suite already takes every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def each_in_one_thread():
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="session")
 def made_place(tmp_path_factory, tiny_teacher, text_files):
     """A recipe, its finished run, an export, and a second recipe whose run stopped in the middle of align."""
@@ -30,11 +49,13 @@ def made_place(tmp_path_factory, tiny_teacher, text_files):
     (folder / "tiny.yaml").write_text(yaml.safe_dump(entries))
     short = entries | {"name": "short", "stages": [stages[0], {"align": {"tokens": 256, "lr": 1e-3}}]}
     (folder / "short.yaml").write_text(yaml.safe_dump(short))
-    finished = distill.run(folder / "short.yaml", runs=folder / "runs")
+    with one_thread():
+        finished = distill.run(folder / "short.yaml", runs=folder / "runs")
     distill.export(finished.path, out=folder / "out")
     half = entries | {"name": "half", "stages": [stages[0], {"align": {"tokens": 768, "lr": 1e-3}}]}
     (folder / "half.yaml").write_text(yaml.safe_dump(half))
-    _stop_after(3, folder / "half.yaml", folder / "runs")
+    with one_thread():
+        _stop_after(3, folder / "half.yaml", folder / "runs")
     finished.path.rename(folder / "runs" / "finished")
     (folder / "runs" / f"half-{check(half, 'half.yaml').fingerprint}").rename(folder / "runs" / "stopped")
     return folder
