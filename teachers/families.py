@@ -107,7 +107,7 @@ def family_of(config, reference: str) -> Family:
     if family.since and Version(transformers.__version__) < Version(family.since):
         raise ValueError(
             f"{reference} is a {model_type!r} model, which needs transformers >= {family.since}; this is "
-            f"{transformers.__version__}: pip install --upgrade transformers"
+            f"{transformers.__version__}: upgrade it"
         )
     for entry, value, why in family.refused:
         if getattr(config, entry, None) == value:

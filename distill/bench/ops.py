@@ -104,15 +104,15 @@ def _kl_draw(case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], 
     return leaves, fixed | {"weights": torch.ones_like(fixed["weights"])}
 
 
-def _kernel_configs(op: str, width: Callable) -> Callable:
-    return lambda case, dtype: import_module(f"students.kernels.{op}.kernel").configs(dtype, width(case))
+def _kernel(op: str):
+    return import_module(f"students.kernels.{op}.kernel")
 
 
 OPS = {
     "ssd": Op(
         scan.BENCH, scan.draw, reference_ssd, "students.kernels.ssd.kernel:ssd", _scan_work,
         small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
-        configs=_kernel_configs("ssd", lambda case: case.n), without=("initial_state",),
+        configs=lambda case, dtype: _kernel("ssd").configs(dtype, case.n, case.p), without=("initial_state",),
     ),
     "ssd_step": Op(
         scan.BENCH_STEP, scan.draw_step, reference_step, "students.kernels.ssd.kernel:ssd_step", _step_work,
@@ -121,18 +121,18 @@ OPS = {
     "causal_conv": Op(
         conv.BENCH, conv.draw, reference_conv, "students.kernels.causal_conv.kernel:causal_conv", _conv_work,
         small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
-        configs=lambda case, dtype: import_module("students.kernels.causal_conv.kernel").CONFIGS, without=("initial",),
+        configs=lambda case, dtype: _kernel("causal_conv").CONFIGS, without=("initial",),
     ),
     "matrix_orientation": Op(
         orientation.BENCH, orientation.draw, reference_error,
         "students.kernels.matrix_orientation.kernel:orientation_error", _orientation_work,
         small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
-        configs=_kernel_configs("matrix_orientation", lambda case: max(case.d, case.n)),
+        configs=lambda case, dtype: _kernel("matrix_orientation").configs(dtype, max(case.d, case.n)),
     ),
     "linear_kl": Op(
         kl.BENCH, _kl_draw, reference_kl, "students.kernels.linear_kl.kernel:linear_kl", _kl_work,
         small=lambda case: case._replace(t=300, v=min(case.v, 9000), d=256, e=256),
-        configs=lambda case, dtype: list(import_module("students.kernels.linear_kl.kernel").BLOCKS), without=("bias",),
+        configs=lambda case, dtype: list(_kernel("linear_kl").BLOCKS), without=("bias",),
         call=kl.call, force_as="block",
     ),
 }  # fmt: skip

@@ -128,8 +128,6 @@ class Imitate(Stage):
             adapters.targets(student, options.lora.targets)
             if options.lora.save == "adapters" and not last:
                 raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
-        elif "lora" in options.model_fields_set:
-            raise ValueError(f"lora is given, but train is {options.train!r}: it has no effect; set train: lora")
 
     @classmethod
     def roles(cls, student: nn.Module, options: "Imitate.Options") -> set[str]:

@@ -22,6 +22,15 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
+# What was compared with float64 on a GPU (LOG.md). Other types run on the reference unless Triton is asked for by name.
+CHECKED = {
+    "ssd": (torch.bfloat16, torch.float32),
+    "ssd_step": (torch.bfloat16,),
+    "causal_conv": (torch.bfloat16,),
+    "causal_conv_step": (),
+    "matrix_orientation": (torch.bfloat16,),
+    "linear_kl": (torch.bfloat16,),
+}
 
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
@@ -58,10 +67,23 @@ class Deferred:
         return next((name for name in ("triton", self.module) if not _is_installed(name)), None)
 
 
-def pick(op: str, implementations: Mapping[str, Callable], example: Tensor, refusal: str | None = None) -> Callable:
+def compute_type(example: Tensor) -> torch.dtype:
+    """The type that an op which heeds autocast computes in."""
+    kind = example.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else example.dtype
+
+
+def pick(
+    op: str,
+    implementations: Mapping[str, Callable],
+    example: Tensor,
+    refusal: str | None = None,
+    computes: torch.dtype | None = None,
+) -> Callable:
     """The implementation of `op` for a tensor like `example`; the log names each choice once.
 
-    `refusal` says why the Triton kernel cannot serve this call, None where it can.
+    `refusal` says why the Triton kernel cannot serve this call, None where it can. `computes` is the type it would compute
+    in, where that is not the example's.
 
     Raises:
         ValueError: a back end was asked for by name and does not exist, or cannot serve this call.
@@ -73,6 +95,10 @@ def pick(op: str, implementations: Mapping[str, Callable], example: Tensor, refu
     if name != "reference":
         reason = _why_not_triton(implementations, example) or refusal
     if name == "auto":
+        kind = computes or example.dtype
+        if reason is None and kind not in CHECKED.get(op, TYPES):
+            kind = str(kind).removeprefix("torch.")
+            reason = f"its kernel has not been checked in {kind} on a GPU; DISTILL_KERNELS=triton runs it"
         name = "triton" if reason is None and example.is_cuda else "reference"
     elif reason is not None:
         raise ValueError(f"{op} cannot run on its triton implementation: {reason}")

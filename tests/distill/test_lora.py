@@ -80,7 +80,7 @@ def test_recipes_with_useless_lora_are_refused_before_anything_runs(tiny_recipe)
         return str(error.value)
 
     assert "stages.imitate: lora.targets: 'in_proj' means" in refused(train="lora", lora={"targets": ["in_proj"]})
-    assert "train is 'all': it has no effect; set train: lora" in refused(train="all", lora={"rank": 4})
+    assert "lora is given, but train is 'all'; set train: lora, or leave lora out" in refused(train="all", lora={"rank": 4})
     assert "a stage follows that would train on top" in refused(train="lora", lora={"save": "adapters"})
 
 

@@ -1,6 +1,7 @@
 """Every row of the table: attention recomputed from `attention_weights` is the module's; observing changes nothing."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ def test_an_unknown_family_is_refused():
 def test_transformers_too_old_for_a_family_is_refused(monkeypatch):
     from transformers import FalconConfig
 
-    monkeypatch.setattr("transformers.__version__", "5.17.0")
+    monkeypatch.setattr("teachers.families.transformers", SimpleNamespace(__version__="5.17.0"))
     with pytest.raises(ValueError, match=r"'falcon' model, which needs transformers >= 5.24; this is 5.17.0"):
         family_of(FalconConfig(), "tiiuae/falcon-7b")
 

@@ -209,5 +209,5 @@ def test_without_gguf_the_error_says_what_to_install(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ImportError, match="pip install gguf"):
+    with pytest.raises(ImportError, match=r"pip install 'distill-hybrids\[gguf\]'"):
         teachers.load(str(tmp_path / "some.gguf"))

@@ -34,4 +34,5 @@ def causal_conv(
     if initial is not None and initial.shape[1] != weight.shape[1] - 1:
         raise ValueError(f"initial holds {initial.shape[1]} tokens, but a width of {weight.shape[1]} needs one fewer")
     refusal = f"a width of {weight.shape[1]} is none of {TRITON_WIDTHS}" if weight.shape[1] not in TRITON_WIDTHS else None
-    return pick("causal_conv", IMPLEMENTATIONS, x, refusal)(x, weight, bias, activation, documents, initial)
+    op = "causal_conv" if x.shape[1] > 1 else "causal_conv_step"
+    return pick(op, IMPLEMENTATIONS, x, refusal)(x, weight, bias, activation, documents, initial)

@@ -25,7 +25,7 @@ class Config(NamedTuple):
     warps: int
 
 
-CONFIGS = [Config(16, 64, 16, 4), Config(32, 64, 8, 4), Config(16, 128, 16, 4)]  # the default first
+CONFIGS = [Config(32, 64, 8, 4), Config(16, 64, 16, 4), Config(16, 128, 16, 4)]  # the default first
 
 
 def causal_conv(x, weight, bias, activation, documents, initial, config: Config | None = None) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import Deferred, compute_type, pick
 from students.kernels.linear_kl.reference import DIVERGENCES
 from students.kernels.linear_kl.reference import linear_kl as reference_kl
 from students.shapes import Float, Int
@@ -53,5 +53,5 @@ def linear_kl(
         raise ValueError(f"divergence {divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
     if ce_weight and targets is None:
         raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
-    run = pick("linear_kl", IMPLEMENTATIONS, hidden)
+    run = pick("linear_kl", IMPLEMENTATIONS, hidden, computes=compute_type(hidden))
     return run(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)

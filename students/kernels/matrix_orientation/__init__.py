@@ -9,7 +9,7 @@ both within documents, and the op returns sum (A - M)^2, so that memory grows wi
 
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import Deferred, compute_type, pick
 from students.kernels.matrix_orientation.reference import orientation_error as reference_error
 from students.shapes import Float, Int
 
@@ -17,7 +17,7 @@ IMPLEMENTATIONS = {
     "reference": reference_error,
     "triton": Deferred("students.kernels.matrix_orientation.kernel", "orientation_error"),
 }
-WIDEST = 256  # heads or states that the Triton kernels serve
+WIDEST = 128  # heads or states that the Triton kernels serve: wider tiles have not been checked on a GPU
 
 
 def orientation_error(
@@ -53,5 +53,5 @@ def orientation_error(
         raise ValueError(f"{heads} query heads cannot share {keys} key heads: {heads} % {keys} != 0")
     wide = max(q.shape[3], C.shape[3])
     refusal = f"heads or states {wide} wide are wider than {WIDEST}" if wide > WIDEST else None
-    run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal)
+    run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal, compute_type(C))
     return run(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag)

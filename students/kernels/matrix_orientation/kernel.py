@@ -38,14 +38,12 @@ class Config(NamedTuple):
 
 # By the widest head or state each may serve; the first is the default, and tests check all on a GPU against float64.
 CONFIGS_16 = {
-    64: [Config(128, 64, 8, 3), Config(64, 64, 4, 3), Config(128, 128, 8, 2)],
+    64: [Config(64, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 128, 8, 2)],
     128: [Config(128, 64, 8, 2), Config(64, 64, 4, 2)],
-    256: [Config(64, 32, 4, 1), Config(128, 32, 8, 1)],
 }
 CONFIGS_32 = {
     64: [Config(64, 32, 4, 2)],
     128: [Config(64, 32, 4, 1)],
-    256: [Config(32, 16, 4, 1)],
 }
 
 

@@ -38,11 +38,12 @@ class Config(NamedTuple):
 
 
 # By the widest tile of states that each may serve; the first is the default, and tests check all on a GPU against float64.
-# A tile 64 rows high is one warpgroup's: 8 warps would compute it twice.
+# A tile 64 rows high is one warpgroup's: 8 warps would compute it twice. Chunks of 64 with slices of 32 are missing above 64
+# states: Triton 3.6 compiles them to illegal memory accesses on Hopper, at 4 and 8 warps, at 1 and 2 stages.
 CONFIGS_16 = {
     64: [Config(64, 64, 4, 3, 4, 2), Config(64, 64, 4, 2, 4, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
-    128: [Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(64, 32, 4, 2, 4, 1)],
-    256: [Config(64, 32, 8, 1, 8, 1), Config(32, 32, 8, 2, 8, 1)],
+    128: [Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
+    256: [Config(32, 32, 8, 2, 8, 1), Config(32, 32, 8, 1, 8, 1)],
 }
 CONFIGS_32 = {  # 4-byte inputs
     64: [Config(32, 32, 4, 2, 4, 1)],
@@ -51,15 +52,17 @@ CONFIGS_32 = {  # 4-byte inputs
 }
 
 
-def configs(dtype: torch.dtype, states: int) -> list[Config]:
-    """The shipped configurations for inputs of this type and this many states, the default first."""
+def configs(dtype: torch.dtype, states: int, values: int) -> list[Config]:
+    """The shipped configurations for inputs of this type and heads of these widths, the default first."""
     table = CONFIGS_16 if dtype.itemsize == 2 else CONFIGS_32
-    return next(choices for widest, choices in table.items() if states <= widest)
+    choices = next(choices for widest, choices in table.items() if states <= widest)
+    narrow = states > 64 and launch.tile(values) < 64  # a slice is no wider than its head
+    return [config for config in choices if not (narrow and config.chunk == 64)]
 
 
 def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
     """See `students.kernels.ssd.ssd`. A configuration and a number of segments may be forced (tests, benchmarks)."""
-    config = config or configs(x.dtype, B.shape[3])[0]
+    config = config or configs(x.dtype, B.shape[3], x.shape[3])[0]
     runs = None if documents is None else number_runs(documents).to(torch.int32)
     B, C = B.to(x.dtype), C.to(x.dtype)
     keep = torch.is_grad_enabled() and any(
