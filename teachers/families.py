@@ -89,8 +89,8 @@ FAMILIES = {
     "olmo2": Family("OLMo 2", norm="rms_wide"),
     "stablelm": Family("StableLM 2", norms=("q_layernorm", "k_layernorm"), norm="layer", documents="positions"),
     "cohere": Family("Command R, Aya 23", norm="layer", rope="pairs"),
-    "mixtral": Family("Mixtral", note="mixture of experts: the experts and their router stay as they are"),
-    "qwen3_moe": Family("Qwen3 MoE", note="mixture of experts: the experts and their router stay as they are"),
+    "mixtral": Family("Mixtral", note="mixture of experts: only the attention is converted"),
+    "qwen3_moe": Family("Qwen3 MoE", note="mixture of experts: only the attention is converted"),
 }
 
 

@@ -56,6 +56,8 @@ def test_a_conversion(name, mixer, tmp_path):
     teacher, batch = tiny_teacher(name), text()
     student, transfers = build(teacher, Layout.over(2, "AM", {"M": MIXERS[mixer]}))
     run_stages(teacher, student, transfers, batch)
+    kept, now = teacher.model.state_dict(), student.state_dict()
+    assert all(torch.equal(now[key], kept[key]) for key in kept.keys() & now.keys())  # experts, norms, embeddings ...
     check_documents(student, batch)
     check_generation(student)
     before = student(batch.ids).logits
