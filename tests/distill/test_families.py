@@ -62,7 +62,10 @@ def test_a_conversion(name, mixer, tmp_path):
     check_generation(student)
     before = student(batch.ids).logits
     student.save_pretrained(tmp_path)
-    assert torch.equal(students.load(tmp_path).eval()(batch.ids).logits, before)
+    again = students.load(tmp_path).eval()
+    assert all(torch.equal(tensor, now[key]) for key, tensor in again.state_dict().items())
+    # to the last bit but for mixtures of experts, whose grouped product rounds by where its weights lie in memory
+    assert torch.allclose(again(batch.ids).logits, before, atol=1e-6, rtol=1e-6)
 
 
 def run_stages(teacher, student, transfers, batch):
