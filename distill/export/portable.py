@@ -2,7 +2,8 @@
 
 It holds the student's config and safetensors, and as modelling code the files of `students/` themselves, flattened: every
 `from students.a.b import c` becomes `from .students_a_b import c`, and the shape annotations become plain `object`s, so that
-only torch and transformers are needed. One small file names the family's classes for `auto_map`.
+only torch and transformers are needed. Triton kernels come along and are imported where Triton is and a GPU asks for them.
+One small file names the family's classes for `auto_map`.
 """
 
 import json
@@ -19,6 +20,11 @@ MARKER = ".exported-by-distill"
 CODE = "modeling_distill"
 IMPORT = re.compile(r"^([ \t]*)from (students[\w.]*) import ", re.MULTILINE)
 TARGET = re.compile(r'"(students[\w.]*):')  # an entry of a table of classes
+KERNEL = re.compile(r'Deferred\("(students[\w.]*)", "(\w+)"\)')
+MODULE_IMPORT = re.compile(
+    r"^from (students[\w.]*) import (\w+)$", re.MULTILINE
+)  # of a module, where there is a file of that name
+TRITON = re.compile(r"^import triton\nimport triton\.language as tl$", re.MULTILINE)
 FLAT_TARGET = re.compile(r'"\.(students\w*):(\w+)"')
 
 SHAPES = '''"""Shape annotations, unchecked here: `Float[Tensor, "b t d"]` is any object."""
@@ -31,6 +37,12 @@ class _Anything:
 
 Bool = Float = Int = _Anything
 '''
+
+GUARDED = """try:  # transformers refuses to load a folder whose plain imports are not installed
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("the kernels need Triton; without it the references run") from error"""
 
 ENTRY = '''"""The classes that config.json's auto_map names; made from transformers' {family} classes."""
 
@@ -96,11 +108,31 @@ def flattened() -> dict[str, str]:
         module = waiting.pop()
         if module in files:
             continue
-        source = _source_of(module)
-        waiting += [match[2] for match in IMPORT.finditer(source)] + TARGET.findall(source)
-        source = IMPORT.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", source)
-        files[module] = TARGET.sub(lambda match: f'".{_flat(match[1])}:', source)
+        source, needed = _flat_source(_source_of(module))
+        waiting += needed
+        files[module] = source
     return {f"{_flat(module)}.py": text for module, text in files.items()}
+
+
+def _flat_source(source: str) -> tuple[str, list[str]]:
+    """One file for a flat folder, and the modules it needs."""
+    late = [f"{package}.{name}" for package, name in MODULE_IMPORT.findall(source) if _is_module(f"{package}.{name}")]
+    for module in late:
+        package, _, name = module.rpartition(".")
+        source = source.replace(f"from {package} import {name}\n", f"from . import {_flat(module)} as {name}\n")
+    late += [module for module, _ in KERNEL.findall(source)]
+    needed = late + [match[2] for match in IMPORT.finditer(source)] + TARGET.findall(source)
+    source = IMPORT.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", source)
+    source = TARGET.sub(lambda match: f'".{_flat(match[1])}:', source)
+    source = KERNEL.sub(lambda match: f'Deferred(".{_flat(match[1])}", "{match[2]}", __package__)', source)
+    source = TRITON.sub(GUARDED, source)
+    for module in sorted(set(late)):  # transformers copies the files that it finds in import statements
+        source += f"\nif False:\n    from .{_flat(module)} import *  # noqa\n"
+    return source, needed
+
+
+def _is_module(name: str) -> bool:
+    return Path(students.__file__).parent.joinpath(*name.split(".")[1:]).with_suffix(".py").is_file()
 
 
 def _source_of(module: str) -> str:

@@ -56,15 +56,15 @@ def backend(name: str) -> Iterator[None]:
 class Deferred:
     """A function of a module that is imported at its first call: Triton is not loaded, or needed, before."""
 
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
+    def __init__(self, module: str, name: str, package: str | None = None) -> None:
+        self.module, self.name, self.package = module, name, package  # a package where the module is named relatively
 
     def __call__(self, *arguments, **options):
-        return getattr(import_module(self.module), self.name)(*arguments, **options)
+        return getattr(import_module(self.module, self.package), self.name)(*arguments, **options)
 
     def missing(self) -> str | None:
-        """The first of what it needs that is not installed. A portable export of a student leaves the kernels out."""
-        return next((name for name in ("triton", self.module) if not _is_installed(name)), None)
+        """The first of what it needs that is not installed."""
+        return next((name for name in ("triton", self.module) if not _is_installed(name, self.package)), None)
 
 
 def compute_type(example: Tensor) -> torch.dtype:
@@ -123,8 +123,8 @@ def _why_not_triton(implementations: Mapping[str, Callable], example: Tensor) ->
 
 
 @cache
-def _is_installed(module: str) -> bool:
+def _is_installed(module: str, package: str | None) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(module, package) is not None
     except ModuleNotFoundError:  # nor is the package it would be in
         return False
