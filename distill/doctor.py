@@ -10,7 +10,8 @@ from rich.table import Table
 
 from distill import __version__
 from distill.run_dir import versions
-from teachers.gguf import cache_folder
+from students.kernels import CHECKED
+from teachers.source import cache_folder
 
 OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl")
 OPTIONAL = {
@@ -38,12 +39,25 @@ def findings() -> dict[str, str]:
     found["devices"] = ", ".join(_devices())
     found["bfloat16"] = "on the GPU" if torch.cuda.is_available() else "in float32 on this CPU (precision: auto)"
     for op in OPS:
-        found[f"op {op}"] = ", ".join(import_module(f"students.kernels.{op}").IMPLEMENTATIONS)
+        found[f"op {op}"] = _runs(op)
     found["cache"] = str(cache_folder())
     for package, purpose in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
             found[f"missing {package}"] = purpose
     return found
+
+
+def _runs(op: str) -> str:
+    """The implementation that serves an op here."""
+    kernel = import_module(f"students.kernels.{op}").IMPLEMENTATIONS.get("triton")
+    if kernel is None:
+        return "reference (PyTorch)"
+    if not torch.cuda.is_available():
+        return "reference (PyTorch); a Triton kernel on a GPU"
+    if kernel.missing() is not None:
+        return f"reference (PyTorch): {kernel.missing()} is not installed"
+    types = ", ".join(str(kind).removeprefix("torch.") for kind in CHECKED[op])
+    return f"a Triton kernel in {types}, the reference (PyTorch) otherwise"
 
 
 def _devices() -> list[str]:
