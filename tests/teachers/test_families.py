@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import teachers
 from distill.recipe import shipped_folder
 from distill.stages.stage import head_of
 from students.kernels.linear_kl.reference import logits_of
 from teachers.families import FAMILIES, family_of
 from teachers.weights import AttentionWeights, LogitRules
-from tests.teachers.tiny import ALL, CHECKPOINTS, EVERY, supported, tiny_teacher
+from tests.teachers.tiny import ALL, CHECKPOINTS, EVERY, supported, tiny_model, tiny_teacher
 
 AS_PUBLISHED = [(name, {}) for name in EVERY]
 BIASED = [(CHECKPOINTS[family][0], {"attention_bias": True}) for family in ("llama", "granite", "qwen3", "olmo2", "cohere")]
@@ -162,3 +163,15 @@ def test_the_readme_lists_the_rows():
     header, *rows = listed
     assert header.startswith("| `model_type`")
     assert rows == [f"| `{name}` | {row.examples} | {row.note} |" for name, row in FAMILIES.items()]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_loaded_from_a_folder(name, tokenizer, tmp_path):
+    model = tiny_model(name, vocab_size=384)  # some tokenizer classes add a token
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    teacher = teachers.load(str(tmp_path))
+    ids = torch.randint(0, 320, (1, 12))
+    assert torch.allclose(teacher.model(ids).logits, model(ids).logits, atol=1e-5)
+    assert teacher.config._attn_implementation == model.config._attn_implementation
+    assert teacher.family == FAMILIES[model.config.model_type]
