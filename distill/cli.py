@@ -207,7 +207,6 @@ def entry() -> None:
 
 def _quiet_libraries() -> None:
     """Our own progress is enough; downloads and preparations show theirs on a terminal, and draw no bars into a file."""
-    import datasets
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -217,7 +216,6 @@ def _quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     if not sys.stderr.isatty():
         disable_progress_bars()
-        datasets.disable_progress_bars()
 
 
 def _console(json: Path | None):

@@ -18,7 +18,7 @@ from distill.evaluate.fidelity import Heldout
 from distill.memory import enough_memory, ran_out
 from distill.prepare import prepare
 from distill.recipe import Recipe
-from teachers.gguf import cache_folder
+from teachers.source import cache_folder
 from teachers.teacher import Teacher
 
 

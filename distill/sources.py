@@ -57,9 +57,7 @@ def streams(sources: Sequence[Text], files: Sequence[list[str]], seed: int, wher
 def _stream(tables: Sequence, seed: int, where: str) -> Stream:
     import datasets
 
-    if any(
-        isinstance(table, datasets.IterableDataset) for table in tables
-    ):  # what streams cannot be joined to what does not
+    if any(isinstance(table, datasets.IterableDataset) for table in tables):  # and cannot be joined to what is none
         tables = [t if isinstance(t, datasets.IterableDataset) else t.to_iterable_dataset() for t in tables]
     joined = datasets.concatenate_datasets(tables)
 

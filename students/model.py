@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from students.cache import MixerState
 from students.config import Layout, Place, Shapes, from_dict, to_dict
-from students.kernels.documents import marked_positions, positions
+from students.kernels.documents import marked_positions, positions, restarts
 from students.mixers.mixer import Mixer
 from students.shapes import Float, Int
 from students.slot import MixerSlot
@@ -138,9 +138,7 @@ def _refuse_right_padding(attention_mask: Int[Tensor, "b s"], past: Cache) -> No
 
 def _packed(position_ids: Int[Tensor, "rows t"], batch: int) -> Int[Tensor, "b t"] | None:
     """Documents, from positions that start again; None where they never do."""
-    starts = torch.zeros_like(position_ids)
-    starts[:, 1:] = (position_ids.diff(dim=1) != 1).long()
-    documents = starts.cumsum(1)
+    documents = restarts(position_ids)
     return documents.expand(batch, -1) if bool(documents[:, -1].any()) else None
 
 

@@ -48,10 +48,12 @@ class Initialise(Stage):
 
     @torch.no_grad()
     def _constants(self, calibration: Calibration) -> None:
-        batch = next(iter(calibration(self.options.tokens)))
-        for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted, qkv=True):
+        batch, layers = next(iter(calibration(self.options.tokens))), self.student.layout.converted
+        normed = any(self.teacher.logit_rules(layer).norm for layer in layers)  # q, k and v of all layers take memory
+        for seen in self.teacher.observe(batch.ids, batch.positions, layers, qkv=normed):
             mixer, record = self.student.mixers[seen.layer], self.transfers[seen.layer]
-            mixer.match_norms(seen.input, seen.q, seen.k, record)
+            if normed:
+                mixer.match_norms(seen.input, seen.q, seen.k, record)
             mixer.calibrate(seen.input, record)
 
     @torch.no_grad()

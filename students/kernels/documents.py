@@ -32,6 +32,13 @@ def same_run(queries: Int[Tensor, "b q"], keys: Int[Tensor, "b k"]) -> Bool[Tens
     return queries[:, :, None] == keys[:, None, :]
 
 
+def restarts(positions: Int[Tensor, "rows t"]) -> Int[Tensor, "rows t"]:
+    """Number documents by their positions: where they do not go on by one, the next begins."""
+    starts = torch.zeros_like(positions)
+    starts[:, 1:] = (positions.diff(dim=1) != 1).to(positions.dtype)
+    return starts.cumsum(1)
+
+
 PADDING = -1  # the position, and the document, of a token that is none
 
 
@@ -48,13 +55,10 @@ def marked_positions(
 
 
 def documents_of(positions: Int[Tensor, "rows t"], batch: int, continued: bool) -> Int[Tensor, "b t"]:
-    """The reverse of `marked_positions`: padding is -1; where positions do not go on by one, a new document begins.
+    """The reverse of `marked_positions`: padding is -1; documents are told apart by `restarts`.
 
     continued: the tokens go on with a cache, whose rows hold one document each.
     """
     positions = positions.expand(batch, -1)
-    documents = torch.zeros_like(positions)
-    if not continued:
-        documents[:, 1:] = (positions.diff(dim=1) != 1).to(positions.dtype)
-        documents = documents.cumsum(1)
+    documents = torch.zeros_like(positions) if continued else restarts(positions)
     return torch.where(positions < 0, torch.full_like(documents, PADDING), documents)
