@@ -195,7 +195,7 @@ def test_causal_conv(case, carried):
     if not carried:
         del leaves["initial"]
         fixed["initial"] = None
-    run = forced(conv_kernel.causal_conv, config=conv_kernel.Config(16, 16, 2, 4))
+    run = forced(conv_kernel.causal_conv, config=conv_kernel.Config(4, 16, 2, 3, 1))
     check(relative_errors(run, causal_conv.reference_conv, leaves, fixed))
 
 

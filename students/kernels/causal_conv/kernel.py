@@ -1,7 +1,9 @@
 """The causal convolution in Triton: forward, backward in one pass over the tensors, and one token at a time.
 
-A program handles a tile of tokens and channels, channels contiguous. Shifted tiles of the same rows come out of the cache.
-The backward pass makes the pre-activation again: a token's gradient needs it at the w - 1 tokens after it too.
+A program walks along time for a block of channels, with the last w inputs in registers: every input is read and converted
+once (and by the program before for the first tokens of the next). Going backward it keeps the last w gradients before the
+activation as well, and the gradient of an input is complete when the walk has come w - 1 tokens further. A tile is so many
+tokens of the walk unrolled, so that their loads are in flight together.
 """
 
 from typing import NamedTuple, no_type_check
@@ -17,15 +19,22 @@ from students.kernels.documents import runs as number_runs
 
 
 class Config(NamedTuple):
-    """Tokens and channels of a tile, tiles a backward program goes through, warps."""
+    """Tokens and channels of a tile, tiles that a forward and a backward program go through, warps."""
 
     time: int
     channels: int
     tiles: int
+    back_tiles: int
     warps: int
 
 
-CONFIGS = [Config(32, 64, 8, 4), Config(16, 64, 16, 4), Config(16, 128, 16, 4)]  # the default first
+CONFIGS = [  # the default first
+    Config(16, 256, 2, 8, 1),
+    Config(16, 128, 2, 8, 1),
+    Config(8, 256, 4, 16, 1),
+    Config(32, 128, 1, 4, 1),
+    Config(16, 512, 2, 8, 2),
+]
 
 
 def causal_conv(x, weight, bias, activation, documents, initial, config: Config | None = None) -> tuple[Tensor, Tensor]:
@@ -74,15 +83,16 @@ class _Convolution(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         ctx.flags = {
             "W": weight.shape[1], "BIAS": bias is not None, "SILU": silu, "INITIAL": initial is not None,
-            "DOCS": runs is not None, "BT": config.time, "BC": config.channels, "num_warps": config.warps,
+            "DOCS": runs is not None, "TIME": config.time, "BC": config.channels, "num_warps": config.warps,
         }  # fmt: skip
         ctx.config = config
         ctx.save_for_backward(x, weight, bias, initial, runs)
-        grid = (triton.cdiv(channels, config.channels), triton.cdiv(time, config.time), batch)
+        grid = (triton.cdiv(channels, config.channels), triton.cdiv(time, config.time * config.tiles), batch)
         with launch.on(x):
             _forward[grid](
-                *_pointers(x, weight, bias, initial, runs), y, x.stride(0), x.stride(1), time, channels, **ctx.flags
-            )
+                *_pointers(x, weight, bias, initial, runs), y, x.stride(0), x.stride(1), time, channels,
+                TILES=config.tiles, **ctx.flags,
+            )  # fmt: skip
         return y
 
     @staticmethod
@@ -95,13 +105,13 @@ class _Convolution(torch.autograd.Function):
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         d_initial = None if initial is None else torch.empty(initial.shape, dtype=x.dtype, device=x.device)
         first = 0 if initial is None else 1 - width  # the tokens before the first have gradients too
-        spans = triton.cdiv(time - first, config.time * config.tiles)
+        spans = triton.cdiv(time - first, config.time * config.back_tiles)
         parts = torch.empty((batch, spans, width + 1, channels), dtype=torch.float32, device=x.device)
         grid = (triton.cdiv(channels, config.channels), spans, batch)
         with launch.on(x):
             _backward[grid](
                 *_pointers(x, weight, bias, initial, runs), dy, dx, dx if d_initial is None else d_initial, parts,
-                x.stride(0), x.stride(1), time, channels, first, TILES=config.tiles, **ctx.flags,
+                x.stride(0), x.stride(1), time, channels, first, TILES=config.back_tiles, **ctx.flags,
             )  # fmt: skip
         total = parts.sum((0, 1))
         d_weight = total[:width].t().to(weight.dtype)
@@ -119,25 +129,29 @@ def _pointers(x, weight, bias, initial, runs):
 
 @triton.jit
 @no_type_check
-def _inputs(x, initial, t, c, sxt, T, C, W: tl.constexpr, INITIAL: tl.constexpr):
-    """Rows t of x in float32; before the first token those of the tail, or zeros."""
-    here = (c < C)[None, :]
-    rows = t.to(tl.int64)[:, None]
-    v = tl.load(x + rows * sxt + c[None, :], mask=((t >= 0) & (t < T))[:, None] & here, other=0.0).to(tl.float32)
+def _if_within(t, first, end, C):
+    """How many channels there are at token t: all from `first` up to `end`, else none."""
+    return tl.where(t >= first, tl.where(t < end, C, 0), 0)
+
+
+@triton.jit
+@no_type_check
+def _input(x, initial, t, c, sxt, T, C, W: tl.constexpr, INITIAL: tl.constexpr):
+    """Token t of x in float32; before the first token those of the tail, or zeros."""
+    far = t.to(tl.int64)
+    v = tl.load(x + far * sxt + c, mask=c < _if_within(t, 0, T, C), other=0.0).to(tl.float32)
     if INITIAL:
-        before = ((t < 0) & (t > -W))[:, None] & here
-        v += tl.load(initial + (rows + (W - 1)) * C + c[None, :], mask=before, other=0.0).to(tl.float32)
+        v += tl.load(initial + (far + (W - 1)) * C + c, mask=c < _if_within(t, 1 - W, 0, C), other=0.0).to(tl.float32)
     return v
 
 
 @triton.jit
 @no_type_check
-def _ids(runs, t, T, DOCS: tl.constexpr):
-    """The run of each token; the tail belongs to the first, what lies beyond the end to none."""
-    run = t
+def _run(runs, t, T, DOCS: tl.constexpr):
+    """The run of token t; the tail belongs to the first, what lies beyond the end to none."""
     if DOCS:
-        run = tl.load(runs + tl.maximum(t, 0), mask=t < T, other=-1)
-    return run
+        return tl.load(runs + tl.maximum(t, 0), mask=t < T, other=-1)
+    return t
 
 
 @triton.jit
@@ -145,57 +159,100 @@ def _ids(runs, t, T, DOCS: tl.constexpr):
 def _within(v, run, own, DOCS: tl.constexpr):
     """v where both tokens are of one run, else zero."""
     if DOCS:
-        return tl.where((run == own)[:, None], v, 0.0)
+        return tl.where(run == own, v, 0.0)
     return v
 
 
 @triton.jit
 @no_type_check
-def _tap(weight, c, C, lag: tl.constexpr, W: tl.constexpr):
-    return tl.load(weight + c * W + (W - 1 - lag), mask=c < C, other=0.0).to(tl.float32)[None, :]
+def _taps(weight, bias, c, C, W: tl.constexpr, BIAS: tl.constexpr):
+    """The taps at lags 0 to 3 and the bias, in float32; the lags that do not exist repeat the first."""
+    w0 = tl.load(weight + c * W + (W - 1), mask=c < C, other=0.0).to(tl.float32)
+    w1 = tl.load(weight + c * W + (W - 2), mask=c < C, other=0.0).to(tl.float32)
+    w2, w3 = w0, w0
+    if W > 2:
+        w2 = tl.load(weight + c * W + (W - 3), mask=c < C, other=0.0).to(tl.float32)
+    if W > 3:
+        w3 = tl.load(weight + c * W, mask=c < C, other=0.0).to(tl.float32)
+    offset = w0 * 0.0
+    if BIAS:
+        offset = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    return w0, w1, w2, w3, offset
+
+
+@triton.jit
+@no_type_check
+def _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W: tl.constexpr, DOCS: tl.constexpr):
+    """A token's value before the activation, from inputs and runs at lags 0 to 3."""
+    out = offset + w0 * x0 + w1 * _within(x1, r1, r0, DOCS)
+    if W > 2:
+        out += w2 * _within(x2, r2, r0, DOCS)
+    if W > 3:
+        out += w3 * _within(x3, r3, r0, DOCS)
+    return out
 
 
 @triton.jit(do_not_specialize=["T"])
 @no_type_check
 def _forward(
-    x, weight, bias, initial, runs, y, sxb, sxt, T, C, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
-    INITIAL: tl.constexpr, DOCS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    x, weight, bias, initial, runs, y, sxb, sxt, T, C, TILES: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr,
+    SILU: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr, TIME: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
-    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    start = tl.program_id(1) * (TIME * TILES)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     x += b * sxb
     initial += b * (W - 1) * C
     runs += b * T
-    own = _ids(runs, t, T, DOCS)
-    out = tl.zeros((BT, BC), dtype=tl.float32)
-    if BIAS:
-        out += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    for lag in tl.static_range(W):
-        v = _inputs(x, initial, t - lag, c, sxt, T, C, W, INITIAL)
-        out += _tap(weight, c, C, lag, W) * _within(v, _ids(runs, t - lag, T, DOCS), own, DOCS)
-    if SILU:
-        out = out * tl.sigmoid(out)
-    place = y + b * T * C + t.to(tl.int64)[:, None] * C + c[None, :]
-    tl.store(place, out.to(y.dtype.element_ty), mask=(t < T)[:, None] & (c < C)[None, :])
+    y += b * T * C
+    w0, w1, w2, w3, offset = _taps(weight, bias, c, C, W, BIAS)
+    x1, r1 = _input(x, initial, start - 1, c, sxt, T, C, W, INITIAL), _run(runs, start - 1, T, DOCS)
+    x2, r2, x3, r3 = x1, r1, x1, r1
+    if W > 2:
+        x2, r2 = _input(x, initial, start - 2, c, sxt, T, C, W, INITIAL), _run(runs, start - 2, T, DOCS)
+    if W > 3:
+        x3, r3 = _input(x, initial, start - 3, c, sxt, T, C, W, INITIAL), _run(runs, start - 3, T, DOCS)
+    for tile in range(TILES):
+        for i in tl.static_range(TIME):
+            t = start + tile * TIME + i
+            x0, r0 = _input(x, initial, t, c, sxt, T, C, W, INITIAL), _run(runs, t, T, DOCS)
+            out = _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W, DOCS)
+            if SILU:
+                out = out * tl.sigmoid(out)
+            tl.store(y + t.to(tl.int64) * C + c, out.to(y.dtype.element_ty), mask=c < _if_within(t, 0, T, C))
+            x3, x2, x1 = x2, x1, x0
+            r3, r2, r1 = r2, r1, r0
 
 
 @triton.jit
 @no_type_check
-def _slope(dy, t, c, T, C, x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset,
-           W: tl.constexpr, SILU: tl.constexpr, DOCS: tl.constexpr):  # fmt: skip
-    """The gradient before the activation at tokens t, whose inputs at lags 0 to 3 are x0 to x3 and runs r0 to r3."""
-    mask = ((t >= 0) & (t < T))[:, None] & (c < C)[None, :]
-    g = tl.load(dy + t.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+def _slope(dy, before, t, c, T, C, SILU: tl.constexpr):
+    """Token t's gradient before the activation, whose argument is `before`."""
+    g = tl.load(dy + t.to(tl.int64) * C + c, mask=c < _if_within(t, 0, T, C), other=0.0).to(tl.float32)
     if SILU:
-        pre = offset + w0 * x0 + w1 * _within(x1, r1, r0, DOCS)
-        if W > 2:
-            pre += w2 * _within(x2, r2, r0, DOCS)
-        if W > 3:
-            pre += w3 * _within(x3, r3, r0, DOCS)
-        s = tl.sigmoid(pre)
-        g = g * s * (1.0 + pre * (1.0 - s))
+        s = tl.sigmoid(before)
+        g = g * s * (1.0 + before * (1.0 - s))
     return g
+
+
+@triton.jit
+@no_type_check
+def _finish(
+    dx, d_initial, g0, g1, g2, g3, r0, r1, r2, r3, w0, w1, w2, w3, t, start, c, T, C,
+    W: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr,
+):  # fmt: skip
+    """Store the gradient of the input w - 1 tokens back, the last of whose uses is token t; g and r at lags 0 to 3."""
+    if W == 2:
+        out = w0 * g1 + w1 * _within(g0, r0, r1, DOCS)
+    elif W == 3:
+        out = w0 * g2 + w1 * _within(g1, r1, r2, DOCS) + w2 * _within(g0, r0, r2, DOCS)
+    else:
+        out = w0 * g3 + w1 * _within(g2, r2, r3, DOCS) + w2 * _within(g1, r1, r3, DOCS) + w3 * _within(g0, r0, r3, DOCS)
+    back = t - (W - 1)
+    far = back.to(tl.int64)
+    tl.store(dx + far * C + c, out.to(dx.dtype.element_ty), mask=c < _if_within(back, tl.maximum(start, 0), T, C))
+    if INITIAL:
+        tl.store(d_initial + (far + (W - 1)) * C + c, out.to(dx.dtype.element_ty), mask=c < _if_within(back, start, 0, C))
 
 
 @triton.jit(do_not_specialize=["T", "first"])
@@ -203,7 +260,7 @@ def _slope(dy, t, c, T, C, x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offse
 def _backward(
     x, weight, bias, initial, runs, dy, dx, d_initial, parts, sxb, sxt, T, C, first,
     TILES: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr,
-    BT: tl.constexpr, BC: tl.constexpr,
+    TIME: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
     span = tl.program_id(1)
@@ -214,60 +271,43 @@ def _backward(
     dy += b * T * C
     dx += b * T * C
     d_initial += b * (W - 1) * C
-    offset = tl.zeros((1, BC), dtype=tl.float32)
-    if BIAS:
-        offset += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    w0 = _tap(weight, c, C, 0, W)
-    w1 = _tap(weight, c, C, 1, W)
-    w2, w3 = w0, w0
+    start = first + span * (TIME * TILES)
+    w0, w1, w2, w3, offset = _taps(weight, bias, c, C, W, BIAS)
+    x1, r1 = _input(x, initial, start - 1, c, sxt, T, C, W, INITIAL), _run(runs, start - 1, T, DOCS)
+    x2, r2, x3, r3 = x1, r1, x1, r1
     if W > 2:
-        w2 = _tap(weight, c, C, 2, W)
+        x2, r2 = _input(x, initial, start - 2, c, sxt, T, C, W, INITIAL), _run(runs, start - 2, T, DOCS)
     if W > 3:
-        w3 = _tap(weight, c, C, 3, W)
-    d0 = tl.zeros((BC,), dtype=tl.float32)
-    d1, d2, d3, d_bias = d0, d0, d0, d0
+        x3, r3 = _input(x, initial, start - 3, c, sxt, T, C, W, INITIAL), _run(runs, start - 3, T, DOCS)
+    zero = w0 * 0.0
+    g1, g2, g3 = zero, zero, zero  # gradients before the activation, at lags 1 to 3
+    d0, d1, d2, d3, d_bias = zero, zero, zero, zero, zero
     for tile in range(TILES):
-        t = first + (span * TILES + tile) * BT + tl.arange(0, BT)
-        # a: inputs and runs at lags 0 to 3;  b: of the tokens after
-        a0, a1 = _inputs(x, initial, t, c, sxt, T, C, W, INITIAL), _inputs(x, initial, t - 1, c, sxt, T, C, W, INITIAL)
-        b1 = _inputs(x, initial, t + 1, c, sxt, T, C, W, INITIAL)
-        ra0, ra1, rb1 = _ids(runs, t, T, DOCS), _ids(runs, t - 1, T, DOCS), _ids(runs, t + 1, T, DOCS)
-        a2, a3, b2, b3, ra2, ra3, rb2, rb3 = a0, a0, a0, a0, ra0, ra0, ra0, ra0
-        if W > 2:
-            a2, b2 = (
-                _inputs(x, initial, t - 2, c, sxt, T, C, W, INITIAL),
-                _inputs(x, initial, t + 2, c, sxt, T, C, W, INITIAL),
-            )
-            ra2, rb2 = _ids(runs, t - 2, T, DOCS), _ids(runs, t + 2, T, DOCS)
-        if W > 3:
-            a3, b3 = (
-                _inputs(x, initial, t - 3, c, sxt, T, C, W, INITIAL),
-                _inputs(x, initial, t + 3, c, sxt, T, C, W, INITIAL),
-            )
-            ra3, rb3 = _ids(runs, t - 3, T, DOCS), _ids(runs, t + 3, T, DOCS)
-        g = _slope(dy, t, c, T, C, a0, a1, a2, a3, ra0, ra1, ra2, ra3, w0, w1, w2, w3, offset, W, SILU, DOCS)
-        out = w0 * g
-        d_bias += tl.sum(g, 0)
-        d0 += tl.sum(g * a0, 0)
-        d1 += tl.sum(g * _within(a1, ra1, ra0, DOCS), 0)
-        if W > 2:
-            d2 += tl.sum(g * _within(a2, ra2, ra0, DOCS), 0)
-        if W > 3:
-            d3 += tl.sum(g * _within(a3, ra3, ra0, DOCS), 0)
-        g = _slope(dy, t + 1, c, T, C, b1, a0, a1, a2, rb1, ra0, ra1, ra2, w0, w1, w2, w3, offset, W, SILU, DOCS)
-        out += w1 * _within(g, rb1, ra0, DOCS)
-        if W > 2:
-            g = _slope(dy, t + 2, c, T, C, b2, b1, a0, a1, rb2, rb1, ra0, ra1, w0, w1, w2, w3, offset, W, SILU, DOCS)
-            out += w2 * _within(g, rb2, ra0, DOCS)
-        if W > 3:
-            g = _slope(dy, t + 3, c, T, C, b3, b2, b1, a0, rb3, rb2, rb1, ra0, w0, w1, w2, w3, offset, W, SILU, DOCS)
-            out += w3 * _within(g, rb3, ra0, DOCS)
-        rows = t.to(tl.int64)[:, None]
-        here = (c < C)[None, :]
-        tl.store(dx + rows * C + c[None, :], out.to(dx.dtype.element_ty), mask=((t >= 0) & (t < T))[:, None] & here)
-        if INITIAL:
-            before = (t < 0)[:, None] & here
-            tl.store(d_initial + (rows + (W - 1)) * C + c[None, :], out.to(dx.dtype.element_ty), mask=before)
+        for i in tl.static_range(TIME):
+            t = start + tile * TIME + i
+            x0, r0 = _input(x, initial, t, c, sxt, T, C, W, INITIAL), _run(runs, t, T, DOCS)
+            before = _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W, DOCS)
+            g0 = _slope(dy, before, t, c, T, C, SILU)
+            d_bias += g0
+            d0 += g0 * x0
+            d1 += g0 * _within(x1, r1, r0, DOCS)
+            if W > 2:
+                d2 += g0 * _within(x2, r2, r0, DOCS)
+            if W > 3:
+                d3 += g0 * _within(x3, r3, r0, DOCS)
+            _finish(dx, d_initial, g0, g1, g2, g3, r0, r1, r2, r3, w0, w1, w2, w3, t, start, c, T, C, W, INITIAL, DOCS)
+            x3, x2, x1 = x2, x1, x0
+            g3, g2, g1 = g2, g1, g0
+            r3, r2, r1 = r2, r1, r0
+    for i in tl.static_range(W - 1):  # the tokens after, whose gradients the program's last inputs need
+        t = start + TILES * TIME + i
+        x0, r0 = _input(x, initial, t, c, sxt, T, C, W, INITIAL), _run(runs, t, T, DOCS)
+        before = _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W, DOCS)
+        g0 = _slope(dy, before, t, c, T, C, SILU)
+        _finish(dx, d_initial, g0, g1, g2, g3, r0, r1, r2, r3, w0, w1, w2, w3, t, start, c, T, C, W, INITIAL, DOCS)
+        x3, x2, x1 = x2, x1, x0
+        g3, g2, g1 = g2, g1, g0
+        r3, r2, r1 = r2, r1, r0
     parts += (b * tl.num_programs(1) + span) * (W + 1) * C + c
     tl.store(parts + (W - 1) * C, d0, mask=c < C)
     tl.store(parts + (W - 2) * C, d1, mask=c < C)
