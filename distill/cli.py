@@ -137,21 +137,30 @@ def generate(
 
 @app.command()
 def bench(
-    ops: Annotated[list[str] | None, typer.Argument(help="Ops to time; all of them by default.", metavar="[OP]...")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help='Ops to time, all by default; or "steps": training steps of a recipe.', metavar="[OP]...|steps"),
+    ] = None,
     json: Json = None,
+    recipe: Annotated[str, typer.Option(help="Whose steps.")] = "smollm2-135m_mamba2-hybrid",
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe's, for steps.")] = None,
     configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
     first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other people's kernels too, where installed.")] = True,
 ) -> None:
-    """Time the kernels on this GPU, beside their references and the peers that are installed."""
-    from distill.bench import all_right, table
-    from distill.bench import run as run_bench
-
+    """Time the kernels on this GPU, beside their references and the peers that are installed, or whole training steps."""
     _check_writable(json)
-    result = run_bench(ops or [], configs=configs, first_only=first, peers=peers)
-    _console(json).print(table(result))
+    if what == ["steps"]:
+        from distill.bench import steps as measured
+
+        result = measured.run(recipe, sets or [])
+    else:
+        from distill import bench as measured
+
+        result = measured.run(what or [], configs=configs, first_only=first, peers=peers)
+    _console(json).print(measured.table(result))
     _write_json(json, result)
-    if not all_right(result):
+    if not measured.all_right(result):
         raise typer.Exit(1)
 
 

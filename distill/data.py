@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +44,17 @@ class Batch:
     def rows(self, rows: slice) -> "Batch":
         """Some of the windows."""
         return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+
+@runtime_checkable
+class Text(Protocol):
+    """What a trainer reads: windows of `seq_len` tokens by their number."""
+
+    seq_len: int
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Windows first .. first + count - 1."""
+        ...
 
 
 class Windows:

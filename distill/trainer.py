@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from distill.checkpoint import load_optimizer, optimizer_tensors
-from distill.data import Batch, Windows
+from distill.data import Batch, Text
 from distill.errors import UserError
 from distill.optim import make_optimizer, rate_factor, set_rates
 from distill.stages.stage import Stage
@@ -90,7 +90,7 @@ class Trainer:
     """
 
     def __init__(
-        self, stage: Stage, accelerator: Accelerator, windows: Windows, first: int, batch: int, micro_batch: int
+        self, stage: Stage, accelerator: Accelerator, windows: Text, first: int, batch: int, micro_batch: int
     ) -> None:
         self.stage, self.accelerator, self.windows, self.first = stage, accelerator, windows, first
         self.batch, self.world = batch, accelerator.num_processes

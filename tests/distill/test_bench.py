@@ -1,14 +1,19 @@
 """What of `distill bench` does not need a GPU: its arithmetic, its check, its refusals, its table."""
 
+import json
+
 import pytest
 import torch
 from rich.console import Console
 
 from distill import bench
+from distill.bench import steps
 from distill.bench.check import relative_errors
 from distill.bench.ops import OPS
 from distill.bench.peers import PEERS
 from distill.errors import UserError
+from distill.recipe import shipped_folder
+from tests.teachers.tiny import SMALL
 
 
 def test_the_check_sees_a_wrong_gradient():
@@ -76,3 +81,22 @@ def test_the_table_has_times_shares_and_what_failed():
     rows[1]["by"] = "triton"
     assert not bench.all_right(result)
     assert "share 60%" in bench.line(rows[0])
+
+
+def test_steps_of_every_stage(tmp_path, monkeypatch, capsys):
+    """Whole optimizer steps of a recipe on a tiny model of its teacher's family; on a CPU only the references run."""
+    config = json.loads((shipped_folder() / "configs/smollm2-135m-instruct.json").read_text()) | SMALL
+    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    monkeypatch.setattr(steps, "config_of", lambda recipe: tmp_path / "tiny.json")
+    sets = ["pattern=AM", "device=cpu", "data.seq_len=32", "data.batch=2", "stages.orient.batch=2"]
+    result = steps.run("smollm2-135m_mamba2-hybrid", sets)
+    assert [row["stage"] for row in result["rows"]] == ["orient", "align", "imitate"]
+    assert all(row["tokens_per_second"] > 0 and row["kernels"] == "reference" for row in result["rows"])
+    assert steps.all_right(result) and not steps.all_right({"rows": [{"stage": "align", "failed": "out of memory"}]})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert steps.table(result).row_count == 3
+
+
+def test_steps_need_a_shipped_config():
+    with pytest.raises(UserError, match="has no config quickstart"):
+        steps.run("quickstart", [])

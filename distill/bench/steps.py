@@ -1,0 +1,190 @@
+"""`distill bench steps`: whole optimizer steps of a recipe's stages, on the Triton kernels and on the references in turn.
+
+The teacher has the published shape and random weights, the text is random tokens in packed documents: time and memory do not
+depend on either. Batch, windows and options are the recipe's.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distill.bench.check import relative_error
+from distill.build import build, layout_of
+from distill.data import Batch
+from distill.errors import UserError
+from distill.recipe import Recipe, load, shipped_folder
+from distill.run_dir import versions
+from distill.session import make_accelerator
+from distill.stages import stage_class
+from distill.stages.stage import TrainingOptions
+from distill.trainer import Report, Trainer
+from students import kernels
+from teachers.families import family_of
+from teachers.teacher import Teacher
+
+WARM = 2  # steps before the timed ones: kernels are compiled, memory is taken
+TIMED = 4
+TOP = 8  # kernels of a profile that are named
+AGREE = 0.05  # relative difference of a stage's loss between back ends, in the recipe's precision
+
+
+@dataclass
+class RandomText:
+    """What stands in for prepared windows: random tokens, documents of half a window on average."""
+
+    seq_len: int
+    vocabulary: int
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Windows; the same ones for the same `first`."""
+        generator = torch.Generator().manual_seed(first)
+        ids = torch.randint(self.vocabulary, (count, self.seq_len + 1), generator=generator)
+        cut = torch.randint(1, self.seq_len, (count, 1), generator=generator)
+        place = torch.arange(self.seq_len)
+        documents = (place >= cut).long()
+        weights = (place != cut - 1).float()
+        return Batch(ids[:, :-1], documents, place - documents * cut, ids[:, 1:], weights, documents)
+
+
+def run(reference: str, overrides: list[str], profile: bool = True) -> dict:
+    """Time every training stage of a recipe on every back end that is here.
+
+    Args:
+        reference: the recipe. overrides: `key=value`, as `distill run` takes them. profile: name the kernels of a step.
+
+    Returns:
+        device, versions, and one row a stage and back end: tokens/s, seconds a step, GiB, loss, kernels.
+
+    Raises:
+        UserError: no such recipe, or no shipped config of its teacher.
+    """
+    recipe = load(reference, overrides)
+    cuda = torch.cuda.is_available() and recipe.device != "cpu"
+    rows = []
+    for name, options in recipe.stage_options():
+        if not isinstance(options, TrainingOptions):
+            continue
+        for backend in ("triton", "reference") if cuda else ("reference",):
+            row = {"stage": name, "kernels": backend} | _measure(recipe, name, options, backend, profile and cuda)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    device = torch.cuda.get_device_name() if cuda else "CPU"
+    return {"recipe": recipe.name, "device": device, "versions": versions(), "rows": rows}
+
+
+def all_right(result: Mapping) -> bool:
+    """Whether every stage ran on every back end, and each stage's losses agree."""
+    losses = {}
+    for row in result["rows"]:
+        losses.setdefault(row["stage"], []).append(row.get("loss", math.nan))
+    first = [(torch.tensor(values[0]), torch.tensor(values[-1])) for values in losses.values()]
+    return all(relative_error(found, wanted) <= AGREE for found, wanted in first)
+
+
+def _measure(recipe: Recipe, name: str, options: TrainingOptions, backend: str, profile: bool) -> dict:
+    try:
+        with kernels.backend("auto" if backend == "triton" else backend):
+            return _steps(recipe, name, options, profile)
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+    finally:
+        torch.cuda.empty_cache()
+
+
+def _steps(recipe: Recipe, name: str, options: TrainingOptions, profile: bool) -> dict:
+    """Steps of one stage of a student that was just made."""
+    accelerator = make_accelerator(recipe, None)
+    torch.manual_seed(recipe.seed)
+    teacher = random_teacher(config_of(recipe), accelerator.device)
+    student, _ = build(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name))
+    stage = stage_class(name)(teacher, student, options).to(accelerator.device)
+    text = RandomText(recipe.data.seq_len, teacher.config.vocab_size)
+    batch = options.batch or recipe.data.batch
+    micro = options.micro_batch or (recipe.data.micro_batch if options.batch is None else None) or batch
+    stage.prepare()
+    with accelerator.autocast():
+        stage.begin(lambda tokens: iter([text.batch(0, micro).to(accelerator.device)]))
+    trainer = Trainer(stage, accelerator, text, 0, batch, micro)
+    for step in range(WARM):
+        trainer.step(step)
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    reports = [trainer.step(WARM + step) for step in range(TIMED)]
+    found = _summary(reports, batch, micro)
+    if profile:
+        found["profile"] = list(_profile(trainer))
+    return found
+
+
+def _summary(reports: list[Report], batch: int, micro: int) -> dict:
+    seconds = sorted(report.seconds for report in reports)[len(reports) // 2]
+    found = {"batch": batch, "micro_batch": micro, "loss": reports[0].loss, "seconds": round(seconds, 4)}
+    found["tokens_per_second"] = round(reports[0].tokens / seconds)
+    if torch.cuda.is_available():
+        found["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return found
+
+
+def _profile(trainer: Trainer) -> Iterator[dict]:
+    """The kernels that take the most of one step's time on the GPU, with their share of it, and all others together."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+        trainer.step(WARM + TIMED)
+        torch.cuda.synchronize()
+    times = {event.key: event.self_device_time_total for event in seen.key_averages() if event.self_device_time_total}
+    whole = sum(times.values())
+    ranked = sorted(times.items(), key=lambda entry: -entry[1])
+    for key, taken in ranked[:TOP]:
+        yield {"kernel": key[:80], "ms": round(taken / 1e3, 2), "share": round(taken / whole, 3)}
+    rest = sum(taken for _, taken in ranked[TOP:])
+    yield {"kernel": f"{max(len(ranked) - TOP, 0)} others", "ms": round(rest / 1e3, 2), "share": round(rest / whole, 3)}
+
+
+def config_of(recipe: Recipe) -> Path:
+    """The shipped config of a recipe's teacher: the one that begins as the recipe's name does before its underscore.
+
+    Raises:
+        UserError: there is none.
+    """
+    teacher = recipe.name.partition("_")[0]
+    found = sorted((shipped_folder() / "configs").glob(f"{teacher}*.json"))
+    if not found:
+        raise UserError(f"recipes/configs has no config {teacher}*.json for the recipe {recipe.name}; take a shipped recipe")
+    return found[0]
+
+
+def random_teacher(path: Path, device: torch.device) -> Teacher:
+    """A teacher of a published shape with random weights and no tokenizer."""
+    config = AutoConfig.from_pretrained(path)
+    family = family_of(config, path.stem)
+    attention = {} if family.attention is None else {"attn_implementation": family.attention}
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, **attention)
+    return Teacher(path.stem, model.float().requires_grad_(False).eval(), None, family)
+
+
+def table(result: Mapping) -> Table:
+    """What `run` returned, to print."""
+    found = Table(title=f"{result['recipe']}, {result['device']}", box=None)
+    for name in ("stage", "kernels", "windows", "tokens/s", "ms a step", "GiB", "loss", ""):
+        found.add_column(name, justify="left" if name in ("stage", "kernels", "") else "right")
+    for row in result["rows"]:
+        if "failed" in row:
+            found.add_row(row["stage"], row["kernels"], "", "", "", "", "", row["failed"])
+            continue
+        numbers = (
+            f"{row['tokens_per_second']:,}",
+            f"{1e3 * row['seconds']:.0f}",
+            str(row.get("gib", "")),
+            f"{row['loss']:.4f}",
+        )
+        found.add_row(row["stage"], row["kernels"], f"{row['batch']} / {row['micro_batch']}", *numbers, "")
+    return found
