@@ -13,7 +13,7 @@ from distill.run_dir import versions
 from students.kernels import CHECKED
 from teachers.source import cache_folder
 
-OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl")
+OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl", "gated_norm")
 OPTIONAL = {
     "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",
     "lm_eval": "lm-evaluation-harness tasks: pip install 'distill-hybrids[eval]'",

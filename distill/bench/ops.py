@@ -13,6 +13,8 @@ from torch import Tensor
 
 from students.kernels.causal_conv import cases as conv
 from students.kernels.causal_conv import reference_conv
+from students.kernels.gated_norm import cases as norm
+from students.kernels.gated_norm import reference_norm
 from students.kernels.linear_kl import cases as kl
 from students.kernels.linear_kl import reference_kl
 from students.kernels.matrix_orientation import cases as orientation
@@ -93,6 +95,11 @@ def _orientation_work(case) -> Work:
     return Work((inputs, squares * (case.d + case.n)), (inputs + gradients, squares * (2 * case.d + 4 * case.n)))
 
 
+def _norm_work(case) -> Work:
+    stream = 2.0 * case.b * case.t * case.c
+    return Work((3 * stream, 5 * stream), (8 * stream, 15 * stream))
+
+
 def _kl_work(case) -> Work:
     heads, cells = 2.0 * case.v * (case.d + case.e), 2.0 * case.t * case.v
     return Work((heads, cells * (case.d + case.e)), (2 * heads, cells * (3 * case.d + case.e)))
@@ -128,6 +135,11 @@ OPS = {
         "students.kernels.matrix_orientation.kernel:orientation_error", _orientation_work,
         small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
         configs=lambda case, dtype: _kernel("matrix_orientation").configs(dtype, max(case.d, case.n)),
+    ),
+    "gated_norm": Op(
+        norm.BENCH, norm.draw, reference_norm, "students.kernels.gated_norm.kernel:gated_norm", _norm_work,
+        small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
+        configs=lambda case, dtype: _kernel("gated_norm").CONFIGS,
     ),
     "linear_kl": Op(
         kl.BENCH, _kl_draw, reference_kl, "students.kernels.linear_kl.kernel:linear_kl", _kl_work,

@@ -30,6 +30,7 @@ CHECKED = {
     "causal_conv_step": (),
     "matrix_orientation": (torch.bfloat16,),
     "linear_kl": (torch.bfloat16,),
+    "gated_norm": (),
 }
 
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)

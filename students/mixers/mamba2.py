@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from students.kernels.gated_norm import gated_norm
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
-from students.mixers.projections import rms_norm, wide_linear
+from students.mixers.projections import wide_linear
 from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
 from students.shapes import Float
 
@@ -98,8 +99,7 @@ class Mamba2(StateSpace):
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         z = F.linear(h, self.in_proj.weight[: self.d_inner])
-        y = (y.flatten(2) * F.silu(z)).unflatten(-1, (self.n_groups, -1))
-        y = rms_norm(y, self.norm_eps).flatten(2) * self.norm.weight.to(y.dtype)
+        y = gated_norm(y.flatten(2), z, self.norm.weight, self.n_groups, self.norm_eps)
         return y.unflatten(-1, (self.heads, -1))
 
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:

@@ -9,9 +9,11 @@ import torch
 from distill.bench.check import relative_errors, tolerance
 from distill.bench.ops import forced
 from students import kernels
-from students.kernels import causal_conv, linear_kl, matrix_orientation, ssd
+from students.kernels import causal_conv, gated_norm, linear_kl, matrix_orientation, ssd
 from students.kernels.causal_conv import cases as conv_cases
 from students.kernels.causal_conv import kernel as conv_kernel
+from students.kernels.gated_norm import cases as norm_cases
+from students.kernels.gated_norm import kernel as norm_kernel
 from students.kernels.linear_kl import cases as kl_cases
 from students.kernels.linear_kl import kernel as kl_kernel
 from students.kernels.matrix_orientation import cases as orientation_cases
@@ -192,9 +194,11 @@ def test_matrix_orientation_of_a_long_text_in_little_memory():
 # causal_conv
 
 
-@pytest.mark.parametrize("config", conv_kernel.CONFIGS, ids=str)
-@pytest.mark.parametrize("form", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("width", [2, 3, 4])
+CONVOLUTIONS = [("bf16", 4, config) for config in conv_kernel.CONFIGS]
+CONVOLUTIONS += [(form, width, conv_kernel.CONFIGS[0]) for form in ("bf16", "fp16", "fp32") for width in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(("form", "width", "config"), dict.fromkeys(CONVOLUTIONS), ids=str)
 def test_causal_conv(form, width, config):
     run = forced(conv_kernel.causal_conv, config=config)
     for time in LENGTHS:
@@ -202,8 +206,10 @@ def test_causal_conv(form, width, config):
         check(run, causal_conv.reference_conv, conv_cases.draw(case, FORMS[form][0], "cuda"), form)
 
 
-def test_causal_conv_step():
-    leaves, fixed = conv_cases.draw(conv_cases.Case(3, 1, 200, 4, "silu", False), torch.bfloat16, "cuda")
+@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("form", ["bf16", "fp16", "fp32"])
+def test_causal_conv_step(form, width):
+    leaves, fixed = conv_cases.draw(conv_cases.Case(3, 1, 200, width, "silu", False), FORMS[form][0], "cuda")
     wanted = causal_conv.reference_conv(**{name: leaf.double() for name, leaf in leaves.items()}, **fixed)
     with kernels.backend("triton"):
         found = causal_conv.causal_conv(**leaves, **fixed)
@@ -220,6 +226,18 @@ def test_causal_conv_with_strides_beyond_32_bits():
         assert torch.equal(
             conv_kernel.causal_conv(**leaves | {"x": x}, **fixed)[0], conv_kernel.causal_conv(**leaves, **fixed)[0]
         )
+
+
+# gated_norm
+
+
+@pytest.mark.parametrize("config", norm_kernel.CONFIGS, ids=str)
+@pytest.mark.parametrize("form", ["bf16", "fp16", "fp32"])
+def test_gated_norm(form, config):
+    run = forced(norm_kernel.gated_norm, config=config)
+    for time, channels, groups in ((1, 24, 3), (63, 200, 1), (2049, 1152, 9), (200, 8192, 1)):
+        draws = norm_cases.draw(norm_cases.Case(2, time, channels, groups), FORMS[form][0], "cuda")
+        check(run, gated_norm.reference_norm, draws, form)
 
 
 # what the models do

@@ -2,8 +2,8 @@
 
 A program walks along time for a block of channels, with the last w inputs in registers: every input is read and converted
 once (and by the program before for the first tokens of the next). Going backward it keeps the last w gradients before the
-activation as well, and the gradient of an input is complete when the walk has come w - 1 tokens further. A tile is so many
-tokens of the walk unrolled, so that their loads are in flight together.
+activation as well, and the gradient of an input is complete when the walk has come w - 1 tokens further. Loads run eight
+tokens ahead of the walk: the compiler moves none before the store of an earlier token, which might be to the same place.
 """
 
 from typing import NamedTuple, no_type_check
@@ -19,22 +19,22 @@ from students.kernels.documents import runs as number_runs
 
 
 class Config(NamedTuple):
-    """Tokens and channels of a tile, tiles that a forward and a backward program go through, warps."""
+    """Channels of a program; steps of eight tokens that it takes forward and backward; its warps."""
 
-    time: int
     channels: int
-    tiles: int
-    back_tiles: int
+    steps: int
+    back_steps: int
     warps: int
 
 
 CONFIGS = [  # the default first
-    Config(16, 256, 2, 8, 1),
-    Config(16, 128, 2, 8, 1),
-    Config(8, 256, 4, 16, 1),
-    Config(32, 128, 1, 4, 1),
-    Config(16, 512, 2, 8, 2),
+    Config(128, 8, 16, 1),
+    Config(128, 4, 16, 1),
+    Config(256, 8, 16, 1),
+    Config(256, 8, 16, 2),
+    Config(256, 16, 32, 2),
 ]
+AHEAD = tl.constexpr(8)  # tokens that loads run ahead of the walk
 
 
 def causal_conv(x, weight, bias, activation, documents, initial, config: Config | None = None) -> tuple[Tensor, Tensor]:
@@ -83,15 +83,15 @@ class _Convolution(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         ctx.flags = {
             "W": weight.shape[1], "BIAS": bias is not None, "SILU": silu, "INITIAL": initial is not None,
-            "DOCS": runs is not None, "TIME": config.time, "BC": config.channels, "num_warps": config.warps,
+            "DOCS": runs is not None, "BC": config.channels, "num_warps": config.warps,
         }  # fmt: skip
         ctx.config = config
         ctx.save_for_backward(x, weight, bias, initial, runs)
-        grid = (triton.cdiv(channels, config.channels), triton.cdiv(time, config.time * config.tiles), batch)
+        grid = (triton.cdiv(channels, config.channels), triton.cdiv(time, AHEAD.value * config.steps), batch)
         with launch.on(x):
             _forward[grid](
                 *_pointers(x, weight, bias, initial, runs), y, x.stride(0), x.stride(1), time, channels,
-                TILES=config.tiles, **ctx.flags,
+                STEPS=config.steps, **ctx.flags,
             )  # fmt: skip
         return y
 
@@ -105,13 +105,13 @@ class _Convolution(torch.autograd.Function):
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         d_initial = None if initial is None else torch.empty(initial.shape, dtype=x.dtype, device=x.device)
         first = 0 if initial is None else 1 - width  # the tokens before the first have gradients too
-        spans = triton.cdiv(time - first, config.time * config.back_tiles)
+        spans = triton.cdiv(time - first, AHEAD.value * config.back_steps)
         parts = torch.empty((batch, spans, width + 1, channels), dtype=torch.float32, device=x.device)
         grid = (triton.cdiv(channels, config.channels), spans, batch)
         with launch.on(x):
             _backward[grid](
                 *_pointers(x, weight, bias, initial, runs), dy, dx, dx if d_initial is None else d_initial, parts,
-                x.stride(0), x.stride(1), time, channels, first, TILES=config.back_tiles, **ctx.flags,
+                x.stride(0), x.stride(1), time, channels, first, STEPS=config.back_steps, **ctx.flags,
             )  # fmt: skip
         total = parts.sum((0, 1))
         d_weight = total[:width].t().to(weight.dtype)
@@ -138,11 +138,33 @@ def _if_within(t, first, end, C):
 @no_type_check
 def _input(x, initial, t, c, sxt, T, C, W: tl.constexpr, INITIAL: tl.constexpr):
     """Token t of x in float32; before the first token those of the tail, or zeros."""
-    far = t.to(tl.int64)
-    v = tl.load(x + far * sxt + c, mask=c < _if_within(t, 0, T, C), other=0.0).to(tl.float32)
+    v = _row(x, t, T, c, sxt, C).to(tl.float32)
     if INITIAL:
-        v += tl.load(initial + (far + (W - 1)) * C + c, mask=c < _if_within(t, 1 - W, 0, C), other=0.0).to(tl.float32)
+        v += _row(initial, t + (W - 1), W - 1, c, C, C).to(tl.float32)
     return v
+
+
+@triton.jit
+@no_type_check
+def _row(tensor, t, end, c, stride, C):
+    """Token t of a tensor as it is stored, zeros before the first token and from `end` on."""
+    return tl.load(tensor + t.to(tl.int64) * stride + c, mask=c < _if_within(t, 0, end, C), other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _eight(tensor, t, end, c, stride, C):
+    """Tokens t to t + 7."""
+    return (
+        _row(tensor, t, end, c, stride, C),
+        _row(tensor, t + 1, end, c, stride, C),
+        _row(tensor, t + 2, end, c, stride, C),
+        _row(tensor, t + 3, end, c, stride, C),
+        _row(tensor, t + 4, end, c, stride, C),
+        _row(tensor, t + 5, end, c, stride, C),
+        _row(tensor, t + 6, end, c, stride, C),
+        _row(tensor, t + 7, end, c, stride, C),
+    )
 
 
 @triton.jit
@@ -195,11 +217,11 @@ def _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W: tl.constexpr
 @triton.jit(do_not_specialize=["T"])
 @no_type_check
 def _forward(
-    x, weight, bias, initial, runs, y, sxb, sxt, T, C, TILES: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr,
-    SILU: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr, TIME: tl.constexpr, BC: tl.constexpr,
+    x, weight, bias, initial, runs, y, sxb, sxt, T, C, STEPS: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr,
+    SILU: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
-    start = tl.program_id(1) * (TIME * TILES)
+    start = tl.program_id(1) * (AHEAD * STEPS)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     x += b * sxb
     initial += b * (W - 1) * C
@@ -212,10 +234,14 @@ def _forward(
         x2, r2 = _input(x, initial, start - 2, c, sxt, T, C, W, INITIAL), _run(runs, start - 2, T, DOCS)
     if W > 3:
         x3, r3 = _input(x, initial, start - 3, c, sxt, T, C, W, INITIAL), _run(runs, start - 3, T, DOCS)
-    for tile in range(TILES):
-        for i in tl.static_range(TIME):
-            t = start + tile * TIME + i
-            x0, r0 = _input(x, initial, t, c, sxt, T, C, W, INITIAL), _run(runs, t, T, DOCS)
+    end = tl.minimum(start + AHEAD * STEPS, T)
+    q0, q1, q2, q3, q4, q5, q6, q7 = _eight(x, start, end, c, sxt, C)  # the inputs of the next eight tokens
+    for step in range(STEPS):
+        for i in tl.static_range(AHEAD):
+            t = start + step * AHEAD + i
+            x0, r0 = q0.to(tl.float32), _run(runs, t, T, DOCS)
+            q0, q1, q2, q3, q4, q5, q6 = q1, q2, q3, q4, q5, q6, q7
+            q7 = _row(x, t + AHEAD, end, c, sxt, C)
             out = _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W, DOCS)
             if SILU:
                 out = out * tl.sigmoid(out)
@@ -226,9 +252,9 @@ def _forward(
 
 @triton.jit
 @no_type_check
-def _slope(dy, before, t, c, T, C, SILU: tl.constexpr):
-    """Token t's gradient before the activation, whose argument is `before`."""
-    g = tl.load(dy + t.to(tl.int64) * C + c, mask=c < _if_within(t, 0, T, C), other=0.0).to(tl.float32)
+def _slope(dy, before, SILU: tl.constexpr):
+    """A token's gradient before the activation, whose argument is `before`."""
+    g = dy.to(tl.float32)
     if SILU:
         s = tl.sigmoid(before)
         g = g * s * (1.0 + before * (1.0 - s))
@@ -259,8 +285,8 @@ def _finish(
 @no_type_check
 def _backward(
     x, weight, bias, initial, runs, dy, dx, d_initial, parts, sxb, sxt, T, C, first,
-    TILES: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr,
-    TIME: tl.constexpr, BC: tl.constexpr,
+    STEPS: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(2).to(tl.int64)
     span = tl.program_id(1)
@@ -271,7 +297,7 @@ def _backward(
     dy += b * T * C
     dx += b * T * C
     d_initial += b * (W - 1) * C
-    start = first + span * (TIME * TILES)
+    start = first + span * (AHEAD * STEPS)
     w0, w1, w2, w3, offset = _taps(weight, bias, c, C, W, BIAS)
     x1, r1 = _input(x, initial, start - 1, c, sxt, T, C, W, INITIAL), _run(runs, start - 1, T, DOCS)
     x2, r2, x3, r3 = x1, r1, x1, r1
@@ -282,12 +308,20 @@ def _backward(
     zero = w0 * 0.0
     g1, g2, g3 = zero, zero, zero  # gradients before the activation, at lags 1 to 3
     d0, d1, d2, d3, d_bias = zero, zero, zero, zero, zero
-    for tile in range(TILES):
-        for i in tl.static_range(TIME):
-            t = start + tile * TIME + i
-            x0, r0 = _input(x, initial, t, c, sxt, T, C, W, INITIAL), _run(runs, t, T, DOCS)
+    end = tl.minimum(start + AHEAD * STEPS + (W - 1), T)  # the gradients of the last inputs need the tokens after them
+    q0, q1, q2, q3, q4, q5, q6, q7 = _eight(x, start, end, c, sxt, C)
+    p0, p1, p2, p3, p4, p5, p6, p7 = _eight(dy, start, end, c, C, C)
+    for step in range(STEPS):
+        for i in tl.static_range(AHEAD):
+            t = start + step * AHEAD + i
+            x0, dy0, r0 = q0.to(tl.float32), p0, _run(runs, t, T, DOCS)
+            q0, q1, q2, q3, q4, q5, q6 = q1, q2, q3, q4, q5, q6, q7
+            p0, p1, p2, p3, p4, p5, p6 = p1, p2, p3, p4, p5, p6, p7
+            q7, p7 = _row(x, t + AHEAD, end, c, sxt, C), _row(dy, t + AHEAD, end, c, C, C)
+            if INITIAL:
+                x0 += _row(initial, t + (W - 1), W - 1, c, C, C).to(tl.float32)
             before = _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W, DOCS)
-            g0 = _slope(dy, before, t, c, T, C, SILU)
+            g0 = _slope(dy0, before, SILU)
             d_bias += g0
             d0 += g0 * x0
             d1 += g0 * _within(x1, r1, r0, DOCS)
@@ -299,11 +333,11 @@ def _backward(
             x3, x2, x1 = x2, x1, x0
             g3, g2, g1 = g2, g1, g0
             r3, r2, r1 = r2, r1, r0
-    for i in tl.static_range(W - 1):  # the tokens after, whose gradients the program's last inputs need
-        t = start + TILES * TIME + i
+    for i in tl.static_range(W - 1):
+        t = start + AHEAD * STEPS + i
         x0, r0 = _input(x, initial, t, c, sxt, T, C, W, INITIAL), _run(runs, t, T, DOCS)
         before = _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W, DOCS)
-        g0 = _slope(dy, before, t, c, T, C, SILU)
+        g0 = _slope(_row(dy, t, T, c, C, C), before, SILU)
         _finish(dx, d_initial, g0, g1, g2, g3, r0, r1, r2, r3, w0, w1, w2, w3, t, start, c, T, C, W, INITIAL, DOCS)
         x3, x2, x1 = x2, x1, x0
         g3, g2, g1 = g2, g1, g0

@@ -90,7 +90,7 @@ def _sweep(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag, con
     states = C.shape[3]
     config = config or configs(dtype, max(width, states))[0]
     q, k, c, b = (launch.rows_of(part.to(dtype)) for part in (q, k, C, B))
-    total = (log_a.double().cumsum(1) * LOG2E).transpose(1, 2).contiguous()  # [b h t]
+    total = log_a.transpose(1, 2).contiguous().double().cumsum(2) * LOG2E  # [b h t]; a sum across memory is slow
     runs, first, last = _bounds(documents, time)
     tiles, rows = triton.cdiv(time, config.own), batch * heads
     empty = {"dtype": torch.float32, "device": C.device}

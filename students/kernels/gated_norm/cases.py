@@ -1,0 +1,26 @@
+"""Shapes that tests and benchmarks of `gated_norm` run on, and inputs of these shapes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """Batch, time, channels, groups."""
+
+    b: int
+    t: int
+    c: int
+    g: int
+
+
+TEST = [Case(1, 1, 4, 1), Case(2, 63, 24, 3), Case(1, 200, 20, 1), Case(3, 17, 96, 6)]
+BENCH = [Case(8, 2048, 4096, 32), Case(8, 2048, 4096, 1)]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others."""
+    shape = (case.b, case.t, case.c)
+    leaves = {name: torch.randn(shape, dtype=dtype, device=device) for name in ("y", "z")}
+    return leaves | {"weight": torch.randn(case.c, device=device)}, {"groups": case.g, "eps": 1e-5}
