@@ -31,6 +31,10 @@ CHECKED = {
     "matrix_orientation": (torch.bfloat16,),
     "linear_kl": (torch.bfloat16,),
     "gated_norm": (),
+    "linear_scan": (),
+    "linear_scan_step": (),
+    "selective_scan": (),
+    "selective_scan_step": (),
 }
 
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
