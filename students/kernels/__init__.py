@@ -30,6 +30,10 @@ CHECKED = {
     "causal_conv_step": (),
     "matrix_orientation": (torch.bfloat16,),
     "linear_kl": (torch.bfloat16,),
+    "linear_scan": (),
+    "linear_scan_step": (),
+    "selective_scan": (),
+    "selective_scan_step": (),
 }
 
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)

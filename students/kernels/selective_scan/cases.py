@@ -1,0 +1,56 @@
+"""Shapes that tests and benchmarks of `selective_scan` run on, and inputs of these shapes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels.documents import random_documents
+
+
+class Case(NamedTuple):
+    """Batch, time, channels, groups, states a channel, and whether documents are packed."""
+
+    b: int
+    t: int
+    d: int
+    g: int
+    n: int
+    packed: bool
+
+
+TEST = [
+    Case(1, 1, 3, 1, 4, False),
+    Case(2, 63, 8, 2, 4, False),
+    Case(2, 64, 6, 6, 3, True),
+    Case(1, 200, 6, 3, 5, True),
+]
+BENCH = [
+    Case(8, 2048, 2048, 1, 16, False),
+    Case(8, 2048, 2048, 1, 64, False),
+    Case(2, 16384, 2048, 1, 16, False),
+    Case(1, 65536, 2048, 1, 16, False),
+]
+BENCH_STEP = [Case(256, 1, 2048, 1, 16, False), Case(256, 1, 2048, 1, 64, False)]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others. dt and A lie where Mamba starts them."""
+    b, t, d, g, n = case[:5]
+    options = {"dtype": dtype, "device": device}
+    leaves = {
+        "x": torch.randn(b, t, d, **options),
+        "dt": torch.rand(b, t, d, **options) * 0.2,
+        "A": -torch.arange(1.0, n + 1, device=device).repeat(d, 1) * (0.5 + torch.rand(d, n, device=device)),
+        "B": torch.randn(b, t, g, n, **options),
+        "C": torch.randn(b, t, g, n, **options) * n**-0.5,
+        "initial_state": torch.randn(b, d, n, device=device),
+    }
+    return leaves, {"documents": random_documents(b, t, device) if case.packed else None}
+
+
+def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs of the one-token kernel; none of them has a gradient."""
+    leaves, _ = draw(case, dtype, device)
+    state, A = leaves.pop("initial_state"), leaves.pop("A")
+    return {}, {name: part[:, 0] for name, part in leaves.items()} | {"A": A, "state": state}
