@@ -13,7 +13,9 @@ from students.mixers.mixer import Mixer, Shape
 MIXERS = {
     "attention": "students.mixers.attention:Attention",
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
+    "mamba1": "students.mixers.mamba1:Mamba1",
     "mamba2": "students.mixers.mamba2:Mamba2",
+    "rg_lru": "students.mixers.rg_lru:RgLru",
 }
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
 

@@ -131,6 +131,7 @@ class Mixer(nn.Module):
     has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
     per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
     lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
+    ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by `from_attention`'s names, it has no place for
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
