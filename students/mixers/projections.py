@@ -1,4 +1,4 @@
-"""Small pieces that several mixers share: rotary embedding, key-head expansion, low-rank logits, careful linears."""
+"""Small pieces that several mixers share: rotary embedding, key heads, low-rank logits, least squares, careful linears."""
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,21 @@ def logit_factors(
     C = (left @ u[:, :, :width]) * root
     B = (right @ vh.transpose(1, 2)[:, :, :width]) * root
     return C.transpose(1, 2).to(q.dtype), B.transpose(1, 2).to(k.dtype)
+
+
+def least_squares(
+    design: Float[Tensor, "s m"], target: Float[Tensor, "s k"], ridge: float = 1e-6
+) -> tuple[Float[Tensor, "m k"], float]:
+    """The x that brings design x nearest to target, in float64, and the share of the target's power left unexplained.
+
+    ridge: relative to the mean power of a column of design; equal columns share evenly.
+    """
+    design, target = design.double(), target.double()
+    gram = design.T @ design
+    gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solution = torch.linalg.solve(gram, design.T @ target)
+    left = (design @ solution - target).square().sum() / target.square().sum().clamp_min(1e-300)
+    return solution, left.item()
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,12 +11,12 @@ tokens that leave, the query C_i standing at position i - W, and its output is s
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from students.kernels.causal_conv import causal_conv
 from students.kernels.ssd import ssd, ssd_step, zero_state
-from students.mixers.mixer import Context, Matrix, Mixer, Shape, Transfer
-from students.mixers.projections import fold_norm, logit_factors, per_head
+from students.mixers.mixer import Context, Matrix, Shape, Transfer
+from students.mixers.projections import logit_factors, per_head
+from students.mixers.recurrent import Recurrent, keep_rows
 from students.shapes import Float, Int
 
 NOWHERE = torch.iinfo(torch.long).min  # the document of a place in the lag's queue that holds no token yet
@@ -38,7 +38,7 @@ class StateSpaceParts:
     v: Float[Tensor, "b t head width"]
 
 
-class StateSpace(Mixer):
+class StateSpace(Recurrent):
     """Base of the mixers whose exchange between tokens is `ssd`.
 
     A subclass has in_proj, its rows ending in B's, C's and `rows_after` others, and conv1d, its channels in B's and C's.
@@ -46,13 +46,13 @@ class StateSpace(Mixer):
 
     orientable = True
     has_decay = True
+    lends = True
     rows_after = 0
 
     def __init__(self, shape: Shape, d_state: int | None, lag: int) -> None:
-        super().__init__()
-        self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
+        super().__init__(shape)
         self.d_state = shape.head_dim if d_state is None else d_state
-        self.norm_eps, self.logit_scale, self.qk_norm = shape.norm_eps, shape.logit_scale, shape.qk_norm
+        self.norm_eps = shape.norm_eps
         self.min_lag = self.lag = lag
 
     def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
@@ -64,7 +64,7 @@ class StateSpace(Mixer):
         if context.state is None:
             return ssd(x, parts.log_a, parts.B, parts.C, parts.documents)[0]
         initial = context.state.read("ssm")
-        initial = zero_state(x, parts.B) if initial is None else _keep(initial, context.resumed(x))
+        initial = zero_state(x, parts.B) if initial is None else keep_rows(initial, context.resumed(x))
         y, final = _advance(x, parts.log_a, parts.B, parts.C, parts.documents, initial)
         context.state.write(ssm=final)
         return y
@@ -81,7 +81,7 @@ class StateSpace(Mixer):
         state = context.state
         initial = None if state is None else state.read("ssm")
         if initial is not None:
-            initial = _keep(initial, state.read("ssm_document") == gone["documents"][:, 0])
+            initial = keep_rows(initial, state.read("ssm_document") == gone["documents"][:, 0])
         elif state is not None:
             initial = zero_state(x, parts.B)
         y, final = _advance(gone["x"], gone["log_a"], gone["B"], parts.C, gone["documents"], initial)
@@ -101,18 +101,6 @@ class StateSpace(Mixer):
             queue[name] = kept.to(part.dtype)
         return queue
 
-    def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Conv1d, activation: str | None, context: Context) -> Tensor:
-        """The short convolution, its tail kept in the state."""
-        initial = None
-        if context.state is not None:
-            initial = context.state.read("conv")
-            initial = None if initial is None else _keep(initial, context.resumed(x))
-        weight = conv.weight.squeeze(1)
-        y, tail = causal_conv(x, weight, conv.bias, activation, context.documents, initial)
-        if context.state is not None:
-            context.state.write(conv=tail)
-        return y
-
     def attention_rows(
         self,
         projections: dict[str, Tensor],
@@ -125,25 +113,11 @@ class StateSpace(Mixer):
         A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
         on q and k are folded in. What was used is added to `used`.
         """
-        rows = {}
-        for name, weight in projections.items():
-            weight, bias = fold_norm(weight, biases[name], norms.get(name), self.qk_norm)
-            column = weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]
-            rows[name] = per_head(torch.cat([weight, column], -1), self.n_heads)
-        used |= set(projections) | {f"{name}_bias" for name, bias in biases.items() if bias is not None}
-        used |= {f"{name}_norm" for name, norm in norms.items() if norm is not None}
-        C, B = logit_factors(rows["q"] * self.logit_scale, rows["k"], self.d_state)
+        rows = self.head_rows(projections, biases, norms, used)
+        C, B = logit_factors(rows["q"], rows["k"], self.d_state)
         exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
         folded = " (their norms' weights folded in)" if norms.get("q") is not None else ""
         return rows["v"], B, C, f"B and C {exact} from k and q{folded}, softmax scale in C"
-
-    def copy_output_bias(self, o_bias: Float[Tensor, " d"] | None, transfer: Transfer) -> None:
-        """Take over the bias of attention's output projection."""
-        if self.out_proj.bias is None:
-            return
-        self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
-        transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
-        transfer.used |= set() if o_bias is None else {"o_bias"}
 
     @torch.no_grad()
     def match_norms(self, h, q, k, transfer: Transfer) -> None:
@@ -183,16 +157,6 @@ def _advance(x, log_a, B, C, documents, state):
     return y[:, None], state
 
 
-def _keep(state: Tensor, rows: Tensor) -> Tensor:
-    """Clear the state of every row but these."""
-    return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))
-
-
 def _size(x: Float[Tensor, "b t h p"]) -> Float[Tensor, " h"]:
     """The root mean square length of each head's vectors."""
     return x.square().sum(-1).mean((0, 1)).sqrt()
-
-
-def spread_half_lives(heads: int, shortest: float = 4.0, longest: float = 512.0) -> Float[Tensor, " h"]:
-    """Half-lives in tokens, spread evenly on a logarithmic scale over the heads."""
-    return torch.logspace(torch.tensor(shortest).log2(), torch.tensor(longest).log2(), heads, base=2.0)

@@ -20,7 +20,9 @@ WINDOW = {"size": 7, "sinks": 2}
 FURTHER = {
     "attention": [{"window": 7, "sinks": 2}, {"window": 5}, {"rope": False}],
     "discrete_mamba2": [{"rope": True, "norm": True}, {"d_state": 4}, {"d_state": 16, "d_conv": 2}, {"lag": 3}],
+    "mamba1": [{"n_groups": 2, "d_state": 5, "dt_rank": 3}, {"n_groups": 4, "d_state": 12, "d_conv": 3}],
     "mamba2": [{"expand": 1}, {"n_groups": 2}, {"n_groups": 1, "d_state": 4}, {"lag": 3}],
+    "rg_lru": [{"d_conv": 2}],
 }
 WINDOWS = [{**WINDOW, "own": own, "lag": lag, "gate": gate} for own, lag, gate in itertools.product((True, False), repeat=3)]
 VARIANTS = [(name, {}) for name in MIXERS]
@@ -30,6 +32,7 @@ VARIANTS += [
     for name in MIXERS
     if "window" in options_of(name) and name != "attention"
     for window in WINDOWS
+    if (window["own"] or mixer_class(name).lends) and (not window["lag"] or "lag" in options_of(name))
 ]
 every_mixer = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda value: str(value).replace("'", ""))
 
@@ -105,10 +108,34 @@ def test_mix_is_its_matrix_and_causal(name, options):
     mixer, h, _ = made(name, options)
     parts = mixer.project(h, context(packed()))
     matrix = mixer.matrix(parts)
-    close(torch.einsum("bkts,bskp->btkp", matrix, parts.values), mixer.mix(parts, context(packed())))
+    if mixer.per_channel:
+        check_channels(mixer, parts, matrix)
+    else:
+        close(torch.einsum("bkts,bskp->btkp", matrix, parts.values), mixer.mix(parts, context(packed())))
     assert matrix.triu(1).abs().max() == 0
     between = packed()[:, :, None] != packed()[:, None]
     assert matrix.masked_select(between[:, None]).abs().max() == 0
+
+
+def check_channels(mixer, parts, matrix):
+    """`mix` is linear and keeps channels apart; `matrix` is the mean over a term's channels of what each does alone."""
+
+    def mix(values):
+        return mixer.mix(replace(parts, values=values), context(packed()))
+
+    one, two = torch.randn_like(parts.values), torch.randn_like(parts.values)
+    close(mix(2 * one - 3 * two), 2 * mix(one) - 3 * mix(two))
+    assert matrix.shape == (2, parts.values.shape[2], TIME, TIME)
+    for column in (0, 32, 54):
+        responses = []
+        for channel in range(parts.values.shape[3]):
+            impulse = torch.zeros_like(parts.values)
+            impulse[:, column, :, channel] = 1
+            y = mix(impulse)
+            responses.append(y[..., channel].clone())
+            y[..., channel] = 0
+            assert not y.any() and not responses[-1][:, :column].any()
+        close(torch.stack(responses).mean(0).transpose(1, 2), matrix[..., column])
 
 
 @every_mixer
@@ -158,7 +185,7 @@ def test_from_attention_accounts_for_everything(name, options, shape):
     mixer, _, transfer = made(name, options, shape)
     tensors = {key for key, _ in mixer.named_parameters()} | {key for key, _ in mixer.named_buffers()}
     assert set(transfer.sources) == tensors
-    assert transfer.used == set(attention_tensors(shape))
+    assert transfer.used == set(attention_tensors(shape)) - mixer.ignores
     assert set(mixer.roles()) == {key for key, _ in mixer.named_parameters()}
     assert set(mixer.roles().values()) <= {"new", "ssm", "window"}
     assert all(torch.isfinite(tensor).all() for tensor in mixer.state_dict().values())
@@ -248,6 +275,22 @@ def test_orientation_matrix(name, options):
 
 
 @pytest.mark.parametrize("name", [name for name in MIXERS if mixer_class(name).has_decay])
+def test_a_state_is_halved_in_a_half_life(name):
+    """Where nothing more enters, half of a head's state is left after its half-life."""
+    mixer, h, _ = made(name, {}, stir=False)
+    mixer.set_half_lives(torch.full((SHAPE.n_heads,), 5.0, dtype=torch.float64))
+    state, held = MixerState(), []
+    for piece, size in ((slice(0, 8), 1.0), (slice(8, 13), 0.0)):
+        parts = mixer.project(h[:, piece], context(None, state, piece.start, piece.stop))
+        mixer.mix(replace(parts, values=size * parts.values), context(None, state, piece.start, piece.stop))
+        state.advance(torch.zeros(2, piece.stop - piece.start, dtype=torch.long))
+        heads = [terms[0] for terms in mixer.head_terms()]
+        held.append(state.read("ssm").flatten(1).unflatten(1, (parts.values.shape[2], -1))[:, heads].clone())
+    assert held[0].abs().amax(-1).min() > 0
+    close(held[1], held[0] / 2)
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS if mixer_class(name).has_decay and mixer_class(name).orientable])
 def test_half_lives(name):
     """With a half-life of 5 tokens, what a head holds is halved in 5 tokens."""
     mixer, h, _ = made(name, {}, stir=False)
@@ -319,6 +362,14 @@ def test_mistakes_are_named():
         make_mixer("mamba2", SHAPE, {"expand": 3})
     with pytest.raises(ValueError, match="4 heads cannot share 3 key heads"):
         Shape(8, 4, 3, 2)
+    with pytest.raises(ValueError, match="rg_lru takes every token at once: its window cannot have lag: true"):
+        make_mixer("rg_lru", SHAPE, {"window": {"size": 4, "lag": True}})
+    with pytest.raises(ValueError, match="mamba1 has no q, k and v that a window could borrow"):
+        make_mixer("mamba1", SHAPE, {"window": {"size": 4, "own": False}})
+    with pytest.raises(ValueError, match="d_state must be at least 2"):
+        make_mixer("mamba1", SHAPE, {"d_state": 1})
+    with pytest.raises(ValueError, match="n_groups 3 does not divide the 4 attention heads"):
+        make_mixer("mamba1", SHAPE, {"n_groups": 3})
     with pytest.raises(ValueError, match="step takes one token"):
         mixer, h, _ = made("mamba2", {})
         mixer.step(h, context())

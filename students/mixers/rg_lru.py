@@ -1,0 +1,183 @@
+"""Griffin's recurrent block with its RG-LRU (arXiv 2402.19427, section 2.4), the mixer of Hawk and RecurrentGemma.
+
+    gate = gelu(linear_y(h))                x = conv(linear_x(h)), no activation
+    r = sigmoid(W_a x + b_a)                i = sigmoid(W_x x + b_x), a block of W a head
+    log a = -8 softplus(recurrent_param) r
+    s_t = a s_{t-1} + sqrt(1 - a^2) i x     out = linear_out(gate s)
+
+Parameter names and semantics are those of transformers: gelu in its tanh form, and the first token of a document enters
+the state unscaled, i x instead of sqrt(1 - a^2) i x.
+
+From attention come the values (linear_x, exactly: the convolution starts as the identity) and the output (linear_out). The
+gate starts constantly open, and each head as a decayed mean of its values. What is looked back for is then nobody's
+choice: there is no place for attention's q and k, and the gates must learn it.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.kernels.linear_scan import linear_scan, linear_scan_step
+from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
+from students.shapes import Bool, Float, Int
+
+OPEN_GATE = 1.144630309  # gelu(OPEN_GATE) = 1, in the tanh form
+STRENGTH = 8.0  # Griffin's c
+STEEPEST = 1000.0  # slope that the square root's gradient is held to, as in RecurrentGemma
+
+
+@dataclass(frozen=True)
+class RgLruParts:
+    """What enters the recurrence, how much of it, and the decays; channels of a head together."""
+
+    values: Float[Tensor, "b t h p"]
+    taken: Float[Tensor, "b t h p"]
+    log_a: Float[Tensor, "b t h p"]
+    documents: Int[Tensor, "b t"] | None
+
+
+class RgLru(Recurrent):
+    """Griffin's recurrent block with as many channels as attention has values, one block of the gates a head.
+
+    Args:
+        d_conv: taps.
+    """
+
+    per_channel = True
+    ignores = frozenset({"q", "k", "q_bias", "k_bias", "q_norm", "k_norm"})
+
+    def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
+        super().__init__(shape)
+        heads, p = self.n_heads, self.head_dim
+        width = heads * p
+        self.linear_y = nn.Linear(shape.d_model, width)
+        self.linear_x = nn.Linear(shape.d_model, width)
+        self.conv_1d = nn.Conv1d(width, width, d_conv, groups=width, bias=True)
+        self.rg_lru = nn.Module()
+        self.rg_lru.recurrent_param = nn.Parameter(torch.zeros(width))
+        for gate in ("input_gate", "recurrent_gate"):
+            self.rg_lru.register_parameter(f"{gate}_weight", nn.Parameter(torch.zeros(heads, p, p)))
+            self.rg_lru.register_parameter(f"{gate}_bias", nn.Parameter(torch.zeros(heads, p)))
+        self.linear_out = nn.Linear(width, shape.d_model)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> RgLruParts:
+        x = self.convolve(self.linear_x(h), self.conv_1d, None, context).unflatten(-1, (self.n_heads, -1))
+        unit = self.rg_lru
+        admit = _gate(x, unit.input_gate_weight, unit.input_gate_bias)
+        strength = STRENGTH * F.softplus(unit.recurrent_param).unflatten(0, (self.n_heads, -1))
+        log_a = -strength * _gate(x, unit.recurrent_gate_weight, unit.recurrent_gate_bias)
+        scale = BoundedSqrt.apply(-torch.expm1(2 * log_a))
+        scale = torch.where(self._begins(h, context)[..., None, None], torch.ones_like(scale), scale)
+        return RgLruParts(x, scale * admit, log_a, context.documents)
+
+    def _begins(self, h: Float[Tensor, "b t d"], context: Context) -> Bool[Tensor, "b t"]:
+        """The first token of each document."""
+        documents = context.ids(h)
+        begins = torch.ones_like(documents, dtype=torch.bool)
+        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        if context.state is not None:
+            begins[:, 0] = ~context.resumed(h)
+        return begins
+
+    def mix(self, parts: RgLruParts, context: Context) -> Float[Tensor, "b t h p"]:
+        x = (parts.values * parts.taken.to(parts.values.dtype)).flatten(2)
+        return self._scan(x, parts.log_a.flatten(2), parts.documents, context).unflatten(-1, (self.n_heads, -1))
+
+    def _scan(self, x, log_a, documents, context: Context) -> Float[Tensor, "b t c"]:
+        if context.state is None:
+            return linear_scan(x, log_a, documents)[0]
+        initial = context.state.read("ssm")
+        initial = None if initial is None else keep_rows(initial, context.resumed(x))
+        if initial is not None and x.shape[1] == 1:
+            y, final = linear_scan_step(x[:, 0], log_a[:, 0], initial)
+            y = y[:, None]
+        else:
+            y, final = linear_scan(x, log_a, documents, initial)
+        context.state.write(ssm=final)
+        return y
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        return y * F.gelu(self.linear_y(h), approximate="tanh").unflatten(-1, (self.n_heads, -1))
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.linear_out.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.linear_out.bias
+
+    @torch.no_grad()
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer(used={"o"})
+        rows = self.head_rows({"v": v}, {"v": v_bias}, {}, transfer.used)["v"].flatten(0, 1)
+        self.linear_x.weight.copy_(rows[:, :-1])
+        transfer.set("linear_x.weight", "copied from attention v")
+        self.linear_x.bias.copy_(rows[:, -1])
+        transfer.set("linear_x.bias", "set to 0" if v_bias is None else "copied from attention v bias")
+        self._set_new_parameters(transfer)
+        self.linear_out.weight.copy_(o.transpose(0, 1).flatten(1))
+        transfer.set("linear_out.weight", "copied from attention o")
+        self.copy_output_bias(o_bias, transfer, "linear_out")
+        return transfer
+
+    def _set_new_parameters(self, transfer: Transfer) -> None:
+        self.conv_1d.weight.zero_()
+        self.conv_1d.weight[:, :, -1] = 1.0
+        transfer.set("conv_1d.weight", "set to the identity")
+        self.conv_1d.bias.zero_()
+        transfer.set("conv_1d.bias", "set to 0")
+        self.linear_y.weight.zero_()
+        transfer.set("linear_y.weight", "set to 0")
+        self.linear_y.bias.fill_(OPEN_GATE)
+        transfer.set("linear_y.bias", f"set to {OPEN_GATE:.4f}, an open gate")
+        for name, parameter in self.rg_lru.named_parameters():
+            parameter.zero_()
+            transfer.set(f"rg_lru.{name}", "set to 0")
+        self.set_half_lives(spread_half_lives(self.n_heads).to(self.linear_x.bias))
+        transfer.set("rg_lru.recurrent_param", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        transfer.set("rg_lru.input_gate_bias", "set so that the state is a decayed mean of what it has seen")
+
+    @torch.no_grad()
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        """Also the input gates, so that what a head holds stays a mean: sqrt(1 - a^2) i (1 + a + a^2 ...) = 1."""
+        log_a = -math.log(2) / tokens
+        strength = -2 * log_a / STRENGTH  # the recurrent gate stands half open
+        self.rg_lru.recurrent_param.copy_(strength.expm1().log().repeat_interleave(self.head_dim))
+        admit = (torch.expm1(log_a) / -(1 + log_a.exp())).sqrt()
+        self.rg_lru.input_gate_bias.copy_(torch.logit(admit)[:, None].expand(-1, self.head_dim))
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.linear_out.weight.mul_(factors.repeat_interleave(self.head_dim))
+
+    def roles(self) -> dict[str, str]:
+        copied = ("linear_x", "linear_out")
+        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
+
+
+class BoundedSqrt(torch.autograd.Function):
+    """The square root, its slope held to STEEPEST near 0, where a decay of almost 1 would make it infinite."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sqrt()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (0.5 * x.rsqrt()).clamp(max=STEEPEST)
+
+
+def _gate(
+    x: Float[Tensor, "b t h p"], weight: Float[Tensor, "h p p"], bias: Float[Tensor, "h p"]
+) -> Float[Tensor, "b t h p"]:
+    """sigmoid(x W + b), a block of W a head, in float32 or wider."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.sigmoid(torch.einsum("bthp,hpq->bthq", x.to(wide), weight.to(wide)) + bias.to(wide))
