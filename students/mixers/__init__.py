@@ -58,7 +58,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """Build a mixer, with a window branch beside it where an SSM mixer's options hold `window`.
 
     `window` is a mapping: `size` (tokens), `sinks` (default 4), `own` (its own q, k, v, o; default true), `lag` (the
-    state takes tokens only as they leave the window; default true), `gate` (default false).
+    state takes tokens only as they leave the window; default true where the mixer can), `gate` (default false).
 
     Raises:
         ValueError: an unknown mixer or option, or one the mixer refuses.
@@ -101,12 +101,23 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
         raise ValueError(f"a window of {window['size']} tokens sees nothing; its size must be at least 1")
     _check_types(f"the window of mixer {name}", window, WINDOW_OPTIONS)
     _check_types(f"mixer {name}", options, _types_of(name))
-    size, own = window["size"], window.get("own", True)
+    size, own, kind = window["size"], window.get("own", True), mixer_class(name)
+    lag = _lag(name, size, window)
+    if not own and not kind.lends:
+        raise ValueError(f"mixer {name} has no q, k and v that a window could borrow; set own: true")
     if not own and (shape.qkv_bias or shape.qk_norm):
         has = "biases" if shape.qkv_bias else "norms"
         raise ValueError(f"a window that borrows {name}'s projections has no place for the {has} of q and k; set own: true")
-    ssm = mixer_class(name)(shape, lag=size if window.get("lag", True) else 0, **options)
+    ssm = kind(shape, **lag, **options)
     if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
         raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")
     branch = Attention(shape, window=size, sinks=window.get("sinks", 4), borrowed=not own)
     return Windowed(ssm, branch, shape.d_model, gate=window.get("gate", False))
+
+
+def _lag(name: str, size: int, window: dict) -> dict[str, int]:
+    """The lag to build an SSM with: a window's size, unless the window says no or the mixer has none."""
+    can = "lag" in _types_of(name)
+    if window.get("lag") and not can:
+        raise ValueError(f"mixer {name} takes every token at once: its window cannot have lag: true")
+    return {"lag": size if window.get("lag", True) else 0} if can else {}

@@ -7,7 +7,8 @@ A mixer maps the slot's input h [b t d] to its output [b t d] in three steps,
     out   = output(y, h)          gates, norms and scales, then the projection back to d
 
 and y [b t k p] holds k terms (heads, of every branch). Because `mix` is linear in the values, it has a matrix per term,
-y_k = M_k values_k, which is what a mixer is compared with attention by.
+y_k = M_k values_k, which is what a mixer is compared with attention by. Where each channel of a head forgets at its own
+rate (`per_channel`) it has a matrix a channel, and pictures show their mean over a head (arXiv 2403.01590).
 """
 
 from dataclasses import dataclass, field, replace
@@ -128,6 +129,8 @@ class Mixer(nn.Module):
 
     orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
     has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
+    per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
+    lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
@@ -174,14 +177,18 @@ class Mixer(nn.Module):
         return self(h, context)
 
     def matrix(self, parts: Any) -> Float[Tensor, "b k t t"]:
-        """The matrix of each term, by sending blocks of the identity's columns through `mix`. For pictures and tests."""
-        batch, time, terms, _ = parts.values.shape
+        """The matrix of each term, by sending blocks of the identity's columns through `mix`. For pictures and tests.
+
+        Where channels have a matrix each, the mean over a term's channels, one column of all channels at a time.
+        """
+        batch, time, terms, width = parts.values.shape
         identity = torch.eye(time, dtype=parts.values.dtype, device=parts.values.device)
-        columns = []
-        for start in range(0, time, MATRIX_BLOCK):
-            block = identity[:, start : start + MATRIX_BLOCK]
-            values = block[None, :, None].expand(batch, -1, terms, -1)
-            columns.append(self.mix(replace(parts, values=values), Context(documents=parts.documents)))
+        columns, block = [], 1 if self.per_channel else MATRIX_BLOCK
+        width = width if self.per_channel else -1
+        for start in range(0, time, block):
+            values = identity[None, :, None, start : start + block].expand(batch, -1, terms, width)
+            y = self.mix(replace(parts, values=values), Context(documents=parts.documents))
+            columns.append(y.mean(-1, keepdim=True) if self.per_channel else y)
         return torch.cat(columns, -1).transpose(1, 2)
 
     def semiseparable(self, parts: Any) -> Matrix:

@@ -46,6 +46,7 @@ class StateSpace(Mixer):
 
     orientable = True
     has_decay = True
+    lends = True
     rows_after = 0
 
     def __init__(self, shape: Shape, d_state: int | None, lag: int) -> None:

@@ -39,7 +39,7 @@ class Windowed(Mixer):
     def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool = False) -> None:
         super().__init__()
         self.ssm, self.window = ssm, window
-        self.orientable, self.has_decay = ssm.orientable, ssm.has_decay
+        self.orientable, self.has_decay, self.per_channel = ssm.orientable, ssm.has_decay, ssm.per_channel
         self.min_lag = max(ssm.min_lag, window.window)
         self.share = nn.Linear(d_model, window.n_heads) if gate else None
         self.own = not window.borrowed
@@ -76,6 +76,9 @@ class Windowed(Mixer):
         if self.own:
             return torch.cat([weight, self.window.out_weight()[0]]), bias
         return torch.cat([weight, weight[:: weight.shape[0] // self.window.n_heads]]), bias
+
+    def matrix(self, parts: WindowedParts) -> Float[Tensor, "b k t t"]:
+        return torch.cat([self.ssm.matrix(parts.ssm), self.window.matrix(parts.window)], 1)
 
     def semiseparable(self, parts: WindowedParts) -> Matrix:
         return self.ssm.semiseparable(parts.ssm)
