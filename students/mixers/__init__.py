@@ -13,6 +13,7 @@ from students.mixers.mixer import Mixer, Shape
 MIXERS = {
     "attention": "students.mixers.attention:Attention",
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
+    "gated_deltanet": "students.mixers.gated_deltanet:GatedDeltaNet",
     "mamba2": "students.mixers.mamba2:Mamba2",
 }
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
-from students.mixers.projections import rms_norm, wide_linear
+from students.mixers.projections import constant_row, rms_norm, wide_linear
 from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
 from students.shapes import Float
 
@@ -158,12 +158,8 @@ class Mamba2(StateSpace):
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Open the gate on these inputs, and set each companion's constant against its head's output."""
-        tokens = h.flatten(0, 1).double()
-        gram = tokens.T @ tokens
-        ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        w = torch.linalg.solve(gram + ridge, tokens.sum(0))
-        residual = (tokens @ w - 1).square().mean().item()
-        self.in_proj.weight[: self.d_inner] = (OPEN_GATE * w).to(h.dtype)
+        w, residual = constant_row(h)
+        self.in_proj.weight[: self.d_inner] = OPEN_GATE * w
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         if self.expand == 2:
             context = Context()

@@ -1,4 +1,4 @@
-"""Small pieces that several mixers share: rotary embedding, key-head expansion, low-rank logits, careful linears."""
+"""Small pieces that several mixers share: rotary embedding, key-head expansion, low-rank logits, norms, careful linears."""
 
 import torch
 from torch import Tensor, nn
@@ -80,3 +80,18 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x over the root mean square of its last dimension, in float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def l2_norm(x: Float[Tensor, "b t h n"], eps: float = 1e-6) -> Float[Tensor, "b t h n"]:
+    """x over the length of its last dimension, in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def constant_row(h: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, " d"], float]:
+    """The row w that comes nearest to h w = 1 on these inputs, and the mean square error: a bias where there is none."""
+    tokens = h.flatten(0, 1).double()
+    gram = tokens.T @ tokens
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    w = torch.linalg.solve(gram + ridge, tokens.sum(0))
+    return w.to(h.dtype), (tokens @ w - 1).square().mean().item()

@@ -6,14 +6,12 @@ With log_a = 0 it is the delta rule of arXiv 2406.06484. Keys are expected to be
 which no state grows. There is no kernel of ours; flash-linear-attention's runs where it passes a check (`kernels.fla`).
 """
 
-import torch
 from torch import Tensor
 
 from students.kernels import fla, pick
 from students.kernels.gated_delta_rule.cases import check, draw
 from students.kernels.gated_delta_rule.reference import gated_delta_rule as reference_rule
 from students.kernels.gated_delta_rule.reference import gated_delta_rule_step as reference_step
-from students.kernels.ssd.reference import accumulator
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_rule, "triton": fla.Kernel("gated_delta_rule")}
@@ -64,11 +62,6 @@ def gated_delta_rule_step(
     """
     _check_groups(v.shape[1], k.shape[1])
     return reference_step(q, k, v, log_a, beta, state)
-
-
-def zero_state(v: Float[Tensor, "b t h p"], k: Float[Tensor, "b t g n"]) -> Float[Tensor, "b h p n"]:
-    """The state before anything was seen, in the type that `gated_delta_rule` keeps states in."""
-    return torch.zeros(v.shape[0], *v.shape[2:], k.shape[3], dtype=accumulator(v), device=v.device)
 
 
 def _check_groups(heads: int, groups: int) -> None:
