@@ -18,6 +18,7 @@ MIXERS = {
     "discrete, wide window": {"mixer": "discrete_mamba2", "window": {"size": 6, "sinks": 2}},
     "stock": {"mixer": "mamba2"},
     "gated DeltaNet": {"mixer": "gated_deltanet"},
+    "RetNet": {"mixer": "retention"},
     "stock, 1 group, small state": {"mixer": "mamba2", "n_groups": 1, "d_state": 4, "expand": 1},
     "window": {"mixer": "attention", "window": 5, "sinks": 2},
 }
