@@ -34,7 +34,8 @@ class StudentMixin:
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     _is_stateful = True  # a recurrent state cannot be rolled back, so assisted generation refuses with a clear error
-    _keep_in_fp32_modules_strict = {"a_proj", "A_log", "D", "dt_bias", "gain", "log_decay", "scale"}  # decays and scales
+    # decays and scales
+    _keep_in_fp32_modules_strict = {"a_proj", "A_log", "D", "dt_bias", "gain", "gate_bias", "log_decay", "scale"}
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)

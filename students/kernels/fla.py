@@ -51,6 +51,20 @@ def gated_delta_rule(
     return _run(run, parts, documents, initial_state)
 
 
+def gla(
+    q: Float[Tensor, "b t h n"],
+    k: Float[Tensor, "b t h n"],
+    v: Float[Tensor, "b t h p"],
+    log_a: Float[Tensor, "b t h n"],
+    documents: Int[Tensor, "b t"] | None = None,
+    initial_state: Float[Tensor, "b h p n"] | None = None,
+) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
+    """See `students.kernels.gla.gla`."""
+    run = import_module("fla.ops.gla").chunk_gla
+    parts = {"q": q.to(v.dtype), "k": k.to(v.dtype), "v": v, "g": log_a.float()}
+    return _run(run, parts, documents, initial_state)
+
+
 def _run(
     function: Callable, parts: dict[str, Tensor], documents: Int[Tensor, "b t"] | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ MIXERS = {
     "attention": "students.mixers.attention:Attention",
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
     "gated_deltanet": "students.mixers.gated_deltanet:GatedDeltaNet",
+    "gla": "students.mixers.gla:GatedLinearAttention",
     "mamba2": "students.mixers.mamba2:Mamba2",
     "retention": "students.mixers.retention:Retention",
 }

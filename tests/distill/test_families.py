@@ -19,6 +19,7 @@ MIXERS = {
     "stock": {"mixer": "mamba2"},
     "gated DeltaNet": {"mixer": "gated_deltanet"},
     "RetNet": {"mixer": "retention"},
+    "GLA": {"mixer": "gla"},
     "stock, 1 group, small state": {"mixer": "mamba2", "n_groups": 1, "d_state": 4, "expand": 1},
     "window": {"mixer": "attention", "window": 5, "sinks": 2},
 }

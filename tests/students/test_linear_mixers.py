@@ -37,3 +37,16 @@ def test_retention_schedules():
 def test_retention_refuses():
     with pytest.raises(ValueError, match="decay is 'slow'; it is one of retnet, lightning"):
         make_mixer("retention", SHAPE, {"decay": "slow"})
+
+
+def test_gla_starts_as_decayed_linear_attention():
+    """Right after the copy a head's matrix is q k^T / sqrt(p) times 2^(-lag / half-life), the half-lives 4 to 512 tokens."""
+    mixer, h, _ = made("gla", {}, stir=False)
+    tensors = attention_tensors(SHAPE)
+    mixer.from_attention(**tensors)
+    y = mixer.mix(mixer.project(h, context()), context())
+    lag = (torch.arange(TIME)[:, None] - torch.arange(TIME)).clamp(min=0)
+    for head, half_life in enumerate(torch.logspace(2, 9, 4, base=2.0, dtype=torch.float64)):
+        q, k, v = (h @ tensors[part][head if part == "q" else head // 2].T for part in "qkv")
+        M = (q @ k.transpose(1, 2) * SHAPE.head_dim**-0.5 * 0.5 ** (lag / half_life)).tril()
+        close(y[:, :, head], M @ v, 1e-6)  # half-lives are spread in float32
