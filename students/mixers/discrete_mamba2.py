@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import rms_norm, rotate, wide_linear
-from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
+from students.mixers.recurrent import spread_half_lives
+from students.mixers.state_space import StateSpace, StateSpaceParts
 from students.shapes import Float
 
 OPEN_GATE = 1.278464542761  # silu(OPEN_GATE) = 1

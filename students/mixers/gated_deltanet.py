@@ -27,7 +27,7 @@ from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mamba2 import DT, TAP
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import constant_row, l2_norm, rms_norm, wide_linear
-from students.mixers.state_space import CopiedHeads, carried, spread_half_lives
+from students.mixers.recurrent import Recurrent, carried, spread_half_lives
 from students.shapes import Float, Int
 
 
@@ -43,17 +43,16 @@ class GatedDeltaParts:
     documents: Int[Tensor, "b t"] | None
 
 
-class GatedDeltaNet(CopiedHeads):
+class GatedDeltaNet(Recurrent):
     """Gated DeltaNet with one key head and one value head for each attention head.
 
     Args:
         d_conv: taps of the convolution.
     """
 
-    has_decay = True
-
     def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
         super().__init__(shape)
+        self.norm_eps = shape.norm_eps
         width = self.n_heads * self.head_dim
         self.in_proj_qkv = nn.Linear(shape.d_model, 3 * width, bias=False)
         self.in_proj_z = nn.Linear(shape.d_model, width, bias=False)
@@ -96,8 +95,8 @@ class GatedDeltaNet(CopiedHeads):
     ) -> Transfer:
         transfer = Transfer(used={"o"})
         biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        v, k, q, _ = self.attention_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
-        rows = torch.cat([part.flatten(0, 1) for part in (q, k, v)])
+        heads = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        rows = torch.cat([heads[name].flatten(0, 1) for name in "qkv"])
         self.in_proj_qkv.weight.copy_(rows[:, :-1])
         folded = "" if q_norm is None else ", the weights of the norms on q and k folded in"
         transfer.set("in_proj_qkv.weight", f"copied from attention q, k and v{folded}")

@@ -13,17 +13,16 @@ from torch.nn import functional as F
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mixer import Shape, Transfer
 from students.mixers.projections import constant_row, rms_norm
-from students.mixers.state_space import CopiedHeads
+from students.mixers.recurrent import Recurrent
 from students.shapes import Float
 
 
-class GatedHeads(CopiedHeads):
+class GatedHeads(Recurrent):
     """Base of mixers with a head for each of attention's. A subclass mixes, and sets what else it has in `set_decays`."""
-
-    has_decay = True
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
+        self.norm_eps = shape.norm_eps
         width = self.n_heads * self.head_dim
         self.in_proj = nn.Linear(shape.d_model, 3 * width, bias=shape.qkv_bias)
         self.gate_proj = nn.Linear(shape.d_model, width, bias=False)
@@ -48,10 +47,11 @@ class GatedHeads(CopiedHeads):
     ) -> Transfer:
         transfer = Transfer(used={"o"})
         biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        v, B, C, how = self.attention_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
-        rows = torch.cat([part.flatten(0, 1) for part in (v, B, C)])
+        heads = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        rows = torch.cat([heads[name].flatten(0, 1) for name in "vkq"])
         self.in_proj.weight.copy_(rows[:, :-1])
-        transfer.set("in_proj.weight", f"v copied from attention v, {how}")
+        folded = "" if q_norm is None else ", the weights of the norms on q and k folded in"
+        transfer.set("in_proj.weight", f"copied from attention v, k and q, softmax scale in q{folded}")
         if self.in_proj.bias is not None:
             self.in_proj.bias.copy_(rows[:, -1])
             transfer.set("in_proj.bias", "copied from attention q, k and v biases")
@@ -59,7 +59,7 @@ class GatedHeads(CopiedHeads):
         transfer.set("gate_proj.weight", "set to 0: a gate that calibration opens")
         self.norm.fill_(1.0)
         transfer.set("norm", "set to 1")
-        self.set_decays(B[..., :-1], transfer)
+        self.set_decays(heads["k"][..., :-1], transfer)
         self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
         transfer.set("out_proj.weight", "copied from attention o")
         self.copy_output_bias(o_bias, transfer)

@@ -18,7 +18,7 @@ from students.kernels.gla import gla, gla_step
 from students.mixers.gated_heads import GatedHeads
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import wide_linear
-from students.mixers.state_space import carried, spread_half_lives
+from students.mixers.recurrent import carried, spread_half_lives
 from students.shapes import Float, Int
 
 TEMPERATURE = 16.0  # divides the gate's logarithm: decays near 1 (section 4.4)

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
-from students.mixers.projections import constant_row, rms_norm, wide_linear
-from students.mixers.state_space import StateSpace, StateSpaceParts, spread_half_lives
+from students.mixers.projections import least_squares, rms_norm, wide_linear
+from students.mixers.recurrent import spread_half_lives
+from students.mixers.state_space import StateSpace, StateSpaceParts
 from students.shapes import Float
 
 TAP = 0.25  # the convolution's identity tap
@@ -158,8 +159,9 @@ class Mamba2(StateSpace):
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Open the gate on these inputs, and set each companion's constant against its head's output."""
-        w, residual = constant_row(h)
-        self.in_proj.weight[: self.d_inner] = OPEN_GATE * w
+        tokens = h.flatten(0, 1)
+        w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
+        self.in_proj.weight[: self.d_inner] = (OPEN_GATE * w[:, 0]).to(h.dtype)
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         if self.expand == 2:
             context = Context()

@@ -1,4 +1,4 @@
-"""Small pieces that several mixers share: rotary embedding, key-head expansion, low-rank logits, norms, careful linears."""
+"""Small pieces that several mixers share: rotary embedding, key heads, low-rank logits, least squares, careful linears."""
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,21 @@ def logit_factors(
     return C.transpose(1, 2).to(q.dtype), B.transpose(1, 2).to(k.dtype)
 
 
+def least_squares(
+    design: Float[Tensor, "s m"], target: Float[Tensor, "s k"], ridge: float = 1e-6
+) -> tuple[Float[Tensor, "m k"], float]:
+    """The x that brings design x nearest to target, in float64, and the share of the target's power left unexplained.
+
+    ridge: relative to the mean power of a column of design; equal columns share evenly.
+    """
+    design, target = design.double(), target.double()
+    gram = design.T @ design
+    gram = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solution = torch.linalg.solve(gram, design.T @ target)
+    left = (design @ solution - target).square().sum() / target.square().sum().clamp_min(1e-300)
+    return solution, left.item()
+
+
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear map in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -90,8 +105,6 @@ def l2_norm(x: Float[Tensor, "b t h n"], eps: float = 1e-6) -> Float[Tensor, "b 
 
 def constant_row(h: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, " d"], float]:
     """The row w that comes nearest to h w = 1 on these inputs, and the mean square error: a bias where there is none."""
-    tokens = h.flatten(0, 1).double()
-    gram = tokens.T @ tokens
-    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    w = torch.linalg.solve(gram + ridge, tokens.sum(0))
-    return w.to(h.dtype), (tokens @ w - 1).square().mean().item()
+    tokens = h.flatten(0, 1)
+    w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
+    return w[:, 0].to(h.dtype), residual

@@ -22,7 +22,7 @@ from students.kernels.ssd import ssd, ssd_step
 from students.mixers.gated_heads import GatedHeads
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
 from students.mixers.projections import rotate
-from students.mixers.state_space import carried
+from students.mixers.recurrent import carried
 from students.shapes import Float, Int
 
 DECAYS = ("retnet", "lightning")

@@ -1,7 +1,5 @@
 """What both Mamba-2 mixers share: the scan as their exchange between tokens, its state, and its lag.
 
-`CopiedHeads` and `carried` serve other recurrent mixers too.
-
 With a lag of W the state takes a token only when it leaves a window of W tokens,
 
     y_i = C_i . S_{i-W} decayed to i,      S_j = exp(log_a_j) S_{j-1} + x_j B_j^T,
@@ -10,16 +8,15 @@ so that a window branch and the state together see every token once. No other ke
 tokens that leave, the query C_i standing at position i - W, and its output is scaled by the decay between the two.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from students.kernels.causal_conv import causal_conv
 from students.kernels.ssd import ssd, ssd_step, zero_state
-from students.mixers.mixer import Context, Matrix, Mixer, Shape, Transfer
-from students.mixers.projections import fold_norm, logit_factors, per_head
+from students.mixers.mixer import Context, Matrix, Shape, Transfer
+from students.mixers.projections import logit_factors, per_head
+from students.mixers.recurrent import Recurrent, keep_rows
 from students.shapes import Float, Int
 
 NOWHERE = torch.iinfo(torch.long).min  # the document of a place in the lag's queue that holds no token yet
@@ -41,64 +38,7 @@ class StateSpaceParts:
     v: Float[Tensor, "b t head width"]
 
 
-class CopiedHeads(Mixer):
-    """Base of the mixers with a head for each of attention's: copies of its rows, a short convolution, an output bias.
-
-    A subclass that calls `copy_output_bias` has out_proj.
-    """
-
-    def __init__(self, shape: Shape, d_state: int | None = None) -> None:
-        super().__init__()
-        self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
-        self.d_state = shape.head_dim if d_state is None else d_state
-        self.norm_eps, self.logit_scale, self.qk_norm = shape.norm_eps, shape.logit_scale, shape.qk_norm
-
-    def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Conv1d, activation: str | None, context: Context) -> Tensor:
-        """The short convolution, its tail kept in the state."""
-        initial = None
-        if context.state is not None:
-            initial = context.state.read("conv")
-            initial = None if initial is None else _keep(initial, context.resumed(x))
-        weight = conv.weight.squeeze(1)
-        y, tail = causal_conv(x, weight, conv.bias, activation, context.documents, initial)
-        if context.state is not None:
-            context.state.write(conv=tail)
-        return y
-
-    def attention_rows(
-        self,
-        projections: dict[str, Tensor],
-        biases: dict[str, Tensor | None],
-        norms: dict[str, Tensor | None],
-        used: set[str],
-    ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "h n e"], Float[Tensor, "h n e"], str]:
-        """x's, B's and C's rows from attention's v, k and q, a set a head, and in words how B and C were made.
-
-        A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
-        on q and k are folded in. What was used is added to `used`.
-        """
-        rows = {}
-        for name, weight in projections.items():
-            weight, bias = fold_norm(weight, biases[name], norms.get(name), self.qk_norm)
-            column = weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]
-            rows[name] = per_head(torch.cat([weight, column], -1), self.n_heads)
-        used |= set(projections) | {f"{name}_bias" for name, bias in biases.items() if bias is not None}
-        used |= {f"{name}_norm" for name, norm in norms.items() if norm is not None}
-        C, B = logit_factors(rows["q"] * self.logit_scale, rows["k"], self.d_state)
-        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
-        folded = " (their norms' weights folded in)" if norms.get("q") is not None else ""
-        return rows["v"], B, C, f"B and C {exact} from k and q{folded}, softmax scale in C"
-
-    def copy_output_bias(self, o_bias: Float[Tensor, " d"] | None, transfer: Transfer) -> None:
-        """Take over the bias of attention's output projection."""
-        if self.out_proj.bias is None:
-            return
-        self.out_proj.bias.copy_(torch.zeros_like(self.out_proj.bias) if o_bias is None else o_bias)
-        transfer.set("out_proj.bias", "set to 0" if o_bias is None else "copied from attention o bias")
-        transfer.used |= set() if o_bias is None else {"o_bias"}
-
-
-class StateSpace(CopiedHeads):
+class StateSpace(Recurrent):
     """Base of the mixers whose exchange between tokens is `ssd`.
 
     A subclass has in_proj, its rows ending in B's, C's and `rows_after` others, and conv1d, its channels in B's and C's.
@@ -110,7 +50,9 @@ class StateSpace(CopiedHeads):
     rows_after = 0
 
     def __init__(self, shape: Shape, d_state: int | None, lag: int) -> None:
-        super().__init__(shape, d_state)
+        super().__init__(shape)
+        self.d_state = shape.head_dim if d_state is None else d_state
+        self.norm_eps = shape.norm_eps
         self.min_lag = self.lag = lag
 
     def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
@@ -122,7 +64,7 @@ class StateSpace(CopiedHeads):
         if context.state is None:
             return ssd(x, parts.log_a, parts.B, parts.C, parts.documents)[0]
         initial = context.state.read("ssm")
-        initial = zero_state(x, parts.B) if initial is None else _keep(initial, context.resumed(x))
+        initial = zero_state(x, parts.B) if initial is None else keep_rows(initial, context.resumed(x))
         y, final = _advance(x, parts.log_a, parts.B, parts.C, parts.documents, initial)
         context.state.write(ssm=final)
         return y
@@ -139,7 +81,7 @@ class StateSpace(CopiedHeads):
         state = context.state
         initial = None if state is None else state.read("ssm")
         if initial is not None:
-            initial = _keep(initial, state.read("ssm_document") == gone["documents"][:, 0])
+            initial = keep_rows(initial, state.read("ssm_document") == gone["documents"][:, 0])
         elif state is not None:
             initial = zero_state(x, parts.B)
         y, final = _advance(gone["x"], gone["log_a"], gone["B"], parts.C, gone["documents"], initial)
@@ -158,6 +100,24 @@ class StateSpace(CopiedHeads):
                 kept = torch.full_like(kept, NOWHERE) if name == "documents" else kept
             queue[name] = kept.to(part.dtype)
         return queue
+
+    def attention_rows(
+        self,
+        projections: dict[str, Tensor],
+        biases: dict[str, Tensor | None],
+        norms: dict[str, Tensor | None],
+        used: set[str],
+    ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "h n e"], Float[Tensor, "h n e"], str]:
+        """x's, B's and C's rows from attention's v, k and q, a set a head, and in words how B and C were made.
+
+        A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
+        on q and k are folded in. What was used is added to `used`.
+        """
+        rows = self.head_rows(projections, biases, norms, used)
+        C, B = logit_factors(rows["q"], rows["k"], self.d_state)
+        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
+        folded = " (their norms' weights folded in)" if norms.get("q") is not None else ""
+        return rows["v"], B, C, f"B and C {exact} from k and q{folded}, softmax scale in C"
 
     @torch.no_grad()
     def match_norms(self, h, q, k, transfer: Transfer) -> None:
@@ -197,33 +157,6 @@ def _advance(x, log_a, B, C, documents, state):
     return y[:, None], state
 
 
-def carried(
-    scan: Callable, step: Callable, inputs: dict[str, Tensor], documents: Int[Tensor, "b t"] | None, context: Context
-) -> Tensor:
-    """A scan's output; in generation it goes on from the state that the last call left, one token by `step`."""
-    if context.state is None:
-        return scan(**inputs, documents=documents)[0]
-    first, state = next(iter(inputs.values())), context.state.read("ssm")
-    state = None if state is None else _keep(state, context.resumed(first))
-    if state is None or first.shape[1] > 1:
-        y, state = scan(**inputs, documents=documents, initial_state=state)
-    else:
-        y, state = step(**{name: part[:, 0] for name, part in inputs.items()}, state=state)
-        y = y[:, None]
-    context.state.write(ssm=state)
-    return y
-
-
-def _keep(state: Tensor, rows: Tensor) -> Tensor:
-    """Clear the state of every row but these."""
-    return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))
-
-
 def _size(x: Float[Tensor, "b t h p"]) -> Float[Tensor, " h"]:
     """The root mean square length of each head's vectors."""
     return x.square().sum(-1).mean((0, 1)).sqrt()
-
-
-def spread_half_lives(heads: int, shortest: float = 4.0, longest: float = 512.0) -> Float[Tensor, " h"]:
-    """Half-lives in tokens, spread evenly on a logarithmic scale over the heads."""
-    return torch.logspace(torch.tensor(shortest).log2(), torch.tensor(longest).log2(), heads, base=2.0)

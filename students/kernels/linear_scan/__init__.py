@@ -1,0 +1,45 @@
+"""Diagonal linear recurrence: every channel decays by its own factor at every token (RG-LRU, arXiv 2402.19427; HGRN).
+
+h_t = exp(log_a_t) h_{t-1} + x_t
+"""
+
+import torch
+from torch import Tensor
+
+from students.kernels import Deferred, pick
+from students.kernels.linear_scan.reference import linear_scan as reference_scan
+from students.kernels.linear_scan.reference import linear_scan_step as reference_step
+from students.shapes import Float, Int
+
+IMPLEMENTATIONS = {"reference": reference_scan, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan")}
+STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan_step")}
+
+
+def linear_scan(
+    x: Float[Tensor, "b t d"],
+    log_a: Float[Tensor, "b t d"],
+    documents: Int[Tensor, "b t"] | None = None,
+    initial_state: Float[Tensor, "b d"] | None = None,
+) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"]]:
+    """Scan a whole sequence.
+
+    The state is cleared wherever the document id changes; `initial_state` belongs to the document of the first token.
+    Decays and states are float32 or wider whatever the inputs are.
+
+    Returns:
+        h, in the type of x, and the state after the last token, not rounded to that type.
+    """
+    return pick("linear_scan", IMPLEMENTATIONS, x)(x, log_a, documents, initial_state)
+
+
+def linear_scan_step(
+    x: Float[Tensor, "b d"], log_a: Float[Tensor, "b d"], state: Float[Tensor, "b d"]
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    """One token of the recurrence: h in the type of x and the new state, from the state before it.
+
+    The Triton kernel writes the new state over the old one, so that a captured graph can go on from it: do not use the
+    state that was passed in afterwards. It has no gradient; where one is wanted the reference runs, and leaves it alone.
+    """
+    wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, log_a, state))
+    refusal = "the one-token kernel has no gradient" if wants_gradient else None
+    return pick("linear_scan_step", STEPS, x, refusal)(x, log_a, state)

@@ -1,0 +1,45 @@
+"""Shapes that tests and benchmarks of `linear_scan` run on, and inputs of these shapes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels.documents import random_documents
+
+
+class Case(NamedTuple):
+    """Batch, time, channels, and whether documents are packed."""
+
+    b: int
+    t: int
+    d: int
+    packed: bool
+
+
+TEST = [
+    Case(1, 1, 3, False),
+    Case(2, 63, 8, False),
+    Case(2, 64, 5, True),
+    Case(1, 200, 7, True),
+]
+LONG = Case(2, 2 * 256 + 5, 3, True)  # more than one chunk of the reference
+BENCH = [Case(8, 2048, 2048, False), Case(2, 16384, 2048, False), Case(1, 65536, 2048, False)]
+BENCH_STEP = [Case(256, 1, 2048, False), Case(256, 1, 8192, False)]
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others."""
+    b, t, d = case[:3]
+    leaves = {
+        "x": torch.randn(b, t, d, dtype=dtype, device=device),
+        "log_a": -torch.rand(b, t, d, dtype=dtype, device=device),
+        "initial_state": torch.randn(b, d, device=device),
+    }
+    return leaves, {"documents": random_documents(b, t, device) if case.packed else None}
+
+
+def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs of the one-token kernel; none of them has a gradient."""
+    leaves, _ = draw(case, dtype, device)
+    return {}, {"x": leaves["x"][:, 0], "log_a": leaves["log_a"][:, 0], "state": leaves["initial_state"]}
