@@ -34,16 +34,18 @@ class StudentMixin:
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     _is_stateful = True  # a recurrent state cannot be rolled back, so assisted generation refuses with a clear error
-    _keep_in_fp32_modules_strict = {
+    _keep_in_fp32_modules_strict = {  # decays and scales
         "a_proj",
         "A_log",
         "D",
         "dt_bias",
         "dt_proj",
         "gain",
+        "gate_bias",
+        "log_decay",
         "rg_lru",
         "scale",
-    }  # decays, scales
+    }
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)

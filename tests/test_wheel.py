@@ -60,7 +60,7 @@ def test_the_wheel_holds_what_it_should_and_nothing_else(wheel):
     meta = {name.rpartition("/")[2]: zipfile.ZipFile(wheel).read(name).decode() for name in names if ".dist-info/" in name}
     assert meta["LICENSE"] == (ROOT / "LICENSE").read_text()
     assert "distill = distill.cli:entry" in meta["entry_points.txt"]
-    assert all(f"Provides-Extra: {extra}" in meta["METADATA"] for extra in ("gguf", "eval", "trackers"))
+    assert all(f"Provides-Extra: {extra}" in meta["METADATA"] for extra in ("gguf", "eval", "fla", "trackers"))
 
 
 def test_unpacked_it_works_without_the_sources(wheel, tmp_path):
@@ -85,7 +85,7 @@ def test_extras_that_messages_name_exist():
             found = re.match(rf"'{name}\[(\w+)\]'", hint)
             assert found and found[1] in extras, f"{path}: pip install {hint}"
             said.add(found[1])
-    assert said == {"gguf", "eval", "trackers"}
+    assert said == {"gguf", "eval", "fla", "trackers"}
 
 
 # in an empty environment

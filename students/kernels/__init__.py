@@ -82,12 +82,13 @@ def pick(
     op: str,
     implementations: Mapping[str, Callable],
     example: Tensor,
-    refusal: str | None = None,
+    refusal: str | Callable[[], str | None] | None = None,
     computes: torch.dtype | None = None,
 ) -> Callable:
     """The implementation of `op` for a tensor like `example`; the log names each choice once.
 
-    `refusal` says why the Triton kernel cannot serve this call, None where it can. `computes` is the type it would compute
+    `refusal` says why the Triton kernel cannot serve this call, None where it can; where finding out costs something it is a
+    function, called when nothing else speaks against the kernel. `computes` is the type it would compute
     in, where that is not the example's.
 
     Raises:
@@ -98,7 +99,7 @@ def pick(
         raise ValueError(f"DISTILL_KERNELS={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
     reason = None
     if name != "reference":
-        reason = _why_not_triton(implementations, example) or refusal
+        reason = _why_not_triton(implementations, example) or (refusal() if callable(refusal) else refusal)
     if name == "auto":
         kind = computes or example.dtype
         if reason is None and kind not in CHECKED.get(op, TYPES):

@@ -16,6 +16,9 @@ MIXERS = {
     "mamba1": "students.mixers.mamba1:Mamba1",
     "mamba2": "students.mixers.mamba2:Mamba2",
     "rg_lru": "students.mixers.rg_lru:RgLru",
+    "gated_deltanet": "students.mixers.gated_deltanet:GatedDeltaNet",
+    "gla": "students.mixers.gla:GatedLinearAttention",
+    "retention": "students.mixers.retention:Retention",
 }
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
 

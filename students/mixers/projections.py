@@ -95,3 +95,16 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x over the root mean square of its last dimension, in float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def l2_norm(x: Float[Tensor, "b t h n"], eps: float = 1e-6) -> Float[Tensor, "b t h n"]:
+    """x over the length of its last dimension, in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def constant_row(h: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, " d"], float]:
+    """The row w that comes nearest to h w = 1 on these inputs, and the mean square error: a bias where there is none."""
+    tokens = h.flatten(0, 1)
+    w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
+    return w[:, 0].to(h.dtype), residual

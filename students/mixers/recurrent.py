@@ -1,12 +1,14 @@
 """What mixers with a short convolution and a recurrent state share: the convolution's tail, attention's rows, half-lives."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from students.kernels.causal_conv import causal_conv
 from students.mixers.mixer import Context, Mixer, Shape, Transfer
 from students.mixers.projections import fold_norm, per_head
-from students.shapes import Bool, Float
+from students.shapes import Bool, Float, Int
 
 
 class Recurrent(Mixer):
@@ -62,6 +64,23 @@ class Recurrent(Mixer):
         bias.copy_(torch.zeros_like(bias) if o_bias is None else o_bias)
         transfer.set(f"{name}.bias", "set to 0" if o_bias is None else "copied from attention o bias")
         transfer.used |= set() if o_bias is None else {"o_bias"}
+
+
+def carried(
+    scan: Callable, step: Callable, inputs: dict[str, Tensor], documents: Int[Tensor, "b t"] | None, context: Context
+) -> Tensor:
+    """A scan's output; in generation it goes on from the state that the last call left, one token by `step`."""
+    if context.state is None:
+        return scan(**inputs, documents=documents)[0]
+    first, state = next(iter(inputs.values())), context.state.read("ssm")
+    state = None if state is None else keep_rows(state, context.resumed(first))
+    if state is None or first.shape[1] > 1:
+        y, state = scan(**inputs, documents=documents, initial_state=state)
+    else:
+        y, state = step(**{name: part[:, 0] for name, part in inputs.items()}, state=state)
+        y = y[:, None]
+    context.state.write(ssm=state)
+    return y
 
 
 def keep_rows(state: Float[Tensor, "b ..."], rows: Bool[Tensor, " b"]) -> Float[Tensor, "b ..."]:

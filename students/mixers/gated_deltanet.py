@@ -1,0 +1,146 @@
+"""Gated DeltaNet (arXiv 2412.06464), in the parametrisation and with the parameter names of transformers' Qwen3.5.
+
+    q, k, v = silu(conv(in_proj_qkv(h)))                 q, k to unit length, q over sqrt(n)
+    beta = sigmoid(in_proj_b(h))                         log_a = -exp(A_log) softplus(in_proj_a(h) + dt_bias)
+    y = gated_delta_rule(q, k, v, log_a, beta)
+    out = out_proj(weight rms_norm(y, each head) silu(in_proj_z(h)))
+
+Qwen3-Next's layer is the same function with its rows in another order. Here every attention head keeps keys of its own, and
+the convolution has a bias where attention's projections have one. It starts from attention where it is nearly linear:
+
+  - a convolution tap of 0.25, where silu is close to a line: directions of q and k, and v but for its size, are attention's;
+  - beta = 1/2 (its rows are 0): a token's value replaces half of what its key held, so that keys which come again do not add
+    up as they would in linear attention; dt = 1 and the decays in A, half-lives of 4 to 512 tokens;
+  - a gate that is constant on real inputs, as in `mamba2`;
+  - the norm takes each head's size away, so what a head's output should be multiplied by goes to its columns of out_proj.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from students.mixers.discrete_mamba2 import OPEN_GATE
+from students.mixers.mamba2 import DT, TAP
+from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.projections import constant_row, l2_norm, rms_norm, wide_linear
+from students.mixers.recurrent import Recurrent, carried, spread_half_lives
+from students.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class GatedDeltaParts:
+    """Inputs of the gated delta rule."""
+
+    values: Float[Tensor, "b t h p"]
+    q: Float[Tensor, "b t h n"]
+    k: Float[Tensor, "b t h n"]
+    log_a: Float[Tensor, "b t h"]
+    beta: Float[Tensor, "b t h"]
+    documents: Int[Tensor, "b t"] | None
+
+
+class GatedDeltaNet(Recurrent):
+    """Gated DeltaNet with one key head and one value head for each attention head.
+
+    Args:
+        d_conv: taps of the convolution.
+    """
+
+    def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
+        super().__init__(shape)
+        self.norm_eps = shape.norm_eps
+        width = self.n_heads * self.head_dim
+        self.in_proj_qkv = nn.Linear(shape.d_model, 3 * width, bias=False)
+        self.in_proj_z = nn.Linear(shape.d_model, width, bias=False)
+        self.in_proj_b = nn.Linear(shape.d_model, self.n_heads, bias=False)
+        self.in_proj_a = nn.Linear(shape.d_model, self.n_heads, bias=False)
+        self.conv1d = nn.Conv1d(3 * width, 3 * width, d_conv, groups=3 * width, bias=shape.qkv_bias)
+        self.dt_bias = nn.Parameter(torch.zeros(self.n_heads))
+        self.A_log = nn.Parameter(torch.zeros(self.n_heads))
+        self.norm = nn.Module()
+        self.norm.weight = nn.Parameter(torch.ones(self.head_dim))
+        self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> GatedDeltaParts:
+        qkv = self.convolve(self.in_proj_qkv(h), self.conv1d, "silu", context)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)) for part in qkv.chunk(3, -1))
+        dt = F.softplus(wide_linear(h, self.in_proj_a.weight, self.dt_bias))
+        return GatedDeltaParts(
+            values=v,
+            q=l2_norm(q) * self.head_dim**-0.5,
+            k=l2_norm(k),
+            log_a=-dt * self.A_log.exp(),
+            beta=torch.sigmoid(self.in_proj_b(h)),
+            documents=context.documents,
+        )
+
+    def mix(self, parts: GatedDeltaParts, context: Context) -> Float[Tensor, "b t h p"]:
+        inputs = {"q": parts.q, "k": parts.k, "v": parts.values, "log_a": parts.log_a, "beta": parts.beta}
+        return carried(gated_delta_rule, gated_delta_rule_step, inputs, parts.documents, context)
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        gate = F.silu(self.in_proj_z(h)).unflatten(-1, (self.n_heads, -1))
+        return rms_norm(y, self.norm_eps) * self.norm.weight.to(y.dtype) * gate
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
+
+    @torch.no_grad()
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer(used={"o"})
+        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
+        heads = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        rows = torch.cat([heads[name].flatten(0, 1) for name in "qkv"])
+        self.in_proj_qkv.weight.copy_(rows[:, :-1])
+        folded = "" if q_norm is None else ", the weights of the norms on q and k folded in"
+        transfer.set("in_proj_qkv.weight", f"copied from attention q, k and v{folded}")
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, :, -1] = TAP
+        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        if self.conv1d.bias is not None:
+            self.conv1d.bias.copy_(TAP * rows[:, -1])
+            transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}")
+        self._set_new_parameters(transfer)
+        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
+        transfer.set("out_proj.weight", "copied from attention o")
+        self.copy_output_bias(o_bias, transfer)
+        return transfer
+
+    def _set_new_parameters(self, transfer: Transfer) -> None:
+        for name, meaning in (("z", "a gate that calibration opens"), ("b", "beta = 1/2"), ("a", "a constant dt")):
+            getattr(self, f"in_proj_{name}").weight.zero_()
+            transfer.set(f"in_proj_{name}.weight", f"set to 0: {meaning}")
+        self.dt_bias.fill_(math.log(math.expm1(DT)))
+        transfer.set("dt_bias", f"set for dt = {DT:g}")
+        self.set_half_lives(spread_half_lives(self.n_heads).to(self.A_log))
+        transfer.set("A_log", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.norm.weight.fill_(1.0)
+        transfer.set("norm.weight", "set to 1")
+
+    @torch.no_grad()
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        """Open the gate on these inputs."""
+        w, residual = constant_row(h)
+        self.in_proj_z.weight.copy_((OPEN_GATE * w).expand_as(self.in_proj_z.weight))
+        transfer.set("in_proj_z.weight", f"a constant gate by least squares on real inputs (residual {residual:.1e})")
+
+    @torch.no_grad()
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        self.A_log.copy_((math.log(2) / DT / tokens).log())
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.out_proj.weight.mul_(factors.repeat_interleave(self.head_dim))
+
+    def roles(self) -> dict[str, str]:
+        copied = ("in_proj_qkv", "out_proj")
+        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}

@@ -1,0 +1,88 @@
+"""What RetNet's and GLA's layers share around their exchange between tokens: projections, a norm a head, a swish gate.
+
+    v, k, q = in_proj(h)                                no convolution, no activation
+    out = out_proj(weight rms_norm(y, each head) silu(gate_proj(h)))
+
+Attention's projections are copied; the norm takes each head's size away, so its weight is where a head's output scale goes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.mixers.discrete_mamba2 import OPEN_GATE
+from students.mixers.mixer import Shape, Transfer
+from students.mixers.projections import constant_row, rms_norm
+from students.mixers.recurrent import Recurrent
+from students.shapes import Float
+
+
+class GatedHeads(Recurrent):
+    """Base of mixers with a head for each of attention's. A subclass mixes, and sets what else it has in `set_decays`."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.norm_eps = shape.norm_eps
+        width = self.n_heads * self.head_dim
+        self.in_proj = nn.Linear(shape.d_model, 3 * width, bias=shape.qkv_bias)
+        self.gate_proj = nn.Linear(shape.d_model, width, bias=False)
+        self.norm = nn.Parameter(torch.ones(self.n_heads, self.head_dim))
+        self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+
+    def heads(self, h: Float[Tensor, "b t d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each [b t h p]."""
+        v, k, q = (part.unflatten(-1, (self.n_heads, -1)) for part in self.in_proj(h).chunk(3, -1))
+        return q, k, v
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        gate = F.silu(self.gate_proj(h)).unflatten(-1, (self.n_heads, -1))
+        return rms_norm(y, self.norm_eps) * self.norm.to(y.dtype) * gate
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
+
+    @torch.no_grad()
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer(used={"o"})
+        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
+        heads = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        rows = torch.cat([heads[name].flatten(0, 1) for name in "vkq"])
+        self.in_proj.weight.copy_(rows[:, :-1])
+        folded = "" if q_norm is None else ", the weights of the norms on q and k folded in"
+        transfer.set("in_proj.weight", f"copied from attention v, k and q, softmax scale in q{folded}")
+        if self.in_proj.bias is not None:
+            self.in_proj.bias.copy_(rows[:, -1])
+            transfer.set("in_proj.bias", "copied from attention q, k and v biases")
+        self.gate_proj.weight.zero_()
+        transfer.set("gate_proj.weight", "set to 0: a gate that calibration opens")
+        self.norm.fill_(1.0)
+        transfer.set("norm", "set to 1")
+        self.set_decays(heads["k"][..., :-1], transfer)
+        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
+        transfer.set("out_proj.weight", "copied from attention o")
+        self.copy_output_bias(o_bias, transfer)
+        return transfer
+
+    def set_decays(self, k: Float[Tensor, "h p d"], transfer: Transfer) -> None:
+        """Set what the decays are made from, and record it. k: the key projection that was copied."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        """Open the gate on these inputs."""
+        w, residual = constant_row(h)
+        self.gate_proj.weight.copy_((OPEN_GATE * w).expand_as(self.gate_proj.weight))
+        transfer.set("gate_proj.weight", f"a constant gate by least squares on real inputs (residual {residual:.1e})")
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.norm.mul_(factors[:, None])
+
+    def roles(self) -> dict[str, str]:
+        copied = ("in_proj", "out_proj")
+        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
