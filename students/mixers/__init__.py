@@ -14,7 +14,9 @@ MIXERS = {
     "attention": "students.mixers.attention:Attention",
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
     "mamba2": "students.mixers.mamba2:Mamba2",
+    "split_heads": "students.mixers.split_heads:SplitHeads",
 }
+HOLD_ATTENTION = ("attention", "split_heads")  # their `window` is a number of tokens; no window branch
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
 
 
@@ -32,8 +34,8 @@ def mixer_class(name: str) -> type[Mixer]:
 
 def options_of(name: str) -> set[str]:
     """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
-    options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed"}
-    return options if name == "attention" else options | {"window"}
+    options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed", "reads"}
+    return options if name in HOLD_ATTENTION else options | {"window"}
 
 
 def check_options(name: str, options: Iterable[str], where: str = "") -> None:
@@ -65,7 +67,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """
     check_options(name, options)
     options = dict(options)
-    if name == "attention" or "window" not in options:
+    if name in HOLD_ATTENTION or "window" not in options:
         _check_types(f"mixer {name}", options, _types_of(name))
         return mixer_class(name)(shape, **options)
     if not isinstance(options["window"], dict):

@@ -116,6 +116,11 @@ class Transfer:
         """Record what was done to a parameter after it was first set."""
         self.sources[name] = f"{self.sources[name]}; then {change}"
 
+    def part(self, prefix: str) -> "Transfer":
+        """What the record says of one branch, its names as that branch knows them; the reverse of `include`."""
+        inside = f"{prefix}."
+        return Transfer({n.removeprefix(inside): text for n, text in self.sources.items() if n.startswith(inside)})
+
     def include(self, prefix: str, other: "Transfer") -> None:
         """Take over another transfer's record, its names prefixed."""
         self.sources.update({f"{prefix}.{name}": source for name, source in other.sources.items()})
@@ -187,6 +192,10 @@ class Mixer(nn.Module):
     def semiseparable(self, parts: Any) -> Matrix:
         """The matrix in pieces, for `orient`; only where `orientable`."""
         raise NotImplementedError(f"{type(self).__name__} has no semiseparable form")
+
+    def oriented(self) -> list[int]:
+        """The attention heads whose matrices `semiseparable` gives, in its order; all of them unless a mixer says less."""
+        return list(range(len(self.head_terms())))
 
     def from_attention(
         self,

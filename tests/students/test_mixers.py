@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from students.cache import MixerState
-from students.mixers import MIXERS, make_mixer, mixer_class, options_of
+from students.mixers import HOLD_ATTENTION, MIXERS, make_mixer, mixer_class, options_of
 from students.mixers.mixer import Context, Shape
 from tests.conftest import TOLERANCE
 
@@ -21,6 +21,12 @@ FURTHER = {
     "attention": [{"window": 7, "sinks": 2}, {"window": 5}, {"rope": False}],
     "discrete_mamba2": [{"rope": True, "norm": True}, {"d_state": 4}, {"d_state": 16, "d_conv": 2}, {"lag": 3}],
     "mamba2": [{"expand": 1}, {"n_groups": 2}, {"n_groups": 1, "d_state": 4}, {"lag": 3}],
+    "split_heads": [
+        {"keep": [0, 3]},
+        {"keep": [1, 2, 0], "window": 7, "sinks": 2},
+        {"keep": [2, 3], "ssm": {"mixer": "mamba2"}},
+        {"keep": [1], "ssm": {"mixer": "discrete_mamba2", "window": {**WINDOW, "gate": True}}},
+    ],
 }
 WINDOWS = [{**WINDOW, "own": own, "lag": lag, "gate": gate} for own, lag, gate in itertools.product((True, False), repeat=3)]
 VARIANTS = [(name, {}) for name in MIXERS]
@@ -28,7 +34,7 @@ VARIANTS += [(name, options) for name, further in FURTHER.items() for options in
 VARIANTS += [
     (name, {"window": window})
     for name in MIXERS
-    if "window" in options_of(name) and name != "attention"
+    if "window" in options_of(name) and name not in HOLD_ATTENTION
     for window in WINDOWS
 ]
 every_mixer = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda value: str(value).replace("'", ""))
@@ -151,7 +157,7 @@ def test_output_is_the_sum_of_its_terms(name, options):
 @every_mixer
 @pytest.mark.parametrize("shape", [SHAPE, BIASED], ids=["plain", "biased"])
 def test_from_attention_accounts_for_everything(name, options, shape):
-    if shape.qkv_bias and options.get("window") and name != "attention" and not options["window"]["own"]:
+    if shape.qkv_bias and options.get("window") and name not in HOLD_ATTENTION and not options["window"]["own"]:
         with pytest.raises(ValueError, match="no place for the biases of q and k"):
             made(name, options, shape)
         return
@@ -241,7 +247,8 @@ def test_orientation_matrix(name, options):
     M = decay * torch.einsum("bthn,bshn->bhts", pieces.C, pieces.B)
     if mixer.min_lag == 0:
         M = M + torch.diag_embed(pieces.D[:, None].expand(-1, TIME))
-    wanted = mixer.matrix(parts)[:, [terms[0] for terms in mixer.head_terms()]]
+    heads = mixer.head_terms()
+    wanted = mixer.matrix(parts)[:, [heads[head][0] for head in mixer.oriented()]]
     lag = torch.arange(TIME)[:, None] - torch.arange(TIME)
     far = lag >= mixer.min_lag
     close(M * far, wanted * far)
@@ -302,6 +309,57 @@ def test_stock_mamba2_starts_nearly_linear():
         once, twice = (mixer.features(part, h)[:, :, ::expand] for part in (y, louder))
         errors.append(((twice - 2 * once).norm() / (2 * once).norm()).item())
     assert errors[0] < 0.2 < errors[1]
+
+
+@pytest.mark.parametrize("kept", [[2], [3, 0], [0, 1, 2]])
+def test_kept_heads_are_attention(kept):
+    """Kept heads give what the same heads of full attention give, in any grouping of the key heads that they read."""
+    mixer, h, _ = made("split_heads", {"keep": kept}, stir=False)
+    whole = make_mixer("attention", SHAPE, {}).double()
+    tensors = attention_tensors(SHAPE)
+    mixer.from_attention(**tensors)
+    whole.from_attention(**tensors)
+    found = mixer.mix(mixer.project(h, context()), context())
+    wanted = whole.mix(whole.project(h, context()), context())
+    terms = mixer.head_terms()
+    close(found[:, :, [terms[head][0] for head in kept]], wanted[:, :, kept])
+    weights, all_weights = mixer.out_weight()[0], whole.out_weight()[0]
+    assert all(torch.equal(weights[terms[head][0]], all_weights[head]) for head in range(SHAPE.n_heads))
+    assert mixer.attention.k_proj.out_features == SHAPE.head_dim * len({head // 2 for head in kept})
+
+
+def test_other_heads_are_the_ssm():
+    """Head for head, the rest is what the SSM mixer makes of the whole attention."""
+    mixer, h, _ = made("split_heads", {"keep": [1]}, stir=False)
+    whole, tensors = make_mixer("discrete_mamba2", SHAPE, {}).double(), attention_tensors(SHAPE)
+    mixer.from_attention(**tensors)
+    whole.from_attention(**tensors)
+    half_lives = torch.tensor([5.0, 6.0, 7.0, 8.0], dtype=torch.float64)
+    mixer.set_half_lives(half_lives)
+    whole.set_half_lives(half_lives)
+    found = mixer.mix(mixer.project(h, context()), context())
+    wanted = whole.mix(whole.project(h, context()), context())
+    close(found[:, :, 1:], wanted[:, :, [0, 2, 3]])
+    assert mixer.head_terms() == [[1], [0], [2], [3]] and mixer.oriented() == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": [4]}, "keep names 4; the heads here are 0 to 3"),
+        ({"keep": [True]}, "keep names True"),
+        ({"keep": [1, 1]}, "names a head twice"),
+        ({"keep": [0, 1, 2, 3]}, "keep names all 4 heads"),
+        ({"keep": 2}, "keep is 2, which is no list"),
+        ({"keep": [1], "ssm": "mamba2"}, "ssm is 'mamba2', which is no dict"),
+        ({"ssm": {"d_state": 4}}, "ssm names the mixer None"),
+        ({"ssm": {"mixer": "attention"}}, "ssm names the mixer 'attention'"),
+        ({"ssm": {"mixer": "mamba2", "d_stat": 4}}, r"\(ssm of split_heads\) has no option 'd_stat'"),
+    ],
+)
+def test_heads_that_cannot_be_split(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_mixer("split_heads", SHAPE, options)
 
 
 def test_mistakes_are_named():
