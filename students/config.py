@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from students.mixers import check_options, make_mixer
+from students.mixers import check_options, make_mixer, mixer_class
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
@@ -89,6 +89,22 @@ class Layout:
     def converted(self) -> list[int]:
         """The layers that have a mixer."""
         return [layer for layer in range(len(self.pattern)) if self.mixer_of(layer) is not None]
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The converted layers, those whose mixers share parameters together; the first of a group owns them.
+
+        Raises:
+            ValueError: a letter has more blocks to share than layers.
+        """
+        found = []
+        for letter, options in self.mixers.items():
+            layers = [layer for layer in self.converted if self.pattern[layer] == letter]
+            blocks = options.get("blocks", 1) if mixer_class(options["mixer"]).shares else len(layers)
+            if blocks > len(layers):
+                raise ValueError(f"blocks ({letter}) is {blocks}, but {letter} has {len(layers)} layers to share them")
+            found += [layers[block::blocks] for block in range(blocks)]
+        return sorted(found)
 
     def make(self, layer: int, shape: Shape) -> Mixer:
         """A new mixer for a layer.

@@ -14,9 +14,10 @@ MIXERS = {
     "attention": "students.mixers.attention:Attention",
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
     "mamba2": "students.mixers.mamba2:Mamba2",
+    "shared_attention": "students.mixers.shared_attention:SharedAttention",
     "split_heads": "students.mixers.split_heads:SplitHeads",
 }
-HOLD_ATTENTION = ("attention", "split_heads")  # their `window` is a number of tokens; no window branch
+HOLD_ATTENTION = ("attention", "shared_attention", "split_heads")  # their `window` is a number of tokens; no window branch
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
 
 
@@ -86,7 +87,7 @@ def _check_types(where: str, options: dict, types: dict) -> None:
         number = isinstance(value, int) and not isinstance(value, bool)
         if not isinstance(value, types[key]) or (isinstance(value, bool) and not isinstance(True, types[key])):
             raise ValueError(f"{where}: {key} is {value!r}, which is no {getattr(types[key], '__name__', types[key])}")
-        if number and value < (0 if key in ("lag", "sinks") else 1):
+        if number and value < (0 if key in ("lag", "sinks", "rank") else 1):
             raise ValueError(f"{where}: {key} is {value}, which is too small")
 
 

@@ -10,6 +10,7 @@ and y [b t k p] holds k terms (heads, of every branch). Because `mix` is linear 
 y_k = M_k values_k, which is what a mixer is compared with attention by.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -133,6 +134,7 @@ class Mixer(nn.Module):
 
     orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
     has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
+    shares: ClassVar[bool] = False  # whether mixers of several layers have parameters in common, see `tie`
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
@@ -215,6 +217,16 @@ class Mixer(nn.Module):
         q_norm, k_norm: weights of the norms that the attention applies to q and k.
         """
         raise NotImplementedError
+
+    @classmethod
+    def from_attentions(cls, sites: Sequence["Mixer"], weights: Sequence[dict[str, Tensor | None]]) -> list[Transfer]:
+        """Set mixers that share parameters from the attention of each one's layer, in `from_attention`'s arguments."""
+        return [site.from_attention(**weight) for site, weight in zip(sites, weights, strict=True)]
+
+    def tie(self, owner: "Mixer") -> None:
+        """Use, from now on, the parameters of another layer's mixer that all its layers have in common: they stay that
+        one's own, so that they are saved, counted and trained once. Only where `shares`."""
+        raise NotImplementedError(f"{type(self).__name__} shares nothing between layers")
 
     def match_norms(
         self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer

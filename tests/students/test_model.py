@@ -16,6 +16,7 @@ LAYOUTS = {
     "windows": ("WAWW", {"W": {"mixer": "attention", "window": 4, "sinks": 2}}),
     "windowed": ("MAMM", {"M": {"mixer": "discrete_mamba2", "window": WINDOW | {"gate": True}}}),
     "all SSM": ("MMMM", {"M": {"mixer": "mamba2"}}),
+    "shared": ("SSAS", {"S": {"mixer": "shared_attention", "blocks": 2, "rank": 4}}),
     "split heads": ("HAHH", {"H": {"mixer": "split_heads", "keep": {0: [0], "default": [1, 2]}, "window": 6}}),
     "mixed": (
         "MNWA",
