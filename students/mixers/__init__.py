@@ -18,7 +18,7 @@ MIXERS = {
     "split_heads": "students.mixers.split_heads:SplitHeads",
 }
 HOLD_ATTENTION = ("attention", "shared_attention", "split_heads")  # their `window` is a number of tokens; no window branch
-WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
+WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
 
 
 def mixer_class(name: str) -> type[Mixer]:
@@ -61,7 +61,8 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """Build a mixer, with a window branch beside it where an SSM mixer's options hold `window`.
 
     `window` is a mapping: `size` (tokens), `sinks` (default 4), `own` (its own q, k, v, o; default true), `lag` (the
-    state takes tokens only as they leave the window; default true), `gate` (default false).
+    state takes tokens only as they leave the window; default true), `gate` (true, "select", or false, the
+    default).
 
     Raises:
         ValueError: an unknown mixer or option, or one the mixer refuses.

@@ -19,6 +19,7 @@ MIXERS = {
     "stock": {"mixer": "mamba2"},
     "stock, 1 group, small state": {"mixer": "mamba2", "n_groups": 1, "d_state": 4, "expand": 1},
     "window": {"mixer": "attention", "window": 5, "sinks": 2},
+    "Taipan": {"mixer": "mamba2", "window": {"size": 6, "sinks": 0, "lag": False, "gate": "select"}},
     "shared attention": {"mixer": "shared_attention", "rank": 4},
     "split heads": {"mixer": "split_heads", "keep": {1: [0, 1, 5]}},
 }

@@ -30,6 +30,7 @@ FURTHER = {
     ],
 }
 WINDOWS = [{**WINDOW, "own": own, "lag": lag, "gate": gate} for own, lag, gate in itertools.product((True, False), repeat=3)]
+WINDOWS += [{**WINDOW, "own": True, "lag": False, "gate": "select"}]
 VARIANTS = [(name, {}) for name in MIXERS]
 VARIANTS += [(name, options) for name, further in FURTHER.items() for options in further]
 VARIANTS += [
@@ -363,7 +364,26 @@ def test_heads_that_cannot_be_split(options, message):
         make_mixer("split_heads", SHAPE, options)
 
 
+def test_selected_tokens_alone_use_the_window():
+    """Taipan's gate: a token that it does not select gets its output from the state, one that it does also the window's."""
+    window = {**WINDOW, "lag": False, "gate": "select"}
+    mixer, h, _ = made("discrete_mamba2", {"window": window}, stir=False)
+    both = mixer(h, context())
+    with torch.no_grad():
+        mixer.select.weight.zero_()
+        mixer.select.weight[0, 0], mixer.select.bias[0] = 100.0, 0.0
+    selected = h[..., 0] > 0
+    assert selected.any() and not selected.all()
+    state = mixer.ssm(h, context())
+    found = mixer(h, context())
+    assert torch.equal(found[~selected], state[~selected])
+    assert (found - state)[selected].abs().amax(-1).min() > 1e-6
+    close(both - state, mixer.window(h, context()) * torch.tanh(torch.tensor(1.0, dtype=torch.float64)))
+
+
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="gate of a window is 'selct'"):
+        make_mixer("mamba2", SHAPE, {"window": {"size": 4, "gate": "selct"}})
     with pytest.raises(ValueError, match="there is no mixer 'mamba3'"):
         make_mixer("mamba3", SHAPE, {})
     with pytest.raises(ValueError, match="no option 'd_stat'"):

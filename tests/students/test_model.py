@@ -9,12 +9,16 @@ from distill.build import build
 from students.config import Layout
 
 WINDOW = {"size": 4, "sinks": 2}
+SELECT = {"size": 6, "sinks": 0, "lag": False, "gate": "select"}
 LAYOUTS = {
     "nothing swapped": ("AAAA", {}),
     "discrete": ("AMMM", {"M": {"mixer": "discrete_mamba2"}}),
     "stock": ("MAMA", {"M": {"mixer": "mamba2"}}),
     "windows": ("WAWW", {"W": {"mixer": "attention", "window": 4, "sinks": 2}}),
     "windowed": ("MAMM", {"M": {"mixer": "discrete_mamba2", "window": WINDOW | {"gate": True}}}),
+    "Taipan": ("MMMS", {"M": {"mixer": "mamba2"}, "S": {"mixer": "mamba2", "window": SELECT}}),
+    "B'MOJO-F": ("B", {"B": {"mixer": "mamba2", "window": {"size": 6, "sinks": 0}}}),
+    "Samba": ("MW", {"M": {"mixer": "mamba2"}, "W": {"mixer": "attention", "window": 6}}),
     "all SSM": ("MMMM", {"M": {"mixer": "mamba2"}}),
     "shared": ("SSAS", {"S": {"mixer": "shared_attention", "blocks": 2, "rank": 4}}),
     "split heads": ("HAHH", {"H": {"mixer": "split_heads", "keep": {0: [0], "default": [1, 2]}, "window": 6}}),
