@@ -71,6 +71,20 @@ def test_a_conversion(name, mixer, tmp_path):
     assert torch.allclose(again(batch.ids).logits, before, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if name in ("mixtral-8x7b-v0.1", "qwen3-30b-a3b")])
+def test_blackmamba_keeps_the_experts(name):
+    """BlackMamba (arXiv 2402.01771) is a state space in every layer, each before a mixture of experts: of a teacher that has
+    one, experts and router stay the teacher's own tensors, also once the mixers were trained."""
+    teacher, batch = tiny_teacher(name), text()
+    student, transfers = build(teacher, Layout.over(2, "M", {"M": {"mixer": "mamba2"}}))
+    run_stages(teacher, student, transfers, batch)
+    mine, theirs = dict(student.named_parameters()), dict(teacher.model.named_parameters())
+    experts = [key for key in theirs if ".experts." in key or ".mlp.gate." in key]
+    assert len(experts) >= 2 * 3  # a router and two projections in each layer
+    assert all(mine[key].data_ptr() == theirs[key].data_ptr() for key in experts)
+    assert not any("self_attn.q_proj" in key for key in mine)
+
+
 def run_stages(teacher, student, transfers, batch):
     """Initialise, then two steps of each training stage that the mixer takes part in."""
 
