@@ -17,7 +17,6 @@ MIXERS = {
     "shared_attention": "students.mixers.shared_attention:SharedAttention",
     "split_heads": "students.mixers.split_heads:SplitHeads",
 }
-HOLD_ATTENTION = ("attention", "shared_attention", "split_heads")  # their `window` is a number of tokens; no window branch
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
 
 
@@ -35,8 +34,12 @@ def mixer_class(name: str) -> type[Mixer]:
 
 def options_of(name: str) -> set[str]:
     """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
-    options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed", "reads"}
-    return options if name in HOLD_ATTENTION else options | {"window"}
+    return set(_types_of(name)) - {"shape", "borrowed", "reads"} | {"window"}
+
+
+def has_own_window(name: str) -> bool:
+    """Whether a mixer holds attention, so that `window` is an option of its own and no branch beside it."""
+    return "window" in _types_of(name)
 
 
 def check_options(name: str, options: Iterable[str], where: str = "") -> None:
@@ -69,7 +72,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """
     check_options(name, options)
     options = dict(options)
-    if name in HOLD_ATTENTION or "window" not in options:
+    if has_own_window(name) or "window" not in options:
         _check_types(f"mixer {name}", options, _types_of(name))
         return mixer_class(name)(shape, **options)
     if not isinstance(options["window"], dict):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from students.mixers import HOLD_ATTENTION, check_options, make_mixer
+from students.mixers import check_options, has_own_window, make_mixer
 from students.mixers.attention import Attention
 from students.mixers.mixer import Context, Matrix, Mixer, Shape, Transfer
 from students.mixers.projections import qk_norm
@@ -185,7 +185,7 @@ def _make_ssm(options: dict, shape: Shape) -> Mixer:
         ValueError: it is no SSM mixer, or refuses its options, or its terms are not as wide as a head.
     """
     name = options.pop("mixer", None)
-    if not isinstance(name, str) or name in HOLD_ATTENTION:
+    if not isinstance(name, str) or has_own_window(name):
         raise ValueError(f"split_heads: ssm names the mixer {name!r}; write it as ssm: {{mixer: discrete_mamba2}}")
     check_options(name, options, " (ssm of split_heads)")
     mixer = make_mixer(name, shape, options)

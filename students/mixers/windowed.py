@@ -119,12 +119,12 @@ class Windowed(Mixer):
         return transfer
 
     def match_norms(self, h, q, k, transfer: Transfer) -> None:
-        inner = transfer.part("ssm")
+        inner = _of_ssm(transfer)
         self.ssm.match_norms(h, q, k, inner)
         transfer.include("ssm", inner)
 
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        inner = transfer.part("ssm")
+        inner = _of_ssm(transfer)
         self.ssm.calibrate(h, inner)
         transfer.include("ssm", inner)
 
@@ -150,3 +150,8 @@ class Windowed(Mixer):
     def _halves(self, terms: Float[Tensor, "b t k p"]) -> tuple[Tensor, Tensor]:
         """The SSM's terms and the window's."""
         return terms.split([terms.shape[2] - self.window.n_heads, self.window.n_heads], 2)
+
+
+def _of_ssm(transfer: Transfer) -> Transfer:
+    """The part of a record that speaks of the SSM branch, its names as that branch knows them."""
+    return Transfer({name[4:]: text for name, text in transfer.sources.items() if name.startswith("ssm.")})
