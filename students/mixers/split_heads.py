@@ -67,6 +67,7 @@ class SplitHeads(Mixer):
         part = replace(shape, n_heads=len(rest), n_kv_heads=len(rest), o_bias=shape.o_bias and not kept)
         self.ssm = _make_ssm({"mixer": "discrete_mamba2"} if ssm is None else dict(ssm), part)
         self.orientable, self.has_decay, self.min_lag = self.ssm.orientable, self.ssm.has_decay, self.ssm.min_lag
+        self.per_channel = self.ssm.per_channel
         self.terms = [len(branch.out_weight()[0]) for branch in self.branches.values()]
 
     @property
@@ -95,6 +96,9 @@ class SplitHeads(Mixer):
     def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
         found = [branch.out_weight() for branch in self.branches.values()]
         return torch.cat([weight for weight, _ in found]), found[0][1]
+
+    def matrix(self, parts: SplitParts) -> Float[Tensor, "b k t t"]:
+        return torch.cat([branch.matrix(parts.branches[name]) for name, branch in self.branches.items()], 1)
 
     def semiseparable(self, parts: SplitParts) -> Matrix:
         return self.ssm.semiseparable(parts.branches["ssm"])
