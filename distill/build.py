@@ -79,14 +79,22 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
     student.load_state_dict(kept, strict=False, assign=True)
     _share_buffers(teacher.model, student)
     student.tie_weights()
-    transfers = {}
-    for layer, mixer in student.mixers.items():
-        mixer.to_empty(device=teacher.device)
-        transfers[layer] = mixer.from_attention(**vars(teacher.attention_weights(layer)))
-        _account(mixer, transfers[layer], layer)
+    transfers = _fill(teacher, student)
     student.requires_grad_(False).eval()
     student.generation_config = teacher.model.generation_config
     return student, transfers
+
+
+def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
+    """Make every mixer from its layer's attention, or those that share parameters from that of all their layers."""
+    mixers, transfers = student.mixers, {}
+    for group in student.layout.groups:
+        sites = [mixers[layer].to_empty(device=teacher.device) for layer in group]
+        weights = [vars(teacher.attention_weights(layer)) for layer in group]
+        transfers.update(zip(group, type(sites[0]).from_attentions(sites, weights), strict=True))
+    for layer, mixer in mixers.items():
+        _account(mixer, transfers[layer], layer)
+    return dict(sorted(transfers.items()))
 
 
 def _share_buffers(source: nn.Module, target: nn.Module) -> None:

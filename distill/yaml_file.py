@@ -79,18 +79,19 @@ def _index(entries: list, part: str, given: str) -> int:
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-3 as text; here it is the number that everyone means. A key that is no
-    name, or given twice, is an error."""
+    name or number, or given twice, is an error; a number becomes text, as it would in JSON."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            key = str(key) if type(key) is int else key
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no name", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
 _Loader.add_implicit_resolver(

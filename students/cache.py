@@ -109,3 +109,6 @@ class ScopedState:
 
     def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
         return self._state.resumed(first_document)
+
+    def scope(self, prefix: str) -> "ScopedState":
+        return ScopedState(self._state, f"{self._prefix}.{prefix}")

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from students.mixers import check_options, make_mixer
+from students.mixers import check_options, make_mixer, mixer_class
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
 FORMAT = 2
+BY_LAYER = ("keep",)  # options that may also be a mapping from layers to values, `default` for the layers it leaves out
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Layout:
             if not isinstance(options.get("mixer"), str):
                 raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); give it by name")
             check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
-        return cls((pattern * layers)[:layers], mixers)
+        layout = cls((pattern * layers)[:layers], {letter: _text_keys(options) for letter, options in mixers.items()})
+        for letter in mixers:
+            layout._check_layers(letter)
+        return layout
 
     def mixer_of(self, layer: int) -> dict | None:
         """The mixer and options of a layer; None where the attention stays."""
@@ -86,10 +90,55 @@ class Layout:
         """The layers that have a mixer."""
         return [layer for layer in range(len(self.pattern)) if self.mixer_of(layer) is not None]
 
+    @property
+    def groups(self) -> list[list[int]]:
+        """The converted layers, those whose mixers share parameters together; the first of a group owns them.
+
+        Raises:
+            ValueError: a letter has more blocks to share than layers.
+        """
+        found = []
+        for letter, options in self.mixers.items():
+            layers = [layer for layer in self.converted if self.pattern[layer] == letter]
+            blocks = options.get("blocks", 1) if mixer_class(options["mixer"]).shares else len(layers)
+            if blocks > len(layers):
+                raise ValueError(f"blocks ({letter}) is {blocks}, but {letter} has {len(layers)} layers to share them")
+            found += [layers[block::blocks] for block in range(blocks)]
+        return sorted(found)
+
     def make(self, layer: int, shape: Shape) -> Mixer:
-        """A new mixer for a layer."""
-        options = dict(self.mixer_of(layer))
+        """A new mixer for a layer.
+
+        Raises:
+            ValueError: what the mixer refuses.
+        """
+        options = self.options_at(layer)
         return make_mixer(options.pop("mixer"), shape, options)
+
+    def options_at(self, layer: int) -> dict:
+        """The options of a converted layer, those given by layer resolved; one that says nothing of it is left out."""
+        options = dict(self.mixer_of(layer))
+        for name in BY_LAYER:
+            if isinstance(options.get(name), dict):
+                values = options.pop(name)
+                found = values.get(str(layer), values.get("default"))
+                options |= {} if found is None else {name: found}
+        return options
+
+    def _check_layers(self, letter: str) -> None:
+        """Refuse an option given by layer that names what is no layer of its letter."""
+        there = {str(layer) for layer, other in enumerate(self.pattern) if other == letter}
+        for name in BY_LAYER:
+            given = self.mixers[letter].get(name)
+            if wrong := sorted(set(given) - there - {"default"}) if isinstance(given, dict) else []:
+                known = ", ".join(sorted(there, key=int))
+                raise ValueError(f"{name} ({letter}) is given for {wrong[0]!r}; the layers of {letter} are {known}")
+
+
+def _text_keys(options: dict) -> dict:
+    """Options whose layers are named as JSON will name them."""
+    given = {name: options[name] for name in BY_LAYER if isinstance(options.get(name), dict)}
+    return options | {name: {str(layer): value for layer, value in values.items()} for name, values in given.items()}
 
 
 def to_dict(layout: Layout, place: Place, shapes: Shapes) -> dict:

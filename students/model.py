@@ -54,6 +54,10 @@ class StudentMixin:
         for index in self.layout.converted:
             slot = MixerSlot(self.layout.make(index, shapes.at(index)), index, self.place.documents)
             setattr(layers[index], self.place.name, slot)
+        mixers = self.mixers
+        for owner, *others in self.layout.groups:
+            for layer in others:
+                mixers[layer].tie(mixers[owner])
 
     @property
     def mixers(self) -> dict[int, Mixer]:

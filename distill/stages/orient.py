@@ -51,7 +51,7 @@ class Orient(Stage):
             self.alpha[seen.layer] = -1.0
             minus, _ = self._error(batch, seen)
             along, square = (minus - plus).sum(0) / 4, ((plus + minus) / 2 - power).sum(0)
-            self.alpha[seen.layer] = along / square.clamp_min(1e-20)
+            self.alpha[seen.layer, self.student.mixers[seen.layer].oriented()] = along / square.clamp_min(1e-20)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         for seen in self.teacher.observe(batch.ids, batch.positions, self.layers, qkv=True):
@@ -77,14 +77,18 @@ class Orient(Stage):
     def _error(self, batch: Batch, seen: Observation) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
         mixer = self.student.mixers[seen.layer]
         matrix = mixer.semiseparable(mixer.project(seen.input, context_of(batch, seen)))
-        alpha = self.alpha[seen.layer]
+        heads, q, k = mixer.oriented(), seen.q, seen.k
+        if len(heads) < q.shape[2]:
+            k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)[:, :, heads]
+            q = q[:, :, heads]
+        alpha = self.alpha[seen.layer, heads]
         matrix = replace(
             matrix, C=matrix.C.float() * alpha[:, None], D=None if matrix.D is None else matrix.D.float() * alpha
         )
         rules = self.teacher.logit_rules(seen.layer)
         return orientation_error(
-            seen.q.float(),
-            seen.k.float(),
+            q.float(),
+            k.float(),
             matrix.C,
             matrix.B.float(),
             matrix.log_a,

@@ -19,8 +19,10 @@ MIXERS = {
     "gated_deltanet": "students.mixers.gated_deltanet:GatedDeltaNet",
     "gla": "students.mixers.gla:GatedLinearAttention",
     "retention": "students.mixers.retention:Retention",
+    "shared_attention": "students.mixers.shared_attention:SharedAttention",
+    "split_heads": "students.mixers.split_heads:SplitHeads",
 }
-WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
+WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
 
 
 def mixer_class(name: str) -> type[Mixer]:
@@ -37,8 +39,12 @@ def mixer_class(name: str) -> type[Mixer]:
 
 def options_of(name: str) -> set[str]:
     """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
-    options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed"}
-    return options if name == "attention" else options | {"window"}
+    return set(_types_of(name)) - {"shape", "borrowed", "reads"} | {"window"}
+
+
+def has_own_window(name: str) -> bool:
+    """Whether a mixer holds attention, so that `window` is an option of its own and no branch beside it."""
+    return "window" in _types_of(name)
 
 
 def check_options(name: str, options: Iterable[str], where: str = "") -> None:
@@ -63,14 +69,15 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """Build a mixer, with a window branch beside it where an SSM mixer's options hold `window`.
 
     `window` is a mapping: `size` (tokens), `sinks` (default 4), `own` (its own q, k, v, o; default true), `lag` (the
-    state takes tokens only as they leave the window; default true where the mixer can), `gate` (default false).
+    state takes tokens only as they leave the window; default true where the mixer can), `gate` (true, "select", or false,
+    the default).
 
     Raises:
         ValueError: an unknown mixer or option, or one the mixer refuses.
     """
     check_options(name, options)
     options = dict(options)
-    if name == "attention" or "window" not in options:
+    if has_own_window(name) or "window" not in options:
         _check_types(f"mixer {name}", options, _types_of(name))
         return mixer_class(name)(shape, **options)
     if not isinstance(options["window"], dict):
@@ -89,7 +96,7 @@ def _check_types(where: str, options: dict, types: dict) -> None:
         number = isinstance(value, int) and not isinstance(value, bool)
         if not isinstance(value, types[key]) or (isinstance(value, bool) and not isinstance(True, types[key])):
             raise ValueError(f"{where}: {key} is {value!r}, which is no {getattr(types[key], '__name__', types[key])}")
-        if number and value < (0 if key in ("lag", "sinks") else 1):
+        if number and value < (0 if key in ("lag", "sinks", "rank") else 1):
             raise ValueError(f"{where}: {key} is {value}, which is too small")
 
 

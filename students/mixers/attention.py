@@ -3,6 +3,7 @@
 The projections keep the teacher's shapes, key heads included; each head's output has a trainable scale.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ class Attention(Mixer):
             tokens always seen as well.
         rope: rotate q and k (default: as the attention does).
         borrowed: no projections of its own; a composed mixer hands it another branch's, scaled already.
+        reads: the key head of each head, where a composed mixer's heads do not share them evenly.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Attention(Mixer):
         sinks: int = 0,
         rope: bool | None = None,
         borrowed: bool = False,
+        reads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
@@ -55,9 +58,10 @@ class Attention(Mixer):
             raise ValueError("rope: true, but the model's attention has no rotary embedding to take it from")
         self.softcap, self.logit_scale = shape.softcap, 1.0 if borrowed else shape.logit_scale
         self.scale = nn.Parameter(torch.ones(shape.n_heads))
-        self.borrowed = borrowed
+        self.borrowed, self.reads = borrowed, reads
+        key_heads = shape.n_kv_heads if reads is None else max(reads) + 1
         if not borrowed:
-            width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+            width, kv_width = shape.n_heads * shape.head_dim, key_heads * shape.head_dim
             self.q_proj = nn.Linear(shape.d_model, width, bias=shape.qkv_bias)
             self.k_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
             self.v_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
@@ -65,7 +69,7 @@ class Attention(Mixer):
         self.qk_norm, self.qk_norm_eps = (None if borrowed else shape.qk_norm), shape.qk_norm_eps
         if self.qk_norm:
             self.q_norm = nn.Parameter(torch.ones(shape.n_heads, shape.head_dim))
-            self.k_norm = nn.Parameter(torch.ones(shape.n_kv_heads, shape.head_dim))
+            self.k_norm = nn.Parameter(torch.ones(key_heads, shape.head_dim))
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> AttentionParts:
         q, k, v = (
@@ -94,9 +98,13 @@ class Attention(Mixer):
             positions = count_positions(documents)
         if context.state is not None:
             k, v, documents, positions = self._remember(k, v, documents, positions, context)
-        repeat = self.n_heads // k.shape[2]
-        k, v = (part.repeat_interleave(repeat, 2) for part in (k, v))
-        return AttentionParts(q, k, v, documents, positions)
+        return AttentionParts(q, self._spread(k), self._spread(v), documents, positions)
+
+    def _spread(self, part: Float[Tensor, "b s kv p"]) -> Float[Tensor, "b s h p"]:
+        """Give every head its key head."""
+        if self.reads is None:
+            return part.repeat_interleave(self.n_heads // part.shape[2], 2)
+        return part[:, :, list(self.reads)]
 
     def mix(self, parts: AttentionParts, context: Context) -> Float[Tensor, "b t h value"]:
         return attention(

@@ -11,6 +11,7 @@ y_k = M_k values_k, which is what a mixer is compared with attention by. Where e
 rate (`per_channel`) it has a matrix a channel, and pictures show their mean over a head (arXiv 2403.01590).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -117,6 +118,11 @@ class Transfer:
         """Record what was done to a parameter after it was first set."""
         self.sources[name] = f"{self.sources[name]}; then {change}"
 
+    def part(self, prefix: str) -> "Transfer":
+        """What the record says of one branch, its names as that branch knows them; the reverse of `include`."""
+        inside = f"{prefix}."
+        return Transfer({n.removeprefix(inside): text for n, text in self.sources.items() if n.startswith(inside)})
+
     def include(self, prefix: str, other: "Transfer") -> None:
         """Take over another transfer's record, its names prefixed."""
         self.sources.update({f"{prefix}.{name}": source for name, source in other.sources.items()})
@@ -132,6 +138,7 @@ class Mixer(nn.Module):
     per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
     lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
     ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by `from_attention`'s names, it has no place for
+    shares: ClassVar[bool] = False  # whether mixers of several layers have parameters in common, see `tie`
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
@@ -196,6 +203,10 @@ class Mixer(nn.Module):
         """The matrix in pieces, for `orient`; only where `orientable`."""
         raise NotImplementedError(f"{type(self).__name__} has no semiseparable form")
 
+    def oriented(self) -> list[int]:
+        """The attention heads whose matrices `semiseparable` gives, in its order; all of them unless a mixer says less."""
+        return list(range(len(self.head_terms())))
+
     def from_attention(
         self,
         q: Float[Tensor, "h p d"],
@@ -214,6 +225,16 @@ class Mixer(nn.Module):
         q_norm, k_norm: weights of the norms that the attention applies to q and k.
         """
         raise NotImplementedError
+
+    @classmethod
+    def from_attentions(cls, sites: Sequence["Mixer"], weights: Sequence[dict[str, Tensor | None]]) -> list[Transfer]:
+        """Set mixers that share parameters from the attention of each one's layer, in `from_attention`'s arguments."""
+        return [site.from_attention(**weight) for site, weight in zip(sites, weights, strict=True)]
+
+    def tie(self, owner: "Mixer") -> None:
+        """Use, from now on, the parameters of another layer's mixer that all its layers have in common: they stay that
+        one's own, so that they are saved, counted and trained once. Only where `shares`."""
+        raise NotImplementedError(f"{type(self).__name__} shares nothing between layers")
 
     def match_norms(
         self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer

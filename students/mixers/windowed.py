@@ -5,6 +5,18 @@
 The branches are two linear terms of one mixer, so their matrices add up. With `lag` the state takes a token only when
 it leaves the window, and together they see each token once (the sinks twice). With `gate` a head and token shares out
 the two, 2 sigmoid(g) to the state and 2 (1 - sigmoid(g)) to the window, g = W h + b starting at 0.
+
+Two systems of the literature are layouts of this mixer.
+
+  - B'MOJO-F (arXiv 2407.06324), a fading memory behind an eidetic one: `{mixer: mamba2, window: {size: 512, sinks: 0}}`. The
+    state holds what has left the window, fading, and the window holds the latest tokens as they were. There one softmax
+    runs over the window's tokens and the state's outputs together; here the two are added, shared out by `gate` if wanted.
+  - Taipan (arXiv 2410.18572), selective attention: `gate: select` with `lag: false`, in some of the layers. A gate finds the
+    tokens that need attention on top of what the state says, with the weight max(0, tanh g), one number a token: exactly
+    nothing for the others. It starts at tanh 1 for every token. There the attention reads the state-space block's output,
+    and its keys too are selected tokens alone; the choice is a sampled one (Gumbel-softmax) under a budget with a loss of
+    its own. Here both branches read the layer's input, nothing but the distillation loss moves the gate, and attention is
+    computed for every token: it selects what counts, and saves no time.
 """
 
 from dataclasses import dataclass, replace
@@ -33,15 +45,21 @@ class Windowed(Mixer):
 
     Args:
         ssm: the SSM branch. window: the window branch; without projections of its own it uses the SSM's.
-        gate: whether each token shares out the two branches.
+        gate: whether each token shares out the two branches, or "select": whether and how much it uses the window.
+
+    Raises:
+        ValueError: another gate.
     """
 
-    def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool = False) -> None:
+    def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool | str = False) -> None:
         super().__init__()
+        if isinstance(gate, str) and gate != "select":
+            raise ValueError(f"the gate of a window is {gate!r}; it is true, false or 'select'")
         self.ssm, self.window = ssm, window
         self.orientable, self.has_decay, self.per_channel = ssm.orientable, ssm.has_decay, ssm.per_channel
         self.min_lag = max(ssm.min_lag, window.window)
-        self.share = nn.Linear(d_model, window.n_heads) if gate else None
+        self.share = nn.Linear(d_model, window.n_heads) if gate is True else None
+        self.select = nn.Linear(d_model, 1) if gate == "select" else None
         self.own = not window.borrowed
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> WindowedParts:
@@ -65,6 +83,8 @@ class Windowed(Mixer):
     def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         ssm, window = self._halves(y)
         ssm, window = self.ssm.features(ssm, h), self.window.features(window, h)
+        if self.select is not None:
+            window = window * torch.tanh(self.select(h)).relu()[..., None]
         if self.share is not None:
             share = 2 * torch.sigmoid(self.share(h))[..., None]
             window = window * (2 - share)
@@ -94,6 +114,11 @@ class Windowed(Mixer):
             nn.init.zeros_(self.share.bias)
             transfer.set("share.weight", "set to 0, an even share")
             transfer.set("share.bias", "set to 0, an even share")
+        if self.select is not None:
+            nn.init.zeros_(self.select.weight)
+            nn.init.ones_(self.select.bias)
+            transfer.set("select.weight", "set to 0, every token the same")
+            transfer.set("select.bias", "set to 1, every token selected")
         return transfer
 
     def match_norms(self, h, q, k, transfer: Transfer) -> None:

@@ -24,6 +24,9 @@ MIXERS = {
     "mamba": {"mixer": "mamba1"},
     "griffin": {"mixer": "rg_lru"},
     "window": {"mixer": "attention", "window": 5, "sinks": 2},
+    "Taipan": {"mixer": "mamba2", "window": {"size": 6, "sinks": 0, "lag": False, "gate": "select"}},
+    "shared attention": {"mixer": "shared_attention", "rank": 4},
+    "split heads": {"mixer": "split_heads", "keep": {1: [0, 1, 5]}},
 }
 WORDS = 96
 
@@ -71,6 +74,20 @@ def test_a_conversion(name, mixer, tmp_path):
     assert all(torch.equal(tensor, now[key]) for key, tensor in again.state_dict().items())
     # to the last bit but for mixtures of experts, whose grouped product rounds by where its weights lie in memory
     assert torch.allclose(again(batch.ids).logits, before, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name in ("mixtral-8x7b-v0.1", "qwen3-30b-a3b")])
+def test_blackmamba_keeps_the_experts(name):
+    """BlackMamba (arXiv 2402.01771) is a state space in every layer, each before a mixture of experts: of a teacher that has
+    one, experts and router stay the teacher's own tensors, also once the mixers were trained."""
+    teacher, batch = tiny_teacher(name), text()
+    student, transfers = build(teacher, Layout.over(2, "M", {"M": {"mixer": "mamba2"}}))
+    run_stages(teacher, student, transfers, batch)
+    mine, theirs = dict(student.named_parameters()), dict(teacher.model.named_parameters())
+    experts = [key for key in theirs if ".experts." in key or ".mlp.gate." in key]
+    assert len(experts) >= 2 * 3  # a router and two projections in each layer
+    assert all(mine[key].data_ptr() == theirs[key].data_ptr() for key in experts)
+    assert not any("self_attn.q_proj" in key for key in mine)
 
 
 def run_stages(teacher, student, transfers, batch):

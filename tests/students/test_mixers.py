@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from students.cache import MixerState
-from students.mixers import MIXERS, make_mixer, mixer_class, options_of
+from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class
 from students.mixers.mixer import Context, Shape
 from tests.conftest import TOLERANCE
 
@@ -26,14 +26,22 @@ FURTHER = {
     "gated_deltanet": [{"d_conv": 2}],
     "gla": [{"gate_rank": 30}],
     "retention": [{"decay": "lightning"}, {"rope": False}],
+    "shared_attention": [{"rank": 0}, {"rank": 3, "start": "central", "window": 7, "sinks": 2}],
+    "split_heads": [
+        {"keep": [0, 3]},
+        {"keep": [1, 2, 0], "window": 7, "sinks": 2},
+        {"keep": [2, 3], "ssm": {"mixer": "mamba2"}},
+        {"keep": [1], "ssm": {"mixer": "discrete_mamba2", "window": {**WINDOW, "gate": True}}},
+    ],
 }
 WINDOWS = [{**WINDOW, "own": own, "lag": lag, "gate": gate} for own, lag, gate in itertools.product((True, False), repeat=3)]
+WINDOWS += [{**WINDOW, "own": True, "lag": False, "gate": "select"}]
 VARIANTS = [(name, {}) for name in MIXERS]
 VARIANTS += [(name, options) for name, further in FURTHER.items() for options in further]
 VARIANTS += [
     (name, {"window": window})
     for name in MIXERS
-    if "window" in options_of(name) and name != "attention"
+    if not has_own_window(name)
     for window in WINDOWS
     if (window["own"] or mixer_class(name).lends) and (not window["lag"] or "lag" in options_of(name))
 ]
@@ -181,13 +189,13 @@ def test_output_is_the_sum_of_its_terms(name, options):
 @every_mixer
 @pytest.mark.parametrize("shape", [SHAPE, BIASED], ids=["plain", "biased"])
 def test_from_attention_accounts_for_everything(name, options, shape):
-    if shape.qkv_bias and options.get("window") and name != "attention" and not options["window"]["own"]:
+    if shape.qkv_bias and isinstance(options.get("window"), dict) and not options["window"]["own"]:
         with pytest.raises(ValueError, match="no place for the biases of q and k"):
             made(name, options, shape)
         return
     mixer, _, transfer = made(name, options, shape)
     tensors = {key for key, _ in mixer.named_parameters()} | {key for key, _ in mixer.named_buffers()}
-    assert set(transfer.sources) == tensors
+    assert {key for key in transfer.sources if not key.startswith("(")} == tensors  # in brackets: what is no tensor
     assert transfer.used == set(attention_tensors(shape)) - mixer.ignores
     assert set(mixer.roles()) == {key for key, _ in mixer.named_parameters()}
     assert set(mixer.roles().values()) <= {"new", "ssm", "window"}
@@ -271,7 +279,8 @@ def test_orientation_matrix(name, options):
     M = decay * torch.einsum("bthn,bshn->bhts", pieces.C, pieces.B)
     if mixer.min_lag == 0 and pieces.D is not None:
         M = M + torch.diag_embed(pieces.D[:, None].expand(-1, TIME))
-    wanted = mixer.matrix(parts)[:, [terms[0] for terms in mixer.head_terms()]]
+    heads = mixer.head_terms()
+    wanted = mixer.matrix(parts)[:, [heads[head][0] for head in mixer.oriented()]]
     lag = torch.arange(TIME)[:, None] - torch.arange(TIME)
     far = lag >= mixer.min_lag
     close(M * far, wanted * far)
@@ -352,7 +361,77 @@ def test_stock_mamba2_starts_nearly_linear():
     assert errors[0] < 0.2 < errors[1]
 
 
+@pytest.mark.parametrize("kept", [[2], [3, 0], [0, 1, 2]])
+def test_kept_heads_are_attention(kept):
+    """Kept heads give what the same heads of full attention give, in any grouping of the key heads that they read."""
+    mixer, h, _ = made("split_heads", {"keep": kept}, stir=False)
+    whole = make_mixer("attention", SHAPE, {}).double()
+    tensors = attention_tensors(SHAPE)
+    mixer.from_attention(**tensors)
+    whole.from_attention(**tensors)
+    found = mixer.mix(mixer.project(h, context()), context())
+    wanted = whole.mix(whole.project(h, context()), context())
+    terms = mixer.head_terms()
+    close(found[:, :, [terms[head][0] for head in kept]], wanted[:, :, kept])
+    weights, all_weights = mixer.out_weight()[0], whole.out_weight()[0]
+    assert all(torch.equal(weights[terms[head][0]], all_weights[head]) for head in range(SHAPE.n_heads))
+    assert mixer.attention.k_proj.out_features == SHAPE.head_dim * len({head // 2 for head in kept})
+
+
+def test_other_heads_are_the_ssm():
+    """Head for head, the rest is what the SSM mixer makes of the whole attention."""
+    mixer, h, _ = made("split_heads", {"keep": [1]}, stir=False)
+    whole, tensors = make_mixer("discrete_mamba2", SHAPE, {}).double(), attention_tensors(SHAPE)
+    mixer.from_attention(**tensors)
+    whole.from_attention(**tensors)
+    half_lives = torch.tensor([5.0, 6.0, 7.0, 8.0], dtype=torch.float64)
+    mixer.set_half_lives(half_lives)
+    whole.set_half_lives(half_lives)
+    found = mixer.mix(mixer.project(h, context()), context())
+    wanted = whole.mix(whole.project(h, context()), context())
+    close(found[:, :, 1:], wanted[:, :, [0, 2, 3]])
+    assert mixer.head_terms() == [[1], [0], [2], [3]] and mixer.oriented() == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": [4]}, "keep names 4; the heads here are 0 to 3"),
+        ({"keep": [True]}, "keep names True"),
+        ({"keep": [1, 1]}, "names a head twice"),
+        ({"keep": [0, 1, 2, 3]}, "keep names all 4 heads"),
+        ({"keep": 2}, "keep is 2, which is no list"),
+        ({"keep": [1], "ssm": "mamba2"}, "ssm is 'mamba2', which is no dict"),
+        ({"ssm": {"d_state": 4}}, "ssm names the mixer None"),
+        ({"ssm": {"mixer": "attention"}}, "ssm names the mixer 'attention'"),
+        ({"ssm": {"mixer": "mamba2", "d_stat": 4}}, r"\(ssm of split_heads\) has no option 'd_stat'"),
+    ],
+)
+def test_heads_that_cannot_be_split(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_mixer("split_heads", SHAPE, options)
+
+
+def test_selected_tokens_alone_use_the_window():
+    """Taipan's gate: a token that it does not select gets its output from the state, one that it does also the window's."""
+    window = {**WINDOW, "lag": False, "gate": "select"}
+    mixer, h, _ = made("discrete_mamba2", {"window": window}, stir=False)
+    both = mixer(h, context())
+    with torch.no_grad():
+        mixer.select.weight.zero_()
+        mixer.select.weight[0, 0], mixer.select.bias[0] = 100.0, 0.0
+    selected = h[..., 0] > 0
+    assert selected.any() and not selected.all()
+    state = mixer.ssm(h, context())
+    found = mixer(h, context())
+    assert torch.equal(found[~selected], state[~selected])
+    assert (found - state)[selected].abs().amax(-1).min() > 1e-6
+    close(both - state, mixer.window(h, context()) * torch.tanh(torch.tensor(1.0, dtype=torch.float64)))
+
+
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="gate of a window is 'selct'"):
+        make_mixer("mamba2", SHAPE, {"window": {"size": 4, "gate": "selct"}})
     with pytest.raises(ValueError, match="there is no mixer 'mamba3'"):
         make_mixer("mamba3", SHAPE, {})
     with pytest.raises(ValueError, match="no option 'd_stat'"):

@@ -9,13 +9,19 @@ from distill.build import build
 from students.config import Layout
 
 WINDOW = {"size": 4, "sinks": 2}
+SELECT = {"size": 6, "sinks": 0, "lag": False, "gate": "select"}
 LAYOUTS = {
     "nothing swapped": ("AAAA", {}),
     "discrete": ("AMMM", {"M": {"mixer": "discrete_mamba2"}}),
     "stock": ("MAMA", {"M": {"mixer": "mamba2"}}),
     "windows": ("WAWW", {"W": {"mixer": "attention", "window": 4, "sinks": 2}}),
     "windowed": ("MAMM", {"M": {"mixer": "discrete_mamba2", "window": WINDOW | {"gate": True}}}),
+    "Taipan": ("MMMS", {"M": {"mixer": "mamba2"}, "S": {"mixer": "mamba2", "window": SELECT}}),
+    "B'MOJO-F": ("B", {"B": {"mixer": "mamba2", "window": {"size": 6, "sinks": 0}}}),
+    "Samba": ("MW", {"M": {"mixer": "mamba2"}, "W": {"mixer": "attention", "window": 6}}),
     "all SSM": ("MMMM", {"M": {"mixer": "mamba2"}}),
+    "shared": ("SSAS", {"S": {"mixer": "shared_attention", "blocks": 2, "rank": 4}}),
+    "split heads": ("HAHH", {"H": {"mixer": "split_heads", "keep": {0: [0], "default": [1, 2]}, "window": 6}}),
     "mixed": (
         "MNWA",
         {"M": {"mixer": "mamba2", "window": WINDOW}, "N": {"mixer": "discrete_mamba2"}, "W": {"mixer": "attention"}},
@@ -198,6 +204,22 @@ def test_layouts_that_cannot_be():
     with pytest.raises(ValueError, match="there is no mixer 'mamba9'"):
         Layout.over(4, "M", {"M": {"mixer": "mamba9"}})
     assert Layout.over(7, "AMM", {"M": {"mixer": "mamba2"}}).pattern == "AMMAMMA"
+
+
+def test_heads_by_layer(teacher, tmp_path):
+    """Each layer keeps its own heads; a layer that is not named takes the default, or none; saving keeps them."""
+    keep = {0: [1], "2": [3, 0], "default": [2]}
+    layout = Layout.over(4, "HHHA", {"H": {"mixer": "split_heads", "keep": keep}})
+    student, _ = build(teacher, layout)
+    student.save_pretrained(tmp_path)
+    for model in (student, students.load(tmp_path)):
+        assert [mixer.heads["attention"] for mixer in model.mixers.values()] == [[1], [2], [0, 3]]
+    without = Layout.over(4, "H", {"H": {"mixer": "split_heads", "keep": {1: [0]}}})
+    assert [mixer.heads["attention"] for mixer in build(teacher, without)[0].mixers.values()] == [[], [0], [], []]
+    with pytest.raises(ValueError, match=r"keep \(H\) is given for '3'; the layers of H are 0, 1, 2"):
+        Layout.over(4, "HHHA", {"H": {"mixer": "split_heads", "keep": {3: [0]}}})
+    with pytest.raises(ValueError, match="is given for 'defalt'"):
+        Layout.over(4, "H", {"H": {"mixer": "split_heads", "keep": {"defalt": [0]}}})
 
 
 def test_a_folder_that_is_no_student(tiny_teacher):

@@ -104,7 +104,7 @@ FILES = {
     "binary.yaml": (b"\x80\x81\x82", ["binary.yaml is no text file (byte 0 is not UTF-8)", "a recipe is a YAML file"]),
     "twice.yaml": (b"teacher: a\nteacher: b", ["twice.yaml", "the key 'teacher' stands twice"]),
     "layer-twice.yaml": (b"mixers: {M: {mixer: mamba2}, M: {mixer: attention}}", ["the key 'M' stands twice"]),
-    "number.yaml": (b"mixers: {1: {mixer: mamba2}}", ["number.yaml", "the key 1 is no name"]),
+    "number.yaml": (b"mixers: {1.5: {mixer: mamba2}}", ["number.yaml", "the key 1.5 is no name"]),
     "few.yaml": (b"teacher: a", ["few.yaml: pattern is missing", "few.yaml: data is missing"]),
 }
 

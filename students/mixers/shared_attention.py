@@ -1,0 +1,187 @@
+"""Attention that several layers share (Zamba, arXiv 2405.16712; Zamba2, arXiv 2411.15242).
+
+    q, k, v, o at site i = (shared W + up_i down_i) x
+
+One block of projections stands at many depths (Zamba), or two take turns (Zamba2), and each site may correct them by a
+low-rank delta. The layers of one letter share: with `blocks: 2` its first, third ... layers have one block, its second,
+fourth ... the other. Biases, norms on q and k, and the scale of each head are small and every site's own, and so are its
+keys and values in a cache. The block itself is a module of its first site; the others hold a reference, so that it is
+saved, counted and trained once, by gradients summed over the sites.
+
+A block starts as the mean of its layers' projections, or as those of the layer nearest to all others; each delta is the
+truncated singular value decomposition of what is left, and the record says how much of a projection's power that leaves
+out. Heads are not matched between layers. Where we differ from both papers: attention alone is shared, each layer keeping
+its own MLP, and its input is the layer's hidden state, without the embedding beside it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.mixers.attention import Attention
+from students.mixers.mixer import Mixer, Shape, Transfer
+from students.shapes import Float
+
+STARTS = ("mean", "central")
+PROJECTIONS = ("q", "k", "v", "o")
+
+
+class SiteLinear(nn.Module):
+    """A linear map that sites share, with one site's low-rank delta and bias.
+
+    Args:
+        rank: of the delta, at most the smaller size; 0 for none.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        self.out_features = outputs
+        self.shared = nn.Linear(inputs, outputs, bias=False)
+        self._shared = (self.shared,)  # in a tuple: a reference that does not make it this module's own
+        rank = min(rank, inputs, outputs)
+        self.down = nn.Parameter(torch.zeros(rank, inputs)) if rank else None
+        self.up = nn.Parameter(torch.zeros(outputs, rank)) if rank else None
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def tie(self, owner: "SiteLinear") -> None:
+        """Use another site's shared map from now on.
+
+        Raises:
+            ValueError: it has another size.
+        """
+        if owner.base.shape != self.base.shape:
+            raise ValueError(f"layers with projections of {[*owner.base.shape]} and {[*self.base.shape]} share no attention")
+        self._shared = owner._shared
+        if "shared" in self._modules:
+            del self.shared
+
+    @property
+    def base(self) -> Float[Tensor, "out in"]:
+        """The shared weight, wherever it belongs."""
+        return self._shared[0].weight
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The site's whole weight."""
+        return self.base if self.up is None else self.base + self.up @ self.down
+
+    def forward(self, x: Float[Tensor, "b t in"]) -> Float[Tensor, "b t out"]:
+        y = F.linear(x, self.base, self.bias)
+        return y if self.up is None else y + F.linear(F.linear(x, self.down), self.up)
+
+
+class SharedAttention(Attention):
+    """One site of a shared attention block.
+
+    Args:
+        blocks: how many blocks take turns over the layers of a letter. rank: of each site's deltas, 0 for none. start:
+            what a block starts from, "mean" or "central". window, sinks, rope: see `Attention`.
+
+    Raises:
+        ValueError: an unknown start.
+    """
+
+    shares = True
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        blocks: int = 1,
+        rank: int = 16,
+        start: str = "mean",
+        window: int | None = None,
+        sinks: int = 0,
+        rope: bool | None = None,
+    ) -> None:
+        if start not in STARTS:
+            raise ValueError(f"shared_attention: start is {start!r}; it is one of {', '.join(STARTS)}")
+        super().__init__(shape, window=window, sinks=sinks, rope=rope)
+        self.start, self.blocks = start, blocks
+        for name in PROJECTIONS:
+            plain = getattr(self, f"{name}_proj")
+            site = SiteLinear(plain.in_features, plain.out_features, rank, plain.bias is not None)
+            setattr(self, f"{name}_proj", site)
+
+    def tie(self, owner: Mixer) -> None:
+        for name in PROJECTIONS:
+            getattr(self, f"{name}_proj").tie(getattr(owner, f"{name}_proj"))
+
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        given = {"q": q, "k": k, "v": v, "o": o, "q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias, "o_bias": o_bias}
+        return self.from_attentions([self], [{**given, "q_norm": q_norm, "k_norm": k_norm}])[0]
+
+    @classmethod
+    @torch.no_grad()
+    def from_attentions(cls, sites: Sequence[Mixer], weights: Sequence[dict[str, Tensor | None]]) -> list[Transfer]:
+        matrices = {name: [_matrix(name, weight[name]) for weight in weights] for name in PROJECTIONS}
+        center = _most_central(matrices) if sites[0].start == "central" else None
+        transfers = [site._copy_own(weight) for site, weight in zip(sites, weights, strict=True)]
+        for name, own in matrices.items():
+            base = torch.stack(own).mean(0) if center is None else own[center]
+            getattr(sites[0], f"{name}_proj").base.copy_(base)
+            whose = "the mean" if center is None else f"number {center + 1}"
+            transfers[0].set(f"{name}_proj.shared.weight", f"{whose} of attention {name} in {len(own)} layers")
+            for site, transfer, matrix in zip(sites, transfers, own, strict=True):
+                site._fit_delta(name, matrix, transfer)
+        return transfers
+
+    def _copy_own(self, weights: dict[str, Tensor | None]) -> Transfer:
+        """Set what no other site has: scale, norms and biases."""
+        transfer = Transfer()
+        self.scale.fill_(1.0)
+        transfer.set("scale", "set to 1")
+        for name in ("q_norm", "k_norm") if self.qk_norm else ():
+            getattr(self, name).copy_(weights[name])
+            transfer.set(name, f"copied from attention {name}")
+            transfer.used.add(name)
+        for name in PROJECTIONS:
+            bias, given = getattr(self, f"{name}_proj").bias, weights.get(f"{name}_bias")
+            if bias is None:
+                continue
+            bias.copy_(torch.zeros_like(bias) if given is None else given.flatten())
+            transfer.set(f"{name}_proj.bias", "set to 0" if given is None else f"copied from attention {name} bias")
+            transfer.used |= set() if given is None else {f"{name}_bias"}
+        return transfer
+
+    def _fit_delta(self, name: str, matrix: Float[Tensor, "out in"], transfer: Transfer) -> None:
+        """The site's delta by truncated SVD. `down` has orthonormal rows and `up` the sizes: also where the difference is
+        0, `up` gets a gradient."""
+        site = getattr(self, f"{name}_proj")
+        transfer.used.add(name)
+        left = matrix.double() - site.base.double()
+        power = matrix.double().square().sum()
+        if site.up is None:
+            share = (left.square().sum() / power).item()
+            transfer.set(f"({name} left out)", f"{share:.1%} of the power of attention {name}: no delta")
+            return
+        u, s, vh = torch.linalg.svd(left, full_matrices=False)
+        rank = len(site.down)
+        site.down.copy_(vh[:rank])
+        site.up.copy_(u[:, :rank] * s[:rank])
+        share = (s[rank:].square().sum() / power).item()
+        how = f"rank-{rank} SVD of what attention {name} differs by from the shared block"
+        transfer.set(f"{name}_proj.down", how)
+        transfer.set(f"{name}_proj.up", f"{how}; {share:.1%} of the power of {name} left out")
+
+    def roles(self) -> dict[str, str]:
+        copied = tuple(f"{name}_proj" for name in PROJECTIONS)
+        return {name: "window" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
+
+
+def _matrix(name: str, weight: Tensor) -> Float[Tensor, "out in"]:
+    """A head-major projection as its linear layer has it."""
+    return weight.transpose(0, 1).flatten(1) if name == "o" else weight.flatten(0, 1)
+
+
+def _most_central(matrices: dict[str, list[Tensor]]) -> int:
+    """The layer whose projections are nearest to all others', by squared distance relative to each projection's power."""
+    sums = 0.0
+    for own in matrices.values():
+        stack = torch.stack(own).flatten(1).double()
+        sums = sums + torch.cdist(stack, stack).square().sum(1) / stack.square().sum()
+    return int(sums.argmin())

@@ -1,0 +1,199 @@
+"""A layer split by heads: some stay attention, the others become SSM heads (retrieval-aware distillation, arXiv 2602.11374).
+
+    out = sum over kept heads of attention_h + sum over the others of SSM_h
+
+A few heads of a Transformer look up what stands far back, and a state-space head cannot; the paper finds them by ablation
+on key-value retrieval, keeps them, and turns every other head into discrete Mamba-2. Both branches are made of the same
+q, k, v and o, head by head: query head h reads key head h // (heads / key heads), kept heads carry the key heads that they
+read, once, and every SSM head gets a copy of its own.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from students.mixers import check_options, has_own_window, make_mixer
+from students.mixers.attention import Attention
+from students.mixers.mixer import Context, Matrix, Mixer, Shape, Transfer
+from students.mixers.projections import qk_norm
+from students.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class SplitParts:
+    """Each branch's parts; `values` are the kept heads', then the SSM's."""
+
+    values: Float[Tensor, "b t k p"]
+    branches: dict[str, Any]
+    documents: Int[Tensor, "b t"] | None
+
+
+class SplitHeads(Mixer):
+    """Attention in some heads, an SSM in the others.
+
+    Args:
+        keep: heads that stay attention, counted from 0; a layout may give them layer by layer, {3: [0, 5], default: []}.
+        window, sinks: what the kept heads see, see `Attention`. ssm: the other heads' mixer and its options, default
+            {mixer: discrete_mamba2}.
+
+    Raises:
+        ValueError: heads that do not exist or stand twice, all heads, or an ssm that is no SSM mixer.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        keep: list | None = None,
+        window: int | None = None,
+        sinks: int = 0,
+        ssm: dict | None = None,
+    ) -> None:
+        super().__init__()
+        kept = _checked(keep or [], shape.n_heads)
+        rest = [head for head in range(shape.n_heads) if head not in kept]
+        group = shape.n_heads // shape.n_kv_heads
+        read = sorted({head // group for head in kept})
+        self.n_heads = shape.n_heads
+        self.heads = {"attention": kept, "ssm": rest}
+        self.key_heads = {"attention": read, "ssm": [head // group for head in rest]}
+        self.attention = None
+        if kept:
+            part = replace(shape, n_heads=len(kept), n_kv_heads=len(kept))
+            reads = [read.index(head // group) for head in kept]
+            self.attention = Attention(part, window=window, sinks=sinks, reads=reads)
+        part = replace(shape, n_heads=len(rest), n_kv_heads=len(rest), o_bias=shape.o_bias and not kept)
+        self.ssm = _make_ssm({"mixer": "discrete_mamba2"} if ssm is None else dict(ssm), part)
+        self.orientable, self.has_decay, self.min_lag = self.ssm.orientable, self.ssm.has_decay, self.ssm.min_lag
+        self.per_channel = self.ssm.per_channel
+        self.terms = [len(branch.out_weight()[0]) for branch in self.branches.values()]
+
+    @property
+    def branches(self) -> dict[str, Mixer]:
+        """The branches there are, by name; without kept heads the SSM alone."""
+        return {"ssm": self.ssm} if self.attention is None else {"attention": self.attention, "ssm": self.ssm}
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> SplitParts:
+        parts = {name: branch.project(h, context.scope(name)) for name, branch in self.branches.items()}
+        values = torch.cat([part.values[:, -h.shape[1] :] for part in parts.values()], 2)
+        return SplitParts(values, parts, context.documents)
+
+    def mix(self, parts: SplitParts, context: Context) -> Float[Tensor, "b t k p"]:
+        outputs = []
+        for (name, branch), values in zip(self.branches.items(), parts.values.split(self.terms, 2), strict=True):
+            part = parts.branches[name]
+            earlier = part.values[:, : -values.shape[1]]  # of a state's keys; a state of an SSM keeps no values
+            values = torch.cat([earlier, values], 1) if earlier.shape[1] else values
+            outputs.append(branch.mix(replace(part, values=values), context.scope(name)))
+        return torch.cat([output.to(outputs[-1].dtype) for output in outputs], 2)
+
+    def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
+        terms = zip(self.branches.values(), y.split(self.terms, 2), strict=True)
+        return torch.cat([branch.features(part, h) for branch, part in terms], 2)
+
+    def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
+        found = [branch.out_weight() for branch in self.branches.values()]
+        return torch.cat([weight for weight, _ in found]), found[0][1]
+
+    def matrix(self, parts: SplitParts) -> Float[Tensor, "b k t t"]:
+        return torch.cat([branch.matrix(parts.branches[name]) for name, branch in self.branches.items()], 1)
+
+    def semiseparable(self, parts: SplitParts) -> Matrix:
+        return self.ssm.semiseparable(parts.branches["ssm"])
+
+    def oriented(self) -> list[int]:
+        return self.heads["ssm"]
+
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer()
+        by_head = {"q": q, "o": o, "q_bias": q_bias, "q_norm": q_norm}
+        by_key_head = {"k": k, "v": v, "k_bias": k_bias, "v_bias": v_bias, "k_norm": k_norm}
+        for name, branch in self.branches.items():
+            own = {key: part[self.heads[name]] for key, part in by_head.items() if part is not None}
+            own |= {key: part[self.key_heads[name]] for key, part in by_key_head.items() if part is not None}
+            own["o_bias"] = o_bias if branch.out_weight()[1] is not None else None
+            transfer.include(name, branch.from_attention(**own))
+        return transfer
+
+    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+        for name, branch in self.branches.items():
+            inner, own_q, own_k = transfer.part(name), q[:, :, self.heads[name]], k[:, :, self.key_heads[name]]
+            if name == "attention":
+                self._match_wide_norms(h, own_q, own_k, inner)
+            branch.match_norms(h, own_q, own_k, inner)
+            transfer.include(name, inner)
+
+    @torch.no_grad()
+    def _match_wide_norms(self, h, q, k, transfer: Transfer) -> None:
+        """A norm over all heads divides by what heads that are gone would have had: give the kept ones their mean size."""
+        if self.attention.qk_norm != "rms_wide":
+            return
+        for name, wanted in (("q", q), ("k", k)):
+            weight = getattr(self.attention, f"{name}_norm")
+            found = getattr(self.attention, f"{name}_proj")(h).unflatten(-1, (-1, self.attention.head_dim))
+            found = qk_norm(found, weight, "rms_wide", self.attention.qk_norm_eps)
+            size, size_wanted = (part.square().sum(-1).mean((0, 1)).sqrt() for part in (found, wanted))
+            weight.mul_((size_wanted / size.clamp_min(1e-12))[:, None])
+            transfer.add(f"{name}_norm", "scaled to the mean size that heads have under the norm over all heads")
+
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        inner = transfer.part("ssm")
+        self.ssm.calibrate(h, inner)
+        transfer.include("ssm", inner)
+
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        self.ssm.set_half_lives(tokens[self.heads["ssm"]])
+
+    def head_terms(self) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in range(self.n_heads)]
+        first = 0
+        for (name, branch), terms in zip(self.branches.items(), self.terms, strict=True):
+            for head, inner in zip(self.heads[name], branch.head_terms(), strict=True):
+                found[head] = [first + term for term in inner]
+            first += terms
+        return found
+
+    def rescale(self, factors: Float[Tensor, " k"]) -> None:
+        for branch, part in zip(self.branches.values(), factors.split(self.terms), strict=True):
+            branch.rescale(part)
+
+    def roles(self) -> dict[str, str]:
+        branches = self.branches.items()
+        return {f"{name}.{key}": role for name, branch in branches for key, role in branch.roles().items()}
+
+
+def _checked(keep: list, heads: int) -> list[int]:
+    """The kept heads in order.
+
+    Raises:
+        ValueError: naming the head that cannot be.
+    """
+    for head in keep:
+        if type(head) is not int or not 0 <= head < heads:
+            raise ValueError(f"split_heads: keep names {head!r}; the heads here are 0 to {heads - 1}")
+    if len(set(keep)) < len(keep):
+        raise ValueError(f"split_heads: keep names a head twice: {keep}")
+    if len(keep) == heads:
+        raise ValueError(f"split_heads: keep names all {heads} heads; leave such a layer its attention in the pattern")
+    return sorted(keep)
+
+
+def _make_ssm(options: dict, shape: Shape) -> Mixer:
+    """The SSM branch.
+
+    Raises:
+        ValueError: it is no SSM mixer, or refuses its options, or its terms are not as wide as a head.
+    """
+    name = options.pop("mixer", None)
+    if not isinstance(name, str) or has_own_window(name):
+        raise ValueError(f"split_heads: ssm names the mixer {name!r}; write it as ssm: {{mixer: discrete_mamba2}}")
+    check_options(name, options, " (ssm of split_heads)")
+    mixer = make_mixer(name, shape, options)
+    width = mixer.out_weight()[0].shape[-1]
+    if width != shape.head_dim:
+        raise ValueError(f"split_heads: the terms of {name} are {width} wide, and those of the kept heads {shape.head_dim}")
+    return mixer
