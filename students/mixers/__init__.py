@@ -14,6 +14,7 @@ MIXERS = {
     "attention": "students.mixers.attention:Attention",
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
     "mamba2": "students.mixers.mamba2:Mamba2",
+    "parallel_heads": "students.mixers.parallel_heads:ParallelHeads",
 }
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool}
 
@@ -32,8 +33,12 @@ def mixer_class(name: str) -> type[Mixer]:
 
 def options_of(name: str) -> set[str]:
     """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
-    options = set(inspect.signature(mixer_class(name)).parameters) - {"shape", "borrowed"}
-    return options if name == "attention" else options | {"window"}
+    return set(_types_of(name)) - {"shape", "borrowed"} | {"window"}
+
+
+def has_own_window(name: str) -> bool:
+    """Whether a mixer holds attention, so that `window` is an option of its own and no branch beside it."""
+    return "window" in _types_of(name)
 
 
 def check_options(name: str, options: Iterable[str], where: str = "") -> None:
@@ -65,7 +70,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """
     check_options(name, options)
     options = dict(options)
-    if name == "attention" or "window" not in options:
+    if has_own_window(name) or "window" not in options:
         _check_types(f"mixer {name}", options, _types_of(name))
         return mixer_class(name)(shape, **options)
     if not isinstance(options["window"], dict):

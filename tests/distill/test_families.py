@@ -19,6 +19,12 @@ MIXERS = {
     "stock": {"mixer": "mamba2"},
     "stock, 1 group, small state": {"mixer": "mamba2", "n_groups": 1, "d_state": 4, "expand": 1},
     "window": {"mixer": "attention", "window": 5, "sinks": 2},
+    "parallel heads": {
+        "mixer": "parallel_heads",
+        "window": 6,
+        "sinks": 2,
+        "ssm": {"mixer": "discrete_mamba2", "d_state": 4},
+    },
 }
 WORDS = 96
 

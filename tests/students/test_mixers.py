@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from students.cache import MixerState
-from students.mixers import MIXERS, make_mixer, mixer_class, options_of
+from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class
 from students.mixers.mixer import Context, Shape
 from tests.conftest import TOLERANCE
 
@@ -21,16 +21,17 @@ FURTHER = {
     "attention": [{"window": 7, "sinks": 2}, {"window": 5}, {"rope": False}],
     "discrete_mamba2": [{"rope": True, "norm": True}, {"d_state": 4}, {"d_state": 16, "d_conv": 2}, {"lag": 3}],
     "mamba2": [{"expand": 1}, {"n_groups": 2}, {"n_groups": 1, "d_state": 4}, {"lag": 3}],
+    "parallel_heads": [
+        {"window": 7, "sinks": 2, "ssm": {"mixer": "discrete_mamba2", "d_state": 4, "norm": True}},
+        {"window": 6, "ssm": {"mixer": "discrete_mamba2", "lag": 6, "rope": True}, "norm": False},
+        {"ssm": {"mixer": "mamba2", "expand": 1}},
+        {"window": 7, "sinks": 2, "ssm": {"mixer": "mamba2", "n_groups": 1, "d_state": 4}},
+    ],
 }
 WINDOWS = [{**WINDOW, "own": own, "lag": lag, "gate": gate} for own, lag, gate in itertools.product((True, False), repeat=3)]
 VARIANTS = [(name, {}) for name in MIXERS]
 VARIANTS += [(name, options) for name, further in FURTHER.items() for options in further]
-VARIANTS += [
-    (name, {"window": window})
-    for name in MIXERS
-    if "window" in options_of(name) and name != "attention"
-    for window in WINDOWS
-]
+VARIANTS += [(name, {"window": window}) for name in MIXERS if not has_own_window(name) for window in WINDOWS]
 every_mixer = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda value: str(value).replace("'", ""))
 
 
@@ -151,7 +152,7 @@ def test_output_is_the_sum_of_its_terms(name, options):
 @every_mixer
 @pytest.mark.parametrize("shape", [SHAPE, BIASED], ids=["plain", "biased"])
 def test_from_attention_accounts_for_everything(name, options, shape):
-    if shape.qkv_bias and options.get("window") and name != "attention" and not options["window"]["own"]:
+    if shape.qkv_bias and isinstance(options.get("window"), dict) and not options["window"]["own"]:
         with pytest.raises(ValueError, match="no place for the biases of q and k"):
             made(name, options, shape)
         return

@@ -15,6 +15,10 @@ LAYOUTS = {
     "stock": ("MAMA", {"M": {"mixer": "mamba2"}}),
     "windows": ("WAWW", {"W": {"mixer": "attention", "window": 4, "sinks": 2}}),
     "windowed": ("MAMM", {"M": {"mixer": "discrete_mamba2", "window": WINDOW | {"gate": True}}}),
+    "parallel heads": (
+        "PAFP",
+        {"P": {"mixer": "parallel_heads", "window": 5, "sinks": 2}, "F": {"mixer": "parallel_heads"}},
+    ),
     "all SSM": ("MMMM", {"M": {"mixer": "mamba2"}}),
     "mixed": (
         "MNWA",
