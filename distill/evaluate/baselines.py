@@ -5,6 +5,7 @@ student with a window branch gains, it owes to its SSM only as far as it beats t
 """
 
 from students.config import Layout
+from students.mixers import has_own_window
 
 WINDOW, SINKS = 64, 4
 
@@ -20,14 +21,19 @@ def window_layout(layout: Layout) -> Layout:
 
 
 def has_window_branch(layout: Layout) -> bool:
-    """Whether some mixer stands beside a window, so that a twin makes sense."""
-    return any(isinstance(options.get("window"), dict) for options in layout.mixers.values())
+    """Whether some mixer stands beside attention, so that a twin makes sense."""
+    return any(_attention_of(options) not in (None, options) for options in layout.mixers.values())
 
 
 def _window_of(options: dict) -> dict:
+    return _attention_of(options) or {"mixer": "attention", "window": WINDOW, "sinks": SINKS}
+
+
+def _attention_of(options: dict) -> dict | None:
+    """The attention in a mixer, as a mixer of its own."""
     window = options.get("window")
     if isinstance(window, dict):
         return {"mixer": "attention", "window": window["size"], "sinks": window.get("sinks", SINKS)}
-    if options["mixer"] == "attention":
-        return options
-    return {"mixer": "attention", "window": WINDOW, "sinks": SINKS}
+    if not has_own_window(options["mixer"]):
+        return None
+    return {"mixer": "attention", **{name: options[name] for name in ("window", "sinks", "rope") if name in options}}

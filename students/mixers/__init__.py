@@ -21,6 +21,7 @@ MIXERS = {
     "retention": "students.mixers.retention:Retention",
     "shared_attention": "students.mixers.shared_attention:SharedAttention",
     "split_heads": "students.mixers.split_heads:SplitHeads",
+    "parallel_heads": "students.mixers.parallel_heads:ParallelHeads",
 }
 WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
 

@@ -27,6 +27,12 @@ MIXERS = {
     "Taipan": {"mixer": "mamba2", "window": {"size": 6, "sinks": 0, "lag": False, "gate": "select"}},
     "shared attention": {"mixer": "shared_attention", "rank": 4},
     "split heads": {"mixer": "split_heads", "keep": {1: [0, 1, 5]}},
+    "parallel heads": {
+        "mixer": "parallel_heads",
+        "window": 6,
+        "sinks": 2,
+        "ssm": {"mixer": "discrete_mamba2", "d_state": 4},
+    },
 }
 WORDS = 96
 

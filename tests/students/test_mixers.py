@@ -33,6 +33,12 @@ FURTHER = {
         {"keep": [2, 3], "ssm": {"mixer": "mamba2"}},
         {"keep": [1], "ssm": {"mixer": "discrete_mamba2", "window": {**WINDOW, "gate": True}}},
     ],
+    "parallel_heads": [
+        {"window": 7, "sinks": 2, "ssm": {"mixer": "discrete_mamba2", "d_state": 4, "norm": True}},
+        {"window": 6, "ssm": {"mixer": "discrete_mamba2", "lag": 6, "rope": True}, "norm": False},
+        {"ssm": {"mixer": "mamba2", "expand": 1}},
+        {"window": 7, "sinks": 2, "ssm": {"mixer": "mamba2", "n_groups": 1, "d_state": 4}},
+    ],
 }
 WINDOWS = [{**WINDOW, "own": own, "lag": lag, "gate": gate} for own, lag, gate in itertools.product((True, False), repeat=3)]
 WINDOWS += [{**WINDOW, "own": True, "lag": False, "gate": "select"}]

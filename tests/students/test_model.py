@@ -19,6 +19,10 @@ LAYOUTS = {
     "Taipan": ("MMMS", {"M": {"mixer": "mamba2"}, "S": {"mixer": "mamba2", "window": SELECT}}),
     "B'MOJO-F": ("B", {"B": {"mixer": "mamba2", "window": {"size": 6, "sinks": 0}}}),
     "Samba": ("MW", {"M": {"mixer": "mamba2"}, "W": {"mixer": "attention", "window": 6}}),
+    "parallel heads": (
+        "PAFP",
+        {"P": {"mixer": "parallel_heads", "window": 5, "sinks": 2}, "F": {"mixer": "parallel_heads"}},
+    ),
     "all SSM": ("MMMM", {"M": {"mixer": "mamba2"}}),
     "shared": ("SSAS", {"S": {"mixer": "shared_attention", "blocks": 2, "rank": 4}}),
     "split heads": ("HAHH", {"H": {"mixer": "split_heads", "keep": {0: [0], "default": [1, 2]}, "window": 6}}),

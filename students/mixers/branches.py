@@ -1,0 +1,123 @@
+"""An SSM mixer and softmax attention on the same input, as two linear terms of one mixer: their matrices add up.
+
+The SSM's terms come first in `values`, y and the output projection, then a term for each head of the attention.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from students.mixers.attention import Attention, AttentionParts
+from students.mixers.mixer import Context, Matrix, Mixer, Transfer
+from students.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class BranchesParts:
+    """Both branches' parts; `values` are the SSM's, then those of the attention's new tokens."""
+
+    values: Float[Tensor, "b t k p"]
+    ssm: Any
+    attention: AttentionParts
+    documents: Int[Tensor, "b t"] | None
+
+
+class Branches(Mixer):
+    """Base of the mixers that hold an SSM and an attention, each made from the same projections.
+
+    `beside`: what the attention is called, in names of parameters and of the state.
+    """
+
+    beside: ClassVar[str]
+
+    def __init__(self, ssm: Mixer, attention: Attention) -> None:
+        super().__init__()
+        self.ssm = ssm
+        setattr(self, self.beside, attention)
+        self.orientable, self.has_decay, self.per_channel = ssm.orientable, ssm.has_decay, ssm.per_channel
+        self.min_lag = ssm.min_lag
+
+    @property
+    def exact(self) -> Attention:
+        """The attention."""
+        return getattr(self, self.beside)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> BranchesParts:
+        ssm = self.ssm.project(h, context.scope("ssm"))
+        attention = self.attend(h, ssm, context.scope(self.beside))
+        values = torch.cat([ssm.values, attention.values[:, -h.shape[1] :]], 2)
+        return BranchesParts(values, ssm, attention, context.documents)
+
+    def attend(self, h: Float[Tensor, "b t d"], ssm: Any, context: Context) -> AttentionParts:
+        """The attention's parts; `ssm` are the other branch's."""
+        return self.exact.project(h, context)
+
+    def mix(self, parts: BranchesParts, context: Context) -> Float[Tensor, "b t k p"]:
+        ssm_values, values = self.split(parts.values)
+        earlier = parts.attention.values[:, : -values.shape[1]]
+        if earlier.shape[1]:
+            values = torch.cat([earlier, values], 1)
+        ssm = self.ssm.mix(replace(parts.ssm, values=ssm_values), context.scope("ssm"))
+        attention = self.exact.mix(replace(parts.attention, values=values), context.scope(self.beside))
+        return torch.cat([ssm, attention.to(ssm.dtype)], 2)
+
+    def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
+        ssm, attention = self.split(y)
+        return torch.cat([self.ssm.features(ssm, h), self.exact.features(attention, h)], 2)
+
+    def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
+        weight, bias = self.ssm.out_weight()
+        return torch.cat([weight, self.exact.out_weight()[0]]), bias
+
+    def matrix(self, parts: BranchesParts) -> Float[Tensor, "b k t t"]:
+        return torch.cat([self.ssm.matrix(parts.ssm), self.exact.matrix(parts.attention)], 1)
+
+    def semiseparable(self, parts: BranchesParts) -> Matrix:
+        return self.ssm.semiseparable(parts.ssm)
+
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer, norms = Transfer(), {"q_norm": q_norm, "k_norm": k_norm}
+        transfer.include("ssm", self.ssm.from_attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, **norms))
+        transfer.include(self.beside, self.exact.from_attention(q, k, v, o, q_bias, k_bias, v_bias, **norms))
+        return transfer
+
+    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+        inner = _of_ssm(transfer)
+        self.ssm.match_norms(h, q, k, inner)
+        transfer.include("ssm", inner)
+
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        inner = _of_ssm(transfer)
+        self.ssm.calibrate(h, inner)
+        transfer.include("ssm", inner)
+
+    def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
+        self.ssm.set_half_lives(tokens)
+
+    def head_terms(self) -> list[list[int]]:
+        first = len(self.ssm.out_weight()[0])
+        return [[*terms, first + head] for head, terms in enumerate(self.ssm.head_terms())]
+
+    def rescale(self, factors: Float[Tensor, " k"]) -> None:
+        split = len(factors) - self.exact.n_heads
+        self.ssm.rescale(factors[:split])
+        self.exact.rescale(factors[split:])
+
+    def roles(self) -> dict[str, str]:
+        roles = {f"{name}": "new" for name, _ in self.named_parameters()}
+        for prefix, branch in (("ssm", self.ssm), (self.beside, self.exact)):
+            roles.update({f"{prefix}.{name}": role for name, role in branch.roles().items()})
+        return roles
+
+    def split(self, terms: Float[Tensor, "b t k p"]) -> tuple[Tensor, Tensor]:
+        """The SSM's terms and the attention's."""
+        return terms.split([terms.shape[2] - self.exact.n_heads, self.exact.n_heads], 2)
+
+
+def _of_ssm(transfer: Transfer) -> Transfer:
+    """The part of a record that speaks of the SSM branch, its names as that branch knows them."""
+    return Transfer({name[4:]: text for name, text in transfer.sources.items() if name.startswith("ssm.")})

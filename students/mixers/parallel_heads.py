@@ -1,0 +1,109 @@
+"""Hymba's block (arXiv 2411.13676, section 2.1): attention heads and SSM heads side by side on the same input.
+
+    out = (W_ssm (beta_ssm norm(SSM)) + W_attention (beta_attention norm(attention))) / 2
+
+norm is an RMSNorm over all channels of a branch, beta a learned number a channel. Where we differ: each branch keeps an
+output projection of its own, both copied from attention's o, which Hymba ties.
+
+A norm forgets how long each token's output was, and teachers have none here. So that the copy survives it, calibration
+gives each SSM head the size of its attention head, and beta the mean size of the attention's output on real inputs; the
+two branches then start as the mean of two stand-ins for the same attention, and the least squares over heads that
+follows (`rescale`) goes into beta.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from students.mixers import has_own_window, make_mixer
+from students.mixers.attention import Attention
+from students.mixers.branches import Branches
+from students.mixers.mixer import Context, Mixer, Shape, Transfer
+from students.mixers.projections import rms_norm
+from students.shapes import Float
+
+SSM = {"mixer": "discrete_mamba2"}
+
+
+class ParallelHeads(Branches):
+    """Attention heads and SSM heads on one input.
+
+    Args:
+        ssm: the SSM, {"mixer": name, option: value ...} (default: discrete_mamba2 as it is).
+        window: tokens that the attention sees (default: as many as the teacher's). sinks: first tokens of a document that
+            it always sees too; a student's meta tokens are the first of each, so sinks of their number cover them.
+        norm: normalise each branch before its beta.
+
+    Raises:
+        ValueError: `ssm` names no SSM mixer, or one with a window.
+    """
+
+    beside = "attention"
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        ssm: dict | None = None,
+        window: int | None = None,
+        sinks: int = 0,
+        norm: bool = True,
+    ) -> None:
+        attention = Attention(replace(shape, o_bias=False), window=window, sinks=sinks)
+        super().__init__(_make_ssm(shape, SSM if ssm is None else ssm), attention)
+        if window is not None and (shape.window is None or window < shape.window):
+            self.min_lag = max(self.min_lag, window)
+        self.norm_eps = shape.norm_eps if norm else None
+        self.beta = nn.Parameter(torch.ones(len(self.ssm.out_weight()[0]) + shape.n_heads, shape.head_dim))
+
+    def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
+        features = super().features(y, h)
+        if self.norm_eps is not None:
+            features = torch.cat([rms_norm(part.flatten(2), self.norm_eps) for part in self.split(features)], 2)
+            features = features.unflatten(2, self.beta.shape)
+        return features * (self.beta / 2).to(features.dtype)
+
+    @torch.no_grad()
+    def from_attention(self, *attention, **named) -> Transfer:
+        transfer = super().from_attention(*attention, **named)
+        self.beta.fill_(1.0)
+        transfer.set("beta", "set to 1")
+        return transfer
+
+    @torch.no_grad()
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        """Bring the branches to one size on these inputs, unrotated: the least squares see to the rest."""
+        super().calibrate(h, transfer)
+        angles = h.new_zeros(*h.shape[:2], self.exact.head_dim)
+        context = Context(rope=(angles.cos(), angles.sin()))
+        ssm, attention = self.split(super().features(self.mix(self.project(h, context), context), h))
+        wanted, found = _size(attention), _size(ssm)
+        terms = [terms[0] for terms in self.ssm.head_terms()]
+        ratios = wanted / found[terms].clamp_min(1e-12)
+        factors = ratios.mean().repeat(len(found))
+        factors[terms] = ratios
+        self.ssm.rescale(factors)
+        self.beta.fill_(wanted.square().mean().sqrt() if self.norm_eps is not None else 1.0)
+        transfer.set(
+            "beta", f"set to {self.beta[0, 0]:.3g}, the attention's mean size on real inputs; SSM heads made as large"
+        )
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " k"]) -> None:
+        self.beta.mul_(factors[:, None])
+
+
+def _make_ssm(shape: Shape, options: dict) -> Mixer:
+    options = dict(options)
+    name = options.pop("mixer", None)
+    if not isinstance(name, str):
+        raise ValueError(f"the ssm of parallel_heads names no mixer: {options}; write it as ssm: {{mixer: discrete_mamba2}}")
+    if has_own_window(name) or "window" in options:
+        raise ValueError(f"the ssm of parallel_heads is {name} with attention of its own; it takes an SSM mixer alone")
+    return make_mixer(name, shape, options)
+
+
+def _size(y: Float[Tensor, "b t k p"]) -> Float[Tensor, " k"]:
+    """The root mean square of each term."""
+    return y.square().mean((0, 1, 3)).sqrt()
