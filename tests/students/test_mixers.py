@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from students.cache import MixerState
-from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class
+from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class, options_of
 from students.mixers.mixer import Context, Shape
 from tests.conftest import TOLERANCE
 
