@@ -11,14 +11,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from students.kernels import launch
 from students.kernels.causal_conv import cases as conv
 from students.kernels.causal_conv import reference_conv
 from students.kernels.gated_norm import cases as norm
 from students.kernels.gated_norm import reference_norm
 from students.kernels.linear_kl import cases as kl
 from students.kernels.linear_kl import reference_kl
+from students.kernels.linear_scan import cases as linear
+from students.kernels.linear_scan import reference_scan as reference_linear
+from students.kernels.linear_scan import reference_step as reference_linear_step
 from students.kernels.matrix_orientation import cases as orientation
 from students.kernels.matrix_orientation import reference_error
+from students.kernels.selective_scan import cases as selective
+from students.kernels.selective_scan import reference_scan as reference_selective
+from students.kernels.selective_scan import reference_step as reference_selective_step
 from students.kernels.ssd import cases as scan
 from students.kernels.ssd import reference_ssd, reference_step
 
@@ -88,6 +95,39 @@ def _conv_work(case) -> Work:
     return Work((2 * stream, stream * case.w), (5 * stream, 4 * stream * case.w))
 
 
+def _linear_work(case) -> Work:
+    cells = float(case.b * case.t * case.d)
+    return Work((3 * 2 * cells, 2 * cells), ((3 + 5) * 2 * cells, 6 * cells))
+
+
+def _linear_step_work(case) -> Work:
+    cells = float(case.b * case.d)
+    return Work(((3 * 2 + 2 * 4) * cells, 2 * cells), (0.0, 0.0))
+
+
+def _selective_work(case) -> Work:
+    """Its true floor is neither: b t d n exponentials, 16 a clock on a multiprocessor (3.7e12 a second on an H100)."""
+    tokens, rows = float(case.b * case.t), 2.0 * case.g * case.n
+    states = tokens * case.d * case.n
+    forward, back = tokens * 2 * (3 * case.d + rows), tokens * 2 * (5 * case.d + 2 * rows)
+    return Work((forward, 6 * states), (forward + back, 24 * states))
+
+
+def _selective_step_work(case) -> Work:
+    states = float(case.b * case.d * case.n)
+    size = 2 * 4 * states + 4.0 * case.d * case.n + 2.0 * case.b * (3 * case.d + 2 * case.g * case.n)
+    return Work((size, 6 * states), (0.0, 0.0))
+
+
+def _linear_configs(case, dtype: torch.dtype) -> list:
+    """The default depends on how many blocks the case makes."""
+    kernel = _kernel("linear_scan")
+    choices = kernel.configs(dtype, dtype)
+    processors = launch.multiprocessors(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
+    default = kernel.default(choices, case.b, case.d, processors)
+    return [default, *(config for config in choices if config != default)]
+
+
 def _orientation_work(case) -> Work:
     squares, rows = float(case.b * case.h * case.t**2), case.b * case.t
     inputs = 2.0 * rows * (case.h * (case.d + 2 * case.n) + case.kv * case.d)
@@ -129,6 +169,24 @@ OPS = {
         conv.BENCH, conv.draw, reference_conv, "students.kernels.causal_conv.kernel:causal_conv", _conv_work,
         small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
         configs=lambda case, dtype: _kernel("causal_conv").CONFIGS, without=("initial",),
+    ),
+    "linear_scan": Op(
+        linear.BENCH, linear.draw, reference_linear, "students.kernels.linear_scan.kernel:linear_scan", _linear_work,
+        small=lambda case: case._replace(b=1, t=min(case.t, 1000)), configs=_linear_configs, without=("initial_state",),
+    ),
+    "linear_scan_step": Op(
+        linear.BENCH_STEP, linear.draw_step, reference_linear_step, "students.kernels.linear_scan.kernel:linear_scan_step",
+        _linear_step_work, small=lambda case: case._replace(b=2), configs=lambda case, dtype: [None], backward=False,
+    ),
+    "selective_scan": Op(
+        selective.BENCH, selective.draw, reference_selective, "students.kernels.selective_scan.kernel:selective_scan",
+        _selective_work, small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
+        configs=lambda case, dtype: _kernel("selective_scan").configs(case.n), without=("initial_state",),
+    ),
+    "selective_scan_step": Op(
+        selective.BENCH_STEP, selective.draw_step, reference_selective_step,
+        "students.kernels.selective_scan.kernel:selective_scan_step", _selective_step_work,
+        small=lambda case: case._replace(b=2), configs=lambda case, dtype: [None], backward=False,
     ),
     "matrix_orientation": Op(
         orientation.BENCH, orientation.draw, reference_error,

@@ -66,8 +66,69 @@ def _fla_kl(fp32: bool):
     return load
 
 
+def _liger_kl(case):
+    """liger-kernel's divergence with beta 0: the forward KL."""
+    from liger_kernel.ops.fused_linear_jsd import LigerFusedLinearJSDFunction
+
+    def run(hidden, head, teacher_hidden, teacher_head, **rest):
+        return LigerFusedLinearJSDFunction.apply(hidden, head.weight, teacher_hidden, teacher_head.weight, None, 0.0)
+
+    return run
+
+
+def _fla_hgrn(case):
+    from fla.ops.hgrn import chunk_hgrn
+
+    def run(x, log_a, initial_state, documents):
+        return chunk_hgrn(x, log_a)[0]
+
+    return run
+
+
+def _time_last(case):
+    """For peers whose layout is (b, d, t): how they get an input of ours, and how we get their output.
+
+    Checked on transposed copies; timed on the same memory read as theirs, so that no copy counts.
+    """
+
+    def into(part):
+        timed = part.shape[1] == case.t
+        return part.reshape(part.shape[0], *part.shape[2:], -1) if timed else part.movedim(1, -1).contiguous()
+
+    def back(part):
+        return part.reshape(part.shape[0], part.shape[2], part.shape[1]) if part.shape[2] == case.t else part.transpose(1, 2)
+
+    return into, back
+
+
+def _accelerated_scan(case):
+    """accelerated-scan wants the decay itself: its exponential counts no more than the layout does (`_time_last`)."""
+    from accelerated_scan.scalar import scan
+
+    into, back = _time_last(case)
+
+    def run(x, log_a, initial_state, documents):
+        decay = log_a if log_a.shape[1] == case.t else log_a.exp()
+        return back(scan(into(decay), into(x)))
+
+    return run
+
+
+def _mamba_selective(case):
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    into, back = _time_last(case)
+
+    def run(x, dt, A, B, C, initial_state, documents):
+        return back(selective_scan_fn(into(x), into(dt), A, into(B), into(C)))
+
+    return run
+
+
 PEERS = {
     "ssd": {"fla simple_gla": _fla_simple_gla, "mamba_ssm": _mamba_ssm},
     "causal_conv": {"fla causal_conv1d": _fla_conv, "causal-conv1d": _causal_conv1d},
-    "linear_kl": {"fla kl, dW in bf16": _fla_kl(False), "fla kl, dW in fp32": _fla_kl(True)},
+    "linear_kl": {"fla kl, dW in bf16": _fla_kl(False), "fla kl, dW in fp32": _fla_kl(True), "liger jsd": _liger_kl},
+    "linear_scan": {"fla hgrn": _fla_hgrn, "accelerated-scan": _accelerated_scan},
+    "selective_scan": {"mamba_ssm": _mamba_selective},
 }
