@@ -300,7 +300,10 @@ def test_a_state_is_halved_in_a_half_life(name):
     state, held = MixerState(), []
     for piece, size in ((slice(0, 8), 1.0), (slice(8, 13), 0.0)):
         parts = mixer.project(h[:, piece], context(None, state, piece.start, piece.stop))
-        mixer.mix(replace(parts, values=size * parts.values), context(None, state, piece.start, piece.stop))
+        still = {"values": size * parts.values}
+        if hasattr(parts, "beta"):  # a delta rule with beta also takes away
+            still["beta"] = size * parts.beta
+        mixer.mix(replace(parts, **still), context(None, state, piece.start, piece.stop))
         state.advance(torch.zeros(2, piece.stop - piece.start, dtype=torch.long))
         heads = [terms[0] for terms in mixer.head_terms()]
         held.append(state.read("ssm").flatten(1).unflatten(1, (parts.values.shape[2], -1))[:, heads].clone())
