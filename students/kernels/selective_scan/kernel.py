@@ -1,0 +1,462 @@
+"""The selective scan in Triton: the states of a block of channels stay in registers while a program walks time.
+
+Nothing but the exponentials is worth saving here (one a token, channel and state): 2^x, with A scaled beforehand. A program
+takes a few tokens at a time (rows), loads all that they need, then goes through them one by one. Forward keeps the state
+before every chunk; backward walks forward through a chunk once, leaving the states before each few tokens in a scratch of
+its own (small: it stays in the L2 cache), then goes back through it. Where blocks of channels are too few to fill the GPU
+time is cut into segments that run side by side, after a pass that finds what each of them does to a state.
+
+Gradients of B and C are summed over a block's channels in the kernel and over blocks in PyTorch, those of A over time
+likewise. No sum depends on what runs first: the same bits every time.
+"""
+
+# ruff: noqa: RUF005  (xs + (x,): Triton reads no star inside a tuple)
+
+from typing import NamedTuple, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from students.kernels import launch
+from students.kernels.linear_scan.reference import continues
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+CHUNK = 64  # tokens between the states that are kept for the backward pass
+SIZES = ["T", "tiles", "chunks", "each", "segments", "blocks"]  # no kernel of its own for 1 or a multiple of 16
+PROGRAMS = 3  # a multiprocessor is to have, before time is cut
+STEP_ELEMENTS = 2048  # of the state, in one program of the one-token kernel
+
+
+class Config(NamedTuple):
+    """Channels of a block, tokens loaded together (a divisor of CHUNK) and warps; the same three backward."""
+
+    channels: int
+    rows: int
+    warps: int
+    back_channels: int
+    back_rows: int
+    back_warps: int
+
+
+# By the widest tile of states that each may serve; the first is the default.
+CONFIGS = {
+    16: [Config(32, 8, 4, 32, 8, 4), Config(32, 16, 4, 64, 4, 4), Config(64, 8, 4, 64, 8, 8), Config(16, 8, 1, 32, 4, 2)],
+    64: [Config(16, 8, 4, 32, 4, 8), Config(32, 8, 8, 16, 4, 4), Config(32, 4, 4, 64, 2, 8)],
+    128: [Config(16, 8, 8, 16, 4, 8), Config(8, 8, 4, 16, 2, 4)],
+    256: [Config(8, 8, 8, 8, 4, 8), Config(8, 4, 8, 8, 2, 8)],
+}
+
+
+def configs(states: int) -> list[Config]:
+    """The shipped configurations for channels of so many states, the default first."""
+    return next(choices for widest, choices in CONFIGS.items() if states <= widest)
+
+
+def selective_scan(x, dt, A, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
+    """See `students.kernels.selective_scan.selective_scan`. A configuration and a number of segments may be forced."""
+    goes_on = None if documents is None else continues(documents).view(torch.int8)
+    leaves = (x, dt, A, B, C, initial_state)
+    keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in leaves)
+    return _Scan.apply(*leaves, goes_on, config or configs(A.shape[1])[0], segments, keep)
+
+
+def selective_scan_step(x, dt, A, B, C, state):
+    """See `students.kernels.selective_scan.selective_scan_step`. `state` is updated in place and returned."""
+    (batch, channels), (groups, states) = x.shape, B.shape[1:]
+    B, C = launch.rows_of(B), launch.rows_of(C)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    wide = triton.next_power_of_2(states)
+    block = max(1, min(triton.next_power_of_2(channels), STEP_ELEMENTS // wide))
+    with launch.on(x):
+        _step[(triton.cdiv(channels, block), batch)](
+            x, dt, A, B, C, state, y, channels, channels // groups, states, *x.stride(), *dt.stride(), *A.stride(),
+            *B.stride()[:2], *C.stride()[:2], *state.stride(), BD=block, BN=wide, num_warps=4,
+        )  # fmt: skip
+    return y, state
+
+
+class _Plan:
+    """One call's sizes and cut, shared by its kernels. A block of channels lies within one group."""
+
+    def __init__(self, x: Tensor, B: Tensor, config: Config, segments: int | None, goes_on: Tensor | None) -> None:
+        self.batch, self.time, self.channels = x.shape
+        self.groups, self.states = B.shape[2:]
+        self.config, self.docs = config, goes_on is not None
+        self.chunks = triton.cdiv(self.time, CHUNK)
+        if segments is None:
+            segments = PROGRAMS * launch.multiprocessors(x) // (self.batch * self.groups * self.blocks(config.channels))
+            segments = 1 if segments < 2 else segments  # the pass beforehand needs all exponentials once more
+        self.each = triton.cdiv(self.chunks, max(1, min(segments, self.chunks)))
+        self.segments = triton.cdiv(self.chunks, self.each)
+        self.state_shape = (self.batch, self.channels, self.states)
+
+    def blocks(self, width: int) -> int:
+        """Blocks that a group's channels make."""
+        return triton.cdiv(self.channels // self.groups, width)
+
+    def launch(self, channels: int, rows: int, warps: int) -> tuple[tuple[int, int, int], tuple, dict]:
+        """Grid, sizes and options of a kernel with tiles like these."""
+        blocks = self.blocks(channels)
+        width = self.channels // self.groups
+        sizes = (self.time, self.channels, width, blocks, self.chunks, self.each, self.segments)
+        options = {
+            "DOCS": self.docs, "N": self.states, "K": rows, "LOG": rows.bit_length() - 1, "TILES": CHUNK // rows,
+            "BD": channels, "BN": triton.next_power_of_2(self.states), "num_warps": warps,
+        }  # fmt: skip
+        return (self.groups * blocks, self.batch, self.segments), sizes, options
+
+    def sums(self, left, dt, A, right, goes_on, reverse: bool) -> Tensor:
+        """What each segment does to a state: decays, and what it adds; REVERSE: to the gradient of one."""
+        parts = torch.empty((2, self.batch, self.segments, *self.state_shape[1:]), dtype=torch.float32, device=dt.device)
+        if self.segments > 1:
+            grid, sizes, options = self.launch(*self.config[:3])
+            _sum_segments[grid](
+                left, dt, A, right, goes_on, parts, parts[1], *left.stride()[:2], *dt.stride()[:2], *right.stride()[:3],
+                *sizes, REVERSE=reverse, **options,
+            )  # fmt: skip
+        return parts
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dt, A, B, C, initial, goes_on, config, segments, keep):
+        ctx.types = [None if part is None else part.dtype for part in (A, initial)]
+        x, dt, B, C = (launch.rows_of(part) for part in (x, dt, B, C))
+        A = A.float().contiguous()
+        initial = None if initial is None else initial.contiguous()
+        plan = _Plan(x, B, config, segments, goes_on)
+        flags = x if goes_on is None else goes_on  # a pointer that is never read
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        final = torch.empty(plan.state_shape, dtype=torch.float32, device=x.device)
+        shape = (plan.batch, plan.chunks, plan.channels, plan.states)
+        starts = torch.empty(shape if keep else (1,), dtype=torch.float32, device=x.device)
+        with launch.on(x):
+            sums = plan.sums(x, dt, A, B, flags, reverse=False)
+            grid, sizes, options = plan.launch(*config[:3])
+            _forward[grid](
+                x, dt, A, B, C, flags, A if initial is None else initial, sums, sums[1], y, starts, final,
+                *_strides(x, dt, B, C), *sizes, ENTRY=initial is not None, KEEP=keep, **options,
+            )  # fmt: skip
+        ctx.save_for_backward(x, dt, A, B, C, goes_on, starts)
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        return y, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, d_final):
+        x, dt, A, B, C, goes_on, starts = ctx.saved_tensors
+        plan = ctx.plan
+        flags = x if goes_on is None else goes_on
+        dy = torch.zeros_like(x) if dy is None else launch.rows_of(dy.to(x.dtype))
+        d_final = None if d_final is None else d_final.float().contiguous()
+        grid, sizes, options = plan.launch(*plan.config[3:])
+        blocks = plan.blocks(options["BD"])
+
+        def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=x.device)
+
+        dx, d_dt = fresh(*x.shape, dtype=x.dtype), fresh(*dt.shape, dtype=dt.dtype)
+        d_BC = fresh(plan.batch, plan.time, plan.groups, blocks, plan.states, 2)
+        dA = fresh(plan.batch, plan.segments, plan.channels, plan.states)
+        d_initial = fresh(*plan.state_shape)
+        scratch = fresh(grid[2], grid[1], grid[0], options["TILES"], options["BD"], options["BN"])
+        with launch.on(x):
+            sums = plan.sums(dy, dt, A, C, flags, reverse=True)
+            _backward[grid](
+                x, dt, A, B, C, flags, A if d_final is None else d_final, sums, sums[1], dy, starts, scratch,
+                dx, d_dt, d_BC, dA, d_initial, *_strides(x, dt, B, C), *dy.stride()[:2], *sizes,
+                ENTRY=d_final is not None, **options,
+            )  # fmt: skip
+            dB, dC = d_BC.sum(3).unbind(-1)
+        type_of_A, type_of_initial = ctx.types
+        d_initial = None if type_of_initial is None else d_initial.to(type_of_initial)
+        return dx, d_dt, dA.sum((0, 1)).to(type_of_A), dB.to(B.dtype), dC.to(C.dtype), d_initial, None, None, None, None
+
+
+def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    return (*x.stride()[:2], *dt.stride()[:2], *B.stride()[:3], *C.stride()[:3])
+
+
+# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+
+
+@triton.jit
+@no_type_check
+def _place(W, blocks, BD: tl.constexpr):
+    """A program's group and channels, and which of them the group has."""
+    group = tl.program_id(0) // blocks
+    local = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
+    return group, group * W + local, local < W
+
+
+@triton.jit
+@no_type_check
+def _row(first, k, last, stride, here):
+    """Row k of a tile, whose first row `first` points to; rows after the last are it once more, and count for nothing."""
+    return tl.load(first + tl.minimum(last, k) * stride, mask=here, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def _counted(row, k, last):
+    """A row in float32, nothing where it lies outside the sequence."""
+    return tl.where(k <= last, row.to(tl.float32), 0.0)
+
+
+@triton.jit
+@no_type_check
+def _stacked(rows, K: tl.constexpr, LOG: tl.constexpr, BD: tl.constexpr):
+    """K vectors as the columns of a matrix, so that they are stored, and moved for that, all at once."""
+    for level in tl.static_range(LOG):
+        pairs = ()
+        for k in tl.static_range(K >> (level + 1)):
+            pairs = pairs + (tl.join(rows[k], rows[k + (K >> (level + 1))]),)
+        rows = pairs
+    return tl.reshape(rows[0], (BD, K))
+
+
+@triton.jit
+@no_type_check
+def _decay(d, A2, goes_on, k, last, DOCS: tl.constexpr):
+    """What the states decay by before a token: nothing is left of them where a document starts."""
+    a = tl.exp2(d[:, None] * A2)
+    if DOCS:
+        a = a * tl.load(goes_on + tl.minimum(last, k)).to(tl.float32)
+    return a
+
+
+@triton.jit
+@no_type_check
+def _entering(state, decays, sums, cells, here, size, segment):
+    """The state that reaches a segment, from the first one's: through the segments before it."""
+    for i in range(0, segment):
+        far = tl.cast(i, tl.int64) * size
+        state = state * tl.load(decays + far + cells, mask=here, other=0.0)
+        state += tl.load(sums + far + cells, mask=here, other=0.0)
+    return state
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def _sum_segments(
+    left, dt, A, right, goes_on, decays, sums, slb, slt, sdb, sdt, srb, srt, srg, T, D, W, blocks, chunks, each, segments,
+    REVERSE: tl.constexpr, DOCS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr,
+    BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """What a segment adds to a state from x and B, or to a state's gradient from dy and C, and what is left of it."""
+    b = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)
+    group, channels, here = _place(W, blocks, BD)
+    n = tl.arange(0, BN)
+    cells = channels[:, None] * N + n[None, :]
+    both = here[:, None] & (n < N)[None, :]
+    A2 = tl.load(A + cells, mask=both, other=0.0) * LOG2E
+    left += b * slb
+    dt += b * sdb
+    right += b * srb + group * srg
+    goes_on += b * T
+    state = tl.zeros((BD, BN), dtype=tl.float32)
+    total = tl.zeros((BD,), dtype=tl.float32)
+    kept = 1.0
+    begin = segment * each * TILES
+    for i in range(begin, tl.minimum(begin + each * TILES, chunks * TILES)):
+        tile = chunks * TILES - 1 - i if REVERSE else i
+        last = T - 1 - tile * K
+        if last >= 0:
+            far = tl.cast(tile * K, tl.int64)
+            lefts, ds, rights = (), (), ()
+            for k in tl.static_range(K):
+                lefts = lefts + (_row(left + far * slt + channels, k, last, slt, here),)
+                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here),)
+                rights = rights + (_row(right + far * srt + n, k, last, srt, n < N),)
+            for j in tl.static_range(K):
+                d = _counted(ds[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last)
+                a = _decay(d, A2, goes_on + far, K - 1 - j if REVERSE else j, last, DOCS)
+                v = _counted(lefts[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last)
+                r = rights[K - 1 - j if REVERSE else j].to(tl.float32)[None, :]
+                state = a * (state + v[:, None] * r) if REVERSE else a * state + (d * v)[:, None] * r
+                total += d
+                if DOCS:
+                    kept = kept * tl.load(goes_on + far + tl.minimum(last, K - 1 - j if REVERSE else j)).to(tl.float32)
+    place = (b * segments + segment) * D * N
+    tl.store(decays + place + cells, tl.exp2(total[:, None] * A2) * kept, mask=both)
+    tl.store(sums + place + cells, state, mask=both)
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def _forward(
+    x, dt, A, B, C, goes_on, entry, decays, sums, y, starts, final, sxb, sxt, sdb, sdt, sBb, sBt, sBg, sCb, sCt, sCg,
+    T, D, W, blocks, chunks, each, segments, ENTRY: tl.constexpr, KEEP: tl.constexpr, DOCS: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)
+    group, channels, here = _place(W, blocks, BD)
+    n = tl.arange(0, BN)
+    cells = channels[:, None] * N + n[None, :]
+    both = here[:, None] & (n < N)[None, :]
+    A2 = tl.load(A + cells, mask=both, other=0.0) * LOG2E
+    x += b * sxb
+    dt += b * sdb
+    B += b * sBb + group * sBg
+    C += b * sCb + group * sCg
+    y += b * T * D
+    goes_on += b * T
+    size = D * N
+    state = tl.zeros((BD, BN), dtype=tl.float32)
+    if ENTRY:
+        state += tl.load(entry + b * size + cells, mask=both, other=0.0).to(tl.float32)
+    state = _entering(state, decays + b * segments * size, sums + b * segments * size, cells, both, size, segment)
+    begin = segment * each * TILES
+    for i in range(begin, tl.minimum(begin + each * TILES, tl.cdiv(T, K))):
+        if KEEP and i % TILES == 0:
+            tl.store(starts + (b * chunks + i // TILES) * size + cells, state, mask=both)
+        far = tl.cast(i * K, tl.int64)
+        last = T - 1 - i * K
+        xs, ds, Bs, Cs = (), (), (), ()
+        for k in tl.static_range(K):  # all loads before the first store: none waits for another
+            xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here),)
+            ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here),)
+            Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N),)
+            Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N),)
+        outs = ()
+        for k in tl.static_range(K):
+            d = _counted(ds[k], k, last)
+            v = d * xs[k].to(tl.float32)
+            state = _decay(d, A2, goes_on + far, k, last, DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
+            outs = outs + (tl.sum(state * Cs[k].to(tl.float32)[None, :], 1),)
+        k = tl.arange(0, K)[None, :]
+        inside = here[:, None] & (k <= last)
+        place = y + far * D + k * D + channels[:, None]
+        tl.store(place, _stacked(outs, K, LOG, BD).to(y.dtype.element_ty), mask=inside)
+    if segment == segments - 1:
+        tl.store(final + b * size + cells, state, mask=both)
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def _backward(
+    x, dt, A, B, C, goes_on, entry, decays, sums, dy, starts, scratch, dx, d_dt, d_BC, dA, d_initial,
+    sxb, sxt, sdb, sdt, sBb, sBt, sBg, sCb, sCt, sCg, syb, syt, T, D, W, blocks, chunks, each, segments,
+    ENTRY: tl.constexpr, DOCS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr,
+    BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)  # counted from the end of the sequence
+    group, channels, here = _place(W, blocks, BD)
+    n = tl.arange(0, BN)
+    cells = channels[:, None] * N + n[None, :]
+    both = here[:, None] & (n < N)[None, :]
+    A2 = tl.load(A + cells, mask=both, other=0.0) * LOG2E
+    x += b * sxb
+    dt += b * sdb
+    B += b * sBb + group * sBg
+    C += b * sCb + group * sCg
+    dy += b * syb
+    dx += b * T * D
+    d_dt += b * T * D
+    goes_on += b * T
+    size = D * N
+    program = (segment * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    scratch += program.to(tl.int64) * (TILES * BD * BN) + tl.arange(0, BD)[:, None] * BN + n[None, :]
+    pairs = 2 * n[:, None] + tl.arange(0, 2)[None, :]
+    d_BC += (b * T * tl.num_programs(0) + tl.program_id(0)) * (2 * N)
+    width = tl.num_programs(0) * (2 * N)  # of a token in d_BC
+    up = tl.zeros((BD, BN), dtype=tl.float32)  # the gradient of the state before the token that comes next in time
+    if ENTRY:
+        up += tl.load(entry + b * size + cells, mask=both, other=0.0).to(tl.float32)
+    up = _entering(up, decays + b * segments * size, sums + b * segments * size, cells, both, size, segment)
+    slope = tl.zeros((BD, BN), dtype=tl.float32)  # of A
+    for turned in range(segment * each, tl.minimum(segment * each + each, chunks)):
+        z = chunks - 1 - turned
+        tiles = tl.minimum(TILES, tl.cdiv(T, K) - z * TILES)
+        state = tl.load(starts + (b * chunks + z) * size + cells, mask=both, other=0.0)
+        tl.debug_barrier()  # nobody reads the scratch any longer
+        tl.store(scratch, state)
+        for i in range(0, tiles - 1):
+            far = tl.cast((z * TILES + i) * K, tl.int64)
+            xs, ds, Bs = (), (), ()
+            for k in tl.static_range(K):
+                xs = xs + (_row(x + far * sxt + channels, k, K, sxt, here),)
+                ds = ds + (_row(dt + far * sdt + channels, k, K, sdt, here),)
+                Bs = Bs + (_row(B + far * sBt + n, k, K, sBt, n < N),)
+            for k in tl.static_range(K):
+                d = ds[k].to(tl.float32)
+                v = d * xs[k].to(tl.float32)
+                state = _decay(d, A2, goes_on + far, k, K, DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
+            tl.store(scratch + (i + 1) * (BD * BN), state)
+        tl.debug_barrier()
+        for i in range(0, tiles):
+            tile = tiles - 1 - i
+            far = tl.cast((z * TILES + tile) * K, tl.int64)
+            last = T - 1 - (z * TILES + tile) * K
+            state = tl.load(scratch + tile * (BD * BN))
+            xs, ds, gs, Bs, Cs = (), (), (), (), ()
+            for k in tl.static_range(K):
+                xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here),)
+                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here),)
+                gs = gs + (_row(dy + far * syt + channels, k, last, syt, here),)
+                Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N),)
+                Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N),)
+            decayed, left = (), ()  # by what, and what is left of the state before each token
+            for k in tl.static_range(K):
+                d = _counted(ds[k], k, last)
+                a = _decay(d, A2, goes_on + far, k, last, DOCS)
+                state = a * state
+                decayed = decayed + (a,)
+                left = left + (state,)
+                state = state + (d * xs[k].to(tl.float32))[:, None] * Bs[k].to(tl.float32)[None, :]
+            alongs, d_ds = (), ()
+            for j in tl.static_range(K):  # from the last token to the first
+                v, d, g = xs[K - 1 - j].to(tl.float32), _counted(ds[K - 1 - j], K - 1 - j, last), gs[K - 1 - j]
+                g = _counted(g, K - 1 - j, last)[:, None]
+                right = Bs[K - 1 - j].to(tl.float32)[None, :]
+                scaled = (d * v)[:, None]
+                grad = g * Cs[K - 1 - j].to(tl.float32)[None, :] + up  # of the state after the token
+                over_channels = tl.sum(tl.join(grad * scaled, g * (left[K - 1 - j] + scaled * right)), 0)  # dB, dC [n 2]
+                place = d_BC + (far + (K - 1 - j)) * width + pairs
+                tl.store(place, over_channels, mask=(n < tl.where(last >= K - 1 - j, N, 0))[:, None])
+                worth = grad * left[K - 1 - j]
+                along = tl.sum(grad * right, 1)
+                alongs = (d * along,) + alongs
+                d_ds = (v * along + LN2 * tl.sum(worth * A2, 1),) + d_ds
+                slope += d[:, None] * worth
+                up = decayed[K - 1 - j] * grad
+            k = tl.arange(0, K)[None, :]
+            inside = here[:, None] & (k <= last)
+            place = far * D + k * D + channels[:, None]
+            tl.store(dx + place, _stacked(alongs, K, LOG, BD).to(dx.dtype.element_ty), mask=inside)
+            tl.store(d_dt + place, _stacked(d_ds, K, LOG, BD).to(d_dt.dtype.element_ty), mask=inside)
+    tl.store(dA + (b * segments + segment) * size + cells, slope, mask=both)
+    if segment == segments - 1:
+        tl.store(d_initial + b * size + cells, up, mask=both)
+
+
+@triton.jit
+@no_type_check
+def _step(
+    x, dt, A, B, C, state, y, D, W, N, sxb, sxd, sdb, sdd, sAd, sAn, sBb, sBg, sCb, sCg, ssb, ssd, ssn,
+    BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BD + tl.arange(0, BD)
+    n = tl.arange(0, BN)
+    here = c < D
+    both = here[:, None] & (n < N)[None, :]
+    group = (c // W)[:, None]
+    d = tl.load(dt + b * sdb + c * sdd, mask=here, other=0.0).to(tl.float32)
+    v = tl.load(x + b * sxb + c * sxd, mask=here, other=0.0).to(tl.float32)
+    A2 = tl.load(A + c[:, None] * sAd + n[None, :] * sAn, mask=both, other=0.0).to(tl.float32) * LOG2E
+    k = tl.load(B + b * sBb + group * sBg + n[None, :], mask=both, other=0.0).to(tl.float32)
+    q = tl.load(C + b * sCb + group * sCg + n[None, :], mask=both, other=0.0).to(tl.float32)
+    place = state + b * ssb + c[:, None] * ssd + n[None, :] * ssn
+    s = tl.load(place, mask=both, other=0.0).to(tl.float32)
+    s = tl.exp2(d[:, None] * A2) * s + (d * v)[:, None] * k
+    tl.store(place, s.to(state.dtype.element_ty), mask=both)
+    tl.store(y + b * D + c, tl.sum(s * q, 1).to(y.dtype.element_ty), mask=here)
