@@ -177,12 +177,17 @@ def _after_with_before(decay, h, before_decay, before_h, next_decay, next_h, nex
 
 @triton.jit
 @no_type_check
-def _decays(log_a, goes_on, offsets, channel, stride, inside, here, DOCS: tl.constexpr):
-    """exp(log_a) of the tokens that a tile's rows decay by: 0 where a document starts, 1 outside the sequence."""
+def _decays(log_a, goes_on, offsets, back, channel, stride, inside, here, DOCS: tl.constexpr):
+    """exp(log_a) of the tokens that a tile's rows decay by: 0 where a document starts, 1 outside the sequence.
+
+    `back` counts tokens from the one that `goes_on` points to, the tile's latest, so that they do not look like neighbours
+    in memory: Triton would hand them to neighbouring threads, and move every other number of the tile after them.
+    """
     a = tl.load(log_a + (offsets * stride + channel), mask=inside & here, other=0.0).to(tl.float32)
     a = tl.exp2(a * LOG2E)
     if DOCS:
-        a = tl.where(tl.load(goes_on + offsets, mask=inside, other=1) != 0, a, 0.0)
+        same = tl.max_contiguous(tl.broadcast_to(back, a.shape), [1, 1, 1])
+        a = a * tl.load(goes_on - same, mask=inside & here, other=1).to(tl.float32)
     return a
 
 
@@ -221,6 +226,8 @@ def _walk(
     begin = segment * each
     place = slot * ROWS + row
     offsets = -place if BACK else place  # of the rows' tokens from the tile's first: 32 bits are enough within a tile
+    back = place if BACK else (SLOTS - 1 - slot) * ROWS + (ROWS - 1 - row)
+    latest = 1 if BACK else SLOTS * ROWS - 1
     for i in tl.range(begin, tl.minimum(begin + each, tiles), num_stages=STAGES):
         gone = i * (SLOTS * ROWS)
         first = (T - 1 - gone if BACK else gone).to(tl.int64)
@@ -229,7 +236,8 @@ def _walk(
         decaying = decaying & inside
         shift = 1 if BACK else 0
         added = tl.load(x + first * sxt + (offsets * sxt + channel), mask=inside & wanted, other=0.0).to(tl.float32)
-        a = _decays(log_a + (first + shift) * sat, goes_on + first + shift, offsets, channel, sat, decaying, wanted, DOCS)
+        flags = goes_on + first + latest
+        a = _decays(log_a + (first + shift) * sat, flags, offsets, back, channel, sat, decaying, wanted, DOCS)
 
         # 1. What each slot adds as a whole, and all slots before it.
         running, local = tl.associative_scan((a, added), 0, _after)
