@@ -95,7 +95,8 @@ class DiscreteMamba2(StateSpace):
     ) -> Transfer:
         transfer = Transfer(used={"o"})
         biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        x, B, C, how = self.attention_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        projections, norms = {"q": q, "k": k, "v": v}, {"q": q_norm, "k": k_norm}
+        x, B, C, how = self.attention_rows(projections, biases, norms, transfer.used, self.n_heads)
         rows = torch.cat([part.flatten(0, 1) for part in (x, B, C)])
         self.in_proj.weight.copy_(rows[:, :-1])
         transfer.set("in_proj.weight", f"x copied from attention v, {how}")

@@ -10,7 +10,7 @@ not see h but what the values became of it, so attention's keys and queries cann
 
   - B and C of a group are wanted to be 1 and, beside it, the best rank-(n - 1) factors of the mean of its heads' logits,
     brought to unit size on real inputs: C B = 1 + c logits is how exp(logits) begins. Without the 1 layer 24 of SmolLM2
-    starts with 94 % of its output's power unexplained, with it 27 %. Norms on q and k are folded in but for their divisor.
+    starts with 94 % of its output's power unexplained, with it 29 %. Norms on q and k are folded in but for their divisor.
   - x_proj's rows are the least squares of that on x: from the weights alone, silu taken for a line, then (`calibrate`) on
     real inputs. The transfer record says how much of B's and C's power remains unexplained.
 
@@ -29,9 +29,11 @@ from students.kernels.selective_scan import selective_scan, selective_scan_step
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mamba2 import TAP
 from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import least_squares, logit_factors, wide_linear
+from students.mixers.projections import group_factors, least_squares, lost_power, rms_norm, wide_linear
 from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
 from students.shapes import Float, Int
+
+QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Mamba1(Recurrent):
 
     Args:
         d_state: numbers a channel remembers. d_conv: taps. dt_rank: width that dt passes through (default d_model / 16,
-            rounded up). n_groups: groups of heads with B and C of their own; 1 is the stock form.
+            rounded up). n_groups: groups of heads with B and C of their own; 1 is the stock form. norms: an RMSNorm on
+            dt's low-rank input, on B and on C, as in Jamba (arXiv 2403.19887).
 
     Raises:
         ValueError: n_groups that does not divide the attention heads, or a d_state below 2.
@@ -61,7 +64,14 @@ class Mamba1(Recurrent):
     per_channel = True
 
     def __init__(
-        self, shape: Shape, *, d_state: int = 16, d_conv: int = 4, dt_rank: int | None = None, n_groups: int = 1
+        self,
+        shape: Shape,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        dt_rank: int | None = None,
+        n_groups: int = 1,
+        norms: bool = False,
     ) -> None:
         super().__init__(shape)
         if self.n_heads % n_groups:
@@ -78,6 +88,8 @@ class Mamba1(Recurrent):
         self.A_log = nn.Parameter(torch.zeros(width, d_state))
         self.D = nn.Parameter(torch.zeros(width))
         self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+        for name, size in {"dt": self.dt_rank, "b": d_state, "c": d_state}.items():
+            self.add_module(f"{name}_layernorm", Norm(size, shape.norm_eps) if norms else nn.Identity())
         self._wanted: Tensor | None = None
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Mamba1Parts:
@@ -87,10 +99,10 @@ class Mamba1(Recurrent):
         dt, B, C = self.x_proj(x).split([self.dt_rank, states, states], -1)
         return Mamba1Parts(
             values=x.unflatten(-1, (self.n_heads, -1)),
-            dt=F.softplus(wide_linear(dt, self.dt_proj.weight, self.dt_proj.bias)),
+            dt=F.softplus(wide_linear(self.dt_layernorm(dt), self.dt_proj.weight, self.dt_proj.bias)),
             A=-self.A_log.exp(),
-            B=B.unflatten(-1, (self.n_groups, -1)),
-            C=C.unflatten(-1, (self.n_groups, -1)),
+            B=self.b_layernorm(B.unflatten(-1, (self.n_groups, -1))),
+            C=self.c_layernorm(C.unflatten(-1, (self.n_groups, -1))),
             D=self.D,
             documents=context.documents,
         )
@@ -137,24 +149,28 @@ class Mamba1(Recurrent):
         transfer.set("conv1d.weight", f"set to the identity times {TAP}")
         self.conv1d.bias.copy_(TAP * x[:, -1])
         transfer.set("conv1d.bias", "set to 0" if v_bias is None else f"attention v bias times {TAP}")
-        self._set_wanted(rows["q"], rows["k"])
+        lost = self._set_wanted(rows["q"], rows["k"])
         self._fit(TAP / 2 * x.T, self._wanted.T)
-        rank = f"rank-{self.d_state - 1} factors of the mean logits of {self.n_heads // self.n_groups} heads"
-        transfer.set("x_proj.weight", f"B and C fitted on x to {rank} of q and k, and to a constant; dt set to 0")
+        rank = f"rank-{self.d_state - 1} factors of the mean logits of {self.n_heads // self.n_groups} heads a group"
+        made = f"B and C fitted on x to a constant and {rank} from k and q ({lost:.1%} of the logits' power lost)"
+        transfer.set("x_proj.weight", f"{made}; dt set to 0")
         self._set_new_parameters(transfer)
         self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
         transfer.set("out_proj.weight", "copied from attention o")
         self.copy_output_bias(o_bias, transfer)
         return transfer
 
-    def _set_wanted(self, q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"]) -> None:
-        """Keep, for `calibrate`, what each group's B and C should be of h and a 1: a constant, then factors of logits."""
-        q, k = (part.unflatten(0, (self.n_groups, -1)).flatten(1, 2) for part in (q, k))
-        heads = self.n_heads // self.n_groups
-        C, B = logit_factors(q / heads, k, self.d_state - 1)
+    def _set_wanted(self, q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"]) -> float:
+        """Keep, for `calibrate`, what each group's B and C should be of h and a 1: a constant, then factors of logits.
+
+        Returns:
+            the share of the logits' power that these factors lose.
+        """
+        C, B = group_factors(q, k, self.n_groups, self.d_state - 1, self.sharing)
         constant = q.new_zeros(self.n_groups, 1, q.shape[-1])
         constant[..., -1] = 1.0
         self._wanted = torch.cat([torch.cat([constant, part], 1).flatten(0, 1) for part in (B, C)])
+        return lost_power(q, k, C, B)
 
     def _fit(self, x: Float[Tensor, "s c"], wanted: Float[Tensor, "s k"]) -> float:
         solution, unexplained = least_squares(x, wanted)
@@ -173,6 +189,10 @@ class Mamba1(Recurrent):
         transfer.set("dt_proj.bias", "set to half-lives of 4 to 512 tokens, spread over the heads")
         self.D.zero_()
         transfer.set("D", "set to 0")
+        sizes = {"dt": QUIET, "b": (2 / self.d_state) ** 0.5, "c": (2 / self.d_state) ** 0.5}
+        for name, size in sizes.items() if isinstance(self.b_layernorm, Norm) else ():
+            getattr(self, f"{name}_layernorm").weight.fill_(size)
+            transfer.set(f"{name}_layernorm.weight", f"set to {size:.3g}")
 
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
@@ -203,3 +223,14 @@ class Mamba1(Recurrent):
     def roles(self) -> dict[str, str]:
         copied = ("in_proj", "out_proj")
         return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
+
+
+class Norm(nn.Module):
+    """RMSNorm of the last dimension, in float32 or wider."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        return rms_norm(x, self.eps) * self.weight.to(x.dtype)

@@ -37,7 +37,8 @@ class Mamba2(StateSpace):
     """Stock Mamba-2 with one SSM head for each attention head, and with expand = 2 a companion beside each.
 
     Args:
-        expand: SSM heads per attention head. n_groups: groups of B and C and of the norm (default: attention heads).
+        expand: SSM heads per attention head. n_groups: groups of B and C and of the norm (default: attention heads);
+            heads of a group share the factors of their mean logits.
         d_state: channels of B and C (default head_dim). d_conv: taps. lag: tokens the state keeps away from.
 
     Raises:
@@ -117,10 +118,8 @@ class Mamba2(StateSpace):
     ) -> Transfer:
         transfer = Transfer(used={"o"})
         biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        v, B, C, how = self.attention_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
-        if self.n_groups < self.n_heads:
-            C, B = (part.unflatten(0, (self.n_groups, -1)).mean(1) for part in (C, B))
-            how += f", averaged over {self.n_heads // self.n_groups} heads a group"
+        projections, norms = {"q": q, "k": k, "v": v}, {"q": q_norm, "k": k_norm}
+        v, B, C, how = self.attention_rows(projections, biases, norms, transfer.used, self.n_groups)
         x = v.new_zeros(self.n_heads, self.expand, *v.shape[1:])
         x[:, 0] = v
         rows = torch.cat([x.flatten(0, 2), B.flatten(0, 1), C.flatten(0, 1)])

@@ -1,5 +1,7 @@
 """Small pieces that several mixers share: rotary embedding, key heads, low-rank logits, least squares, careful linears."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,36 @@ def logit_factors(
     C = (left @ u[:, :, :width]) * root
     B = (right @ vh.transpose(1, 2)[:, :, :width]) * root
     return C.transpose(1, 2).to(q.dtype), B.transpose(1, 2).to(k.dtype)
+
+
+def group_factors(
+    q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"], groups: int, width: int, sharing: int
+) -> tuple[Float[Tensor, "g n e"], Float[Tensor, "g n e"]]:
+    """C and B of each group of heads: the `logit_factors` of its heads' mean logits, which are what one C and B for all of
+    them can come nearest to.
+
+    sharing: heads in a row that have the same k; they are added up first, so that the factors stay cheap.
+    """
+    heads = q.shape[0] // groups
+    run = math.gcd(heads, sharing)
+    q = q.unflatten(0, (groups, -1, run)).sum(2) / heads
+    k = k.unflatten(0, (groups, -1, run))[:, :, 0]
+    return logit_factors(q.flatten(1, 2), k.flatten(1, 2), width)
+
+
+def lost_power(
+    q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"], C: Float[Tensor, "g n e"], B: Float[Tensor, "g n e"]
+) -> float:
+    """The share of the logits' power, sum over heads of |q^T k|^2, that is not in their group's C^T B."""
+    C, B = (per_head(part.double(), len(q)) for part in (C, B))
+    q, k = q.double(), k.double()
+
+    def product(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+        return ((left[0] @ right[0].transpose(1, 2)) * (left[1] @ right[1].transpose(1, 2))).sum()
+
+    power = product((q, k), (q, k))
+    left = power - 2 * product((q, k), (C, B)) + product((C, B), (C, B))
+    return (left / power.clamp_min(1e-300)).item()
 
 
 def least_squares(

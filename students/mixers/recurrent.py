@@ -19,6 +19,7 @@ class Recurrent(Mixer):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
+        self.sharing = shape.n_heads // shape.n_kv_heads  # heads that share a key head
         self.logit_scale, self.qk_norm = shape.logit_scale, shape.qk_norm
 
     def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Conv1d, activation: str | None, context: Context) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from students.kernels.ssd import ssd, ssd_step, zero_state
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
-from students.mixers.projections import logit_factors, per_head
+from students.mixers.projections import group_factors, lost_power, per_head
 from students.mixers.recurrent import Recurrent, keep_rows
 from students.shapes import Float, Int
 
@@ -107,17 +107,24 @@ class StateSpace(Recurrent):
         biases: dict[str, Tensor | None],
         norms: dict[str, Tensor | None],
         used: set[str],
-    ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "h n e"], Float[Tensor, "h n e"], str]:
-        """x's, B's and C's rows from attention's v, k and q, a set a head, and in words how B and C were made.
+        groups: int,
+    ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "g n e"], Float[Tensor, "g n e"], str]:
+        """x's rows from attention's v, a set a head, B's and C's from k and q, a set a group, and in words how these were
+        made and what was lost.
 
         A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
         on q and k are folded in. What was used is added to `used`.
         """
         rows = self.head_rows(projections, biases, norms, used)
-        C, B = logit_factors(rows["q"], rows["k"], self.d_state)
-        exact = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
+        q, k = rows["q"], rows["k"]
+        C, B = group_factors(q, k, groups, self.d_state, self.sharing)
+        how = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
+        if groups < self.n_heads:
+            how = f"rank-{self.d_state} factors of the mean logits of {self.n_heads // groups} heads a group"
         folded = " (their norms' weights folded in)" if norms.get("q") is not None else ""
-        return rows["v"], B, C, f"B and C {exact} from k and q{folded}, softmax scale in C"
+        loses = groups < self.n_heads or self.d_state < self.head_dim
+        lost = f", {lost_power(q, k, C, B):.1%} of the logits' power lost" if loses else ""
+        return rows["v"], B, C, f"B and C {how} from k and q{folded}{lost}, softmax scale in C"
 
     @torch.no_grad()
     def match_norms(self, h, q, k, transfer: Transfer) -> None:
@@ -131,7 +138,7 @@ class StateSpace(Recurrent):
         wanted_C, wanted_B = self.logit_scale * _size(q), per_head(_size(k), self.n_heads)
         C = wanted_C.unflatten(0, (groups, -1)).mean(1) / _size(parts.q + C_bias).clamp_min(1e-12)
         B = wanted_B.unflatten(0, (groups, -1)).mean(1) / _size(parts.k + B_bias).clamp_min(1e-12)
-        if self.d_state < self.head_dim:  # factors of the product: only their product is known
+        if self.d_state < self.head_dim or groups < self.n_heads:  # factors of the product: only their product is known
             C = B = (C * B).sqrt()
         factors = torch.cat([B, C]).repeat_interleave(self.d_state)
         self.conv1d.bias[-len(factors) :] *= factors

@@ -29,6 +29,13 @@ MAMBA2 = {"expand": 2, "n_groups": 2, "d_state": 6}
 BAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 8}
 JUDGES = {
     "mamba": ("mamba1", {"d_state": 5}, "MambaMixer", "MambaConfig", {"state_size": 5, "expand": 1}),
+    "jamba": (
+        "mamba1",
+        {"d_state": 5, "norms": True},
+        "JambaMambaMixer",
+        "JambaConfig",
+        {"mamba_d_state": 5, "mamba_expand": 1, "rms_norm_eps": SHAPE.norm_eps, "attn_layer_offset": 1},
+    ),
     "mamba2": (
         "mamba2",
         MAMBA2,

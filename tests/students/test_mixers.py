@@ -9,6 +9,7 @@ import torch
 from students.cache import MixerState
 from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class, options_of
 from students.mixers.mixer import Context, Shape
+from students.mixers.projections import group_factors, lost_power
 from tests.conftest import TOLERANCE
 
 SHAPE = Shape(d_model=24, n_heads=4, n_kv_heads=2, head_dim=8)
@@ -20,7 +21,7 @@ WINDOW = {"size": 7, "sinks": 2}
 FURTHER = {
     "attention": [{"window": 7, "sinks": 2}, {"window": 5}, {"rope": False}],
     "discrete_mamba2": [{"rope": True, "norm": True}, {"d_state": 4}, {"d_state": 16, "d_conv": 2}, {"lag": 3}],
-    "mamba1": [{"n_groups": 2, "d_state": 5, "dt_rank": 3}, {"n_groups": 4, "d_state": 12, "d_conv": 3}],
+    "mamba1": [{"n_groups": 2, "d_state": 5, "dt_rank": 3}, {"n_groups": 4, "d_state": 12, "d_conv": 3}, {"norms": True}],
     "mamba2": [{"expand": 1}, {"n_groups": 2}, {"n_groups": 1, "d_state": 4}, {"lag": 3}],
     "rg_lru": [{"d_conv": 2}],
     "gated_deltanet": [{"d_conv": 2}],
@@ -351,6 +352,22 @@ def test_discrete_mamba2_starts_as_decayed_linear_attention():
         M = (q @ k.transpose(1, 2) * SHAPE.head_dim**-0.5 * torch.exp(-half_life * lag)).tril()
         out = out + M @ v @ tensors["o"][head].T
     close(mixer(h, context()), out, 1e-8)
+
+
+@pytest.mark.parametrize(("groups", "width"), [(1, 5), (1, 16), (2, 8), (2, 3), (4, 8)])
+def test_a_group_takes_what_is_nearest_to_its_heads_logits(groups, width):
+    """C^T B is the best of its rank for the mean of the heads' q^T k; what it loses of their power is in the record."""
+    q, k = torch.randn(4, 8, 24, dtype=torch.float64), torch.randn(2, 8, 24, dtype=torch.float64).repeat_interleave(2, 0)
+    logits = q.transpose(1, 2) @ k
+    C, B = group_factors(q, k, groups, width, 2)
+    assert C.shape == B.shape == (groups, width, 24)
+    u, s, vh = torch.linalg.svd(logits.unflatten(0, (groups, -1)).mean(1))
+    best = (u[..., :width] * s[:, None, :width]) @ vh[:, :width]
+    close(C.transpose(1, 2) @ B, best)
+    left = logits - best.repeat_interleave(4 // groups, 0)
+    assert lost_power(q, k, C, B) == pytest.approx((left.square().sum() / logits.square().sum()).item(), abs=1e-12)
+    record = made("mamba2", {"n_groups": groups, "d_state": width})[2].sources["in_proj.weight"]
+    assert ("of the logits' power lost" in record) == (groups < 4)
 
 
 def test_stock_mamba2_starts_nearly_linear():

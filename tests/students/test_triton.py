@@ -216,7 +216,9 @@ def test_causal_conv_step(carried):
 # a mixer, whole
 
 
-@pytest.mark.parametrize(("name", "options"), [("mamba2", {}), ("discrete_mamba2", {"lag": 3})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("mamba2", {}), ("discrete_mamba2", {"lag": 3}), ("mamba1", {}), ("rg_lru", {})]
+)
 def test_a_mixer_runs_alike_on_both(name, options):
     """Training on packed documents, then a prompt and two steps from its state."""
     mixer, h, _ = made(name, options, dtype=torch.float32)

@@ -1,0 +1,53 @@
+"""Every shipped recipe for two steps a stage, on a tiny random teacher of its family with as many layers as its pattern."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from distill.recipe import check, load, shipped_folder
+from distill.runner import run
+from tests.teachers.tiny import tiny_model
+
+NAMES = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+SEQ_LEN, BATCH = 32, 2
+STEPS = 2
+
+
+def snapshot(reference):
+    """The config snapshot of a recipe's teacher."""
+    return re.sub(r"([.-]q\d\w*)?\.gguf$", "", reference.rpartition("/")[2].lower())
+
+
+def shrunk(options):
+    """A stage's options with two steps of the smallest batches; rates, schedule and what is trained stay."""
+    kept = {key: value for key, value in options.items() if key not in ("batch", "micro_batch")}
+    kept |= {"tokens": STEPS * BATCH * SEQ_LEN}
+    return kept | ({"calibration_tokens": 64} if "calibration_tokens" in options else {})
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps(name, tmp_path, tokenizer, text_files):
+    entries = load(name).model_dump(mode="json")
+    torch.manual_seed(2)
+    layers = max(len(entries["pattern"]), 2)
+    tiny_model(snapshot(entries["teacher"]), num_hidden_layers=layers, vocab_size=320).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    data = {part: [{"path": str(text_files / f"{part}.jsonl")}] for part in ("train", "heldout")}
+    stages = [{kind: shrunk(options) for kind, options in stage.items()} for stage in entries["stages"]]
+    entries |= {
+        "teacher": str(tmp_path / "teacher"),
+        "data": {**data, "seq_len": SEQ_LEN, "batch": BATCH},
+        "stages": stages,
+        "evaluation": {"tokens": 64, "probe_tokens": 32, "passkey": [64], "passkey_trials": 1},
+        "export": [],
+        "twin": False,
+        "device": "cpu",
+    }
+    finished = run(check(entries, name), runs=tmp_path / "runs")
+    trained = [kind for stage in stages for kind in stage if kind != "initialise"]
+    steps = [line["stage"] for line in finished.metrics()]
+    assert all(steps.count(kind) == STEPS for kind in trained), steps
+    assert all(math.isfinite(line["loss"]) for line in finished.metrics())
