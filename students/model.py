@@ -34,8 +34,8 @@ class StudentMixin:
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     _is_stateful = True  # a recurrent state cannot be rolled back, so assisted generation refuses with a clear error
-    # decays and scales
-    _keep_in_fp32_modules_strict = {"a_proj", "A_log", "D", "dt_bias", "gain", "gate_bias", "log_decay", "scale"}
+    _keep_in_fp32_modules_strict = {"a_proj", "A_log", "D", "dt_bias", "gain", "scale"}  # decays and scales
+    _keep_in_fp32_modules_strict |= {"beta_bias", "gate_bias", "log_decay"}
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)

@@ -15,6 +15,7 @@ MIXERS = {
     "discrete_mamba2": "students.mixers.discrete_mamba2:DiscreteMamba2",
     "gated_deltanet": "students.mixers.gated_deltanet:GatedDeltaNet",
     "gla": "students.mixers.gla:GatedLinearAttention",
+    "longhorn": "students.mixers.longhorn:Longhorn",
     "mamba2": "students.mixers.mamba2:Mamba2",
     "retention": "students.mixers.retention:Retention",
 }

@@ -22,6 +22,7 @@ FURTHER = {
     "discrete_mamba2": [{"rope": True, "norm": True}, {"d_state": 4}, {"d_state": 16, "d_conv": 2}, {"lag": 3}],
     "gated_deltanet": [{"d_conv": 2}],
     "gla": [{"gate_rank": 30}],
+    "longhorn": [{"d_state": 4, "beta_rank": 30}, {"d_conv": 2}],
     "mamba2": [{"expand": 1}, {"n_groups": 2}, {"n_groups": 1, "d_state": 4}, {"lag": 3}],
     "retention": [{"decay": "lightning"}, {"rope": False}],
 }
