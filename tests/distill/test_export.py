@@ -45,6 +45,7 @@ print(json.dumps({"logits": logits.tolist(), "tokens": tokens.tolist(), "left": 
 MIXERS = {
     "discrete windowed": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2, "gate": True}},
     "stock": {"mixer": "mamba2"},
+    "gated DeltaNet": {"mixer": "gated_deltanet"},
 }
 
 

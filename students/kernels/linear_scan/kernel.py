@@ -1,0 +1,284 @@
+"""The diagonal recurrence in Triton: each input read once and each output written once, in both passes.
+
+A program walks time for a block of channels, tile after tile. A tile is [row, slot, channel]: slots are stretches of time
+side by side, and a thread holds all rows of its slot for two channels, so that most of the scan is a chain of products in
+registers; only what each slot adds as a whole is exchanged. The loads of later tiles are under way meanwhile (stages).
+Blocks are as wide as still gives every multiprocessor one. Where even narrow ones cannot, time is cut into segments that
+run side by side, after a first pass over them that sums what each adds; that pass reads the inputs once more.
+
+Backward, row t holds the gradient of h_t, the decay of token t + 1 and h_t, so that no row needs its neighbour:
+    g_t = dh_t + a_{t+1} g_{t+1},  dx_t = g_t,  dlog_a_{t+1} = (g_t - dh_t) h_t,
+and the same scan runs over time turned round. Sums have one order: the same bits every time.
+"""
+
+from typing import NamedTuple, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from students.kernels import launch
+from students.kernels.linear_scan.reference import continues
+
+LOG2E = tl.constexpr(1.4426950408889634)
+VECTOR = tl.constexpr(2)  # neighbouring channels of a thread
+SIZES = ["T", "tiles", "each", "segments"]  # that vary from call to call: no kernel of its own for 1 or a multiple of 16
+STEP_BLOCK = 512  # channels of a program of the one-token kernel
+
+
+class Config(NamedTuple):
+    """Channels of a block; rows of a slot forward and backward, warps, tiles in flight."""
+
+    channels: int
+    rows: int
+    back_rows: int
+    warps: int
+    stages: int
+
+    def slots(self) -> int:
+        """Slots that make one for each thread."""
+        return 32 * self.warps * VECTOR.value // self.channels
+
+
+# The widest blocks first.
+CONFIGS_16 = [Config(64, 16, 8, 4, 3), Config(64, 8, 8, 8, 3), Config(32, 16, 8, 4, 3), Config(32, 16, 8, 8, 3),
+              Config(16, 16, 8, 8, 3), Config(16, 8, 4, 8, 4)]  # fmt: skip
+CONFIGS_32 = [Config(64, 8, 8, 4, 3), Config(32, 8, 8, 8, 3), Config(16, 8, 8, 8, 3)]  # a 4-byte input among them
+
+
+def configs(x: torch.dtype, log_a: torch.dtype) -> list[Config]:
+    """The shipped configurations for inputs of these types."""
+    return CONFIGS_16 if max(x.itemsize, log_a.itemsize) == 2 else CONFIGS_32
+
+
+def default(choices: list[Config], batch: int, channels: int, multiprocessors: int) -> Config:
+    """The first whose blocks occupy nine in ten multiprocessors, else the narrowest."""
+    enough = [config for config in choices if batch * triton.cdiv(channels, config.channels) >= 0.9 * multiprocessors]
+    return enough[0] if enough else min(choices, key=lambda config: config.channels)
+
+
+def linear_scan(x, log_a, documents, initial_state, config: Config | None = None, segments: int | None = None):
+    """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
+    goes_on = None if documents is None else continues(documents).view(torch.int8)
+    if config is None:
+        config = default(configs(x.dtype, log_a.dtype), x.shape[0], x.shape[2], launch.multiprocessors(x))
+    return _Scan.apply(x, log_a, initial_state, goes_on, config, segments)
+
+
+def linear_scan_step(x, log_a, state):
+    """See `students.kernels.linear_scan.linear_scan_step`. `state` is updated in place and returned."""
+    batch, channels = x.shape
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    with launch.on(x):
+        _step[(triton.cdiv(channels, STEP_BLOCK), batch)](
+            x, log_a, state, h, channels, *x.stride(), *log_a.stride(), *state.stride(), BLOCK=STEP_BLOCK, num_warps=4
+        )
+    return h, state
+
+
+class _Plan(NamedTuple):
+    """How one pass is cut: tokens of a tile, tiles, segments of so many tiles each, and the launch grid."""
+
+    tile: int
+    tiles: int
+    each: int
+    segments: int
+    grid: tuple[int, int, int]
+
+
+def _plan(x: Tensor, config: Config, rows: int, segments: int | None) -> _Plan:
+    batch, time, channels = x.shape
+    tile = rows * config.slots()
+    tiles = triton.cdiv(time, tile)
+    blocks = triton.cdiv(channels, config.channels)
+    if segments is None:  # the first pass costs two reads of three passes: not for less than twice the programs
+        wanted = launch.multiprocessors(x) // (batch * blocks)
+        segments = 1 if wanted < 3 else wanted
+    each = triton.cdiv(tiles, min(segments, tiles))
+    segments = triton.cdiv(tiles, each)
+    return _Plan(tile, tiles, each, segments, (blocks, batch, segments))
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, log_a, initial, goes_on, config, segments):
+        x, log_a = launch.rows_of(x), launch.rows_of(log_a)
+        initial = None if initial is None else initial.contiguous()
+        h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        final = torch.empty((x.shape[0], x.shape[2]), dtype=torch.float32, device=x.device)
+        _run(x, log_a, h, goes_on, initial, None, h, final, None, config, segments)
+        ctx.save_for_backward(log_a, h, initial, goes_on)
+        ctx.set_materialize_grads(False)
+        ctx.config, ctx.segments = config, segments
+        return h, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh, d_final):
+        log_a, h, initial, goes_on = ctx.saved_tensors
+        dh = torch.zeros_like(h) if dh is None else launch.rows_of(dh.to(h.dtype))
+        d_final = None if d_final is None else d_final.float().contiguous()
+        dx, da = (
+            torch.empty(h.shape, dtype=h.dtype, device=h.device),
+            torch.empty_like(log_a, memory_format=torch.contiguous_format),
+        )
+        d_initial = torch.empty((h.shape[0], h.shape[2]), dtype=torch.float32, device=h.device)
+        _run(dh, log_a, h, goes_on, d_final, initial, dx, d_initial, da, ctx.config, ctx.segments)
+        return dx, da, None if initial is None else d_initial.to(initial.dtype), None, None, None
+
+
+def _run(x, log_a, h, goes_on, entry, initial, out, end, da, config: Config, segments: int | None) -> None:
+    """Launch one pass: forward, or backward where `da` is there. `entry` is what the first tile starts from."""
+    back = da is not None
+    rows = config.back_rows if back else config.rows
+    plan = _plan(x, config, rows, segments)
+    x, log_a = (part.contiguous() if part.stride(1) * plan.tile >= 2**31 else part for part in (x, log_a))
+    batch, time, channels = x.shape
+    sums = torch.empty((2, batch, plan.segments, channels), dtype=torch.float32, device=x.device)
+    absent = (x if part is None else part for part in (goes_on, entry, initial, da))  # never read
+    goes_on_, entry_, initial_, da_ = absent
+    arguments = (
+        x, log_a, h, goes_on_, entry_, initial_, sums, sums[1], out, end, da_, *x.stride()[:2], *log_a.stride()[:2],
+        time, channels, plan.tiles, plan.each, plan.segments,
+    )  # fmt: skip
+    flags = {
+        "BACK": back, "DOCS": goes_on is not None, "ENTRY": entry is not None, "INITIAL": initial is not None,
+        "ROWS": rows, "SLOTS": config.slots(), "BD": config.channels, "STAGES": config.stages, "num_warps": config.warps,
+    }  # fmt: skip
+    with launch.on(x):
+        if plan.segments > 1:
+            _walk[plan.grid](*arguments, SUM=True, **flags)
+        _walk[plan.grid](*arguments, SUM=False, **flags)
+
+
+# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+
+
+@triton.jit
+@no_type_check
+def _after(decay, h, next_decay, next_h):
+    """The recurrence over two neighbouring spans, from its own over each."""
+    return decay * next_decay, next_decay * h + next_h
+
+
+@triton.jit
+@no_type_check
+def _after_with_before(decay, h, before_decay, before_h, next_decay, next_h, next_before_decay, next_before_h):
+    """The same, with the recurrence over all but the last span beside it."""
+    return (
+        decay * next_decay,
+        next_decay * h + next_h,
+        decay * next_before_decay,
+        next_before_decay * h + next_before_h,
+    )
+
+
+@triton.jit
+@no_type_check
+def _decays(log_a, goes_on, offsets, channel, stride, inside, here, DOCS: tl.constexpr):
+    """exp(log_a) of the tokens that a tile's rows decay by: 0 where a document starts, 1 outside the sequence."""
+    a = tl.load(log_a + (offsets * stride + channel), mask=inside & here, other=0.0).to(tl.float32)
+    a = tl.exp2(a * LOG2E)
+    if DOCS:
+        a = tl.where(tl.load(goes_on + offsets, mask=inside, other=1) != 0, a, 0.0)
+    return a
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def _walk(
+    x, log_a, h, goes_on, entry, initial, decays, sums, out, end, da, sxb, sxt, sab, sat, T, D, tiles, each, segments,
+    SUM: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr, ENTRY: tl.constexpr, INITIAL: tl.constexpr,
+    ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One segment of a block of channels: `out` (SUM: what the segment decays by and adds). BACK: time turned round."""
+    b = tl.program_id(1).to(tl.int64)
+    segment = tl.program_id(2)
+    channels = tl.program_id(0) * BD + tl.arange(0, BD)
+    here = channels < D
+    row = tl.arange(0, ROWS)[:, None, None]
+    slot = tl.arange(0, SLOTS)[None, :, None]
+    channel = tl.max_contiguous(channels, VECTOR)[None, None, :]
+    wanted = channel < D
+    x += b * sxb
+    log_a += b * sab
+    h += b * T * D
+    out += b * T * D
+    da += b * T * D
+    goes_on += b * T
+    decays += b * segments * D
+    sums += b * segments * D
+    carry = tl.zeros((BD,), dtype=tl.float32)
+    whole = tl.full((BD,), 1.0, dtype=tl.float32)
+    if not SUM:
+        if ENTRY:
+            carry += tl.load(entry + b * D + channels, mask=here, other=0.0).to(tl.float32)
+        for i in range(0, segment):
+            decayed = tl.load(decays + i * D + channels, mask=here, other=0.0) * carry
+            carry = decayed + tl.load(sums + i * D + channels, mask=here, other=0.0)
+    begin = segment * each
+    place = slot * ROWS + row
+    offsets = -place if BACK else place  # of the rows' tokens from the tile's first: 32 bits are enough within a tile
+    for i in tl.range(begin, tl.minimum(begin + each, tiles), num_stages=STAGES):
+        gone = i * (SLOTS * ROWS)
+        first = (T - 1 - gone if BACK else gone).to(tl.int64)
+        inside = place < T - gone
+        decaying = place > -gone if BACK else inside  # the last token's state decays no more
+        decaying = decaying & inside
+        shift = 1 if BACK else 0
+        added = tl.load(x + first * sxt + (offsets * sxt + channel), mask=inside & wanted, other=0.0).to(tl.float32)
+        a = _decays(log_a + (first + shift) * sat, goes_on + first + shift, offsets, channel, sat, decaying, wanted, DOCS)
+
+        # 1. What each slot adds as a whole, and all slots before it.
+        running, local = tl.associative_scan((a, added), 0, _after)
+        last = row == ROWS - 1
+        slot_decay = tl.sum(tl.where(last, running, 0.0), 0)
+        slot_sum = tl.sum(tl.where(last, local, 0.0), 0)
+        ones = tl.full((SLOTS, BD), 1.0, dtype=tl.float32)
+        slot_decay, slot_sum, before_decay, before_sum = tl.associative_scan(
+            (slot_decay, slot_sum, ones, tl.zeros((SLOTS, BD), dtype=tl.float32)), 0, _after_with_before
+        )
+        final = tl.arange(0, SLOTS)[:, None] == SLOTS - 1
+        tile_decay = tl.sum(tl.where(final, slot_decay, 0.0), 0)
+        tile_sum = tl.sum(tl.where(final, slot_sum, 0.0), 0)
+
+        # 2. The scan itself, from what reaches each slot.
+        if SUM:
+            whole = whole * tile_decay
+        else:
+            reaching = before_decay * carry[None, :] + before_sum
+            scanned = running * reaching[None, :, :] + local
+            cells = offsets * D + channel
+            tl.store(out + first * D + cells, scanned.to(out.dtype.element_ty), mask=inside & wanted)
+            if BACK:
+                state = tl.load(h + first * D + cells, mask=inside & wanted, other=0.0).to(tl.float32)
+                slope = ((scanned - added) * state).to(da.dtype.element_ty)
+                tl.store(da + (first + 1) * D + cells, slope, mask=decaying & wanted)
+        carry = tile_decay * carry + tile_sum
+    if SUM:
+        tl.store(decays + segment * D + channels, whole, mask=here)
+        tl.store(sums + segment * D + channels, carry, mask=here)
+    elif segment == segments - 1:
+        if BACK:  # the first token's decay, and the state before it
+            carry = carry * tl.exp2(tl.load(log_a + channels, mask=here, other=0.0).to(tl.float32) * LOG2E)
+            slope = tl.zeros((BD,), dtype=tl.float32)
+            if INITIAL:
+                slope += carry * tl.load(initial + b * D + channels, mask=here, other=0.0).to(tl.float32)
+            tl.store(da + channels, slope.to(da.dtype.element_ty), mask=here)
+        tl.store(end + b * D + channels, carry, mask=here)
+
+
+@triton.jit
+@no_type_check
+def _step(x, log_a, state, h, D, sxb, sxd, sab, sad, ssb, ssd, BLOCK: tl.constexpr):
+    b = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = c < D
+    a = tl.load(log_a + b * sab + c * sad, mask=here, other=0.0).to(tl.float32)
+    added = tl.load(x + b * sxb + c * sxd, mask=here, other=0.0).to(tl.float32)
+    place = state + b * ssb + c * ssd
+    s = tl.exp2(a * LOG2E) * tl.load(place, mask=here, other=0.0).to(tl.float32) + added
+    tl.store(place, s.to(state.dtype.element_ty), mask=here)
+    tl.store(h + b * D + c, s.to(h.dtype.element_ty), mask=here)
