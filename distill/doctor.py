@@ -11,12 +11,25 @@ from rich.table import Table
 from distill import __version__
 from distill.run_dir import versions
 from students.kernels import CHECKED
+from students.kernels.fla import Kernel as FlaKernel
 from teachers.source import cache_folder
 
-OPS = ("ssd", "causal_conv", "attention", "matrix_orientation", "linear_kl", "gated_norm")
+OPS = (
+    "ssd",
+    "causal_conv",
+    "attention",
+    "matrix_orientation",
+    "linear_kl",
+    "gated_norm",
+    "gated_delta_rule",
+    "gla",
+    "linear_scan",
+    "selective_scan",
+)
 OPTIONAL = {
     "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",
     "lm_eval": "lm-evaluation-harness tasks: pip install 'distill-hybrids[eval]'",
+    "fla": "faster gated DeltaNet and GLA on a GPU: pip install 'distill-hybrids[fla]'",
     "wandb": "a tracker: pip install 'distill-hybrids[trackers]'",
     "trackio": "a tracker: pip install 'distill-hybrids[trackers]'",
     "tensorboard": "a tracker: pip install 'distill-hybrids[trackers]'",
@@ -56,6 +69,8 @@ def _runs(op: str) -> str:
         return "reference (PyTorch); a Triton kernel on a GPU"
     if kernel.missing() is not None:
         return f"reference (PyTorch): {kernel.missing()} is not installed"
+    if isinstance(kernel, FlaKernel):
+        return "fla-core's Triton kernel where it passes a check at its first call, the reference (PyTorch) otherwise"
     types = ", ".join(str(kind).removeprefix("torch.") for kind in CHECKED[op])
     return f"a Triton kernel in {types}, the reference (PyTorch) otherwise"
 

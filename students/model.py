@@ -37,6 +37,7 @@ class StudentMixin:
     _keep_in_fp32_modules_strict = {  # decays and scales
         "a_proj",
         "A_log",
+        "beta_bias",
         "D",
         "dt_bias",
         "dt_proj",

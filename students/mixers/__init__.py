@@ -18,6 +18,7 @@ MIXERS = {
     "rg_lru": "students.mixers.rg_lru:RgLru",
     "gated_deltanet": "students.mixers.gated_deltanet:GatedDeltaNet",
     "gla": "students.mixers.gla:GatedLinearAttention",
+    "longhorn": "students.mixers.longhorn:Longhorn",
     "retention": "students.mixers.retention:Retention",
     "shared_attention": "students.mixers.shared_attention:SharedAttention",
     "split_heads": "students.mixers.split_heads:SplitHeads",

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from students.kernels.gla import gla, gla_step
 from students.mixers.gated_heads import GatedHeads
 from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import wide_linear
+from students.mixers.projections import leading_directions, wide_linear
 from students.mixers.recurrent import carried, spread_half_lives
 from students.shapes import Float, Int
 
@@ -61,9 +61,7 @@ class GatedLinearAttention(GatedHeads):
 
     @torch.no_grad()
     def set_decays(self, k: Float[Tensor, "h p d"], transfer: Transfer) -> None:
-        directions = torch.linalg.svd(k.flatten(0, 1).double(), full_matrices=False)[2][: len(self.gate_down.weight)]
-        self.gate_down.weight.zero_()
-        self.gate_down.weight[: len(directions)] = directions.to(self.gate_down.weight.dtype)
+        self.gate_down.weight.copy_(leading_directions(k, len(self.gate_down.weight)))
         transfer.set("gate_down.weight", "the input directions that attention k reads most (its first singular vectors)")
         self.gate_up.weight.zero_()
         transfer.set("gate_up.weight", "set to 0")

@@ -140,3 +140,9 @@ def constant_row(h: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, " d"], float]
     tokens = h.flatten(0, 1)
     w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
     return w[:, 0].to(h.dtype), residual
+
+
+def leading_directions(rows: Float[Tensor, "h p d"], count: int) -> Float[Tensor, "count d"]:
+    """The first right singular vectors of some rows, what they read most of an input; zeros where they have no more."""
+    directions = torch.linalg.svd(rows.flatten(0, 1).double(), full_matrices=False)[2][:count]
+    return nn.functional.pad(directions, (0, 0, 0, count - len(directions))).to(rows.dtype)

@@ -155,7 +155,7 @@ def test_shell_completion(place, tmp_path):
     assert complete("distill pl", place) == ["plan"]
     assert complete("distill plan qu", place) == ["quickstart"]
     assert complete("distill run ti", place) == ["tiny.yaml"]
-    smol = ["smollm2-135m_mamba2", "smollm2-135m_mamba2-hybrid", "smollm2-135m_window-hybrid"]
+    smol = ["smollm2-135m_gated-deltanet", "smollm2-135m_mamba2", "smollm2-135m_mamba2-hybrid", "smollm2-135m_window-hybrid"]
     assert complete("distill recipes show smol", place) == smol
     environment = os.environ | {"HOME": str(tmp_path)}
     command = [sys.executable, "-m", "distill.cli", "--install-completion", "bash"]

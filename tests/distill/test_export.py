@@ -47,6 +47,7 @@ MIXERS = {
     "stock": {"mixer": "mamba2"},
     "mamba": {"mixer": "mamba1"},
     "griffin": {"mixer": "rg_lru"},
+    "gated DeltaNet": {"mixer": "gated_deltanet"},
 }
 
 

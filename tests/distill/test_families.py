@@ -20,6 +20,7 @@ MIXERS = {
     "gated DeltaNet": {"mixer": "gated_deltanet"},
     "RetNet": {"mixer": "retention"},
     "GLA": {"mixer": "gla"},
+    "Longhorn": {"mixer": "longhorn"},
     "stock, 1 group, small state": {"mixer": "mamba2", "n_groups": 1, "d_state": 4, "expand": 1},
     "mamba": {"mixer": "mamba1"},
     "griffin": {"mixer": "rg_lru"},

@@ -50,6 +50,7 @@ def test_a_row_says_how_much_text_the_recipe_takes(name):
         ("phi-1.5_hybrid-phi-mamba", 24, [4, 10, 16, 22]),
         ("smollm2-135m_mamba2", 30, []),
         ("qwen3-0.6b_mamba2-hybrid", 28, [0, 4, 8, 12, 16, 20, 24]),
+        ("qwen3-0.6b_gated-deltanet", 28, [0, 4, 8, 12, 16, 20, 24]),
     ],
 )
 def test_layouts_keep_the_attention_they_say(name, layers, kept):

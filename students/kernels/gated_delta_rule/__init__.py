@@ -8,13 +8,15 @@ which no state grows. There is no kernel of ours; flash-linear-attention's runs 
 
 from torch import Tensor
 
-from students.kernels import fla, pick
+from students.kernels import pick
+from students.kernels.fla import Kernel
+from students.kernels.fla import refusal as fla_refusal
 from students.kernels.gated_delta_rule.cases import check, draw
 from students.kernels.gated_delta_rule.reference import gated_delta_rule as reference_rule
 from students.kernels.gated_delta_rule.reference import gated_delta_rule_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_rule, "triton": fla.Kernel("gated_delta_rule")}
+IMPLEMENTATIONS = {"reference": reference_rule, "triton": Kernel("gated_delta_rule")}
 
 
 def gated_delta_rule(
@@ -41,7 +43,7 @@ def gated_delta_rule(
 
     def refusal() -> str | None:
         case = check(v.shape[3], k.shape[3])
-        return fla.refusal("gated_delta_rule", reference_rule, draw, case, v)
+        return fla_refusal("gated_delta_rule", reference_rule, draw, case, v)
 
     run = pick("gated_delta_rule", IMPLEMENTATIONS, v, refusal)
     return run(q, k, v, log_a, beta, documents, initial_state)

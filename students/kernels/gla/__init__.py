@@ -7,13 +7,15 @@ There is no kernel of ours; flash-linear-attention's runs where it passes a chec
 
 from torch import Tensor
 
-from students.kernels import fla, pick
+from students.kernels import pick
+from students.kernels.fla import Kernel
+from students.kernels.fla import refusal as fla_refusal
 from students.kernels.gla.cases import check, draw
 from students.kernels.gla.reference import gla as reference_gla
 from students.kernels.gla.reference import gla_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_gla, "triton": fla.Kernel("gla")}
+IMPLEMENTATIONS = {"reference": reference_gla, "triton": Kernel("gla")}
 
 
 def gla(
@@ -34,7 +36,7 @@ def gla(
     """
 
     def refusal() -> str | None:
-        return fla.refusal("gla", reference_gla, draw, check(v.shape[3], k.shape[3]), v)
+        return fla_refusal("gla", reference_gla, draw, check(v.shape[3], k.shape[3]), v)
 
     return pick("gla", IMPLEMENTATIONS, v, refusal)(q, k, v, log_a, documents, initial_state)
 

@@ -1,0 +1,223 @@
+"""Longhorn (arXiv 2407.14207): a state space whose step solves, for every channel, an online least-squares problem.
+
+    x, z = in_proj(h)                   x = silu(conv(x))
+    k, q = kq_proj(h)                   beta = sigmoid(beta_up(beta_down(h)) + beta_bias)
+    Delta = beta / (1 + beta k^T k)
+    S_t = (1 - Delta_t k_t^2) S_{t-1} + Delta_t x_t k_t         a row of S for each channel, k^2 channel by channel
+    out = out_proj(scale gain silu(z) (S q + D x))
+
+S_t is where ||S - S_{t-1}||^2 + beta |S k_t - x_t|^2 is least, but for k k^T, which is taken as diagonal. How fast a channel
+forgets follows from its keys: the share Delta k^2 of what was there is overwritten. What differs from the authors' layer: a
+key and a query for each attention head instead of one for all channels, read from the input as in Mamba-2 and not from x,
+so that attention's can be copied (their best factors of rank d_state); an output scale a head, as in `discrete_mamba2`.
+
+The start: a convolution tap of 0.25, a gate constant on real inputs, D = 0, beta = 1/2; keys brought, on real inputs, to the
+size under which a head's memory halves in 4 to 512 tokens, spread over the heads, and queries divided by as much.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from students.kernels.linear_scan import linear_scan, linear_scan_step
+from students.mixers.discrete_mamba2 import OPEN_GATE
+from students.mixers.mamba2 import TAP
+from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.projections import constant_row, leading_directions, logit_factors, wide_linear
+from students.mixers.recurrent import Recurrent, carried, spread_half_lives
+from students.shapes import Float, Int
+
+PIECE = 128  # tokens whose states, d_state numbers a channel, exist at one time
+
+
+@dataclass(frozen=True)
+class LonghornParts:
+    """Inputs of the recurrence, channels of a head together."""
+
+    values: Float[Tensor, "b t h p"]
+    k: Float[Tensor, "b t h n"]
+    q: Float[Tensor, "b t h n"]
+    beta: Float[Tensor, "b t h p"]
+    D: Float[Tensor, "h p"]
+    documents: Int[Tensor, "b t"] | None
+
+
+class Longhorn(Recurrent):
+    """Longhorn with a key and a query for each attention head.
+
+    Args:
+        d_state: numbers a channel remembers. d_conv: taps. beta_rank: width that beta passes through (default d_model / 16,
+            rounded up).
+    """
+
+    per_channel = True
+    has_decay = False
+
+    def __init__(self, shape: Shape, *, d_state: int = 16, d_conv: int = 4, beta_rank: int | None = None) -> None:
+        super().__init__(shape)
+        self.d_state, width = d_state, self.n_heads * self.head_dim
+        self.in_proj = nn.Linear(shape.d_model, 2 * width, bias=False)
+        self.conv1d = nn.Conv1d(width, width, d_conv, groups=width, bias=True)
+        self.kq_proj = nn.Linear(shape.d_model, 2 * self.n_heads * d_state, bias=shape.qkv_bias)
+        rank = math.ceil(shape.d_model / 16) if beta_rank is None else beta_rank
+        self.beta_down = nn.Linear(shape.d_model, rank, bias=False)
+        self.beta_up = nn.Linear(rank, width, bias=False)
+        self.beta_bias = nn.Parameter(torch.zeros(width))
+        self.D = nn.Parameter(torch.zeros(self.n_heads, self.head_dim))
+        self.gain = nn.Parameter(torch.ones(self.n_heads))
+        self.register_buffer("scale", torch.ones(self.n_heads))
+        self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
+
+    def project(self, h: Float[Tensor, "b t d"], context: Context) -> LonghornParts:
+        x = F.linear(h, self.in_proj.weight.chunk(2)[0])
+        x = self.convolve(x, self.conv1d, "silu", context)
+        k, q = self.kq_proj(h).chunk(2, -1)
+        beta = torch.sigmoid(wide_linear(self.beta_down(h), self.beta_up.weight, self.beta_bias))
+        x, k, q, beta = (part.unflatten(-1, (self.n_heads, -1)) for part in (x, k, q, beta))
+        return LonghornParts(x, k, q, beta, self.D, context.documents)
+
+    def mix(self, parts: LonghornParts, context: Context) -> Float[Tensor, "b t h p"]:
+        inputs = {"x": parts.values, "k": parts.k, "q": parts.q, "beta": parts.beta}
+        y = carried(online_scan, online_step, inputs, parts.documents, context)
+        return y + parts.D.to(y.dtype) * parts.values
+
+    def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
+        gate = F.silu(F.linear(h, self.in_proj.weight.chunk(2)[1])).unflatten(-1, (self.n_heads, -1))
+        return y * gate * (self.scale * self.gain).to(y.dtype)[:, None]
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
+
+    @torch.no_grad()
+    def from_attention(
+        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
+    ) -> Transfer:
+        transfer = Transfer(used={"o"})
+        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
+        rows = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+        C, B = logit_factors(rows["q"], rows["k"], self.d_state)
+        x, kq = rows["v"].flatten(0, 1), torch.cat([B.flatten(0, 1), C.flatten(0, 1)])
+        self.in_proj.weight.zero_()
+        self.in_proj.weight[: len(x)] = x[:, :-1]
+        transfer.set("in_proj.weight", "x copied from attention v; z set to 0: a gate that calibration opens")
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, :, -1] = TAP
+        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        self.conv1d.bias.copy_(TAP * x[:, -1])
+        transfer.set("conv1d.bias", "set to 0" if v_bias is None else f"attention v bias times {TAP}")
+        self.kq_proj.weight.copy_(kq[:, :-1])
+        exact = "copied from" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits of"
+        folded = "" if q_norm is None else " (their norms' weights folded in)"
+        transfer.set("kq_proj.weight", f"{exact} attention k and q{folded}, softmax scale in q")
+        if self.kq_proj.bias is not None:
+            self.kq_proj.bias.copy_(kq[:, -1])
+            transfer.set("kq_proj.bias", "attention k and q biases, made as kq_proj.weight")
+        self._set_new_parameters(rows["k"][..., :-1], transfer)
+        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
+        transfer.set("out_proj.weight", "copied from attention o")
+        self.copy_output_bias(o_bias, transfer)
+        return transfer
+
+    def _set_new_parameters(self, k: Float[Tensor, "h p d"], transfer: Transfer) -> None:
+        self.beta_down.weight.copy_(leading_directions(k, len(self.beta_down.weight)))
+        transfer.set("beta_down.weight", "the input directions that attention k reads most (its first singular vectors)")
+        for name, tensor, value in (
+            ("beta_up.weight", self.beta_up.weight, 0.0),
+            ("beta_bias", self.beta_bias, 0.0),
+            ("D", self.D, 0.0),
+            ("gain", self.gain, 1.0),
+            ("scale", self.scale, 1.0),
+        ):
+            tensor.fill_(value)
+            transfer.set(name, f"set to {value:g}" + (", beta = 1/2" if name == "beta_bias" else ""))
+
+    @torch.no_grad()
+    def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
+        """Open the gate on these inputs, and give keys the size that makes a head's memory last."""
+        w, residual = constant_row(h)
+        gate = self.in_proj.weight.chunk(2)[1]
+        gate.copy_((OPEN_GATE * w).expand_as(gate))
+        transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
+        parts = self.project(h, Context())
+        power = parts.k.square().mean((0, 1, 3)).clamp_min(1e-12)
+        lost = math.log(2) / spread_half_lives(self.n_heads).to(power)  # of a channel a token, beta k^2 on average
+        factor = (lost / parts.beta.mean() / power).sqrt().repeat_interleave(self.d_state)
+        factor = torch.cat([factor, 1 / factor])
+        for parameter in self.kq_proj.parameters():
+            parameter.mul_(factor.view(-1, *(1,) * (parameter.dim() - 1)))
+        change = "k to the size of half-lives of 4 to 512 tokens on real inputs, q divided by as much"
+        for name, _ in self.kq_proj.named_parameters():
+            transfer.add(f"kq_proj.{name}", change)
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
+
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        self.scale.mul_(factors)
+
+    def roles(self) -> dict[str, str]:
+        copied = ("in_proj", "kq_proj", "out_proj")
+        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
+
+
+def online_scan(
+    x: Float[Tensor, "b t h p"],
+    k: Float[Tensor, "b t h n"],
+    q: Float[Tensor, "b t h n"],
+    beta: Float[Tensor, "b t h p"],
+    documents: Int[Tensor, "b t"] | None = None,
+    initial_state: Float[Tensor, "b h p n"] | None = None,
+) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
+    """The recurrence over a whole sequence, as a diagonal scan of all (channel, number) pairs.
+
+    Piece by piece, each computed again for its gradient: whole, the states would be d_state times as large as x.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    state = x.new_zeros(x.shape[0], *x.shape[2:], k.shape[3], dtype=dtype) if initial_state is None else initial_state
+    outputs = []
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, x.shape[1], PIECE):
+            piece = slice(start, start + PIECE)
+            ids = None if documents is None else documents[:, piece]
+            if ids is not None and start:
+                state = state * (ids[:, 0] == documents[:, start - 1]).to(dtype)[:, None, None, None]
+            inputs = (part[:, piece].to(dtype) for part in (x, k, q, beta))
+            y, state = checkpoint(_piece, *inputs, ids, state, use_reentrant=False, preserve_rng_state=False)
+            outputs.append(y)
+    return torch.cat(outputs, 1).to(x.dtype), state
+
+
+def online_step(
+    x: Float[Tensor, "b h p"],
+    k: Float[Tensor, "b h n"],
+    q: Float[Tensor, "b h n"],
+    beta: Float[Tensor, "b h p"],
+    state: Float[Tensor, "b h p n"],
+) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
+    """One token of the recurrence: y and the new state."""
+    with torch.autocast(x.device.type, enabled=False):
+        added, log_a = _terms(*(part.to(state.dtype) for part in (x, k, beta)))
+        _, new = linear_scan_step(added.flatten(1), log_a.flatten(1), state.flatten(1))
+        new = new.view_as(state)
+        y = (new @ q.to(state.dtype)[..., None]).squeeze(-1)
+    return y.to(x.dtype), new
+
+
+def _piece(x, k, q, beta, documents, state):
+    added, log_a = _terms(x, k, beta)
+    states, final = linear_scan(added.flatten(2), log_a.flatten(2), documents, state.flatten(1))
+    return (states.view_as(added) @ q[..., None]).squeeze(-1), final.view_as(state)
+
+
+def _terms(x: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Delta x k and log(1 - Delta k^2) of every pair [... h p n]; the logarithm as a difference that stays finite."""
+    length = k.square().sum(-1, keepdim=True)  # [... h 1]
+    step = beta / (1 + beta * length)
+    others = (length - k.square()).clamp_min(0)[..., None, :]  # k^T k without this number's own square
+    log_a = torch.log1p(beta[..., None] * others) - torch.log1p(beta * length)[..., None]
+    return (step * x)[..., None] * k[..., None, :], log_a
