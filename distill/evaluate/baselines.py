@@ -32,11 +32,9 @@ def uniform_window(layout: Layout) -> Layout | None:
 
     None where the student's own layout is as even already, so that it would be the same baseline again, or keeps none.
     """
-    kept = attention_layers(layout)
-    gaps = {after - before for before, after in itertools.pairwise(kept)}
-    if not kept or max(gaps, default=0) - min(gaps, default=0) <= 1:
+    kept, depth = attention_layers(layout), len(layout.pattern)
+    if not kept or all(depth // len(kept) <= b - a <= -(-depth // len(kept)) for a, b in itertools.pairwise(kept)):
         return None
-    depth = len(layout.pattern)
     even = {index * depth // len(kept) for index in range(len(kept))}
     pattern = "".join(KEEP if layer in even else "W" for layer in range(depth))
     return Layout(pattern, {"W": UNTRAINED} if "W" in pattern else {})

@@ -29,7 +29,7 @@ class Heldout:
     """Held-out batches on the teacher's device, with the teacher's last hidden states; made once a session."""
 
     batches: Sequence[Batch]
-    hidden: Sequence[Float[Tensor, "b t d"]]
+    hidden: Sequence[Float[Tensor, "_ t d"]]
     label_names: Sequence[str]
 
     @classmethod

@@ -16,7 +16,7 @@ from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
 from teachers.teacher import Teacher
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}  # of a forward pass, padding included
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a forward pass, padding included
 CHUNK = 1024  # tokens whose logits exist at a time
 
 

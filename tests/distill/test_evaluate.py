@@ -282,6 +282,8 @@ def test_baselines_have_the_layouts_that_the_table_says():
     assert twin_layout(layout).mixers["M"] == {"mixer": "attention", "window": 16, "sinks": 2}
     assert uniform_window(layout) == Layout("AWWAWWAWW", {"W": window})
     assert uniform_window(Layout("AMMAMMAMM", {"M": mixers["M"]})) is None
+    assert uniform_window(Layout("AAMM", {"M": mixers["M"]})) == Layout("AWAW", {"W": window})
+    assert uniform_window(Layout("AMMMAMMMAM", {"M": mixers["M"]})) is None
     assert uniform_window(Layout("MMM", {"M": mixers["M"]})) is None
 
 
