@@ -129,14 +129,15 @@ def _tasks(judged: Mapping, tasks: Sequence[str], recovery: bool) -> Table:
                 lines[row].append("" if found["score"] is None else _score(found["score"], found["error"]))
     lines["chance"] = [f"{100 * judged['chance'][task]:.1f}" for task in tasks] + ([""] if recovery else [])
     beside = [judged["against_teacher"]["student"].get("tasks", {}).get(task) for task in tasks]
-    lines["wins and ties"] = ["" if one is None else f"{100 * one['win_or_tie']:.1f}" for one in beside]
-    lines["wins and ties"] += [""] if recovery else []
+    lines["win or tie"] = ["" if one is None else f"{100 * one['win_or_tie']:.1f}" for one in beside]
+    lines["win or tie"] += [""] if recovery else []
     names = [TASK_NAMES.get(task, task) for task in tasks]
     return _table(["", *names, *(["recovery"] if recovery else [])], lines)
 
 
 def _score(value: float, error: float | None) -> str:
-    return f"{100 * value:.1f}" + ("" if error is None else f"±{100 * error:.1f}")
+    places = 1 if error is None or error < 0.1 else 0
+    return f"{100 * value:.1f}" + ("" if error is None else f"±{100 * error:.{places}f}")
 
 
 def _items(results: Mapping, tasks: Sequence[str]) -> str:

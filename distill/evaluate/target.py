@@ -84,7 +84,10 @@ def _evaluate(target: str | Path, teacher: str | None, heldout: str | None, suit
     judged = {"target": str(target), **judged, "not_run": too_long + judged["not_run"]}
     if folder:
         suites = folder.read("evaluations.json", {}).get("suites", {})
-        folder.update("evaluations.json", suites={**suites, suite.name: judged})
+        try:
+            folder.update("evaluations.json", suites={**suites, suite.name: judged})
+        except UserError as error:  # a run of somebody else's can be judged all the same
+            console.print(f"  these results are not kept in the run folder: {error}")
     return judged
 
 

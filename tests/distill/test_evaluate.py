@@ -167,6 +167,14 @@ def suite_of(folder, **changes):
     return replace(SUITES["quick"], task_source=folder, **changes)
 
 
+def test_suites_name_what_exists():
+    from distill.evaluate import EVALUATIONS
+
+    for name, suite in SUITES.items():
+        assert suite.name == name and set(suite.baselines) <= set(suite.evaluations) <= set(EVALUATIONS)
+        assert set(SIX) <= set(suite.tasks) <= set(tasks.TASKS)
+
+
 def test_what_is_missing_is_not_run(teacher, task_folder):
     found = tasks.row(teacher, None, None, suite_of(task_folder))
     assert list(found) == list(SIX)

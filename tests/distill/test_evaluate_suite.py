@@ -90,7 +90,7 @@ def test_every_evaluation_of_a_suite(checkpoint, text_files, task_folder, monkey
         "uniform",
         "windows",
         "chance",
-        "wins and ties",
+        "win or tie",
         "recall at 256",
         "recovery",
         "not run: tasks",
