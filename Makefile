@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-gpu test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -17,6 +17,10 @@ test-matrix: $(VENV)/.installed  ## every pair-wise matrix whole
 
 test-wheel: $(VENV)/.installed  ## the wheel in an empty environment outside the sources, a tiny run included; minutes of pip
 	$(RUN) -m pytest -q -m wheel tests/test_wheel.py
+
+test-harness: $(VENV)/.installed  ## installs lm-evaluation-harness; our scorer gives its numbers on the same items
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[eval]'
+	$(RUN) -m pytest -q -n0 tests/distill/test_harness.py
 
 test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, twenty exact resumes
 	$(RUN) -m pytest -q -n 2 -m faults

@@ -94,16 +94,22 @@ def evaluate(
     target: Annotated[str, typer.Argument(help="A run folder, or a student's folder or hub id.")],
     teacher: Annotated[str | None, typer.Option(help="The teacher, where the target does not say.")] = None,
     heldout: Annotated[str | None, typer.Option(help="Files of text to judge on (a glob).")] = None,
+    suite: Annotated[str, typer.Option(help="How much: quick, standard or full.")] = "quick",
+    tasks: Annotated[
+        str | None, typer.Option(help="A folder of task files, or harness; DISTILL_TASKS by default.", metavar="FOLDER")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Judge a student against its teacher and the untrained baselines."""
     import distill
-    from distill.report import headline
+    from distill.console import new_console
+    from distill.evaluate.table import show
 
     _quiet_libraries()
     _check_writable(json)
-    judged = distill.evaluate(target, teacher=teacher, heldout=heldout)
-    _console(json).print(headline(judged))
+    said = new_console(stderr=True)
+    judged = distill.evaluate(target, teacher=teacher, heldout=heldout, suite=suite, tasks=tasks, console=said)
+    show(judged, _console(json))
     _write_json(json, judged)
 
 

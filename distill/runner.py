@@ -11,7 +11,7 @@ from distill.build import build, empty, layout_of
 from distill.console import new_console
 from distill.disk import writing
 from distill.errors import UserError
-from distill.evaluate.baselines import has_window_branch, window_layout
+from distill.evaluate.baselines import has_window_branch, twin_layout, window_layout
 from distill.evaluate.fidelity import fidelity
 from distill.evaluate.target import judge_session
 from distill.memory import enough_memory
@@ -78,7 +78,7 @@ def _check_layout(session: Session) -> None:
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
     if recipe.twin:
-        check_rates(twin_recipe(recipe, layout), empty(teacher, window_layout(layout)), f"{recipe.name} (twin)")
+        check_rates(twin_recipe(recipe, layout), empty(teacher, twin_layout(layout)), f"{recipe.name} (twin)")
 
 
 def _take_all(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> None:
@@ -107,7 +107,7 @@ def twin_recipe(recipe: Recipe, layout) -> Recipe:
         if spare and name != "initialise":
             given["tokens"], spare = options.tokens + spare, 0
         stages.append({name: given})
-    mixers = window_layout(layout).mixers
+    mixers = twin_layout(layout).mixers
     return recipe.model_copy(update={"mixers": mixers, "stages": stages, "twin": False, "export": []})
 
 
@@ -122,7 +122,7 @@ def _announce(pipeline: Pipeline, heldout, console: Console) -> None:
     )
     evaluations = folder.read("evaluations.json", {})
     if "untrained" not in evaluations and session.accelerator.is_main_process:
-        student, _ = build(pipeline.teacher, window_layout(layout))
+        student, _ = build(pipeline.teacher, twin_layout(layout))
         with session.accelerator.autocast():
             evaluations["untrained"] = fidelity(pipeline.teacher, student, heldout)
         folder.write("evaluations.json", evaluations)
@@ -167,7 +167,8 @@ def _conclude(session: Session, folder: RunDir, student, console: Console) -> No
     twin = folder.path / "twin" / "student"
     evaluations = folder.read("evaluations.json", {})
     console.print("  judging the student, its baselines and the teacher")
-    judged = judge_session(session, student, twin if twin.exists() else None, _known(session.recipe, folder))
+    known = _known(session.recipe, folder, student.layout)
+    judged = judge_session(session, student, twin if twin.exists() else None, known=known)
     folder.write("evaluations.json", {**evaluations, "final": judged})
     with writing(f"the report in {folder.path}"):
         collect(session, student, folder)
@@ -187,7 +188,7 @@ def _show(folder: RunDir, console: Console) -> None:
     console.print(f"  report: {folder.path / 'report.html'}")
 
 
-def _known(recipe: Recipe, folder: RunDir) -> dict[str, dict]:
+def _known(recipe: Recipe, folder: RunDir, layout) -> dict[str, dict]:
     """What the stages measured already, where the final table is on the same text."""
     if recipe.evaluation.final_tokens not in (None, recipe.evaluation.tokens):
         return {}
@@ -197,6 +198,8 @@ def _known(recipe: Recipe, folder: RunDir) -> dict[str, dict]:
         return {"fidelity": after[-1]} if after else {}
 
     found = folder.read("evaluations.json")
-    known = {"student": last(found), "window_layout": {"fidelity": found["untrained"]}}
+    known = {"student": last(found)}
+    if twin_layout(layout) == window_layout(layout):
+        known["window_layout"] = {"fidelity": found["untrained"]}
     twin = folder.path / "twin"
     return {**known, "twin": last(RunDir(twin).read("evaluations.json"))} if twin.exists() else known

@@ -1,4 +1,4 @@
-"""How near a model's next-token distribution is to its teacher's on held-out text: KL, agreement, perplexity.
+"""How near a model's next-token distribution is to its teacher's on held-out text: KL, agreement, ranks, perplexity.
 
 By position in the window (what a short memory loses grows with it) and by source of text. KL is in nats a token.
 """
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.data import Batch
+from distill.evaluate.calibration import calibration_error, rank_agreement
 from distill.stages.stage import head_of
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import forward_kl, logits_of
@@ -19,6 +20,8 @@ from teachers.teacher import Teacher
 
 CHUNK = 1024  # tokens whose logits exist at a time
 POSITION_BANDS = 8
+COLUMNS = ("kl", "agree", "nll", "teacher_nll", "rank", "overlap", "kendall")  # means over tokens
+SURENESS = ("confidence", "correct", "teacher_confidence", "teacher_correct")  # what calibration is measured from
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Heldout:
     """Held-out batches on the teacher's device, with the teacher's last hidden states; made once a session."""
 
     batches: Sequence[Batch]
-    hidden: Sequence[Float[Tensor, "b t d"]]
+    hidden: Sequence[Float[Tensor, "_ t d"]]
     label_names: Sequence[str]
 
     @classmethod
@@ -49,12 +52,13 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
     """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
 
     Returns:
-        tokens, kl, kl_error (standard error over windows), agreement, perplexity, teacher_perplexity, and by_position and
-        by_source, lists of {name, tokens, kl, agreement}.
+        tokens, kl, kl_error (standard error over windows), agreement, perplexity, teacher_perplexity, ece, teacher_ece
+        (see `calibration_error`), rank, overlap, kendall (means of `rank_agreement`), and by_position and by_source, lists
+        of {name, tokens, kl, agreement}.
     """
     teacher_head = head_of(teacher.model)
     head = teacher_head if model is None else head_of(model)
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("kl", "agree", "nll", "teacher_nll", "weight", "label")}
+    columns: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS, "weight", "label")}
     for batch, teacher_hidden in zip(heldout.batches, heldout.hidden, strict=True):
         hidden = teacher_hidden if model is None else model.hidden(batch.ids, batch.documents)
         scored = _score_tokens(hidden, head, teacher_hidden, teacher_head, batch)
@@ -70,6 +74,9 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
         "agreement": _mean(table["agree"], weight).item(),
         "perplexity": _mean(table["nll"], weight).exp().item(),
         "teacher_perplexity": _mean(table["teacher_nll"], weight).exp().item(),
+        "ece": calibration_error(table["confidence"], table["correct"], weight),
+        "teacher_ece": calibration_error(table["teacher_confidence"], table["teacher_correct"], weight),
+        **{name: _mean(table[name], weight).item() for name in ("rank", "overlap", "kendall")},
     }
     return {**result, "by_position": _by_position(table), "by_source": _by_source(table, heldout.label_names)}
 
@@ -77,8 +84,8 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
 def _score_tokens(
     hidden: Float[Tensor, "b t d"], head: Head, teacher_hidden: Float[Tensor, "b t e"], teacher_head: Head, batch: Batch
 ) -> dict[str, Tensor]:
-    """KL, agreement and negative log-likelihoods of every token, a chunk of logits at a time."""
-    rows = {"kl": [], "agree": [], "nll": [], "teacher_nll": []}
+    """Every column of the table, a chunk of logits at a time."""
+    rows: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS)}
     pieces = zip(
         hidden.flatten(0, 1).split(CHUNK),
         teacher_hidden.flatten(0, 1).split(CHUNK),
@@ -88,10 +95,17 @@ def _score_tokens(
     for piece, teacher_piece, targets in pieces:
         student = logits_of(piece, head).log_softmax(-1)
         teacher = logits_of(teacher_piece, teacher_head).log_softmax(-1)
-        rows["kl"].append(forward_kl(student, teacher))
-        rows["agree"].append((student.argmax(-1) == teacher.argmax(-1)).float())
-        rows["nll"].append(-student.gather(-1, targets[:, None])[:, 0])
-        rows["teacher_nll"].append(-teacher.gather(-1, targets[:, None])[:, 0])
+        scored = {"kl": forward_kl(student, teacher), **rank_agreement(student, teacher)}
+        choices = []
+        for prefix, logprobs in (("", student), ("teacher_", teacher)):
+            best, choice = logprobs.max(-1)
+            choices.append(choice)
+            scored[f"{prefix}nll"] = -logprobs.gather(-1, targets[:, None])[:, 0]
+            scored[f"{prefix}confidence"] = best.exp()
+            scored[f"{prefix}correct"] = (choice == targets).float()
+        scored["agree"] = (choices[0] == choices[1]).float()
+        for name, values in scored.items():
+            rows[name].append(values)
     return {name: torch.cat(parts) for name, parts in rows.items()}
 
 

@@ -26,7 +26,7 @@ def unfinished(recipe, runs):
 def test_an_evaluation_prepares_heldout_text_alone(tiny_recipe, tmp_path, monkeypatch):
     folder = unfinished(check(tiny_recipe, "here"), tmp_path)
     seen = []
-    monkeypatch.setattr(target, "judge_session", lambda session, *rest: seen.append(session) or {})
+    monkeypatch.setattr(target, "judge_session", lambda session, *rest, **options: seen.append(session) or {"not_run": []})
     distill.evaluate(folder.path)
     assert "windows" not in vars(seen[0]) and seen[0].heldout_windows.count
     assert seen[0].windows.count  # prepared when asked for

@@ -171,6 +171,11 @@ def test_students(copied_place, refuse, verb, name):
         (["eval", "runs/stopped"], ["runs/stopped has no finished student yet", "`distill run` goes on with it"]),
         (["eval", "runs/finished", "--json", "gone/n.json"], ["--json is gone/n.json", "there is no folder gone"]),
         (["eval", "runs/finished", "--heldout", "gone.jsonl"], ["data.heldout.0: no file matches 'gone.jsonl'"]),
+        (["eval", "runs/finished", "--suite", "quik"], ["there is no suite 'quik'; did you mean 'quick'?"]),
+        (
+            ["eval", "runs/finished", "--tasks", "gone"],
+            ["--tasks is gone, but there is no such folder", "hellaswag.jsonl.xz"],
+        ),
         (["eval", "runs/finished", "--teacher", "./gone"], ["teacher './gone' is no folder here"]),
         (["export", "gone", "--out", "x"], ["gone is no run folder: it has no recipe.yaml"]),
         (["export", "runs/stopped", "--out", "x"], ["runs/stopped has no finished student yet"]),

@@ -1,0 +1,128 @@
+"""Every row against the teacher: shares of its recall, wins and ties on its tasks, recovery, crossover lengths."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from distill.evaluate.suites import SIX
+
+HALF = 0.5  # the teacher's own score from which on a share of it means something
+RESAMPLES = 400  # of the items, for the standard error of recovery
+
+
+def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:
+    """For each row but the teacher's, what its results are beside the teacher's.
+
+    Returns:
+        {row: {"passkey": [{length, share}], "recall": {family: [{length, depth, share}]}, "tasks": {task: ...}, "recovery":
+        ..., "speed": [{batch, first_token, decode}]}}, each key where both have results. A share is None where the
+        teacher's own score is below one half.
+    """
+    teacher, compared = rows["teacher"], {}
+    for name, results in rows.items():
+        if name == "teacher":
+            continue
+        both = {key for key in results if key in teacher}
+        found = {}
+        if "passkey" in both:
+            found["passkey"] = _shares(results["passkey"], teacher["passkey"])
+        if "recall" in both:
+            pairs = {family: (cells, teacher["recall"][family]) for family, cells in results["recall"].items()}
+            found["recall"] = {family: _shares(*pair) for family, pair in pairs.items()}
+        if "tasks" in both:
+            pairs = _scored(results["tasks"], teacher["tasks"])
+            found["tasks"] = {task: wins_and_ties(own["correct"], other["correct"]) for task, (own, other) in pairs.items()}
+            found["recovery"] = recovery({task: pair for task, pair in pairs.items() if task in SIX})
+        if "speed" in both:
+            found["speed"] = crossovers(results["speed"]["cells"], teacher["speed"]["cells"])
+        compared[name] = found
+    return compared
+
+
+def wins_and_ties(student: str, teacher: str) -> dict:
+    """Item by item.
+
+    Returns:
+        win: share of items that only the student gets right. tie: both, or neither. win_or_tie: their sum, the
+        win-and-tie rate. difference: of the scores, with its standard error over the same items.
+    """
+    gain = _numbers(student) - _numbers(teacher)
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
+    return {
+        "win": float((gain > 0).mean()),
+        "tie": float((gain == 0).mean()),
+        "win_or_tie": float((gain >= 0).mean()),
+        "difference": float(gain.mean()),
+        "difference_error": error,
+    }
+
+
+def recovery(pairs: Mapping[str, tuple[Mapping, Mapping]]) -> dict:
+    """sum(student - chance) / sum(teacher - chance) over tasks, with a standard error from resampled items.
+
+    Returns:
+        score (None where the teacher is not above chance by two standard errors of that sum), error, tasks.
+    """
+    if not pairs:
+        return {"score": None, "error": None, "tasks": []}
+    chances = sum(own["chance"] for own, _ in pairs.values())
+    draw = np.random.default_rng(0)
+    sums = np.zeros((RESAMPLES + 1, 2))  # the first line: all items as they are
+    for own, other in pairs.values():
+        correct = np.stack([_numbers(own["correct"]), _numbers(other["correct"])], 1)
+        sums[0] += correct.mean(0)
+        for line in sums[1:]:
+            line += correct[draw.integers(0, len(correct), len(correct))].mean(0)
+    excess = sums - chances
+    spread = excess[1:, 1].std()
+    if excess[0, 1] <= 2 * spread:
+        return {"score": None, "error": None, "tasks": list(pairs)}
+    ratios = excess[1:, 0] / excess[1:, 1]
+    return {"score": float(excess[0, 0] / excess[0, 1]), "error": float(ratios.std()), "tasks": list(pairs)}
+
+
+def crossovers(student: list[dict], teacher: list[dict]) -> list[dict]:
+    """For each batch, the shortest measured length from which on the student is faster at every longer one that both did.
+
+    Returns:
+        a list of {batch, first_token, decode}, lengths or None where there is none.
+    """
+    found = []
+    for batch in sorted({cell["batch"] for cell in student}):
+        pairs = [
+            (cell, other)
+            for cell in student
+            for other in teacher
+            if cell["batch"] == batch == other["batch"] and cell["length"] == other["length"]
+            if "not_run" not in cell and "not_run" not in other
+        ]
+        first = [(own["length"], own["first_token_seconds"] < other["first_token_seconds"]) for own, other in pairs]
+        rates = [(own["length"], own["decode_tokens_per_second"], other["decode_tokens_per_second"]) for own, other in pairs]
+        decode = [(length, own > other) for length, own, other in rates]
+        found.append({"batch": batch, "first_token": _crossover(first), "decode": _crossover(decode)})
+    return found
+
+
+def _crossover(faster: list[tuple[int, bool]]) -> int | None:
+    start = None
+    for length, is_faster in sorted(faster):
+        start = (start or length) if is_faster else None
+    return start
+
+
+def _shares(cells: list[dict], teacher: list[dict]) -> list[dict]:
+    shares = []
+    for cell, other in zip(cells, teacher, strict=True):
+        own, reference = cell["recalled"] / cell["trials"], other["recalled"] / other["trials"]
+        place = {name: cell[name] for name in ("length", "depth") if name in cell}
+        shares.append({**place, "share": own / reference if reference >= HALF else None})
+    return shares
+
+
+def _scored(own: Mapping[str, Mapping], teacher: Mapping[str, Mapping]) -> dict[str, tuple[Mapping, Mapping]]:
+    """The tasks that both have results of."""
+    return {task: (own[task], teacher[task]) for task in own if "score" in own[task] and "score" in teacher.get(task, {})}
+
+
+def _numbers(correct: str) -> np.ndarray:
+    return np.frombuffer(correct.encode(), dtype=np.uint8).astype(np.float64) - ord("0")

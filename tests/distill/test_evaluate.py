@@ -1,0 +1,343 @@
+"""What the numbers mean: planted models that must score 1 or chance, formulas by hand, seeds, and what is not run."""
+
+import json
+import lzma
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from distill.errors import UserError
+from distill.evaluate import compare, scoring, tasks
+from distill.evaluate.baselines import twin_layout, uniform_window, window_everywhere, window_layout
+from distill.evaluate.calibration import calibration_error, rank_agreement
+from distill.evaluate.recall import FAMILIES, GRIDS, make, recall
+from distill.evaluate.recall.item import Tokens
+from distill.evaluate.scoring import Marked, score
+from distill.evaluate.suites import SIX, SUITES, find_suite
+from distill.evaluate.target import not_run, task_source
+from distill.evaluate.task_files import read_items
+from students.config import Layout
+
+
+class Planted(nn.Module):
+    """Says of every sequence it knows the next token, and of any other that all tokens are alike."""
+
+    def __init__(self, known, vocabulary):
+        super().__init__()
+        self.next = {tuple(ids[:place]): ids[place] for ids in known for place in range(1, len(ids))}
+        self.embeddings = nn.Embedding(vocabulary, vocabulary)
+        self.embeddings.weight.data = 50.0 * torch.eye(vocabulary)
+        self.config = SimpleNamespace()
+
+    def get_output_embeddings(self):
+        return self.embeddings
+
+    def hidden(self, ids, documents):
+        hidden = torch.zeros(*ids.shape, self.embeddings.num_embeddings)
+        for row, tokens in enumerate(ids.tolist()):
+            for place in range(len(tokens)):
+                after = self.next.get(tuple(tokens[: place + 1]))
+                if after is not None:
+                    hidden[row, place, after] = 1.0
+        return hidden
+
+
+ITEMS = [
+    {"ctx": f"Question: number {index}?\nAnswer:", "choices": ["aa", "bb", "cc", "dd"], "label": index % 4}
+    for index in range(8)
+]
+
+
+def right_sequences(teacher, questions):
+    pairs = [question.pairs[question.label] for question in questions]
+    return [text.ids for text in tasks.marked(teacher, pairs)]
+
+
+@pytest.fixture
+def task_folder(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    with lzma.open(folder / "arc_easy.jsonl.xz", "wt") as file:
+        file.writelines(json.dumps(item) + "\n" for item in ITEMS)
+    lines = [{"ctx": f"the {word} and the", "choices": [word], "label": 0} for word in ("cat", "dog", "bird")]
+    (folder / "lambada.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+# the one way to a score
+
+
+def test_scores_are_the_log_probabilities_of_single_passes(teacher):
+    draw = torch.Generator().manual_seed(3)
+    texts = [
+        Marked(torch.randint(1, 320, (length,), generator=draw).tolist(), ((1, 2), (length - 3, length)))
+        for length in (5, 90, 17, 64, 5)
+    ]
+    for text, answers in zip(texts, score(teacher, None, texts), strict=True):
+        logprobs = teacher.model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        for (start, end), answer in zip(text.spans, answers, strict=True):
+            wanted = torch.tensor(text.ids[start:end])
+            expected = logprobs[start - 1 : end - 1].gather(-1, wanted[:, None]).sum()
+            assert answer.logprob == pytest.approx(expected.item(), rel=2e-5)
+            assert answer.greedy == (logprobs[start - 1 : end - 1].argmax(-1).tolist() == wanted.tolist())
+
+
+def test_batches_hold_everything_once_and_no_more_than_asked():
+    lengths = [3, 50, 7, 7, 90, 1]
+    found = list(scoring.batches(lengths, 100))
+    assert sorted(index for batch in found for index in batch) == list(range(6))
+    assert all(len(batch) * max(lengths[index] for index in batch) <= 100 for batch in found)
+    assert list(scoring.batches([500], 100)) == [[0]]
+
+
+def test_a_span_needs_something_before_it():
+    with pytest.raises(ValueError, match="do not lie behind the first of 3 tokens"):
+        Marked([1, 2, 3], ((0, 1),))
+
+
+def test_pairs_are_split_as_one_text(tokenizer):
+    ((context, continuation),) = scoring.split(tokenizer, [("The river ", "runs")])
+    assert context + continuation == tokenizer("The river runs")["input_ids"]
+    assert tokenizer.decode(continuation) == " runs"
+
+
+# tasks
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "arc_challenge"])
+def test_a_model_that_knows_scores_one_and_one_that_does_not_scores_chance(teacher, name):
+    questions = [tasks.TASKS[name].question(item) for item in ITEMS]
+    knows = tasks.run_task(teacher, Planted(right_sequences(teacher, questions), 320), name, questions)
+    assert knows["score"] == 1.0 and knows["correct"] == "1" * 8 and knows["error"] == 0.0
+    guesses = tasks.run_task(teacher, Planted([], 320), name, questions)
+    assert guesses["score"] == guesses["chance"] == 0.25
+    assert guesses["error"] == pytest.approx((0.25 * 0.75 / 7) ** 0.5)
+
+
+def test_winogrande_scores_the_rest_of_the_sentence(teacher):
+    items = [
+        {"contexts": ["Ann saw Sue so Ann", "Ann saw Sue so Sue"], "target": "ran off.", "label": n % 2} for n in (0, 1)
+    ]
+    items[1]["contexts"] = ["Tom saw Bob so Tom", "Tom saw Bob so Bob"]
+    questions = [tasks.TASKS["winogrande"].question(item) for item in items]
+    assert questions[0].pairs[1] == ("Ann saw Sue so Sue", " ran off.")
+    assert (
+        tasks.run_task(teacher, Planted(right_sequences(teacher, questions), 320), "winogrande", questions)["score"] == 1.0
+    )
+    assert tasks.run_task(teacher, Planted([], 320), "winogrande", questions)["score"] == 0.5
+
+
+def test_lambada_is_right_when_greedy_decoding_says_the_word(teacher):
+    items = [{"ctx": f"a {word}, and a", "choices": [word], "label": 0} for word in ("cat", "dog")]
+    questions = [tasks.TASKS["lambada"].question(item) for item in items]
+    knows = tasks.run_task(teacher, Planted(right_sequences(teacher, questions), 320), "lambada", questions)
+    assert knows["score"] == 1.0 and knows["perplexity"] == pytest.approx(1.0) and knows["chance"] == 0.0
+    assert tasks.run_task(teacher, Planted([], 320), "lambada", questions)["score"] == 0.0
+
+
+def test_norms_are_by_characters(teacher, monkeypatch):
+    question = tasks.cloze({"ctx": "x", "choices": ["ab", "abcdefgh"], "label": 1})
+    answers = [[scoring.Answer(-2.0, False)], [scoring.Answer(-4.0, False)]]
+    monkeypatch.setattr(tasks, "score", lambda *arguments: answers)
+    found = tasks.run_task(teacher, None, "arc_challenge", [question])
+    assert (found["acc"], found["acc_norm"], found["score"]) == (0.0, 1.0, 1.0)
+
+
+def test_letters_are_permuted_and_counted(teacher):
+    items = [{"ctx": f"Question: {n}?\nAnswer:", "choices": ["w", "x", "y", "z"], "label": 2} for n in range(40)]
+    questions = [tasks.letters(item) for item in items]
+    assert questions[0] == tasks.letters(items[0]) and {question.label for question in questions} == {0, 1, 2, 3}
+    for question in questions:
+        assert f"{'ABCD'[question.label]}. y" in question.pairs[0][0]
+    counted = tasks.run_task(teacher, Planted([], 320), "mmlu_letters", questions)["letters"]
+    assert counted == {"A": 40, "B": 0, "C": 0, "D": 0}
+
+
+def test_long_questions_are_cut_on_the_left(teacher):
+    ((text,)) = tasks.marked(teacher, [("word " * 600 + "end", " yes")])
+    assert len(text.ids) == teacher.config.max_position_embeddings + 1
+    assert teacher.tokenizer.decode(text.ids).endswith("end yes")
+
+
+def suite_of(folder, **changes):
+    from dataclasses import replace
+
+    return replace(SUITES["quick"], task_source=folder, **changes)
+
+
+def test_suites_name_what_exists():
+    from distill.evaluate import EVALUATIONS
+
+    for name, suite in SUITES.items():
+        assert suite.name == name and set(suite.baselines) <= set(suite.evaluations) <= set(EVALUATIONS)
+        assert set(SIX) <= set(suite.tasks) <= set(tasks.TASKS)
+
+
+def test_what_is_missing_is_not_run(teacher, task_folder):
+    found = tasks.row(teacher, None, None, suite_of(task_folder))
+    assert list(found) == list(SIX)
+    assert found["arc_easy"]["items"] == 8 and found["lambada"]["items"] == 3
+    assert found["piqa"] == {"not_run": f"no piqa.jsonl (.xz, .gz) in {task_folder}"}
+    without = tasks.row(teacher, None, None, suite_of(None))
+    assert all("--tasks or DISTILL_TASKS" in result["not_run"] for result in without.values())
+    listed = not_run({"teacher": {"tasks": found}, "student": {"tasks": found}}, suite_of(task_folder))
+    assert {
+        "rows": ["teacher", "student"],
+        "evaluation": "tasks",
+        "part": "piqa",
+        "reason": found["piqa"]["not_run"],
+    } in listed
+    few = tasks.row(teacher, None, None, suite_of(task_folder, tasks=("mmlu_letters",)))
+    assert "no mmlu_cloze.jsonl" in few["mmlu_letters"]["not_run"]
+
+
+def test_some_items_are_always_the_same(task_folder):
+    file = task_folder / "arc_easy.jsonl.xz"
+    some = read_items(file, 3)
+    assert len(some) == 3 and some == read_items(file, 3) and all(item in ITEMS for item in some)
+    assert read_items(file, 100) == ITEMS
+
+
+def test_mistakes_in_files_and_names(teacher, task_folder, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="there is no suite 'quik'; did you mean 'quick'"):
+        find_suite("quik")
+    with pytest.raises(UserError, match=r"--tasks is .*nowhere, but there is no such folder"):
+        task_source(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no task's file"):
+        task_source(tmp_path / "empty")
+    monkeypatch.setenv("DISTILL_TASKS", str(task_folder))
+    assert task_source(None) == task_folder
+    monkeypatch.setattr("distill.evaluate.target.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"):
+        task_source("harness")
+    (task_folder / "piqa.jsonl").write_text('{"ctx": "a"}\n')
+    with pytest.raises(UserError, match=r"piqa.jsonl, item 1, is not in the form of piqa: KeyError 'choices'"):
+        tasks.row(teacher, None, None, suite_of(task_folder, tasks=("piqa",)))
+    (task_folder / "piqa.jsonl").write_text('{"ctx": ')
+    with pytest.raises(UserError, match=r"piqa.jsonl cannot be read"):
+        tasks.row(teacher, None, None, suite_of(task_folder, tasks=("piqa",)))
+    (task_folder / "piqa.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no line"):
+        tasks.row(teacher, None, None, suite_of(task_folder, tasks=("piqa",)))
+
+
+# recall
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recall_families(teacher, family):
+    tokens, length = Tokens(teacher.tokenizer), 700
+    texts = make(tokens, family, length, 3)
+    assert texts == make(tokens, family, length, 3) and texts != make(tokens, family, length, 3, seed=1)
+    assert all(0.4 * length < len(text.ids) <= length for text in texts)
+    for text in texts:  # what is asked for stands in the text before
+        for start, end in text.spans:
+            answer, before = text.ids[start:end], text.ids[:start]
+            said = teacher.tokenizer.decode(answer).strip()
+            assert set(answer) <= set(before) and said in teacher.tokenizer.decode(before)
+    knows = Planted([text.ids for text in texts], 320)
+    (cell,) = recall(teacher, knows, family, [length], 3)
+    assert cell["recalled"] == cell["trials"] == sum(len(text.spans) for text in texts) and cell["score"] == 1.0
+    (cell,) = recall(teacher, Planted([], 320), family, [length], 3)
+    assert cell["recalled"] == 0
+
+
+def test_a_needle_stands_where_the_grid_says(teacher):
+    tokens = Tokens(teacher.tokenizer)
+    depths = (0.0, 0.5, 1.0)
+    places = []
+    for text in make(tokens, "needle", 480, 3, depths):
+        whole = teacher.tokenizer.decode(text.ids)
+        places.append(whole.index("The special magic number for") / len(whole))
+    assert places[0] < 0.05 and 0.25 < places[1] < 0.6 and places[2] > places[1]
+    cells = recall(teacher, Planted([], 320), "needle", [480], 2, depths)
+    assert [(cell["length"], cell["depth"], cell["trials"]) for cell in cells] == [(480, depth, 2) for depth in depths]
+    assert GRIDS == ("needle",)
+
+
+# calibration and ranks
+
+
+def test_calibration_error():
+    one = torch.ones(4)
+    assert calibration_error(torch.full((4,), 0.5), torch.tensor([1.0, 0, 1, 0]), one) == pytest.approx(0.0)
+    assert calibration_error(one, torch.zeros(4), one) == pytest.approx(1.0)
+    half = calibration_error(torch.tensor([0.9, 0.9, 0.3, 0.3]), torch.tensor([1.0, 1, 0, 0]), torch.tensor([1.0, 1, 1, 0]))
+    assert half == pytest.approx((2 * 0.1 + 0.3) / 3)
+
+
+def test_rank_agreement():
+    teacher = torch.randn(5, 30).log_softmax(-1)
+    same = rank_agreement(teacher, teacher)
+    assert all(torch.equal(same[name], torch.ones(5)) for name in ("rank", "overlap", "kendall"))
+    turned = rank_agreement(-teacher, teacher)
+    assert torch.equal(turned["rank"], torch.full((5,), 30.0))
+    assert torch.equal(turned["kendall"], -torch.ones(5)) and torch.equal(turned["overlap"], torch.zeros(5))
+
+
+# baselines
+
+
+def test_baselines_have_the_layouts_that_the_table_says():
+    mixers = {"M": {"mixer": "mamba2", "window": {"size": 16, "sinks": 2}}, "S": {"mixer": "attention", "window": 32}}
+    layout = Layout("AAMSMMAMM", mixers)
+    window = {"mixer": "attention", "window": 64, "sinks": 4}
+    assert window_everywhere(layout) == Layout("W" * 9, {"W": window})
+    assert window_layout(layout) == Layout("AAMSMMAMM", {"M": window, "S": mixers["S"]})
+    assert twin_layout(layout).mixers["M"] == {"mixer": "attention", "window": 16, "sinks": 2}
+    assert uniform_window(layout) == Layout("AWWAWWAWW", {"W": window})
+    assert uniform_window(Layout("AMMAMMAMM", {"M": mixers["M"]})) is None
+    assert uniform_window(Layout("AAMM", {"M": mixers["M"]})) == Layout("AWAW", {"W": window})
+    assert uniform_window(Layout("AMMMAMMMAM", {"M": mixers["M"]})) is None
+    assert uniform_window(Layout("MMM", {"M": mixers["M"]})) is None
+
+
+# against the teacher
+
+
+def test_wins_and_ties():
+    found = compare.wins_and_ties("1100", "1010")
+    assert (found["win"], found["tie"], found["win_or_tie"], found["difference"]) == (0.25, 0.5, 0.75, 0.0)
+    assert found["difference_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
+
+
+def test_recovery_is_the_ratio_of_what_stands_above_chance():
+    def task(correct, chance):
+        return tasks.summary("acc", [letter == "1" for letter in correct], chance)
+
+    pairs = {
+        "piqa": (task("1" * 70 + "0" * 30, 0.5), task("1" * 80 + "0" * 20, 0.5)),
+        "lambada": (task("1" * 20 + "0" * 80, 0.0), task("1" * 50 + "0" * 50, 0.0)),
+    }
+    found = compare.recovery(pairs)
+    assert found["score"] == pytest.approx((0.2 + 0.2) / (0.3 + 0.5)) and 0.02 < found["error"] < 0.2
+    assert found == compare.recovery(pairs)
+    same = compare.recovery({name: (other, other) for name, (_, other) in pairs.items()})
+    assert same["score"] == 1.0 and same["error"] == 0.0
+    guess = task("10" * 50, 0.5)
+    assert compare.recovery({"piqa": (guess, guess)})["score"] is None
+
+
+def test_shares_need_a_teacher_that_knows_half():
+    def cell(recalled):
+        return {"length": 64, "recalled": recalled, "trials": 4}
+
+    rows = {"teacher": {"passkey": [cell(4), cell(1)]}, "student": {"passkey": [cell(1), cell(1)]}}
+    found = compare.against_teacher(rows)
+    assert [one["share"] for one in found["student"]["passkey"]] == [0.25, None] and list(found) == ["student"]
+
+
+def test_crossover_is_where_the_student_stays_faster():
+    def cells(*milliseconds):
+        return [
+            {"length": 1024 * 2**n, "batch": 1, "first_token_seconds": ms, "decode_tokens_per_second": 1 / ms}
+            for n, ms in enumerate(milliseconds)
+        ]
+
+    assert compare.crossovers(cells(1, 3, 3, 4), cells(2, 2, 4, 8)) == [{"batch": 1, "first_token": 4096, "decode": 4096}]
+    assert compare.crossovers(cells(3, 3), cells(2, 2))[0]["decode"] is None
+    other = [*cells(2, 2), {"length": 4096, "batch": 1, "not_run": "out of memory"}]
+    assert compare.crossovers(cells(3, 1, 1), other)[0]["first_token"] == 2048

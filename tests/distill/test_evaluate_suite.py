@@ -1,0 +1,149 @@
+"""A whole suite on a tiny student: its JSON, its tables, and what it says of speed."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from transformers.cache_utils import DynamicCache
+
+import distill
+from distill.build import build
+from distill.evaluate import speed, suites
+from distill.evaluate.table import show
+from students.config import Layout
+from students.model import CACHE
+
+MIXERS = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
+
+
+@pytest.fixture
+def student(teacher):
+    return build(teacher, Layout("AAMM", MIXERS))[0]
+
+
+@pytest.fixture
+def checkpoint(teacher, student, tmp_path):
+    """The student's folder, as a run leaves it."""
+    student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
+    student.save_pretrained(tmp_path / "student")
+    teacher.tokenizer.save_pretrained(tmp_path / "student")
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def task_folder(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("piqa", "hellaswag"):
+        items = [{"ctx": f"{name} {n}", "choices": [f"{n} a", f"b {n} c"], "label": n % 2} for n in range(6)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    words = [{"ctx": f"the {n}", "choices": ["and"], "label": 0} for n in range(4)]
+    (folder / "lambada.jsonl").write_text("".join(json.dumps(item) + "\n" for item in words))
+    return folder
+
+
+def printed(judged):
+    page = io.StringIO()
+    show(judged, Console(file=page, width=80))
+    return page.getvalue()
+
+
+def test_every_evaluation_of_a_suite(checkpoint, text_files, task_folder, monkeypatch):
+    small = replace(
+        suites.SUITES["standard"],
+        passkey=(64, 128, 1024),
+        passkey_trials=2,
+        recall=(256, 1024),
+        recall_trials=1,
+        depths=(0.0, 1.0),
+        speed=(32, 64, 2048),
+    )
+    monkeypatch.setitem(suites.SUITES, "standard", small)
+    options = {"heldout": str(text_files / "heldout.jsonl"), "suite": "standard", "tasks": task_folder}
+    judged = distill.evaluate(checkpoint, **options)
+    assert list(judged["rows"]) == ["teacher", "student", "window_layout", "uniform_window", "window_everywhere"]
+    teacher, student = judged["rows"]["teacher"], judged["rows"]["student"]
+    assert set(student) == {"fidelity", "passkey", "recall", "tasks", "speed"}
+    assert set(judged["rows"]["window_layout"]) == {"fidelity", "passkey", "recall", "tasks"}
+    assert [cell["length"] for cell in student["passkey"]] == [64, 128]
+    assert len(student["recall"]["needle"]) == 2 and student["recall"].keys() == teacher["recall"].keys()
+    assert teacher["fidelity"]["rank"] == 1.0 and teacher["fidelity"]["ece"] == teacher["fidelity"]["teacher_ece"]
+    assert student["fidelity"]["teacher_ece"] == teacher["fidelity"]["ece"]
+    assert judged["chance"] == {"piqa": 0.5, "hellaswag": 0.5, "lambada": 0.0}
+    beside = judged["against_teacher"]["student"]
+    assert beside["tasks"]["piqa"]["win_or_tie"] >= 0.0 and beside["recovery"]["tasks"] == ["piqa", "hellaswag", "lambada"]
+    reasons = {(entry["evaluation"], entry["part"]): entry["reason"] for entry in judged["not_run"]}
+    assert "positions for 512" in reasons["passkey", "1024"] and "positions for 512" in reasons["recall", "1024"]
+    assert "no winogrande.jsonl" in reasons["tasks", "winogrande"]
+    assert "a CPU is timed to" in reasons["speed", "length 2048, batch 1"]
+    assert ("speed", "") in reasons  # of the baselines
+    assert json.loads(json.dumps(judged)) == judged
+    again = distill.evaluate(checkpoint, **options)
+    assert _without_speed(again["rows"]) == _without_speed(judged["rows"])
+    page = printed(judged)
+    assert max(len(line) for line in page.splitlines()) <= 80
+    for part in (
+        "own layout",
+        "uniform",
+        "windows",
+        "chance",
+        "win or tie",
+        "recall at 256",
+        "recovery",
+        "not run: tasks",
+    ):
+        assert part in page, part
+
+
+def _without_speed(rows):
+    return {row: {name: found for name, found in results.items() if name != "speed"} for row, results in rows.items()}
+
+
+def test_quick_says_what_it_leaves_out(checkpoint, text_files, monkeypatch):
+    monkeypatch.delenv("DISTILL_TASKS", raising=False)
+    monkeypatch.setitem(suites.SUITES, "quick", replace(suites.SUITES["quick"], passkey=(64,)))
+    judged = distill.evaluate(checkpoint, heldout=str(text_files / "heldout.jsonl"))
+    assert judged["suite"] == "quick" and judged["chance"] == {}
+    assert judged["against_teacher"]["student"]["recovery"]["score"] is None
+    page = printed(judged)
+    assert "no task files" in page and "the quick suite leaves it out for baselines" in " ".join(page.split())
+
+
+def test_speed_of_teacher_and_student(teacher, student):
+    suite = replace(suites.SUITES["full"], speed=(32, 64), batches=(1, 2))
+    own, other = speed.row(teacher, student, None, suite), speed.row(teacher, None, None, suite)
+    assert [(cell["length"], cell["batch"]) for cell in own["cells"]] == [(32, 1), (64, 1), (32, 2), (64, 2)]
+    for cell in own["cells"] + other["cells"]:
+        assert 0 < cell["prefill_seconds"] < cell["first_token_seconds"] and cell["decode_tokens_per_second"] > 0
+    for cell in other["cells"]:  # keys and values of 4 layers, 2 key heads of 8 channels, float32
+        tokens = cell["length"] + speed.DECODE_STEPS["cpu"]
+        assert cell["cache_bytes"] == 4 * 2 * 2 * 8 * 4 * tokens * cell["batch"]
+    grown = [found["cells"][1]["cache_bytes"] - found["cells"][0]["cache_bytes"] for found in (own, other)]
+    assert grown[0] == grown[1] // 2  # a mixer's state does not grow
+
+
+def test_what_speed_cannot_measure(teacher, student, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(speed, "_measure", full)
+    suite = replace(suites.SUITES["full"], speed=(32, 4096), batches=(1,))
+    cells = speed.row(teacher, student, None, suite)["cells"]
+    assert [cell["not_run"] for cell in cells] == ["out of memory", "a CPU is timed to 1024 tokens"]
+
+
+def test_bfloat16_copies_keep_what_must_be_wide(student):
+    timed = speed.in_bfloat16(student)
+    types = {name.split(".")[-1]: parameter.dtype for name, parameter in timed.named_parameters()}
+    assert types["weight"] == torch.bfloat16 and types["scale"] == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+    assert all(buffer.dtype != torch.bfloat16 for buffer in timed.buffers())
+
+
+def test_cache_bytes_counts_tensors_once(teacher):
+    cache = DynamicCache(config=teacher.config)
+    teacher.model(torch.ones(1, 5, dtype=torch.long), **{CACHE: cache})
+    assert speed.cache_bytes(cache) == 4 * 2 * 2 * 8 * 5 * 4
