@@ -45,6 +45,8 @@ print(json.dumps({"logits": logits.tolist(), "tokens": tokens.tolist(), "left": 
 MIXERS = {
     "discrete windowed": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2, "gate": True}},
     "stock": {"mixer": "mamba2"},
+    "shared": {"mixer": "shared_attention", "rank": 2},
+    "split heads": {"mixer": "split_heads", "keep": {1: [0], "default": [2, 3]}},
 }
 
 
