@@ -135,8 +135,8 @@ class Mixer(nn.Module):
     orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
     has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
     per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
-    shares: ClassVar[bool] = False  # whether mixers of several layers have parameters in common, see `tie`
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
+    shares: ClassVar[bool] = False  # whether mixers of several layers have parameters in common, see `tie`
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
         """Everything up to the exchange between tokens: a frozen dataclass with a field `values` [b s k p]."""
