@@ -153,8 +153,8 @@ class SharedAttention(Attention):
         0, `up` gets a gradient."""
         site = getattr(self, f"{name}_proj")
         transfer.used.add(name)
-        left = matrix.double() - site.base.double()
-        power = matrix.double().square().sum()
+        wide = torch.promote_types(matrix.dtype, torch.float32)  # of weights in half precision there is no SVD
+        left, power = matrix.to(wide) - site.base.to(wide), matrix.to(wide).square().sum()
         if site.up is None:
             share = (left.square().sum() / power).item()
             transfer.set(f"({name} left out)", f"{share:.1%} of the power of attention {name}: no delta")

@@ -95,7 +95,8 @@ class SplitHeads(Mixer):
 
     def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
         found = [branch.out_weight() for branch in self.branches.values()]
-        return torch.cat([weight for weight, _ in found]), found[0][1]
+        biases = [bias for _, bias in found if bias is not None]
+        return torch.cat([weight for weight, _ in found]), sum(biases) if biases else None
 
     def matrix(self, parts: SplitParts) -> Float[Tensor, "b k t t"]:
         return torch.cat([branch.matrix(parts.branches[name]) for name, branch in self.branches.items()], 1)
@@ -115,7 +116,7 @@ class SplitHeads(Mixer):
         for name, branch in self.branches.items():
             own = {key: part[self.heads[name]] for key, part in by_head.items() if part is not None}
             own |= {key: part[self.key_heads[name]] for key, part in by_key_head.items() if part is not None}
-            own["o_bias"] = o_bias if branch.out_weight()[1] is not None else None
+            own["o_bias"] = o_bias if branch is next(iter(self.branches.values())) else None  # once for both
             transfer.include(name, branch.from_attention(**own))
         return transfer
 

@@ -48,6 +48,8 @@ MIXERS = {
     "mamba": {"mixer": "mamba1"},
     "griffin": {"mixer": "rg_lru"},
     "gated DeltaNet": {"mixer": "gated_deltanet"},
+    "shared": {"mixer": "shared_attention", "rank": 2},
+    "split heads": {"mixer": "split_heads", "keep": {1: [0], "default": [2, 3]}},
 }
 
 

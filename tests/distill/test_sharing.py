@@ -10,7 +10,10 @@ from distill.build import build, count_parameters, transfer_report
 from distill.data import Batch
 from distill.errors import UserError
 from distill.optim import make_optimizer
+from distill.recipe import check
+from distill.runner import run
 from distill.stages.align import Align
+from distill.trainer import Interrupted, Stopper
 from students.config import Layout
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -138,6 +141,25 @@ def test_layers_add_up_their_gradients_and_the_optimizer_takes_one_step(teacher)
     optimizer.step()
     assert not torch.equal(student.mixers[0].q_proj.base, before)
     assert student.mixers[0].q_proj.base is student.mixers[1].q_proj.base
+
+
+def test_a_run_that_stops_goes_on_to_the_same_bits(tiny_recipe, tmp_path, monkeypatch):
+    tiny_recipe |= {"pattern": "AS", "mixers": {"S": {"mixer": "shared_attention", "rank": 2}}}
+    del tiny_recipe["stages"][1]  # nothing to orient
+    whole = run(check(tiny_recipe, "here"), runs=tmp_path / "whole")
+    stops = 0
+    while True:
+        steps = iter(range(1000))
+        monkeypatch.setattr(Stopper, "due", lambda self, steps=steps: "enough" if next(steps) == 2 else None)
+        try:
+            parts = run(check(tiny_recipe, "here"), runs=tmp_path / "parts")
+            break
+        except Interrupted:
+            stops += 1
+    saved = [load_file(folder.student / "model.safetensors") for folder in (whole, parts)]
+    assert stops >= 2 and saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(tensor, saved[1][name]) for name, tensor in saved[0].items())
+    assert sum("q_proj.shared" in name for name in saved[0]) == 1
 
 
 def test_a_checkpoint_holds_the_block_once_and_brings_it_back_to_all(teacher):

@@ -49,6 +49,7 @@ def test_a_row_says_how_much_text_the_recipe_takes(name):
         ("phi-1.5_phi-mamba", 24, []),
         ("phi-1.5_hybrid-phi-mamba", 24, [4, 10, 16, 22]),
         ("smollm2-135m_mamba2", 30, []),
+        ("smollm2-135m_zamba", 30, []),
         ("qwen3-0.6b_mamba2-hybrid", 28, [0, 4, 8, 12, 16, 20, 24]),
         ("qwen3-0.6b_gated-deltanet", 28, [0, 4, 8, 12, 16, 20, 24]),
     ],
@@ -57,6 +58,17 @@ def test_layouts_keep_the_attention_they_say(name, layers, kept):
     recipe = load(name)
     layout = layout_of(recipe.pattern, recipe.mixers, layers, name)
     assert [layer for layer in range(layers) if layout.mixer_of(layer) is None] == kept
+
+
+def test_zambas_share_their_blocks():
+    """Zamba: one block in every sixth layer. Zamba2: two that take turns."""
+    for name, layers, blocks in (
+        ("smollm2-135m_zamba", 30, [[4, 10, 16, 22, 28]]),
+        ("llama-3.2-1b_zamba2", 16, [[3, 11], [7, 15]]),
+    ):
+        recipe = load(name)
+        layout = layout_of(recipe.pattern, recipe.mixers, layers, name)
+        assert [group for group in layout.groups if len(group) > 1] == blocks
 
 
 def test_gemma_keeps_the_layers_that_see_everything():
