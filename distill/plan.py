@@ -62,6 +62,8 @@ def show(reference: str, overrides: list[str], console: Console | None = None) -
     console.print(f"[bold]{recipe.name}[/]  {find(reference)}\nlayers   {strip}   (A keeps the teacher's attention)")
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)
+    if recipe.meta_tokens:
+        console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
     table = Table(box=None, header_style="bold")
     for column in ("stage", "tokens", "trained parameters"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -87,7 +89,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
-    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
+    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name, recipe.meta_tokens)
     place = Place(family.layers, family.slot, family.documents)
     shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
     try:

@@ -48,13 +48,17 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Layout:
-    """One letter a layer, and what each letter stands for: {"mixer": name, option: value ...}."""
+    """One letter a layer, and what each letter stands for: {"mixer": name, option: value ...}.
+
+    meta_tokens: learned vectors in front of every document.
+    """
 
     pattern: str
     mixers: dict[str, dict] = field(default_factory=dict)
+    meta_tokens: int = 0
 
     @classmethod
-    def over(cls, layers: int, pattern: str, mixers: dict[str, dict]) -> "Layout":
+    def over(cls, layers: int, pattern: str, mixers: dict[str, dict], meta_tokens: int = 0) -> "Layout":
         """A layout for so many layers, from a pattern that repeats over depth.
 
         Raises:
@@ -75,7 +79,7 @@ class Layout:
             if not isinstance(options.get("mixer"), str):
                 raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); give it by name")
             check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
-        return cls((pattern * layers)[:layers], mixers)
+        return cls((pattern * layers)[:layers], mixers, meta_tokens)
 
     def mixer_of(self, layer: int) -> dict | None:
         """The mixer and options of a layer; None where the attention stays."""

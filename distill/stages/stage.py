@@ -151,6 +151,13 @@ def mixer_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
     return found
 
 
+def meta_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """Name in the student, role and parameter of its meta tokens; empty where it has none."""
+    if student.meta_tokens is None:
+        return {}
+    return {f"meta_tokens.{name}": ("new", parameter) for name, parameter in student.meta_tokens.named_parameters()}
+
+
 def context_of(batch: Batch, seen: Observation) -> Context:
     """What a mixer knows when it is fed a teacher's layer input."""
     return Context(documents=batch.documents, rope=seen.rope)
