@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from students.mixers import check_options, make_mixer
+from students.mixers import check_options, has_own_window, make_mixer
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
@@ -89,6 +89,27 @@ class Layout:
     def converted(self) -> list[int]:
         """The layers that have a mixer."""
         return [layer for layer in range(len(self.pattern)) if self.mixer_of(layer) is not None]
+
+    @property
+    def givers(self) -> dict[int, int]:
+        """For each layer that shares keys and values, the layer whose they are: the nearest converted one before it whose
+        attention has its own.
+
+        Raises:
+            ValueError: there is none before it.
+        """
+        found, giver = {}, None
+        for layer in self.converted:
+            options = self.mixer_of(layer)
+            if options.get("share_kv"):
+                if giver is None:
+                    raise ValueError(
+                        f"layer {layer} ({self.pattern[layer]}) shares keys and values, but no layer before has any"
+                    )
+                found[layer] = giver
+            elif has_own_window(options["mixer"]):
+                giver = layer
+        return found
 
     def make(self, layer: int, shape: Shape) -> Mixer:
         """A new mixer for a layer."""

@@ -21,8 +21,9 @@ from students.config import Layout, Place, Shapes, from_dict, to_dict
 from students.inputs import Inputs, checked
 from students.kernels.documents import marked_positions
 from students.meta_tokens import MetaTokens, TextCache
-from students.mixers.mixer import Mixer
+from students.mixers.mixer import Mixer, SharedKeys
 from students.shapes import Float, Int
+from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
@@ -44,9 +45,13 @@ class StudentMixin:
         super().__init__(config)
         self.layout, self.place, shapes = from_dict(config.distill)
         layers = self.get_submodule(self.place.layers)
+        self.givers = self.layout.givers
+        keys_of = {giver: giver for giver in self.givers.values()} | self.givers
         for index in self.layout.converted:
-            slot = MixerSlot(self.layout.make(index, shapes.at(index)), index, self.place.documents)
+            mixer = self.layout.make(index, shapes.at(index))
+            slot = MixerSlot(mixer, index, self.place.documents, keys_of.get(index))
             setattr(layers[index], self.place.name, slot)
+        check_shared_keys(self.mixers, self.givers, shapes, self.place)
         count = self.layout.meta_tokens
         self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
 
@@ -121,6 +126,8 @@ class StudentMixin:
             "inputs_embeds": inputs.inputs_embeds,
             "use_cache": use_cache,
         }
+        if self.givers:
+            arguments["shared_keys"] = {giver: SharedKeys() for giver in self.givers.values()}
         return arguments if documents is None else arguments | {"document_ids": documents}
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:

@@ -22,7 +22,7 @@ def window_layout(layout: Layout) -> Layout:
 
 def has_window_branch(layout: Layout) -> bool:
     """Whether some mixer stands beside attention, so that a twin makes sense."""
-    return any(_attention_of(options) not in (None, options) for options in layout.mixers.values())
+    return any(options["mixer"] != "attention" and _attention_of(options) for options in layout.mixers.values())
 
 
 def _window_of(options: dict) -> dict:

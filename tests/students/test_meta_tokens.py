@@ -21,8 +21,9 @@ SINKS = {"mixer": "attention", "window": 4, "sinks": COUNT}
 HYMBA = {
     "P": {"mixer": "parallel_heads", "window": 4, "sinks": COUNT},
     "F": {"mixer": "parallel_heads", "ssm": {"mixer": "mamba2"}},
+    "S": {"mixer": "parallel_heads", "window": 4, "sinks": COUNT, "share_kv": True},
 }
-CASES = {"mixed": LAYOUTS["mixed"], "all SSM": LAYOUTS["all SSM"], "hymba": ("FPAP", HYMBA), "kept": ("AAAW", {"W": SINKS})}
+CASES = {"mixed": LAYOUTS["mixed"], "all SSM": LAYOUTS["all SSM"], "hymba": ("FPSA", HYMBA), "kept": ("AAAW", {"W": SINKS})}
 every_case = pytest.mark.parametrize("case", CASES)
 
 
