@@ -7,6 +7,7 @@ from torch import nn
 import students
 from distill.errors import UserError
 from students.config import Layout, Place, Shapes
+from students.meta_tokens import START as META_START
 from students.mixers.mixer import Shape, Transfer
 from teachers.teacher import Teacher
 
@@ -36,14 +37,14 @@ def _shape(teacher: Teacher, layer: int) -> Shape:
     )
 
 
-def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str) -> Layout:
+def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str, meta_tokens: int = 0) -> Layout:
     """A recipe's layout for a model of so many layers.
 
     Raises:
         UserError: what `Layout.over` refuses, with the place named.
     """
     try:
-        return Layout.over(layers, pattern, dict(mixers))
+        return Layout.over(layers, pattern, dict(mixers), meta_tokens)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -80,6 +81,8 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
     _share_buffers(teacher.model, student)
     student.tie_weights()
     transfers = _fill(teacher, student)
+    if student.meta_tokens is not None:
+        student.meta_tokens.to_empty(device=teacher.device).start(teacher.model.get_input_embeddings().weight)
     student.requires_grad_(False).eval()
     student.generation_config = teacher.model.generation_config
     return student, transfers
@@ -117,8 +120,10 @@ def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, T
     sources = {}
     inside = {student.mixer_prefix(layer): transfer for layer, transfer in transfers.items()}
     for name, _ in student.named_parameters():
-        if not name.startswith(tuple(inside)):
+        if not name.startswith(student.own_prefixes):
             sources[name] = "copied from the teacher"
+        elif not name.startswith(tuple(inside)):
+            sources[name] = META_START
     for prefix, transfer in inside.items():
         sources.update({prefix + name: source for name, source in transfer.sources.items()})
     unused = [

@@ -132,10 +132,9 @@ def tensors_of(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 
 def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:
-    """What of a student cannot be rebuilt from its teacher: the mixers, and what stages trained beside them."""
-    inside = tuple(student.mixer_prefix(layer) for layer in student.mixers)
+    """What of a student cannot be rebuilt from its teacher: what it alone has, and what stages trained beside that."""
     everything = dict(student.named_parameters()) | dict(student.named_buffers())
-    return {name: t for name, t in everything.items() if name in changed or (inside and name.startswith(inside))}
+    return {name: t for name, t in everything.items() if name in changed or name.startswith(student.own_prefixes)}
 
 
 @torch.no_grad()

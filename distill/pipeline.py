@@ -38,7 +38,8 @@ class Pipeline:
         self.session, self.recipe, self.folder, self.every_stage = session, recipe, folder, every_stage
         self.console, self.stopper = console, stopper
         self.teacher, self.accelerator = session.teacher, session.accelerator
-        self.layout = layout_of(recipe.pattern, recipe.mixers, self.teacher.n_layers, f"{folder.path / 'recipe.yaml'}")
+        where = str(folder.path / "recipe.yaml")
+        self.layout = layout_of(recipe.pattern, recipe.mixers, self.teacher.n_layers, where, recipe.meta_tokens)
         self.student, self.transfers = build(self.teacher, self.layout)
         self.saves = Saves(session, recipe, folder, self.student, console)
 

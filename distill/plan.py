@@ -17,7 +17,8 @@ from distill.errors import UserError
 from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
 from distill.stages import stage_class
-from students.config import Layout, Place
+from students.config import KEEP, Layout, Place, Shapes
+from students.state_size import state_bytes
 from teachers.checks import loading
 from teachers.families import Family, family_of
 from teachers.gguf import read
@@ -27,13 +28,15 @@ from teachers.teacher import Teacher
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
+TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
 CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
 
 
 @dataclass
 class Plan:
-    """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages."""
+    """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of a
+    teacher's and a student's cache, a text, by its tokens."""
 
     layout: Layout
     teacher_parameters: int
@@ -43,6 +46,7 @@ class Plan:
     bytes: int
     flops: float
     exports: str
+    cache: dict[int, tuple[int, int]]
 
     def seconds(self, device: str) -> float:
         """The time that the stages' arithmetic takes at the assumed speed."""
@@ -62,6 +66,8 @@ def show(reference: str, overrides: list[str], console: Console | None = None) -
     console.print(f"[bold]{recipe.name}[/]  {find(reference)}\nlayers   {strip}   (A keeps the teacher's attention)")
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)
+    if recipe.meta_tokens:
+        console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
     table = Table(box=None, header_style="bold")
     for column in ("stage", "tokens", "trained parameters"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -76,6 +82,11 @@ def show(reference: str, overrides: list[str], console: Console | None = None) -
         f"(an assumption: {SPEED[device]:.0e} FLOP/s), plus loading and evaluation\n"
         f"exports     {plan.exports}"
     )
+    for tokens, (theirs, ours) in plan.cache.items():
+        share = f"{_size(ours)} ({ours / theirs:.1%})"
+        console.print(
+            f"cache       {tokens:,} tokens in bfloat16: teacher {_size(theirs)}, student {share}", highlight=False
+        )
     return plan
 
 
@@ -87,7 +98,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
-    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name)
+    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name, recipe.meta_tokens)
     place = Place(family.layers, family.slot, family.documents)
     shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
     try:
@@ -106,8 +117,21 @@ def make_plan(recipe: Recipe) -> Plan:
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
     return Plan(
-        layout, sizes["teacher"], sizes["student"], trained, tokens, memory, flops, _exports(layout, config.model_type)
+        layout=layout,
+        teacher_parameters=sizes["teacher"],
+        student_parameters=sizes["student"],
+        trained=trained,
+        tokens=tokens,
+        bytes=memory,
+        flops=flops,
+        exports=_exports(layout, config.model_type),
+        cache=_cache(config, layout, place, shapes, student),
     )
+
+
+def _cache(config, layout: Layout, place: Place, shapes: Shapes, student: nn.Module) -> dict[int, tuple[int, int]]:
+    kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
+    return {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
 
 
 def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
@@ -148,6 +172,10 @@ def _exports(layout: Layout, family: str) -> str:
 
 def _parameters(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -112,7 +112,8 @@ class Checkpoints(Schema):
 
 
 class Recipe(Schema):
-    """A whole recipe. `pattern` and one entry a letter make the student's layout; `stages` run in order."""
+    """A whole recipe. `pattern`, one entry a letter, and `meta_tokens` (learned ones in front of every document) make the
+    student's layout; `stages` run in order."""
 
     name: Name
     teacher: Annotated[str, Field(min_length=1)]
@@ -120,6 +121,7 @@ class Recipe(Schema):
     teacher_pickle: bool = False
     pattern: str
     mixers: dict[Letter, dict[str, Any]]
+    meta_tokens: Annotated[int, Field(ge=0)] = 0
     data: Data
     stages: list[dict[str, dict[str, Any]]]
     evaluation: Evaluation = Evaluation()
@@ -226,6 +228,10 @@ def _check_stages(recipe: Recipe, where: str) -> None:
             options_class(name)(**options)
         except ValidationError as error:
             raise UserError(_explain(error, f"{where}: stages.{name}", options_class(name))) from error
+    if recipe.meta_tokens and not any("imitate" in stage for stage in recipe.stages):
+        raise UserError(
+            f"{where}: meta_tokens is {recipe.meta_tokens}, but only imitate trains them; add that stage, or leave them out"
+        )
     if not recipe.stages or next(iter(recipe.stages[0])) != "initialise":
         raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
 

@@ -73,7 +73,7 @@ def _check_layout(session: Session) -> None:
         UserError: naming the recipe and what does not fit.
     """
     recipe, teacher = session.recipe, session.teacher
-    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name)
+    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
     check_rates(recipe, empty(teacher, layout), recipe.name)
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")

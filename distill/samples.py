@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.run_dir import RunDir
 from distill.session import Session
-from distill.stages.stage import context_of
+from distill.stages.stage import observed
 from teachers.weights import LogitRules
 
 PICTURE_TOKENS = 96
@@ -34,9 +34,9 @@ def matrices(session: Session, student) -> dict[str, np.ndarray]:
     batch = type(batch)(**{name: tensor[:, :PICTURE_TOKENS] for name, tensor in vars(batch).items()})
     layers = spread(student.layout.converted, PICTURE_LAYERS)
     found = {}
-    for seen in session.teacher.observe(batch.ids, batch.positions, layers, qkv=True):
+    for seen, context in observed(session.teacher, student, batch, layers, qkv=True):
         mixer = student.mixers[seen.layer]
-        terms = mixer.matrix(mixer.project(seen.input, context_of(batch, seen)))[0].float()
+        terms = mixer.matrix(mixer.project(seen.input, context))[0].float()
         attention = attention_matrix(seen.q, seen.k, session.teacher.logit_rules(seen.layer), batch.documents)[0]
         for head in spread(range(attention.shape[0]), PICTURE_HEADS):
             name = f"layer {seen.layer} head {head}"

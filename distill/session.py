@@ -118,10 +118,12 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
         UserError: naming the key and both lengths.
     """
     known = getattr(teacher.config, "max_position_embeddings", None)
+    meta, before = recipe.meta_tokens, f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
     for key, length in (("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", recipe.evaluation.seq_len)):
-        if known and length and length > known:
+        if known and length and length + meta > known:
             raise UserError(
-                f"{key} is {length}, but {recipe.teacher} has positions for {known} tokens; make it {known} or less"
+                f"{key} is {length}{before}, but {recipe.teacher} has positions for {known} tokens; "
+                f"make it {known - meta} or less"
             )
 
 

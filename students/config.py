@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from students.mixers import check_options, make_mixer, mixer_class
+from students.mixers import check_options, has_own_window, make_mixer, mixer_class
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
@@ -49,13 +49,17 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Layout:
-    """One letter a layer, and what each letter stands for: {"mixer": name, option: value ...}."""
+    """One letter a layer, and what each letter stands for: {"mixer": name, option: value ...}.
+
+    meta_tokens: learned vectors in front of every document.
+    """
 
     pattern: str
     mixers: dict[str, dict] = field(default_factory=dict)
+    meta_tokens: int = 0
 
     @classmethod
-    def over(cls, layers: int, pattern: str, mixers: dict[str, dict]) -> "Layout":
+    def over(cls, layers: int, pattern: str, mixers: dict[str, dict], meta_tokens: int = 0) -> "Layout":
         """A layout for so many layers, from a pattern that repeats over depth.
 
         Raises:
@@ -76,7 +80,8 @@ class Layout:
             if not isinstance(options.get("mixer"), str):
                 raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); give it by name")
             check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
-        layout = cls((pattern * layers)[:layers], {letter: _text_keys(options) for letter, options in mixers.items()})
+        named = {letter: _text_keys(options) for letter, options in mixers.items()}
+        layout = cls((pattern * layers)[:layers], named, meta_tokens)
         for letter in mixers:
             layout._check_layers(letter)
         return layout
@@ -105,6 +110,27 @@ class Layout:
                 raise ValueError(f"blocks ({letter}) is {blocks}, but {letter} has {len(layers)} layers to share them")
             found += [layers[block::blocks] for block in range(blocks)]
         return sorted(found)
+
+    @property
+    def givers(self) -> dict[int, int]:
+        """For each layer that shares keys and values, the layer whose they are: the nearest converted one before it whose
+        attention has its own.
+
+        Raises:
+            ValueError: there is none before it.
+        """
+        found, giver = {}, None
+        for layer in self.converted:
+            options = self.mixer_of(layer)
+            if options.get("share_kv"):
+                if giver is None:
+                    raise ValueError(
+                        f"layer {layer} ({self.pattern[layer]}) shares keys and values, but no layer before has any"
+                    )
+                found[layer] = giver
+            elif has_own_window(options["mixer"]):
+                giver = layer
+        return found
 
     def make(self, layer: int, shape: Shape) -> Mixer:
         """A new mixer for a layer.

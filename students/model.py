@@ -6,6 +6,8 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 
 import functools
 import inspect
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,9 +18,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from students.cache import MixerState
 from students.config import Layout, Place, Shapes, from_dict, to_dict
-from students.kernels.documents import marked_positions, positions, restarts
-from students.mixers.mixer import Mixer
+from students.inputs import Inputs, checked
+from students.kernels.documents import marked_positions
+from students.meta_tokens import MetaTokens, TextCache
+from students.mixers.mixer import Mixer, SharedKeys
 from students.shapes import Float, Int
+from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
@@ -52,13 +57,19 @@ class StudentMixin:
         super().__init__(config)
         self.layout, self.place, shapes = from_dict(config.distill)
         layers = self.get_submodule(self.place.layers)
+        self.givers = self.layout.givers
+        keys_of = {giver: giver for giver in self.givers.values()} | self.givers
         for index in self.layout.converted:
-            slot = MixerSlot(self.layout.make(index, shapes.at(index)), index, self.place.documents)
+            mixer = self.layout.make(index, shapes.at(index))
+            slot = MixerSlot(mixer, index, self.place.documents, keys_of.get(index))
             setattr(layers[index], self.place.name, slot)
         mixers = self.mixers
         for owner, *others in self.layout.groups:
             for layer in others:
                 mixers[layer].tie(mixers[owner])
+        check_shared_keys(self.mixers, self.givers, shapes, self.place)
+        count = self.layout.meta_tokens
+        self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
 
     @property
     def mixers(self) -> dict[int, Mixer]:
@@ -69,6 +80,11 @@ class StudentMixin:
     def mixer_prefix(self, layer: int) -> str:
         """What the names of a layer's mixer parameters begin with."""
         return f"{self.place.layers}.{layer}.{self.place.name}.mixer."
+
+    @property
+    def own_prefixes(self) -> tuple[str, ...]:
+        """What the names of all parameters and buffers begin with that the skeleton does not have."""
+        return (*(self.mixer_prefix(layer) for layer in self.layout.converted), "meta_tokens.")
 
     def forward(
         self,
@@ -87,51 +103,47 @@ class StudentMixin:
         The cache may be called `cache` or `past_key_values` in any version of transformers.
 
         Raises:
-            ValueError: inputs that slots cannot honour (see `_arguments`).
+            ValueError: inputs that slots cannot honour (see `inputs.checked`).
         """
         cache = past_key_values if cache is None else cache
-        arguments = self._arguments(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, document_ids)
-        return super().forward(**arguments, **rest)
+        inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
+        use_cache = (self.config.use_cache if use_cache is None else use_cache) and document_ids is None
+        if use_cache and cache is None:
+            inputs = replace(inputs, cache=self.new_cache())
+        with self._prefixed(inputs) as inputs:
+            return super().forward(**self._arguments(inputs, use_cache), **rest)
 
     def hidden(self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None) -> Float[Tensor, "b t d"]:
         """The last hidden states, what the head would turn into logits."""
-        arguments = self._arguments(input_ids, None, None, None, None, False, document_ids)
-        return self.base_model(**arguments).last_hidden_state
+        with self._prefixed(checked(input_ids, document_ids=document_ids)) as inputs:
+            return self.base_model(**self._arguments(inputs, False)).last_hidden_state
 
     def new_cache(self) -> Cache:
         """An empty cache: a `MixerState` for each slot, transformers' own layer for each kept attention."""
         layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
-        return Cache(layers=[MixerState() if i in self.layout.converted else layer for i, layer in enumerate(layers)])
+        layers = [MixerState() if i in self.layout.converted else layer for i, layer in enumerate(layers)]
+        return Cache(layers=layers) if self.meta_tokens is None else TextCache(layers, self.meta_tokens.count)
 
-    def _arguments(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, document_ids) -> dict:
-        inputs = input_ids if input_ids is not None else inputs_embeds
-        if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
-            raise ValueError("a student takes a 2-D attention_mask (1 for tokens, 0 for padding), or document_ids")
-        if document_ids is not None and (attention_mask is not None or cache is not None):
-            raise ValueError("document_ids pack documents for training; with a mask or a cache use attention_mask alone")
-        if cache is not None and attention_mask is not None:
-            _refuse_right_padding(attention_mask, cache)
-        documents = document_ids
-        if documents is not None:
-            position_ids = positions(documents) if position_ids is None else position_ids
-        elif attention_mask is not None:
-            documents = attention_mask[:, -inputs.shape[1] :].long() - 1  # tokens 0, padding -1
-        elif position_ids is not None and cache is None:
-            documents = _packed(position_ids, inputs.shape[0])
+    def _prefixed(self, inputs: Inputs) -> AbstractContextManager[Inputs]:
+        """The inputs with meta tokens, where the student has any."""
+        return nullcontext(inputs) if self.meta_tokens is None else self.meta_tokens.before(inputs, self.base_model)
+
+    def _arguments(self, inputs: Inputs, use_cache: bool) -> dict:
+        """The inputs as the skeleton takes them."""
+        documents, position_ids = inputs.documents, inputs.position_ids
         if self.place.documents == "positions" and documents is not None:
-            position_ids = marked_positions(position_ids, documents, attention_mask)
+            position_ids = marked_positions(position_ids, documents, inputs.attention_mask)
             documents = None
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        if use_cache and cache is None and document_ids is None:
-            cache = self.new_cache()
         arguments = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "input_ids": inputs.input_ids,
+            "attention_mask": inputs.attention_mask,
             "position_ids": position_ids,
-            CACHE: cache,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache and document_ids is None,
+            CACHE: inputs.cache,
+            "inputs_embeds": inputs.inputs_embeds,
+            "use_cache": use_cache,
         }
+        if self.givers:
+            arguments["shared_keys"] = {giver: SharedKeys() for giver in self.givers.values()}
         return arguments if documents is None else arguments | {"document_ids": documents}
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
@@ -144,18 +156,6 @@ class StudentMixin:
                 "leave it unset"
             )
         model_kwargs[CACHE] = self.new_cache()
-
-
-def _refuse_right_padding(attention_mask: Int[Tensor, "b s"], past: Cache) -> None:
-    """A state goes through padding that follows the text, so generation would start from a wrong one."""
-    if past.get_seq_length() == 0 and not bool(attention_mask[:, -1].all()):
-        raise ValueError("the prompt ends in padding: generate with padding_side='left'")
-
-
-def _packed(position_ids: Int[Tensor, "rows t"], batch: int) -> Int[Tensor, "b t"] | None:
-    """Documents, from positions that start again; None where they never do."""
-    documents = restarts(position_ids)
-    return documents.expand(batch, -1) if bool(documents[:, -1].any()) else None
 
 
 class FamilyDoor:

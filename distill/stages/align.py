@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.data import Batch
 from distill.recipe import Count
-from distill.stages.stage import Calibration, Stage, TrainingOptions, context_of, layer_name
+from distill.stages.stage import Calibration, Stage, TrainingOptions, layer_name, observed
 
 
 class Align(Stage):
@@ -38,8 +38,8 @@ class Align(Stage):
         self.power.copy_(torch.where(total > 0, total / tokens, torch.ones_like(total)))
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-        for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted):
-            y = self.student.mixers[seen.layer](seen.input, context_of(batch, seen))
+        for seen, context in observed(self.teacher, self.student, batch, self.student.layout.converted):
+            y = self.student.mixers[seen.layer](seen.input, context)
             error = (y.float() - seen.output.float()).square().sum(-1).mean()
             yield layer_name(seen.layer), error / self.power[seen.layer]
 

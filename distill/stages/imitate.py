@@ -1,7 +1,8 @@
 """Stage 3, imitate: the whole student against the teacher's next-token distribution (end-to-end distillation).
 
 Forward KL by default, on the last hidden states of both through both heads in chunks: the logits of a batch never exist.
-MOHAWK trains every weight here at a low rate; `train` says what does, and `lr` may give each role its own rate.
+MOHAWK trains every weight here at a low rate; `train` says what does, and `lr` may give each role its own rate. Meta tokens
+join the text here: the stages before show each mixer the teacher's own inputs, which have none.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from distill import adapters
 from distill.data import Batch
 from distill.nonfinite import first_nonfinite
 from distill.recipe import Schema
-from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, mixer_parameters
+from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, meta_parameters, mixer_parameters
 from students.kernels.linear_kl import linear_kl
 
 NORMS = ("norm", "layernorm", "ln_")
@@ -132,13 +133,16 @@ class Imitate(Stage):
     @classmethod
     def roles(cls, student: nn.Module, options: "Imitate.Options") -> set[str]:
         beside = {"mixers": set(), "mixers+norms": {"norms"}, "all": {"norms", "rest"}, "lora": {"rest"}}
-        return super().roles(student, options) | beside[options.train]
+        new = {role for role, _ in meta_parameters(student).values()}
+        return super().roles(student, options) | new | beside[options.train]
 
     def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
-        found, mixers = {}, mixer_parameters(self.student)
+        found, mixers, new = {}, mixer_parameters(self.student), meta_parameters(self.student)
         for name, parameter in self.student.named_parameters():
             if name in mixers:
                 found[name] = mixers[name]
+            elif name in new:
+                found[name] = new[name]
             elif self.options.train == "lora":
                 if ".lora_" in name:
                     found[name] = ("rest", parameter)
@@ -150,13 +154,13 @@ class Imitate(Stage):
 
     @classmethod
     def count(cls, student: nn.Module, options: "Imitate.Options") -> int:
-        mixers = super().count(student, options)
+        inside = mixer_parameters(student) | meta_parameters(student)
+        ours = sum(parameter.numel() for _, parameter in inside.values())
         if options.train == "lora":
-            return mixers + adapters.parameters_of(adapters.targets(student, options.lora.targets), options.lora.rank)
-        inside = mixer_parameters(student)
+            return ours + adapters.parameters_of(adapters.targets(student, options.lora.targets), options.lora.rank)
         outside = {name: parameter for name, parameter in student.named_parameters() if name not in inside}
         kept = {"mixers": lambda name: False, "mixers+norms": _is_norm, "all": lambda name: True}[options.train]
-        return mixers + sum(parameter.numel() for name, parameter in outside.items() if kept(name))
+        return ours + sum(parameter.numel() for name, parameter in outside.items() if kept(name))
 
     def changed(self, done: bool) -> set[str]:
         if done and self.options.lora.save == "merged" and self._targets:

@@ -13,7 +13,7 @@ import torch
 
 from distill.recipe import Count
 from distill.stages.scales import OutputScales
-from distill.stages.stage import Calibration, Stage, StageOptions, context_of
+from distill.stages.stage import Calibration, Stage, StageOptions, observed
 from students.mixers.mixer import Transfer
 
 HALF_LIVES = tuple(2.0**k for k in range(2, 11))  # candidates for a head's half-life, in tokens
@@ -61,13 +61,13 @@ class Initialise(Stage):
         """Try each half-life in all heads at once; a head takes the one under which it alone explains most."""
         mixers = {layer: mixer for layer, mixer in self.student.mixers.items() if mixer.has_decay}
         batch = next(iter(calibration(self.options.tokens)))
-        for seen in self.teacher.observe(batch.ids, batch.positions, list(mixers)):
+        for seen, context in observed(self.teacher, self.student, batch, list(mixers)):
             mixer, gains = mixers[seen.layer], []
             heads = self.teacher.config.num_attention_heads
             for half_life in HALF_LIVES:
                 mixer.set_half_lives(torch.full((heads,), half_life, device=seen.input.device))
                 solver = OutputScales(mixer)
-                solver.add(seen.input, context_of(batch, seen), seen.output)
+                solver.add(seen.input, context, seen.output)
                 factors, _ = solver.solve()
                 gains.append((factors * solver.moment)[[terms[0] for terms in mixer.head_terms()]])
             best = torch.stack(gains).argmax(0)
@@ -83,8 +83,8 @@ def solve_scales(teacher, student, batches) -> dict[int, float]:
     """Solve and set every mixer's output scales; the unexplained share of each layer's output."""
     solvers = {layer: OutputScales(mixer) for layer, mixer in student.mixers.items()}
     for batch in batches:
-        for seen in teacher.observe(batch.ids, batch.positions, list(solvers)):
-            solvers[seen.layer].add(seen.input, context_of(batch, seen), seen.output)
+        for seen, context in observed(teacher, student, batch, list(solvers)):
+            solvers[seen.layer].add(seen.input, context, seen.output)
     residuals = {}
     for layer, solver in solvers.items():
         factors, residuals[layer] = solver.solve()

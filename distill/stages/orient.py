@@ -17,8 +17,9 @@ from torch import Tensor
 from distill.data import Batch
 from distill.recipe import Count
 from distill.stages.initialise import solve_scales
-from distill.stages.stage import Calibration, Stage, TrainingOptions, context_of, layer_name
+from distill.stages.stage import Calibration, Stage, TrainingOptions, layer_name, observed
 from students.kernels.matrix_orientation import orientation_error
+from students.mixers.mixer import Context
 from teachers.observe import Observation
 
 _log = logging.getLogger(__name__)
@@ -45,17 +46,17 @@ class Orient(Stage):
     def begin(self, calibration: Calibration) -> None:
         """Find alpha: |A - alpha M|^2 is quadratic in it, so its values at alpha and -alpha give the minimum."""
         batch = next(iter(calibration(1)))
-        for seen in self.teacher.observe(batch.ids, batch.positions, self.layers, qkv=True):
+        for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
             self.alpha[seen.layer] = 1.0
-            plus, power = self._error(batch, seen)
+            plus, power = self._error(seen, context)
             self.alpha[seen.layer] = -1.0
-            minus, _ = self._error(batch, seen)
+            minus, _ = self._error(seen, context)
             along, square = (minus - plus).sum(0) / 4, ((plus + minus) / 2 - power).sum(0)
             self.alpha[seen.layer, self.student.mixers[seen.layer].oriented()] = along / square.clamp_min(1e-20)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-        for seen in self.teacher.observe(batch.ids, batch.positions, self.layers, qkv=True):
-            error, power = self._error(batch, seen)
+        for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
+            error, power = self._error(seen, context)
             name = layer_name(seen.layer)
             self.norms[name] = error.detach().sqrt().mean().item()
             yield name, (error.sum(1) / power.sum(1).clamp_min(1e-12)).mean()
@@ -74,9 +75,9 @@ class Orient(Stage):
         prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.layers)
         return {name: entry for name, entry in super().trained().items() if name.startswith(prefixes)}
 
-    def _error(self, batch: Batch, seen: Observation) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
+    def _error(self, seen: Observation, context: Context) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
         mixer = self.student.mixers[seen.layer]
-        matrix = mixer.semiseparable(mixer.project(seen.input, context_of(batch, seen)))
+        matrix = mixer.semiseparable(mixer.project(seen.input, context))
         heads, q, k = mixer.oriented(), seen.q, seen.k
         if len(heads) < q.shape[2]:
             k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)[:, :, heads]
@@ -96,6 +97,6 @@ class Orient(Stage):
             scale=rules.scale,
             softcap=rules.softcap,
             window=rules.window,
-            documents=batch.documents,
+            documents=context.documents,
             min_lag=mixer.min_lag,
         )

@@ -1,6 +1,7 @@
 """What a stage is: it draws losses from a batch, and knows which parameters they train. The trainer knows the rest."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from distill.data import Batch
 from distill.recipe import Count, Schema
 from students.kernels.linear_kl import Head
-from students.mixers.mixer import Context, Mixer
+from students.mixers.mixer import Context, Mixer, SharedKeys
 from teachers.observe import Observation
 from teachers.teacher import Teacher
 
@@ -151,9 +152,31 @@ def mixer_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
     return found
 
 
-def context_of(batch: Batch, seen: Observation) -> Context:
-    """What a mixer knows when it is fed a teacher's layer input."""
-    return Context(documents=batch.documents, rope=seen.rope)
+def meta_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+    """Name in the student, role and parameter of its meta tokens; empty where it has none."""
+    if student.meta_tokens is None:
+        return {}
+    return {f"meta_tokens.{name}": ("new", parameter) for name, parameter in student.meta_tokens.named_parameters()}
+
+
+def observed(
+    teacher: Teacher, student: nn.Module, batch: Batch, layers: Sequence[int], qkv: bool = False
+) -> Iterator[tuple[Observation, Context]]:
+    """What some of the teacher's layers see and do, and what their mixers know when they are fed the same.
+
+    A mixer that shares an earlier layer's keys and values gets those that the other's mixer makes of that layer's own
+    input, as constants: each layer's loss trains its own mixer alone.
+    """
+    givers = {layer: student.givers[layer] for layer in layers if layer in student.givers}
+    shared = {giver: SharedKeys() for giver in givers.values()}
+    for seen in teacher.observe(batch.ids, batch.positions, sorted({*layers, *shared}), qkv=qkv):
+        context = Context(documents=batch.documents, rope=seen.rope)
+        if seen.layer in shared:
+            student.mixers[seen.layer].project(seen.input, replace(context, shared=shared[seen.layer]))
+            shared[seen.layer].detach()
+        if seen.layer in layers:
+            giver = givers.get(seen.layer)
+            yield seen, context if giver is None else replace(context, shared=shared[giver])
 
 
 def head_of(model: nn.Module) -> Head:
@@ -169,4 +192,4 @@ def layer_name(layer: int) -> str:
     return f"layer_{layer:02d}"
 
 
-__all__ = ["Calibration", "Mixer", "Stage", "StageOptions", "TrainingOptions", "context_of", "head_of", "layer_name"]
+__all__ = ["Calibration", "Mixer", "Stage", "StageOptions", "TrainingOptions", "head_of", "layer_name", "observed"]

@@ -1,6 +1,7 @@
 """Softmax attention as a mixer: full, or a sliding window with sinks (Samba's attention, StreamingLLM's window).
 
-The projections keep the teacher's shapes, key heads included; each head's output has a trainable scale.
+The projections keep the teacher's shapes, key heads included; each head's output has a trainable scale. Neighbouring layers
+may share keys and values (Hymba, arXiv 2411.13676, section 2.3): what shares has no projections for them, and caches none.
 """
 
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class Attention(Mixer):
         window: tokens that a token sees, itself included (default: as many as the attention's own tokens see). sinks: first
             tokens always seen as well.
         rope: rotate q and k (default: as the attention does).
+        share_kv: use the keys and values of the nearest converted layer before that has its own.
         borrowed: no projections of its own; a composed mixer hands it another branch's, scaled already.
         reads: the key head of each head, where a composed mixer's heads do not share them evenly.
     """
@@ -47,6 +49,7 @@ class Attention(Mixer):
         window: int | None = None,
         sinks: int = 0,
         rope: bool | None = None,
+        share_kv: bool = False,
         borrowed: bool = False,
         reads: Sequence[int] | None = None,
     ) -> None:
@@ -58,24 +61,24 @@ class Attention(Mixer):
             raise ValueError("rope: true, but the model's attention has no rotary embedding to take it from")
         self.softcap, self.logit_scale = shape.softcap, 1.0 if borrowed else shape.logit_scale
         self.scale = nn.Parameter(torch.ones(shape.n_heads))
-        self.borrowed, self.reads = borrowed, reads
+        self.borrowed, self.share_kv, self.reads = borrowed, share_kv, reads
         key_heads = shape.n_kv_heads if reads is None else max(reads) + 1
         if not borrowed:
             width, kv_width = shape.n_heads * shape.head_dim, key_heads * shape.head_dim
             self.q_proj = nn.Linear(shape.d_model, width, bias=shape.qkv_bias)
-            self.k_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
-            self.v_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
+            if not share_kv:
+                self.k_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
+                self.v_proj = nn.Linear(shape.d_model, kv_width, bias=shape.qkv_bias)
             self.o_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
         self.qk_norm, self.qk_norm_eps = (None if borrowed else shape.qk_norm), shape.qk_norm_eps
-        if self.qk_norm:
-            self.q_norm = nn.Parameter(torch.ones(shape.n_heads, shape.head_dim))
-            self.k_norm = nn.Parameter(torch.ones(key_heads, shape.head_dim))
+        norms, kv_norms = self.qk_norm is not None, self.qk_norm is not None and not share_kv
+        self.q_norm = nn.Parameter(torch.ones(shape.n_heads, shape.head_dim)) if norms else None
+        self.k_norm = nn.Parameter(torch.ones(key_heads, shape.head_dim)) if kv_norms else None
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> AttentionParts:
-        q, k, v = (
-            projection(h).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.arrange(q, k, v, context)
+        names = ("q",) if self.share_kv else ("q", "k", "v")
+        heads = [getattr(self, f"{name}_proj")(h).unflatten(-1, (-1, self.head_dim)) for name in names]
+        return self._shared(*heads, context) if self.share_kv else self.arrange(*heads, context)
 
     def arrange(
         self,
@@ -85,19 +88,33 @@ class Attention(Mixer):
         context: Context,
     ) -> AttentionParts:
         """Normalise, rotate, append to what the state holds, and spread key heads over query heads."""
-        if self.qk_norm:
-            q, k = (
-                qk_norm(part, weight, self.qk_norm, self.qk_norm_eps)
-                for part, weight in ((q, self.q_norm), (k, self.k_norm))
-            )
-        if self.rope:
-            q, k = rotate(q, context.rope, self.rope), rotate(k, context.rope, self.rope)
+        q, k = self._turned(q, self.q_norm, context), self._turned(k, self.k_norm, context)
         documents, positions = context.documents, None
         if context.state is not None or self.sinks:
             documents = context.ids(q)
             positions = count_positions(documents)
         if context.state is not None:
             k, v, documents, positions = self._remember(k, v, documents, positions, context)
+        if context.shared is not None:
+            context.shared.write(k, v, documents, positions)
+        return self._parts(q, k, v, documents, positions)
+
+    def _shared(self, q: Float[Tensor, "b t h p"], context: Context) -> AttentionParts:
+        """The queries, and an earlier layer's keys and values."""
+        if context.shared is None:
+            raise ValueError("this attention shares an earlier layer's keys and values (share_kv), and was given none")
+        k, v, documents, positions = context.shared.read()
+        if self.sinks and positions is None:  # the layer that has them needs no positions itself
+            documents = context.ids(q)
+            positions = count_positions(documents)
+        return self._parts(self._turned(q, self.q_norm, context), k, v, documents, positions)
+
+    def _turned(self, heads: Float[Tensor, "b t h p"], norm: Tensor | None, context: Context) -> Float[Tensor, "b t h p"]:
+        if self.qk_norm:
+            heads = qk_norm(heads, norm, self.qk_norm, self.qk_norm_eps)
+        return rotate(heads, context.rope, self.rope) if self.rope else heads
+
+    def _parts(self, q, k, v, documents, positions) -> AttentionParts:
         return AttentionParts(q, self._spread(k), self._spread(v), documents, positions)
 
     def _spread(self, part: Float[Tensor, "b s kv p"]) -> Float[Tensor, "b s h p"]:
@@ -172,11 +189,15 @@ class Attention(Mixer):
         self.scale.fill_(1.0)
         if self.borrowed:
             return transfer
-        for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)) if self.qk_norm else ():
+        for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
+            if getattr(self, name) is None:
+                continue
             getattr(self, name).copy_(weight)
             transfer.set(name, f"copied from attention {name}")
             transfer.used.add(name)
         named = {"q": (q, q_bias), "k": (k, k_bias), "v": (v, v_bias), "o": (o.transpose(0, 1), o_bias)}
+        for shared in ("k", "v") if self.share_kv else ():
+            del named[shared]
         for name, (weight, bias) in named.items():
             projection = getattr(self, f"{name}_proj")
             projection.weight.copy_(weight.flatten(0, 1) if name != "o" else weight.flatten(1))

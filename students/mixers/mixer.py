@@ -66,17 +66,53 @@ class Shape:
         return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
 
 
+class SharedKeys:
+    """Keys and values on their way from one layer's attention to later layers', within one call.
+
+    They travel as an object handed to both, so that each call has its own and a layer that is recomputed finds them.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
+
+    def write(
+        self,
+        k: Float[Tensor, "b s kv p"],
+        v: Float[Tensor, "b s kv p"],
+        documents: Int[Tensor, "b s"] | None,
+        positions: Int[Tensor, "b s"] | None,
+    ) -> None:
+        """Leave them for the layers that follow."""
+        self._kept = (k, v, documents, positions)
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Take them.
+
+        Raises:
+            RuntimeError: no layer before has left any in this call.
+        """
+        if self._kept is None:
+            raise RuntimeError("no earlier layer has left its keys and values in this call")
+        return self._kept
+
+    def detach(self) -> None:
+        """Cut them off from what they were computed by."""
+        self._kept = tuple(None if part is None else part.detach() for part in self.read())
+
+
 @dataclass(frozen=True)
 class Context:
     """What a mixer may know beside its input.
 
     documents: each token's document; negative for padding; None where every row is one document.
     rope: the skeleton's cosines and sines, [b t r]. state: what earlier calls left, or None outside generation.
+    shared: where an attention that others share leaves its keys and values, and those others find them.
     """
 
     documents: Int[Tensor, "b t"] | None = None
     rope: tuple[Tensor, Tensor] | None = None
     state: MixerState | ScopedState | None = None
+    shared: SharedKeys | None = None
 
     def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
         """The documents, spelled out where they are None."""

@@ -33,6 +33,7 @@ class ParallelHeads(Branches):
         ssm: the SSM, {"mixer": name, option: value ...} (default: discrete_mamba2 as it is).
         window: tokens that the attention sees (default: as many as the teacher's). sinks: first tokens of a document that
             it always sees too; a student's meta tokens are the first of each, so sinks of their number cover them.
+        share_kv: the attention uses the keys and values of the nearest converted layer before that has its own.
         norm: normalise each branch before its beta.
 
     Raises:
@@ -48,9 +49,10 @@ class ParallelHeads(Branches):
         ssm: dict | None = None,
         window: int | None = None,
         sinks: int = 0,
+        share_kv: bool = False,
         norm: bool = True,
     ) -> None:
-        attention = Attention(replace(shape, o_bias=False), window=window, sinks=sinks)
+        attention = Attention(replace(shape, o_bias=False), window=window, sinks=sinks, share_kv=share_kv)
         super().__init__(_make_ssm(shape, SSM if ssm is None else ssm), attention)
         if window is not None and (shape.window is None or window < shape.window):
             self.min_lag = max(self.min_lag, window)
@@ -73,21 +75,23 @@ class ParallelHeads(Branches):
 
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        """Bring the branches to one size on these inputs, unrotated: the least squares see to the rest."""
+        """Bring the branches to one size on these inputs, unrotated: the least squares see to the rest.
+
+        An attention that shares keys cannot be run on one layer's inputs alone: then every size is 1.
+        """
         super().calibrate(h, transfer)
         angles = h.new_zeros(*h.shape[:2], self.exact.head_dim)
         context = Context(rope=(angles.cos(), angles.sin()))
-        ssm, attention = self.split(super().features(self.mix(self.project(h, context), context), h))
-        wanted, found = _size(attention), _size(ssm)
+        found = _size(_features(self.ssm, h, context))
+        wanted = found.new_ones(self.exact.n_heads) if self.exact.share_kv else _size(_features(self.exact, h, context))
         terms = [terms[0] for terms in self.ssm.head_terms()]
         ratios = wanted / found[terms].clamp_min(1e-12)
         factors = ratios.mean().repeat(len(found))
         factors[terms] = ratios
         self.ssm.rescale(factors)
         self.beta.fill_(wanted.square().mean().sqrt() if self.norm_eps is not None else 1.0)
-        transfer.set(
-            "beta", f"set to {self.beta[0, 0]:.3g}, the attention's mean size on real inputs; SSM heads made as large"
-        )
+        whose = "1" if self.exact.share_kv else f"{self.beta[0, 0]:.3g}, the attention's mean size on real inputs"
+        transfer.set("beta", f"set to {whose}; SSM heads made as large as their attention heads")
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " k"]) -> None:
@@ -102,6 +106,10 @@ def _make_ssm(shape: Shape, options: dict) -> Mixer:
     if has_own_window(name) or "window" in options:
         raise ValueError(f"the ssm of parallel_heads is {name} with attention of its own; it takes an SSM mixer alone")
     return make_mixer(name, shape, options)
+
+
+def _features(branch: Mixer, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t k p"]:
+    return branch.features(branch.mix(branch.project(h, context), context), h)
 
 
 def _size(y: Float[Tensor, "b t k p"]) -> Float[Tensor, " k"]:

@@ -50,6 +50,7 @@ MIXERS = {
     "gated DeltaNet": {"mixer": "gated_deltanet"},
     "shared": {"mixer": "shared_attention", "rank": 2},
     "split heads": {"mixer": "split_heads", "keep": {1: [0], "default": [2, 3]}},
+    "parallel heads behind meta tokens": {"mixer": "parallel_heads", "window": 4, "sinks": 3},
 }
 
 
@@ -65,6 +66,8 @@ WITH_KERNELS = {"ABSENT": "jaxtyping beartype datasets", "DISTILL_KERNELS": "tri
 def test_portable_elsewhere_is_the_same_student(mixer, setting, tiny_teacher, text_files, tmp_path):
     entries = tiny_entries(tiny_teacher, text_files)
     entries |= {"mixers": {"M": MIXERS[mixer]}, "stages": [{"initialise": {"tokens": 64}}]}
+    if "meta tokens" in mixer:
+        entries |= {"meta_tokens": 3, "stages": [*entries["stages"], {"imitate": {"tokens": 128, "lr": 1e-3}}]}
     folder = run(check(entries, "here"), runs=tmp_path)
     out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable")
     ids = torch.randint(1, 320, (2, 21))

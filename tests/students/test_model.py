@@ -23,6 +23,15 @@ LAYOUTS = {
         "PAFP",
         {"P": {"mixer": "parallel_heads", "window": 5, "sinks": 2}, "F": {"mixer": "parallel_heads"}},
     ),
+    "shared keys": (
+        "PSFT",
+        {
+            "P": {"mixer": "parallel_heads", "window": 5, "sinks": 2},
+            "S": {"mixer": "parallel_heads", "window": 4, "sinks": 1, "share_kv": True},
+            "F": {"mixer": "attention"},
+            "T": {"mixer": "attention", "window": 6, "sinks": 3, "share_kv": True},
+        },
+    ),
     "all SSM": ("MMMM", {"M": {"mixer": "mamba2"}}),
     "shared": ("SSAS", {"S": {"mixer": "shared_attention", "blocks": 2, "rank": 4}}),
     "split heads": ("HAHH", {"H": {"mixer": "split_heads", "keep": {0: [0], "default": [1, 2]}, "window": 6}}),
@@ -162,7 +171,7 @@ def test_save_and_load(student, tmp_path):
     assert narrow.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (2, 22)
 
 
-@pytest.mark.parametrize("layout", ["windowed"])
+@pytest.mark.parametrize("layout", ["windowed", "shared keys"])
 def test_activation_checkpointing_changes_no_gradient(student):
     ids, gradients = text(2, 20), []
     documents = torch.tensor([[0] * 12 + [1] * 8] * 2)

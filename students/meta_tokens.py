@@ -1,0 +1,187 @@
+"""Meta tokens (Hymba, arXiv 2411.13676, section 2.3): learned vectors that stand in front of every document.
+
+A student of M meta tokens computes over M more tokens a document than it was given, and returns outputs for those it was
+given alone. They stand directly before a document's first token, behind any padding on the left:
+
+    padding padding  meta ... meta  text text text          a packed row:  meta ... meta  text text  meta ... meta  text
+
+They are tokens of the document like any other, its first: positions count them, so the text's own begin at M. Rotary
+embedding knows only differences of positions, and those between the text's tokens stay what they are. Sinks of a window
+count the first tokens of a document: M sinks are the meta tokens.
+
+In generation they pass through once, in front of the prompt, and stay in the cache; its length, as `generate` asks for
+it, counts the text alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from students.inputs import Inputs
+from students.shapes import Bool, Float, Int
+
+FILLER = -1  # the document of places that a row with fewer documents than another leaves empty, at its end
+START = "drawn from a normal distribution with the mean and deviation of the token embeddings, channel by channel"
+
+
+class TextCache(Cache):
+    """A cache whose length counts the text and not the meta tokens before it. `whole`: the same layers, all counted."""
+
+    def __init__(self, layers: list, meta_tokens: int) -> None:
+        super().__init__(layers=layers)
+        self.meta_tokens = meta_tokens
+
+    @property
+    def whole(self) -> Cache:
+        """What the skeleton reads and writes: its masks are as wide as the keys that it holds."""
+        return Cache(layers=self.layers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(super().get_seq_length(layer_idx) - self.meta_tokens, 0)
+
+
+class MetaTokens(nn.Module):
+    """`count` learned embeddings, and the way into a skeleton's inputs and out of its outputs."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(count, width))
+
+    @property
+    def count(self) -> int:
+        """How many there are before a document."""
+        return self.weight.shape[0]
+
+    @torch.no_grad()
+    def start(self, embeddings: Float[Tensor, "v d"]) -> None:
+        """Begin as made-up tokens: with a vocabulary's mean and deviation in every channel, the same draw every time.
+
+        One vector again and again (the mean, or the first token's), a little disturbed, costs a teacher that meets 128 of
+        them four times the KL that these do (LOG.md).
+        """
+        mean, deviation = embeddings.float().mean(0), embeddings.float().std(0)
+        noise = torch.randn(self.weight.shape, generator=torch.Generator().manual_seed(0)).to(mean.device)
+        self.weight.copy_(mean + deviation * noise)
+
+    @contextmanager
+    def before(self, inputs: Inputs, body: nn.Module) -> Iterator[Inputs]:
+        """The inputs with meta tokens in front of each document, for a call of `body` or of what calls it.
+
+        While the block runs, the body's outputs are the text's alone.
+
+        Raises:
+            ValueError: a cache without room for them.
+        """
+        seats, cache = _seats(inputs, self.count), inputs.cache
+        if cache is not None:
+            if not isinstance(cache, TextCache) or cache.meta_tokens != self.count:
+                kind = type(cache).__name__
+                raise ValueError(f"a {kind} has no room for {self.count} meta tokens; use the student's new_cache()")
+            inputs = replace(inputs, cache=cache.whole)
+        if cache is not None and cache.whole.get_seq_length():
+            inputs, columns = self._behind(inputs, seats), None
+        else:
+            inputs, columns = self._in_front(inputs, seats, body.get_input_embeddings()), seats.columns
+        hook = body.register_forward_hook(lambda *call: _text_alone(call[-1], columns, inputs.cache, cache))
+        try:
+            yield inputs
+        finally:
+            hook.remove()
+
+    def _in_front(self, inputs: Inputs, seats: "Seats", embed: nn.Module) -> Inputs:
+        embeds = embed(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
+        given, mask, documents = inputs.position_ids, inputs.attention_mask, inputs.documents
+        return replace(
+            inputs,
+            input_ids=None,
+            inputs_embeds=seats.spread(embeds, self.weight.to(embeds.dtype), 0.0),
+            attention_mask=None if mask is None else seats.spread(mask, mask.new_ones(self.count), 0),
+            position_ids=None if given is None else seats.positions(given),
+            documents=None if documents is None else seats.spread(documents, seats.of_starts(documents), FILLER),
+        )
+
+    def _behind(self, inputs: Inputs, seats: "Seats") -> Inputs:
+        """They stand in the cache: the mask covers them there, and positions go on from theirs."""
+        given, mask = inputs.position_ids, inputs.attention_mask
+        return replace(
+            inputs,
+            attention_mask=None if mask is None else seats.spread(mask, mask.new_ones(self.count), 0),
+            position_ids=None if given is None else given + self.count,
+        )
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Where a row's tokens stand once `count` meta tokens stand before each token that `starts` a document."""
+
+    starts: Bool[Tensor, "b t"]
+    count: int
+
+    @property
+    def columns(self) -> Int[Tensor, "b t"]:
+        """Each token's place."""
+        index = torch.arange(self.starts.shape[1], device=self.starts.device)
+        return index + self.count * self.starts.cumsum(1)
+
+    def spread(self, tokens: Tensor, meta: Tensor, filler: float) -> Tensor:
+        """Tokens [b t ...] at their places, `meta` [count ...] or [starts count] before each start, `filler` elsewhere."""
+        columns, (rows, first) = self.columns, self.starts.nonzero(as_tuple=True)
+        width = tokens.shape[1] + self.count * int(self.starts.sum(1).max())
+        spread = tokens.new_full((tokens.shape[0], width, *tokens.shape[2:]), filler)
+        at = torch.arange(len(tokens), device=tokens.device)[:, None]
+        spread = spread.index_put((at, columns), tokens)
+        before = columns[rows, first][:, None] + torch.arange(-self.count, 0, device=tokens.device)
+        return spread.index_put((rows[:, None], before), meta)
+
+    def of_starts(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "start count"]:
+        """What the starting tokens have, for the meta tokens before each."""
+        return tokens[self.starts][:, None].expand(-1, self.count)
+
+    def positions(self, positions: Int[Tensor, "rows t"]) -> Int[Tensor, "b s"]:
+        """Positions that count the meta tokens too."""
+        positions = positions.expand(self.starts.shape)
+        begun = (self.starts.cumsum(1) > 0).to(positions.dtype)
+        counted = torch.arange(self.count, device=positions.device)
+        return self.spread(positions + self.count * begun, self.of_starts(positions) + counted, 0)
+
+
+def _seats(inputs: Inputs, count: int) -> Seats:
+    """The seats of a call's tokens; of a mask's, where there is one, for it also covers what the cache holds."""
+    mask, documents = inputs.attention_mask, inputs.documents
+    if mask is not None:
+        real = mask.bool()
+        return Seats(real & (real.cumsum(1) == 1), count)
+    if documents is None:
+        starts = torch.zeros(inputs.size, dtype=torch.bool, device=_device(inputs))
+        starts[:, 0] = True
+        return Seats(starts, count)
+    starts = documents >= 0
+    starts[:, 1:] &= documents[:, 1:] != documents[:, :-1]
+    return Seats(starts, count)
+
+
+def _text_alone(output, columns: Int[Tensor, "b t"] | None, whole: Cache | None, cache: Cache | None):
+    """A skeleton's outputs at the text's places, and the cache as it came in."""
+
+    def alone(value):
+        if value is whole and whole is not None:
+            return cache
+        if isinstance(value, tuple):
+            return tuple(map(alone, value))
+        if columns is not None and isinstance(value, Tensor) and value.dim() == 3:
+            return value.gather(1, columns[..., None].expand(-1, -1, value.shape[2]))
+        return value
+
+    if isinstance(output, tuple):
+        return alone(output)
+    for name, value in output.items():
+        output[name] = alone(value)
+    return output
+
+
+def _device(inputs: Inputs) -> torch.device:
+    return (inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds).device

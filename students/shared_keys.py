@@ -1,0 +1,39 @@
+"""Whether layers can share keys and values (Hymba, arXiv 2411.13676, section 2.3): checked when a student is built."""
+
+from students.config import Place, Shapes
+from students.mixers.attention import Attention
+from students.mixers.mixer import Mixer
+
+SAME = ("n_kv_heads", "head_dim", "rope", "qk_norm")  # what of the attention decides what a key is
+
+
+def check_shared_keys(mixers: dict[int, Mixer], givers: dict[int, int], shapes: Shapes, place: Place) -> None:
+    """Refuse layers that share keys and values with a layer whose are others, or which forgets them sooner.
+
+    Args:
+        givers: for each layer that shares, the layer whose keys and values they are.
+
+    Raises:
+        ValueError: naming the layers and what differs.
+    """
+    if givers and place.documents != "keywords":
+        raise ValueError("share_kv cannot be used: this family's layers hand nothing on to their attention but positions")
+    for layer, giver in givers.items():
+        own, theirs = shapes.at(layer), shapes.at(giver)
+        for name in SAME:
+            if getattr(own, name) != getattr(theirs, name):
+                raise ValueError(
+                    f"layer {layer} cannot share the keys of layer {giver}: its {name} is {getattr(own, name)!r}, and there "
+                    f"it is {getattr(theirs, name)!r}"
+                )
+        taker, kept = _attention(mixers[layer]), _attention(mixers[giver])
+        wider = kept.window is not None and (taker.window is None or taker.window > kept.window)
+        if wider or (kept.window is not None and taker.sinks > kept.sinks):
+            raise ValueError(
+                f"layer {layer} (window {taker.window}, sinks {taker.sinks}) cannot share the keys of layer {giver}, which "
+                f"keeps fewer (window {kept.window}, sinks {kept.sinks})"
+            )
+
+
+def _attention(mixer: Mixer) -> Attention:
+    return next(module for module in mixer.modules() if isinstance(module, Attention))

@@ -1,0 +1,88 @@
+"""How many bytes a student's cache holds after so many tokens, worked out from shapes alone: nothing is computed.
+
+Each kind of layer is run once on tensors without data, through the code that a real cache is filled by. A layer either
+holds a constant state or, once its longest window is full, grows by the same number of bytes with every token; so two
+lengths beyond that point say what any longer text takes.
+"""
+
+import functools
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
+
+from students.cache import MixerState
+from students.config import Layout, from_dict
+from students.mixers.mixer import Context, Mixer, Shape, SharedKeys
+
+FILLED = 16  # tokens beyond which convolutions and other short memories are full
+STEP = 8
+
+
+def cache_bytes(layer: CacheLayerMixin) -> int:
+    """Bytes of the tensors that one layer of a cache holds."""
+    if isinstance(layer, MixerState):
+        tensors = layer.tensors.values()
+    else:
+        tensors = (layer.keys, layer.values) if layer.is_initialized else ()
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes of a student's cache for one row of so many tokens, its weights in `dtype`; they may be on the meta device."""
+    layout, _, shapes = from_dict(student.config.distill)
+    kept, total = DynamicCache(config=student.config.get_text_config(decoder=True)).layers, 0
+    tokens += layout.meta_tokens
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        kinds: dict[tuple, int] = {}
+        for index, layer in enumerate(kept):
+            shape, giver = shapes.at(index), layout.givers.get(index)
+            kind = (layout.pattern[index], shape, type(layer), None if giver is None else layout.pattern[giver])
+            if kind not in kinds:
+                if layout.mixer_of(index) is None:
+                    measure = functools.partial(_kept_bytes, student.config, index, shape, dtype)
+                    longest = getattr(layer, "sliding_window", 0)
+                else:
+                    chain = [_mixer(layout, each, shapes.at(each), dtype) for each in (giver, index) if each is not None]
+                    measure = functools.partial(_mixer_bytes, chain, shape, dtype)
+                    longest = max(_longest(mixer) for mixer in chain)
+                kinds[kind] = _extended(measure, max(longest, FILLED) + 1, tokens)
+            total += kinds[kind]
+    return total
+
+
+def _extended(measure, full: int, tokens: int) -> int:
+    """`measure` of so many tokens; beyond `full` it is a line."""
+    if tokens <= full + STEP:
+        return measure(tokens)
+    first, second = measure(full), measure(full + STEP)
+    return second + (second - first) // STEP * (tokens - full - STEP)
+
+
+def _kept_bytes(config, index: int, shape: Shape, dtype: torch.dtype, tokens: int) -> int:
+    layer = DynamicCache(config=config.get_text_config(decoder=True)).layers[index]
+    keys = torch.empty(1, shape.n_kv_heads, tokens, shape.head_dim, dtype=dtype)
+    layer.update(keys, keys)
+    return cache_bytes(layer)
+
+
+def _mixer(layout: Layout, index: int, shape: Shape, dtype: torch.dtype) -> Mixer:
+    with unset_fake_temporarily(), torch.device("meta"):
+        mixer = layout.make(index, shape).to(dtype)
+    return mixer.to_empty(device="cpu")
+
+
+def _mixer_bytes(chain: list[Mixer], shape: Shape, dtype: torch.dtype, tokens: int) -> int:
+    """Of the last mixer of a chain; the first is the one whose keys and values it shares, if any."""
+    h = torch.empty(1, tokens, shape.d_model, dtype=dtype)
+    rope, shared = (torch.empty(1, tokens, shape.head_dim, dtype=dtype),) * 2, SharedKeys() if len(chain) > 1 else None
+    for mixer in chain:
+        state = MixerState()
+        mixer(h, Context(rope=rope, state=state, shared=shared))
+    return cache_bytes(state)
+
+
+def _longest(mixer: Mixer) -> int:
+    """The longest window or lag in a mixer."""
+    found = [getattr(module, name, None) for module in mixer.modules() for name in ("window", "lag")]
+    return max((length for length in found if isinstance(length, int)), default=0)
