@@ -167,3 +167,9 @@ def test_the_scans_refuse_what_they_cannot_do():
         with pytest.raises(ValueError, match="has no gradient"):
             B, state = wide[:, 0, :, :3], torch.zeros(1, 4, 3, device=DEVICE, requires_grad=True)
             selective_scan.selective_scan_step(x[:, 0], x[:, 1].abs(), -torch.ones(4, 3, device=DEVICE), B, B, state)
+
+
+def test_selective_scan_keeps_a_document_of_one_last_token():
+    leaves, fixed = selective_cases.draw(selective_cases.Case(1, 11, 3, 1, 2, False), torch.float32, DEVICE)
+    fixed["documents"] = torch.tensor([[0] * 10 + [1]], device=DEVICE)
+    check(relative_errors(selective_kernel.selective_scan, selective_scan.reference_scan, leaves, fixed))

@@ -227,7 +227,7 @@ def _decay(d, A2, goes_on, k, last, DOCS: tl.constexpr):
     """What the states decay by before a token: nothing is left of them where a document starts."""
     a = tl.exp2(d[:, None] * A2)
     if DOCS:
-        a = a * tl.load(goes_on + tl.minimum(last, k)).to(tl.float32)
+        a = a * tl.where(k <= last, tl.load(goes_on + tl.minimum(last, k)).to(tl.float32), 1.0)  # 1 outside the sequence
     return a
 
 
