@@ -135,8 +135,10 @@ def test_what_speed_cannot_measure(teacher, student, monkeypatch):
     assert [cell["not_run"] for cell in cells] == ["out of memory", "a CPU is timed to 1024 tokens"]
 
 
+@torch.no_grad()
 def test_bfloat16_copies_keep_what_must_be_wide(student):
     timed = speed.in_bfloat16(student)
+    assert speed._measure(timed, 32, 2)["cache_bytes"] < speed._measure(student, 32, 2)["cache_bytes"]
     types = {name.split(".")[-1]: parameter.dtype for name, parameter in timed.named_parameters()}
     assert types["weight"] == torch.bfloat16 and types["scale"] == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
