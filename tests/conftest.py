@@ -63,7 +63,9 @@ def seeded_and_poisoned(monkeypatch):
     def poisoned(make):
         def made(*arguments, **keywords):
             tensor = make(*arguments, **keywords)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() and not tensor.is_meta else tensor
+            if tensor.is_floating_point() and not tensor.is_meta:
+                tensor.data.fill_(float("nan"))  # its data: torch makes empty leaves that require a gradient
+            return tensor
 
         return made
 
