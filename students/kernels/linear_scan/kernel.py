@@ -194,7 +194,8 @@ def _decays(log_a, goes_on, offsets, back, channel, stride, inside, here, DOCS: 
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _walk(
-    x, log_a, h, goes_on, entry, initial, decays, sums, out, end, da, sxb, sxt, sab, sat, T, D, tiles, each, segments,
+    x, log_a, h, goes_on, entry, initial, decays, sums, out, end, da, sxb, sxt: tl.constexpr, sab, sat: tl.constexpr, T,
+    D: tl.constexpr, tiles, each, segments,
     SUM: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr, ENTRY: tl.constexpr, INITIAL: tl.constexpr,
     ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip

@@ -26,7 +26,7 @@ from students.kernels.linear_scan.reference import continues
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNK = 64  # tokens between the states that are kept for the backward pass
-SIZES = ["T", "tiles", "chunks", "each", "segments", "blocks"]  # no kernel of its own for 1 or a multiple of 16
+SIZES = ["T", "chunks", "each", "segments", "blocks"]  # no kernel of its own for 1 or a multiple of 16
 PROGRAMS = 3  # a multiprocessor is to have, before time is cut
 STEP_ELEMENTS = 2048  # of the state, in one program of the one-token kernel
 
@@ -44,8 +44,8 @@ class Config(NamedTuple):
 
 # By the widest tile of states that each may serve; the first is the default.
 CONFIGS = {
-    16: [Config(32, 8, 4, 32, 8, 4), Config(32, 16, 4, 64, 4, 4), Config(64, 8, 4, 64, 8, 8), Config(16, 8, 1, 32, 4, 2)],
-    64: [Config(16, 8, 4, 32, 4, 8), Config(32, 8, 8, 16, 4, 4), Config(32, 4, 4, 64, 2, 8)],
+    16: [Config(64, 8, 4, 64, 4, 4), Config(32, 8, 4, 32, 8, 4), Config(32, 16, 4, 128, 2, 4), Config(64, 8, 2, 64, 4, 8)],
+    64: [Config(32, 8, 8, 32, 4, 8), Config(16, 8, 4, 16, 4, 4), Config(32, 4, 4, 64, 2, 8)],
     128: [Config(16, 8, 8, 16, 4, 8), Config(8, 8, 4, 16, 2, 4)],
     256: [Config(8, 8, 8, 8, 4, 8), Config(8, 4, 8, 8, 2, 8)],
 }
@@ -104,8 +104,8 @@ class _Plan:
         width = self.channels // self.groups
         sizes = (self.time, self.channels, width, blocks, self.chunks, self.each, self.segments)
         options = {
-            "DOCS": self.docs, "N": self.states, "K": rows, "LOG": rows.bit_length() - 1, "TILES": CHUNK // rows,
-            "BD": channels, "BN": triton.next_power_of_2(self.states), "num_warps": warps,
+            "DOCS": self.docs, "EVEN": self.time % rows == 0, "N": self.states, "K": rows, "LOG": rows.bit_length() - 1,
+            "TILES": CHUNK // rows, "BD": channels, "BN": triton.next_power_of_2(self.states), "num_warps": warps,
         }  # fmt: skip
         return (self.groups * blocks, self.batch, self.segments), sizes, options
 
@@ -124,8 +124,9 @@ class _Plan:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, initial, goes_on, config, segments, keep):
-        ctx.types = [None if part is None else part.dtype for part in (A, initial)]
-        x, dt, B, C = (launch.rows_of(part) for part in (x, dt, B, C))
+        ctx.types = [None if part is None else part.dtype for part in (A, B, C, initial)]
+        x, dt, B, C = launch.rows_of(x), launch.rows_of(dt), B.float(), C.float()  # every thread would convert B and C again
+        B, C = launch.rows_of(B), launch.rows_of(C)
         A = A.float().contiguous()
         initial = None if initial is None else initial.contiguous()
         plan = _Plan(x, B, config, segments, goes_on)
@@ -173,9 +174,9 @@ class _Scan(torch.autograd.Function):
                 ENTRY=d_final is not None, **options,
             )  # fmt: skip
             dB, dC = d_BC.sum(3).unbind(-1)
-        type_of_A, type_of_initial = ctx.types
+        type_of_A, type_of_B, type_of_C, type_of_initial = ctx.types
         d_initial = None if type_of_initial is None else d_initial.to(type_of_initial)
-        return dx, d_dt, dA.sum((0, 1)).to(type_of_A), dB.to(B.dtype), dC.to(C.dtype), d_initial, None, None, None, None
+        return dx, d_dt, dA.sum((0, 1)).to(type_of_A), dB.to(type_of_B), dC.to(type_of_C), d_initial, None, None, None, None
 
 
 def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
@@ -196,16 +197,16 @@ def _place(W, blocks, BD: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _row(first, k, last, stride, here):
+def _row(first, k, last, stride: tl.constexpr, here, EVEN: tl.constexpr):
     """Row k of a tile, whose first row `first` points to; rows after the last are it once more, and count for nothing."""
-    return tl.load(first + tl.minimum(last, k) * stride, mask=here, other=0.0)
+    return tl.load(first + (k if EVEN else tl.minimum(last, k)) * stride, mask=here, other=0.0)
 
 
 @triton.jit
 @no_type_check
-def _counted(row, k, last):
-    """A row in float32, nothing where it lies outside the sequence."""
-    return tl.where(k <= last, row.to(tl.float32), 0.0)
+def _counted(row, k, last, EVEN: tl.constexpr):
+    """A row in float32, nothing where it lies outside the sequence. EVEN: no tile has such rows."""
+    return row.to(tl.float32) if EVEN else tl.where(k <= last, row.to(tl.float32), 0.0)
 
 
 @triton.jit
@@ -226,7 +227,7 @@ def _decay(d, A2, goes_on, k, last, DOCS: tl.constexpr):
     """What the states decay by before a token: nothing is left of them where a document starts."""
     a = tl.exp2(d[:, None] * A2)
     if DOCS:
-        a = a * tl.load(goes_on + tl.minimum(last, k)).to(tl.float32)
+        a = a * tl.where(k <= last, tl.load(goes_on + tl.minimum(last, k)).to(tl.float32), 1.0)  # 1 outside the sequence
     return a
 
 
@@ -244,9 +245,9 @@ def _entering(state, decays, sums, cells, here, size, segment):
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _sum_segments(
-    left, dt, A, right, goes_on, decays, sums, slb, slt, sdb, sdt, srb, srt, srg, T, D, W, blocks, chunks, each, segments,
-    REVERSE: tl.constexpr, DOCS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr,
-    BD: tl.constexpr, BN: tl.constexpr,
+    left, dt, A, right, goes_on, decays, sums, slb, slt: tl.constexpr, sdb, sdt: tl.constexpr, srb, srt: tl.constexpr, srg,
+    T, D, W, blocks, chunks, each, segments, REVERSE: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to a state from x and B, or to a state's gradient from dy and C, and what is left of it."""
     b = tl.program_id(1).to(tl.int64)
@@ -271,13 +272,13 @@ def _sum_segments(
             far = tl.cast(tile * K, tl.int64)
             lefts, ds, rights = (), (), ()
             for k in tl.static_range(K):
-                lefts = lefts + (_row(left + far * slt + channels, k, last, slt, here),)
-                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here),)
-                rights = rights + (_row(right + far * srt + n, k, last, srt, n < N),)
+                lefts = lefts + (_row(left + far * slt + channels, k, last, slt, here, EVEN),)
+                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here, EVEN),)
+                rights = rights + (_row(right + far * srt + n, k, last, srt, n < N, EVEN),)
             for j in tl.static_range(K):
-                d = _counted(ds[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last)
+                d = _counted(ds[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last, EVEN)
                 a = _decay(d, A2, goes_on + far, K - 1 - j if REVERSE else j, last, DOCS)
-                v = _counted(lefts[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last)
+                v = _counted(lefts[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last, EVEN)
                 r = rights[K - 1 - j if REVERSE else j].to(tl.float32)[None, :]
                 state = a * (state + v[:, None] * r) if REVERSE else a * state + (d * v)[:, None] * r
                 total += d
@@ -291,9 +292,10 @@ def _sum_segments(
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _forward(
-    x, dt, A, B, C, goes_on, entry, decays, sums, y, starts, final, sxb, sxt, sdb, sdt, sBb, sBt, sBg, sCb, sCt, sCg,
-    T, D, W, blocks, chunks, each, segments, ENTRY: tl.constexpr, KEEP: tl.constexpr, DOCS: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    x, dt, A, B, C, goes_on, entry, decays, sums, y, starts, final, sxb, sxt: tl.constexpr, sdb, sdt: tl.constexpr, sBb,
+    sBt: tl.constexpr, sBg, sCb, sCt: tl.constexpr, sCg, T, D, W, blocks, chunks, each, segments, ENTRY: tl.constexpr,
+    KEEP: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr,
+    TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2)
@@ -321,13 +323,13 @@ def _forward(
         last = T - 1 - i * K
         xs, ds, Bs, Cs = (), (), (), ()
         for k in tl.static_range(K):  # all loads before the first store: none waits for another
-            xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here),)
-            ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here),)
-            Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N),)
-            Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N),)
+            xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here, EVEN),)
+            ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here, EVEN),)
+            Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N, EVEN),)
+            Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N, EVEN),)
         outs = ()
         for k in tl.static_range(K):
-            d = _counted(ds[k], k, last)
+            d = _counted(ds[k], k, last, EVEN)
             v = d * xs[k].to(tl.float32)
             state = _decay(d, A2, goes_on + far, k, last, DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
             outs = outs + (tl.sum(state * Cs[k].to(tl.float32)[None, :], 1),)
@@ -342,10 +344,10 @@ def _forward(
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _backward(
-    x, dt, A, B, C, goes_on, entry, decays, sums, dy, starts, scratch, dx, d_dt, d_BC, dA, d_initial,
-    sxb, sxt, sdb, sdt, sBb, sBt, sBg, sCb, sCt, sCg, syb, syt, T, D, W, blocks, chunks, each, segments,
-    ENTRY: tl.constexpr, DOCS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr,
-    BD: tl.constexpr, BN: tl.constexpr,
+    x, dt, A, B, C, goes_on, entry, decays, sums, dy, starts, scratch, dx, d_dt, d_BC, dA, d_initial, sxb,
+    sxt: tl.constexpr, sdb, sdt: tl.constexpr, sBb, sBt: tl.constexpr, sBg, sCb, sCt: tl.constexpr, sCg, syb,
+    syt: tl.constexpr, T, D, W, blocks, chunks, each, segments, ENTRY: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2)  # counted from the end of the sequence
@@ -383,9 +385,9 @@ def _backward(
             far = tl.cast((z * TILES + i) * K, tl.int64)
             xs, ds, Bs = (), (), ()
             for k in tl.static_range(K):
-                xs = xs + (_row(x + far * sxt + channels, k, K, sxt, here),)
-                ds = ds + (_row(dt + far * sdt + channels, k, K, sdt, here),)
-                Bs = Bs + (_row(B + far * sBt + n, k, K, sBt, n < N),)
+                xs = xs + (_row(x + far * sxt + channels, k, K, sxt, here, EVEN),)
+                ds = ds + (_row(dt + far * sdt + channels, k, K, sdt, here, EVEN),)
+                Bs = Bs + (_row(B + far * sBt + n, k, K, sBt, n < N, EVEN),)
             for k in tl.static_range(K):
                 d = ds[k].to(tl.float32)
                 v = d * xs[k].to(tl.float32)
@@ -399,14 +401,14 @@ def _backward(
             state = tl.load(scratch + tile * (BD * BN))
             xs, ds, gs, Bs, Cs = (), (), (), (), ()
             for k in tl.static_range(K):
-                xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here),)
-                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here),)
-                gs = gs + (_row(dy + far * syt + channels, k, last, syt, here),)
-                Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N),)
-                Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N),)
+                xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here, EVEN),)
+                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here, EVEN),)
+                gs = gs + (_row(dy + far * syt + channels, k, last, syt, here, EVEN),)
+                Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N, EVEN),)
+                Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N, EVEN),)
             decayed, left = (), ()  # by what, and what is left of the state before each token
             for k in tl.static_range(K):
-                d = _counted(ds[k], k, last)
+                d = _counted(ds[k], k, last, EVEN)
                 a = _decay(d, A2, goes_on + far, k, last, DOCS)
                 state = a * state
                 decayed = decayed + (a,)
@@ -414,8 +416,8 @@ def _backward(
                 state = state + (d * xs[k].to(tl.float32))[:, None] * Bs[k].to(tl.float32)[None, :]
             alongs, d_ds = (), ()
             for j in tl.static_range(K):  # from the last token to the first
-                v, d, g = xs[K - 1 - j].to(tl.float32), _counted(ds[K - 1 - j], K - 1 - j, last), gs[K - 1 - j]
-                g = _counted(g, K - 1 - j, last)[:, None]
+                v, d, g = xs[K - 1 - j].to(tl.float32), _counted(ds[K - 1 - j], K - 1 - j, last, EVEN), gs[K - 1 - j]
+                g = _counted(g, K - 1 - j, last, EVEN)[:, None]
                 right = Bs[K - 1 - j].to(tl.float32)[None, :]
                 scaled = (d * v)[:, None]
                 grad = g * Cs[K - 1 - j].to(tl.float32)[None, :] + up  # of the state after the token
