@@ -60,6 +60,16 @@ def test_layouts_keep_the_attention_they_say(name, layers, kept):
     assert [layer for layer in range(layers) if layout.mixer_of(layer) is None] == kept
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "kept"), [("smollm2-135m_split-heads", 30, 12), ("llama-3.2-1b_split-heads", 16, 20)]
+)
+def test_layouts_keep_the_heads_they_say(name, layers, kept):
+    recipe = load(name)
+    layout = layout_of(recipe.pattern, recipe.mixers, layers, name)
+    heads = [layout.options_at(layer)["keep"] for layer in range(layers)]
+    assert sum(map(len, heads)) == kept and f"| {kept} of " in README and not any(heads[-4:])
+
+
 def test_zambas_share_their_blocks():
     """Zamba: one block in every sixth layer. Zamba2: two that take turns."""
     for name, layers, blocks in (

@@ -23,7 +23,8 @@ def teacher_of(recipe):
         return tiny_teacher(name, num_hidden_layers=2 * len(recipe.pattern))
     config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json")
     same = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    return tiny_teacher(name, **{key: getattr(config, key) for key in same})
+    sizes = {key: getattr(config, key) for key in same}
+    return tiny_teacher(name, hidden_size=8 * config.num_attention_heads, **sizes)
 
 
 def text(rows=2, time=16):
