@@ -1,4 +1,4 @@
-"""Whether layers can share keys and values (Hymba, arXiv 2411.13676, section 2.3): checked when a student is built."""
+"""Whether layers can share keys and values (Hymba, arXiv 2411.13676, section 2.2): checked when a student is built."""
 
 from students.config import Place, Shapes
 from students.mixers.attention import Attention

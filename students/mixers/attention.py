@@ -1,7 +1,7 @@
 """Softmax attention as a mixer: full, or a sliding window with sinks (Samba's attention, StreamingLLM's window).
 
 The projections keep the teacher's shapes, key heads included; each head's output has a trainable scale. Neighbouring layers
-may share keys and values (Hymba, arXiv 2411.13676, section 2.3): what shares has no projections for them, and caches none.
+may share keys and values (Hymba, arXiv 2411.13676, section 2.2): what shares has no projections for them, and caches none.
 """
 
 from collections.abc import Sequence
