@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import launch
 from students.kernels.causal_conv import cases as conv
 from students.kernels.causal_conv import reference_conv
 from students.kernels.gated_norm import cases as norm
@@ -119,15 +118,6 @@ def _selective_step_work(case) -> Work:
     return Work((size, 6 * states), (0.0, 0.0))
 
 
-def _linear_configs(case, dtype: torch.dtype) -> list:
-    """The default depends on how many blocks the case makes."""
-    kernel = _kernel("linear_scan")
-    choices = kernel.configs(dtype, dtype)
-    processors = launch.multiprocessors(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
-    default = kernel.default(choices, case.b, case.d, processors)
-    return [default, *(config for config in choices if config != default)]
-
-
 def _orientation_work(case) -> Work:
     squares, rows = float(case.b * case.h * case.t**2), case.b * case.t
     inputs = 2.0 * rows * (case.h * (case.d + 2 * case.n) + case.kv * case.d)
@@ -172,7 +162,8 @@ OPS = {
     ),
     "linear_scan": Op(
         linear.BENCH, linear.draw, reference_linear, "students.kernels.linear_scan.kernel:linear_scan", _linear_work,
-        small=lambda case: case._replace(b=1, t=min(case.t, 1000)), configs=_linear_configs, without=("initial_state",),
+        small=lambda case: case._replace(b=1, t=min(case.t, 1000)),
+        configs=lambda case, dtype: _kernel("linear_scan").configs(dtype, dtype), without=("initial_state",),
     ),
     "linear_scan_step": Op(
         linear.BENCH_STEP, linear.draw_step, reference_linear_step, "students.kernels.linear_scan.kernel:linear_scan_step",

@@ -42,10 +42,11 @@ class Config(NamedTuple):
         return 32 * self.warps * VECTOR.value // self.channels
 
 
-# The widest blocks first.
-CONFIGS_16 = [Config(64, 16, 8, 4, 3), Config(64, 8, 8, 8, 3), Config(32, 16, 8, 4, 3), Config(32, 16, 8, 8, 3),
-              Config(16, 16, 8, 8, 3), Config(16, 8, 4, 8, 4)]  # fmt: skip
-CONFIGS_32 = [Config(64, 8, 8, 4, 3), Config(32, 8, 8, 8, 3), Config(16, 8, 8, 8, 3)]  # a 4-byte input among them
+# The default first. With one warp a block has one slot for each thread's channels: nothing is exchanged between threads.
+CONFIGS_16 = [Config(64, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(128, 16, 8, 2, 4), Config(32, 16, 8, 1, 4),
+              Config(64, 16, 8, 4, 3)]  # fmt: skip
+CONFIGS_32 = [Config(64, 8, 8, 1, 4), Config(64, 8, 8, 4, 3)]  # a 4-byte input among them
+PROGRAMS = 4  # warps that a multiprocessor should have before time is cut
 
 
 def configs(x: torch.dtype, log_a: torch.dtype) -> list[Config]:
@@ -53,17 +54,11 @@ def configs(x: torch.dtype, log_a: torch.dtype) -> list[Config]:
     return CONFIGS_16 if max(x.itemsize, log_a.itemsize) == 2 else CONFIGS_32
 
 
-def default(choices: list[Config], batch: int, channels: int, multiprocessors: int) -> Config:
-    """The first whose blocks occupy nine in ten multiprocessors, else the narrowest."""
-    enough = [config for config in choices if batch * triton.cdiv(channels, config.channels) >= 0.9 * multiprocessors]
-    return enough[0] if enough else min(choices, key=lambda config: config.channels)
-
-
 def linear_scan(x, log_a, documents, initial_state, config: Config | None = None, segments: int | None = None):
     """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
     goes_on = None if documents is None else continues(documents).view(torch.int8)
     if config is None:
-        config = default(configs(x.dtype, log_a.dtype), x.shape[0], x.shape[2], launch.multiprocessors(x))
+        config = configs(x.dtype, log_a.dtype)[0]
     return _Scan.apply(x, log_a, initial_state, goes_on, config, segments)
 
 
@@ -94,7 +89,7 @@ def _plan(x: Tensor, config: Config, rows: int, segments: int | None) -> _Plan:
     tiles = triton.cdiv(time, tile)
     blocks = triton.cdiv(channels, config.channels)
     if segments is None:  # the first pass costs two reads of three passes: not for less than twice the programs
-        wanted = launch.multiprocessors(x) // (batch * blocks)
+        wanted = PROGRAMS * launch.multiprocessors(x) // (batch * blocks * config.warps)
         segments = 1 if wanted < 3 else wanted
     each = triton.cdiv(tiles, min(segments, tiles))
     segments = triton.cdiv(tiles, each)
@@ -245,10 +240,12 @@ def _walk(
         last = row == ROWS - 1
         slot_decay = tl.sum(tl.where(last, running, 0.0), 0)
         slot_sum = tl.sum(tl.where(last, local, 0.0), 0)
-        ones = tl.full((SLOTS, BD), 1.0, dtype=tl.float32)
-        slot_decay, slot_sum, before_decay, before_sum = tl.associative_scan(
-            (slot_decay, slot_sum, ones, tl.zeros((SLOTS, BD), dtype=tl.float32)), 0, _after_with_before
-        )
+        before_decay = tl.full((SLOTS, BD), 1.0, dtype=tl.float32)
+        before_sum = tl.zeros((SLOTS, BD), dtype=tl.float32)
+        if SLOTS > 1:
+            slot_decay, slot_sum, before_decay, before_sum = tl.associative_scan(
+                (slot_decay, slot_sum, before_decay, before_sum), 0, _after_with_before
+            )
         final = tl.arange(0, SLOTS)[:, None] == SLOTS - 1
         tile_decay = tl.sum(tl.where(final, slot_decay, 0.0), 0)
         tile_sum = tl.sum(tl.where(final, slot_sum, 0.0), 0)

@@ -13,9 +13,11 @@ from students.kernels.selective_scan.reference import selective_scan as referenc
 from students.kernels.selective_scan.reference import selective_scan_step as reference_step
 from students.shapes import Float, Int
 
-_KERNEL = "students.kernels.selective_scan.kernel"
-IMPLEMENTATIONS = {"reference": reference_scan, "triton": Deferred(_KERNEL, "selective_scan")}
-STEPS = {"reference": reference_step, "triton": Deferred(_KERNEL, "selective_scan_step")}
+IMPLEMENTATIONS = {
+    "reference": reference_scan,
+    "triton": Deferred("students.kernels.selective_scan.kernel", "selective_scan"),
+}
+STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.selective_scan.kernel", "selective_scan_step")}
 WIDEST = 256  # states of a channel that the Triton kernels serve
 
 
