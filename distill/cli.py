@@ -153,13 +153,14 @@ def bench(
     configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
     first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other people's kernels too, where installed.")] = True,
+    references: Annotated[bool, typer.Option("--references/--no-references", help="Steps on the references too.")] = True,
 ) -> None:
     """Time the kernels on this GPU, beside their references and the peers that are installed, or whole training steps."""
     _check_writable(json)
     if what == ["steps"]:
         from distill.bench import steps as measured
 
-        result = measured.run(recipe, sets or [])
+        result = measured.run(recipe, sets or [], references)
     else:
         from distill import bench as measured
 

@@ -52,11 +52,12 @@ class RandomText:
         return Batch(ids[:, :-1], documents, place - documents * cut, ids[:, 1:], weights, documents)
 
 
-def run(reference: str, overrides: list[str], profile: bool = True) -> dict:
+def run(reference: str, overrides: list[str], references: bool = True, profile: bool = True) -> dict:
     """Time every training stage of a recipe on every back end that is here.
 
     Args:
-        reference: the recipe. overrides: `key=value`, as `distill run` takes them. profile: name the kernels of a step.
+        reference: the recipe. overrides: `key=value`, as `distill run` takes them. references: time them beside the
+            kernels. profile: name the kernels of a step.
 
     Returns:
         device, versions, and one row a stage and back end: tokens/s, seconds a step, GiB, loss, kernels.
@@ -66,11 +67,12 @@ def run(reference: str, overrides: list[str], profile: bool = True) -> dict:
     """
     recipe = load(reference, overrides)
     cuda = torch.cuda.is_available() and recipe.device != "cpu"
+    backends = ["triton", *(["reference"] if references else [])] if cuda else ["reference"]
     rows = []
     for name, options in recipe.stage_options():
         if not isinstance(options, TrainingOptions):
             continue
-        for backend in ("triton", "reference") if cuda else ("reference",):
+        for backend in backends:
             row = {"stage": name, "kernels": backend} | _measure(recipe, name, options, backend, profile and cuda)
             print(json.dumps(row), flush=True)
             rows.append(row)

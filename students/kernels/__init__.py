@@ -24,17 +24,17 @@ BACKENDS = ("auto", "reference", "triton")
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
 # What was compared with float64 on a GPU (LOG.md). Other types run on the reference unless Triton is asked for by name.
 CHECKED = {
-    "ssd": (torch.bfloat16, torch.float32),
+    "ssd": TYPES,
     "ssd_step": (torch.bfloat16,),
-    "causal_conv": (torch.bfloat16,),
-    "causal_conv_step": (),
-    "matrix_orientation": (torch.bfloat16,),
-    "linear_kl": (torch.bfloat16,),
-    "gated_norm": (),
-    "linear_scan": (),
-    "linear_scan_step": (),
-    "selective_scan": (),
-    "selective_scan_step": (),
+    "causal_conv": TYPES,
+    "causal_conv_step": TYPES,
+    "matrix_orientation": TYPES,
+    "linear_kl": TYPES,
+    "gated_norm": TYPES,
+    "linear_scan": TYPES,
+    "linear_scan_step": (torch.bfloat16,),
+    "selective_scan": TYPES,
+    "selective_scan_step": (torch.bfloat16,),
 }
 
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)

@@ -49,7 +49,7 @@ def test_every_op_draws_its_smallest_case_and_its_reference_takes_it(name):
     op = OPS[name]
     case = op.small(op.cases[0])
     case = case._replace(
-        **{field: size for field, size in (("t", 20), ("v", 30), ("d", 8), ("e", 8), ("c", 8)) if hasattr(case, field)}
+        **{field: size for field, size in (("t", 20), ("v", 30), ("d", 8), ("e", 8), ("c", 64)) if hasattr(case, field)}
     )
     leaves, fixed = op.draw(case, torch.float32, "cpu")
     outputs = op.adapted(op.reference)(**leaves, **fixed)

@@ -1,5 +1,6 @@
 """Every shipped recipe for two steps a stage, on a tiny random teacher of its family with as many layers as its pattern."""
 
+import json
 import math
 import re
 
@@ -27,13 +28,21 @@ def shrunk(options):
     return kept | ({"calibration_tokens": 64} if "calibration_tokens" in options else {})
 
 
+def sizes(entries):
+    """As many layers as the pattern has; as published, and as many heads, where single heads are named."""
+    if not any("keep" in options for options in entries["mixers"].values()):
+        return {"num_hidden_layers": max(len(entries["pattern"]), 2)}
+    config = json.loads((shipped_folder() / "configs" / f"{snapshot(entries['teacher'])}.json").read_text())
+    same = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    return {key: config[key] for key in same} | {"hidden_size": 8 * config["num_attention_heads"]}
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps(name, tmp_path, tokenizer, text_files):
     entries = load(name).model_dump(mode="json")
     torch.manual_seed(2)
-    layers = max(len(entries["pattern"]), 2)
-    tiny_model(snapshot(entries["teacher"]), num_hidden_layers=layers, vocab_size=320).save_pretrained(tmp_path / "teacher")
+    tiny_model(snapshot(entries["teacher"]), vocab_size=320, **sizes(entries)).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     data = {part: [{"path": str(text_files / f"{part}.jsonl")}] for part in ("train", "heldout")}
     stages = [{kind: shrunk(options) for kind, options in stage.items()} for stage in entries["stages"]]
