@@ -31,7 +31,8 @@ def shrunk(options):
 def sizes(entries):
     """As many layers as the pattern has; as published, and as many heads, where single heads are named."""
     if not any("keep" in options for options in entries["mixers"].values()):
-        return {"num_hidden_layers": max(len(entries["pattern"]), 2)}
+        blocks = max(options.get("blocks", 1) for options in entries["mixers"].values())
+        return {"num_hidden_layers": max(blocks * len(entries["pattern"]), 2)}
     config = json.loads((shipped_folder() / "configs" / f"{snapshot(entries['teacher'])}.json").read_text())
     same = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     return {key: config[key] for key in same} | {"hidden_size": 8 * config["num_attention_heads"]}
