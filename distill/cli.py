@@ -145,14 +145,19 @@ def generate(
 def bench(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help='Ops to time, all by default; or "steps": training steps of a recipe.', metavar="[OP]...|steps"),
+        typer.Argument(
+            help='Ops to time, all by default; "steps": training steps of a recipe; "layouts": train every layout (or those '
+            "named) on a recipe's budget.",
+            metavar="[OP]... | steps | layouts [NAME]...",
+        ),
     ] = None,
     json: Json = None,
-    recipe: Annotated[str, typer.Option(help="Whose steps.")] = "smollm2-135m_mamba2-hybrid",
-    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe's, for steps.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Whose steps, or whose layers, text and budget.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe's.")] = None,
     configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
     first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other people's kernels too, where installed.")] = True,
+    runs: Annotated[Path, typer.Option(help="Where the runs of layouts are kept.")] = Path("runs"),
     references: Annotated[bool, typer.Option("--references/--no-references", help="Steps on the references too.")] = True,
 ) -> None:
     """Time the kernels on this GPU, beside their references and the peers that are installed, or whole training steps."""
@@ -160,7 +165,11 @@ def bench(
     if what == ["steps"]:
         from distill.bench import steps as measured
 
-        result = measured.run(recipe, sets or [], references)
+        result = measured.run(recipe or "smollm2-135m_mamba2-hybrid", sets or [], references)
+    elif what and what[0] == "layouts":
+        from distill.bench import layouts as measured
+
+        result = measured.run(recipe or "quickstart", sets or [], what[1:], runs / "layouts")
     else:
         from distill import bench as measured
 

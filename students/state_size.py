@@ -37,7 +37,7 @@ def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> in
         kinds: dict[tuple, int] = {}
         for index, layer in enumerate(kept):
             shape, giver = shapes.at(index), layout.givers.get(index)
-            kind = (layout.pattern[index], shape, type(layer), None if giver is None else layout.pattern[giver])
+            kind = (_named(layout, index), shape, type(layer), None if giver is None else _named(layout, giver))
             if kind not in kinds:
                 if layout.mixer_of(index) is None:
                     measure = functools.partial(_kept_bytes, student.config, index, shape, dtype)
@@ -86,3 +86,10 @@ def _longest(mixer: Mixer) -> int:
     """The longest window or lag in a mixer."""
     found = [getattr(module, name, None) for module in mixer.modules() for name in ("window", "lag")]
     return max((length for length in found if isinstance(length, int)), default=0)
+
+
+def _named(layout: Layout, index: int) -> str:
+    """What tells a layer's cache from another's: its mixer and options, those given by layer included."""
+    return (
+        "" if layout.mixer_of(index) is None else repr(sorted(layout.options_at(index).items(), key=lambda entry: entry[0]))
+    )
