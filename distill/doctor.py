@@ -71,6 +71,8 @@ def _runs(op: str) -> str:
         return f"reference (PyTorch): {kernel.missing()} is not installed"
     if isinstance(kernel, FlaKernel):
         return "fla-core's Triton kernel where it passes a check at its first call, the reference (PyTorch) otherwise"
+    if op not in CHECKED:
+        return "a Triton kernel where it agrees with the reference on this GPU"
     types = ", ".join(str(kind).removeprefix("torch.") for kind in CHECKED[op])
     return f"a Triton kernel in {types}, the reference (PyTorch) otherwise"
 

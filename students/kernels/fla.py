@@ -1,29 +1,15 @@
-"""flash-linear-attention's Triton kernels (fla-core, the extra `fla`): run only where they pass a check.
+"""flash-linear-attention's kernels (fla-core, the extra `fla`): run only where they pass a trial (`kernels.trial`)."""
 
-On some GPUs, with some versions of Triton, some of their gradients are wrong without a word (fla issue 640). So before a
-kernel first runs on a GPU, in a type and at the widths of the call, its outputs and every gradient are compared with the
-reference in float64, once a process. The log says what came of it.
-"""
-
-import logging
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cache
 from importlib import import_module, metadata
 
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred
+from students.kernels import Deferred, trial
 from students.kernels.documents import runs
-from students.kernels.launch import precision
 from students.shapes import Float, Int
-
-# ||found - wanted|| / ||wanted|| that outputs and gradients must stay under
-TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-4}
-TF32 = 4e-3  # of float32 where PyTorch's own products may run in tf32
-
-_log = logging.getLogger(__name__)
 
 
 class Kernel(Deferred):
@@ -95,10 +81,10 @@ def _sequences(documents: Int[Tensor, "b t"]) -> tuple[Int[Tensor, " n"], Int[Te
 
 
 def refusal(op: str, reference: Callable, draw: Callable, case: tuple, example: Tensor) -> str | None:
-    """Why fla's kernel may not serve a tensor like `example`; None where it passed the check on `draw(case)`."""
+    """Why fla's kernel may not serve a tensor like `example`; None where it passed its trial on `draw(case)`."""
     if not example.is_cuda:
         return "fla-core's kernels need a GPU"
-    return _verdict(op, reference, draw, case, example.dtype, precision(example.dtype), example.device)
+    return trial.refusal(f"fla-core {_version()}'s {op}", globals()[op], reference, draw, case, example)
 
 
 @cache
@@ -107,47 +93,3 @@ def _version() -> str | None:
         return metadata.version("fla-core")
     except metadata.PackageNotFoundError:
         return None
-
-
-@cache
-def _verdict(op, reference, draw, case, dtype, products, device) -> str | None:
-    name, kind = f"fla-core {_version()}'s {op}", str(dtype).removeprefix("torch.")
-    where = f"in {kind} on {torch.cuda.get_device_name(device)}"
-    try:
-        errors = disagreement(globals()[op], reference, draw, case, dtype, device)
-    except Exception as error:  # a compiler's or a guard of theirs: whatever it is, the kernel cannot be used
-        return f"{name} fails its check {where}: {type(error).__name__}: {error}"
-    worst = max(errors, key=errors.get)
-    allowed = TF32 if dtype == torch.float32 and products == "tf32" else TOLERANCE[dtype]
-    if errors[worst] > allowed:
-        return f"{name} is wrong {where}: its {worst} is off by {errors[worst]:.2%}, where {allowed:.2%} is allowed"
-    _log.info("%s agrees with the reference %s, its %s to %.2g", name, where, worst, errors[worst])
-    return None
-
-
-def disagreement(
-    function: Callable, reference: Callable, draw: Callable, case: tuple, dtype: torch.dtype, device: torch.device
-) -> dict[str, float]:
-    """Relative errors of a function's outputs and gradients against a reference in float64, on the same inputs."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        torch.manual_seed(0)
-        leaves, fixed = draw(case, dtype, str(device))
-        found = _outputs_and_gradients(function, leaves, fixed)
-        wanted = _outputs_and_gradients(reference, {name: leaf.double() for name, leaf in leaves.items()}, fixed)
-    errors = {name: (found[name].double() - part).norm() / part.norm() for name, part in wanted.items()}
-    return {name: error.nan_to_num(torch.inf).item() for name, error in errors.items()}
-
-
-def _outputs_and_gradients(function, leaves, fixed) -> dict[str, Tensor]:
-    torch.manual_seed(1)
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
-    outputs = dict(zip(("output", "final state"), function(**leaves, **fixed), strict=True))
-    wide = torch.promote_types(torch.float32, next(iter(leaves.values())).dtype)
-    directions = [torch.randn(part.shape, device=part.device) for part in outputs.values()]
-    loss = sum((part.to(wide) * direction).sum() for part, direction in zip(outputs.values(), directions, strict=True))
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    outputs = {name: part.detach() for name, part in outputs.items()}
-    return outputs | {f"gradient of {name}": part for name, part in zip(leaves, gradients, strict=True)}

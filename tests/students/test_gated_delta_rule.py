@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from students import kernels
-from students.kernels import fla
+from students.kernels import fla, trial
 from students.kernels.gated_delta_rule import cases, gated_delta_rule, gated_delta_rule_step, reference_rule
 from students.kernels.gated_delta_rule.reference import gated_delta_recurrence
 from tests.conftest import TOLERANCE
@@ -82,7 +82,7 @@ def test_key_heads_that_do_not_divide_are_refused():
 
 
 def test_a_right_kernel_agrees():
-    errors = fla.disagreement(
+    errors = trial.disagreement(
         reference_rule, gated_delta_recurrence, cases.draw, cases.check(8, 8), torch.float32, torch.device("cpu")
     )
     assert set(errors) > {"output", "final state", "gradient of k", "gradient of log_a"}
@@ -95,7 +95,7 @@ def test_a_wrong_gradient_is_found_and_random_numbers_go_on_as_before():
 
     case, before = cases.check(8, 8), torch.get_rng_state()
     with torch.no_grad():
-        errors = fla.disagreement(wrong, reference_rule, cases.draw, case, torch.float32, torch.device("cpu"))
+        errors = trial.disagreement(wrong, reference_rule, cases.draw, case, torch.float32, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
     assert errors["gradient of k"] == pytest.approx(0.1, rel=1e-3)
     assert max(error for name, error in errors.items() if name != "gradient of k") < 1e-5

@@ -6,7 +6,8 @@ h_t = exp(log_a_t) h_{t-1} + x_t
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import Deferred, pick, trial
+from students.kernels.linear_scan.cases import ON_TRIAL, draw
 from students.kernels.linear_scan.reference import linear_scan as reference_scan
 from students.kernels.linear_scan.reference import linear_scan_step as reference_step
 from students.shapes import Float, Int
@@ -30,7 +31,11 @@ def linear_scan(
     Returns:
         h, in the type of x, and the state after the last token, not rounded to that type.
     """
-    refusal = f"{x.shape[2]} channels are more than {WIDEST}" if x.shape[2] > WIDEST else None
+
+    def refusal() -> str | None:
+        wide = f"{x.shape[2]} channels are more than {WIDEST}" if x.shape[2] > WIDEST else None
+        return wide or trial.refusal("linear_scan's kernel", IMPLEMENTATIONS["triton"], reference_scan, draw, ON_TRIAL, x)
+
     return pick("linear_scan", IMPLEMENTATIONS, x, refusal)(x, log_a, documents, initial_state)
 
 

@@ -42,23 +42,26 @@ class Config(NamedTuple):
         return 32 * self.warps * VECTOR.value // self.channels
 
 
-# The default first. With one warp a block has one slot for each thread's channels: nothing is exchanged between threads.
-CONFIGS_16 = [Config(64, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(128, 16, 8, 2, 4), Config(32, 16, 8, 1, 4),
-              Config(64, 16, 8, 4, 3)]  # fmt: skip
-CONFIGS_32 = [Config(64, 8, 8, 1, 4), Config(64, 8, 8, 4, 3)]  # a 4-byte input among them
+# With one warp a block has few slots, and little is exchanged between threads. The first is the default where its blocks fill
+# the GPU, the second where time must be cut as well.
+CONFIGS_16 = [Config(32, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(64, 16, 8, 1, 4), Config(128, 16, 8, 2, 4)]
+CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4)]  # a 4-byte input among them
 PROGRAMS = 4  # warps that a multiprocessor should have before time is cut
 
 
-def configs(x: torch.dtype, log_a: torch.dtype) -> list[Config]:
-    """The shipped configurations for inputs of these types."""
-    return CONFIGS_16 if max(x.itemsize, log_a.itemsize) == 2 else CONFIGS_32
+def configs(x: Tensor, log_a: Tensor) -> list[Config]:
+    """The shipped configurations for inputs like these, the default first."""
+    first, second, *others = CONFIGS_16 if max(x.dtype.itemsize, log_a.dtype.itemsize) == 2 else CONFIGS_32
+    blocks = x.shape[0] * triton.cdiv(x.shape[2], first.channels)
+    filled = blocks * first.warps >= PROGRAMS // 2 * launch.multiprocessors(x)
+    return [first, second, *others] if filled else [second, first, *others]
 
 
 def linear_scan(x, log_a, documents, initial_state, config: Config | None = None, segments: int | None = None):
     """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
     goes_on = None if documents is None else continues(documents).view(torch.int8)
     if config is None:
-        config = configs(x.dtype, log_a.dtype)[0]
+        config = configs(x, log_a)[0]
     return _Scan.apply(x, log_a, initial_state, goes_on, config, segments)
 
 

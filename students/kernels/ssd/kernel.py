@@ -42,7 +42,7 @@ class Config(NamedTuple):
 # states: Triton 3.6 compiles them to illegal memory accesses on Hopper, at 4 and 8 warps, at 1 and 2 stages.
 CONFIGS_16 = {
     64: [Config(64, 64, 4, 3, 4, 2), Config(64, 64, 4, 2, 4, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
-    128: [Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(64, 64, 4, 2, 8, 2), Config(32, 32, 4, 1, 4, 1)],
+    128: [Config(64, 64, 4, 2, 8, 2), Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
     256: [Config(32, 32, 8, 2, 8, 1), Config(32, 32, 8, 1, 8, 1)],
 }
 CONFIGS_32 = {  # 4-byte inputs

@@ -1,0 +1,74 @@
+"""Kernels on trial: before one first serves a GPU, in a type and at the widths of the call, its results are checked.
+
+Some kernels are wrong on some GPUs with some versions of Triton, without a word (flash-linear-attention's issue 640, and two
+faults of our own in LOG.md). So kernels of other people, and those of ours that no run of `make test-gpu` has confirmed,
+compute a small case first: outputs and every gradient against the reference in float64, once a process. The log says what
+came of it.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from students.kernels.launch import precision
+
+# ||found - wanted|| / ||wanted|| that outputs and gradients must stay under
+TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-4}
+TF32 = 4e-3  # of float32 where PyTorch's own products may run in tf32
+
+_log = logging.getLogger(__name__)
+
+
+def refusal(name: str, kernel: Callable, reference: Callable, draw: Callable, case: tuple, example: Tensor) -> str | None:
+    """Why a kernel may not serve a tensor like `example` on its GPU; None where it passed its trial on `draw(case)`."""
+    if not example.is_cuda:
+        return None
+    return _verdict(name, kernel, reference, draw, case, example.dtype, precision(example.dtype), example.device)
+
+
+@cache
+def _verdict(name, kernel, reference, draw, case, dtype, products, device) -> str | None:
+    kind = str(dtype).removeprefix("torch.")
+    where = f"in {kind} on {torch.cuda.get_device_name(device)}"
+    try:
+        errors = disagreement(kernel, reference, draw, case, dtype, device)
+    except Exception as error:  # a compiler's or a guard of theirs: whatever it is, the kernel cannot be used
+        return f"{name} fails its check {where}: {type(error).__name__}: {error}"
+    worst = max(errors, key=errors.get)
+    allowed = TF32 if dtype == torch.float32 and products == "tf32" else TOLERANCE[dtype]
+    if errors[worst] > allowed:
+        return f"{name} is wrong {where}: its {worst} is off by {errors[worst]:.2%}, where {allowed:.2%} is allowed"
+    _log.info("%s agrees with the reference %s, its %s to %.2g", name, where, worst, errors[worst])
+    return None
+
+
+def disagreement(
+    function: Callable, reference: Callable, draw: Callable, case: tuple, dtype: torch.dtype, device: torch.device
+) -> dict[str, float]:
+    """Relative errors of a function's outputs and gradients against a reference in float64, on the same inputs."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        torch.manual_seed(0)
+        leaves, fixed = draw(case, dtype, str(device))
+        found = _outputs_and_gradients(function, leaves, fixed)
+        wanted = _outputs_and_gradients(reference, {name: leaf.double() for name, leaf in leaves.items()}, fixed)
+    errors = {name: (found[name].double() - part).norm() / part.norm() for name, part in wanted.items()}
+    return {name: error.nan_to_num(torch.inf).item() for name, error in errors.items()}
+
+
+def _outputs_and_gradients(function, leaves, fixed) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    outputs = dict(zip(("output", "final state"), function(**leaves, **fixed), strict=True))
+    wide = torch.promote_types(torch.float32, next(iter(leaves.values())).dtype)
+    directions = [torch.randn(part.shape, device=part.device) for part in outputs.values()]
+    loss = sum((part.to(wide) * direction).sum() for part, direction in zip(outputs.values(), directions, strict=True))
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    outputs = {name: part.detach() for name, part in outputs.items()}
+    return outputs | {f"gradient of {name}": part for name, part in zip(leaves, gradients, strict=True)}
