@@ -168,6 +168,29 @@ def tiny_recipe(tiny_teacher, text_files):
 
 
 @pytest.fixture(scope="session")
+def judged_run(tmp_path_factory, tiny_teacher, text_files):
+    """The folder of a tiny run with a twin, judged by a small suite that holds every evaluation; not to be changed."""
+    from dataclasses import replace
+
+    import distill
+    from distill.evaluate import suites
+    from distill.recipe import check
+    from distill.runner import run
+
+    place = tmp_path_factory.mktemp("judged")
+    (place / "tasks").mkdir()
+    items = [{"ctx": f"item {n}", "choices": [f"{n} a", f"b {n} c"], "label": n % 2} for n in range(6)]
+    (place / "tasks" / "piqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    folder = run(check(tiny_entries(tiny_teacher, text_files) | {"twin": True}, "tiny.yaml"), runs=place).path
+    sizes = {"passkey": (64, 1024), "recall": (256, 320), "depths": (0.0, 1.0), "speed": (32, 64, 2048)}
+    trials = {"passkey_trials": 2, "recall_trials": 1, "grid_trials": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(suites.SUITES, "standard", replace(suites.SUITES["standard"], **sizes, **trials))
+        distill.evaluate(folder, suite="standard", tasks=place / "tasks")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """The real teacher: SmolLM2-135M-Instruct from its package, converted once and cached."""
     import teachers
