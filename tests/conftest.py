@@ -7,6 +7,8 @@ import random
 import pytest
 import torch
 
+from tests.browser.chromium import find as find_chromium
+
 os.environ.setdefault("TRITON_INTERPRET", "1" if not torch.cuda.is_available() else "0")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may load from the hub here
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a second thread of each would only wait
@@ -24,13 +26,20 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 # Of a marker's cases the suite runs so many, drawn by the seed; `-m MARKER` runs them all.
-SAMPLES = {"matrix": lambda cases: max(6, cases // 5), "faults": lambda cases: 3, "gpu": lambda cases: 0}
+SAMPLES = {
+    "matrix": lambda cases: max(6, cases // 5),
+    "faults": lambda cases: 3,
+    "gpu": lambda cases: 0,
+    "browser": lambda cases: 0,
+}
 
 
 def pytest_configure(config):
-    """Tests of the `gpu` marker, asked for by name, cannot pass by being skipped."""
+    """Tests of the `gpu` and `browser` markers, asked for by name, cannot pass by being skipped."""
     if _asked(config, "gpu") and not torch.cuda.is_available():
         pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
+    if _asked(config, "browser") and find_chromium() is None:
+        pytest.exit("the browser tests need Chromium, which is not here (Debian: apt-get install chromium)", returncode=2)
 
 
 def _asked(config, marker):

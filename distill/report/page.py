@@ -47,7 +47,8 @@ code, pre { font-size: .85rem; } pre { white-space: pre-wrap; }
   :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb; --back: #fff; --mark: #eee; --c0: #2563c9;
     --c1: #c2461c; --c2: #1d7d4b; --c3: #8a3fa0; --c4: #8d6100; --c5: #0f7a86; --c6: #666; }
   body { margin: 0; max-width: none; font-size: 10pt; } nav { display: none; } .scroll { overflow: visible; }
-  table { font-size: 8pt; } th, td { white-space: normal; padding: .15rem .35rem; }
+  table { font-size: 8pt; overflow-wrap: anywhere; }
+  table th, table td, table.words td { white-space: normal; padding: .15rem .3rem; min-width: 0 !important; }
   figure, tr, .strip, blockquote { break-inside: avoid; } h2, h3 { break-after: avoid; } * { print-color-adjust: exact; } }
 """
 

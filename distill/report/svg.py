@@ -191,6 +191,8 @@ def _legend(series: Sequence[Series]) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    if not text:
+        return ""
     marked = f" class='{kind}'" if kind else ""
     return f"<text{marked} x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}'>{html.escape(text)}</text>"
 
