@@ -68,6 +68,8 @@ def _named(runs: Sequence[Run]) -> dict[str, Run]:
 def _differences(runs: Mapping[str, Run]) -> str:
     """What makes the runs' numbers not comparable."""
     differ = [what for key, what in SAME.items() if len({run.facts.get(key) for run in runs.values()}) > 1]
+    judged = {run.judged["rows"]["student"]["fidelity"]["tokens"] for run in runs.values() if run.judged}
+    differ += ["numbers of held-out tokens"] if len(judged) > 1 else []
     return f"Not comparable number by number: their {' and '.join(differ)} differ." if differ else ""
 
 

@@ -27,7 +27,7 @@ def run_page(folder: RunDir) -> str:
     sections = [
         _headline(evaluations),
         _layout(recipe, judged),
-        _story(evaluations),
+        _story(evaluations, RunDir(folder.path / "twin").read("evaluations.json", {})),
         _losses(folder),
         _layers(evaluations),
         _breakdown(judged),
@@ -83,13 +83,14 @@ def _layout(recipe, judged: Mapping | None) -> Section:
     return Section("layout", "Layout", body, NOT_JUDGED)
 
 
-def _story(evaluations: Mapping) -> Section:
+def _story(evaluations: Mapping, twin: Mapping) -> Section:
+    """twin: the evaluations of the twin's own folder, which are on the same text as those after stages."""
     columns, lines = story_cells(evaluations)
     body = ""
     if lines:
         points = {("untrained" if line[0].startswith("nothing") else line[0]): line[2] for line in lines if line[2]}
-        twin = evaluations.get("final", {}).get("rows", {}).get("twin", {}).get("fidelity", {}).get("kl")
-        chart = curves.story(list(points), [float(value) for value in points.values()], twin)
+        ended = [measured["kl"] for measured in twin.get("after", {}).values() if "kl" in measured]
+        chart = curves.story(list(points), [float(value) for value in points.values()], ended[-1] if ended else None)
         body = table(columns, lines) + figures(chart)
     return Section("stages", "What each stage did", body, "no stage is over yet")
 

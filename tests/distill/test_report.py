@@ -130,6 +130,12 @@ def test_a_run_that_has_just_begun(copied):
     assert page.sections["not-run"]["text"].count("`distill run` goes on with it") == 3
 
 
+def test_a_twin_has_a_page_of_its_own(copied):
+    page, _ = written(copied.path / "twin")
+    assert {"headline", "matrices", "samples"} <= page.missing() and not {"stages", "losses"} & page.missing()
+    assert "polyline" in page.sections["losses"]["tags"]
+
+
 def test_a_run_without_a_suite(copied):
     evaluations = copied.read("evaluations.json")
     del evaluations["suites"]
@@ -179,7 +185,7 @@ def test_runs_are_compared(judged_run, copied):
     metrics = [line | {"loss": 2 * line["loss"]} for line in copied.metrics()]
     (copied.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     evaluations = copied.read("evaluations.json")
-    evaluations["final"]["rows"]["student"]["fidelity"]["kl"] = 9.875
+    evaluations["final"]["rows"]["student"]["fidelity"] |= {"kl": 9.875, "tokens": 7}
     del evaluations["final"]["rows"]["twin"], evaluations["suites"]
     copied.write("evaluations.json", evaluations)
     copied.update("run.json", heldout_text="0" * 64)
@@ -191,7 +197,7 @@ def test_runs_are_compared(judged_run, copied):
     assert judged_run.name in headline and "copy" in headline
     assert page.sections["layout"]["tags"].count("span") == 2 * 4
     assert page.sections["losses"]["tags"].count("polyline") == 2 * 3  # two runs, three stages
-    assert "held-out texts differ" in text
+    assert "their held-out texts and numbers of held-out tokens differ" in text
     assert re.search(r"copy\s+recall", page.sections["not-run"]["text"])
 
 
