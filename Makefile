@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-browser test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -27,6 +27,12 @@ test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, t
 
 test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
 	$(RUN) -m pytest -q -n 8 -m gpu tests/gpu
+
+# Which run's report the screenshots show; without one, the report of the tests' tiny run.
+REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))
+
+test-browser: $(VENV)/.installed  ## reports in headless Chromium on three screens and on paper; screenshots into docs/
+	DISTILL_SCREENSHOTS=docs DISTILL_REPORT="$(REPORT)" $(RUN) -m pytest -q -n0 -m browser tests/browser
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
 	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_families.py tests/distill/test_stages.py tests/distill/test_export.py

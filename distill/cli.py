@@ -114,6 +114,21 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: one to write its report again, several to compare them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; report.html in the run folder, or comparison.html here, by default."),
+    ] = None,
+) -> None:
+    """Write a run's report again, or one page that compares several runs."""
+    import distill
+
+    _quiet_libraries()
+    print(distill.report(*runs, out=out))
+
+
+@app.command()
 def export(
     run_folder: Annotated[Path, typer.Argument(help="The run folder.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],

@@ -7,6 +7,8 @@ import random
 import pytest
 import torch
 
+from tests.browser.chromium import find as find_chromium
+
 os.environ.setdefault("TRITON_INTERPRET", "1" if not torch.cuda.is_available() else "0")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may load from the hub here
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a second thread of each would only wait
@@ -24,13 +26,20 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 # Of a marker's cases the suite runs so many, drawn by the seed; `-m MARKER` runs them all.
-SAMPLES = {"matrix": lambda cases: max(6, cases // 5), "faults": lambda cases: 3, "gpu": lambda cases: 0}
+SAMPLES = {
+    "matrix": lambda cases: max(6, cases // 5),
+    "faults": lambda cases: 3,
+    "gpu": lambda cases: 0,
+    "browser": lambda cases: 0,
+}
 
 
 def pytest_configure(config):
-    """Tests of the `gpu` marker, asked for by name, cannot pass by being skipped."""
+    """Tests of the `gpu` and `browser` markers, asked for by name, cannot pass by being skipped."""
     if _asked(config, "gpu") and not torch.cuda.is_available():
         pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
+    if _asked(config, "browser") and find_chromium() is None:
+        pytest.exit("the browser tests need Chromium, which is not here (Debian: apt-get install chromium)", returncode=2)
 
 
 def _asked(config, marker):
@@ -167,6 +176,29 @@ def tiny_entries(tiny_teacher, text_files):
 def tiny_recipe(tiny_teacher, text_files):
     """`tiny_entries`, a copy to change."""
     return tiny_entries(tiny_teacher, text_files)
+
+
+@pytest.fixture(scope="session")
+def judged_run(tmp_path_factory, tiny_teacher, text_files):
+    """The folder of a tiny run with a twin, judged by a small suite that holds every evaluation; not to be changed."""
+    from dataclasses import replace
+
+    import distill
+    from distill.evaluate import suites
+    from distill.recipe import check
+    from distill.runner import run
+
+    place = tmp_path_factory.mktemp("judged")
+    (place / "tasks").mkdir()
+    items = [{"ctx": f"item {n}", "choices": [f"{n} a", f"b {n} c"], "label": n % 2} for n in range(6)]
+    (place / "tasks" / "piqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    folder = run(check(tiny_entries(tiny_teacher, text_files) | {"twin": True}, "tiny.yaml"), runs=place).path
+    sizes = {"passkey": (64, 1024), "recall": (256, 320), "depths": (0.0, 1.0), "speed": (32, 64, 2048)}
+    trials = {"passkey_trials": 2, "recall_trials": 1, "grid_trials": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(suites.SUITES, "standard", replace(suites.SUITES["standard"], **sizes, **trials))
+        distill.evaluate(folder, suite="standard", tasks=place / "tasks")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ FAMILY_NAMES = {
 def show(judged: Mapping, console: Console) -> None:
     """Print every table that the results fill."""
     console.print(f"[bold]{judged['suite']}[/]  {judged['pattern']}  on {judged['device']}, {judged['precision']}")
-    for title, table in tables(judged):
+    for _, title, table in tables(judged):
         console.print(f"\n[bold]{title}[/]")
         console.print(table)
     console.print()
@@ -49,23 +49,25 @@ def show(judged: Mapping, console: Console) -> None:
         console.print(f"  not run: {where or 'any'} ({rows}): {entry['reason']}")
 
 
-def tables(judged: Mapping) -> list[tuple[str, Table]]:
-    """Titles and tables."""
+def tables(judged: Mapping) -> list[tuple[str, str, Table]]:
+    """For each table the evaluation it shows, its title, and itself."""
     first = judged["rows"]["teacher"]
-    found = [("fidelity on held-out text, KL in nats a token", _fidelity(judged["rows"]))]
+    found = [("fidelity", "fidelity on held-out text, KL in nats a token", _fidelity(judged["rows"]))]
     if first.get("passkey"):
-        found.append(("passkeys recalled, by length (share of the teacher's)", _passkey(judged)))
+        found.append(("passkey", "passkeys recalled, by length (share of the teacher's)", _passkey(judged)))
     for length in sorted({cell["length"] for cells in first.get("recall", {}).values() for cell in cells}):
-        found.append((f"recall at {length} tokens, % of answers", _recall(judged["rows"], length)))
+        found.append(("recall", f"recall at {length} tokens, % of answers", _recall(judged["rows"], length)))
     scored = [task for task, result in first.get("tasks", {}).items() if "score" in result]
     six, further = [task for task in scored if task in SIX], [task for task in scored if task not in SIX]
     if six:
-        found.append((f"tasks, % ± standard error, {_items(first, six)}", _tasks(judged, six, recovery=True)))
+        found.append(("tasks", f"tasks, % ± standard error, {_items(first, six)}", _tasks(judged, six, recovery=True)))
     for start in range(0, len(further), 6):
         part = further[start : start + 6]
-        found.append((f"further tasks, % ± standard error, {_items(first, part)}", _tasks(judged, part, recovery=False)))
+        found.append(
+            ("tasks", f"further tasks, % ± standard error, {_items(first, part)}", _tasks(judged, part, recovery=False))
+        )
     if "speed" in first:
-        found.append(("speed, student | teacher", _speed(judged)))
+        found.append(("speed", "speed, student | teacher", _speed(judged)))
     return found
 
 

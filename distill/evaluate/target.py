@@ -20,6 +20,7 @@ from distill.evaluate.task_files import check_folder
 from distill.memory import enough_memory, ran_out
 from distill.probe import probe
 from distill.recipe import Data, Recipe, Text
+from distill.report import write_report
 from distill.run_dir import RunDir
 from distill.session import Session
 
@@ -86,6 +87,7 @@ def _evaluate(target: str | Path, teacher: str | None, heldout: str | None, suit
         suites = folder.read("evaluations.json", {}).get("suites", {})
         try:
             folder.update("evaluations.json", suites={**suites, suite.name: judged})
+            write_report(folder)
         except UserError as error:  # a run of somebody else's can be judged all the same
             console.print(f"  these results are not kept in the run folder: {error}")
     return judged

@@ -99,6 +99,14 @@ def test_export_and_generate(place, run_folder):
     assert call("generate", run_folder / "student", "The river", "--tokens", 5)[0] == out
 
 
+def test_reports(run_folder, tmp_path):
+    (run_folder / "report.html").unlink()
+    assert call("report", run_folder)[0].strip() == str(run_folder / "report.html")
+    assert "<h1>tiny</h1>" in (run_folder / "report.html").read_text()
+    assert call("report", run_folder, run_folder, cwd=tmp_path)[0].strip() == "comparison.html"
+    assert "Runs compared" in (tmp_path / "comparison.html").read_text()
+
+
 def test_recipes(tmp_path):
     out, _ = call("recipes", "ls")
     assert "quickstart" in out and "SmolLM2" in out
@@ -177,6 +185,7 @@ def test_shell_completion(place, tmp_path):
         (["plan", "tiny.yaml", "mixers.M.window.size=0"], "its size must be at least 1"),
         (["eval", "nowhere"], "nowhere cannot be loaded as a student"),
         (["export", "nowhere", "--out", "x"], "nowhere is no run folder"),
+        (["report", "nowhere"], "nowhere is no run folder"),
         (["generate", "nowhere", "hello"], "nowhere has no finished student"),
         (["recipes", "show", "quickstat"], "did you mean 'quickstart'"),
         (["run", "tiny.yaml", "device=cuda"], "PyTorch sees no GPU here"),
@@ -214,3 +223,4 @@ def test_the_python_api_is_the_command_line(run_folder, place):
     judged = distill.evaluate(run_folder)
     assert set(judged) == {"target", "teacher", "pattern", "rows", "layers"}
     assert distill.export(run_folder, out=place / "api").name == "api"
+    assert distill.report(run_folder) == run_folder / "report.html"

@@ -1,0 +1,53 @@
+"""Reports: one HTML file a run or a comparison. They load nothing, and are read on a phone, in the dark, on paper.
+
+page.py is what all have in common, run_page.py and compare.py what each holds; tables.py, svg.py, matrices.py, curves.py,
+recall.py and layout.py draw. `distill.report(run)` and `distill report RUN` write them again from what a run folder holds.
+"""
+
+from pathlib import Path
+
+from distill.callable_package import make_callable
+from distill.errors import UserError
+from distill.report.compare import compare_page
+from distill.report.run_page import run_page
+from distill.report.tables import headline, headline_cells, markdown_report
+from distill.run_dir import RunDir, write_text
+
+__all__ = ["headline", "headline_cells", "report", "write_report"]
+COMPARISON = "comparison.html"
+
+
+def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of one run again, or compare several on one page.
+
+    Args:
+        runs: run folders. out: the file to write; for one run report.html in its folder, for several comparison.html here.
+
+    Returns:
+        the file's path.
+
+    Raises:
+        UserError: a folder holds no run, no run is named, or the file cannot be written.
+    """
+    if not runs:
+        raise UserError("no run folder is named; `distill report RUN`, or several to compare")
+    folders = [RunDir.existing(run) for run in runs]
+    target = Path(out) if out else None
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise UserError(f"--out is {target}, which is a folder or is in none; name a file in a folder that exists")
+    if len(folders) == 1 and target is None:
+        return write_report(folders[0])
+    target = target or Path(COMPARISON)
+    write_text(target, run_page(folders[0]) if len(folders) == 1 else compare_page(folders))
+    return target
+
+
+def write_report(folder: RunDir) -> Path:
+    """Write report.html and report.md of a run, finished or not; the HTML file's path."""
+    target = folder.path / "report.html"
+    write_text(target, run_page(folder))
+    write_text(folder.path / "report.md", markdown_report(folder, folder.read("evaluations.json", {})))
+    return target
+
+
+make_callable(__name__)

@@ -1,0 +1,268 @@
+"""Reports: every section is there or says why not, nothing is loaded, names cannot break out, numbers are the JSON's."""
+
+import base64
+import json
+import re
+import shutil
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+
+import distill
+from distill.errors import UserError
+from distill.report import svg
+from distill.report.matrices import png
+from distill.run_dir import RunDir
+
+VOID = {"meta", "link", "img", "line", "rect", "circle", "polyline", "br"}
+SECTIONS = {
+    "headline",
+    "layout",
+    "stages",
+    "losses",
+    "layers",
+    "breakdown",
+    "matrices",
+    "recall",
+    "tasks",
+    "speed",
+    "samples",
+    "not-run",
+    "facts",
+}
+
+
+class Page(HTMLParser):
+    """A page's sections by anchor (text and tags), its attributes that load something, and whether its tags are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sections, self.loads, self.tags, self.current = [], {}, [], [], None
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.append(tag)
+        self.loads += [value for name, value in given.items() if name in ("src", "href", "srcset", "data", "action")]
+        assert not any(name.startswith("on") for name in given)
+        if tag == "section":
+            self.current = given["id"]
+            self.sections[self.current] = {"text": "", "tags": []}
+        if self.current:
+            self.sections[self.current]["tags"].append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.current = None if tag == "section" else self.current
+
+    def handle_data(self, data):
+        if self.current:
+            self.sections[self.current]["text"] += data + " "
+
+    def missing(self):
+        """The sections that say that they were not run."""
+        return {name for name, section in self.sections.items() if "not run:" in section["text"] and name != "not-run"}
+
+
+def check_alone(page, text):
+    """Nothing that a browser would fetch, and nothing that runs."""
+    assert all(value.startswith(("#", "data:")) for value in page.loads), page.loads
+    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert "@import" not in text and "url(" not in text
+
+
+@pytest.fixture
+def copied(judged_run, tmp_path):
+    return RunDir(shutil.copytree(judged_run, tmp_path / "copy"))
+
+
+def written(folder, *others, **options):
+    text = distill.report(folder, *others, **options).read_text()
+    page = Page(text)
+    check_alone(page, text)
+    return page, text
+
+
+def test_a_judged_run_fills_every_section(copied):
+    page, text = written(copied.path)
+    assert set(page.sections) == SECTIONS and page.missing() == set()
+    for name in ("headline", "stages", "losses", "layers", "breakdown", "recall", "speed"):
+        assert "svg" in page.sections[name]["tags"], name
+    assert page.sections["matrices"]["tags"].count("img") == 2 * 2 * 2  # heads of two layers, attention and mixer
+    rows = copied.read("evaluations.json")["final"]["rows"]
+    headline = page.sections["headline"]["text"]
+    for part in ("teacher", "its twin", "window 64 + 4 sinks", "chance", "mean of 1 tasks"):
+        assert part in headline
+    for results in rows.values():
+        assert f"{results['fidelity']['kl']:.3f}" in headline
+    run = copied.read("run.json")
+    for fact in (run["teacher"], run["train_text"], run["heldout_text"], "distill run tiny.yaml", "discrete_mamba2"):
+        assert fact in page.sections["facts"]["text"]
+    left_out = page.sections["not-run"]["text"]
+    assert "positions for 512 tokens" in left_out and "winogrande.jsonl" in left_out and "is uniform" in left_out
+    assert "prefers-color-scheme: dark" in text and "@media print" in text and "width=device-width" in text
+
+
+def test_judging_a_run_writes_its_report_again(judged_run):
+    assert "Suite standard" in (judged_run / "report.html").read_text()
+
+
+def test_a_run_that_has_just_begun(copied):
+    for path in copied.path.iterdir():
+        if path.name != "recipe.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page, _ = written(copied.path)
+    assert page.missing() == SECTIONS - {"not-run", "facts"}
+    assert "svg" not in page.tags and "not recorded yet" in page.sections["facts"]["text"]
+    assert page.sections["not-run"]["text"].count("`distill run` goes on with it") == 3
+
+
+def test_a_twin_has_a_page_of_its_own(copied):
+    page, _ = written(copied.path / "twin")
+    assert {"headline", "matrices", "samples"} <= page.missing() and not {"stages", "losses"} & page.missing()
+    assert "polyline" in page.sections["losses"]["tags"]
+
+
+def test_a_run_without_a_suite(copied):
+    evaluations = copied.read("evaluations.json")
+    del evaluations["suites"]
+    copied.write("evaluations.json", evaluations)
+    page, _ = written(copied.path)
+    assert page.missing() == {"recall", "tasks", "speed"}
+    assert "--suite standard" in page.sections["not-run"]["text"]
+
+
+def test_tasks_without_files_say_so(copied):
+    evaluations = copied.read("evaluations.json")
+    for results in evaluations["suites"]["standard"]["rows"].values():
+        if "tasks" in results:
+            results["tasks"] = {"piqa": {"not_run": "no task files: name their folder"}}
+    copied.write("evaluations.json", evaluations)
+    page, _ = written(copied.path)
+    assert page.missing() == {"tasks"} and "no task files" in page.sections["tasks"]["text"]
+    assert "mean of" not in page.sections["headline"]["text"]
+
+
+def test_names_cannot_break_out(copied):
+    """Whatever a recipe, a text's source or a model says ends up as text."""
+    hostile = "<script>alert(1)</script>'\"><img src=//evil.example/x>"
+    recipe = yaml.safe_load((copied.path / "recipe.yaml").read_text())
+    recipe["name"] = "<b onclick='x'>&"
+    recipe["teacher"] = hostile
+    (copied.path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    copied.write("samples.json", {"prompt": hostile, "teacher": hostile, "student": hostile})
+    text = (copied.path / "evaluations.json").read_text()
+    evaluations = json.loads(text)
+    for judged in (evaluations["final"], evaluations["suites"]["standard"]):
+        judged["device"] = hostile
+        judged["not_run"].append({"rows": ["student"], "evaluation": hostile, "part": hostile, "reason": hostile})
+        for results in judged["rows"].values():
+            results["fidelity"]["by_source"][0]["name"] = hostile
+    copied.write("evaluations.json", evaluations)
+    copied.write("run.json", {"teacher": hostile, "versions": {hostile: hostile}})
+    lines = (copied.path / "metrics.jsonl").read_text().replace('"orient"', json.dumps(hostile))
+    (copied.path / "metrics.jsonl").write_text(lines)
+    page, text = written(copied.path)
+    assert "<script" not in text and "<b onclick" not in text and page.missing() == set()
+    assert page.sections["samples"]["text"].count("alert(1)") == 4
+    written(copied.path, copied.path, out=copied.path / "both.html")
+
+
+def test_runs_are_compared(judged_run, copied):
+    metrics = [line | {"loss": 2 * line["loss"]} for line in copied.metrics()]
+    (copied.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    evaluations = copied.read("evaluations.json")
+    evaluations["final"]["rows"]["student"]["fidelity"] |= {"kl": 9.875, "tokens": 7}
+    del evaluations["final"]["rows"]["twin"], evaluations["suites"]
+    copied.write("evaluations.json", evaluations)
+    copied.update("run.json", heldout_text="0" * 64)
+    page, text = written(judged_run, copied.path, out=copied.path / "both.html")
+    assert set(page.sections) == {"headline", "layout", "losses", "layers", "recall", "not-run", "facts"}
+    first = RunDir(judged_run).read("evaluations.json")["final"]["rows"]["student"]["fidelity"]["kl"]
+    headline = page.sections["headline"]["text"]
+    assert f"{first:.3f}" in headline and "9.875" in headline and "not run" in headline
+    assert judged_run.name in headline and "copy" in headline
+    assert page.sections["layout"]["tags"].count("span") == 2 * 4
+    assert page.sections["losses"]["tags"].count("polyline") == 2 * 3  # two runs, three stages
+    assert "their held-out texts and numbers of held-out tokens differ" in text
+    assert re.search(r"copy\s+recall", page.sections["not-run"]["text"])
+
+
+def test_runs_of_one_name_are_told_apart(judged_run, tmp_path):
+    page, _ = written(judged_run, judged_run, out=tmp_path / "both.html")
+    assert f"{judged_run.name} (2)" in page.sections["headline"]["text"]
+
+
+def test_mistakes(judged_run, tmp_path):
+    with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
+        distill.report(judged_run, tmp_path)
+    with pytest.raises(UserError, match="no run folder is named"):
+        distill.report()
+    with pytest.raises(UserError, match=r"--out is .*gone.x\.html, which is a folder or is in none"):
+        distill.report(judged_run, out=tmp_path / "gone" / "x.html")
+
+
+# drawing
+
+
+def test_axes_put_values_where_they_belong():
+    axis = svg.Axis([1.0, 1000.0], 0, 300, log=True)
+    assert axis.place(10.0) == pytest.approx(100) and axis.ticks() == [1, 10, 100, 1000]
+    axis = svg.Axis([0.1, 0.93], 200, 0, zero=True)
+    assert axis.place(0.0) == 200 and axis.place(0.93) == 0 and axis.ticks() == pytest.approx([0, 0.5])
+    for values in ([3.0, 3.0], [0.0, 0.0], [1e-9, 2e-9], [5.0, 5.1]):
+        axis = svg.Axis(values, 0, 100)
+        assert len(axis.ticks()) >= 2 and all(-1e-6 <= axis.place(tick) <= 100 + 1e-6 for tick in axis.ticks())
+    narrow = svg.Axis([0.92, 0.95], 0, 100, log=True)
+    assert len(narrow.ticks()) >= 2
+
+
+def test_lines_leave_out_what_is_no_number_and_never_grow():
+    drawn = svg.line_chart("t", [svg.Series("a", [1, 2, 3, 4], [1.0, float("nan"), float("-inf"), 2.0])], "x", "y")
+    assert len(re.search(r"points='([^']*)'", drawn)[1].split()) == 2
+    assert "no finite values" in svg.line_chart("t", [svg.Series("a", [1.0], [float("inf")])], "x", "y")
+    long = svg.line_chart("t", [svg.Series("a", range(1, 100_001), [1.0] * 100_000)], "x", "y")
+    assert len(long) < 20_000
+
+
+def test_averages_keep_the_mean():
+    assert svg.averaged([1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0] and svg.averaged([1.0, 2.0], 5) == [1.0, 2.0]
+
+
+def test_a_png_is_what_the_standard_says():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4)).astype(np.uint8)
+    data = png(pixels)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    place, chunks = 8, {}
+    while place < len(data):
+        (size,), kind = struct.unpack(">I", data[place : place + 4]), data[place + 4 : place + 8]
+        body = data[place + 8 : place + 8 + size]
+        assert struct.unpack(">I", data[place + 8 + size : place + 12 + size])[0] == zlib.crc32(kind + body)
+        chunks[kind], place = body, place + 12 + size
+    assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (5, 3)
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), dtype=np.uint8).reshape(3, 21)
+    assert (rows[:, 0] == 0).all() and (rows[:, 1:].reshape(3, 5, 4) == pixels).all()
+
+
+def test_matrices_are_shown_on_one_scale(copied):
+    _, text = written(copied.path)
+    images = re.findall(r"data:image/png;base64,([^']+)'", text)
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
+    with np.load(copied.path / "matrices.npz") as arrays:
+        name = next(name for name in arrays if name.endswith(" mixer")).removesuffix(" mixer")
+        attention, mixer = arrays[f"{name} attention"], arrays[f"{name} mixer"]
+    error = np.linalg.norm(attention - mixer) / np.linalg.norm(attention)
+    assert f"{name}: attention, mixer (relative error {error:.2f})" in text
