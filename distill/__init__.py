@@ -1,14 +1,14 @@
 """Turn pretrained Transformers into state-space hybrids by distillation.
 
-The Python API is the command line's: `distill.run(recipe)`, `distill.evaluate(run)`, `distill.export(run, out=folder)`,
-`distill.report(run)`.
+The Python API is the command line's: `distill.run(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`,
+`distill.report(run)`, `distill.export(run, out=folder)`.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-CALLABLE = ("evaluate", "export", "report")  # packages that are called like the verbs they are named for
+CALLABLE = ("evaluate", "export", "report", "select")  # packages that are called like the verbs they are named for
 
 
 def run(recipe, *, overrides=(), fresh=False, runs="runs", stop_after=None):

@@ -89,6 +89,37 @@ def run(
         raise typer.Exit(3) from None
 
 
+@app.command()
+def select(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    by: Annotated[str | None, typer.Option(help="The scorer, recall by default.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Layers (or heads) that stay attention: a number or a share.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task files, for --by task.", metavar="FOLDER")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the recipe with the chosen layout.", metavar="FILE")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    json: Json = None,
+) -> None:
+    """Choose the layers or heads that stay attention, by what the teacher loses without them."""
+    import distill
+    from distill.select.show import show
+    from distill.trainer import Interrupted
+
+    _quiet_libraries()
+    _check_writable(json)
+    count = int(keep) if keep is not None and keep.is_integer() else keep
+    try:
+        chosen = distill.select(
+            recipe, overrides=overrides or [], by=by, keep=count, tasks=tasks, runs=runs, fresh=fresh, write=write
+        )
+    except Interrupted as reason:
+        print(f"stopped: {reason}", file=sys.stderr)
+        raise typer.Exit(3) from None
+    show(chosen, _console(json))
+    _write_json(json, chosen)
+
+
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run folder, or a student's folder or hub id.")],

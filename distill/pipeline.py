@@ -18,7 +18,7 @@ from distill.run_dir import RunDir
 from distill.saves import Saves
 from distill.session import Session
 from distill.stages import stage_class
-from distill.stages.stage import Calibration, Stage, StageOptions
+from distill.stages.stage import Stage, StageOptions
 from distill.trainer import Interrupted, NonFinite, Report, Stopper, Trainer
 
 
@@ -70,7 +70,7 @@ class Pipeline:
         began = time.monotonic() - (state.seconds if state else 0.0)
         with enough_memory(f"stage {name}", self._what_to_lower(name, options)):
             stage = self._make(name, options)
-            calibration = self._calibration(window)
+            calibration = self.session.calibration(window)
             stage.prepare()
             if state is None:
                 with self.accelerator.autocast():
@@ -151,17 +151,6 @@ class Pipeline:
             self.console.print(f"  [bold]{name:<10}[/] {seconds:5.0f} s   {found.format(**measured)}")
             self.saves.save(State(index, name, 0, True, window, self.teacher.fingerprint), None, None, measured["probe"])
         self.accelerator.wait_for_everyone()
-
-    def _calibration(self, window: int) -> Calibration:
-        """Training text from a window on, for closed-form work."""
-        windows, size = self.session.windows, self.recipe.data.micro_batch or self.recipe.data.batch
-
-        def batches(tokens: int):
-            count = max(1, tokens // windows.seq_len)
-            for offset in range(0, count, size):
-                yield windows.batch(window + offset, min(size, count - offset)).to(self.accelerator.device)
-
-        return batches
 
     def _log(self, index: int, name: str, stage: Stage, progress: StageProgress, report: Report) -> None:
         progress.update(report)

@@ -16,6 +16,8 @@ from distill.console import new_console
 from distill.errors import UserError
 from distill.pipeline import check_rates
 from distill.recipe import Recipe, find, load, shipped_folder
+from distill.select.options import described, options_of, selects
+from distill.select.resolve import TRAINING, cost_of, even_recipe
 from distill.stages import stage_class
 from students.config import KEEP, Layout, Place, Shapes
 from students.state_size import state_bytes
@@ -36,7 +38,8 @@ CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, l
 @dataclass
 class Plan:
     """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of a
-    teacher's and a student's cache, a text, by its tokens."""
+    teacher's and a student's cache, a text, by its tokens. selection: of a recipe whose layout is selected, its options, and
+    the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`."""
 
     layout: Layout
     teacher_parameters: int
@@ -47,6 +50,7 @@ class Plan:
     flops: float
     exports: str
     cache: dict[int, tuple[int, int]]
+    selection: dict | None = None
 
     def seconds(self, device: str) -> float:
         """The time that the stages' arithmetic takes at the assumed speed."""
@@ -62,10 +66,17 @@ def show(reference: str, overrides: list[str], console: Console | None = None) -
     console = console or new_console()
     recipe = load(reference, overrides)
     plan = make_plan(recipe)
-    strip = "".join(f"[bold blue]{c}[/]" if c in recipe.mixers else c for c in plan.layout.pattern)
+    strip = "".join(f"[bold blue]{c}[/]" if c in plan.layout.mixers else c for c in plan.layout.pattern)
     console.print(f"[bold]{recipe.name}[/]  {find(reference)}\nlayers   {strip}   (A keeps the teacher's attention)")
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)
+    if plan.selection:
+        trains = f", trains gates on {plan.selection['training_tokens']:,}" if plan.selection["training_tokens"] else ""
+        console.print(
+            f"select   the run chooses the layout by {plan.selection['by']} before it trains: reads about "
+            f"{plan.selection['tokens']:,} tokens{trains}; shown is an even layout of the same budget",
+            highlight=False,
+        )
     if recipe.meta_tokens:
         console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
     table = Table(box=None, header_style="bold")
@@ -98,6 +109,7 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
+    recipe, selection = _selected(recipe, config)
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name, recipe.meta_tokens)
     place = Place(family.layers, family.slot, family.documents)
     shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
@@ -108,7 +120,7 @@ def make_plan(recipe: Recipe) -> Plan:
     check_rates(recipe, student, recipe.name)
     sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
     mixers = sum(_parameters(mixer) for mixer in student.mixers.values())
-    trained, tokens, flops = {}, {}, 0.0
+    trained, tokens, flops = {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
     for index, (name, options) in enumerate(recipe.stage_options()):
         whole = name == "imitate"
         key = name if name not in tokens else f"{name} ({index})"
@@ -126,7 +138,23 @@ def make_plan(recipe: Recipe) -> Plan:
         flops=flops,
         exports=_exports(layout, config.model_type),
         cache=_cache(config, layout, place, shapes, student),
+        selection=selection,
     )
+
+
+def _selected(recipe: Recipe, config) -> tuple[Recipe, dict | None]:
+    """A recipe whose layout is selected with an even one of the same budget, and what the selection does."""
+    if not selects(recipe):
+        return recipe, None
+    options, depth, heads = options_of(recipe), config.num_hidden_layers, config.num_attention_heads
+    even = even_recipe(recipe, depth, heads)
+    tokens, training = cost_of(options, depth, heads)
+    return even, {**described(options), "tokens": tokens, "training_tokens": training}
+
+
+def _selection_tokens(selection: dict | None) -> float:
+    """Forward passes of the teacher that a selection comes to."""
+    return selection["tokens"] + TRAINING * selection["training_tokens"] if selection else 0.0
 
 
 def _cache(config, layout: Layout, place: Place, shapes: Shapes, student: nn.Module) -> dict[int, tuple[int, int]]:

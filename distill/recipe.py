@@ -8,7 +8,7 @@ key. Overrides (`key.sub=value`) are applied before anything is checked; lists a
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,13 +113,13 @@ class Checkpoints(Schema):
 
 class Recipe(Schema):
     """A whole recipe. `pattern`, one entry a letter, and `meta_tokens` (learned ones in front of every document) make the
-    student's layout; `stages` run in order."""
+    student's layout; a mapping as `pattern` has the run select it (distill/select). `stages` run in order."""
 
     name: Name
     teacher: Annotated[str, Field(min_length=1)]
     teacher_trust_remote_code: bool = False
     teacher_pickle: bool = False
-    pattern: str
+    pattern: str | dict[str, Any]
     mixers: dict[Letter, dict[str, Any]]
     meta_tokens: Annotated[int, Field(ge=0)] = 0
     data: Data
@@ -167,8 +167,11 @@ def find(reference: str | Path) -> Path:
     raise UserError(f"there is no recipe {str(reference)!r}: no such file, and of the shipped ones {nearest(name, shipped)}")
 
 
-def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(reference: str | Path, overrides: Sequence[str] = (), change: Callable[[dict, str], None] | None = None) -> Recipe:
     """Read, override and check a recipe.
+
+    Args:
+        change: changes the entries as they were read, before the overrides; it is told the file too.
 
     Raises:
         UserError: no such recipe, YAML that does not parse, or anything the schema refuses.
@@ -181,6 +184,8 @@ def load(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             {name: options or {} for name, options in stage.items()} if isinstance(stage, dict) else stage
             for stage in entries["stages"]
         ]
+    if change is not None:
+        change(entries, str(path))
     for text in overrides:
         override(entries, text)
     return check(entries, str(path))
@@ -198,8 +203,12 @@ def check(entries: dict, where: str) -> Recipe:
             if len(stage) != 1:
                 raise UserError(f"{where}: each entry of stages is one stage, not {', '.join(stage) or 'nothing'}")
     except ValidationError as error:
-        raise UserError(_explain(error, where, Recipe)) from error
+        raise UserError(explain(error, where, Recipe)) from error
     _check_stages(recipe, where)
+    if isinstance(recipe.pattern, dict):
+        from distill.select.options import options_of
+
+        options_of(recipe, where)
     return recipe
 
 
@@ -227,7 +236,7 @@ def _check_stages(recipe: Recipe, where: str) -> None:
         try:
             options_class(name)(**options)
         except ValidationError as error:
-            raise UserError(_explain(error, f"{where}: stages.{name}", options_class(name))) from error
+            raise UserError(explain(error, f"{where}: stages.{name}", options_class(name))) from error
     if recipe.meta_tokens and not any("imitate" in stage for stage in recipe.stages):
         raise UserError(
             f"{where}: meta_tokens is {recipe.meta_tokens}, but only imitate trains them; add that stage, or leave them out"
@@ -236,8 +245,8 @@ def _check_stages(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: stages must begin with initialise, which makes the mixers")
 
 
-def _explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
-    """One line a key; of the alternatives that a key's value may be, those that it came nearest to."""
+def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
+    """What was refused, one line a key; of the alternatives that a key's value may be, those that it came nearest to."""
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         place = [str(part) for part in problem["loc"] if not ALTERNATIVE.search(str(part))]

@@ -4,6 +4,7 @@ recipe.yaml          as given, overrides included          run.json        versi
 metrics.jsonl        one line a logged step                transfer.json   where every weight of the student came from
 evaluations.json     every evaluation made so far          checkpoints/    <stage>-<step>, the last ones
 student/             the finished student                  report.html, report.md, twin/
+selection.json       what a selection of layers measured   resolved.yaml   the recipe with the layout that it chose
 """
 
 import json
@@ -68,7 +69,7 @@ class RunDir:
                 "change the recipe outside and run that, or start again with --fresh"
             )
         if not file.exists():
-            write_text(file, yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+            write_text(file, recipe_text(recipe))
         return folder
 
     @classmethod
@@ -120,6 +121,21 @@ class RunDir:
         """
         file = self.path / "recipe.yaml"
         return check(read(file), str(file))
+
+    def resolve(self, recipe: Recipe) -> None:
+        """Keep the recipe with its layout written out, beside the one as given.
+
+        Raises:
+            UserError: resolved.yaml is there and says something else.
+        """
+        file = self.path / "resolved.yaml"
+        if not file.exists():
+            write_text(file, recipe_text(recipe))
+        elif check(read(file), str(file)).fingerprint != recipe.fingerprint:
+            raise UserError(
+                f"{file} is not the layout that was selected here (it was edited); run it as a recipe of its own, or start "
+                "again with --fresh"
+            )
 
     @property
     def checkpoints(self) -> Path:
@@ -219,6 +235,11 @@ def write_text(file: Path, text: str) -> None:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
         raise UserError(f"{file} cannot be written: {error.strerror}; {FIX}") from error
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """A recipe as YAML; what was not given is left out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,9 @@ from distill.memory import enough_memory
 from distill.pipeline import Pipeline, check_rates
 from distill.recipe import Recipe
 from distill.run_dir import RunDir, alone
+from distill.select.options import selects
+from distill.select.resolve import even_recipe, resolve
+from distill.select.show import strip
 from distill.session import Session, deadline
 from distill.trainer import Stopper
 
@@ -59,6 +62,7 @@ def run(
         console.print(f"[bold]{recipe.name}[/]  {folder.path}")
         try:
             with enough_memory("the run", "data.micro_batch, data.seq_len or evaluation.tokens"):
+                _select_layout(session, folder, console, stopper)
                 _take_all(session, folder, console, stopper)
         finally:
             trackers.finish(session.accelerator)
@@ -73,12 +77,23 @@ def _check_layout(session: Session) -> None:
         UserError: naming the recipe and what does not fit.
     """
     recipe, teacher = session.recipe, session.teacher
+    if selects(recipe):  # the layout is not known yet, but one like it is
+        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
     layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
     check_rates(recipe, empty(teacher, layout), recipe.name)
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
     if recipe.twin:
         check_rates(twin_recipe(recipe, layout), empty(teacher, twin_layout(layout)), f"{recipe.name} (twin)")
+
+
+def _select_layout(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> None:
+    """Where the recipe says how its layout is selected: do that, and go on with the recipe that says the layout."""
+    if not selects(session.recipe):
+        return
+    session.recipe, chosen = resolve(session, folder, console, stopper)
+    console.print(f"  layout selected by {chosen['by']}: {strip(session.recipe.pattern)}")
+    _check_layout(session)
 
 
 def _take_all(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> None:

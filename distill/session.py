@@ -18,6 +18,7 @@ from distill.evaluate.fidelity import Heldout
 from distill.memory import enough_memory, ran_out
 from distill.prepare import prepare
 from distill.recipe import Recipe
+from distill.stages.stage import Calibration
 from teachers.source import cache_folder
 from teachers.teacher import Teacher
 
@@ -64,6 +65,17 @@ class Session:
         count = max(1, self.recipe.evaluation.probe_tokens // self.heldout_windows.seq_len)
         first = max(0, self.heldout_windows.count - count)
         return self.heldout_windows.batch(first, min(count, self.heldout_windows.count)).to(self.teacher.device)
+
+    def calibration(self, window: int) -> Calibration:
+        """Training text from a window on, for closed-form work."""
+        size = self.recipe.data.micro_batch or self.recipe.data.batch
+
+        def batches(tokens: int):
+            count = max(1, tokens // self.windows.seq_len)
+            for offset in range(0, count, size):
+                yield self.windows.batch(window + offset, min(size, count - offset)).to(self.accelerator.device)
+
+        return batches
 
     def _heldout_batches(self, tokens: int) -> list[Batch]:
         length = self.heldout_windows.seq_len

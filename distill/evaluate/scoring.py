@@ -36,8 +36,8 @@ class Marked:
 class Answer:
     """What a model makes of a span, given everything before it.
 
-    logprob: of the whole span, in nats. greedy: whether each of its tokens is the model's first choice in the whole
-    vocabulary, which is when greedy decoding would have said it.
+    logprob: of the whole span, in nats; of a forced choice, among the tokens to choose from. greedy: whether each of its
+    tokens is the model's first choice in the whole vocabulary, which is when greedy decoding would have said it.
     """
 
     logprob: float
@@ -45,14 +45,20 @@ class Answer:
 
 
 @torch.no_grad()
-def score(teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked]) -> list[list[Answer]]:
-    """Every span's answer; `model` None asks the teacher. One forward pass a sequence."""
+def score(
+    teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked], among: Sequence[int] | None = None
+) -> list[list[Answer]]:
+    """Every span's answer; `model` None asks the teacher. One forward pass a sequence.
+
+    Args:
+        among: force the choice of every token to these, for `logprob`.
+    """
     head = head_of(teacher.model if model is None else model)
     found: list[list[Answer]] = [[] for _ in texts]
     for indexes in batches([len(text.ids) - 1 for text in texts], BATCH_TOKENS.get(teacher.device.type, 4096)):
         chosen = [texts[index] for index in indexes]
-        hidden = last_hidden(teacher, model, _padded(chosen).to(teacher.device))
-        for index, answers in zip(indexes, _answers(hidden, head, chosen), strict=True):
+        hidden = last_hidden(teacher, model, padded(chosen).to(teacher.device))
+        for index, answers in zip(indexes, _answers(hidden, head, chosen, among), strict=True):
             found[index] = answers
     return found
 
@@ -91,20 +97,23 @@ def split(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], 
     return [(whole[: len(alone)], whole[len(alone) :]) for whole, alone in found]
 
 
-def _padded(texts: Sequence[Marked]) -> Int[Tensor, "b t"]:
+def padded(texts: Sequence[Marked]) -> Int[Tensor, "b t"]:
     """All but the last token of each, whose successor nobody asks for."""
     width = max(len(text.ids) for text in texts) - 1
     return torch.tensor([text.ids[:-1] + [0] * (width + 1 - len(text.ids)) for text in texts])
 
 
-def _answers(hidden: Float[Tensor, "b t d"], head: Head, texts: Sequence[Marked]) -> list[list[Answer]]:
+def _answers(
+    hidden: Float[Tensor, "b t d"], head: Head, texts: Sequence[Marked], among: Sequence[int] | None
+) -> list[list[Answer]]:
     places = [(row, place) for row, text in enumerate(texts) for start, end in text.spans for place in range(start, end)]
     rows, columns = torch.tensor(places, device=hidden.device).unbind(1)
     targets = torch.tensor([texts[row].ids[place] for row, place in places], device=hidden.device)
     logprobs, greedy = [], []
     for piece, wanted in zip(hidden[rows, columns - 1].split(CHUNK), targets.split(CHUNK), strict=True):
         logits = logits_of(piece, head)
-        logprobs += (logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+        rivals = logits if among is None else logits[:, list(among)]
+        logprobs += (logits.gather(-1, wanted[:, None])[:, 0] - rivals.logsumexp(-1)).tolist()
         greedy += (logits.argmax(-1) == wanted).tolist()
     answers, at = [], 0
     for text in texts:

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -150,16 +151,26 @@ def _from_file(teacher: Teacher, model: nn.Module | None, name: str, suite: Suit
         return {
             "not_run": f"a teacher of {parameters / 1e6:.0f}M parameters answers letters by chance; mmlu_cloze asks the same"
         }
+    questions = read_questions(name, file, suite.items)
+    return run_task(teacher, model, name, questions)
+
+
+def read_questions(name: str, file: Path, items: int | None) -> list[Question]:
+    """A task's questions, or so many of them, always the same ones.
+
+    Raises:
+        UserError: the file is damaged, or its lines are not in the task's form.
+    """
     questions = []
-    for number, item in enumerate(read_items(file, suite.items), 1):
+    for number, item in enumerate(read_items(file, items), 1):
         try:
-            questions.append(task.question(item))
+            questions.append(TASKS[name].question(item))
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise UserError(
                 f"{file}, item {number}, is not in the form of {name}: {type(error).__name__} {error}; "
                 "see distill/evaluate/task_files.py"
             ) from error
-    return run_task(teacher, model, name, questions)
+    return questions
 
 
 def marked(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> list[Marked]:

@@ -44,7 +44,8 @@ class OutputScales:
         """The factors, and the share of the target's power that they leave unexplained. A silent term keeps 1."""
         energy = self.gram.diagonal()
         silent = energy <= 1e-12 * energy.max()
-        system = self.gram + torch.diag(RIDGE * energy + silent.double() * energy.max())
+        most = energy.max() if energy.max() > 0 else torch.ones_like(energy[0])  # a layer whose output is zero has no energy
+        system = self.gram + torch.diag(RIDGE * energy + silent.double() * most)
         moment = self.moment.masked_fill(silent, 0.0)
         factors = torch.linalg.solve(system, moment)
         left = self.power - 2 * factors @ moment + factors @ self.gram @ factors

@@ -86,7 +86,7 @@ def test_a_right_kernel_agrees():
         reference_rule, gated_delta_recurrence, cases.draw, cases.check(8, 8), torch.float32, torch.device("cpu")
     )
     assert set(errors) > {"output", "final state", "gradient of k", "gradient of log_a"}
-    assert max(errors.values()) < fla.TOLERANCE[torch.float32]
+    assert max(errors.values()) < trial.TOLERANCE[torch.float32]
 
 
 def test_a_wrong_gradient_is_found_and_random_numbers_go_on_as_before():

@@ -42,8 +42,8 @@ class Config(NamedTuple):
         return 32 * self.warps * VECTOR.value // self.channels
 
 
-# With one warp a block has few slots, and little is exchanged between threads. The first is the default where its blocks fill
-# the GPU, the second where time must be cut as well.
+# With one warp a block has few slots, and little is exchanged between threads. The first is the default where its blocks
+# fill the GPU, the second where time must be cut as well.
 CONFIGS_16 = [Config(32, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(64, 16, 8, 1, 4), Config(128, 16, 8, 2, 4)]
 CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4)]  # a 4-byte input among them
 PROGRAMS = 4  # warps that a multiprocessor should have before time is cut

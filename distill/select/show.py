@@ -1,0 +1,61 @@
+"""What a selection prints: cost, ranking, the layout as a strip, and the recall it starts from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from students.config import KEEP
+
+MORE = 8  # rows of the ranking shown below the last that is kept
+TITLES = {"teacher": "teacher", "chosen": "chosen layout, untrained", "even": "as much evenly spread, untrained"}
+
+
+def strip(pattern: str) -> str:
+    """A layout as one line, its mixers standing out."""
+    return "".join(letter if letter == KEEP else f"[bold blue]{letter}[/]" for letter in pattern)
+
+
+def show(chosen: Mapping[str, Any], console: Console) -> None:
+    """Print everything that a selection found; `chosen` as `resolve` returns it."""
+    cost = chosen["cost"]
+    console.print(
+        f"selected by {chosen['by']}: {cost['tokens']:,} tokens in {cost['seconds']:,.0f} s (predicted "
+        f"{cost['predicted_seconds']:,.0f} s)",
+        highlight=False,
+    )
+    if any(entry["score"] is not None for entry in chosen["ranking"]):
+        console.print(_ranking(chosen))
+    console.print(_models(chosen["models"]))
+    console.print(f"layers   {strip(chosen['pattern'])}   (A keeps the teacher's attention)")
+    if chosen["heads"] is not None:
+        heads = "; ".join(f"{layer}: {', '.join(map(str, heads))}" for layer, heads in chosen["heads"].items())
+        console.print(f"heads    {heads}", highlight=False)
+    if chosen["note"]:
+        console.print(f"note     {chosen['note']}")
+
+
+def _ranking(chosen: Mapping[str, Any]) -> Table:
+    entries = chosen["ranking"]
+    names = list(entries[0]["numbers"])
+    table = Table(box=None, header_style="bold")
+    for column in ("rank", "head" if chosen["heads"] is not None else "layer", "score", *names, ""):
+        table.add_column(column, justify="right")
+    last = max((index for index, entry in enumerate(entries) if entry["kept"]), default=0)
+    for index, entry in enumerate(entries[: last + 1 + MORE]):
+        numbers = [f"{entry['numbers'][name]:.4g}" for name in names]
+        table.add_row(str(index + 1), entry["name"], f"{entry['score']:.4g}", *numbers, "kept" if entry["kept"] else "")
+    if len(entries) > last + 1 + MORE:
+        table.add_row("", f"and {len(entries) - last - 1 - MORE} more", *[""] * (len(names) + 2))
+    return table
+
+
+def _models(models: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for column in ("recall, greedy", "forced choice, nats a token", "held-out KL"):
+        table.add_column(column, justify="right")
+    for name, numbers in models.items():
+        table.add_row(TITLES[name], f"{numbers['recalled']:.0%}", f"{numbers['choice']:.3f}", f"{numbers['kl']:.4f}")
+    return table

@@ -1,0 +1,489 @@
+"""Selections find what was planted: a teacher of which one head of one layer alone looks anything up."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from distill.errors import UserError
+from distill.plan import make_plan
+from distill.recipe import check
+from distill.run_dir import RunDir
+from distill.runner import run
+from distill.select import _selecting, select
+from distill.select import bench as benches
+from distill.select.gates import State, _reads_recall
+from distill.select.options import SCORERS, options_of
+from distill.select.probes import Probe
+from distill.select.resolve import cost_of
+from distill.select.scorer import count_of, evenly
+from distill.select.switched import SwitchedHeads, make_switched
+from distill.session import Session
+from distill.trainer import Interrupted, Stopper
+from tests.conftest import tiny_entries
+
+LAYERS, HEADS, LAYER, HEAD = 4, 2, 2, 1  # of the planted teacher; where the one head is
+SMALL = {"window": 8, "sinks": 1, "families": ["passkey"], "length": 128, "trials": 3, "tokens": 256}
+MEASURED = {
+    "recall": {},
+    "kl": {},
+    "task": {"names": ["piqa"], "items": 6},
+    "greedy": {"beam": 2, "look_ahead": 2},
+    "gates": {"training_tokens": 4000, "lr": 0.3},
+}
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory, tokenizer):
+    """The folder of a Llama whose attention adds nothing but in one head: that one looks at every token alike and says
+    again what it saw, so that what stands in a text is likelier. Embeddings are one-hot, and MLPs silent."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    size = 320
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=8,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=size,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(2)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(torch.eye(size))
+        for index, layer in enumerate(model.model.layers):
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.o_proj.weight.zero_()
+            if index == LAYER:
+                part = slice(HEAD * size, (HEAD + 1) * size)
+                layer.self_attn.q_proj.weight[part] = 0.0
+                layer.self_attn.v_proj.weight[part] = torch.eye(size)
+                layer.self_attn.o_proj.weight[:, part] = 4.0 * torch.eye(size)
+    folder = tmp_path_factory.mktemp("planted")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def entries(planted, text_files):
+    """A recipe for the planted teacher whose pattern asks for a selection."""
+    found = tiny_entries(planted, text_files)
+    found["mixers"] = {"M": {"mixer": "discrete_mamba2"}}
+    found["stages"] = [{"initialise": {"tokens": 128}}, {"align": {"tokens": 256, "lr": 1e-3}}]
+    return found | {"pattern": {"keep": 2, "by": "recall", **SMALL}}
+
+
+@pytest.fixture
+def task_folder(tmp_path):
+    """Items whose right choice stands in the question, far enough back."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    words = ["zqx", "vkw", "jjq", "wxz", "kqv", "xxk"]
+    lines = [
+        {"ctx": f"{word} {word} is what the long story about the river and the town says. It says", "choices": [word, other]}
+        for word, other in zip(words, words[1:] + words[:1], strict=True)
+    ]
+    (folder / "piqa.jsonl").write_text("\n".join(json.dumps({**line, "label": 0}) for line in lines))
+    return folder
+
+
+def written(tmp_path, entries):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    return path
+
+
+def chosen_by(entries, tmp_path, **options):
+    entries["pattern"] |= options
+    return select(written(tmp_path, entries), runs=tmp_path / "runs")
+
+
+def opened(entries):
+    recipe = check(entries, "mine.yaml")
+    session = Session.open(recipe)
+    return session, options_of(recipe)
+
+
+# what is chosen
+
+
+@pytest.mark.parametrize("by", MEASURED)
+def test_a_planted_layer_is_ranked_first(entries, tmp_path, task_folder, by):
+    extra = {"tasks": str(task_folder)} if by == "task" else {}
+    chosen = chosen_by(entries, tmp_path, by=by, **MEASURED[by], **extra)
+    best, *others = chosen["ranking"]
+    assert best["name"] == str(LAYER) and best["kept"] and best["score"] > 0
+    assert all(best["score"] > other["score"] for other in others)
+    assert chosen["layers"] == [0, LAYER] and chosen["pattern"] == "AMAM"
+    models = chosen["models"]
+    assert models["chosen"]["kl"] == pytest.approx(models["teacher"]["kl"], abs=1e-5)
+    if by == "recall":  # the even layout is the same here
+        assert models["even"] == models["chosen"]
+    assert chosen["cost"]["tokens"] > 0 and chosen["cost"]["seconds"] > 0
+
+
+def test_keeping_another_layer_is_seen_to_lose_recall(entries, tmp_path):
+    chosen = chosen_by(entries, tmp_path, keep=1, by="uniform")
+    assert chosen["layers"] == [0] and chosen["pattern"] == "AMMM"
+    models = chosen["models"]
+    assert models["chosen"]["kl"] > 0.01 and models["chosen"]["choice"] < models["teacher"]["choice"] - 0.1
+
+
+@pytest.mark.parametrize("ablate", ["zero", "window"])
+def test_a_planted_head_is_ranked_first_and_feeds_split_heads(entries, tmp_path, ablate):
+    entries["mixers"] = {"S": {"mixer": "split_heads", "ssm": {"mixer": "discrete_mamba2"}}}
+    chosen = chosen_by(entries, tmp_path, keep=1, by="retrieval-heads", ablate=ablate)
+    assert chosen["ranking"][0]["name"] == f"{LAYER}.{HEAD}" and chosen["ranking"][0]["kept"]
+    assert chosen["layers"] == [0] and chosen["heads"] == {LAYER: [HEAD]} and chosen["pattern"] == "ASSS"
+    assert chosen["mixers"]["S"]["keep"] == {str(LAYER): [HEAD]}
+    assert chosen["models"]["chosen"]["choice"] == pytest.approx(chosen["models"]["teacher"]["choice"], abs=1e-3)
+    folder = run(check(entries, "mine.yaml"), runs=tmp_path / "runs")
+    config = json.loads((folder.student / "config.json").read_text())
+    assert config["distill"]["layout"]["mixers"]["S"]["keep"] == {str(LAYER): [HEAD]}
+
+
+def test_heads_of_a_whole_layer_keep_it_whole(entries):
+    from distill.select.heads import RetrievalHeads
+    from distill.select.scorer import Ranked
+
+    entries["mixers"] = {"S": {"mixer": "split_heads"}}
+    entries["pattern"] |= {"by": "retrieval-heads", "keep": 3, "protect": []}
+    ranking = [Ranked(layer, score, {}, head) for layer, head, score in ((1, 1, 3.0), (3, 0, 2.0), (1, 0, 1.0), (0, 0, 0.0))]
+    choice = RetrievalHeads.choose(options_of(check(entries, "here")), ranking, LAYERS, HEADS)
+    assert choice.layers == [1] and choice.heads == {3: [0]}
+
+
+def test_greedy_sees_pairs(entries, tmp_path, monkeypatch):
+    """Layers 1 and 3 are worth something together alone, layer 2 a little on its own: a beam of one takes layer 2 and
+    misses the pair, and one of three finds it."""
+
+    def worth(kept):
+        return 1.0 * ({1, 3} <= set(kept)) + 0.1 * (2 in kept)
+
+    monkeypatch.setattr(benches.Bench, "layout", lambda self, kept, measures: {"choice": worth(kept), "kl": 0.0})
+    narrow = chosen_with_fake(entries, tmp_path / "a", beam=1)
+    wide = chosen_with_fake(entries, tmp_path / "b", beam=3)
+    assert narrow == [0, 1, 2] and wide == [0, 1, 3]
+
+
+def chosen_with_fake(entries, path, beam):
+    from distill.select.greedy import Greedy
+
+    session, options = opened(entries | {"pattern": {"keep": 3, "by": "greedy", "beam": beam, **SMALL}})
+    path.mkdir()
+    records = benches.Records(RunDir(path), {}, writes=False)
+    bench = benches.Bench(session, options, records, Console(quiet=True), Stopper())
+    return Greedy.choose(options, Greedy().rank(bench), LAYERS, HEADS).layers
+
+
+# budgets
+
+
+def test_even_spread_and_protection():
+    assert evenly(8, 30) == [0, 3, 7, 11, 15, 18, 22, 26]
+    assert evenly(2, 4) == [0, 2]
+    assert evenly(2, 4, [3]) == [0, 3]
+    assert evenly(1, 4, [3]) == [3]
+    for count in range(1, 12):
+        kept = evenly(count, 12, [0, 7][:count])
+        assert len(set(kept)) == count and set([0, 7][:count]) <= set(kept)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0.25, 1), (0.5, 2), (3, 3), (0.01, 1)])
+def test_budgets_are_kept(entries, keep, kept):
+    entries["pattern"] |= {"keep": keep}
+    assert count_of(options_of(check(entries, "here")), LAYERS) == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep": 4}, "leaves none of 4 layers to convert"),
+        ({"keep": 1, "protect": [0, 3]}, r"pattern.keep is 1, 1 of 4 layers, but 2 are protected \(\[0, 3\]\)"),
+        ({"protect": [9]}, "pattern.protect names layer 9; the layers are 0 to 3"),
+        ({"protect": [1, 1]}, "names layer 1; it stands twice"),
+        ({"length": 1024}, "pattern.length is 1024, but .* has positions for 512"),
+    ],
+)
+def test_budgets_that_do_not_fit(entries, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        chosen_by(entries, tmp_path, **changes)
+
+
+def test_protected_layers_are_neither_measured_nor_converted(entries, tmp_path):
+    chosen = chosen_by(entries, tmp_path, by="kl", protect=[1, 3], keep=2)
+    assert chosen["pattern"] == "MAMA"
+    assert {entry["name"] for entry in chosen["ranking"]} == {"0", "2"} and not any(e["kept"] for e in chosen["ranking"])
+
+
+# resuming
+
+
+class StopsAfter(Stopper):
+    """Asks to stop when so many measurements were allowed."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.left = count
+
+    def due(self):
+        self.left -= 1
+        return "enough" if self.left < 0 else None
+
+
+def count_measurements(monkeypatch):
+    made, measure = [], Probe.measure
+
+    def counted(self, model, name):
+        made.append(name)
+        return measure(self, model, name)
+
+    monkeypatch.setattr(Probe, "measure", counted)
+    return made
+
+
+def test_an_interrupted_selection_measures_only_what_is_missing(entries, tmp_path, monkeypatch):
+    made = count_measurements(monkeypatch)
+    whole = chosen_by(entries, tmp_path / "whole" if (tmp_path / "whole").mkdir() is None else tmp_path)
+    every = len(made)
+    (tmp_path / "cut").mkdir()
+    path = written(tmp_path / "cut", entries)
+    made.clear()
+    monkeypatch.setattr("distill.trainer.Stopper", lambda: StopsAfter(5))
+    with pytest.raises(Interrupted, match=r"enough while selecting; the same command goes on from .*selection\.json"):
+        select(path, runs=tmp_path / "cut" / "runs")
+    assert len(made) == 5
+    monkeypatch.setattr("distill.trainer.Stopper", Stopper)
+    again = select(path, runs=tmp_path / "cut" / "runs")
+    assert len(made) == every
+    for chosen in (whole, again):  # what may differ
+        del chosen["cost"]["seconds"], chosen["cost"]["predicted_seconds"], chosen["folder"]
+        for numbers in chosen["models"].values():
+            del numbers["seconds"]
+    assert again == whole
+    select(path, runs=tmp_path / "cut" / "runs")
+    assert len(made) == every  # all of it is known
+
+
+def test_a_kill_between_layers_leaves_whole_records(entries, tmp_path, monkeypatch):
+    made = count_measurements(monkeypatch)
+    measure = Probe.measure
+
+    def killed(self, model, name):
+        if len(made) == 4:
+            raise SystemExit
+        return measure(self, model, name)
+
+    monkeypatch.setattr(Probe, "measure", killed)
+    path = written(tmp_path, entries)
+    with pytest.raises(SystemExit):
+        select(path, runs=tmp_path / "runs")
+    (file,) = (tmp_path / "runs").glob("*/selection.json")
+    measured = json.loads(file.read_text())["measured"]
+    assert sum(len(measures) for measures in measured.values()) == 4 and "layer 1" in measured
+    monkeypatch.setattr(Probe, "measure", measure)
+    assert select(path, runs=tmp_path / "runs")["layers"] == [0, LAYER]
+    text = json.loads(file.read_text())
+    text["facts"]["teacher"] = "another"
+    file.write_text(json.dumps(text))
+    with pytest.raises(UserError, match="the teacher is not the one that was measured there"):
+        select(path, runs=tmp_path / "runs")
+
+
+def test_gates_resume_to_the_same_bits(entries, tmp_path, monkeypatch):
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    options = {"by": "gates", "training_tokens": 3000, "save": 1}
+    whole = chosen_by(entries, tmp_path / "whole", **options)
+    monkeypatch.setattr("distill.trainer.Stopper", lambda: StopsAfter(6))
+    path = written(tmp_path / "cut", entries)
+    with pytest.raises(Interrupted):
+        select(path, runs=tmp_path / "cut" / "runs")
+    monkeypatch.setattr("distill.trainer.Stopper", Stopper)
+    assert select(path, runs=tmp_path / "cut" / "runs")["ranking"] == whole["ranking"]
+
+
+def test_gates_share_their_steps_and_survive_json(entries):
+    entries["pattern"] |= {"by": "gates", "retrieval": 0.25}
+    options = options_of(check(entries, "here"))
+    assert [_reads_recall(step, options) for step in range(8)] == [False, False, False, True] * 2
+    state = State.new(3)
+    state.take(torch.tensor([0.1, -0.2, 1 / 3]), lr=0.07)
+    again = State.read(json.loads(json.dumps(state.entries())))
+    for one, other in ((state, again), (State.read(state.entries()), again)):
+        one.take(torch.tensor([0.3, 0.1, -1 / 7]), lr=0.07)
+        other_after = State.read(other.entries())
+        other_after.take(torch.tensor([0.3, 0.1, -1 / 7]), lr=0.07)
+        assert torch.equal(one.logits, other_after.logits)
+
+
+# the switched model
+
+
+def test_nothing_switched_is_the_teacher(entries):
+    session, options = opened(entries)
+    batch = session.heldout_windows.batch(0, 2)
+    switched, teacher = make_switched(session, options), session.teacher
+    wanted = teacher.hidden(batch.ids, batch.positions)
+    with torch.no_grad():
+        assert torch.equal(switched.keep(range(LAYERS)).hidden(batch.ids, batch.documents), wanted)
+        assert not torch.equal(switched.keep([0]).hidden(batch.ids, batch.documents), wanted)
+        assert torch.equal(switched.keep([LAYER]).hidden(batch.ids, batch.documents), wanted)  # the others add nothing
+        for windows in (False, True):
+            heads = SwitchedHeads(teacher, options, windows)
+            torch.testing.assert_close(heads.keep({}).hidden(batch.ids, batch.documents), wanted, rtol=1e-4, atol=1e-4)
+            off = heads.keep({LAYER: [1 - HEAD]}).hidden(batch.ids, batch.documents)
+            assert not torch.allclose(off, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_gate_mixes(entries):
+    session, options = opened(entries)
+    switched, batch = make_switched(session, options), session.heldout_windows.batch(0, 1)
+    with torch.no_grad():
+        ends = [switched.keep(kept).hidden(batch.ids, batch.documents) for kept in (range(LAYERS), [])]
+        for gate, wanted in zip((1.0, 0.0), ends, strict=True):
+            found = switched.mix([torch.tensor(gate)] * LAYERS).hidden(batch.ids, batch.documents)
+            torch.testing.assert_close(found, wanted)
+
+
+def test_the_recipes_own_mixers_can_stand_in(entries, tmp_path):
+    chosen = chosen_by(entries, tmp_path, stand_in="mixer", by="kl")
+    assert chosen["ranking"][0]["name"] == str(LAYER) and chosen["layers"] == [0, LAYER]
+
+
+# recipes
+
+
+MISTAKES = [
+    ({"by": None}, r"mine\.yaml: pattern\.by is missing; choose from uniform, recall"),
+    ({"by": "recal"}, r"pattern\.by: there is no scorer 'recal'; did you mean 'recall'"),
+    ({"kep": 3}, r"pattern: kep is not a key here; did you mean 'keep'"),
+    ({"beam": 3}, r"pattern: beam is not a key here"),
+    ({"keep": 0}, r"pattern: keep is 0"),
+    ({"keep": 1.5}, r"pattern: keep is 1\.5"),
+    ({"keep": "many"}, r"pattern: keep is 'many'"),
+    ({"protect": [-1]}, r"pattern: protect\.0 is -1"),
+    ({"families": ["passky"]}, "there is no recall family 'passky'; did you mean 'passkey'"),
+    ({"stand_in": "mamba"}, r"pattern: stand_in is 'mamba'"),
+    ({"rest": "X"}, r"pattern\.rest uses 'X', but no mixer is given for it; there are M"),
+    ({"rest": "AM"}, r"pattern\.rest is 'AM'; A is the letter of the layers that are kept"),
+    ({"by": "task"}, r"pattern: tasks is missing"),
+    ({"by": "task", "tasks": "/nowhere"}, "there is no such folder"),
+    ({"by": "retrieval-heads"}, r"chooses heads: the other layers need one letter whose mixer is split_heads, not 'M'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[str(change) for change, _ in MISTAKES])
+def test_mistakes_name_the_key(entries, changes, message):
+    entries["pattern"] = {key: value for key, value in (entries["pattern"] | changes).items() if value is not None}
+    with pytest.raises(UserError, match=message):
+        check(entries, "mine.yaml")
+
+
+def test_several_mixers_need_their_turns(entries):
+    entries["mixers"]["G"] = {"mixer": "gla"}
+    with pytest.raises(UserError, match=r"pattern\.rest is missing: with mixers for G, M it says which layers get which"):
+        check(entries, "mine.yaml")
+    entries["pattern"]["rest"] = "M"
+    with pytest.raises(UserError, match=r"a mixer is given for 'G', but mine\.yaml: pattern\.rest \('M'\) does not use it"):
+        check(entries, "mine.yaml")
+    entries["pattern"] |= {"rest": "MG", "keep": 1}
+    assert make_plan(check(entries, "mine.yaml")).layout.pattern == "AMGM"
+
+
+def test_heads_that_a_recipe_already_keeps(entries):
+    entries["mixers"] = {"S": {"mixer": "split_heads", "keep": [0]}}
+    entries["pattern"] |= {"by": "retrieval-heads"}
+    with pytest.raises(UserError, match=r"mixers\.S\.keep is what mine\.yaml: pattern selects; leave it out"):
+        check(entries, "mine.yaml")
+
+
+@pytest.mark.parametrize("by", SCORERS)
+def test_a_plan_says_how_and_at_what_cost(entries, by, task_folder):
+    if by == "retrieval-heads":
+        entries["mixers"] = {"S": {"mixer": "split_heads"}}
+    entries["pattern"] |= {"by": by} | ({"tasks": str(task_folder), "names": ["piqa"]} if by == "task" else {})
+    plan = make_plan(check(entries, "here"))
+    options = options_of(check(entries, "here"))
+    assert plan.selection["by"] == by
+    assert (plan.selection["tokens"], plan.selection["training_tokens"]) == cost_of(options, LAYERS, HEADS)
+    one = 3 * 128 + 256  # tokens of recall and KL
+    wanted = {"uniform": 3 * one, "recall": 6 * one, "kl": 3 * one + 3 * 256, "gates": 3 * one}
+    assert plan.selection["tokens"] == wanted.get(by, plan.selection["tokens"]) and plan.selection["tokens"] >= 3 * one
+    assert plan.numbers()["selection"]["keep"] == 2
+
+
+def test_selecting_what_a_written_pattern_keeps():
+    def changed(pattern, **options):
+        entries = {"pattern": pattern}
+        _selecting(entries, "r.yaml", **{"by": None, "keep": None, "tasks": None} | options)
+        return entries["pattern"]
+
+    assert changed("AMMM") == {"by": "recall", "keep": 0.25, "rest": "MMM"}
+    assert changed("AMGG", by="kl", keep=3) == {"by": "kl", "keep": 3, "rest": "MGG"}
+    assert changed({"keep": 4, "by": "kl"}, by="greedy") == {"keep": 4, "by": "greedy"}
+    with pytest.raises(UserError, match=r"r\.yaml: the pattern 'M' keeps no attention; say with --keep"):
+        changed("M")
+
+
+def test_a_run_selects_trains_and_resumes(entries, tmp_path, monkeypatch):
+    entries["pattern"] |= {"keep": 0.25, "by": "kl", "protect": []}
+    recipe = check(entries, "mine.yaml")
+    made = count_measurements(monkeypatch)
+    folder = run(recipe, runs=tmp_path)
+    assert folder.path.name == f"tiny-{recipe.fingerprint}"
+    assert folder.recipe() == recipe  # as given
+    resolved = yaml.safe_load((folder.path / "resolved.yaml").read_text())
+    assert resolved["pattern"] == "MMAM" and check(resolved, "resolved").pattern == "MMAM"
+    assert json.loads((folder.student / "config.json").read_text())["distill"]["layout"]["pattern"] == "MMAM"
+    count = len(made)
+    (folder.path / "run.json").write_text(json.dumps(folder.read("run.json") | {"finished": False}))
+    run(recipe, runs=tmp_path)
+    assert len(made) == count
+    text = (folder.path / "resolved.yaml").read_text()
+    (folder.path / "resolved.yaml").write_text(text.replace("MMAM", "AMMM"))
+    (folder.path / "run.json").write_text(json.dumps(folder.read("run.json") | {"finished": False}))
+    with pytest.raises(UserError, match=r"resolved\.yaml is not the layout that was selected here"):
+        run(recipe, runs=tmp_path)
+
+
+def test_a_twin_follows_the_selection(entries, tmp_path):
+    entries["mixers"] = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
+    entries |= {"twin": True, "pattern": entries["pattern"] | {"by": "kl"}}
+    folder = run(check(entries, "mine.yaml"), runs=tmp_path)
+    config = json.loads((folder.path / "twin" / "student" / "config.json").read_text())
+    assert config["distill"]["layout"]["pattern"] == "AMAM"
+
+
+def test_the_command_shows_it_and_writes_a_recipe(entries, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from distill.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    entries["pattern"] = "AM"
+    written(tmp_path, entries)
+    settings = [f"pattern.{key}={json.dumps(value)}" for key, value in SMALL.items()]
+    arguments = ["select", "mine.yaml", "--by", "kl", "--write", "chosen.yaml", *settings]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "selected by kl" in result.output and "AMAM" in result.output and "understates" in result.output
+    assert re.search(r"about [\d,]+ tokens", result.output) and "even" in result.output
+    loaded = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
+    assert loaded["pattern"] == "AMAM" and "name" not in loaded
+    assert check({**loaded, "name": "chosen"}, "chosen.yaml").mixers == entries["mixers"]
+    again = CliRunner().invoke(app, arguments)
+    assert isinstance(again.exception, UserError) and "exists already" in str(again.exception)
+    numbers = CliRunner().invoke(app, ["select", "mine.yaml", "--by", "kl", "--json", "-", *settings])
+    assert json.loads(numbers.stdout)["pattern"] == "AMAM"
