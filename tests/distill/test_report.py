@@ -206,6 +206,14 @@ def test_runs_of_one_name_are_told_apart(judged_run, tmp_path):
     assert f"{judged_run.name} (2)" in page.sections["headline"]["text"]
 
 
+def test_results_of_another_version(copied):
+    evaluations = copied.read("evaluations.json")
+    del evaluations["final"]["not_run"], evaluations["final"]["suite"]
+    copied.write("evaluations.json", evaluations)
+    with pytest.raises(UserError, match=r"evaluations\.json: final lacks not_run, suite: another version .* --fresh"):
+        distill.report(copied.path)
+
+
 def test_mistakes(judged_run, tmp_path):
     with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
         distill.report(judged_run, tmp_path)
