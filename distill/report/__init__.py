@@ -15,6 +15,7 @@ from distill.run_dir import RunDir, write_text
 
 __all__ = ["headline", "headline_cells", "report", "write_report"]
 COMPARISON = "comparison.html"
+JUDGEMENT = {"suite", "device", "precision", "pattern", "rows", "against_teacher", "chance", "layers", "not_run"}
 
 
 def report(*runs: str | Path, out: str | Path | None = None) -> Path:
@@ -27,11 +28,13 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
         the file's path.
 
     Raises:
-        UserError: a folder holds no run, no run is named, or the file cannot be written.
+        UserError: a folder holds no run or results of another form, no run is named, or the file cannot be written.
     """
     if not runs:
         raise UserError("no run folder is named; `distill report RUN`, or several to compare")
     folders = [RunDir.existing(run) for run in runs]
+    for folder in folders:
+        _check_judgements(folder)
     target = Path(out) if out else None
     if target is not None and (target.is_dir() or not target.parent.is_dir()):
         raise UserError(f"--out is {target}, which is a folder or is in none; name a file in a folder that exists")
@@ -48,6 +51,18 @@ def write_report(folder: RunDir) -> Path:
     write_text(target, run_page(folder))
     write_text(folder.path / "report.md", markdown_report(folder, folder.read("evaluations.json", {})))
     return target
+
+
+def _check_judgements(folder: RunDir) -> None:
+    """Refuse results that lack what `distill.evaluate` documents, as early development versions wrote them."""
+    evaluations = folder.read("evaluations.json", {})
+    for name, judged in {"final": evaluations.get("final"), **evaluations.get("suites", {})}.items():
+        if judged is not None and (missing := sorted(JUDGEMENT - set(judged))):
+            file = folder.path / "evaluations.json"
+            raise UserError(
+                f"{file}: {name} lacks {', '.join(missing)}: another version of distill wrote it; use that one, or run again "
+                "with --fresh"
+            )
 
 
 make_callable(__name__)

@@ -1,6 +1,7 @@
 """What every report is made of: sections in one HTML file that loads nothing, for any screen, dark mode and paper."""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ svg .grid { stroke: var(--line); stroke-width: .7; } svg .band { fill: var(--mar
   height: .25em; vertical-align: middle; margin-right: .35em; background: currentColor; }
 .legend b { color: var(--soft); font-weight: 400; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; } .pair img { width: 100%; image-rendering: pixelated;
-  border: 1px solid var(--line); display: block; }
+  border: 1px solid var(--line); display: block; background: #fff; }
+@media screen and (prefers-color-scheme: dark) { .pair img { filter: invert(1) hue-rotate(180deg); } }
 .strip { display: flex; flex-wrap: wrap; gap: 2px; } .strip.line { flex-wrap: nowrap; }
 .strip span { flex: none; width: 1.6rem; text-align: center; border-radius: 3px; border: 1px solid currentColor;
   line-height: 1.15; font-size: .8rem; font-weight: 600; }
@@ -64,7 +66,7 @@ class Section:
 
     def html(self) -> str:
         """The section, or one line that says why there is nothing."""
-        body = self.body or f"<p class='missing'>not run: {html.escape(self.missing)}</p>"
+        body = self.body or f"<p class='missing'>not run: {text(self.missing)}</p>"
         return f"<section id='{self.name}'><h2>{html.escape(self.title)}</h2>{body}</section>"
 
 
@@ -80,9 +82,14 @@ def page(title: str, note: str, sections: Sequence[Section]) -> str:
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n"
 
 
-def note(text: str) -> str:
+def text(plain: str) -> str:
+    """Text as HTML; what stands between backticks is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(plain))
+
+
+def note(plain: str) -> str:
     """A remark under a title or a figure."""
-    return f"<p class='note'>{html.escape(text)}</p>"
+    return f"<p class='note'>{text(plain)}</p>"
 
 
 def figures(*parts: str) -> str:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from distill.evaluate.rows import TITLES
 from distill.evaluate.suites import SIX
+from distill.report.page import text
 from distill.run_dir import RunDir
 
 STORY = ["after", "seconds", "held-out KL", "agreement", "perplexity", "its own held-out loss, before -> after"]
@@ -20,7 +21,7 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]], marked: int | 
     """
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     rows = "".join(
-        f"<tr{' class=student' if index == marked else ''}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>"
+        f"<tr{' class=student' if index == marked else ''}>{''.join(f'<td>{text(cell)}</td>' for cell in line)}</tr>"
         for index, line in enumerate(lines)
     )
     return f"<div class='scroll' tabindex='0'><table{' class=words' * words}><tr>{head}</tr>{rows}</table></div>"

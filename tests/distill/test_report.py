@@ -127,7 +127,7 @@ def test_a_run_that_has_just_begun(copied):
     page, _ = written(copied.path)
     assert page.missing() == SECTIONS - {"not-run", "facts"}
     assert "svg" not in page.tags and "not recorded yet" in page.sections["facts"]["text"]
-    assert page.sections["not-run"]["text"].count("`distill run` goes on with it") == 3
+    assert page.sections["not-run"]["text"].count("goes on with it") == 3
 
 
 def test_a_twin_has_a_page_of_its_own(copied):
@@ -142,7 +142,7 @@ def test_a_run_without_a_suite(copied):
     copied.write("evaluations.json", evaluations)
     page, _ = written(copied.path)
     assert page.missing() == {"recall", "tasks", "speed"}
-    assert "--suite standard" in page.sections["not-run"]["text"]
+    assert "--suite standard" in page.sections["not-run"]["text"] and "code" in page.sections["recall"]["tags"]
 
 
 def test_tasks_without_files_say_so(copied):
@@ -204,6 +204,14 @@ def test_runs_are_compared(judged_run, copied):
 def test_runs_of_one_name_are_told_apart(judged_run, tmp_path):
     page, _ = written(judged_run, judged_run, out=tmp_path / "both.html")
     assert f"{judged_run.name} (2)" in page.sections["headline"]["text"]
+
+
+def test_results_of_another_version(copied):
+    evaluations = copied.read("evaluations.json")
+    del evaluations["final"]["not_run"], evaluations["final"]["suite"]
+    copied.write("evaluations.json", evaluations)
+    with pytest.raises(UserError, match=r"evaluations\.json: final lacks not_run, suite: another version .* --fresh"):
+        distill.report(copied.path)
 
 
 def test_mistakes(judged_run, tmp_path):
