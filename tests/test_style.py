@@ -24,10 +24,11 @@ def test_size(path):
 def test_table_targets_exist():
     from distill.evaluate import EVALUATIONS
     from distill.export import EXPORTERS
+    from distill.select.options import SCORERS
     from distill.stages import STAGES
     from students.mixers import MIXERS
 
-    for table in (EVALUATIONS, EXPORTERS, MIXERS, STAGES):
+    for table in (EVALUATIONS, EXPORTERS, MIXERS, SCORERS, STAGES):
         for target in table.values():
             module, _, attribute = target.partition(":")
             assert callable(getattr(import_module(module), attribute)), target

@@ -20,6 +20,8 @@ from distill.data import Batch
 from distill.errors import UserError
 from distill.recipe import Recipe, load, shipped_folder
 from distill.run_dir import versions
+from distill.select.options import selects
+from distill.select.resolve import even_recipe
 from distill.session import make_accelerator
 from distill.stages import stage_class
 from distill.stages.stage import TrainingOptions
@@ -104,6 +106,8 @@ def _steps(recipe: Recipe, name: str, options: TrainingOptions, profile: bool) -
     accelerator = make_accelerator(recipe, None)
     torch.manual_seed(recipe.seed)
     teacher = random_teacher(config_of(recipe), accelerator.device)
+    if selects(recipe):  # nothing is measured here: an even layout of the same budget takes the same time
+        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
     student, _ = build(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name))
     stage = stage_class(name)(teacher, student, options).to(accelerator.device)
     text = RandomText(recipe.data.seq_len, teacher.config.vocab_size)

@@ -7,10 +7,8 @@ task     how much less sure the right answers of task items are
 
 from collections.abc import Mapping
 
-from distill.recipe import Recipe
 from distill.select.bench import Bench
 from distill.select.options import Options, TaskOptions
-from distill.select.probes import read_tasks
 from distill.select.scorer import Ranked, Scorer, count_of, evenly
 
 TINY = 1e-12
@@ -89,10 +87,6 @@ class Task(Swap):
 
     Options = TaskOptions
     measures = ("task",)
-
-    @classmethod
-    def check(cls, recipe: Recipe, options: TaskOptions, where: str) -> None:
-        read_tasks(options)
 
     def scores(self, whole, found):
         return {layer: whole["right"] - numbers["right"] for layer, numbers in found.items()}

@@ -1,6 +1,5 @@
 """From a recipe that says how its layout is selected to one that says the layout, for `distill run` and `distill select`."""
 
-from dataclasses import asdict
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -70,6 +69,8 @@ def _select(bench: Bench) -> dict[str, Any]:
     options, layers, heads = bench.options, bench.layers, bench.heads
     scorer = scorer_class(options.by)()
     even = scorer.even(options, layers, heads)  # before anything is measured: it refuses a budget that does not fit
+    for name in {*JUDGED, *scorer.reads(options)}:  # and these, texts that are too long and files that are not there
+        bench.probe.prepare(name)
     models = {"teacher": scorer.measure(bench, None, JUDGED)}
     predicted = _announce(bench, scorer)
     ranking = scorer.rank(bench)
@@ -82,7 +83,8 @@ def _select(bench: Bench) -> dict[str, Any]:
         "options": described(options),
         "pattern": recipe.pattern,
         "mixers": recipe.mixers,
-        **asdict(choice),
+        "layers": choice.layers,
+        "heads": None if choice.heads is None else {str(layer): found for layer, found in choice.heads.items()},
         "ranking": [_entry(one, choice) for one in ranking],
         "models": models,
         "cost": {"tokens": records.tokens, "seconds": round(records.seconds, 1), "predicted_seconds": round(predicted, 1)},

@@ -32,17 +32,20 @@ MEASURED = {
     "kl": {},
     "task": {"names": ["piqa"], "items": 6},
     "greedy": {"beam": 2, "look_ahead": 2},
-    "gates": {"training_tokens": 4000, "lr": 0.3},
+    "gates": {"training_tokens": 2000, "lr": 0.3},
 }
 
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory, tokenizer):
     """The folder of a Llama whose attention adds nothing but in one head: that one looks at every token alike and says
-    again what it saw, so that what stands in a text is likelier. Embeddings are one-hot, and MLPs silent."""
+    again what letters and digits it saw, so that what stands in a text is likelier. Embeddings are one-hot, MLPs silent."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = 320
+    size, width = 320, 64
+    texts = [(token, tokenizer.decode([token]).strip()) for token in range(size)]
+    seen = [token for token, text in texts if re.fullmatch(r"[a-z]|[0-9]+", text)]
+    assert 36 <= len(seen) <= width
     config = LlamaConfig(
         vocab_size=size,
         hidden_size=size,
@@ -50,7 +53,7 @@ def planted(tmp_path_factory, tokenizer):
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
-        head_dim=size,
+        head_dim=width,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -65,10 +68,10 @@ def planted(tmp_path_factory, tokenizer):
             layer.mlp.down_proj.weight.zero_()
             layer.self_attn.o_proj.weight.zero_()
             if index == LAYER:
-                part = slice(HEAD * size, (HEAD + 1) * size)
-                layer.self_attn.q_proj.weight[part] = 0.0
-                layer.self_attn.v_proj.weight[part] = torch.eye(size)
-                layer.self_attn.o_proj.weight[:, part] = 4.0 * torch.eye(size)
+                part = slice(HEAD * width, HEAD * width + len(seen))
+                layer.self_attn.q_proj.weight[HEAD * width : (HEAD + 1) * width] = 0.0
+                layer.self_attn.v_proj.weight[part] = torch.eye(size)[seen]
+                layer.self_attn.o_proj.weight[:, part] = 4.0 * torch.eye(size)[:, seen]
     folder = tmp_path_factory.mktemp("planted")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -82,6 +85,14 @@ def entries(planted, text_files):
     found["mixers"] = {"M": {"mixer": "discrete_mamba2"}}
     found["stages"] = [{"initialise": {"tokens": 128}}, {"align": {"tokens": 256, "lr": 1e-3}}]
     return found | {"pattern": {"keep": 2, "by": "recall", **SMALL}}
+
+
+@pytest.fixture
+def tiny(tiny_teacher, text_files):
+    """A recipe of two stages for a random teacher, which selects: for runs, which take longer the wider a teacher is."""
+    found = tiny_entries(tiny_teacher, text_files)
+    found["stages"] = [{"initialise": {"tokens": 128}}, {"align": {"tokens": 256, "lr": 1e-3}}]
+    return found | {"pattern": {"keep": 0.25, "by": "kl", "protect": [], **SMALL}}
 
 
 @pytest.fixture
@@ -145,12 +156,22 @@ def test_a_planted_head_is_ranked_first_and_feeds_split_heads(entries, tmp_path,
     entries["mixers"] = {"S": {"mixer": "split_heads", "ssm": {"mixer": "discrete_mamba2"}}}
     chosen = chosen_by(entries, tmp_path, keep=1, by="retrieval-heads", ablate=ablate)
     assert chosen["ranking"][0]["name"] == f"{LAYER}.{HEAD}" and chosen["ranking"][0]["kept"]
-    assert chosen["layers"] == [0] and chosen["heads"] == {LAYER: [HEAD]} and chosen["pattern"] == "ASSS"
+    assert chosen["layers"] == [0] and chosen["heads"] == {str(LAYER): [HEAD]} and chosen["pattern"] == "ASSS"
     assert chosen["mixers"]["S"]["keep"] == {str(LAYER): [HEAD]}
     assert chosen["models"]["chosen"]["choice"] == pytest.approx(chosen["models"]["teacher"]["choice"], abs=1e-3)
-    folder = run(check(entries, "mine.yaml"), runs=tmp_path / "runs")
-    config = json.loads((folder.student / "config.json").read_text())
-    assert config["distill"]["layout"]["mixers"]["S"]["keep"] == {str(LAYER): [HEAD]}
+
+
+def test_a_run_keeps_the_heads_that_it_selects(tiny, tmp_path):
+    tiny["mixers"] = {"S": {"mixer": "split_heads", "ssm": {"mixer": "discrete_mamba2"}}}
+    tiny["pattern"] |= {"keep": 2, "by": "retrieval-heads"}
+    folder = run(check(tiny, "mine.yaml"), runs=tmp_path)
+    chosen = folder.read("selection.json")["chosen"]
+    kept = chosen["mixers"]["S"]["keep"]
+    assert sum(map(len, kept.values())) == 2 and chosen["pattern"] == "SSSS"
+    assert [entry["name"] for entry in chosen["ranking"][:2]] == [
+        entry["name"] for entry in chosen["ranking"] if entry["kept"]
+    ]
+    assert json.loads((folder.student / "config.json").read_text())["distill"]["layout"]["mixers"]["S"]["keep"] == kept
 
 
 def test_heads_of_a_whole_layer_keep_it_whole(entries):
@@ -213,6 +234,7 @@ def test_budgets_are_kept(entries, keep, kept):
         ({"keep": 1, "protect": [0, 3]}, r"pattern.keep is 1, 1 of 4 layers, but 2 are protected \(\[0, 3\]\)"),
         ({"protect": [9]}, "pattern.protect names layer 9; the layers are 0 to 3"),
         ({"protect": [1, 1]}, "names layer 1; it stands twice"),
+        ({"by": "task", "tasks": "/nowhere"}, "tasks is /nowhere, but there is no such folder"),
         ({"length": 1024}, "pattern.length is 1024, but .* has positions for 512"),
     ],
 )
@@ -304,9 +326,9 @@ def test_a_kill_between_layers_leaves_whole_records(entries, tmp_path, monkeypat
 def test_gates_resume_to_the_same_bits(entries, tmp_path, monkeypatch):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    options = {"by": "gates", "training_tokens": 3000, "save": 1}
+    options = {"by": "gates", "training_tokens": 1200, "save": 1}
     whole = chosen_by(entries, tmp_path / "whole", **options)
-    monkeypatch.setattr("distill.trainer.Stopper", lambda: StopsAfter(6))
+    monkeypatch.setattr("distill.trainer.Stopper", lambda: StopsAfter(4))
     path = written(tmp_path / "cut", entries)
     with pytest.raises(Interrupted):
         select(path, runs=tmp_path / "cut" / "runs")
@@ -362,6 +384,13 @@ def test_the_recipes_own_mixers_can_stand_in(entries, tmp_path):
     assert chosen["ranking"][0]["name"] == str(LAYER) and chosen["layers"] == [0, LAYER]
 
 
+def test_mixers_that_cannot_be_switched_one_by_one(entries, tmp_path):
+    window = {"mixer": "attention", "window": 8}
+    entries["mixers"] = {"W": window, "X": {**window, "share_kv": True}}
+    with pytest.raises(UserError, match=r"a mixer shares another layer's keys and values.*use stand_in: window"):
+        chosen_by(entries, tmp_path, rest="WX", stand_in="mixer")
+
+
 # recipes
 
 
@@ -379,7 +408,6 @@ MISTAKES = [
     ({"rest": "X"}, r"pattern\.rest uses 'X', but no mixer is given for it; there are M"),
     ({"rest": "AM"}, r"pattern\.rest is 'AM'; A is the letter of the layers that are kept"),
     ({"by": "task"}, r"pattern: tasks is missing"),
-    ({"by": "task", "tasks": "/nowhere"}, "there is no such folder"),
     ({"by": "retrieval-heads"}, r"chooses heads: the other layers need one letter whose mixer is split_heads, not 'M'"),
 ]
 
@@ -437,33 +465,28 @@ def test_selecting_what_a_written_pattern_keeps():
         changed("M")
 
 
-def test_a_run_selects_trains_and_resumes(entries, tmp_path, monkeypatch):
-    entries["pattern"] |= {"keep": 0.25, "by": "kl", "protect": []}
-    recipe = check(entries, "mine.yaml")
+def test_a_run_selects_trains_and_resumes(tiny, tmp_path, monkeypatch):
+    tiny["twin"] = True
+    recipe = check(tiny, "mine.yaml")
     made = count_measurements(monkeypatch)
     folder = run(recipe, runs=tmp_path)
     assert folder.path.name == f"tiny-{recipe.fingerprint}"
     assert folder.recipe() == recipe  # as given
+    pattern = folder.read("selection.json")["chosen"]["pattern"]
+    assert sorted(pattern) == ["A", "M", "M", "M"]
     resolved = yaml.safe_load((folder.path / "resolved.yaml").read_text())
-    assert resolved["pattern"] == "MMAM" and check(resolved, "resolved").pattern == "MMAM"
-    assert json.loads((folder.student / "config.json").read_text())["distill"]["layout"]["pattern"] == "MMAM"
+    assert check(resolved, "resolved").pattern == pattern
+    for student in (folder.student, folder.path / "twin" / "student"):
+        assert json.loads((student / "config.json").read_text())["distill"]["layout"]["pattern"] == pattern
     count = len(made)
     (folder.path / "run.json").write_text(json.dumps(folder.read("run.json") | {"finished": False}))
     run(recipe, runs=tmp_path)
     assert len(made) == count
     text = (folder.path / "resolved.yaml").read_text()
-    (folder.path / "resolved.yaml").write_text(text.replace("MMAM", "AMMM"))
+    (folder.path / "resolved.yaml").write_text(text.replace(pattern, pattern[::-1]))
     (folder.path / "run.json").write_text(json.dumps(folder.read("run.json") | {"finished": False}))
     with pytest.raises(UserError, match=r"resolved\.yaml is not the layout that was selected here"):
         run(recipe, runs=tmp_path)
-
-
-def test_a_twin_follows_the_selection(entries, tmp_path):
-    entries["mixers"] = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
-    entries |= {"twin": True, "pattern": entries["pattern"] | {"by": "kl"}}
-    folder = run(check(entries, "mine.yaml"), runs=tmp_path)
-    config = json.loads((folder.path / "twin" / "student" / "config.json").read_text())
-    assert config["distill"]["layout"]["pattern"] == "AMAM"
 
 
 def test_the_command_shows_it_and_writes_a_recipe(entries, tmp_path, monkeypatch):
