@@ -60,8 +60,8 @@ def _check_judgements(folder: RunDir) -> None:
         if judged is not None and (missing := sorted(JUDGEMENT - set(judged))):
             file = folder.path / "evaluations.json"
             raise UserError(
-                f"{file}: {name} lacks {', '.join(missing)}: another version of distill wrote it; use that one, or run again "
-                "with --fresh"
+                f"{file}: {name} lacks {', '.join(missing)}: another version of distill wrote it; use that one, "
+                "or run again with --fresh"
             )
 
 
