@@ -510,3 +510,16 @@ def test_the_command_shows_it_and_writes_a_recipe(entries, tmp_path, monkeypatch
     assert isinstance(again.exception, UserError) and "exists already" in str(again.exception)
     numbers = CliRunner().invoke(app, ["select", "mine.yaml", "--by", "kl", "--json", "-", *settings])
     assert json.loads(numbers.stdout)["pattern"] == "AMAM"
+
+
+def test_a_forced_choice_is_among_its_tokens_alone(entries):
+    from distill.evaluate.scoring import Marked, score
+
+    teacher = opened(entries)[0].teacher
+    among = [5, 9, 77]
+    choices = [score(teacher, None, [Marked([1, 2, 3, token], ((3, 4),))], among)[0][0] for token in among]
+    free = [score(teacher, None, [Marked([1, 2, 3, token], ((3, 4),))])[0][0] for token in among]
+    assert torch.tensor([choice.logprob for choice in choices]).exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+    shifts = [one.logprob - other.logprob for one, other in zip(choices, free, strict=True)]
+    assert min(shifts) > 0 and shifts == pytest.approx([shifts[0]] * 3, abs=1e-4)
+    assert [one.greedy for one in choices] == [one.greedy for one in free]
