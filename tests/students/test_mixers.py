@@ -53,7 +53,12 @@ VARIANTS += [
     for window in WINDOWS
     if (window["own"] or mixer_class(name).lends) and (not window["lag"] or "lag" in options_of(name))
 ]
-every_mixer = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda value: str(value).replace("'", ""))
+# Every mixer as it is, and of its options a sample (all with -m matrix).
+every_mixer = pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(name, options, marks=[pytest.mark.matrix] if options else []) for name, options in VARIANTS],
+    ids=lambda value: str(value).replace("'", ""),
+)
 
 
 def attention_tensors(shape, dtype=torch.float64):

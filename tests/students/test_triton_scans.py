@@ -35,6 +35,7 @@ def test_linear_scan(case, segments):
     check(relative_errors(run, linear_scan.reference_scan, *linear_cases.draw(case, torch.float32, DEVICE)))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("config", {*linear_kernel.CONFIGS_16, *linear_kernel.CONFIGS_32}, ids=str)
 def test_linear_scan_as_shipped(config):
     draws = linear_cases.draw(linear_cases.Case(1, config.rows + 3, 3, True), torch.float16, DEVICE)
@@ -106,6 +107,7 @@ def test_selective_scan(case, segments):
     check(relative_errors(run, selective_scan.reference_scan, *selective_cases.draw(case, torch.float32, DEVICE)))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("states", "config"), [(n, config) for n, choices in selective_kernel.CONFIGS.items() for config in choices], ids=str
 )
