@@ -274,8 +274,10 @@ def _console(json: Path | None):
 
 def _check_writable(path: Path | None) -> None:
     """Refuse a file that cannot be written before the work whose result it would hold."""
-    if path is not None and path != ALONE and not path.parent.is_dir():
-        raise UserError(f"--json is {path}, but there is no folder {path.parent}; make it, or name another file")
+    if path is not None and path != ALONE:
+        from distill.disk import check_writable
+
+        check_writable(path, "--json")
 
 
 def _write_json(path: Path | None, content: dict | list) -> None:

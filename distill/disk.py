@@ -22,3 +22,20 @@ def writing(what: str | Path, fix: str = FIX) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(f"{what} could not be written ({error}); {fix}") from error
+
+
+def check_writable(path: Path, option: str) -> None:
+    """See whether a file can be written; what is there stays, and nothing is left where nothing was.
+
+    Raises:
+        UserError: it cannot, naming the option that asks for it.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"{option} is {path}, but there is no folder {path.parent}; make it, or name another file")
+    new = not path.exists()
+    try:
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"{option} is {path}, which cannot be written: {error.strerror}; name another file") from error

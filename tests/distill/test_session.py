@@ -27,6 +27,7 @@ def test_an_evaluation_prepares_heldout_text_alone(tiny_recipe, tmp_path, monkey
     folder = unfinished(check(tiny_recipe, "here"), tmp_path)
     seen = []
     monkeypatch.setattr(target, "judge_session", lambda session, *rest, **options: seen.append(session) or {"not_run": []})
+    monkeypatch.setattr(target, "write_report", lambda folder: None)  # there is nothing to show
     distill.evaluate(folder.path)
     assert "windows" not in vars(seen[0]) and seen[0].heldout_windows.count
     assert seen[0].windows.count  # prepared when asked for

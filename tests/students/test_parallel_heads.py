@@ -5,7 +5,7 @@ import torch
 
 from distill.build import build
 from distill.data import Batch
-from distill.evaluate.baselines import has_window_branch, window_layout
+from distill.evaluate.baselines import has_window_branch, twin_layout
 from distill.stages.initialise import Initialise
 from students.config import Layout
 from students.mixers import make_mixer
@@ -45,7 +45,7 @@ def test_its_baseline_is_its_attention_alone():
     layout = Layout.over(
         2, "PF", {"P": {"mixer": "parallel_heads", "window": 8, "sinks": 2}, "F": {"mixer": "parallel_heads"}}
     )
-    assert window_layout(layout).mixers == {
+    assert twin_layout(layout).mixers == {
         "P": {"mixer": "attention", "window": 8, "sinks": 2},
         "F": {"mixer": "attention"},
     }

@@ -37,7 +37,7 @@ SMALLER = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 CHECKPOINTS = {
-    "llama": ["llama-3.2-1b", "smollm2-135m-instruct"],
+    "llama": ["llama-3.2-1b", "meta-llama-3-8b-instruct", "smollm2-135m-instruct"],
     "smollm3": ["smollm3-3b"],
     "mistral": ["mistral-7b-v0.1"],
     "granite": ["granite-3.1-2b-base"],

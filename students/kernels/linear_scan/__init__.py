@@ -6,10 +6,11 @@ h_t = exp(log_a_t) h_{t-1} + x_t
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick, trial
+from students.kernels import Deferred, pick
 from students.kernels.linear_scan.cases import ON_TRIAL, draw
 from students.kernels.linear_scan.reference import linear_scan as reference_scan
 from students.kernels.linear_scan.reference import linear_scan_step as reference_step
+from students.kernels.trial import refusal as trial
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_scan, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan")}
@@ -34,7 +35,7 @@ def linear_scan(
 
     def refusal() -> str | None:
         wide = f"{x.shape[2]} channels are more than {WIDEST}" if x.shape[2] > WIDEST else None
-        return wide or trial.refusal("linear_scan's kernel", IMPLEMENTATIONS["triton"], reference_scan, draw, ON_TRIAL, x)
+        return wide or trial("linear_scan's kernel", IMPLEMENTATIONS["triton"], reference_scan, draw, ON_TRIAL, x)
 
     return pick("linear_scan", IMPLEMENTATIONS, x, refusal)(x, log_a, documents, initial_state)
 

@@ -8,10 +8,11 @@ dt is positive already (after its softplus); the skip D x and the gate are the c
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick, trial
+from students.kernels import Deferred, pick
 from students.kernels.selective_scan.cases import draw, on_trial
 from students.kernels.selective_scan.reference import selective_scan as reference_scan
 from students.kernels.selective_scan.reference import selective_scan_step as reference_step
+from students.kernels.trial import refusal as trial
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {
@@ -46,7 +47,7 @@ def selective_scan(
 
     def refusal() -> str | None:
         kernel, case = IMPLEMENTATIONS["triton"], on_trial(A.shape[1])
-        return _too_wide(A.shape[1]) or trial.refusal("selective_scan's kernel", kernel, reference_scan, draw, case, x)
+        return _too_wide(A.shape[1]) or trial("selective_scan's kernel", kernel, reference_scan, draw, case, x)
 
     return pick("selective_scan", IMPLEMENTATIONS, x, refusal)(x, dt, A, B, C, documents, initial_state)
 
