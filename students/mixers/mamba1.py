@@ -20,6 +20,7 @@ real inputs, D = 0. A = -1 and dt = ln 2 / half-life make the state a decayed me
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ from students.kernels.selective_scan import selective_scan, selective_scan_step
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mamba2 import TAP
 from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import group_factors, least_squares, lost_power, rms_norm, wide_linear
-from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
+from students.mixers.projections import constant_row, group_factors, least_squares, lost_power, rms_norm, wide_linear
+from students.mixers.recurrent import Recurrent, carried, spread_half_lives
 from students.shapes import Float, Int
 
 QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
@@ -109,22 +110,10 @@ class Mamba1(Recurrent):
 
     def mix(self, parts: Mamba1Parts, context: Context) -> Float[Tensor, "b t h p"]:
         x = parts.values.flatten(2)
-        y = self._scan(x, parts, context) + parts.D.to(x.dtype) * x
+        scan, step = (partial(run, A=parts.A) for run in (selective_scan, selective_scan_step))
+        inputs = {"x": x, "dt": parts.dt, "B": parts.B, "C": parts.C}
+        y = carried(scan, step, inputs, parts.documents, context) + parts.D.to(x.dtype) * x
         return y.unflatten(-1, (self.n_heads, -1))
-
-    def _scan(self, x: Float[Tensor, "b t c"], parts: Mamba1Parts, context: Context) -> Float[Tensor, "b t c"]:
-        inputs = (parts.dt, parts.A, parts.B, parts.C)
-        if context.state is None:
-            return selective_scan(x, *inputs, parts.documents)[0]
-        initial = context.state.read("ssm")
-        initial = None if initial is None else keep_rows(initial, context.resumed(x))
-        if initial is not None and x.shape[1] == 1:
-            y, final = selective_scan_step(x[:, 0], inputs[0][:, 0], parts.A, parts.B[:, 0], parts.C[:, 0], initial)
-            y = y[:, None]
-        else:
-            y, final = selective_scan(x, *inputs, parts.documents, initial)
-        context.state.write(ssm=final)
-        return y
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         z = F.linear(h, self.in_proj.weight[self.d_inner :])
@@ -198,8 +187,8 @@ class Mamba1(Recurrent):
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Open the gate on these inputs, and fit B and C to what they should be on them."""
         tokens = h.flatten(0, 1)
-        w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
-        self.in_proj.weight[self.d_inner :] = (OPEN_GATE * w[:, 0]).to(h.dtype)
+        w, residual = constant_row(h)
+        self.in_proj.weight[self.d_inner :] = OPEN_GATE * w
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         x = self.project(h, Context()).values.flatten(0, 1).flatten(1)
         wanted = (tokens @ self._wanted[:, :-1].T.to(h) + self._wanted[:, -1].to(h)).unflatten(1, (2, self.n_groups, -1))
