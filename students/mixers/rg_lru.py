@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
 from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
+from students.mixers.recurrent import Recurrent, carried, spread_half_lives
 from students.shapes import Bool, Float, Int
 
 OPEN_GATE = 1.144630309  # gelu(OPEN_GATE) = 1, in the tanh form
@@ -85,20 +85,9 @@ class RgLru(Recurrent):
 
     def mix(self, parts: RgLruParts, context: Context) -> Float[Tensor, "b t h p"]:
         x = (parts.values * parts.taken.to(parts.values.dtype)).flatten(2)
-        return self._scan(x, parts.log_a.flatten(2), parts.documents, context).unflatten(-1, (self.n_heads, -1))
-
-    def _scan(self, x, log_a, documents, context: Context) -> Float[Tensor, "b t c"]:
-        if context.state is None:
-            return linear_scan(x, log_a, documents)[0]
-        initial = context.state.read("ssm")
-        initial = None if initial is None else keep_rows(initial, context.resumed(x))
-        if initial is not None and x.shape[1] == 1:
-            y, final = linear_scan_step(x[:, 0], log_a[:, 0], initial)
-            y = y[:, None]
-        else:
-            y, final = linear_scan(x, log_a, documents, initial)
-        context.state.write(ssm=final)
-        return y
+        inputs = {"x": x, "log_a": parts.log_a.flatten(2)}
+        y = carried(linear_scan, linear_scan_step, inputs, parts.documents, context)
+        return y.unflatten(-1, (self.n_heads, -1))
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         return y * F.gelu(self.linear_y(h), approximate="tanh").unflatten(-1, (self.n_heads, -1))
