@@ -24,9 +24,9 @@ from distill.trainer import Stopper
 from students.config import KEEP
 from students.state_size import state_bytes
 
-NEAR = {"window": 48, "sinks": 4}
+NEAR = {"window": 64, "sinks": 4}
 WINDOW = {"mixer": "attention", **NEAR}
-BESIDE = {"size": 48, "sinks": 4, "own": True, "gate": True}
+BESIDE = {"size": 64, "sinks": 4, "own": True, "gate": True}
 # Name: the letters that repeat over the converted layers, what they stand for, and meta tokens.
 LAYOUTS = {
     "windows alone": ("W", {"W": WINDOW}, 0),
@@ -44,8 +44,8 @@ LAYOUTS = {
     "RetNet": ("M", {"M": {"mixer": "retention"}}, 0),
     "lightning": ("M", {"M": {"mixer": "retention", "decay": "lightning"}}, 0),
     "Longhorn": ("M", {"M": {"mixer": "longhorn"}}, 0),
-    "Taipan": ("M", {"M": {"mixer": "mamba2", "window": {"size": 48, "sinks": 4, "lag": False, "gate": "select"}}}, 0),
-    "B'MOJO-F": ("M", {"M": {"mixer": "mamba2", "window": {"size": 48, "sinks": 0}}}, 0),
+    "Taipan": ("M", {"M": {"mixer": "mamba2", "window": {"size": 64, "sinks": 4, "lag": False, "gate": "select"}}}, 0),
+    "B'MOJO-F": ("M", {"M": {"mixer": "mamba2", "window": {"size": 64, "sinks": 0}}}, 0),
 }
 LONG = 32_768  # tokens that the cache is measured at
 

@@ -23,6 +23,7 @@ from students.mixers.mixer import Context
 from teachers.observe import Observation
 
 _log = logging.getLogger(__name__)
+TINY = 1e-20  # of the attention's power: a matrix with less is not there
 
 
 class Orient(Stage):
@@ -44,15 +45,31 @@ class Orient(Stage):
 
     @torch.no_grad()
     def begin(self, calibration: Calibration) -> None:
-        """Find alpha: |A - alpha M|^2 is quadratic in it, so its values at alpha and -alpha give the minimum."""
+        """Find alpha: |A - alpha M|^2 is quadratic in it, so its values at a and -a give the minimum.
+
+        a is where alpha M is as large as A: a matrix that has all but decayed where a window ends would be lost in the sums'
+        rounding otherwise.
+        """
         batch = next(iter(calibration(1)))
         for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
-            self.alpha[seen.layer] = 1.0
-            plus, power = self._error(seen, context)
-            self.alpha[seen.layer] = -1.0
-            minus, _ = self._error(seen, context)
-            along, square = (minus - plus).sum(0) / 4, ((plus + minus) / 2 - power).sum(0)
-            self.alpha[seen.layer, self.student.mixers[seen.layer].oriented()] = along / square.clamp_min(1e-20)
+            mixer = self.student.mixers[seen.layer]
+            alone, empty = self._both_signs(seen, context, 1.0, window=max(1, mixer.min_lag))
+            square = (sum(alone) / 2 - empty).sum(0)  # |M|^2: beside attention to a token itself at most, which is known
+            power = self._error(seen, context)[1].sum(0)
+            there = square > TINY * power
+            scale = torch.where(there, (power / square.clamp_min(torch.finfo(square.dtype).tiny)).sqrt(), 1.0)
+            (plus, minus), power = self._both_signs(seen, context, scale)
+            found = scale * (minus - plus).sum(0) / (4 * power.sum(0)).clamp_min(1e-12)
+            self.alpha[seen.layer, mixer.oriented()] = torch.where(there, found, 1.0)
+
+    def _both_signs(self, seen: Observation, context: Context, scale, **rules):
+        """The errors at alpha = scale and at -scale, and sum A^2."""
+        heads, errors = self.student.mixers[seen.layer].oriented(), []
+        for sign in (1.0, -1.0):
+            self.alpha[seen.layer, heads] = sign * scale
+            error, power = self._error(seen, context, **rules)
+            errors.append(error)
+        return errors, power
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
@@ -75,7 +92,10 @@ class Orient(Stage):
         prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.layers)
         return {name: entry for name, entry in super().trained().items() if name.startswith(prefixes)}
 
-    def _error(self, seen: Observation, context: Context) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
+    def _error(
+        self, seen: Observation, context: Context, window: int | None = None
+    ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
+        """sum (A - alpha M)^2 and sum A^2; `window`: what the attention sees, in place of what the teacher's does."""
         mixer = self.student.mixers[seen.layer]
         matrix = mixer.semiseparable(mixer.project(seen.input, context))
         heads, q, k = mixer.oriented(), seen.q, seen.k
@@ -96,7 +116,7 @@ class Orient(Stage):
             matrix.D,
             scale=rules.scale,
             softcap=rules.softcap,
-            window=rules.window,
+            window=rules.window if window is None else window,
             documents=context.documents,
             min_lag=mixer.min_lag,
         )

@@ -212,3 +212,20 @@ def test_orient_skips_what_has_no_such_matrix(teacher, caplog):
     stage.begin(calibration(batch()))
     assert [name for name, _ in stage.losses(batch())] == ["layer_00", "layer_02"]
     assert "orient skips layers [1, 3]" in caplog.text
+
+
+@pytest.mark.parametrize("mixer", ["discrete", "windowed"])
+@pytest.mark.parametrize("half_life", [8.0, 0.2])
+def test_orient_scales_matrices_however_small(teacher, made, half_life):
+    """Where a window ends, a state of short memory has decayed to a millionth: its scale is a minimum all the same."""
+    student, _, text = made
+    for made_mixer in student.mixers.values():
+        made_mixer.set_half_lives(torch.full((teacher.config.num_attention_heads,), half_life))
+    stage = Orient(teacher, student, Orient.Options(tokens=1, lr=1e-3))
+    stage.begin(calibration(text))
+    found, losses = stage.alpha.clone(), []
+    for factor in (1.0, 0.5, 1.5):
+        stage.alpha.copy_(factor * found)
+        losses.append(torch.stack([loss.detach() for _, loss in stage.losses(text)]))
+    assert (losses[0] < 1).all()
+    assert (losses[0] < losses[1]).all() and (losses[0] < losses[2]).all()

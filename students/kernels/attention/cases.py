@@ -24,5 +24,6 @@ TEST = [
     Case(2, 300, 300, 3, 4, 16, 4, True, None),
     Case(1, 257, 257, 2, 4, 100, 2, True, 5.0),
     Case(2, 200, 200, 1, 8, 7, 0, False, None),
+    Case(2, 300, 300, 2, 4, 16, 0, True, None),
 ]
 BENCH = [Case(8, 2048, 2048, 32, 64, 64, 4, False, None)]

@@ -69,6 +69,8 @@ def _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width
     if documents is None:
         documents = torch.zeros(batch, time, dtype=torch.long, device=q.device)
         positions = torch.arange(time, device=q.device).expand(batch, -1)
+    elif not sinks:  # nobody asks where a token stands
+        positions = torch.zeros_like(documents)
     documents = F.pad(documents, (width, pad), value=torch.iinfo(documents.dtype).min)
     positions = F.pad(positions, (width, pad), value=sinks)
     k, v = (F.pad(part, (0, 0, width, pad)) for part in (k, v))

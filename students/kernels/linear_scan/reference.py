@@ -1,4 +1,4 @@
-"""The diagonal recurrence in PyTorch: chunk after chunk, by doubling inside a chunk, and its oracle."""
+"""The diagonal recurrence in PyTorch: chunk after chunk, inside one token by token or by doubling, and its oracle."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from students.shapes import Bool, Float, Int
 
-CHUNK = 256  # tokens scanned together; the backward pass holds the doublings of one chunk at a time
+CHUNK = 256  # tokens scanned together; the backward pass holds what one chunk needs at a time
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -20,7 +20,7 @@ def linear_scan(
     documents: Int[Tensor, "b t"] | None,
     initial_state: Float[Tensor, "b d"] | None,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"]]:
-    """See `students.kernels.linear_scan.linear_scan`. Memory is linear in t; no Python loop over tokens."""
+    """See `students.kernels.linear_scan.linear_scan`. Memory is linear in t."""
     dtype = accumulator(x)
     state = x.new_zeros(x.shape[0], x.shape[2], dtype=dtype) if initial_state is None else initial_state.to(dtype)
     goes_on = continues(documents)
@@ -69,8 +69,22 @@ def continues(documents: Int[Tensor, "b t"] | None) -> Bool[Tensor, "b t"] | Non
     return torch.cat([first, documents[:, 1:] == documents[:, :-1]], 1)
 
 
-def doubled(decay: Float[Tensor, "b t ..."], added: Float[Tensor, "b t ..."], state: Float[Tensor, "b ..."]) -> Tensor:
-    """h_t = decay_t h_{t-1} + added_t from h_{-1} = state, each pass joining spans twice as long (Hillis and Steele, 1986).
+def states_of(decay: Float[Tensor, "b t ..."], added: Float[Tensor, "b t ..."], state: Float[Tensor, "b ..."]) -> Tensor:
+    """h_t = decay_t h_{t-1} + added_t from h_{-1} = state, for every t.
+
+    A CPU goes token by token, which reads everything once; a GPU would wait for every launch, so it doubles.
+    """
+    if decay.device.type != "cpu":
+        return _doubled(decay, added, state)
+    states = []
+    for kept, new in zip(decay.unbind(1), added.unbind(1), strict=True):
+        state = torch.addcmul(new, kept, state)
+        states.append(state)
+    return torch.stack(states, 1)
+
+
+def _doubled(decay: Float[Tensor, "b t ..."], added: Float[Tensor, "b t ..."], state: Float[Tensor, "b ..."]) -> Tensor:
+    """Each pass joins spans twice as long (Hillis and Steele, 1986).
 
     Only products of decays are ever formed, never quotients, so decays may be as strong as they like.
     """
@@ -87,5 +101,5 @@ def _chunk(x: Tensor, log_a: Tensor, goes_on: Tensor | None, state: Tensor) -> t
     decay = log_a.to(state.dtype).exp()
     if goes_on is not None:
         decay = decay.masked_fill(~goes_on, 0.0)
-    h = doubled(decay, x.to(state.dtype), state)
+    h = states_of(decay, x.to(state.dtype), state)
     return h.to(x.dtype), h[:, -1].clone()  # a view would keep all of h until the backward pass

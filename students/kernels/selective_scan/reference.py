@@ -1,10 +1,10 @@
-"""The selective scan in PyTorch: chunk after chunk, by doubling inside a chunk, and its oracle."""
+"""The selective scan in PyTorch: chunk after chunk, inside one token by token or by doubling, and its oracle."""
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from students.kernels.linear_scan.reference import accumulator, continues, doubled
+from students.kernels.linear_scan.reference import accumulator, continues, states_of
 from students.shapes import Float, Int
 
 CHUNK = 64  # tokens whose states are in memory together
@@ -80,6 +80,6 @@ def _chunk(x, dt, A, B, C, goes_on, state):
     if goes_on is not None:
         decay = decay.masked_fill(~goes_on[:, :, None, None], 0.0)
     added = (dt * x).unflatten(2, (groups, -1))[..., None] * B[:, :, :, None]
-    states = doubled(decay, added.flatten(2, 3), state)
+    states = states_of(decay, added.flatten(2, 3), state)
     y = states.unflatten(2, (groups, -1)) @ C[..., None]
     return y.squeeze(-1).flatten(2), states[:, -1].clone()  # a view would keep every state until the backward pass
