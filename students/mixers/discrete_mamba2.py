@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import rms_norm, rotate, wide_linear
-from students.mixers.recurrent import spread_half_lives
 from students.mixers.state_space import StateSpace, StateSpaceParts
 from students.shapes import Float
 
@@ -115,8 +114,7 @@ class DiscreteMamba2(StateSpace):
     def _set_new_parameters(self, transfer: Transfer) -> None:
         self.a_proj.weight.zero_()
         transfer.set("a_proj.weight", "set to 0")
-        self.set_half_lives(spread_half_lives(self.n_heads).to(self.a_proj.bias))
-        transfer.set("a_proj.bias", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.spread_memories("a_proj.bias", transfer)
         self.z_proj.weight.zero_()
         transfer.set("z_proj.weight", "set to 0")
         self.z_proj.bias.fill_(OPEN_GATE)

@@ -23,7 +23,6 @@ from students.kernels.gated_norm import gated_norm
 from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
 from students.mixers.projections import least_squares, wide_linear
-from students.mixers.recurrent import spread_half_lives
 from students.mixers.state_space import StateSpace, StateSpaceParts
 from students.shapes import Float
 
@@ -150,8 +149,7 @@ class Mamba2(StateSpace):
         companions = "; companions {}" if self.expand == 2 else ""
         transfer.set("dt_bias", "set for dt = 1" + companions.format("for dt near 0"))
         transfer.set("D", "set to 0" + companions.format("to 1"))
-        self.set_half_lives(spread_half_lives(self.n_heads).to(self.A_log))
-        transfer.set("A_log", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.spread_memories("A_log", transfer)
         self.norm.weight.fill_(1.0)
         transfer.set("norm.weight", "set to 1")
 

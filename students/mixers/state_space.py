@@ -16,7 +16,7 @@ from torch import Tensor
 from students.kernels.ssd import ssd, ssd_step, zero_state
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
 from students.mixers.projections import group_factors, lost_power, per_head
-from students.mixers.recurrent import Recurrent, keep_rows
+from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
 from students.shapes import Float, Int
 
 NOWHERE = torch.iinfo(torch.long).min  # the document of a place in the lag's queue that holds no token yet
@@ -54,6 +54,12 @@ class StateSpace(Recurrent):
         self.d_state = shape.head_dim if d_state is None else d_state
         self.norm_eps = shape.norm_eps
         self.min_lag = self.lag = lag
+
+    def spread_memories(self, name: str, transfer: Transfer) -> None:
+        """Half-lives of 4 to 512 tokens over the heads; behind a window none shorter than it, or nothing would be left."""
+        shortest, longest = max(4.0, self.lag), max(512.0, 8.0 * self.lag)
+        self.set_half_lives(spread_half_lives(self.n_heads, shortest, longest).to(self.get_parameter(name)))
+        transfer.set(name, f"set to half-lives of {shortest:g} to {longest:g} tokens, spread over the heads")
 
     def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
         x = parts.values if parts.dt is None else parts.values * parts.dt[..., None].to(parts.values.dtype)

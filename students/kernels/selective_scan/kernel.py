@@ -44,14 +44,8 @@ class Config(NamedTuple):
 
 # By the widest tile of states that each may serve; the first is the default.
 CONFIGS = {
-    16: [
-        Config(32, 16, 4, 32, 4, 2),
-        Config(64, 8, 4, 64, 4, 4),
-        Config(32, 8, 4, 32, 8, 4),
-        Config(32, 16, 4, 16, 4, 1),
-        Config(32, 8, 2, 32, 4, 1),
-    ],
-    64: [Config(32, 8, 8, 32, 4, 8), Config(16, 8, 4, 16, 4, 4), Config(16, 8, 4, 8, 4, 1), Config(16, 8, 2, 16, 4, 2)],
+    16: [Config(32, 8, 2, 16, 4, 1), Config(32, 16, 4, 32, 4, 2), Config(64, 8, 4, 64, 4, 4)],
+    64: [Config(16, 8, 4, 8, 4, 1), Config(16, 8, 4, 16, 4, 4), Config(16, 8, 2, 16, 4, 2)],
     128: [Config(16, 8, 8, 16, 4, 8), Config(8, 8, 4, 16, 2, 4)],
     256: [Config(8, 8, 8, 8, 4, 8), Config(8, 4, 8, 8, 2, 8)],
 }
