@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-browser test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-fla test-browser test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -26,7 +26,11 @@ test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, t
 	$(RUN) -m pytest -q -n 2 -m faults
 
 test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
-	$(RUN) -m pytest -q -n 8 -m gpu tests/gpu
+	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py
+
+test-fla: $(VENV)/.installed  ## installs fla-core; the ops that may run on its kernels, on a GPU; minutes of autotuning
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fla]'
+	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_linear_attention.py
 
 # Which run's report the screenshots show; without one, the report of the tests' tiny run.
 REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))
