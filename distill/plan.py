@@ -119,13 +119,15 @@ def make_plan(recipe: Recipe) -> Plan:
         raise UserError(f"{recipe.name}: the layout cannot be built: {error}") from error
     check_rates(recipe, student, recipe.name)
     sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
-    mixers = sum(_parameters(mixer) for mixer in student.mixers.values())
+    mixers = _parameters(nn.ModuleList(student.mixers.values()))
+    with torch.device("meta"):  # untied: a block that several layers share computes in each of them
+        used = sum(_parameters(layout.make(layer, shapes.at(layer))) for layer in layout.converted)
     trained, tokens, flops = {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
     for index, (name, options) in enumerate(recipe.stage_options()):
         whole = name == "imitate"
         key = name if name not in tokens else f"{name} ({index})"
         trained[key], tokens[key] = stage_class(name).count(student, options), options.tokens
-        flops += options.tokens * 2 * (sizes["teacher"] + (3 * sizes["student"] if whole else 3 * mixers))
+        flops += options.tokens * 2 * (sizes["teacher"] + 3 * (sizes["student"] - mixers + used if whole else used))
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
     return Plan(

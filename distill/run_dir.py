@@ -137,6 +137,15 @@ class RunDir:
                 "again with --fresh"
             )
 
+    def laid_out(self) -> Recipe:
+        """The recipe with its layout written out: the folder's own where a selection chose it, else as given.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        file = self.path / "resolved.yaml"
+        return check(read(file), str(file)) if file.exists() else self.recipe()
+
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""

@@ -27,6 +27,10 @@ def check_shared_keys(mixers: dict[int, Mixer], givers: dict[int, int], shapes: 
                     f"it is {getattr(theirs, name)!r}"
                 )
         taker, kept = _attention(mixers[layer]), _attention(mixers[giver])
+        if kept is None or kept.reads is not None:
+            raise ValueError(
+                f"layer {layer} cannot share the keys of layer {giver}: that layer's attention has some of the heads alone"
+            )
         wider = kept.window is not None and (taker.window is None or taker.window > kept.window)
         if wider or (kept.window is not None and taker.sinks > kept.sinks):
             raise ValueError(
@@ -35,5 +39,5 @@ def check_shared_keys(mixers: dict[int, Mixer], givers: dict[int, int], shapes: 
             )
 
 
-def _attention(mixer: Mixer) -> Attention:
-    return next(module for module in mixer.modules() if isinstance(module, Attention))
+def _attention(mixer: Mixer) -> Attention | None:
+    return next((module for module in mixer.modules() if isinstance(module, Attention)), None)

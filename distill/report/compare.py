@@ -31,7 +31,7 @@ class Run:
     def of(cls, folder: RunDir) -> "Run":
         """Read a folder."""
         evaluations = folder.read("evaluations.json", {})
-        return cls(folder.path.resolve().name, folder.recipe(), folder.read("run.json", {}), evaluations, folder.metrics())
+        return cls(folder.path.resolve().name, folder.laid_out(), folder.read("run.json", {}), evaluations, folder.metrics())
 
     @property
     def judged(self) -> Mapping | None:

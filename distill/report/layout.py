@@ -20,10 +20,18 @@ def strip(pattern: str, mixers: Mapping[str, Mapping], kinds: Sequence[str], one
     for layer, letter in enumerate(pattern):
         mixer = mixers[letter]["mixer"] if letter in mixers else "the teacher's attention"
         colour = kinds.index(mixer) % NEUTRAL if mixer in kinds else NEUTRAL
-        title = html.escape(f"layer {layer}: {mixer}", quote=True)
+        title = html.escape(f"layer {layer}: {mixer}{_heads(mixers.get(letter, {}), layer)}", quote=True)
         cells.append(f"<span class='c{colour}' title='{title}'>{html.escape(letter)}<small>{layer}</small></span>")
     drawn = f"<div class='strip{' line' * one_line}'>{''.join(cells)}</div>"
     return f"<div class='scroll' tabindex='0'>{drawn}</div>" if one_line else drawn
+
+
+def _heads(options: Mapping, layer: int) -> str:
+    """The heads that stay attention in a layer that is split by heads."""
+    keep = options.get("keep")
+    if isinstance(keep, Mapping):
+        keep = keep.get(layer, keep.get("default", []))
+    return f", attention in heads {', '.join(map(str, keep))}" if keep else ""
 
 
 def kinds_of(*mixers: Mapping[str, Mapping]) -> list[str]:

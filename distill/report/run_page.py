@@ -13,6 +13,7 @@ from distill.report.matrices import matrices_html
 from distill.report.page import Section, figures, note, page
 from distill.report.tables import facts, headline_cells, printed, story_cells, table, with_tasks
 from distill.run_dir import RunDir
+from distill.select.show import models_table, ranking_table
 
 FULLEST_FIRST = ("full", "standard", "quick")
 NOT_JUDGED = "the run has not been judged yet; the same `distill run` goes on with it"
@@ -21,12 +22,12 @@ BY_SUITE = "`distill eval RUN --suite {}` measures it and adds it here"
 
 def run_page(folder: RunDir) -> str:
     """The whole page."""
-    recipe, evaluations = folder.recipe(), folder.read("evaluations.json", {})
+    recipe, evaluations = folder.laid_out(), folder.read("evaluations.json", {})
     judged = evaluations.get("final")
     said = f"{recipe.teacher} distilled into a hybrid. KL is in nats a token; ± is one standard error."
     sections = [
         _headline(evaluations),
-        _layout(recipe, judged),
+        _layout(recipe, judged, folder.read("selection.json", {}).get("chosen")),
         _story(evaluations, RunDir(folder.path / "twin").read("evaluations.json", {})),
         _losses(folder),
         _layers(evaluations),
@@ -76,10 +77,17 @@ def _headline(evaluations: Mapping) -> Section:
     return Section("headline", "Student, baselines, teacher", body, NOT_JUDGED)
 
 
-def _layout(recipe, judged: Mapping | None) -> Section:
+def _layout(recipe, judged: Mapping | None, chosen: Mapping | None) -> Section:
+    """chosen: what a selection of layers or heads found, where the recipe asked for one."""
     body = ""
     if judged:
         body = strip(judged["pattern"], recipe.mixers, kinds_of(recipe.mixers)) + meaning(judged["pattern"], recipe.mixers)
+    if judged and chosen:
+        body += note(f"Selected by {chosen['by']}, in {chosen['cost']['seconds']:,.0f} s, before anything was trained:")
+        body += printed(models_table(chosen["models"]))
+        if any(entry["score"] is not None for entry in chosen["ranking"]):
+            body += printed(ranking_table(chosen))
+        body += note(chosen["note"]) if chosen["note"] else ""
     return Section("layout", "Layout", body, NOT_JUDGED)
 
 

@@ -26,8 +26,8 @@ def show(chosen: Mapping[str, Any], console: Console) -> None:
         highlight=False,
     )
     if any(entry["score"] is not None for entry in chosen["ranking"]):
-        console.print(_ranking(chosen))
-    console.print(_models(chosen["models"]))
+        console.print(ranking_table(chosen))
+    console.print(models_table(chosen["models"]))
     console.print(f"layers   {strip(chosen['pattern'])}   (A keeps the teacher's attention)")
     if chosen["heads"] is not None:
         heads = "; ".join(f"{layer}: {', '.join(map(str, heads))}" for layer, heads in chosen["heads"].items())
@@ -36,7 +36,8 @@ def show(chosen: Mapping[str, Any], console: Console) -> None:
         console.print(f"note     {chosen['note']}")
 
 
-def _ranking(chosen: Mapping[str, Any]) -> Table:
+def ranking_table(chosen: Mapping[str, Any]) -> Table:
+    """Layers or heads by score, those that are kept and the next ones."""
     entries = chosen["ranking"]
     names = list(entries[0]["numbers"])
     table = Table(box=None, header_style="bold")
@@ -51,7 +52,8 @@ def _ranking(chosen: Mapping[str, Any]) -> Table:
     return table
 
 
-def _models(models: Mapping[str, Mapping[str, float]]) -> Table:
+def models_table(models: Mapping[str, Mapping[str, float]]) -> Table:
+    """Recall and KL of the teacher, and of the chosen and an even layout before any training."""
     table = Table(box=None, header_style="bold")
     table.add_column("")
     for column in ("recall, greedy", "forced choice, nats a token", "held-out KL"):

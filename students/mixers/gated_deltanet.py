@@ -86,9 +86,6 @@ class GatedDeltaNet(Recurrent):
         gate = F.silu(self.in_proj_z(h)).unflatten(-1, (self.n_heads, -1))
         return rms_norm(y, self.norm_eps) * self.norm.weight.to(y.dtype) * gate
 
-    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
-
     @torch.no_grad()
     def from_attention(
         self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
@@ -133,9 +130,6 @@ class GatedDeltaNet(Recurrent):
     @torch.no_grad()
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         self.A_log.copy_((math.log(2) / DT / tokens).log())
-
-    def head_terms(self) -> list[list[int]]:
-        return [[head] for head in range(self.n_heads)]
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:

@@ -38,9 +38,6 @@ class GatedHeads(Recurrent):
         gate = F.silu(self.gate_proj(h)).unflatten(-1, (self.n_heads, -1))
         return rms_norm(y, self.norm_eps) * self.norm.to(y.dtype) * gate
 
-    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
-
     @torch.no_grad()
     def from_attention(
         self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
@@ -75,9 +72,6 @@ class GatedHeads(Recurrent):
         w, residual = constant_row(h)
         self.gate_proj.weight.copy_((OPEN_GATE * w).expand_as(self.gate_proj.weight))
         transfer.set("gate_proj.weight", f"a constant gate by least squares on real inputs (residual {residual:.1e})")
-
-    def head_terms(self) -> list[list[int]]:
-        return [[head] for head in range(self.n_heads)]
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:

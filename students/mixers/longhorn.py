@@ -89,9 +89,6 @@ class Longhorn(Recurrent):
         gate = F.silu(F.linear(h, self.in_proj.weight.chunk(2)[1])).unflatten(-1, (self.n_heads, -1))
         return y * gate * (self.scale * self.gain).to(y.dtype)[:, None]
 
-    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
-
     @torch.no_grad()
     def from_attention(
         self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
@@ -152,9 +149,6 @@ class Longhorn(Recurrent):
         change = "k to the size of half-lives of 4 to 512 tokens on real inputs, q divided by as much"
         for name, _ in self.kq_proj.named_parameters():
             transfer.add(f"kq_proj.{name}", change)
-
-    def head_terms(self) -> list[list[int]]:
-        return [[head] for head in range(self.n_heads)]
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:

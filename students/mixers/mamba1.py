@@ -119,9 +119,6 @@ class Mamba1(Recurrent):
         z = F.linear(h, self.in_proj.weight[self.d_inner :])
         return y * F.silu(z).unflatten(-1, (self.n_heads, -1))
 
-    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
-
     @torch.no_grad()
     def from_attention(
         self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
@@ -201,9 +198,6 @@ class Mamba1(Recurrent):
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         dt = math.log(2) / tokens
         self.dt_proj.bias.copy_(dt.expm1().log().repeat_interleave(self.head_dim))
-
-    def head_terms(self) -> list[list[int]]:
-        return [[head] for head in range(self.n_heads)]
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:

@@ -12,7 +12,7 @@ from students.shapes import Bool, Float, Int
 
 
 class Recurrent(Mixer):
-    """Base of these mixers."""
+    """Base of these mixers: a term a head, and an out_proj that reads them one after the other unless a mixer says more."""
 
     has_decay = True
 
@@ -33,6 +33,12 @@ class Recurrent(Mixer):
         if context.state is not None:
             context.state.write(conv=tail)
         return y
+
+    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
+        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
+
+    def head_terms(self) -> list[list[int]]:
+        return [[head] for head in range(self.n_heads)]
 
     def head_rows(
         self,

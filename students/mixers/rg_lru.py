@@ -137,9 +137,6 @@ class RgLru(Recurrent):
         admit = (torch.expm1(log_a) / -(1 + log_a.exp())).sqrt()
         self.rg_lru.input_gate_bias.copy_(torch.logit(admit)[:, None].expand(-1, self.head_dim))
 
-    def head_terms(self) -> list[list[int]]:
-        return [[head] for head in range(self.n_heads)]
-
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.linear_out.weight.mul_(factors.repeat_interleave(self.head_dim))

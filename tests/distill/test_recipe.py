@@ -185,3 +185,10 @@ def test_mixer_options_that_cannot_be(mixer, message):
 def test_an_export_target_that_does_not_exist():
     with pytest.raises(UserError, match="export: there is no target 'portabel'; did you mean 'portable'"):
         load("quickstart", ["export=[portabel]"])
+
+
+def test_a_shared_block_computes_in_each_of_its_layers():
+    """One block or two: other parameters, the same arithmetic."""
+    one, two = (make_plan(load("smollm2-135m_zamba", [f"mixers.S.blocks={blocks}"])) for blocks in (1, 2))
+    assert one.student_parameters < two.student_parameters
+    assert one.flops == pytest.approx(two.flops)

@@ -15,6 +15,7 @@ import yaml
 import distill
 from distill.errors import UserError
 from distill.report import svg
+from distill.report.layout import kinds_of, strip
 from distill.report.matrices import png
 from distill.run_dir import RunDir
 
@@ -274,3 +275,27 @@ def test_matrices_are_shown_on_one_scale(copied):
         attention, mixer = arrays[f"{name} attention"], arrays[f"{name} mixer"]
     error = np.linalg.norm(attention - mixer) / np.linalg.norm(attention)
     assert f"{name}: attention, mixer (relative error {error:.2f})" in text
+
+
+def test_a_selection_is_shown_with_its_layout(copied):
+    numbers = {"recalled": 0.5, "choice": -0.33, "kl": 0.0}
+    ranking = [
+        {"name": name, "score": score, "numbers": {"recall lost": score / 10}, "kept": score > 1}
+        for name, score in (("2", 5.25), ("1", 0.5))
+    ]
+    chosen = {
+        "by": "recall", "cost": {"seconds": 6.0, "tokens": 10, "predicted_seconds": 5.0}, "heads": None, "note": "a note",
+        "models": {"teacher": numbers, "chosen": numbers | {"kl": 0.156}, "even": numbers | {"recalled": 0.0}},
+        "ranking": ranking,
+    }  # fmt: skip
+    copied.write("selection.json", {"chosen": chosen})
+    section = written(copied.path)[0].sections["layout"]
+    assert "Selected by recall, in 6 s" in section["text"] and "a note" in section["text"]
+    assert "0.1560" in section["text"] and "5.25" in section["text"] and section["text"].count("kept") == 1
+
+
+def test_a_layer_split_by_heads_names_those_that_stay():
+    mixers = {"H": {"mixer": "split_heads", "keep": {1: [0, 5], "default": [2]}}}
+    drawn = strip("AHH", mixers, kinds_of(mixers))
+    assert "layer 1: split_heads, attention in heads 0, 5" in drawn
+    assert "layer 2: split_heads, attention in heads 2" in drawn

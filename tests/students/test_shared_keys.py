@@ -85,6 +85,7 @@ def test_what_shares_caches_nothing(teacher):
         ("MSAA", {"S": SHARES, "M": {"mixer": "mamba2"}}, "no layer before has any"),
         ("WSAA", {"W": OWN, "S": SHARES | {"window": 8}}, r"layer 1 \(window 8, sinks 2\) cannot share the keys of layer 0"),
         ("WSAA", {"W": OWN, "S": SHARES | {"sinks": 3}}, r"keeps fewer \(window 6, sinks 2\)"),
+        ("HSAA", {"H": {"mixer": "split_heads", "keep": [0]}, "S": SHARES}, "attention has some of the heads alone"),
     ],
 )
 def test_what_cannot_be_shared(teacher, pattern, mixers, message):
