@@ -24,26 +24,29 @@ class MixerState(CacheLayerMixin):
         super().__init__()
         self.tensors: dict[str, Tensor] = {}
         self.length = 0
-        self.last_document: Int[Tensor, " b"] | None = None
+        self.last_document: Int[Tensor, " b"] | None = None  # None: no call said any, each row is document 0
 
     def read(self, name: str) -> Tensor | None:
         """The tensor kept under `name`, or None before the first call."""
         return self.tensors.get(name)
 
     def write(self, **tensors: Tensor) -> None:
-        """Keep these tensors; the batch is the first dimension of each."""
-        self.tensors.update(tensors)
+        """Keep these tensors; the batch is the first dimension of each. The end of something much longer is copied, or a
+        whole prompt would stay in memory behind it."""
+        for name, tensor in tensors.items():
+            whole = tensor.untyped_storage().nbytes()
+            self.tensors[name] = tensor.clone() if whole > 2 * tensor.nbytes else tensor
 
     def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
         """Rows whose next token, of this document, goes on with the document the state ended in."""
-        if self.last_document is None:
+        if not self.length:
             return torch.zeros_like(first_document, dtype=torch.bool)
-        return self.last_document == first_document
+        return first_document == (0 if self.last_document is None else self.last_document)
 
-    def advance(self, documents: Int[Tensor, "b t"]) -> None:
-        """Count the tokens of one call, after every tensor was written."""
-        self.length += documents.shape[1]
-        self.last_document = documents[:, -1]
+    def advance(self, tokens: int, documents: Int[Tensor, "b t"] | None) -> None:
+        """Count the tokens of one call, after every tensor was written; without documents they go on with the last ones."""
+        self.length += tokens
+        self.last_document = self.last_document if documents is None else documents[:, -1]
         self.is_initialized = True
 
     def scope(self, prefix: str) -> "ScopedState":
@@ -84,10 +87,9 @@ class MixerState(CacheLayerMixin):
         self._map(lambda tensor: tensor[indices])
 
     def offload(self) -> None:
-        self._map(lambda tensor: tensor.to("cpu", non_blocking=True))
+        raise NotImplementedError("a mixer's state is small and stays on its layer's device; use a cache without offloading")
 
-    def prefetch(self) -> None:
-        """Nothing to bring back early: mixers read their tensors through `read` on the device of their inputs."""
+    prefetch = offload
 
     def _map(self, change) -> None:
         self.tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
@@ -106,6 +108,14 @@ class ScopedState:
 
     def write(self, **tensors: Tensor) -> None:
         self._state.write(**{f"{self._prefix}.{name}": tensor for name, tensor in tensors.items()})
+
+    @property
+    def length(self) -> int:
+        return self._state.length
+
+    @property
+    def last_document(self) -> Int[Tensor, " b"] | None:
+        return self._state.last_document
 
     def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
         return self._state.resumed(first_document)

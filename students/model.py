@@ -7,7 +7,6 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 import functools
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from students.cache import MixerState
 from students.config import Layout, Place, Shapes, from_dict, to_dict
-from students.inputs import Inputs, checked
+from students.inputs import Inputs, checked, ends_in_padding
 from students.kernels.documents import marked_positions
 from students.meta_tokens import MetaTokens, TextCache
 from students.mixers.mixer import Mixer, SharedKeys
@@ -106,23 +105,43 @@ class StudentMixin:
             ValueError: inputs that slots cannot honour (see `inputs.checked`).
         """
         cache = past_key_values if cache is None else cache
+        self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
-        use_cache = (self.config.use_cache if use_cache is None else use_cache) and document_ids is None
-        if use_cache and cache is None:
-            inputs = replace(inputs, cache=self.new_cache())
+        if cache is None and self._caches(inputs, use_cache):
+            cache = self.new_cache()
+            inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
+        use_cache = cache is not None and use_cache is not False
         with self._prefixed(inputs) as inputs:
             return super().forward(**self._arguments(inputs, use_cache), **rest)
 
-    def hidden(self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None) -> Float[Tensor, "b t d"]:
-        """The last hidden states, what the head would turn into logits."""
-        with self._prefixed(checked(input_ids, document_ids=document_ids)) as inputs:
-            return self.base_model(**self._arguments(inputs, False)).last_hidden_state
+    def hidden(
+        self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None, cache: Cache | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The last hidden states, what the head would turn into logits; with a cache, of the tokens behind it."""
+        with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs:
+            return self.base_model(**self._arguments(inputs, cache is not None)).last_hidden_state
 
     def new_cache(self) -> Cache:
         """An empty cache: a `MixerState` for each slot, transformers' own layer for each kept attention."""
         layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
         layers = [MixerState() if i in self.layout.converted else layer for i, layer in enumerate(layers)]
         return Cache(layers=layers) if self.meta_tokens is None else TextCache(layers, self.meta_tokens.count)
+
+    def _check_cache(self, cache: Cache | None) -> None:
+        """Refuse a cache without places for the slots' states; that of meta tokens is checked where they are put in."""
+        if cache is None or self.meta_tokens is not None:
+            return
+        states = [isinstance(layer, MixerState) for layer in cache.layers]
+        if [index for index, is_state in enumerate(states) if is_state] != self.layout.converted:
+            raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
+
+    def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
+        """Whether a call without a cache gets one: never packed documents, and not by default what ends in padding."""
+        if inputs.documents is not None and inputs.attention_mask is None:
+            return False
+        if use_cache is not None:
+            return use_cache
+        return self.config.use_cache and (inputs.attention_mask is None or not ends_in_padding(inputs.attention_mask))
 
     def _prefixed(self, inputs: Inputs) -> AbstractContextManager[Inputs]:
         """The inputs with meta tokens, where the student has any."""

@@ -11,6 +11,7 @@ allocator, or the process's resident set where Linux lets its peak be reset, els
 import copy
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,18 +98,19 @@ def _cell(model: nn.Module, length: int, batch: int) -> dict:
 
 def _measure(model: nn.Module, length: int, batch: int) -> dict:
     device, head = model.device, head_of(model)
+    hidden_of = _through(model)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(device)
     cache = model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
     steps = DECODE_STEPS.get(device.type, 4)
     before = _start_peak(device)
     began = _now(device)
-    hidden = model.base_model(input_ids=ids, use_cache=True, **{CACHE: cache}).last_hidden_state
+    hidden = hidden_of(ids, cache)
     filled = _now(device)
     token = _choice(hidden, head)
     first = _now(device)
     for _ in range(steps):
-        token = _choice(model.base_model(input_ids=token, use_cache=True, **{CACHE: cache}).last_hidden_state, head)
+        token = _choice(hidden_of(token, cache), head)
     ended = _now(device)
     return {
         "prefill_seconds": filled - began,
@@ -117,6 +119,13 @@ def _measure(model: nn.Module, length: int, batch: int) -> dict:
         "peak_bytes": _end_peak(device, before),
         "cache_bytes": cache_bytes(cache),
     }
+
+
+def _through(model: nn.Module) -> Callable[[Tensor, Cache], Tensor]:
+    """A teacher's or a student's last hidden states of tokens behind a cache."""
+    if hasattr(model, "new_cache"):  # a student: meta tokens and shared keys are not its skeleton's business
+        return lambda ids, cache: model.hidden(ids, None, cache)
+    return lambda ids, cache: model.base_model(input_ids=ids, use_cache=True, **{CACHE: cache}).last_hidden_state
 
 
 def _choice(hidden: Tensor, head: Head) -> Tensor:

@@ -30,7 +30,7 @@ def _heads(options: Mapping, layer: int) -> str:
     """The heads that stay attention in a layer that is split by heads."""
     keep = options.get("keep")
     if isinstance(keep, Mapping):
-        keep = keep.get(layer, keep.get("default", []))
+        keep = next((keep[key] for key in (layer, str(layer), "default") if key in keep), [])  # JSON's keys are strings
     return f", attention in heads {', '.join(map(str, keep))}" if keep else ""
 
 

@@ -7,16 +7,19 @@ squares. Taylor-Calibrate (arXiv 2606.16429) showed what such a start is worth: 
 100M tokens.
 """
 
+import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from distill.recipe import Count
 from distill.stages.scales import OutputScales
 from distill.stages.stage import Calibration, Stage, StageOptions, observed
-from students.mixers.mixer import Transfer
+from students.mixers.mixer import Mixer, Transfer
 
-HALF_LIVES = tuple(2.0**k for k in range(2, 11))  # candidates for a head's half-life, in tokens
+CANDIDATES = 9  # for a head's half-life
 
 
 class Initialise(Stage):
@@ -64,18 +67,25 @@ class Initialise(Stage):
         for seen, context in observed(self.teacher, self.student, batch, list(mixers)):
             mixer, gains = mixers[seen.layer], []
             heads = self.teacher.config.num_attention_heads
-            for half_life in HALF_LIVES:
-                mixer.set_half_lives(torch.full((heads,), half_life, device=seen.input.device))
+            candidates = half_lives(mixer).to(seen.input.device)
+            for half_life in candidates:
+                mixer.set_half_lives(half_life.repeat(heads))
                 solver = OutputScales(mixer)
                 solver.add(seen.input, context, seen.output)
                 factors, _ = solver.solve()
                 gains.append((factors * solver.moment)[[terms[0] for terms in mixer.head_terms()]])
             best = torch.stack(gains).argmax(0)
-            chosen = torch.tensor(HALF_LIVES, device=best.device)[best]
+            chosen = candidates[best]
             mixer.set_half_lives(chosen)
             self.transfers[seen.layer].set(
                 "(half-lives)", f"calibrated: {', '.join(f'{h:g}' for h in chosen.tolist())} tokens"
             )
+
+
+def half_lives(mixer: Mixer) -> Float[Tensor, " candidate"]:
+    """Half-lives in tokens that a mixer's heads choose from: from the shortest to twice the longest that it begins with."""
+    shortest, longest = mixer.memory_range()
+    return torch.logspace(math.log2(shortest), math.log2(2 * longest), CANDIDATES, base=2.0)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from distill.recipe import Count
 from distill.stages.initialise import solve_scales
 from distill.stages.stage import Calibration, Stage, TrainingOptions, layer_name, observed
 from students.kernels.matrix_orientation import orientation_error
-from students.mixers.mixer import Context
+from students.mixers.mixer import Context, Mixer
 from teachers.observe import Observation
 
 _log = logging.getLogger(__name__)
@@ -47,20 +47,22 @@ class Orient(Stage):
     def begin(self, calibration: Calibration) -> None:
         """Find alpha: |A - alpha M|^2 is quadratic in it, so its values at a and -a give the minimum.
 
-        a is where alpha M is as large as A: a matrix that has all but decayed where a window ends would be lost in the sums'
-        rounding otherwise.
+        a is where alpha M is as large as A: a matrix that is small, or has all but decayed where a window ends, would be
+        lost in the sums' rounding otherwise.
         """
         batch = next(iter(calibration(1)))
         for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
             mixer = self.student.mixers[seen.layer]
-            alone, empty = self._both_signs(seen, context, 1.0, window=max(1, mixer.min_lag))
-            square = (sum(alone) / 2 - empty).sum(0)  # |M|^2: beside attention to a token itself at most, which is known
-            power = self._error(seen, context)[1].sum(0)
-            there = square > TINY * power
-            scale = torch.where(there, (power / square.clamp_min(torch.finfo(square.dtype).tiny)).sqrt(), 1.0)
-            (plus, minus), power = self._both_signs(seen, context, scale)
-            found = scale * (minus - plus).sum(0) / (4 * power.sum(0)).clamp_min(1e-12)
-            self.alpha[seen.layer, mixer.oriented()] = torch.where(there, found, 1.0)
+            heads, lag = mixer.oriented(), max(1, mixer.min_lag)
+            self.alpha[seen.layer, heads] = 1.0
+            beyond, _ = self._error(seen, context, window=lag, min_lag=lag)  # |M|^2 where the attention sees nothing
+            scale = _one_size(self._error(seen, context)[1].sum(0), beyond.sum(0))
+            for _ in range(2):  # the first time it may be made too large, by a diagonal that was left out
+                (plus, minus), power = self._both_signs(seen, context, scale)
+                power = power.sum(0)
+                size, along = (plus + minus).sum(0) / 2 - power, (minus - plus).sum(0) / 4  # |scale M|^2 and A . scale M
+                found, scale = scale * along / size.clamp_min(1e-12), scale * _one_size(power, size)
+            self.alpha[seen.layer, heads] = torch.where(size > 0, found, 1.0)
 
     def _both_signs(self, seen: Observation, context: Context, scale, **rules):
         """The errors at alpha = scale and at -scale, and sum A^2."""
@@ -88,14 +90,22 @@ class Orient(Stage):
     def describe(self, loss: float) -> dict[str, float]:
         return {"mohawk_norm": sum(self.norms.values()) / max(len(self.norms), 1)}
 
+    @classmethod
+    def count(cls, student, options) -> int:
+        return sum(p.numel() for mixer in _orientable(student) for p in mixer.parameters())
+
+    @classmethod
+    def roles(cls, student, options) -> set[str]:
+        return {role for mixer in _orientable(student) for role in mixer.roles().values()}
+
     def trained(self):
         prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.layers)
         return {name: entry for name, entry in super().trained().items() if name.startswith(prefixes)}
 
     def _error(
-        self, seen: Observation, context: Context, window: int | None = None
+        self, seen: Observation, context: Context, window: int | None = None, min_lag: int | None = None
     ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
-        """sum (A - alpha M)^2 and sum A^2; `window`: what the attention sees, in place of what the teacher's does."""
+        """sum (A - alpha M)^2 and sum A^2; `window`, `min_lag`: in place of what the teacher sees and the mixer covers."""
         mixer = self.student.mixers[seen.layer]
         matrix = mixer.semiseparable(mixer.project(seen.input, context))
         heads, q, k = mixer.oriented(), seen.q, seen.k
@@ -118,5 +128,14 @@ class Orient(Stage):
             softcap=rules.softcap,
             window=rules.window if window is None else window,
             documents=context.documents,
-            min_lag=mixer.min_lag,
+            min_lag=mixer.min_lag if min_lag is None else min_lag,
         )
+
+
+def _one_size(wanted: Float[Tensor, " h"], found: Float[Tensor, " h"]) -> Float[Tensor, " h"]:
+    """What to multiply by so that squares sum to `wanted`; 1 where there is next to nothing to multiply."""
+    return torch.where(found > TINY * wanted, (wanted / found.clamp_min(torch.finfo(found.dtype).tiny)).sqrt(), 1.0)
+
+
+def _orientable(student) -> list[Mixer]:
+    return [mixer for mixer in student.mixers.values() if mixer.orientable]

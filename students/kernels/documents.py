@@ -40,6 +40,7 @@ def restarts(positions: Int[Tensor, "rows t"]) -> Int[Tensor, "rows t"]:
 
 
 PADDING = -1  # the position, and the document, of a token that is none
+NOWHERE = torch.iinfo(torch.long).min  # the document of a place kept for a token that has not come yet
 
 
 def marked_positions(

@@ -5,6 +5,7 @@ To add a mixer: one file beside this one and one line here. The contract tests p
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -125,7 +126,7 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
     ssm = kind(shape, **lag, **options)
     if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
         raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")
-    branch = Attention(shape, window=size, sinks=window.get("sinks", 4), borrowed=not own)
+    branch = Attention(replace(shape, o_bias=False), window=size, sinks=window.get("sinks", 4), borrowed=not own)
     return Windowed(ssm, branch, shape.d_model, gate=window.get("gate", False))
 
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from students.kernels.attention import attention
+from students.kernels.documents import NOWHERE
 from students.kernels.documents import positions as count_positions
 from students.mixers.mixer import Context, Mixer, Shape, Transfer
 from students.mixers.projections import qk_norm, rotate
 from students.shapes import Float, Int
-
-NOWHERE = torch.iinfo(torch.long).min  # the document of a sink slot that holds nothing yet
 
 
 @dataclass(frozen=True)

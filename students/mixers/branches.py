@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from students.mixers.attention import Attention, AttentionParts
 from students.mixers.mixer import Context, Matrix, Mixer, Transfer
@@ -71,6 +72,15 @@ class Branches(Mixer):
         weight, bias = self.ssm.out_weight()
         return torch.cat([weight, self.exact.out_weight()[0]]), bias
 
+    def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
+        """Branch after branch: one weight for both would be a copy of both."""
+        ssm, beside = self.split(features)
+        return self.ssm.out(ssm) + F.linear(beside.flatten(2), self.beside_weight())
+
+    def beside_weight(self) -> Float[Tensor, "d k"]:
+        """The attention's output projection."""
+        return self.exact.o_proj.weight
+
     def matrix(self, parts: BranchesParts) -> Float[Tensor, "b k t t"]:
         return torch.cat([self.ssm.matrix(parts.ssm), self.exact.matrix(parts.attention)], 1)
 
@@ -86,14 +96,17 @@ class Branches(Mixer):
         return transfer
 
     def match_norms(self, h, q, k, transfer: Transfer) -> None:
-        inner = _of_ssm(transfer)
+        inner = transfer.part("ssm")
         self.ssm.match_norms(h, q, k, inner)
         transfer.include("ssm", inner)
 
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        inner = _of_ssm(transfer)
+        inner = transfer.part("ssm")
         self.ssm.calibrate(h, inner)
         transfer.include("ssm", inner)
+
+    def memory_range(self) -> tuple[float, float]:
+        return self.ssm.memory_range()
 
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         self.ssm.set_half_lives(tokens)
@@ -116,8 +129,3 @@ class Branches(Mixer):
     def split(self, terms: Float[Tensor, "b t k p"]) -> tuple[Tensor, Tensor]:
         """The SSM's terms and the attention's."""
         return terms.split([terms.shape[2] - self.exact.n_heads, self.exact.n_heads], 2)
-
-
-def _of_ssm(transfer: Transfer) -> Transfer:
-    """The part of a record that speaks of the SSM branch, its names as that branch knows them."""
-    return Transfer({name[4:]: text for name, text in transfer.sources.items() if name.startswith("ssm.")})

@@ -104,7 +104,7 @@ class SharedKeys:
 class Context:
     """What a mixer may know beside its input.
 
-    documents: each token's document; negative for padding; None where every row is one document.
+    documents: each token's document; negative for padding; None where every row is one, that of the state if any.
     rope: the skeleton's cosines and sines, [b t r]. state: what earlier calls left, or None outside generation.
     shared: where an attention that others share leaves its keys and values, and those others find them.
     """
@@ -118,10 +118,14 @@ class Context:
         """The documents, spelled out where they are None."""
         if self.documents is not None:
             return self.documents
+        if self.state is not None and self.state.last_document is not None:
+            return self.state.last_document[:, None].expand(like.shape[:2])
         return torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
 
-    def resumed(self, like: Float[Tensor, "b t ..."]) -> Bool[Tensor, " b"]:
-        """Rows whose first token goes on with the document that the state ended in."""
+    def resumed(self, like: Float[Tensor, "b t ..."]) -> Bool[Tensor, " b"] | None:
+        """Rows whose first token goes on with the document that the state ended in; None where it is known to be all."""
+        if self.documents is None and self.state.length:
+            return None
         return self.state.resumed(self.ids(like)[:, 0])
 
     def scope(self, prefix: str) -> "Context":
@@ -166,8 +170,7 @@ class Transfer:
 
 
 class Mixer(nn.Module):
-    """Base of all mixers. Subclasses implement project, mix, features, out_weight, head_terms, from_attention,
-    rescale and roles."""
+    """Base of all mixers. Subclasses implement what raises NotImplementedError here, but for what their flags exclude."""
 
     orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
     has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
@@ -207,7 +210,7 @@ class Mixer(nn.Module):
         context = context or Context()
         out = self.output(self.mix(self.project(h, context), context), h)
         if context.state is not None:
-            context.state.advance(context.ids(h))
+            context.state.advance(h.shape[1], context.documents)
         return out
 
     def step(self, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t d"]:

@@ -29,7 +29,8 @@ class Recurrent(Mixer):
             initial = context.state.read("conv")
             initial = None if initial is None else keep_rows(initial, context.resumed(x))
         weight = conv.weight.squeeze(1)
-        y, tail = causal_conv(x, weight, conv.bias, activation, context.documents, initial)
+        documents = None if x.shape[1] == 1 else context.documents  # what came before one token is cleared already
+        y, tail = causal_conv(x, weight, conv.bias, activation, documents, initial)
         if context.state is not None:
             context.state.write(conv=tail)
         return y
@@ -39,6 +40,10 @@ class Recurrent(Mixer):
 
     def head_terms(self) -> list[list[int]]:
         return [[head] for head in range(self.n_heads)]
+
+    def memory_range(self) -> tuple[float, float]:
+        """Half-lives in tokens, the shortest and the longest that its heads begin with."""
+        return 4.0, 512.0
 
     def head_rows(
         self,
@@ -90,8 +95,10 @@ def carried(
     return y
 
 
-def keep_rows(state: Float[Tensor, "b ..."], rows: Bool[Tensor, " b"]) -> Float[Tensor, "b ..."]:
-    """Clear the state of every row but these."""
+def keep_rows(state: Float[Tensor, "b ..."], rows: Bool[Tensor, " b"] | None) -> Float[Tensor, "b ..."]:
+    """Clear the state of every row but these; None keeps all."""
+    if rows is None:
+        return state
     return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))
 
 

@@ -80,7 +80,8 @@ class RgLru(Recurrent):
         begins = torch.ones_like(documents, dtype=torch.bool)
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
         if context.state is not None:
-            begins[:, 0] = ~context.resumed(h)
+            resumed = context.resumed(h)
+            begins[:, 0] = False if resumed is None else ~resumed
         return begins
 
     def mix(self, parts: RgLruParts, context: Context) -> Float[Tensor, "b t h p"]:

@@ -98,6 +98,10 @@ class SplitHeads(Mixer):
         biases = [bias for _, bias in found if bias is not None]
         return torch.cat([weight for weight, _ in found]), sum(biases) if biases else None
 
+    def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
+        terms = zip(self.branches.values(), features.split(self.terms, 2), strict=True)
+        return sum(branch.out(part) for branch, part in terms)
+
     def matrix(self, parts: SplitParts) -> Float[Tensor, "b k t t"]:
         return torch.cat([branch.matrix(parts.branches[name]) for name, branch in self.branches.items()], 1)
 
@@ -145,6 +149,9 @@ class SplitHeads(Mixer):
         inner = transfer.part("ssm")
         self.ssm.calibrate(h, inner)
         transfer.include("ssm", inner)
+
+    def memory_range(self) -> tuple[float, float]:
+        return self.ssm.memory_range()
 
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         self.ssm.set_half_lives(tokens[self.heads["ssm"]])

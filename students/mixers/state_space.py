@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from students.kernels.documents import NOWHERE
 from students.kernels.ssd import ssd, ssd_step, zero_state
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
 from students.mixers.projections import group_factors, lost_power, per_head
 from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
 from students.shapes import Float, Int
-
-NOWHERE = torch.iinfo(torch.long).min  # the document of a place in the lag's queue that holds no token yet
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class StateSpace(Recurrent):
     """
 
     orientable = True
-    has_decay = True
     lends = True
     rows_after = 0
 
@@ -55,9 +53,14 @@ class StateSpace(Recurrent):
         self.norm_eps = shape.norm_eps
         self.min_lag = self.lag = lag
 
+    def memory_range(self) -> tuple[float, float]:
+        """Behind a window none is shorter than it, or nothing would be left."""
+        shortest, longest = super().memory_range()
+        return max(shortest, self.lag), max(longest, 8.0 * self.lag)
+
     def spread_memories(self, name: str, transfer: Transfer) -> None:
-        """Half-lives of 4 to 512 tokens over the heads; behind a window none shorter than it, or nothing would be left."""
-        shortest, longest = max(4.0, self.lag), max(512.0, 8.0 * self.lag)
+        """Spread half-lives over the heads."""
+        shortest, longest = self.memory_range()
         self.set_half_lives(spread_half_lives(self.n_heads, shortest, longest).to(self.get_parameter(name)))
         transfer.set(name, f"set to half-lives of {shortest:g} to {longest:g} tokens, spread over the heads")
 

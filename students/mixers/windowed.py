@@ -74,6 +74,12 @@ class Windowed(Branches):
         weight, bias = self.ssm.out_weight()
         return torch.cat([weight, weight[:: weight.shape[0] // self.window.n_heads]]), bias
 
+    def beside_weight(self) -> Float[Tensor, "d k"]:
+        if self.own:
+            return super().beside_weight()
+        weight = self.ssm.out_weight()[0]
+        return weight[:: weight.shape[0] // self.window.n_heads].transpose(0, 1).flatten(1)
+
     def from_attention(
         self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
     ) -> Transfer:

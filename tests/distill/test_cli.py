@@ -166,7 +166,7 @@ def test_shell_completion(place, tmp_path):
     assert complete("distill run ti", place) == ["tiny.yaml"]
     smol = sorted(path.stem for path in shipped_folder().glob("smol*.yaml"))
     assert complete("distill recipes show smol", place) == smol
-    environment = os.environ | {"HOME": str(tmp_path)}
+    environment = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     command = [sys.executable, "-m", "distill.cli", "--install-completion", "bash"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     script = (tmp_path / ".bash_completions" / "distill.sh").read_text()

@@ -125,6 +125,14 @@ def test_speed_of_teacher_and_student(teacher, student):
     assert grown[0] == grown[1] // 2  # a mixer's state does not grow
 
 
+def test_speed_of_shared_keys_and_meta_tokens(teacher):
+    heads = {"mixer": "parallel_heads", "window": 8, "sinks": 2}
+    layout = Layout("PSPS", {"P": heads, "S": heads | {"share_kv": True}}, 2)
+    student, _ = build(teacher, layout)
+    cells = speed.row(teacher, student, None, replace(suites.SUITES["full"], speed=(32,), batches=(2,)))["cells"]
+    assert cells[0]["decode_tokens_per_second"] > 0 and cells[0]["cache_bytes"] > 0
+
+
 def test_what_speed_cannot_measure(teacher, student, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -296,6 +296,7 @@ def test_a_selection_is_shown_with_its_layout(copied):
 
 def test_a_layer_split_by_heads_names_those_that_stay():
     mixers = {"H": {"mixer": "split_heads", "keep": {1: [0, 5], "default": [2]}}}
-    drawn = strip("AHH", mixers, kinds_of(mixers))
-    assert "layer 1: split_heads, attention in heads 0, 5" in drawn
-    assert "layer 2: split_heads, attention in heads 2" in drawn
+    for given in (mixers, json.loads(json.dumps(mixers))):  # as a recipe says it, and as a run folder gives it back
+        drawn = strip("AHH", given, kinds_of(mixers))
+        assert "layer 1: split_heads, attention in heads 0, 5" in drawn
+        assert "layer 2: split_heads, attention in heads 2" in drawn

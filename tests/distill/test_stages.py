@@ -8,7 +8,7 @@ from distill.data import Batch
 from distill.probe import PROBED, differs, probe
 from distill.stages.align import Align
 from distill.stages.imitate import Imitate
-from distill.stages.initialise import HALF_LIVES, Initialise, solve_scales
+from distill.stages.initialise import Initialise, half_lives, solve_scales
 from distill.stages.orient import Orient
 from distill.stages.scales import OutputScales
 from students.config import Layout
@@ -182,7 +182,7 @@ def test_calibrated_half_lives_are_candidates(teacher):
     Initialise(teacher, student, Initialise.Options(tokens=1, decay="calibrate"), transfers).begin(calibration(batch()))
     text = transfers[1].sources["(half-lives)"]
     chosen = [float(number) for number in text.removeprefix("calibrated: ").removesuffix(" tokens").split(", ")]
-    assert len(chosen) == 4 and set(chosen) <= set(HALF_LIVES)
+    assert len(chosen) == 4 and set(chosen) <= set(half_lives(student.mixers[1]).tolist()) == {2.0**k for k in range(2, 11)}
 
 
 @every_mixer
@@ -215,12 +215,17 @@ def test_orient_skips_what_has_no_such_matrix(teacher, caplog):
 
 
 @pytest.mark.parametrize("mixer", ["discrete", "windowed"])
-@pytest.mark.parametrize("half_life", [8.0, 0.2])
-def test_orient_scales_matrices_however_small(teacher, made, half_life):
+@pytest.mark.parametrize(("half_life", "size"), [(8.0, 1.0), (0.2, 1.0), (8.0, 1e-5), (0.2, 1e-3)])
+def test_orient_scales_matrices_however_small(teacher, made, half_life, size):
     """Where a window ends, a state of short memory has decayed to a millionth: its scale is a minimum all the same."""
     student, _, text = made
     for made_mixer in student.mixers.values():
-        made_mixer.set_half_lives(torch.full((teacher.config.num_attention_heads,), half_life))
+        ssm = getattr(made_mixer, "ssm", made_mixer)
+        ssm.set_half_lives(torch.full((teacher.config.num_attention_heads,), half_life))
+        with torch.no_grad():  # C's rows, and its bias
+            states = ssm.n_heads * ssm.d_state
+            for channels in (ssm.conv1d.weight, ssm.conv1d.bias):
+                channels[-states:] *= size
     stage = Orient(teacher, student, Orient.Options(tokens=1, lr=1e-3))
     stage.begin(calibration(text))
     found, losses = stage.alpha.clone(), []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache
 
 import students
 from distill.build import build
@@ -247,5 +248,46 @@ def test_state_size_is_constant(teacher):
     for length in (20, 200):
         cache = student.new_cache()
         student(text(1, length), past_key_values=cache)
-        sizes.append(sum(tensor.nbytes for layer in cache.layers for tensor in layer.tensors.values()))
+        tensors = [tensor for layer in cache.layers for tensor in layer.tensors.values()]
+        sizes.append(sum(tensor.nbytes for tensor in tensors))
+        held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        assert sum(held.values()) <= 2 * sizes[-1]  # no view keeps the prompt
     assert sizes[0] == sizes[1]
+
+
+def test_documents_that_positions_tell_apart_by_default(teacher):
+    """Packed positions get no cache, in whose presence kept attention would see every document."""
+    student, _ = build(teacher, Layout("MAMA", {"M": {"mixer": "discrete_mamba2"}}))
+    ids, documents = text(2, 12), torch.tensor([[0] * 5 + [1] * 7] * 2)
+    positions = torch.tensor([[*range(5), *range(7)]] * 2)
+    packed = student(ids, position_ids=positions)
+    assert packed.past_key_values is None
+    assert torch.allclose(packed.logits, student(ids, document_ids=documents).logits, atol=1e-6)
+
+
+def test_an_id_that_comes_back_is_a_new_document(teacher):
+    student, _ = build(teacher, Layout("MWAW", {"M": {"mixer": "mamba2"}, "W": {"mixer": "attention"}}))
+    ids = text(1, 12)
+    back, new = (student.hidden(ids, torch.tensor([[0] * 4 + [1] * 4 + [last] * 4])) for last in (0, 2))
+    assert torch.equal(back, new)
+
+
+def test_padding_behind_text_is_refused(teacher):
+    student, _ = build(teacher, Layout("MAMA", {"M": {"mixer": "discrete_mamba2"}}))
+    ids, ends = text(2, 8), torch.ones(2, 8, dtype=torch.long)
+    ends[0, -2:] = 0
+    out = student(ids, attention_mask=ends)
+    assert out.past_key_values is None  # nothing could go on from there
+    with pytest.raises(ValueError, match="ends in padding"):
+        student(ids, attention_mask=ends, use_cache=True)
+    cache = student(ids, attention_mask=torch.ones_like(ends)).past_key_values
+    holes = torch.cat([torch.ones_like(ends), torch.tensor([[0, 1, 1], [1, 1, 1]])], 1)
+    with pytest.raises(ValueError, match="padding behind text that the cache holds"):
+        student(text(2, 3), attention_mask=holes, past_key_values=cache)
+
+
+def test_a_cache_without_room_for_states_is_refused(teacher):
+    student, _ = build(teacher, Layout("MAMA", {"M": {"mixer": "discrete_mamba2"}}))
+    for cache in (DynamicCache(), DynamicCache(config=student.config)):
+        with pytest.raises(ValueError, match="use the student's new_cache"):
+            student(text(1, 4), past_key_values=cache)

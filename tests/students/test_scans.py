@@ -5,8 +5,10 @@ import torch
 
 from students.kernels import linear_scan, selective_scan
 from students.kernels.linear_scan import cases as linear_cases
+from students.kernels.linear_scan import reference as linear_reference
 from students.kernels.linear_scan.reference import linear_scan_recurrence
 from students.kernels.selective_scan import cases as selective_cases
+from students.kernels.selective_scan import reference as selective_reference
 from students.kernels.selective_scan.reference import selective_scan_recurrence
 from tests.conftest import TOLERANCE
 from tests.students.test_kernels import assert_close, assert_same_gradients
@@ -25,8 +27,13 @@ def inputs(name, case, dtype=torch.float64):
     return {key: leaf.to(dtype).requires_grad_() for key, leaf in leaves.items()}, fixed
 
 
+@pytest.mark.parametrize("doubled", [False, True], ids=["token by token", "doubled"])
 @pytest.mark.parametrize(("name", "case"), CASES, ids=str)
-def test_outputs_and_gradients(name, case):
+def test_outputs_and_gradients(name, case, doubled, monkeypatch):
+    """As a CPU goes through a chunk, and as a GPU does."""
+    if doubled:
+        for module in (linear_reference, selective_reference):
+            monkeypatch.setattr(module, "states_of", linear_reference._doubled)
     leaves, fixed = inputs(name, case)
     found, wanted = (function(**leaves, **fixed) for function in OPS[name][:2])
     for a, b in zip(found, wanted, strict=True):

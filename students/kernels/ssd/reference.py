@@ -51,7 +51,7 @@ def ssd_step(
     repeat, dtype = x.shape[1] // B.shape[1], state.dtype
     with torch.autocast(x.device.type, enabled=False):
         B, C = (part.to(dtype).repeat_interleave(repeat, 1) for part in (B, C))
-        state = log_a.to(dtype).exp()[..., None, None] * state + x.to(dtype)[..., None] * B[:, :, None]
+        state = torch.addcmul(log_a.to(dtype).exp()[..., None, None] * state, x.to(dtype)[..., None], B[:, :, None])
         y = (state @ C[..., None]).squeeze(-1)
     return y.to(x.dtype), state
 
