@@ -4,6 +4,7 @@ import time
 from functools import partial
 
 import torch
+from accelerate.utils import broadcast
 from rich.console import Console
 
 from distill import trackers
@@ -75,6 +76,7 @@ class Pipeline:
             if state is None:
                 with self.accelerator.autocast():
                     stage.begin(calibration)
+                self._agree(stage)
             if stage.trains and stage.trained():
                 window = self._train(index, name, stage, window, state, began)
             else:
@@ -82,8 +84,17 @@ class Pipeline:
             self.saves.changed |= stage.changed(done=True)
             with self.accelerator.autocast():
                 stage.finish(calibration)
+            self._agree(stage)
         self._close(index, name, window, began, heldout)
         return window
+
+    def _agree(self, stage: Stage) -> None:
+        """Closed-form results of the first process to all: least squares may differ in their last bits, and only gradients
+        are shared from then on."""
+        if self.accelerator.num_processes > 1:
+            mixers = [tensor for mixer in self.student.mixers.values() for tensor in mixer.state_dict().values()]
+            for tensor in [*mixers, *stage.buffers()]:
+                broadcast(tensor)
 
     def _make(self, name: str, options: StageOptions) -> Stage:
         kind = stage_class(name)
