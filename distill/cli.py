@@ -10,7 +10,7 @@ import typer
 
 from distill import __version__
 from distill.cli_arguments import Json, Overrides, RecipeArgument, ShippedArgument
-from distill.errors import UserError
+from distill.errors import UserError, explains_itself
 
 app = typer.Typer(
     name="distill",
@@ -242,8 +242,8 @@ def entry() -> None:
     debug = "--debug" in sys.argv
     try:
         app(prog_name="distill")  # also where it is called by python -m
-    except UserError as error:
-        if debug:
+    except (UserError, ValueError) as error:
+        if debug or not explains_itself(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -66,7 +66,8 @@ def _runs(op: str) -> str:
     if kernel is None:
         return "reference (PyTorch)"
     if not torch.cuda.is_available():
-        return "reference (PyTorch); a Triton kernel on a GPU"
+        whose = "fla-core's kernel, where installed," if isinstance(kernel, FlaKernel) else "a Triton kernel"
+        return f"reference (PyTorch); {whose} on a GPU"
     if kernel.missing() is not None:
         return f"reference (PyTorch): {kernel.missing()} is not installed"
     if isinstance(kernel, FlaKernel):

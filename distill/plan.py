@@ -29,6 +29,7 @@ from teachers.source import resolve
 from teachers.teacher import Teacher
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
+ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
 TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
@@ -85,12 +86,12 @@ def show(reference: str, overrides: list[str], console: Console | None = None) -
     for stage, tokens in plan.tokens.items():
         table.add_row(stage, f"{tokens:,}", f"{plan.trained[stage]:,}")
     console.print(table)
-    device = "cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu"
+    times = ", ".join(f"{_duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
     console.print(
         f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
         f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
-        f"time        about {_duration(plan.seconds(device))} of training on this {device} "
-        f"(an assumption: {SPEED[device]:.0e} FLOP/s), plus loading and evaluation\n"
+        f"time        about {times} (assumed: {SPEED['cpu']:.1e} and {SPEED['cuda']:.1e} FLOP/s of training; loading and "
+        f"evaluation come on top)\n"
         f"exports     {plan.exports}"
     )
     for tokens, (theirs, ours) in plan.cache.items():
@@ -196,7 +197,7 @@ def _exports(layout: Layout, family: str) -> str:
     windows = any("window" in options for options in layout.mixers.values())
     kept = len(layout.converted) < len(layout.pattern)
     if kinds == {"mamba2"} and not windows and kept and family in CONTAINED:
-        return f"portable; its layers also fit {CONTAINERS['mamba2']}"
+        return f"portable; its layers would also fit {CONTAINERS['mamba2']}, to which there is no export yet"
     return "portable"
 
 

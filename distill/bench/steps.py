@@ -8,16 +8,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from distill.bench.check import relative_error
 from distill.build import build, layout_of
 from distill.data import Batch
-from distill.errors import UserError
+from distill.plan import teacher_config
 from distill.recipe import Recipe, load, shipped_folder
 from distill.run_dir import versions
 from distill.select.options import selects
@@ -155,27 +154,25 @@ def _profile(trainer: Trainer) -> Iterator[dict]:
     yield {"kernel": f"{max(len(ranked) - TOP, 0)} others", "ms": round(rest / 1e3, 2), "share": round(rest / whole, 3)}
 
 
-def config_of(recipe: Recipe) -> Path:
-    """The shipped config of a recipe's teacher: the one that begins as the recipe's name does before its underscore.
+def config_of(recipe: Recipe) -> PretrainedConfig:
+    """The config of a recipe's teacher: the shipped one whose name begins as the recipe's does before its underscore, else
+    the teacher's own.
 
     Raises:
-        UserError: there is none.
+        UserError: there is neither.
     """
-    teacher = recipe.name.partition("_")[0]
-    found = sorted((shipped_folder() / "configs").glob(f"{teacher}*.json"))
-    if not found:
-        raise UserError(f"recipes/configs has no config {teacher}*.json for the recipe {recipe.name}; take a shipped recipe")
-    return found[0]
+    shipped = sorted((shipped_folder() / "configs").glob(f"{recipe.name.partition('_')[0]}*.json"))
+    return AutoConfig.from_pretrained(shipped[0]) if shipped else teacher_config(recipe)
 
 
-def random_teacher(path: Path, device: torch.device) -> Teacher:
+def random_teacher(config: PretrainedConfig, device: torch.device) -> Teacher:
     """A teacher of a published shape with random weights and no tokenizer."""
-    config = AutoConfig.from_pretrained(path)
-    family = family_of(config, path.stem)
+    name = config.model_type
+    family = family_of(config, name)
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, **attention)
-    return Teacher(path.stem, model.float().requires_grad_(False).eval(), None, family)
+    return Teacher(name, model.float().requires_grad_(False).eval(), None, family)
 
 
 def table(result: Mapping) -> Table:

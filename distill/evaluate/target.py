@@ -161,6 +161,10 @@ def load_student(path: str | Path):
     Raises:
         UserError: there is none, or its files are damaged.
     """
+    if not Path(path).exists() and str(path).count("/") != 1:  # a hub id has one; anything else would be asked for in vain
+        raise UserError(
+            f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
+        )
     try:
         return students.load(path).eval()
     except Exception as error:  # what transformers raises on damaged files is of every type

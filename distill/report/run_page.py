@@ -149,7 +149,7 @@ def _matrices(folder: RunDir) -> Section:
 
 
 def _recall(evaluations: Mapping) -> Section:
-    judged = fullest(evaluations, "recall")
+    judged = fullest(evaluations, "recall") or fullest(evaluations, "passkey")
     body = ""
     if judged:
         rows = [row for row in ("student", "twin", "teacher") if row in judged["rows"]]

@@ -84,6 +84,11 @@ def _selecting(entries: dict, where: str, by: str | None, keep: int | float | No
         UserError: the recipe's pattern says nothing of how much to keep, and neither did the user.
     """
     pattern = entries.get("pattern")
+    scorer = by or (pattern.get("by") if isinstance(pattern, dict) else None) or DEFAULT
+    if scorer == "task" and tasks is None and not (isinstance(pattern, dict) and "tasks" in pattern):
+        raise UserError("--by task needs a folder of task files: name it with --tasks FOLDER")
+    if tasks is not None and scorer != "task":
+        raise UserError(f"--tasks goes with --by task, but the scorer is {scorer}")
     if isinstance(pattern, str):
         kept, rest = pattern.count(KEEP), pattern.replace(KEEP, "")
         if not kept and keep is None:

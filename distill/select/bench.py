@@ -136,7 +136,10 @@ class Bench:
         if now - self._printed > PLAIN_SECONDS:
             self._printed = now
             left = (self.total - self._made) * (now - self._began) / self._made
-            self.console.print(f"  {self._made}/{self.total} measured ({key})  about {max(0.0, left):.0f} s left")
+            if self.total:
+                self.console.print(f"  {self._made}/{self.total} measured ({key})  about {max(0.0, left):.0f} s left")
+            else:  # the teacher's own pass, which tells how long the others will take
+                self.console.print(f"  measured the {key}")
 
     def trained(self, tokens: int, total: int) -> None:
         """Tell how far a scorer that trains has come."""

@@ -41,6 +41,10 @@ _logged: set[tuple[str, str, str]] = set()
 _log = logging.getLogger(__name__)
 
 
+class BackendError(ValueError):
+    """A back end that was asked for by name cannot be had."""
+
+
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Run the block on one back end: "auto" (Triton on a GPU where the op has it), "reference" or "triton".
@@ -91,11 +95,11 @@ def pick(
     in, where that is not the example's.
 
     Raises:
-        ValueError: a back end was asked for by name and does not exist, or cannot serve this call.
+        BackendError: a back end was asked for by name and does not exist, or cannot serve this call.
     """
     name = _chosen.get() or os.environ.get("DISTILL_KERNELS", "auto")
     if name not in BACKENDS:
-        raise ValueError(f"DISTILL_KERNELS={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
+        raise BackendError(f"DISTILL_KERNELS={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
     reason = None
     if name != "reference":
         reason = _why_not_triton(implementations, example) or (refusal() if callable(refusal) else refusal)
@@ -106,7 +110,9 @@ def pick(
             reason = f"its kernel has not been checked in {kind} on a GPU; DISTILL_KERNELS=triton runs it"
         name = "triton" if reason is None and example.is_cuda else "reference"
     elif reason is not None:
-        raise ValueError(f"{op} cannot run on its triton implementation: {reason}")
+        raise BackendError(
+            f"{op} cannot run on its triton implementation: {reason}; DISTILL_KERNELS=auto takes what is there"
+        )
     choice = (op, name, str(example.device.type) + (f": {reason}" if reason and example.is_cuda else ""))
     if choice not in _logged:
         _logged.add(choice)
