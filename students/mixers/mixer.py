@@ -230,9 +230,9 @@ class Mixer(nn.Module):
         """
         batch, time, terms, width = parts.values.shape
         identity = torch.eye(time, dtype=parts.values.dtype, device=parts.values.device)
-        columns, block = [], 1 if self.per_channel else MATRIX_BLOCK
+        columns, block, each = [], *((1, width) if self.per_channel else (MATRIX_BLOCK, -1))
         for start in range(0, time, block):
-            values = identity[None, :, None, start : start + block].expand(batch, -1, terms, width if self.per_channel else -1)
+            values = identity[None, :, None, start : start + block].expand(batch, -1, terms, each)
             y = self.mix(replace(parts, values=values), Context(documents=parts.documents))
             columns.append(y.mean(-1, keepdim=True) if self.per_channel else y)
         return torch.cat(columns, -1).transpose(1, 2)
