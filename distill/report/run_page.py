@@ -158,6 +158,8 @@ def _recall(evaluations: Mapping) -> Section:
         body = figures(*recall.family_maps(models, colours), *recall.depth_maps(models, colours)) + _printed(
             judged, "passkey", "recall"
         )
+        if not fullest(evaluations, "recall"):
+            body += note(f"The other families: {BY_SUITE.format('standard')}.")
     return Section("recall", "Recall", body, BY_SUITE.format("standard"))
 
 

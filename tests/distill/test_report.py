@@ -142,8 +142,9 @@ def test_a_run_without_a_suite(copied):
     del evaluations["suites"]
     copied.write("evaluations.json", evaluations)
     page, _ = written(copied.path)
-    assert page.missing() == {"recall", "tasks", "speed"}
-    assert "--suite standard" in page.sections["not-run"]["text"] and "code" in page.sections["recall"]["tags"]
+    assert page.missing() == {"tasks", "speed"}
+    assert "--suite standard" in page.sections["not-run"]["text"] and "code" in page.sections["speed"]["tags"]
+    assert "passkey" in page.sections["recall"]["text"] and "--suite standard" in page.sections["recall"]["text"]
 
 
 def test_tasks_without_files_say_so(copied):
