@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from distill.bench.check import relative_error
 from distill.build import build, layout_of
 from distill.data import Batch
 from distill.plan import teacher_config
-from distill.recipe import Recipe, load, shipped_folder
+from distill.recipe import Recipe, load
 from distill.run_dir import versions
 from distill.select.options import selects
 from distill.select.resolve import even_recipe
@@ -104,7 +104,7 @@ def _steps(recipe: Recipe, name: str, options: TrainingOptions, profile: bool) -
     """Steps of one stage of a student that was just made."""
     accelerator = make_accelerator(recipe, None)
     torch.manual_seed(recipe.seed)
-    teacher = random_teacher(config_of(recipe), accelerator.device)
+    teacher = random_teacher(teacher_config(recipe), accelerator.device)
     if selects(recipe):  # nothing is measured here: an even layout of the same budget takes the same time
         recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
     student, _ = build(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name))
@@ -152,17 +152,6 @@ def _profile(trainer: Trainer) -> Iterator[dict]:
         yield {"kernel": key[:80], "ms": round(taken / 1e3, 2), "share": round(taken / whole, 3)}
     rest = sum(taken for _, taken in ranked[TOP:])
     yield {"kernel": f"{max(len(ranked) - TOP, 0)} others", "ms": round(rest / 1e3, 2), "share": round(rest / whole, 3)}
-
-
-def config_of(recipe: Recipe) -> PretrainedConfig:
-    """The config of a recipe's teacher: the shipped one whose name begins as the recipe's does before its underscore, else
-    the teacher's own.
-
-    Raises:
-        UserError: there is neither.
-    """
-    shipped = sorted((shipped_folder() / "configs").glob(f"{recipe.name.partition('_')[0]}*.json"))
-    return AutoConfig.from_pretrained(shipped[0]) if shipped else teacher_config(recipe)
 
 
 def random_teacher(config: PretrainedConfig, device: torch.device) -> Teacher:

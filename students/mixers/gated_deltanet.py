@@ -27,7 +27,7 @@ from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mamba2 import DT, TAP
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import constant_row, l2_norm, rms_norm, wide_linear
-from students.mixers.recurrent import Recurrent, carried, spread_half_lives
+from students.mixers.recurrent import Recurrent, carried
 from students.shapes import Float, Int
 
 
@@ -115,8 +115,7 @@ class GatedDeltaNet(Recurrent):
             transfer.set(f"in_proj_{name}.weight", f"set to 0: {meaning}")
         self.dt_bias.fill_(math.log(math.expm1(DT)))
         transfer.set("dt_bias", f"set for dt = {DT:g}")
-        self.set_half_lives(spread_half_lives(self.n_heads).to(self.A_log))
-        transfer.set("A_log", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.spread_memories("A_log", transfer)
         self.norm.weight.fill_(1.0)
         transfer.set("norm.weight", "set to 1")
 

@@ -18,7 +18,7 @@ from students.kernels.gla import gla, gla_step
 from students.mixers.gated_heads import GatedHeads
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import leading_directions, wide_linear
-from students.mixers.recurrent import carried, spread_half_lives
+from students.mixers.recurrent import carried
 from students.shapes import Float, Int
 
 TEMPERATURE = 16.0  # divides the gate's logarithm: decays near 1 (section 4.4)
@@ -65,8 +65,7 @@ class GatedLinearAttention(GatedHeads):
         transfer.set("gate_down.weight", "the input directions that attention k reads most (its first singular vectors)")
         self.gate_up.weight.zero_()
         transfer.set("gate_up.weight", "set to 0")
-        self.set_half_lives(spread_half_lives(self.n_heads).to(self.gate_bias))
-        transfer.set("gate_bias", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.spread_memories("gate_bias", transfer)
 
     @torch.no_grad()
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:

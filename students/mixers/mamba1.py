@@ -31,7 +31,7 @@ from students.mixers.discrete_mamba2 import OPEN_GATE
 from students.mixers.mamba2 import TAP
 from students.mixers.mixer import Context, Shape, Transfer
 from students.mixers.projections import constant_row, group_factors, least_squares, lost_power, rms_norm, wide_linear
-from students.mixers.recurrent import Recurrent, carried, spread_half_lives
+from students.mixers.recurrent import Recurrent, carried
 from students.shapes import Float, Int
 
 QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
@@ -171,8 +171,7 @@ class Mamba1(Recurrent):
         transfer.set("dt_proj.weight", "set to 1 from each of its inputs to a run of channels")
         self.A_log.zero_()
         transfer.set("A_log", "set to 0, A = -1")
-        self.set_half_lives(spread_half_lives(self.n_heads).to(self.dt_proj.bias))
-        transfer.set("dt_proj.bias", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.spread_memories("dt_proj.bias", transfer)
         self.D.zero_()
         transfer.set("D", "set to 0")
         sizes = {"dt": QUIET, "b": (2 / self.d_state) ** 0.5, "c": (2 / self.d_state) ** 0.5}

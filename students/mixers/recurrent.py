@@ -45,6 +45,12 @@ class Recurrent(Mixer):
         """Half-lives in tokens, the shortest and the longest that its heads begin with."""
         return 4.0, 512.0
 
+    def spread_memories(self, name: str, transfer: Transfer) -> None:
+        """Spread half-lives over the heads; `name`: the parameter that holds them."""
+        shortest, longest = self.memory_range()
+        self.set_half_lives(spread_half_lives(self.n_heads, shortest, longest).to(self.get_parameter(name)))
+        transfer.set(name, f"set to half-lives of {shortest:g} to {longest:g} tokens, spread over the heads")
+
     def head_rows(
         self,
         projections: dict[str, Tensor],

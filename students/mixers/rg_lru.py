@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
 from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.recurrent import Recurrent, carried, spread_half_lives
+from students.mixers.recurrent import Recurrent, carried
 from students.shapes import Bool, Float, Int
 
 OPEN_GATE = 1.144630309  # gelu(OPEN_GATE) = 1, in the tanh form
@@ -125,8 +125,7 @@ class RgLru(Recurrent):
         for name, parameter in self.rg_lru.named_parameters():
             parameter.zero_()
             transfer.set(f"rg_lru.{name}", "set to 0")
-        self.set_half_lives(spread_half_lives(self.n_heads).to(self.linear_x.bias))
-        transfer.set("rg_lru.recurrent_param", "set to half-lives of 4 to 512 tokens, spread over the heads")
+        self.spread_memories("rg_lru.recurrent_param", transfer)
         transfer.set("rg_lru.input_gate_bias", "set so that the state is a decayed mean of what it has seen")
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from students.kernels.documents import NOWHERE
 from students.kernels.ssd import ssd, ssd_step, zero_state
 from students.mixers.mixer import Context, Matrix, Shape, Transfer
 from students.mixers.projections import group_factors, lost_power, per_head
-from students.mixers.recurrent import Recurrent, keep_rows, spread_half_lives
+from students.mixers.recurrent import Recurrent, keep_rows
 from students.shapes import Float, Int
 
 
@@ -57,12 +57,6 @@ class StateSpace(Recurrent):
         """Behind a window none is shorter than it, or nothing would be left."""
         shortest, longest = super().memory_range()
         return max(shortest, self.lag), max(longest, 8.0 * self.lag)
-
-    def spread_memories(self, name: str, transfer: Transfer) -> None:
-        """Spread half-lives over the heads."""
-        shortest, longest = self.memory_range()
-        self.set_half_lives(spread_half_lives(self.n_heads, shortest, longest).to(self.get_parameter(name)))
-        transfer.set(name, f"set to half-lives of {shortest:g} to {longest:g} tokens, spread over the heads")
 
     def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
         x = parts.values if parts.dt is None else parts.values * parts.dt[..., None].to(parts.values.dtype)

@@ -88,7 +88,7 @@ def test_steps_of_every_stage(tmp_path, monkeypatch, capsys):
     """Whole optimizer steps of a recipe on a tiny model of its teacher's family; on a CPU only the references run."""
     config = json.loads((shipped_folder() / "configs/smollm2-135m-instruct.json").read_text()) | SMALL
     (tmp_path / "tiny.json").write_text(json.dumps(config))
-    monkeypatch.setattr(steps, "config_of", lambda recipe: AutoConfig.from_pretrained(tmp_path / "tiny.json"))
+    monkeypatch.setattr(steps, "teacher_config", lambda recipe: AutoConfig.from_pretrained(tmp_path / "tiny.json"))
     sets = ["pattern=AM", "device=cpu", "data.seq_len=32", "data.batch=2", "stages.orient.batch=2"]
     result = steps.run("smollm2-135m_mamba2-hybrid", sets)
     assert [row["stage"] for row in result["rows"]] == ["orient", "align", "imitate"]
@@ -100,5 +100,5 @@ def test_steps_of_every_stage(tmp_path, monkeypatch, capsys):
 
 def test_steps_take_a_teachers_shape_from_a_shipped_config_or_its_own():
     for name in ("smollm2-135m_mamba2-hybrid", "quickstart"):
-        config = steps.config_of(load(name))
+        config = steps.teacher_config(load(name))
         assert (config.model_type, config.hidden_size, config.num_hidden_layers) == ("llama", 576, 30)
