@@ -1,10 +1,14 @@
-"""The diagonal recurrence in Triton: each input read once and each output written once, in both passes.
+"""The diagonal recurrence in Triton: each input comes from memory once and each output is written once, in both passes.
 
 A program walks time for a block of channels, tile after tile. A tile is [row, slot, channel]: slots are stretches of time
 side by side, and a thread holds all rows of its slot for two channels, so that most of the scan is a chain of products in
 registers; only what each slot adds as a whole is exchanged. The loads of later tiles are under way meanwhile (stages).
-Blocks are as wide as still gives every multiprocessor one. Where even narrow ones cannot, time is cut into segments that
-run side by side, after a first pass over them that sums what each adds; that pass reads the inputs once more.
+Blocks are as wide as still gives every multiprocessor one. Where even narrow ones cannot, time is cut into short segments
+that run side by side. A program draws a segment, walks it to sum what it adds, leaves that for the segments after it, waits
+for what reaches it, and walks it again; by then its inputs are in the second-level cache (a single tile stays in registers).
+Segments are in groups: one waits for the state that the group before leaves and for the sums of its own group's earlier
+segments, so that the chain of waits has a link a group (decoupled look-back, Merrill and Garland 2016, but what a segment
+takes up does not depend on who came first).
 
 Backward, row t holds the gradient of h_t, the decay of token t + 1 and h_t, so that no row needs its neighbour:
     g_t = dh_t + a_{t+1} g_{t+1},  dx_t = g_t,  dlog_a_{t+1} = (g_t - dh_t) h_t,
@@ -24,18 +28,25 @@ from students.kernels.linear_scan.reference import continues
 
 LOG2E = tl.constexpr(1.4426950408889634)
 VECTOR = tl.constexpr(2)  # neighbouring channels of a thread
-SIZES = ["T", "tiles", "each", "segments"]  # that vary from call to call: no kernel of its own for 1 or a multiple of 16
+SIZES = ["T", "batch", "tiles", "each", "segments"]  # vary from call to call: no kernel of its own for 1 or 16 n
 STEP_BLOCK = 512  # channels of a program of the one-token kernel
 
 
 class Config(NamedTuple):
-    """Channels of a block; rows of a slot forward and backward, warps, tiles in flight."""
+    """Channels of a block; rows of a slot forward and backward, warps, tiles in flight.
+
+    Where time is cut: tokens of a segment, segments of a group (a power of 2), programs of a multiprocessor. All inputs of
+    the segments at work, `programs` on each multiprocessor, must fit the second-level cache with room for what is written.
+    """
 
     channels: int
     rows: int
     back_rows: int
     warps: int
     stages: int
+    tokens: int = 64
+    group: int = 16
+    programs: int = 8
 
     def slots(self) -> int:
         """Slots that make one for each thread."""
@@ -77,12 +88,13 @@ def linear_scan_step(x, log_a, state):
 
 
 class _Plan(NamedTuple):
-    """How one pass is cut: tokens of a tile, tiles, segments of so many tiles each, and the launch grid."""
+    """How one pass is cut: tokens of a tile, tiles, segments of so many tiles each, blocks, and the launch grid."""
 
     tile: int
     tiles: int
     each: int
     segments: int
+    blocks: int
     grid: tuple[int, int, int]
 
 
@@ -91,12 +103,16 @@ def _plan(x: Tensor, config: Config, rows: int, segments: int | None) -> _Plan:
     tile = rows * config.slots()
     tiles = triton.cdiv(time, tile)
     blocks = triton.cdiv(channels, config.channels)
-    if segments is None:  # the first pass costs two reads of three passes: not for less than twice the programs
-        wanted = PROGRAMS * launch.multiprocessors(x) // (batch * blocks * config.warps)
-        segments = 1 if wanted < 3 else wanted
+    chains = batch * blocks
+    if segments is None:  # short ones, and as many as give every multiprocessor its warps
+        wanted = PROGRAMS * launch.multiprocessors(x) // (chains * config.warps)
+        segments = 1 if wanted < 3 else max(wanted, triton.cdiv(time, config.tokens))
     each = triton.cdiv(tiles, min(segments, tiles))
     segments = triton.cdiv(tiles, each)
-    return _Plan(tile, tiles, each, segments, (blocks, batch, segments))
+    if segments == 1:
+        return _Plan(tile, tiles, each, 1, blocks, (blocks, batch, 1))
+    programs = min(segments * chains, config.programs * launch.multiprocessors(x))
+    return _Plan(tile, tiles, each, segments, blocks, (programs, 1, 1))
 
 
 class _Scan(torch.autograd.Function):
@@ -134,21 +150,23 @@ def _run(x, log_a, h, goes_on, entry, initial, out, end, da, config: Config, seg
     plan = _plan(x, config, rows, segments)
     x, log_a = (part.contiguous() if part.stride(1) * plan.tile >= 2**31 else part for part in (x, log_a))
     batch, time, channels = x.shape
-    sums = torch.empty((2, batch, plan.segments, channels), dtype=torch.float32, device=x.device)
-    absent = (x if part is None else part for part in (goes_on, entry, initial, da))  # never read
-    goes_on_, entry_, initial_, da_ = absent
+    cut = plan.segments > 1
+    rows_ = flags_ = x  # never read, as what is absent
+    if cut:  # a row for what each segment leaves to the next, decay and sum, and a flag; the first flag counts those drawn
+        rows_ = torch.empty((batch, plan.segments + 1, 2, channels), dtype=torch.float32, device=x.device)
+        flags_ = torch.zeros(batch * plan.blocks * (plan.segments + 1), dtype=torch.int32, device=x.device)
+    goes_on_, entry_, initial_, da_ = (x if part is None else part for part in (goes_on, entry, initial, da))
     arguments = (
-        x, log_a, h, goes_on_, entry_, initial_, sums, sums[1], out, end, da_, *x.stride()[:2], *log_a.stride()[:2],
-        time, channels, plan.tiles, plan.each, plan.segments,
+        x, log_a, h, goes_on_, entry_, initial_, rows_, flags_, out, end, da_, *x.stride()[:2], *log_a.stride()[:2],
+        time, channels, batch, plan.tiles, plan.each, plan.segments,
     )  # fmt: skip
-    flags = {
-        "BACK": back, "DOCS": goes_on is not None, "ENTRY": entry is not None, "INITIAL": initial is not None,
-        "ROWS": rows, "SLOTS": config.slots(), "BD": config.channels, "STAGES": config.stages, "num_warps": config.warps,
+    options = {
+        "CUT": cut, "HELD": cut and plan.each == 1, "GROUP": config.group, "BACK": back, "DOCS": goes_on is not None,
+        "ENTRY": entry is not None, "INITIAL": initial is not None, "ROWS": rows, "SLOTS": config.slots(),
+        "BD": config.channels, "STAGES": config.stages, "num_warps": config.warps,
     }  # fmt: skip
     with launch.on(x):
-        if plan.segments > 1:
-            _walk[plan.grid](*arguments, SUM=True, **flags)
-        _walk[plan.grid](*arguments, SUM=False, **flags)
+        _walk[plan.grid](*arguments, **options)
 
 
 # Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
@@ -189,87 +207,200 @@ def _decays(log_a, goes_on, offsets, back, channel, stride, inside, here, DOCS: 
     return a
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit
 @no_type_check
-def _walk(
-    x, log_a, h, goes_on, entry, initial, decays, sums, out, end, da, sxb, sxt: tl.constexpr, sab, sat: tl.constexpr, T,
-    D: tl.constexpr, tiles, each, segments,
-    SUM: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr, ENTRY: tl.constexpr, INITIAL: tl.constexpr,
-    ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+def _places(i, channels, T, BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, AXIS: tl.constexpr):
+    """Of tile i: its first token, the rows' places as offsets from that token and back, which are there and decay."""
+    row = tl.arange(0, ROWS)[None, :, None] if AXIS else tl.arange(0, ROWS)[:, None, None]
+    slot = tl.arange(0, SLOTS)[:, None, None] if AXIS else tl.arange(0, SLOTS)[None, :, None]
+    place = slot * ROWS + row
+    offsets = -place if BACK else place  # of the rows' tokens from the tile's first: 32 bits are enough within a tile
+    back = place if BACK else (SLOTS - 1 - slot) * ROWS + (ROWS - 1 - row)
+    gone = i * (SLOTS * ROWS)
+    first = (T - 1 - gone if BACK else gone).to(tl.int64)
+    inside = place < T - gone
+    decaying = place > -gone if BACK else inside  # the last token's state decays no more
+    return first, offsets, back, inside, decaying & inside, channels[None, None, :]
+
+
+@triton.jit
+@no_type_check
+def _tile(
+    x, log_a, goes_on, i, channels, T, D: tl.constexpr, sxt: tl.constexpr, sat: tl.constexpr,
+    BACK: tl.constexpr, DOCS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
-    """One segment of a block of channels: `out` (SUM: what the segment decays by and adds). BACK: time turned round."""
-    b = tl.program_id(1).to(tl.int64)
-    segment = tl.program_id(2)
-    channels = tl.program_id(0) * BD + tl.arange(0, BD)
-    here = channels < D
-    row = tl.arange(0, ROWS)[:, None, None]
-    slot = tl.arange(0, SLOTS)[None, :, None]
-    channel = tl.max_contiguous(channels, VECTOR)[None, None, :]
+    """Read tile i. Returns what is added and the scan over each slot, then what comes before each slot, then the whole."""
+    first, offsets, back, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS, AXIS)
     wanted = channel < D
+    latest = 1 if BACK else SLOTS * ROWS - 1
+    shift = 1 if BACK else 0
+    added = tl.load(x + first * sxt + (offsets * sxt + channel), mask=inside & wanted, other=0.0).to(tl.float32)
+    flags = goes_on + first + latest
+    a = _decays(log_a + (first + shift) * sat, flags, offsets, back, channel, sat, decaying, wanted, DOCS)
+    running, local = tl.associative_scan((a, added), AXIS, _after)
+    last = (tl.arange(0, ROWS)[None, :, None] if AXIS else tl.arange(0, ROWS)[:, None, None]) == ROWS - 1
+    slot_decay = tl.sum(tl.where(last, running, 0.0), AXIS)
+    slot_sum = tl.sum(tl.where(last, local, 0.0), AXIS)
+    before_decay = tl.full((SLOTS, BD), 1.0, dtype=tl.float32)
+    before_sum = tl.zeros((SLOTS, BD), dtype=tl.float32)
+    if SLOTS > 1:
+        slot_decay, slot_sum, before_decay, before_sum = tl.associative_scan(
+            (slot_decay, slot_sum, before_decay, before_sum), 0, _after_with_before
+        )
+    final = tl.arange(0, SLOTS)[:, None] == SLOTS - 1
+    tile_decay = tl.sum(tl.where(final, slot_decay, 0.0), 0)
+    tile_sum = tl.sum(tl.where(final, slot_sum, 0.0), 0)
+    return added, running, local, before_decay, before_sum, tile_decay, tile_sum
+
+
+@triton.jit
+@no_type_check
+def _write(
+    h, out, da, i, channels, carry, added, running, local, before_decay, before_sum, T, D: tl.constexpr,
+    BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, AXIS: tl.constexpr,
+):  # fmt: skip
+    """Write tile i, which `carry` reaches."""
+    first, offsets, _, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS, AXIS)
+    wanted = channel < D
+    reaching = before_decay * carry[None, :] + before_sum
+    scanned = running * tl.expand_dims(reaching, AXIS) + local
+    cells = offsets * D + channel
+    tl.store(out + first * D + cells, scanned.to(out.dtype.element_ty), mask=inside & wanted)
+    if BACK:
+        state = tl.load(h + first * D + cells, mask=inside & wanted, other=0.0).to(tl.float32)
+        slope = ((scanned - added) * state).to(da.dtype.element_ty)
+        tl.store(da + (first + 1) * D + cells, slope, mask=decaying & wanted)
+
+
+@triton.jit
+@no_type_check
+def _before(rows, flags, segment, carry, channels, here, D: tl.constexpr, GROUP: tl.constexpr):
+    """The state that reaches a segment: waits until the rows of its group before its own are there, and folds them."""
+    member = tl.arange(0, GROUP)
+    row = segment - segment % GROUP + member
+    wanted = (row > 0) & (row <= segment)
+    complete = 0  # a number: Triton 3.6 fails where a loop like this carries a tensor
+    while complete == 0:
+        seen = tl.atomic_add(flags + row, 0, mask=wanted, sem="acquire", scope="gpu")
+        complete = tl.min(tl.where(wanted, seen, 1), 0)
+    tl.debug_barrier()  # what one thread has acquired, all may read; past the first-level cache, which may be older
+    cells = rows + row.to(tl.int64)[:, None] * (2 * D) + channels[None, :]
+    there = wanted[:, None] & here[None, :]
+    decay = tl.load(cells, mask=there, other=1.0, cache_modifier=".cg")
+    added = tl.load(cells + D, mask=there, other=0.0, cache_modifier=".cg")
+    decay, added = tl.associative_scan((decay, added), 0, _after)
+    last = member[:, None] == GROUP - 1
+    return tl.sum(tl.where(last, decay, 0.0), 0) * carry + tl.sum(tl.where(last, added, 0.0), 0)
+
+
+@triton.jit
+@no_type_check
+def _leave(row, flag, decay, added, channels, here, D: tl.constexpr):
+    """Write a row, and raise its flag once all threads have: whoever sees the flag sees the row."""
+    tl.store(row + channels, decay, mask=here)
+    tl.store(row + D + channels, added, mask=here)
+    tl.debug_barrier()
+    tl.atomic_xchg(flag, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+@no_type_check
+def _segment(
+    x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt: tl.constexpr, sab, sat: tl.constexpr, T,
+    D: tl.constexpr, tiles, each, segments, block, b, segment,
+    CUT: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr,
+    ENTRY: tl.constexpr, INITIAL: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """One segment of a block of channels of one sequence."""
+    AXIS: tl.constexpr = (
+        1 if HELD else 0
+    )  # of rows. A tile that is not staged in shared memory goes to threads as it is read
+    channels = tl.max_contiguous(block * BD + tl.arange(0, BD), VECTOR)  # a hint is lost on what a function is passed
+    here = channels < D
     x += b * sxb
     log_a += b * sab
     h += b * T * D
     out += b * T * D
     da += b * T * D
     goes_on += b * T
-    decays += b * segments * D
-    sums += b * segments * D
-    carry = tl.zeros((BD,), dtype=tl.float32)
-    whole = tl.full((BD,), 1.0, dtype=tl.float32)
-    if not SUM:
-        if ENTRY:
-            carry += tl.load(entry + b * D + channels, mask=here, other=0.0).to(tl.float32)
-        for i in range(0, segment):
-            decayed = tl.load(decays + i * D + channels, mask=here, other=0.0) * carry
-            carry = decayed + tl.load(sums + i * D + channels, mask=here, other=0.0)
     begin = segment * each
-    place = slot * ROWS + row
-    offsets = -place if BACK else place  # of the rows' tokens from the tile's first: 32 bits are enough within a tile
-    back = place if BACK else (SLOTS - 1 - slot) * ROWS + (ROWS - 1 - row)
-    latest = 1 if BACK else SLOTS * ROWS - 1
-    for i in tl.range(begin, tl.minimum(begin + each, tiles), num_stages=STAGES):
-        gone = i * (SLOTS * ROWS)
-        first = (T - 1 - gone if BACK else gone).to(tl.int64)
-        inside = place < T - gone
-        decaying = place > -gone if BACK else inside  # the last token's state decays no more
-        decaying = decaying & inside
-        shift = 1 if BACK else 0
-        added = tl.load(x + first * sxt + (offsets * sxt + channel), mask=inside & wanted, other=0.0).to(tl.float32)
-        flags = goes_on + first + latest
-        a = _decays(log_a + (first + shift) * sat, flags, offsets, back, channel, sat, decaying, wanted, DOCS)
-
-        # 1. What each slot adds as a whole, and all slots before it.
-        running, local = tl.associative_scan((a, added), 0, _after)
-        last = row == ROWS - 1
-        slot_decay = tl.sum(tl.where(last, running, 0.0), 0)
-        slot_sum = tl.sum(tl.where(last, local, 0.0), 0)
-        before_decay = tl.full((SLOTS, BD), 1.0, dtype=tl.float32)
-        before_sum = tl.zeros((SLOTS, BD), dtype=tl.float32)
-        if SLOTS > 1:
-            slot_decay, slot_sum, before_decay, before_sum = tl.associative_scan(
-                (slot_decay, slot_sum, before_decay, before_sum), 0, _after_with_before
+    stop = tl.minimum(begin + each, tiles)
+    carry = tl.zeros((BD,), dtype=tl.float32)
+    if ENTRY:
+        reached = tl.where(segment < GROUP, D, 0) if CUT else D  # the first group's, of segments
+        carry += tl.load(entry + b * D + channels, mask=channels < reached, other=0.0).to(tl.float32)
+    if CUT:
+        # 1. What the segment decays by and adds, for the segments after it; 2. what reaches it.
+        if HELD:
+            added, running, local, before_decay, before_sum, whole, total = _tile(
+                x, log_a, goes_on, begin, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
             )
-        final = tl.arange(0, SLOTS)[:, None] == SLOTS - 1
-        tile_decay = tl.sum(tl.where(final, slot_decay, 0.0), 0)
-        tile_sum = tl.sum(tl.where(final, slot_sum, 0.0), 0)
-
-        # 2. The scan itself, from what reaches each slot.
-        if SUM:
-            whole = whole * tile_decay
         else:
-            reaching = before_decay * carry[None, :] + before_sum
-            scanned = running * reaching[None, :, :] + local
-            cells = offsets * D + channel
-            tl.store(out + first * D + cells, scanned.to(out.dtype.element_ty), mask=inside & wanted)
-            if BACK:
-                state = tl.load(h + first * D + cells, mask=inside & wanted, other=0.0).to(tl.float32)
-                slope = ((scanned - added) * state).to(da.dtype.element_ty)
-                tl.store(da + (first + 1) * D + cells, slope, mask=decaying & wanted)
-        carry = tile_decay * carry + tile_sum
-    if SUM:
-        tl.store(decays + segment * D + channels, whole, mask=here)
-        tl.store(sums + segment * D + channels, carry, mask=here)
-    elif segment == segments - 1:
+            whole = tl.full((BD,), 1.0, dtype=tl.float32)
+            total = tl.zeros((BD,), dtype=tl.float32)
+            for i in tl.range(begin, stop, num_stages=STAGES):
+                _, _, _, _, _, tile_decay, tile_sum = _tile(
+                    x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
+                )
+                whole = whole * tile_decay
+                total = tile_decay * total + tile_sum
+        rows += b * (segments + 1) * 2 * D
+        flags += (b * tl.cdiv(D, BD) + block) * (segments + 1)
+        row = rows + (segment + 1).to(tl.int64) * 2 * D
+        closing = segment % GROUP == GROUP - 1
+        if not closing:
+            _leave(row, flags + segment + 1, whole, total, channels, here, D)
+        carry = _before(rows, flags, segment, carry, channels, here, D, GROUP)
+        if closing:
+            _leave(row, flags + segment + 1, tl.zeros_like(whole), whole * carry + total, channels, here, D)
+    if HELD:
+        _write(
+            h,
+            out,
+            da,
+            begin,
+            channels,
+            carry,
+            added,
+            running,
+            local,
+            before_decay,
+            before_sum,
+            T,
+            D,
+            BACK,
+            ROWS,
+            SLOTS,
+            AXIS,
+        )
+        carry = whole * carry + total
+    else:
+        for i in tl.range(begin, stop, num_stages=STAGES):
+            added, running, local, before_decay, before_sum, tile_decay, tile_sum = _tile(
+                x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
+            )
+            _write(
+                h,
+                out,
+                da,
+                i,
+                channels,
+                carry,
+                added,
+                running,
+                local,
+                before_decay,
+                before_sum,
+                T,
+                D,
+                BACK,
+                ROWS,
+                SLOTS,
+                AXIS,
+            )
+            carry = tile_decay * carry + tile_sum
+    if segment == segments - 1:
         if BACK:  # the first token's decay, and the state before it
             carry = carry * tl.exp2(tl.load(log_a + channels, mask=here, other=0.0).to(tl.float32) * LOG2E)
             slope = tl.zeros((BD,), dtype=tl.float32)
@@ -277,6 +408,40 @@ def _walk(
                 slope += carry * tl.load(initial + b * D + channels, mask=here, other=0.0).to(tl.float32)
             tl.store(da + channels, slope.to(da.dtype.element_ty), mask=here)
         tl.store(end + b * D + channels, carry, mask=here)
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def _walk(
+    x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt: tl.constexpr, sab, sat: tl.constexpr, T,
+    D: tl.constexpr, batch, tiles, each, segments,
+    CUT: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr,
+    ENTRY: tl.constexpr, INITIAL: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """`out`, and where time ends `end`, of a block of channels. BACK: time turned round, and `da`.
+
+    CUT: of segments, as long as there are any. They are drawn in the order of time, so that whoever waits for an earlier
+    one waits for a program that runs already.
+    """
+    if CUT:
+        blocks = tl.cdiv(D, BD)
+        drawn = tl.atomic_add(flags, 1, sem="relaxed", scope="gpu")
+        while drawn < segments * batch * blocks:
+            segment = drawn // (batch * blocks)
+            chain = drawn % (batch * blocks)
+            _segment(
+                x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt, sab, sat, T,
+                D, tiles, each, segments, chain % blocks, (chain // blocks).to(tl.int64), segment,
+                CUT, HELD, GROUP, BACK, DOCS, ENTRY, INITIAL, ROWS, SLOTS, BD, STAGES,
+            )  # fmt: skip
+            drawn = tl.atomic_add(flags, 1, sem="relaxed", scope="gpu")
+    else:
+        _segment(
+            x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt, sab, sat, T,
+            D, tiles, each, segments, tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2),
+            CUT, HELD, GROUP, BACK, DOCS, ENTRY, INITIAL, ROWS, SLOTS, BD, STAGES,
+        )  # fmt: skip
 
 
 @triton.jit
