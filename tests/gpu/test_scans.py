@@ -44,6 +44,31 @@ def test_linear_scan(config, form):
 
 
 @pytest.mark.parametrize("form", TYPES)
+@pytest.mark.parametrize("config", [*linear_kernel.CONFIGS_16, *linear_kernel.CONFIGS_32], ids=str)
+def test_linear_scan_cut_into_groups_of_segments(config, form):
+    """Segments of several tiles, the last shorter, and of one each; more than two groups of them."""
+    dtype = FORMS[form][0]
+    if form == "fp32" and config not in linear_kernel.CONFIGS_32:
+        pytest.skip("4-byte tiles of this configuration are not shipped")
+    for time, packed, segments, group in ((3001, True, 40, 8), (3001, False, 3001, config.group), (1000, True, 1000, 4)):
+        draws = linear_cases.draw(linear_cases.Case(2, time, 200, packed), dtype, "cuda")
+        run = forced(linear_kernel.linear_scan, config=config._replace(group=group), segments=segments)
+        check(run, linear_scan.reference_scan, draws, form)
+
+
+def test_linear_scan_of_many_programs_gives_the_same_bits_every_time():
+    """More segments than run side by side, so that programs take further ones and wait for each other."""
+    leaves, fixed = linear_cases.draw(linear_cases.Case(2, 16384, 2048, True), torch.bfloat16, "cuda")
+    wanted = linear_scan.reference_scan(**leaves, **fixed)
+    found = linear_kernel.linear_scan(**leaves, **fixed)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.float() - b.float()).norm() <= 1e-2 * b.float().norm()
+    for _ in range(10):
+        assert all(torch.equal(a, b) for a, b in zip(linear_kernel.linear_scan(**leaves, **fixed), found, strict=True))
+    same_bits(linear_kernel.linear_scan, leaves, fixed)
+
+
+@pytest.mark.parametrize("form", TYPES)
 @pytest.mark.parametrize("channels", [1, 33, 128])
 def test_linear_scan_at_odd_sizes(channels, form):
     for time in LENGTHS:
@@ -60,7 +85,7 @@ def test_linear_scan_with_decays_in_float32(form):
 
 
 def test_linear_scan_gives_the_same_bits_twice():
-    for segments in (1, 4):
+    for segments in (1, 4, 300):
         draws = linear_cases.draw(linear_cases.Case(2, 5000, 96, True), torch.bfloat16, "cuda")
         same_bits(forced(linear_kernel.linear_scan, segments=segments), *draws)
 

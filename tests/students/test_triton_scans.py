@@ -35,6 +35,24 @@ def test_linear_scan(case, segments):
     check(relative_errors(run, linear_scan.reference_scan, *linear_cases.draw(case, torch.float32, DEVICE)))
 
 
+@pytest.mark.parametrize(("segments", "group"), [(7, 2), (50, 4)])  # of several tiles, the last shorter; of one each
+@pytest.mark.parametrize("case", [linear_cases.Case(2, 78, 5, True), linear_cases.Case(1, 85, 20, False)], ids=str)
+def test_linear_scan_cut_into_groups_of_segments(case, segments, group):
+    run = forced(linear_kernel.linear_scan, config=SMALL._replace(rows=2, group=group), segments=segments)
+    check(relative_errors(run, linear_scan.reference_scan, *linear_cases.draw(case, torch.float32, DEVICE)))
+
+
+def test_linear_scan_cuts_where_blocks_are_few():
+    """As a caller meets it: a document that spans segments, one that ends where a segment does, no state before them."""
+    leaves, fixed = linear_cases.draw(linear_cases.Case(1, 145, 12, True), torch.float32, DEVICE)
+    fixed["documents"] = torch.tensor([0] * 80 + [1] * 48 + [2] * 17, device=DEVICE)[None]
+    config = SMALL._replace(tokens=16, group=2)
+    assert linear_kernel._plan(leaves["x"], config, config.rows, None).segments > 2 * config.group or DEVICE == "cuda"
+    del leaves["initial_state"]
+    run = forced(linear_kernel.linear_scan, config=config, initial_state=None)
+    check(relative_errors(run, forced(linear_scan.reference_scan, initial_state=None), leaves, fixed))
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("config", {*linear_kernel.CONFIGS_16, *linear_kernel.CONFIGS_32}, ids=str)
 def test_linear_scan_as_shipped(config):
