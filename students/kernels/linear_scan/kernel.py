@@ -55,8 +55,8 @@ class Config(NamedTuple):
 
 # With one warp a block has few slots, and little is exchanged between threads. The first is the default where its blocks
 # fill the GPU, the second where time must be cut as well.
-CONFIGS_16 = [Config(32, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(64, 16, 8, 1, 4), Config(128, 16, 8, 2, 4)]
-CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4)]  # a 4-byte input among them
+CONFIGS_16 = [Config(32, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(64, 16, 8, 1, 4), Config(128, 16, 8, 2, 4, programs=4)]
+CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4, tokens=32)]  # a 4-byte input among them
 PROGRAMS = 4  # warps that a multiprocessor should have before time is cut
 
 
@@ -313,9 +313,7 @@ def _segment(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """One segment of a block of channels of one sequence."""
-    AXIS: tl.constexpr = (
-        1 if HELD else 0
-    )  # of rows. A tile that is not staged in shared memory goes to threads as it is read
+    AXIS: tl.constexpr = 1 if HELD else 0  # of rows: Triton 3.6 shares what is read straight into registers over axis 0
     channels = tl.max_contiguous(block * BD + tl.arange(0, BD), VECTOR)  # a hint is lost on what a function is passed
     here = channels < D
     x += b * sxb
@@ -356,24 +354,9 @@ def _segment(
             _leave(row, flags + segment + 1, tl.zeros_like(whole), whole * carry + total, channels, here, D)
     if HELD:
         _write(
-            h,
-            out,
-            da,
-            begin,
-            channels,
-            carry,
-            added,
-            running,
-            local,
-            before_decay,
-            before_sum,
-            T,
-            D,
-            BACK,
-            ROWS,
-            SLOTS,
-            AXIS,
-        )
+            h, out, da, begin, channels, carry, added, running, local, before_decay, before_sum, T, D,
+            BACK, ROWS, SLOTS, AXIS,
+        )  # fmt: skip
         carry = whole * carry + total
     else:
         for i in tl.range(begin, stop, num_stages=STAGES):
@@ -381,24 +364,9 @@ def _segment(
                 x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
             )
             _write(
-                h,
-                out,
-                da,
-                i,
-                channels,
-                carry,
-                added,
-                running,
-                local,
-                before_decay,
-                before_sum,
-                T,
-                D,
-                BACK,
-                ROWS,
-                SLOTS,
-                AXIS,
-            )
+                h, out, da, i, channels, carry, added, running, local, before_decay, before_sum, T, D,
+                BACK, ROWS, SLOTS, AXIS,
+            )  # fmt: skip
             carry = tile_decay * carry + tile_sum
     if segment == segments - 1:
         if BACK:  # the first token's decay, and the state before it
