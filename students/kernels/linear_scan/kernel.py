@@ -1,11 +1,11 @@
 """The diagonal recurrence in Triton: each input comes from memory once and each output is written once, in both passes.
 
 A program walks time for a block of channels, tile after tile. A tile is [row, slot, channel]: slots are stretches of time
-side by side, and a thread holds all rows of its slot for two channels, so that most of the scan is a chain of products in
+side by side, one a thread where the compiler sees it so, so that most of the scan is a chain of products in
 registers; only what each slot adds as a whole is exchanged. The loads of later tiles are under way meanwhile (stages).
 Blocks are as wide as still gives every multiprocessor one. Where even narrow ones cannot, time is cut into short segments
 that run side by side. A program draws a segment, walks it to sum what it adds, leaves that for the segments after it, waits
-for what reaches it, and walks it again; by then its inputs are in the second-level cache (a single tile stays in registers).
+for what reaches it, and walks it again; by then its inputs are in the second-level cache.
 Segments are in groups: one waits for the state that the group before leaves and for the sums of its own group's earlier
 segments, so that the chain of waits has a link a group (decoupled look-back, Merrill and Garland 2016, but what a segment
 takes up does not depend on who came first).
@@ -45,7 +45,7 @@ class Config(NamedTuple):
     warps: int
     stages: int
     tokens: int = 64
-    group: int = 16
+    group: int = 8
     programs: int = 8
 
     def slots(self) -> int:
@@ -55,7 +55,12 @@ class Config(NamedTuple):
 
 # With one warp a block has few slots, and little is exchanged between threads. The first is the default where its blocks
 # fill the GPU, the second where time must be cut as well.
-CONFIGS_16 = [Config(32, 16, 8, 1, 4), Config(64, 8, 8, 1, 6), Config(64, 16, 8, 1, 4), Config(128, 16, 8, 2, 4, programs=4)]
+CONFIGS_16 = [
+    Config(32, 16, 8, 1, 4),
+    Config(128, 16, 16, 2, 3, programs=4),
+    Config(64, 8, 8, 1, 6),
+    Config(64, 16, 8, 1, 4),
+]
 CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4, tokens=32)]  # a 4-byte input among them
 PROGRAMS = 4  # warps that a multiprocessor should have before time is cut
 
@@ -161,7 +166,7 @@ def _run(x, log_a, h, goes_on, entry, initial, out, end, da, config: Config, seg
         time, channels, batch, plan.tiles, plan.each, plan.segments,
     )  # fmt: skip
     options = {
-        "CUT": cut, "HELD": cut and plan.each == 1, "GROUP": config.group, "BACK": back, "DOCS": goes_on is not None,
+        "CUT": cut, "GROUP": config.group, "BACK": back, "DOCS": goes_on is not None,
         "ENTRY": entry is not None, "INITIAL": initial is not None, "ROWS": rows, "SLOTS": config.slots(),
         "BD": config.channels, "STAGES": config.stages, "num_warps": config.warps,
     }  # fmt: skip
@@ -209,10 +214,10 @@ def _decays(log_a, goes_on, offsets, back, channel, stride, inside, here, DOCS: 
 
 @triton.jit
 @no_type_check
-def _places(i, channels, T, BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, AXIS: tl.constexpr):
+def _places(i, channels, T, BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
     """Of tile i: its first token, the rows' places as offsets from that token and back, which are there and decay."""
-    row = tl.arange(0, ROWS)[None, :, None] if AXIS else tl.arange(0, ROWS)[:, None, None]
-    slot = tl.arange(0, SLOTS)[:, None, None] if AXIS else tl.arange(0, SLOTS)[None, :, None]
+    row = tl.arange(0, ROWS)[:, None, None]
+    slot = tl.arange(0, SLOTS)[None, :, None]
     place = slot * ROWS + row
     offsets = -place if BACK else place  # of the rows' tokens from the tile's first: 32 bits are enough within a tile
     back = place if BACK else (SLOTS - 1 - slot) * ROWS + (ROWS - 1 - row)
@@ -227,20 +232,20 @@ def _places(i, channels, T, BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.co
 @no_type_check
 def _tile(
     x, log_a, goes_on, i, channels, T, D: tl.constexpr, sxt: tl.constexpr, sat: tl.constexpr,
-    BACK: tl.constexpr, DOCS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr, AXIS: tl.constexpr,
+    BACK: tl.constexpr, DOCS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Read tile i. Returns what is added and the scan over each slot, then what comes before each slot, then the whole."""
-    first, offsets, back, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS, AXIS)
+    first, offsets, back, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS)
     wanted = channel < D
     latest = 1 if BACK else SLOTS * ROWS - 1
     shift = 1 if BACK else 0
     added = tl.load(x + first * sxt + (offsets * sxt + channel), mask=inside & wanted, other=0.0).to(tl.float32)
     flags = goes_on + first + latest
     a = _decays(log_a + (first + shift) * sat, flags, offsets, back, channel, sat, decaying, wanted, DOCS)
-    running, local = tl.associative_scan((a, added), AXIS, _after)
-    last = (tl.arange(0, ROWS)[None, :, None] if AXIS else tl.arange(0, ROWS)[:, None, None]) == ROWS - 1
-    slot_decay = tl.sum(tl.where(last, running, 0.0), AXIS)
-    slot_sum = tl.sum(tl.where(last, local, 0.0), AXIS)
+    running, local = tl.associative_scan((a, added), 0, _after)
+    last = tl.arange(0, ROWS)[:, None, None] == ROWS - 1
+    slot_decay = tl.sum(tl.where(last, running, 0.0), 0)
+    slot_sum = tl.sum(tl.where(last, local, 0.0), 0)
     before_decay = tl.full((SLOTS, BD), 1.0, dtype=tl.float32)
     before_sum = tl.zeros((SLOTS, BD), dtype=tl.float32)
     if SLOTS > 1:
@@ -257,13 +262,13 @@ def _tile(
 @no_type_check
 def _write(
     h, out, da, i, channels, carry, added, running, local, before_decay, before_sum, T, D: tl.constexpr,
-    BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, AXIS: tl.constexpr,
+    BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Write tile i, which `carry` reaches."""
-    first, offsets, _, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS, AXIS)
+    first, offsets, _, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS)
     wanted = channel < D
     reaching = before_decay * carry[None, :] + before_sum
-    scanned = running * tl.expand_dims(reaching, AXIS) + local
+    scanned = running * reaching[None, :, :] + local
     cells = offsets * D + channel
     tl.store(out + first * D + cells, scanned.to(out.dtype.element_ty), mask=inside & wanted)
     if BACK:
@@ -308,12 +313,11 @@ def _leave(row, flag, decay, added, channels, here, D: tl.constexpr):
 def _segment(
     x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt: tl.constexpr, sab, sat: tl.constexpr, T,
     D: tl.constexpr, tiles, each, segments, block, b, segment,
-    CUT: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr,
+    CUT: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr,
     ENTRY: tl.constexpr, INITIAL: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """One segment of a block of channels of one sequence."""
-    AXIS: tl.constexpr = 1 if HELD else 0  # of rows: Triton 3.6 shares what is read straight into registers over axis 0
     channels = tl.max_contiguous(block * BD + tl.arange(0, BD), VECTOR)  # a hint is lost on what a function is passed
     here = channels < D
     x += b * sxb
@@ -330,19 +334,14 @@ def _segment(
         carry += tl.load(entry + b * D + channels, mask=channels < reached, other=0.0).to(tl.float32)
     if CUT:
         # 1. What the segment decays by and adds, for the segments after it; 2. what reaches it.
-        if HELD:
-            added, running, local, before_decay, before_sum, whole, total = _tile(
-                x, log_a, goes_on, begin, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
+        whole = tl.full((BD,), 1.0, dtype=tl.float32)
+        total = tl.zeros((BD,), dtype=tl.float32)
+        for i in tl.range(begin, stop, num_stages=STAGES):
+            _, _, _, _, _, tile_decay, tile_sum = _tile(
+                x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD
             )
-        else:
-            whole = tl.full((BD,), 1.0, dtype=tl.float32)
-            total = tl.zeros((BD,), dtype=tl.float32)
-            for i in tl.range(begin, stop, num_stages=STAGES):
-                _, _, _, _, _, tile_decay, tile_sum = _tile(
-                    x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
-                )
-                whole = whole * tile_decay
-                total = tile_decay * total + tile_sum
+            whole = whole * tile_decay
+            total = tile_decay * total + tile_sum
         rows += b * (segments + 1) * 2 * D
         flags += (b * tl.cdiv(D, BD) + block) * (segments + 1)
         row = rows + (segment + 1).to(tl.int64) * 2 * D
@@ -352,22 +351,12 @@ def _segment(
         carry = _before(rows, flags, segment, carry, channels, here, D, GROUP)
         if closing:
             _leave(row, flags + segment + 1, tl.zeros_like(whole), whole * carry + total, channels, here, D)
-    if HELD:
-        _write(
-            h, out, da, begin, channels, carry, added, running, local, before_decay, before_sum, T, D,
-            BACK, ROWS, SLOTS, AXIS,
-        )  # fmt: skip
-        carry = whole * carry + total
-    else:
-        for i in tl.range(begin, stop, num_stages=STAGES):
-            added, running, local, before_decay, before_sum, tile_decay, tile_sum = _tile(
-                x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD, AXIS
-            )
-            _write(
-                h, out, da, i, channels, carry, added, running, local, before_decay, before_sum, T, D,
-                BACK, ROWS, SLOTS, AXIS,
-            )  # fmt: skip
-            carry = tile_decay * carry + tile_sum
+    for i in tl.range(begin, stop, num_stages=STAGES):
+        added, running, local, before_decay, before_sum, tile_decay, tile_sum = _tile(
+            x, log_a, goes_on, i, channels, T, D, sxt, sat, BACK, DOCS, ROWS, SLOTS, BD
+        )
+        _write(h, out, da, i, channels, carry, added, running, local, before_decay, before_sum, T, D, BACK, ROWS, SLOTS)
+        carry = tile_decay * carry + tile_sum
     if segment == segments - 1:
         if BACK:  # the first token's decay, and the state before it
             carry = carry * tl.exp2(tl.load(log_a + channels, mask=here, other=0.0).to(tl.float32) * LOG2E)
@@ -383,7 +372,7 @@ def _segment(
 def _walk(
     x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt: tl.constexpr, sab, sat: tl.constexpr, T,
     D: tl.constexpr, batch, tiles, each, segments,
-    CUT: tl.constexpr, HELD: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr,
+    CUT: tl.constexpr, GROUP: tl.constexpr, BACK: tl.constexpr, DOCS: tl.constexpr,
     ENTRY: tl.constexpr, INITIAL: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -401,14 +390,14 @@ def _walk(
             _segment(
                 x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt, sab, sat, T,
                 D, tiles, each, segments, chain % blocks, (chain // blocks).to(tl.int64), segment,
-                CUT, HELD, GROUP, BACK, DOCS, ENTRY, INITIAL, ROWS, SLOTS, BD, STAGES,
+                CUT, GROUP, BACK, DOCS, ENTRY, INITIAL, ROWS, SLOTS, BD, STAGES,
             )  # fmt: skip
             drawn = tl.atomic_add(flags, 1, sem="relaxed", scope="gpu")
     else:
         _segment(
             x, log_a, h, goes_on, entry, initial, rows, flags, out, end, da, sxb, sxt, sab, sat, T,
             D, tiles, each, segments, tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2),
-            CUT, HELD, GROUP, BACK, DOCS, ENTRY, INITIAL, ROWS, SLOTS, BD, STAGES,
+            CUT, GROUP, BACK, DOCS, ENTRY, INITIAL, ROWS, SLOTS, BD, STAGES,
         )  # fmt: skip
 
 

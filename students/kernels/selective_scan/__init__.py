@@ -19,7 +19,7 @@ IMPLEMENTATIONS = {
     "reference": reference_scan,
     "triton": Deferred("students.kernels.selective_scan.kernel", "selective_scan"),
 }
-STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.selective_scan.kernel", "selective_scan_step")}
+STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.selective_scan.step", "selective_scan_step")}
 WIDEST = 256  # states of a channel that the Triton kernels serve
 
 

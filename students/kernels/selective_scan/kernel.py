@@ -4,7 +4,8 @@ Nothing but the exponentials is worth saving here (one a token, channel and stat
 takes a few tokens at a time (rows), loads all that they need, then goes through them one by one. Forward keeps the state
 before every chunk; backward walks forward through a chunk once, leaving the states before each few tokens in a scratch of
 its own (small: it stays in the L2 cache), then goes back through it. Where blocks of channels are too few to fill the GPU
-time is cut into segments that run side by side, after a pass that finds what each of them does to a state.
+time is cut into segments that run side by side, after a pass that finds what each of them does to a state. What a tile needs
+is asked for while the one before it is computed: with few warps to a multiprocessor nothing else hides the wait.
 
 Gradients of B and C are summed over a block's channels in the kernel and over blocks in PyTorch, those of A over time
 likewise. No sum depends on what runs first: the same bits every time.
@@ -27,8 +28,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNK = 64  # tokens between the states that are kept for the backward pass
 SIZES = ["T", "chunks", "each", "segments", "blocks"]  # no kernel of its own for 1 or a multiple of 16
-PROGRAMS = 3  # a multiprocessor is to have, before time is cut
-STEP_ELEMENTS = 2048  # of the state, in one program of the one-token kernel
+WARPS = 36  # a multiprocessor is to have where time is cut
+CUT = 8  # segments that make it worth the pass beforehand, which takes every exponential once more
 
 
 class Config(NamedTuple):
@@ -44,8 +45,8 @@ class Config(NamedTuple):
 
 # By the widest tile of states that each may serve; the first is the default.
 CONFIGS = {
-    16: [Config(32, 8, 2, 16, 4, 1), Config(32, 16, 4, 32, 4, 2), Config(64, 8, 4, 64, 4, 4)],
-    64: [Config(16, 8, 4, 8, 4, 1), Config(16, 8, 4, 16, 4, 4), Config(16, 8, 2, 16, 4, 2)],
+    16: [Config(32, 8, 2, 16, 4, 1), Config(16, 8, 1, 32, 4, 2), Config(64, 8, 4, 64, 4, 4)],
+    64: [Config(16, 4, 4, 8, 4, 1), Config(16, 8, 4, 16, 4, 4), Config(8, 4, 1, 8, 2, 1)],
     128: [Config(16, 8, 8, 16, 4, 8), Config(8, 8, 4, 16, 2, 4)],
     256: [Config(8, 8, 8, 8, 4, 8), Config(8, 4, 8, 8, 2, 8)],
 }
@@ -64,21 +65,6 @@ def selective_scan(x, dt, A, B, C, documents, initial_state, config: Config | No
     return _Scan.apply(*leaves, goes_on, config or configs(A.shape[1])[0], segments, keep)
 
 
-def selective_scan_step(x, dt, A, B, C, state):
-    """See `students.kernels.selective_scan.selective_scan_step`. `state` is updated in place and returned."""
-    (batch, channels), (groups, states) = x.shape, B.shape[1:]
-    B, C = launch.rows_of(B), launch.rows_of(C)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    wide = triton.next_power_of_2(states)
-    block = max(1, min(triton.next_power_of_2(channels), STEP_ELEMENTS // wide))
-    with launch.on(x):
-        _step[(triton.cdiv(channels, block), batch)](
-            x, dt, A, B, C, state, y, channels, channels // groups, states, *x.stride(), *dt.stride(), *A.stride(),
-            *B.stride()[:2], *C.stride()[:2], *state.stride(), BD=block, BN=wide, num_warps=4,
-        )  # fmt: skip
-    return y, state
-
-
 class _Plan:
     """One call's sizes and cut, shared by its kernels. A block of channels lies within one group."""
 
@@ -88,8 +74,9 @@ class _Plan:
         self.config, self.docs = config, goes_on is not None
         self.chunks = triton.cdiv(self.time, CHUNK)
         if segments is None:
-            segments = PROGRAMS * launch.multiprocessors(x) // (self.batch * self.groups * self.blocks(config.channels))
-            segments = 1 if segments < 2 else segments  # the pass beforehand needs all exponentials once more
+            warps = self.batch * self.groups * self.blocks(config.channels) * config.warps
+            segments = WARPS * launch.multiprocessors(x) // warps
+            segments = 1 if segments < CUT else segments
         self.each = triton.cdiv(self.chunks, max(1, min(segments, self.chunks)))
         self.segments = triton.cdiv(self.chunks, self.each)
         self.state_shape = (self.batch, self.channels, self.states)
@@ -101,11 +88,12 @@ class _Plan:
     def launch(self, channels: int, rows: int, warps: int) -> tuple[tuple[int, int, int], tuple, dict]:
         """Grid, sizes and options of a kernel with tiles like these."""
         blocks = self.blocks(channels)
-        width = self.channels // self.groups
+        width, states = self.channels // self.groups, triton.next_power_of_2(self.states)
         sizes = (self.time, self.channels, width, blocks, self.chunks, self.each, self.segments)
         options = {
-            "DOCS": self.docs, "EVEN": self.time % rows == 0, "N": self.states, "K": rows, "LOG": rows.bit_length() - 1,
-            "TILES": CHUNK // rows, "BD": channels, "BN": triton.next_power_of_2(self.states), "num_warps": warps,
+            "DOCS": self.docs, "EVEN": self.time % rows == 0, "FULL": width % channels == 0 and states == self.states,
+            "N": self.states, "K": rows, "LOG": rows.bit_length() - 1, "TILES": CHUNK // rows, "BD": channels, "BN": states,
+            "num_warps": warps,
         }  # fmt: skip
         return (self.groups * blocks, self.batch, self.segments), sizes, options
 
@@ -113,8 +101,8 @@ class _Plan:
         """What each segment does to a state: decays, and what it adds; REVERSE: to the gradient of one."""
         parts = torch.empty((2, self.batch, self.segments, *self.state_shape[1:]), dtype=torch.float32, device=dt.device)
         if self.segments > 1:
-            grid, sizes, options = self.launch(*self.config[:3])
-            _sum_segments[grid](
+            (blocks, batch, segments), sizes, options = self.launch(*self.config[:3])
+            _sum_segments[(blocks, batch, segments - 1)](  # nothing comes after the last one
                 left, dt, A, right, goes_on, parts, parts[1], *left.stride()[:2], *dt.stride()[:2], *right.stride()[:3],
                 *sizes, REVERSE=reverse, **options,
             )  # fmt: skip
@@ -197,9 +185,21 @@ def _place(W, blocks, BD: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _row(first, k, last, stride: tl.constexpr, here, EVEN: tl.constexpr):
+def _row(first, k, last, stride: tl.constexpr, here, EVEN: tl.constexpr, FULL: tl.constexpr):
     """Row k of a tile, whose first row `first` points to; rows after the last are it once more, and count for nothing."""
-    return tl.load(first + (k if EVEN else tl.minimum(last, k)) * stride, mask=here, other=0.0)
+    place = first + (k if EVEN else tl.minimum(last, k)) * stride
+    return tl.load(place) if FULL else tl.load(place, mask=here, other=0.0)  # a mask costs an instruction a number
+
+
+@triton.jit
+@no_type_check
+def _rows(first, tile, last, K: tl.constexpr, stride: tl.constexpr, here, EVEN: tl.constexpr, FULL: tl.constexpr):
+    """The rows of a tile."""
+    first += tl.cast(tile * K, tl.int64) * stride
+    rows = ()
+    for k in tl.static_range(K):
+        rows = rows + (_row(first, k, last - tile * K, stride, here, EVEN, FULL),)
+    return rows
 
 
 @triton.jit
@@ -223,12 +223,34 @@ def _stacked(rows, K: tl.constexpr, LOG: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _decay(d, A2, goes_on, k, last, DOCS: tl.constexpr):
-    """What the states decay by before a token: nothing is left of them where a document starts."""
-    a = tl.exp2(d[:, None] * A2)
-    if DOCS:
-        a = a * tl.where(k <= last, tl.load(goes_on + tl.minimum(last, k)).to(tl.float32), 1.0)  # 1 outside the sequence
-    return a
+def _breaks(goes_on, tile, last, K: tl.constexpr, DOCS: tl.constexpr):
+    """For each row of a tile, what is added to the exponent of its decay: -inf where a document starts, else 0."""
+    breaks = ()
+    for k in tl.static_range(K):
+        place = tl.cast(tile * K + k, tl.int64)
+        same = tl.load(goes_on + place, mask=place <= last, other=1) if DOCS else 1
+        breaks = breaks + (tl.where(same != 0, tl.full((), 0.0, tl.float32), float("-inf")),)
+    return breaks
+
+
+@triton.jit
+@no_type_check
+def _inputs(
+    left, dt, right, goes_on, tile, last, slt: tl.constexpr, sdt: tl.constexpr, srt: tl.constexpr, here, there,
+    K: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr, DOCS: tl.constexpr,
+):  # fmt: skip
+    """What a tile adds to states and how they decay, its rows of each: asked for an iteration before they are used."""
+    lefts = _rows(left, tile, last, K, slt, here, EVEN, FULL)
+    ds = _rows(dt, tile, last, K, sdt, here, EVEN, FULL)
+    rights = _rows(right, tile, last, K, srt, there, EVEN, FULL)
+    return lefts, ds, rights, _breaks(goes_on, tile, last, K, DOCS)
+
+
+@triton.jit
+@no_type_check
+def _decay(d, A2, added, DOCS: tl.constexpr):
+    """What the states decay by before a token."""
+    return tl.exp2(d[:, None] * A2 + added) if DOCS else tl.exp2(d[:, None] * A2)
 
 
 @triton.jit
@@ -246,8 +268,9 @@ def _entering(state, decays, sums, cells, here, size, segment):
 @no_type_check
 def _sum_segments(
     left, dt, A, right, goes_on, decays, sums, slb, slt: tl.constexpr, sdb, sdt: tl.constexpr, srb, srt: tl.constexpr, srg,
-    T, D, W, blocks, chunks, each, segments, REVERSE: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    T, D, W, blocks, chunks, each, segments, REVERSE: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr,
+    FULL: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to a state from x and B, or to a state's gradient from dy and C, and what is left of it."""
     b = tl.program_id(1).to(tl.int64)
@@ -257,35 +280,39 @@ def _sum_segments(
     cells = channels[:, None] * N + n[None, :]
     both = here[:, None] & (n < N)[None, :]
     A2 = tl.load(A + cells, mask=both, other=0.0) * LOG2E
-    left += b * slb
-    dt += b * sdb
-    right += b * srb + group * srg
+    left = left + b * slb + channels
+    dt = dt + b * sdb + channels
+    right = right + (b * srb + group * srg) + n
     goes_on += b * T
     state = tl.zeros((BD, BN), dtype=tl.float32)
     total = tl.zeros((BD,), dtype=tl.float32)
-    kept = 1.0
+    broken = 0.0  # -inf once a document has started
     begin = segment * each * TILES
-    for i in range(begin, tl.minimum(begin + each * TILES, chunks * TILES)):
-        tile = chunks * TILES - 1 - i if REVERSE else i
+    end = begin + each * TILES
+    if REVERSE:  # the first segment is the sequence's last
+        begin, end = chunks * TILES - end, chunks * TILES - begin
+    begin, end = tl.maximum(begin, 0), tl.minimum(end, tl.cdiv(T, K))  # the last chunk may have fewer tiles
+    tile = end - 1 if REVERSE else begin
+    lefts, ds, rights, breaks = _inputs(
+        left, dt, right, goes_on, tile, T - 1, slt, sdt, srt, here, n < N, K, EVEN, FULL, DOCS
+    )
+    for i in range(begin, end):
+        tile = end - 1 - (i - begin) if REVERSE else i
+        ahead = tl.maximum(tile - 1, begin) if REVERSE else tl.minimum(tile + 1, end - 1)
+        following = _inputs(left, dt, right, goes_on, ahead, T - 1, slt, sdt, srt, here, n < N, K, EVEN, FULL, DOCS)
         last = T - 1 - tile * K
-        if last >= 0:
-            far = tl.cast(tile * K, tl.int64)
-            lefts, ds, rights = (), (), ()
-            for k in tl.static_range(K):
-                lefts = lefts + (_row(left + far * slt + channels, k, last, slt, here, EVEN),)
-                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here, EVEN),)
-                rights = rights + (_row(right + far * srt + n, k, last, srt, n < N, EVEN),)
-            for j in tl.static_range(K):
-                d = _counted(ds[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last, EVEN)
-                a = _decay(d, A2, goes_on + far, K - 1 - j if REVERSE else j, last, DOCS)
-                v = _counted(lefts[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last, EVEN)
-                r = rights[K - 1 - j if REVERSE else j].to(tl.float32)[None, :]
-                state = a * (state + v[:, None] * r) if REVERSE else a * state + (d * v)[:, None] * r
-                total += d
-                if DOCS:
-                    kept = kept * tl.load(goes_on + far + tl.minimum(last, K - 1 - j if REVERSE else j)).to(tl.float32)
+        for j in tl.static_range(K):
+            d = _counted(ds[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last, EVEN)
+            a = _decay(d, A2, breaks[K - 1 - j if REVERSE else j], DOCS)
+            v = _counted(lefts[K - 1 - j if REVERSE else j], K - 1 - j if REVERSE else j, last, EVEN)
+            r = rights[K - 1 - j if REVERSE else j].to(tl.float32)[None, :]
+            state = a * (state + v[:, None] * r) if REVERSE else a * state + (d * v)[:, None] * r
+            total += d
+            if DOCS:
+                broken += breaks[K - 1 - j if REVERSE else j]
+        lefts, ds, rights, breaks = following
     place = (b * segments + segment) * D * N
-    tl.store(decays + place + cells, tl.exp2(total[:, None] * A2) * kept, mask=both)
+    tl.store(decays + place + cells, tl.exp2(total[:, None] * A2 + broken), mask=both)
     tl.store(sums + place + cells, state, mask=both)
 
 
@@ -294,8 +321,8 @@ def _sum_segments(
 def _forward(
     x, dt, A, B, C, goes_on, entry, decays, sums, y, starts, final, sxb, sxt: tl.constexpr, sdb, sdt: tl.constexpr, sBb,
     sBt: tl.constexpr, sBg, sCb, sCt: tl.constexpr, sCg, T, D, W, blocks, chunks, each, segments, ENTRY: tl.constexpr,
-    KEEP: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr,
-    TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    KEEP: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2)
@@ -304,10 +331,10 @@ def _forward(
     cells = channels[:, None] * N + n[None, :]
     both = here[:, None] & (n < N)[None, :]
     A2 = tl.load(A + cells, mask=both, other=0.0) * LOG2E
-    x += b * sxb
-    dt += b * sdb
-    B += b * sBb + group * sBg
-    C += b * sCb + group * sCg
+    x = x + b * sxb + channels
+    dt = dt + b * sdb + channels
+    B = B + (b * sBb + group * sBg) + n
+    C = C + (b * sCb + group * sCg) + n
     y += b * T * D
     goes_on += b * T
     size = D * N
@@ -316,27 +343,29 @@ def _forward(
         state += tl.load(entry + b * size + cells, mask=both, other=0.0).to(tl.float32)
     state = _entering(state, decays + b * segments * size, sums + b * segments * size, cells, both, size, segment)
     begin = segment * each * TILES
-    for i in range(begin, tl.minimum(begin + each * TILES, tl.cdiv(T, K))):
+    end = tl.minimum(begin + each * TILES, tl.cdiv(T, K))
+    xs, ds, Bs, breaks = _inputs(x, dt, B, goes_on, begin, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
+    Cs = _rows(C, begin, T - 1, K, sCt, n < N, EVEN, FULL)
+    for i in range(begin, end):
+        ahead = tl.minimum(i + 1, end - 1)  # its loads come before the stores: none waits for another
+        following = _inputs(x, dt, B, goes_on, ahead, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
+        next_Cs = _rows(C, ahead, T - 1, K, sCt, n < N, EVEN, FULL)
         if KEEP and i % TILES == 0:
             tl.store(starts + (b * chunks + i // TILES) * size + cells, state, mask=both)
         far = tl.cast(i * K, tl.int64)
         last = T - 1 - i * K
-        xs, ds, Bs, Cs = (), (), (), ()
-        for k in tl.static_range(K):  # all loads before the first store: none waits for another
-            xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here, EVEN),)
-            ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here, EVEN),)
-            Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N, EVEN),)
-            Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N, EVEN),)
         outs = ()
         for k in tl.static_range(K):
             d = _counted(ds[k], k, last, EVEN)
             v = d * xs[k].to(tl.float32)
-            state = _decay(d, A2, goes_on + far, k, last, DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
+            state = _decay(d, A2, breaks[k], DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
             outs = outs + (tl.sum(state * Cs[k].to(tl.float32)[None, :], 1),)
         k = tl.arange(0, K)[None, :]
         inside = here[:, None] & (k <= last)
         place = y + far * D + k * D + channels[:, None]
         tl.store(place, _stacked(outs, K, LOG, BD).to(y.dtype.element_ty), mask=inside)
+        Cs = next_Cs
+        xs, ds, Bs, breaks = following
     if segment == segments - 1:
         tl.store(final + b * size + cells, state, mask=both)
 
@@ -347,7 +376,8 @@ def _backward(
     x, dt, A, B, C, goes_on, entry, decays, sums, dy, starts, scratch, dx, d_dt, d_BC, dA, d_initial, sxb,
     sxt: tl.constexpr, sdb, sdt: tl.constexpr, sBb, sBt: tl.constexpr, sBg, sCb, sCt: tl.constexpr, sCg, syb,
     syt: tl.constexpr, T, D, W, blocks, chunks, each, segments, ENTRY: tl.constexpr, DOCS: tl.constexpr, EVEN: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    FULL: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2)  # counted from the end of the sequence
@@ -356,11 +386,11 @@ def _backward(
     cells = channels[:, None] * N + n[None, :]
     both = here[:, None] & (n < N)[None, :]
     A2 = tl.load(A + cells, mask=both, other=0.0) * LOG2E
-    x += b * sxb
-    dt += b * sdb
-    B += b * sBb + group * sBg
-    C += b * sCb + group * sCg
-    dy += b * syb
+    x = x + b * sxb + channels
+    dt = dt + b * sdb + channels
+    B = B + (b * sBb + group * sBg) + n
+    C = C + (b * sCb + group * sCg) + n
+    dy = dy + b * syb + channels
     dx += b * T * D
     d_dt += b * T * D
     goes_on += b * T
@@ -381,35 +411,32 @@ def _backward(
         state = tl.load(starts + (b * chunks + z) * size + cells, mask=both, other=0.0)
         tl.debug_barrier()  # nobody reads the scratch any longer
         tl.store(scratch, state)
+        first = z * TILES
+        xs, ds, Bs, breaks = _inputs(x, dt, B, goes_on, first, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
         for i in range(0, tiles - 1):
-            far = tl.cast((z * TILES + i) * K, tl.int64)
-            xs, ds, Bs = (), (), ()
-            for k in tl.static_range(K):
-                xs = xs + (_row(x + far * sxt + channels, k, K, sxt, here, EVEN),)
-                ds = ds + (_row(dt + far * sdt + channels, k, K, sdt, here, EVEN),)
-                Bs = Bs + (_row(B + far * sBt + n, k, K, sBt, n < N, EVEN),)
+            following = _inputs(x, dt, B, goes_on, first + i + 1, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
             for k in tl.static_range(K):
                 d = ds[k].to(tl.float32)
                 v = d * xs[k].to(tl.float32)
-                state = _decay(d, A2, goes_on + far, k, K, DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
+                state = _decay(d, A2, breaks[k], DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
             tl.store(scratch + (i + 1) * (BD * BN), state)
+            xs, ds, Bs, breaks = following
+        gs = _rows(dy, first + tiles - 1, T - 1, K, syt, here, EVEN, FULL)  # the last tile's others are here already
+        Cs = _rows(C, first + tiles - 1, T - 1, K, sCt, n < N, EVEN, FULL)
         tl.debug_barrier()
         for i in range(0, tiles):
             tile = tiles - 1 - i
-            far = tl.cast((z * TILES + tile) * K, tl.int64)
-            last = T - 1 - (z * TILES + tile) * K
+            ahead = first + tl.maximum(tile - 1, 0)
+            following = _inputs(x, dt, B, goes_on, ahead, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
+            next_gs = _rows(dy, ahead, T - 1, K, syt, here, EVEN, FULL)
+            next_Cs = _rows(C, ahead, T - 1, K, sCt, n < N, EVEN, FULL)
+            far = tl.cast((first + tile) * K, tl.int64)
+            last = T - 1 - (first + tile) * K
             state = tl.load(scratch + tile * (BD * BN))
-            xs, ds, gs, Bs, Cs = (), (), (), (), ()
-            for k in tl.static_range(K):
-                xs = xs + (_row(x + far * sxt + channels, k, last, sxt, here, EVEN),)
-                ds = ds + (_row(dt + far * sdt + channels, k, last, sdt, here, EVEN),)
-                gs = gs + (_row(dy + far * syt + channels, k, last, syt, here, EVEN),)
-                Bs = Bs + (_row(B + far * sBt + n, k, last, sBt, n < N, EVEN),)
-                Cs = Cs + (_row(C + far * sCt + n, k, last, sCt, n < N, EVEN),)
             decayed, left = (), ()  # by what, and what is left of the state before each token
             for k in tl.static_range(K):
                 d = _counted(ds[k], k, last, EVEN)
-                a = _decay(d, A2, goes_on + far, k, last, DOCS)
+                a = _decay(d, A2, breaks[k], DOCS)
                 state = a * state
                 decayed = decayed + (a,)
                 left = left + (state,)
@@ -435,30 +462,8 @@ def _backward(
             place = far * D + k * D + channels[:, None]
             tl.store(dx + place, _stacked(alongs, K, LOG, BD).to(dx.dtype.element_ty), mask=inside)
             tl.store(d_dt + place, _stacked(d_ds, K, LOG, BD).to(d_dt.dtype.element_ty), mask=inside)
+            gs, Cs = next_gs, next_Cs
+            xs, ds, Bs, breaks = following
     tl.store(dA + (b * segments + segment) * size + cells, slope, mask=both)
     if segment == segments - 1:
         tl.store(d_initial + b * size + cells, up, mask=both)
-
-
-@triton.jit
-@no_type_check
-def _step(
-    x, dt, A, B, C, state, y, D, W, N, sxb, sxd, sdb, sdd, sAd, sAn, sBb, sBg, sCb, sCg, ssb, ssd, ssn,
-    BD: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * BD + tl.arange(0, BD)
-    n = tl.arange(0, BN)
-    here = c < D
-    both = here[:, None] & (n < N)[None, :]
-    group = (c // W)[:, None]
-    d = tl.load(dt + b * sdb + c * sdd, mask=here, other=0.0).to(tl.float32)
-    v = tl.load(x + b * sxb + c * sxd, mask=here, other=0.0).to(tl.float32)
-    A2 = tl.load(A + c[:, None] * sAd + n[None, :] * sAn, mask=both, other=0.0).to(tl.float32) * LOG2E
-    k = tl.load(B + b * sBb + group * sBg + n[None, :], mask=both, other=0.0).to(tl.float32)
-    q = tl.load(C + b * sCb + group * sCg + n[None, :], mask=both, other=0.0).to(tl.float32)
-    place = state + b * ssb + c[:, None] * ssd + n[None, :] * ssn
-    s = tl.load(place, mask=both, other=0.0).to(tl.float32)
-    s = tl.exp2(d[:, None] * A2) * s + (d * v)[:, None] * k
-    tl.store(place, s.to(state.dtype.element_ty), mask=both)
-    tl.store(y + b * D + c, tl.sum(s * q, 1).to(y.dtype.element_ty), mask=here)
