@@ -8,6 +8,7 @@ from torch import Tensor
 
 SMALLEST = 16  # tl.dot takes no narrower tile
 MULTIPROCESSORS = 4  # assumed where there is no GPU, in the interpreter
+SHARED_MEMORY = 227 * 1024  # likewise: a Hopper's
 
 
 def tile(width: int) -> int:
@@ -28,12 +29,17 @@ def on(tensor: Tensor) -> AbstractContextManager:
 
 def multiprocessors(tensor: Tensor) -> int:
     """How many programs the tensor's device runs side by side, at least."""
-    return _count(tensor.device.index or 0) if tensor.is_cuda else MULTIPROCESSORS
+    return _properties(tensor.device.index or 0).multi_processor_count if tensor.is_cuda else MULTIPROCESSORS
+
+
+def shared_memory(tensor: Tensor) -> int:
+    """Bytes of shared memory that a program may have on the tensor's device."""
+    return _properties(tensor.device.index or 0).shared_memory_per_block_optin if tensor.is_cuda else SHARED_MEMORY
 
 
 @cache
-def _count(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _properties(index: int):
+    return torch.cuda.get_device_properties(index)
 
 
 def rows_of(tensor: Tensor) -> Tensor:

@@ -37,12 +37,15 @@ class Config(NamedTuple):
     back_stages: int
 
 
-# By the widest tile of states that each may serve; the first is the default, and tests check all on a GPU against float64.
+ROOM = 165 * 1024  # bytes of shared memory that three stages take at most
+
+# By the widest tile of states that each may serve; the first is the default, the second where a program has less than ROOM
+# (Ampere, Ada). Tests check all on a GPU against float64.
 # A tile 64 rows high is one warpgroup's: 8 warps would compute it twice. Chunks of 64 with slices of 32 are missing above 64
 # states: Triton 3.6 compiles them to illegal memory accesses on Hopper, at 4 and 8 warps, at 1 and 2 stages.
 CONFIGS_16 = {
-    64: [Config(64, 64, 4, 3, 4, 2), Config(64, 64, 4, 2, 4, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
-    128: [Config(64, 64, 4, 2, 8, 2), Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
+    64: [Config(64, 64, 4, 3, 4, 3), Config(64, 64, 4, 2, 4, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
+    128: [Config(64, 64, 4, 2, 8, 3), Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
     256: [Config(32, 32, 8, 2, 8, 1), Config(32, 32, 8, 1, 8, 1)],
 }
 CONFIGS_32 = {  # 4-byte inputs
@@ -60,9 +63,14 @@ def configs(dtype: torch.dtype, states: int, values: int) -> list[Config]:
     return [config for config in choices if not (narrow and config.chunk == 64)]
 
 
+def _default(x: Tensor, B: Tensor) -> Config:
+    choices = configs(x.dtype, B.shape[3], x.shape[3])
+    return choices[0] if len(choices) == 1 or launch.shared_memory(x) >= ROOM else choices[1]
+
+
 def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
     """See `students.kernels.ssd.ssd`. A configuration and a number of segments may be forced (tests, benchmarks)."""
-    config = config or configs(x.dtype, B.shape[3], x.shape[3])[0]
+    config = config or _default(x, B)
     runs = None if documents is None else number_runs(documents).to(torch.int32)
     B, C = B.to(x.dtype), C.to(x.dtype)
     keep = torch.is_grad_enabled() and any(
