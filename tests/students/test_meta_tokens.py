@@ -14,7 +14,7 @@ from distill.stages.imitate import Imitate
 from students.config import Layout
 from students.model import CACHE
 from tests.students.test_model import LAYOUTS, text
-from tests.teachers.tiny import tiny_teacher
+from tests.teachers.tiny import supported, tiny_teacher
 
 COUNT = 5
 SINKS = {"mixer": "attention", "window": 4, "sinks": COUNT}
@@ -226,7 +226,8 @@ def test_what_they_refuse(student, tiny_recipe):
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "falcon-7b", "stablelm-2-1_6b", "gemma-3-270m", "mistral-7b-v0.1", "qwen3-30b-a3b"]
+    "name",
+    ["gpt2", *["falcon-7b"] * supported("falcon"), "stablelm-2-1_6b", "gemma-3-270m", "mistral-7b-v0.1", "qwen3-30b-a3b"],
 )
 def test_families(name):
     """Learned positions, documents read off positions, sliding windows, experts: padded, packed and cached alike."""
