@@ -6,10 +6,12 @@ After `import students`, `transformers.AutoModelForCausalLM.from_pretrained` loa
 from pathlib import Path
 
 from students.config import Layout, Place, Shapes
+from students.decoding import Decoder
+from students.generation import replayed
 from students.mixers.mixer import Shape
 from students.model import build, register_families
 
-__all__ = ["Layout", "Place", "Shape", "Shapes", "build", "load"]
+__all__ = ["Decoder", "Layout", "Place", "Shape", "Shapes", "build", "load", "replayed"]
 
 register_families()
 

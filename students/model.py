@@ -121,6 +121,22 @@ class StudentMixin:
         with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs:
             return self.base_model(**self._arguments(inputs, cache is not None)).last_hidden_state
 
+    def next_logits(
+        self, token: Int[Tensor, "b 1"], positions: Int[Tensor, "b 1"], mask: Tensor | dict[str, Tensor], cache: Cache
+    ) -> Float[Tensor, "b v"]:
+        """What follows one token behind a cache, with nothing checked that the GPU would have to be waited for.
+
+        Args:
+            positions, mask, cache: as the skeleton takes them (see `behind`), the mask one that it uses as it is.
+        """
+        arguments = self._arguments(Inputs(token, None, None, positions, cache), True)
+        return super().forward(**arguments | {"attention_mask": mask}).logits[:, -1]
+
+    def behind(self, inputs: Inputs) -> Inputs:
+        """A call's mask, positions and cache as the skeleton takes them, where the cache has begun."""
+        with self._prefixed(inputs) as inputs:
+            return inputs
+
     def new_cache(self) -> Cache:
         """An empty cache: a `MixerState` for each slot, transformers' own layer for each kept attention."""
         layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers

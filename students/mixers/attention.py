@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from students.cache import MixerState, ScopedState
 from students.kernels.attention import attention
-from students.kernels.documents import NOWHERE
+from students.kernels.documents import NOWHERE, PADDING
 from students.kernels.documents import positions as count_positions
 from students.mixers.mixer import Context, Mixer, Shape, Transfer
 from students.mixers.projections import qk_norm, rotate
 from students.shapes import Float, Int
+
+KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
+EMPTY = {"documents": NOWHERE, "positions": PADDING}  # of a place that no token has; 0 elsewhere
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Attention(Mixer):
         """Give every head its key head."""
         if self.reads is None:
             return part.repeat_interleave(self.n_heads // part.shape[2], 2)
-        return part[:, :, list(self.reads)]
+        return torch.stack([part[:, :, head] for head in self.reads], 2)  # indexed by a list, a GPU would wait for the CPU
 
     def mix(self, parts: AttentionParts, context: Context) -> Float[Tensor, "b t h value"]:
         return attention(
@@ -144,7 +148,7 @@ class Attention(Mixer):
     def _remember(self, k, v, documents, positions, context):
         """Join the new tokens to the kept ones; keep the last `window`, and the sinks among those that leave it."""
         state = context.state
-        kept = {name: state.read(name) for name in ("k", "v", "documents", "positions")}
+        kept = {name: state.read(name) for name in KEPT}
         if kept["k"] is not None:
             first_run = positions == torch.arange(positions.shape[1], device=positions.device)
             before = state.resumed(documents[:, 0]) * (kept["positions"][:, -1] + 1)
@@ -166,8 +170,7 @@ class Attention(Mixer):
     def _keep_sinks(self, sinks: dict[str, Tensor | None], gone: dict[str, Tensor]) -> dict[str, Tensor]:
         """Slot i of the sinks takes the last leaving token whose position is i."""
         if sinks["k"] is None:
-            sinks = {name: part.new_zeros(part.shape[0], self.sinks, *part.shape[2:]) for name, part in gone.items()}
-            sinks["documents"] = torch.full_like(sinks["documents"], NOWHERE)
+            sinks = _places(gone, self.sinks)
         slots = torch.arange(self.sinks, device=gone["positions"].device)
         fits = gone["positions"][:, None] == slots[:, None]  # [b sink leaving]
         found = fits.any(-1)
@@ -178,6 +181,19 @@ class Attention(Mixer):
             taken = part.gather(1, last.view(*last.shape, *tail).expand(-1, -1, *part.shape[2:]))
             kept[name] = torch.where(found.view(*found.shape, *tail), taken, sinks[name])
         return kept
+
+    def reserve(self, state: MixerState | ScopedState, tokens: int) -> None:
+        """Room in a state for so many tokens, so that calls of one token find and leave it in the same shape: empty places
+        in front, and the sinks. Where there is no window such a call leaves one column too many; the first is to go."""
+        kept = {name: state.read(name) for name in KEPT}
+        if kept["k"] is None:  # it shares another layer's
+            return
+        room = kept["k"].shape[1] + tokens
+        room = room if self.window is None else min(room, self.window)
+        empty = _places(kept, room - kept["k"].shape[1])
+        state.write(**{name: torch.cat([empty[name], part], 1) for name, part in kept.items()})
+        if self.sinks and room == self.window and state.read("sink_k") is None:
+            state.write(**{f"sink_{name}": part for name, part in _places(kept, self.sinks).items()})
 
     @torch.no_grad()
     def from_attention(
@@ -218,3 +234,8 @@ class Attention(Mixer):
 
     def roles(self) -> dict[str, str]:
         return {name: "new" if name == "scale" else "window" for name, _ in self.named_parameters()}
+
+
+def _places(like: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """So many places without a token in each part of a state."""
+    return {name: part.new_full((part.shape[0], count, *part.shape[2:]), EMPTY.get(name, 0)) for name, part in like.items()}

@@ -1,0 +1,250 @@
+"""Decoding one token at a time in places that stay the same, so that a GPU can replay a token's work as one CUDA graph.
+
+A token's forward pass is a thousand small operations, and at small sizes launching them one by one takes all the time. A
+`Decoder` takes a cache that holds the prompt, gives every tensor that a token reads or writes a place of its own, and
+captures the forward pass once; each token is then one launch. The same function runs as it is where there is no GPU.
+`students.replayed` does so inside transformers' `generate`.
+"""
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from students.cache import MixerState
+from students.inputs import Inputs, ends_in_padding
+from students.model import CACHE
+from students.shapes import Bool, Float, Int
+from students.static_cache import GraphError, Ring, StaticKeys, StaticState
+
+WARM_UP = 2  # runs before the one that is watched: kernels compile and libraries allocate at the first
+KINDS = {False: "full_attention", True: "sliding_attention"}  # of masks, where a model takes one of each
+
+
+class Decoder:
+    """Next-token logits, token by token, behind a cache that it holds until `release`.
+
+    Args:
+        model: a student, or another causal language model of transformers. cache: its cache, with a prompt of one token
+            or more (`new_cache()`, or `DynamicCache(config=model.config)`). tokens: how many are to come at most.
+        attention_mask: the prompt's, where it is padded on the left. graph: whether to capture (default: on a GPU).
+
+    Raises:
+        GraphError: a layer of the cache or an attention that cannot be held in place, or work that cannot be captured
+            because the GPU has to be waited for in its midst. The cache is as it was.
+        ValueError: an empty cache, no tokens to come, or a mask that is not the prompt's.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: Cache,
+        tokens: int,
+        attention_mask: Int[Tensor, "b s"] | None = None,
+        *,
+        graph: bool | None = None,
+    ) -> None:
+        self.model, self.cache, self.left = model, cache, tokens
+        self.graph: torch.cuda.CUDAGraph | None = None
+        _check_text(cache, tokens, attention_mask)
+        kinds = _check_layers(model, cache)
+        device = model.get_input_embeddings().weight.device
+        rows = next(part.shape[0] for layer in cache.layers for part in _tensors(layer))
+        self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        real = self._place(attention_mask, tokens)
+        seen = self._whole.get_seq_length()
+        self.column = torch.full((1,), seen, device=device)
+        self.rings = {window: Ring(window, seen, tokens, real, device) for window in kinds}
+        self.states = [
+            StaticState(layer, model.mixers[index], index, tokens)
+            for index, layer in enumerate(cache.layers)
+            if isinstance(layer, MixerState)
+        ]
+        for index, layer in enumerate(cache.layers):
+            if isinstance(layer, DynamicLayer):
+                cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
+        if device.type == "cuda" if graph is None else graph:
+            try:
+                self._capture(device)
+            except BaseException:
+                self.release()
+                raise
+
+    @torch.no_grad()
+    def __call__(self, token: Int[Tensor, "b 1"]) -> Float[Tensor, "b v"]:
+        """The logits of what follows this token, the next of the text.
+
+        Raises:
+            ValueError: more tokens than were to come.
+        """
+        if not self.left:
+            raise ValueError("all the tokens that this decoder was made for have come; make it for more")
+        self.token.copy_(token)
+        if self.graph is None:
+            logits = self._step()
+        else:
+            self.graph.replay()
+            logits = self._logits.clone()
+        self.left -= 1
+        for part in (*self.states, *self.rings.values()):
+            part.count()
+        return logits
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Give the cache back as ordinary calls leave it, with all tokens so far; the decoder is of no more use."""
+        for state in self.states:
+            state.give_back()
+        for index, layer in enumerate(self.cache.layers):
+            if isinstance(layer, StaticKeys):
+                self.cache.layers[index] = layer.given_back()
+        self.states, self.left, self.graph = [], 0, None
+
+    def _place(self, attention_mask: Int[Tensor, "b s"] | None, tokens: int) -> Bool[Tensor, "b columns"] | None:
+        """Set the next token's position and the cache as the model's own layers see them; give the columns, those to come
+        too, that are no padding."""
+        if attention_mask is not None and attention_mask.all():
+            attention_mask = None
+        if attention_mask is None:
+            position, mask = torch.full_like(self.token, self.cache.get_seq_length()), None
+        else:
+            attention_mask = attention_mask.to(self.token.device)
+            position, mask = attention_mask.sum(1, keepdim=True), nn.functional.pad(attention_mask, (0, 1), value=1)
+        inputs = Inputs(self.token, None, mask, position.long(), self.cache)
+        inputs = self.model.behind(inputs) if hasattr(self.model, "behind") else inputs
+        self.position, self._whole = inputs.position_ids, inputs.cache
+        mask = inputs.attention_mask
+        return None if mask is None else nn.functional.pad(mask.bool(), (0, tokens - 1), value=True)
+
+    def _step(self) -> Float[Tensor, "b v"]:
+        """One token, from `self.token`; on the GPU nothing here may ask for a value."""
+        for ring in self.rings.values():
+            ring.turn(self.column)
+        try:
+            logits = self._forward()
+            for state in self.states:
+                state.collect()
+        finally:
+            for state in self.states:
+                state.rewind()
+        self.position.add_(1)
+        self.column.add_(1)
+        return logits
+
+    def _forward(self) -> Float[Tensor, "b v"]:
+        masks = {KINDS[ring.window is not None]: self._mask(ring.visible) for ring in self.rings.values()}
+        if not masks:  # nobody looks at it, but the skeleton would make one
+            masks = {"": torch.ones(len(self.token), 1, 1, 1, dtype=torch.bool, device=self.token.device)}
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        if hasattr(self.model, "next_logits"):
+            return self.model.next_logits(self.token, self.position, mask, self._whole)
+        where = {"attention_mask": mask, "position_ids": self.position, CACHE: self._whole, "use_cache": True}
+        return self.model(input_ids=self.token, **where).logits[:, -1]
+
+    def _mask(self, visible: Bool[Tensor, "b size"]) -> Tensor:
+        """A mask that transformers hands on as it is: true, or for eager attention 0, where there is something to see."""
+        visible = visible.expand(len(self.token), -1)[:, None, None]
+        if self.model.config.get_text_config(decoder=True)._attn_implementation != "eager":
+            return visible
+        hidden = torch.zeros(visible.shape, dtype=self.model.get_input_embeddings().weight.dtype, device=visible.device)
+        return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)
+
+    def _capture(self, device: torch.device) -> None:
+        """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
+        that token then writes anew."""
+        written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            before = [part.clone() for part in written]
+            try:
+                for run in range(WARM_UP + 1):
+                    with _watched(self.model) if run == WARM_UP else nullcontext():
+                        self._step()
+                    _restore(written, before)
+                graph = torch.cuda.CUDAGraph()
+                with _explained(self.model), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    self._logits = self._step()
+            finally:
+                _restore(written, before)
+                torch.cuda.current_stream(device).wait_stream(stream)
+        self.graph = graph
+
+
+def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> None:
+    seen = cache.get_seq_length()
+    if not seen or tokens < 1:
+        raise ValueError(f"a decoder goes on with a text: the cache holds {seen} tokens and {tokens} are to come")
+    if attention_mask is not None and (attention_mask.shape[1] != seen or ends_in_padding(attention_mask)):
+        raise ValueError(
+            f"the attention_mask must be that of the {seen} tokens in the cache, with padding on the left alone"
+        )
+
+
+def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
+    """The windows of the attention layers that the cache has.
+
+    Raises:
+        GraphError: naming what cannot be held in place.
+    """
+    config = model.config.get_text_config(decoder=True)
+    expected, windows = DynamicCache(config=config).layers, set()
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, MixerState):
+            continue
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer) is not type(expected[index]):
+            raise GraphError(
+                f"layer {index} of the cache is a {type(layer).__name__}, which cannot be held in place; make the cache "
+                "with new_cache() or DynamicCache(config=model.config), or decode without a Decoder"
+            )
+        windows.add(getattr(layer, "sliding_window", None))
+    unknown = set(getattr(config, "layer_types", None) or ()) - set(KINDS.values())
+    if windows and (unknown or len(windows - {None}) > 1 or config._attn_implementation not in ("sdpa", "eager")):
+        what = f"{config._attn_implementation} attention" if not unknown else f"layers of type {min(unknown)}"
+        raise GraphError(f"{type(model).__name__} has {what}, which cannot be held in place; decode without a Decoder")
+    return windows
+
+
+def _tensors(layer: MixerState | DynamicLayer) -> list[Tensor]:
+    return list(layer.tensors.values()) if isinstance(layer, MixerState) else [layer.keys]
+
+
+def _restore(written: list[Tensor], before: list[Tensor]) -> None:
+    for part, old in zip(written, before, strict=True):
+        part.copy_(old)
+
+
+@contextmanager
+def _watched(model: PreTrainedModel) -> Iterator[None]:
+    """Raise where an operation waits for the GPU, which no graph can hold: a failed capture is worse to get out of."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode is experimental
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with _explained(model):
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _explained(model: PreTrainedModel) -> Iterator[None]:
+    """Say of which model, and at which line, one token cannot be captured."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, GraphError):
+        raise
+    except RuntimeError as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise GraphError(
+            f"one token of {type(model).__name__} cannot be captured as a CUDA graph: {Path(at.filename).name}, line "
+            f"{at.lineno}, {at.line!r}: {str(error).splitlines()[0]}; decode without graphs"
+        ) from error

@@ -1,0 +1,62 @@
+"""Generation with a `Decoder` inside transformers' own `generate`, for students, teachers and other causal language models.
+
+student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed)
+"""
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from students.decoding import Decoder
+from students.model import CACHE
+from students.shapes import Float, Int
+
+
+def replayed(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "b t"],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    streamer: BaseStreamer | None = None,
+    **model_kwargs,
+) -> Int[Tensor, "b s"]:
+    """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
+
+    transformers hands its streamer to no such function: `functools.partial(students.replayed, streamer=streamer)` does.
+
+    Raises:
+        ValueError: beams, no cache, or more to return than the tokens. GraphError: see `Decoder`.
+    """
+    for name, wanted in (("num_beams", 1), ("use_cache", True), ("return_dict_in_generate", False)):
+        if getattr(generation_config, name) not in (wanted, None):
+            raise ValueError(f"decoding in place knows no {name} = {getattr(generation_config, name)}; leave it {wanted}")
+    mask, decoder = model_kwargs.get("attention_mask"), None
+    logits = model._prefill(input_ids, generation_config, model_kwargs).logits[:, -1]
+    unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
+    try:
+        while True:
+            token = _choice(logits_processor(input_ids, logits.to(torch.float32, copy=True)), generation_config.do_sample)
+            if generation_config._eos_token_tensor is not None:
+                token = token * unfinished + generation_config._pad_token_tensor.to(token.device) * (1 - unfinished)
+            input_ids = torch.cat([input_ids, token[:, None]], 1)
+            if streamer is not None:
+                streamer.put(token.cpu())
+            unfinished = unfinished & ~stopping_criteria(input_ids, None)
+            if not unfinished.any():
+                break
+            if decoder is None:
+                left = generation_config.max_length - input_ids.shape[1]
+                decoder = Decoder(model, model_kwargs[CACHE], left, mask)
+            logits = decoder(token[:, None])
+    finally:
+        if decoder is not None:
+            decoder.release()
+    if streamer is not None:
+        streamer.end()
+    return input_ids
+
+
+def _choice(scores: Float[Tensor, "b v"], sample: bool) -> Int[Tensor, " b"]:
+    return torch.multinomial(scores.softmax(-1), 1)[:, 0] if sample else scores.argmax(-1)

@@ -1,0 +1,150 @@
+"""What a cache holds, in places that stay where they are: for decoding one token after another without new memory."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from students.cache import MixerState
+from students.mixers.attention import Attention
+from students.mixers.mixer import Mixer
+from students.shapes import Bool, Float, Int
+
+
+class GraphError(RuntimeError):
+    """One token of a model cannot be decoded in place, or not as a CUDA graph."""
+
+
+class Ring:
+    """The columns that layers of one window keep: column c of a text stands at place c % size, over one that is no longer
+    seen.
+
+    Args:
+        window: columns that a token sees, its own included (None: all). seen: columns so far. tokens: those to come.
+        real: which columns are tokens and no padding; None where all are.
+    """
+
+    def __init__(
+        self, window: int | None, seen: int, tokens: int, real: Bool[Tensor, "b s"] | None, device: torch.device
+    ) -> None:
+        self.window, self.seen, self.real = window, seen, real
+        self.size = min(window or seen + tokens, seen + tokens)
+        self.places = torch.arange(self.size, device=device)
+
+    def turn(self, column: Int[Tensor, " 1"]) -> None:
+        """Go to a column: `place`, where it stands, and `visible` [b size], the places that its token sees."""
+        self.place = column % self.size
+        held = column - (column - self.places) % self.size  # the column that stands at each place
+        visible = (held >= 0)[None]
+        self.visible = visible if self.real is None else visible & self.real[:, held.clamp(min=0)]
+
+    def count(self) -> None:
+        """One column more."""
+        self.seen += 1
+
+    def laid(self, part: Float[Tensor, "b h s p"]) -> Float[Tensor, "b h size p"]:
+        """The latest columns, each at its place."""
+        columns = torch.arange(self.seen - part.shape[2], self.seen, device=part.device)
+        places = part.new_zeros(*part.shape[:2], self.size, part.shape[3])
+        return places.index_copy_(2, columns % self.size, part)
+
+    def taken(self, places: Float[Tensor, "b h size p"]) -> Float[Tensor, "b h s p"]:
+        """The reverse: all columns that the next token will see, in order."""
+        first = 0 if self.window is None else max(self.seen - self.window + 1, 0)
+        columns = torch.arange(first, self.seen, device=places.device)
+        return places.index_select(2, columns % self.size)
+
+
+class StaticKeys(CacheLayerMixin):
+    """The keys and values of a kept attention on a `Ring`, in place of the layer that grows with each token.
+
+    transformers' own static layers keep Python numbers that a captured graph would repeat (`StaticSlidingWindowLayer`).
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, layer: DynamicLayer, ring: Ring) -> None:
+        super().__init__()
+        self.layer, self.ring, self.is_sliding = layer, ring, layer.is_sliding
+        self.keys, layer.keys = ring.laid(layer.keys), None
+        self.values, layer.values = ring.laid(layer.values), None
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write one token's, and give what stands at every place."""
+        self.keys.index_copy_(2, self.ring.place, key_states)
+        self.values.index_copy_(2, self.ring.place, value_states)
+        return self.keys, self.values
+
+    def given_back(self) -> DynamicLayer:
+        """The layer that stood here, with all columns it would hold."""
+        self.layer.keys, self.layer.values = self.ring.taken(self.keys), self.ring.taken(self.values)
+        if hasattr(self.layer, "cumulative_length"):
+            self.layer.cumulative_length = self.ring.seen
+        return self.layer
+
+    def get_seq_length(self) -> int:
+        return self.ring.seen
+
+    def get_max_length(self) -> int:
+        return self.ring.size
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.ring.size, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise TypeError("these keys and values are a decoder's; release() gives the cache back")
+
+
+class StaticState:
+    """A mixer's state, every tensor of which stays where it is from one token to the next.
+
+    Args:
+        tokens: how many are to come.
+    """
+
+    def __init__(self, state: MixerState, mixer: Mixer, layer: int, tokens: int) -> None:
+        self.state, self.layer = state, layer
+        self.first = self.length = state.length
+        self.last_document = state.last_document  # every row goes on with it
+        before = dict(state.tensors)
+        for name, module in mixer.named_modules():
+            if isinstance(module, Attention):
+                module.reserve(state.scope(name) if name else state, tokens)
+        found = state.tensors.items()
+        self.grown = {name: before[name].shape[1] for name, part in found if part.shape != before.get(name, part).shape}
+        self.tensors = {name: part.clone(memory_format=torch.contiguous_format) for name, part in found}
+        self.rewind()
+
+    def collect(self) -> None:
+        """Copy what the call of one token has written anew to its place.
+
+        Raises:
+            GraphError: it has changed a shape or a type.
+        """
+        for name, new in self.state.tensors.items():
+            place = self.tensors.get(name)
+            if new is place:
+                continue
+            if name in self.grown and new.shape[1] > place.shape[1]:
+                new = new[:, 1:]
+            if place is None or new.shape != place.shape or new.dtype != place.dtype:
+                raise GraphError(f"{name} of layer {self.layer}'s state does not keep its shape from token to token")
+            if new.untyped_storage().data_ptr() == place.untyped_storage().data_ptr():
+                new = new.clone()  # a copy onto itself, shifted, would read what it has written
+            place.copy_(new)
+
+    def rewind(self) -> None:
+        """Let the state hold these tensors again, and the counts of the last token that was counted."""
+        self.state.tensors, self.state.length, self.state.last_document = dict(self.tensors), self.length, self.last_document
+
+    def count(self) -> None:
+        """One token more."""
+        self.length += 1
+        self.state.length = self.length
+
+    def give_back(self) -> None:
+        """Leave the state without its empty places."""
+        for name, before in self.grown.items():
+            held = self.tensors[name][:, -(before + self.length - self.first) :]
+            self.state.tensors[name] = held.clone()

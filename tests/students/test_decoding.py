@@ -1,0 +1,166 @@
+"""Decoding in place: the logits and the cache of ordinary calls, at addresses that stay, asking for no value on the way."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TextIteratorStreamer
+from transformers.cache_utils import DynamicCache
+
+import students
+from distill.build import build
+from students.config import Layout
+from students.inputs import Inputs
+from students.model import CACHE
+from students.static_cache import GraphError, StaticKeys
+from tests.students.test_meta_tokens import HYMBA
+from tests.students.test_model import LAYOUTS, text
+from tests.teachers.tiny import supported, tiny_teacher
+
+CASES = {name: (*layout, 0) for name, layout in LAYOUTS.items()} | {
+    "hymba": ("FPSA", HYMBA, 5),
+    "griffin": ("MMW", {"M": {"mixer": "rg_lru"}, "W": {"mixer": "attention", "window": 6, "sinks": 1}}, 0),
+    "gated deltanet": ("MMMA", {"M": {"mixer": "gated_deltanet"}}, 0),
+    "mamba": ("MMMW", {"M": {"mixer": "mamba1"}, "W": {"mixer": "attention", "window": 40}}, 0),
+    "linear": ("GRLA", {"G": {"mixer": "gla"}, "R": {"mixer": "retention"}, "L": {"mixer": "longhorn"}}, 0),
+    "kept and sinks": ("AAAW", {"W": {"mixer": "attention", "window": 4, "sinks": 3}}, 3),
+}
+FAMILIES = {  # attention on sliding windows, soft caps, layer norms, positions that are learned or name the documents
+    "mistral-7b-v0.1": "MA",
+    "gemma-2-2b": "AMAW",
+    "gemma-3-270m": "AMAW",
+    "qwen3-0.6b": "MA",
+    "gpt2": "WA",
+    "pythia-160m": "MA",
+    "stablelm-2-1_6b": "MA",
+    "falcon-7b": "MA",
+    "phi-3-mini-4k-instruct": "WA",
+}
+MIXERS = {"M": {"mixer": "mamba2"}, "W": {"mixer": "attention", "window": 5, "sinks": 2}}
+PROMPTS = (3, 14)  # before the windows are full, and after
+STEPS = 12
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def stirred(student):
+    """Its mixers at no special values, and its meta tokens so that they matter."""
+    with torch.no_grad():
+        for mixer in student.mixers.values():
+            mixer.rescale(torch.full((len(mixer.out_weight()[0]),), 0.05))
+            for parameter in mixer.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+        if student.meta_tokens is not None:
+            student.meta_tokens.weight += 0.3 * torch.randn_like(student.meta_tokens.weight)
+    return student
+
+
+def student_of(teacher, pattern, mixers, meta_tokens=0):
+    used = {letter: options for letter, options in mixers.items() if letter in pattern}
+    return stirred(build(teacher, Layout.over(teacher.n_layers, pattern, used, meta_tokens))[0])
+
+
+def family_models(name):
+    """A tiny model of a family and a student of it."""
+    teacher = tiny_teacher(name, num_hidden_layers=len(FAMILIES[name]))
+    return teacher.model, student_of(teacher, FAMILIES[name], MIXERS)
+
+
+def padded(rows, length):
+    """A mask whose first row begins with padding, or none."""
+    if rows == 1:
+        return None
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[0, : length // 3] = 0
+    return mask
+
+
+def ordinary(model, ids, mask, cache):
+    """Logits of calls as `generate` makes them: those behind the prompt, or behind one token on a cache that has begun."""
+    length = ids.shape[1]
+    begun = cache.get_seq_length()
+    where = {}
+    if mask is not None:
+        mask = torch.nn.functional.pad(mask, (0, length + begun - mask.shape[1]), value=1)
+        where = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, begun:]}
+    return model(input_ids=ids, use_cache=True, **{CACHE: cache}, **where).logits[:, -1]
+
+
+def new_cache(model):
+    return model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
+
+
+@torch.no_grad()
+def check(model, ids, prompt, tolerance, **options):
+    """A decoder beside ordinary calls, then ordinary calls on the cache that it gives back; the decoder's addresses."""
+    mask, caches = padded(len(ids), prompt), [new_cache(model) for _ in range(2)]
+    mask = None if mask is None else mask.to(ids.device)
+    for cache in caches:
+        ordinary(model, ids[:, :prompt], mask, cache)
+    decode = students.Decoder(model, caches[1], STEPS + 1, mask, **options)
+    places = addresses(caches[1])
+    for at in range(prompt, prompt + STEPS):
+        token = ids[:, at : at + 1]
+        near(decode(token), ordinary(model, token, mask, caches[0]), tolerance)
+        assert addresses(caches[1]) == places
+        assert caches[1].get_seq_length() == at + 1
+    decode.release()
+    assert not any(isinstance(layer, StaticKeys) for layer in caches[1].layers)
+    for layer, wanted in zip(caches[1].layers, caches[0].layers, strict=True):
+        assert type(layer) is type(wanted) and layer.get_seq_length() == wanted.get_seq_length()
+        for name, tensor in tensors(layer).items():
+            assert tensor.shape == tensors(wanted)[name].shape if name in tensors(wanted) else name.find("sink") >= 0, name
+    for at in range(prompt + STEPS, prompt + STEPS + 3):
+        near(*(ordinary(model, ids[:, at : at + 1], mask, cache) for cache in caches), tolerance)
+    two = [ordinary(model, ids[:, -2:], mask, cache) for cache in caches]
+    near(*two, tolerance)
+
+
+def near(found, wanted, tolerance):
+    assert torch.allclose(found.float(), wanted.float(), atol=tolerance, rtol=tolerance), (found - wanted).abs().max()
+
+
+def tensors(layer):
+    return layer.tensors if hasattr(layer, "tensors") else {"keys": layer.keys, "values": layer.values}
+
+
+def addresses(cache):
+    return [(name, part.data_ptr(), part.shape) for layer in cache.layers for name, part in sorted(tensors(layer).items())]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("prompt", PROMPTS)
+@every_case
+def test_a_decoder_is_ordinary_decoding(teacher, case, prompt, rows):
+    student = student_of(teacher, *CASES[case])
+    check(student, text(rows, prompt + STEPS + 5), prompt, 1e-5)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_and_their_teachers(name, prompt):
+    for model in family_models(name):
+        for rows in (1, 2):
+            check(model, torch.randint(1, 96, (rows, prompt + STEPS + 5)), prompt, 1e-4)
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses what a GPU would be waited for, or what would bring numbers from the CPU."""
+
+    refused = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero", "equal", "unique")
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.__name__.partition(".")[0]
+        assert name not in self.refused, name
+        return function(*arguments, **keywords or {})
+
+
+@pytest.mark.parametrize("case", [*CASES, *FAMILIES])
+@torch.no_grad()
+def test_a_token_asks_for_no_value(teacher, case):
+    models = family_models(case) if case in FAMILIES else [student_of(teacher, *CASES[case])]
+    for model in models:
+        cache = new_cache(model)
+        ids, mask = torch.randint(1, 96, (2, 9)), padded(2, 9)
+        ordinary(model, ids, mask, cache)
+        decode = students.Decoder(model, cache, 3, mask)
+        with NoValues():
+            decode._step()
