@@ -148,13 +148,12 @@ class Decoder:
         where = {"attention_mask": mask, "position_ids": self.position, CACHE: self._whole, "use_cache": True}
         return self.model(input_ids=self.token, **where).logits[:, -1]
 
-    def _mask(self, visible: Bool[Tensor, "b size"]) -> Tensor:
-        """A mask that transformers hands on as it is: true, or for eager attention 0, where there is something to see."""
-        visible = visible.expand(len(self.token), -1)[:, None, None]
-        if self.model.config.get_text_config(decoder=True)._attn_implementation != "eager":
-            return visible
-        hidden = torch.zeros(visible.shape, dtype=self.model.get_input_embeddings().weight.dtype, device=visible.device)
-        return hidden.masked_fill(~visible, torch.finfo(hidden.dtype).min)
+    def _mask(self, visible: Bool[Tensor, "rows size"]) -> Float[Tensor, "b 1 1 size"]:
+        """A mask that transformers hands on as it is, and every attention adds: 0 where there is something to see. SDPA would
+        turn a Boolean one into this in each layer."""
+        numbers = self.model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(len(self.token), 1, 1, visible.shape[1], dtype=numbers, device=visible.device)
+        return mask.masked_fill_(~visible[:, None, None], torch.finfo(numbers).min)
 
     def _capture(self, device: torch.device) -> None:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which

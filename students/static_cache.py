@@ -10,6 +10,9 @@ from students.mixers.mixer import Mixer
 from students.shapes import Bool, Float, Int
 
 
+EVEN = 8  # columns that attention kernels take without padding their mask first are a multiple of it
+
+
 class GraphError(RuntimeError):
     """One token of a model cannot be decoded in place, or not as a CUDA graph."""
 
@@ -27,7 +30,8 @@ class Ring:
         self, window: int | None, seen: int, tokens: int, real: Bool[Tensor, "b s"] | None, device: torch.device
     ) -> None:
         self.window, self.seen, self.real = window, seen, real
-        self.size = min(window or seen + tokens, seen + tokens)
+        self.size = -(-(seen + tokens) // EVEN) * EVEN
+        self.size = self.size if window is None else min(window, self.size)
         self.places = torch.arange(self.size, device=device)
 
     def turn(self, column: Int[Tensor, " 1"]) -> None:

@@ -81,7 +81,7 @@ class RgLru(Recurrent):
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
         if context.state is not None:
             resumed = context.resumed(h)
-            begins[:, 0] = False if resumed is None else ~resumed
+            begins[:, 0] = torch.zeros_like(begins[:, 0]) if resumed is None else ~resumed
         return begins
 
     def mix(self, parts: RgLruParts, context: Context) -> Float[Tensor, "b t h p"]:

