@@ -155,12 +155,13 @@ def generate(
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, more samples.")] = 0.0,
+    graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="On a GPU, a token is one CUDA graph.")] = True,
 ) -> None:
     """Let a student go on with a text."""
     from distill.generate import generate as generate_text
 
     _quiet_libraries()
-    generate_text(run_folder, prompt, tokens=tokens, chat=chat, temperature=temperature)
+    generate_text(run_folder, prompt, tokens=tokens, chat=chat, temperature=temperature, graphs=graphs)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`distill generate`: a student goes on with a text, word by word."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -7,17 +8,20 @@ import torch
 from distill.errors import UserError
 from distill.evaluate.target import load_student
 from distill.memory import enough_memory
+from students.decoding import GraphError
+from students.generation import replayed
 
 
-def generate(target: Path, prompt: str, *, tokens: int, chat: bool, temperature: float) -> str:
+def generate(target: Path, prompt: str, *, tokens: int, chat: bool, temperature: float, graphs: bool = True) -> str:
     """Print what a student says, as it says it, and return it.
 
     Args:
-        target: a run folder or a student's folder. temperature: 0 takes the likeliest token.
+        target: a run folder or a student's folder. temperature: 0 takes the likeliest token. graphs: on a GPU, replay each
+            token as one CUDA graph.
 
     Raises:
-        UserError: no finished student there, options out of range, an empty prompt, or a chat asked of a tokenizer
-            without a template.
+        UserError: no finished student there, options out of range, an empty prompt, a chat asked of a tokenizer without a
+            template, or a student that cannot be captured.
     """
     from transformers import TextStreamer
 
@@ -34,9 +38,14 @@ def generate(target: Path, prompt: str, *, tokens: int, chat: bool, temperature:
         inputs = _encode(tokenizer, prompt, chat, path).to(student.device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
-        out = student.generate(
-            **inputs, max_new_tokens=tokens, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **sampling
-        )
+        if graphs and student.device.type == "cuda":  # transformers hands its streamer to no function of others
+            sampling["custom_generate"] = functools.partial(replayed, streamer=streamer)
+        try:
+            out = student.generate(
+                **inputs, max_new_tokens=tokens, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **sampling
+            )
+        except GraphError as error:
+            raise UserError(f"{error}: --no-graphs") from error
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

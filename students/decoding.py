@@ -149,8 +149,8 @@ class Decoder:
         return self.model(input_ids=self.token, **where).logits[:, -1]
 
     def _mask(self, visible: Bool[Tensor, "rows size"]) -> Float[Tensor, "b 1 1 size"]:
-        """A mask that transformers hands on as it is, and every attention adds: 0 where there is something to see. SDPA would
-        turn a Boolean one into this in each layer."""
+        """A mask that transformers hands on as it is, and every attention adds: 0 where there is something to see. SDPA
+        would turn a Boolean one into this in each layer."""
         numbers = self.model.get_input_embeddings().weight.dtype
         mask = torch.zeros(len(self.token), 1, 1, visible.shape[1], dtype=numbers, device=visible.device)
         return mask.masked_fill_(~visible[:, None, None], torch.finfo(numbers).min)

@@ -37,7 +37,8 @@ def replayed(
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
         while True:
-            token = _choice(logits_processor(input_ids, logits.to(torch.float32, copy=True)), generation_config.do_sample)
+            scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
+            token = _choice(scores, generation_config.do_sample)
             if generation_config._eos_token_tensor is not None:
                 token = token * unfinished + generation_config._pad_token_tensor.to(token.device) * (1 - unfinished)
             input_ids = torch.cat([input_ids, token[:, None]], 1)

@@ -9,7 +9,6 @@ from students.mixers.attention import Attention
 from students.mixers.mixer import Mixer
 from students.shapes import Bool, Float, Int
 
-
 EVEN = 8  # columns that attention kernels take without padding their mask first are a multiple of it
 
 

@@ -13,7 +13,8 @@
       tasks             {task: {metric, score, error, chance, items, correct, acc, acc_norm, perplexity, letters}}, the last
                         four where they apply; correct is "0110..." over the items; or {task: {not_run: reason}}
       speed             {device, method, cells: [{length, batch, prefill_seconds, first_token_seconds,
-                        decode_tokens_per_second, peak_bytes, cache_bytes} or {length, batch, not_run}]}
+                        decode_tokens_per_second, peak_bytes, cache_bytes} or {length, batch, not_run}]}, on a GPU with
+                        graph_decode_tokens_per_second or graph_not_run
     against_teacher     {row: {passkey, recall, tasks, recovery, speed}}, see compare.against_teacher
     chance              {task: score of guessing}; of recall it is 0
     layers              {layer: relative L2 error of the student's mixer}

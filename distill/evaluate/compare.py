@@ -6,6 +6,7 @@ import numpy as np
 
 from distill.evaluate.suites import SIX
 
+GRAPH = "graph_decode_tokens_per_second"
 HALF = 0.5  # the teacher's own score from which on a share of it means something
 RESAMPLES = 400  # of the items, for the standard error of recovery
 
@@ -85,7 +86,7 @@ def crossovers(student: list[dict], teacher: list[dict]) -> list[dict]:
     """For each batch, the shortest measured length from which on the student is faster at every longer one that both did.
 
     Returns:
-        a list of {batch, first_token, decode}, lengths or None where there is none.
+        a list of {batch, first_token, decode}, lengths or None where there is none; with graph_decode where it was measured.
     """
     found = []
     for batch in sorted({cell["batch"] for cell in student}):
@@ -100,6 +101,9 @@ def crossovers(student: list[dict], teacher: list[dict]) -> list[dict]:
         rates = [(own["length"], own["decode_tokens_per_second"], other["decode_tokens_per_second"]) for own, other in pairs]
         decode = [(length, own > other) for length, own, other in rates]
         found.append({"batch": batch, "first_token": _crossover(first), "decode": _crossover(decode)})
+        rates = [(own["length"], own[GRAPH], other[GRAPH]) for own, other in pairs if GRAPH in own and GRAPH in other]
+        if rates:
+            found[-1]["graph_decode"] = _crossover([(length, own > other) for length, own, other in rates])
     return found
 
 

@@ -3,9 +3,11 @@
 Prompts are random tokens. `prefill_seconds` is the forward pass over the prompt that fills the cache; `first_token_seconds`
 that and the head's choice of the next token; `decode_tokens_per_second` counts the whole batch over greedy steps of one
 token after it. Medians of three on a GPU, one measurement on a CPU. Both models run eagerly, with transformers' attention
-(sdpa where the family has it) and this project's kernels as `distill doctor` lists them; no CUDA graphs, no torch.compile.
-On a GPU both are copies in bfloat16, but for decays and scales. Memory is what the calls take beyond the weights: of CUDA's
-allocator, or the process's resident set where Linux lets its peak be reset, else null.
+(sdpa where the family has it) and this project's kernels as `distill doctor` lists them; no torch.compile. On a GPU both are
+copies in bfloat16, but for decays and scales, and `graph_decode_tokens_per_second` counts as many tokens more, each
+replayed as one CUDA graph (`students.Decoder`, warmed up and captured before); `graph_not_run` says why not. Memory is what
+the eager calls take beyond the weights: of CUDA's allocator, or the process's resident set where Linux lets its peak be
+reset, else null.
 """
 
 import copy
@@ -21,6 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from distill.evaluate.suites import Suite
 from distill.memory import ran_out
 from distill.stages.stage import head_of
+from students.decoding import Decoder, GraphError
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
 from students.model import CACHE
@@ -37,20 +40,23 @@ def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dic
 
     Returns:
         device, method, and cells, a list of {length, batch, prefill_seconds, first_token_seconds,
-        decode_tokens_per_second, peak_bytes, cache_bytes}, or of {length, batch, not_run}.
+        decode_tokens_per_second, peak_bytes, cache_bytes}, or of {length, batch, not_run}; on a GPU with
+        graph_decode_tokens_per_second or graph_not_run.
     """
     device = teacher.device
     original = teacher.model if model is None else model
     timed = in_bfloat16(original) if device.type == "cuda" else original
     longest = teacher.config.max_position_embeddings if teacher.family.rope is None else None
+    decoded = DECODE_STEPS.get(device.type, 4) * (2 if device.type == "cuda" else 1)
+    graphs = "decoding also as CUDA graphs" if device.type == "cuda" else "no CUDA graphs"
     cells = []
     with torch.autocast(device.type, enabled=False):
         for batch in suite.batches:
             for length in suite.speed:
-                reason = _refused(length + DECODE_STEPS.get(device.type, 4), length, device, longest)
+                reason = _refused(length + decoded, length, device, longest)
                 found = {"not_run": reason} if reason else _cell(timed, length, batch)
                 cells.append({"length": length, "batch": batch, **found})
-    return {"device": _name(device), "method": "eager, no CUDA graphs", "cells": cells}
+    return {"device": _name(device), "method": f"eager, {graphs}", "cells": cells}
 
 
 def in_bfloat16(model: nn.Module) -> nn.Module:
@@ -92,7 +98,8 @@ def _cell(model: nn.Module, length: int, batch: int) -> dict:
         if not ran_out(error):
             raise
         return {"not_run": "out of memory"}
-    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0] if not name.endswith("_bytes")}
+    rates = [name for name in runs[-1] if name.endswith("seconds") or name.endswith("per_second")]
+    medians = {name: statistics.median(run[name] for run in runs if name in run) for name in rates}
     return {**runs[-1], **medians}
 
 
@@ -112,13 +119,30 @@ def _measure(model: nn.Module, length: int, batch: int) -> dict:
     for _ in range(steps):
         token = _choice(hidden_of(token, cache), head)
     ended = _now(device)
-    return {
+    measured = {
         "prefill_seconds": filled - began,
         "first_token_seconds": first - began,
         "decode_tokens_per_second": batch * steps / (ended - first),
         "peak_bytes": _end_peak(device, before),
         "cache_bytes": cache_bytes(cache),
     }
+    return measured | (replayed(model, cache, token, steps) if device.type == "cuda" else {})
+
+
+def replayed(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dict:
+    """The rate of greedy steps more behind a cache, each token a replayed graph on a GPU; or why there is none."""
+    try:
+        decode = Decoder(model, cache, steps)
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            return {"graph_not_run": "out of memory"}
+        if not isinstance(error, GraphError):
+            raise
+        return {"graph_not_run": str(error)}
+    began = _now(model.device)
+    for _ in range(steps):
+        token = decode(token).argmax(-1)[:, None]
+    return {"graph_decode_tokens_per_second": len(token) * steps / (_now(model.device) - began)}
 
 
 def _through(model: nn.Module) -> Callable[[Tensor, Cache], Tensor]:

@@ -146,9 +146,10 @@ def not_run(results: Mapping[str, Mapping], suite: Suite) -> list[dict]:
             if "not_run" in result:
                 found.setdefault(("tasks", task, result["not_run"]), []).append(row)
         for cell in evaluations.get("speed", {}).get("cells", []):
-            if "not_run" in cell:
-                part = f"length {cell['length']}, batch {cell['batch']}"
-                found.setdefault(("speed", part, cell["not_run"]), []).append(row)
+            for key, how in (("not_run", ""), ("graph_not_run", ", as CUDA graphs")):
+                if key in cell:
+                    part = f"length {cell['length']}, batch {cell['batch']}{how}"
+                    found.setdefault(("speed", part, cell[key]), []).append(row)
     return [
         {"rows": rows, "evaluation": evaluation, "part": part, "reason": reason}
         for (evaluation, part, reason), rows in found.items()

@@ -9,7 +9,8 @@ from distill.report.svg import Series, averaged, intervals, line_chart, short
 ROW_COLOURS = {"teacher": 6, "student": 0, "twin": 1, "window_layout": 2, "uniform_window": 3, "window_everywhere": 4}
 SPEEDS = (  # key of a cell, title, unit, factor
     ("first_token_seconds", "time to first token", "ms", 1e3),
-    ("decode_tokens_per_second", "decoding", "tokens/s", 1.0),
+    ("decode_tokens_per_second", "decoding, eager", "tokens/s", 1.0),
+    ("graph_decode_tokens_per_second", "decoding, CUDA graphs", "tokens/s", 1.0),
     ("peak_bytes", "peak memory", "MiB", 2**-20),
     ("cache_bytes", "cache", "MiB", 2**-20),
 )

@@ -177,7 +177,13 @@ def _speed(evaluations: Mapping) -> Section:
     if judged:
         models = {row: judged["rows"][row]["speed"] for row in ("student", "teacher")}
         drawn = curves.speed_curves(models, [curves.ROW_COLOURS[row] for row in models])
-        body = drawn + note(f"Measured on {models['student']['device']}.") + _printed(judged, "speed") if drawn else ""
+        body = (
+            drawn
+            + note(f"Measured on {models['student']['device']} ({models['student']['method']}).")
+            + _printed(judged, "speed")
+            if drawn
+            else ""
+        )
     return Section("speed", "Speed and memory", body, BY_SUITE.format("standard"))
 
 
