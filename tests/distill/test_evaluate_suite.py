@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 import distill
 from distill.build import build
-from distill.evaluate import speed, suites
+from distill.evaluate import compare, speed, suites, table, target
 from distill.evaluate.table import show
 from students.config import Layout
 from students.model import CACHE
@@ -123,6 +123,37 @@ def test_speed_of_teacher_and_student(teacher, student):
         assert cell["cache_bytes"] == 4 * 2 * 2 * 8 * 4 * tokens * cell["batch"]
     grown = [found["cells"][1]["cache_bytes"] - found["cells"][0]["cache_bytes"] for found in (own, other)]
     assert grown[0] == grown[1] // 2  # a mixer's state does not grow
+
+
+def test_speed_in_place(teacher, student, monkeypatch):
+    """What a GPU measures as graphs, run as it is; the table has a column for it, and says where there is none."""
+    monkeypatch.setattr(speed, "_cell", _with_graphs(speed._cell))
+    suite = replace(suites.SUITES["full"], speed=(32, 64), batches=(1,))
+    rows = {
+        row: {"speed": speed.row(teacher, model, None, suite)} for row, model in (("teacher", None), ("student", student))
+    }
+    assert all(cell["graph_decode_tokens_per_second"] > 0 for cell in rows["student"]["speed"]["cells"])
+    del rows["teacher"]["speed"]["cells"][1]["graph_decode_tokens_per_second"]
+    rows["teacher"]["speed"]["cells"][1]["graph_not_run"] = "it waits"
+    judged = {"rows": rows, "against_teacher": compare.against_teacher(rows)}
+    assert set(judged["against_teacher"]["student"]["speed"][0]) == {"batch", "first_token", "decode", "graph_decode"}
+    console = Console(width=80, record=True)
+    console.print(table._speed(judged))
+    page = console.export_text()
+    assert "tok/s eager" in page and "tok/s graph" in page and " | -" in page
+    assert target.not_run(rows, replace(suite, evaluations=())) == [
+        {"rows": ["teacher"], "evaluation": "speed", "part": "length 64, batch 1, as CUDA graphs", "reason": "it waits"}
+    ]
+
+
+def _with_graphs(cell):
+    def both(model, length, batch):
+        ids = torch.randint(1, 96, (batch, length))
+        cache = model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
+        speed._through(model)(ids, cache)
+        return cell(model, length, batch) | speed.replayed(model, cache, ids[:, -1:], 3)
+
+    return both
 
 
 def test_speed_of_shared_keys_and_meta_tokens(teacher):

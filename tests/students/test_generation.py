@@ -1,0 +1,57 @@
+"""transformers' `generate` through a decoder says what it says without one."""
+
+from functools import partial
+
+import pytest
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+import students
+from tests.students.test_decoding import CASES, padded, student_of
+from tests.students.test_model import text
+
+HOW = {"greedy": {}, "sampling": {"do_sample": True, "top_k": 20}, "chunks": {"prefill_chunk_size": 5}}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("case", ["stock", "hymba", "kept and sinks"])
+def test_generate(teacher, case, how):
+    student = student_of(teacher, *CASES[case])
+    ids, mask = text(2, 13), padded(2, 13)
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **HOW[how]}
+    made = []
+    for function in (None, students.replayed):
+        torch.manual_seed(3)
+        made.append(student.generate(ids, custom_generate=function, **options))
+    assert torch.equal(*made)
+
+
+def test_generate_stops_streams_and_teaches(teacher):
+    """A teacher's, each row to its own end, token by token to a streamer."""
+    ids, options = text(2, 9), {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 20}
+    whole = teacher.model.generate(ids, eos_token_id=None, **options)
+    ends = [int(whole[0, 12]), int(whole[1, 17])]
+    wanted = teacher.model.generate(ids, eos_token_id=ends, **options)
+    assert torch.equal(teacher.model.generate(ids, eos_token_id=ends, custom_generate=students.replayed, **options), wanted)
+
+    class Streamer(BaseStreamer):
+        def __init__(self):
+            self.seen = []
+
+        def put(self, tokens):
+            self.seen.append(tokens.flatten().tolist())
+
+        def end(self):
+            self.seen.append("end")
+
+    streamer = Streamer()
+    replayed = partial(students.replayed, streamer=streamer)
+    teacher.model.generate(ids[:1], eos_token_id=None, streamer=streamer, custom_generate=replayed, **options)
+    assert streamer.seen == [ids[0].tolist(), *([token] for token in whole[0, 9:].tolist()), "end"]
+
+
+def test_what_it_refuses(teacher):
+    ids = text(2, 6)
+    for name, value in {"num_beams": 2, "return_dict_in_generate": True}.items():
+        with pytest.raises(ValueError, match=f"{name} = {value}"):
+            teacher.model.generate(ids, max_new_tokens=2, pad_token_id=0, custom_generate=students.replayed, **{name: value})
