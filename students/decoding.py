@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache as once
 from pathlib import Path
 
 import torch
@@ -159,9 +160,9 @@ class Decoder:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
         that token then writes anew."""
         written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
-        stream = torch.cuda.Stream(device)
+        stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), self.model._optimize_model_for_decode():  # experts as `generate` calls them
             before = [part.clone() for part in written]
             try:
                 for run in range(WARM_UP + 1):
@@ -215,6 +216,12 @@ def _tensors(layer: MixerState | DynamicLayer) -> list[Tensor]:
     return list(layer.tensors.values()) if isinstance(layer, MixerState) else [layer.keys]
 
 
+@once
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: the allocator keeps memory of its own for each."""
+    return torch.cuda.Stream(device)
+
+
 def _restore(written: list[Tensor], before: list[Tensor]) -> None:
     for part, old in zip(written, before, strict=True):
         part.copy_(old)
@@ -242,6 +249,8 @@ def _explained(model: PreTrainedModel) -> Iterator[None]:
     except (torch.OutOfMemoryError, GraphError):
         raise
     except RuntimeError as error:
+        while isinstance(error.__context__, RuntimeError):  # what ends a failed capture hides what made it fail
+            error = error.__context__
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise GraphError(
             f"one token of {type(model).__name__} cannot be captured as a CUDA graph: {Path(at.filename).name}, line "

@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 import students
 from distill.build import build
+from students import decoding
 from students.config import Layout
-from students.decoding import _explained
 from students.model import CACHE
 from students.static_cache import GraphError, StaticKeys
 from tests.students.test_meta_tokens import HYMBA
@@ -200,9 +200,9 @@ def filled(model, ids, cache, attention=None):
 def test_what_cannot_be_captured_is_named(teacher):
     """The model, the line, and what to do; a lack of memory stays one."""
     said = r"LlamaForCausalLM cannot .*test_decoding.py, line \d+, 'raise .*: a wait;"
-    with pytest.raises(GraphError, match=said), _explained(teacher.model):
+    with pytest.raises(GraphError, match=said), decoding._explained(teacher.model):
         raise RuntimeError("a wait\nand more")
-    with pytest.raises(torch.OutOfMemoryError), _explained(teacher.model):
+    with pytest.raises(torch.OutOfMemoryError), decoding._explained(teacher.model):
         raise torch.OutOfMemoryError
 
 
@@ -214,8 +214,8 @@ def pretended(monkeypatch):
         def replay(self):
             self.decoder._logits.copy_(self.decoder._step())
 
-    for name in ("Stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: SimpleNamespace(wait_stream=lambda other: None))
+    for module, name in ((decoding, "_side_stream"), (torch.cuda, "current_stream")):
+        monkeypatch.setattr(module, name, lambda device: SimpleNamespace(wait_stream=lambda other: None))
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, **keywords: nullcontext())
     modes = ["default"]
