@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-fla test-browser test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-gpu-decoding test-fla test-browser test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -25,8 +25,11 @@ test-harness: $(VENV)/.installed  ## installs lm-evaluation-harness; our scorer 
 test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, twenty exact resumes
 	$(RUN) -m pytest -q -n 2 -m faults
 
-test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU, and graphs against eager decoding; refuses where there is none
-	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py tests/gpu/test_decoding.py
+test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
+	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py
+
+test-gpu-decoding: $(VENV)/.installed  ## tokens replayed as CUDA graphs against ordinary decoding, on a GPU
+	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_decoding.py
 
 test-fla: $(VENV)/.installed  ## installs fla-core; the ops that may run on its kernels, on a GPU; minutes of autotuning
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fla]'

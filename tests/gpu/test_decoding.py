@@ -1,4 +1,4 @@
-"""`make test-gpu`: tokens replayed as a graph are tokens decoded as they come, of students and teachers."""
+"""`make test-gpu-decoding`: tokens replayed as a graph are tokens decoded as they come, of students and teachers."""
 
 import pytest
 import torch
