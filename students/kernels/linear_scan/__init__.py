@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from students.kernels import Deferred, pick
-from students.kernels.linear_scan.cases import ON_TRIAL, draw
 from students.kernels.linear_scan.reference import linear_scan as reference_scan
 from students.kernels.linear_scan.reference import linear_scan_step as reference_step
-from students.kernels.trial import refusal as trial
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_scan, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan")}
@@ -32,11 +30,7 @@ def linear_scan(
     Returns:
         h, in the type of x, and the state after the last token, not rounded to that type.
     """
-
-    def refusal() -> str | None:
-        wide = f"{x.shape[2]} channels are more than {WIDEST}" if x.shape[2] > WIDEST else None
-        return wide or trial("linear_scan's kernel", IMPLEMENTATIONS["triton"], reference_scan, draw, ON_TRIAL, x)
-
+    refusal = f"{x.shape[2]} channels are more than {WIDEST}" if x.shape[2] > WIDEST else None
     return pick("linear_scan", IMPLEMENTATIONS, x, refusal)(x, log_a, documents, initial_state)
 
 

@@ -24,7 +24,6 @@ TEST = [
     Case(1, 200, 7, True),
 ]
 LONG = Case(2, 2 * 256 + 5, 3, True)  # more than one chunk of the reference
-ON_TRIAL = Case(2, 300, 136, True)  # what the kernel is compared on, once, before it runs on a GPU
 BENCH = [Case(8, 2048, 2048, False), Case(2, 16384, 2048, False), Case(1, 65536, 2048, False)]
 BENCH_STEP = [Case(256, 1, 2048, False), Case(256, 1, 8192, False)]
 

@@ -34,11 +34,6 @@ BENCH = [
 BENCH_STEP = [Case(256, 1, 2048, 1, 16, False), Case(256, 1, 2048, 1, 64, False)]
 
 
-def on_trial(states: int) -> Case:
-    """What the kernel is compared with the reference on, once, before it runs on a GPU with so many states a channel."""
-    return Case(2, 300, 72, 2, states, True)
-
-
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name: those that have a gradient, and the others. dt and A lie where Mamba starts them."""
     b, t, d, g, n = case[:5]
