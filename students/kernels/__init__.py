@@ -22,8 +22,8 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
-# What was compared with float64 on a GPU (LOG.md). Other types run on the reference unless Triton is asked for by name; other
-# people's kernels are compared where they run (`kernels.trial`).
+# What was compared with float64 on a GPU (LOG.md). Other types run on the reference unless Triton is asked for by name;
+# other people's kernels are compared where they run (`kernels.trial`).
 CHECKED = {
     "ssd": TYPES,
     "ssd_step": (torch.bfloat16,),

@@ -1,8 +1,8 @@
 """Kernels on trial: before one first serves a GPU, in a type and at the widths of the call, its results are checked.
 
 Some kernels are wrong on some GPUs with some versions of Triton, without a word (flash-linear-attention's issue 640, and two
-faults of our own in LOG.md). `make test-gpu` confirms ours; kernels of other people compute a small case first: outputs and every gradient against the reference in float64, once a process. The log says what
-came of it.
+faults of our own in LOG.md). `make test-gpu` confirms ours; kernels of other people compute a small case first: outputs and
+every gradient against the reference in float64, once a process. The log says what came of it.
 """
 
 import logging
