@@ -183,7 +183,7 @@ OPS = {
     ),
     "selective_scan_step": Op(
         selective.BENCH_STEP, selective.draw_step, reference_selective_step,
-        "students.kernels.selective_scan.kernel:selective_scan_step", _selective_step_work,
+        "students.kernels.selective_scan.step:selective_scan_step", _selective_step_work,
         small=lambda case: case._replace(b=2), configs=lambda case, dtype: [None], backward=False,
     ),
     "matrix_orientation": Op(

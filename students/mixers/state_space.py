@@ -78,7 +78,8 @@ class StateSpace(Recurrent):
         joined = {name: torch.cat([before, new[name]], 1) for name, before in self._queue(new, context).items()}
         time = x.shape[1]
         gone = {name: part[:, :time] for name, part in joined.items()}
-        elapsed = joined["log_a"].double().cumsum(1)
+        by_head = joined["log_a"].transpose(1, 2).contiguous()  # across memory a running sum takes a GPU far longer
+        elapsed = by_head.double().cumsum(2).transpose(1, 2)
         decay = (elapsed[:, self.lag :] - elapsed[:, :time]).exp()
         decay = decay * (documents == gone["documents"])[..., None]
         state = context.state

@@ -28,8 +28,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNK = 64  # tokens between the states that are kept for the backward pass
 SIZES = ["T", "chunks", "each", "segments", "blocks"]  # no kernel of its own for 1 or a multiple of 16
-WARPS = 36  # a multiprocessor is to have where time is cut
-CUT = 8  # segments that make it worth the pass beforehand, which takes every exponential once more
+WARPS = 48  # a multiprocessor is to have where time is cut
+CUT = 10  # segments that make it worth the pass beforehand, which takes every exponential once more
 
 
 class Config(NamedTuple):
