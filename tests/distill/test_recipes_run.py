@@ -29,7 +29,9 @@ def shrunk(options):
 
 
 def sizes(entries):
-    """As many layers as the pattern has; as published, and as many heads, where single heads are named."""
+    """As many layers as the pattern has, or a selection needs; as published, and as many heads, where heads are named."""
+    if isinstance(entries["pattern"], dict):
+        return {"num_hidden_layers": 3}
     if not any("keep" in options for options in entries["mixers"].values()):
         blocks = max(options.get("blocks", 1) for options in entries["mixers"].values())
         return {"num_hidden_layers": max(blocks * len(entries["pattern"]), 2)}
@@ -47,6 +49,8 @@ def test_two_steps(name, tmp_path, tokenizer, text_files):
     tokenizer.save_pretrained(tmp_path / "teacher")
     data = {part: [{"path": str(text_files / f"{part}.jsonl")}] for part in ("train", "heldout")}
     stages = [{kind: shrunk(options) for kind, options in stage.items()} for stage in entries["stages"]]
+    if isinstance(entries["pattern"], dict):
+        entries["pattern"] |= {"keep": 2, "window": 8, "sinks": 1, "length": 128, "trials": 1, "tokens": 64}
     entries |= {
         "teacher": str(tmp_path / "teacher"),
         "data": {**data, "seq_len": SEQ_LEN, "batch": BATCH},
