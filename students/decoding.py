@@ -25,6 +25,7 @@ from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
 WARM_UP = 2  # runs before the one that is watched: kernels compile and libraries allocate at the first
+OWN_MASKS = ("bloom", "gpt_neo")  # model types that would read the ring's size as the text's length
 KINDS = {False: "full_attention", True: "sliding_attention"}  # of masks, where a model takes one of each
 
 
@@ -32,9 +33,11 @@ class Decoder:
     """Next-token logits, token by token, behind a cache that it holds until `release`.
 
     Args:
-        model: a student, or another causal language model of transformers. cache: its cache, with a prompt of one token
-            or more (`new_cache()`, or `DynamicCache(config=model.config)`). tokens: how many are to come at most.
-        attention_mask: the prompt's, where it is padded on the left. graph: whether to capture (default: on a GPU).
+        model: a student, or another causal language model of transformers whose attention takes a 4-D mask. cache: its
+            cache, with a prompt of one token or more (`new_cache()`, or `DynamicCache(config=model.config)`); until
+            `release` nobody else may use it. tokens: how many are to come at most; each attends to room for them all.
+        attention_mask: the prompt's, where it is padded on the left. graph: whether to capture (default: on a GPU; one
+            thread at a time, and with autocast and inference mode as they will be when it is called).
 
     Raises:
         GraphError: a layer of the cache or an attention that cannot be held in place, or work that cannot be captured
@@ -54,8 +57,18 @@ class Decoder:
     ) -> None:
         self.model, self.cache, self.left = model, cache, tokens
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.states: list[StaticState] = []
         _check_text(cache, tokens, attention_mask)
         kinds = _check_layers(model, cache)
+        try:
+            self._hold(kinds, tokens, attention_mask, graph)
+        except BaseException:
+            self.release()
+            raise
+
+    def _hold(self, kinds: set[int | None], tokens: int, attention_mask: Tensor | None, graph: bool | None) -> None:
+        """Give everything its place, and capture."""
+        model, cache = self.model, self.cache
         device = model.get_input_embeddings().weight.device
         rows = next(part.shape[0] for layer in cache.layers for part in _tensors(layer))
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
@@ -63,30 +76,26 @@ class Decoder:
         seen = self._whole.get_seq_length()
         self.column = torch.full((1,), seen, device=device)
         self.rings = {window: Ring(window, seen, tokens, real, device) for window in kinds}
-        self.states = [
-            StaticState(layer, model.mixers[index], index, tokens)
-            for index, layer in enumerate(cache.layers)
-            if isinstance(layer, MixerState)
-        ]
+        for index, layer in enumerate(cache.layers):
+            if isinstance(layer, MixerState):
+                self.states.append(StaticState(layer, model.mixers[index], index, tokens))
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
         if device.type == "cuda" if graph is None else graph:
-            try:
-                self._capture(device)
-            except BaseException:
-                self.release()
-                raise
+            self._capture(device)
 
     @torch.no_grad()
     def __call__(self, token: Int[Tensor, "b 1"]) -> Float[Tensor, "b v"]:
         """The logits of what follows this token, the next of the text.
 
         Raises:
-            ValueError: more tokens than were to come.
+            ValueError: more tokens than were to come, or a cache that somebody else has used meanwhile.
         """
         if not self.left:
             raise ValueError("all the tokens that this decoder was made for have come; make it for more")
+        if not all(state.is_held() for state in self.states):
+            raise ValueError("the cache was changed while this decoder held it; release() it first")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step()
@@ -135,6 +144,8 @@ class Decoder:
         finally:
             for state in self.states:
                 state.rewind()
+            for ring in self.rings.values():
+                ring.close()
         self.position.add_(1)
         self.column.add_(1)
         return logits
@@ -162,6 +173,8 @@ class Decoder:
         written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
         stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # its copies of weights are freed where autocast ends, a graph's are not
         with torch.cuda.stream(stream), self.model._optimize_model_for_decode():  # experts as `generate` calls them
             before = [part.clone() for part in written]
             try:
@@ -173,6 +186,7 @@ class Decoder:
                 with _explained(self.model), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     self._logits = self._step()
             finally:
+                torch.set_autocast_cache_enabled(cached)
                 _restore(written, before)
                 torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = graph
@@ -195,6 +209,8 @@ def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
         GraphError: naming what cannot be held in place.
     """
     config = model.config.get_text_config(decoder=True)
+    if config.model_type in OWN_MASKS:
+        raise GraphError(f"{type(model).__name__} makes masks of its own from the cache's length; decode without a Decoder")
     expected, windows = DynamicCache(config=config).layers, set()
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, MixerState):
@@ -207,7 +223,8 @@ def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
         windows.add(getattr(layer, "sliding_window", None))
     unknown = set(getattr(config, "layer_types", None) or ()) - set(KINDS.values())
     if windows and (unknown or len(windows - {None}) > 1 or config._attn_implementation not in ("sdpa", "eager")):
-        what = f"{config._attn_implementation} attention" if not unknown else f"layers of type {min(unknown)}"
+        what = f"windows of {sorted(windows - {None})} tokens under {config._attn_implementation} attention"
+        what = f"layers of type {min(unknown)}" if unknown else what
         raise GraphError(f"{type(model).__name__} has {what}, which cannot be held in place; decode without a Decoder")
     return windows
 
@@ -251,8 +268,11 @@ def _explained(model: PreTrainedModel) -> Iterator[None]:
     except RuntimeError as error:
         while isinstance(error.__context__, RuntimeError):  # what ends a failed capture hides what made it fail
             error = error.__context__
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise GraphError(
             f"one token of {type(model).__name__} cannot be captured as a CUDA graph: {Path(at.filename).name}, line "
-            f"{at.lineno}, {at.line!r}: {str(error).splitlines()[0]}; decode without graphs"
+            f"{at.lineno}, {at.line!r}: {said}; decode without graphs"
         ) from error

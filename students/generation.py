@@ -6,6 +6,7 @@ student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from students.decoding import Decoder
@@ -25,21 +26,30 @@ def replayed(
     """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
 
     transformers hands its streamer to no such function: `functools.partial(students.replayed, streamer=streamer)` does.
+    Room is taken for all of `max_new_tokens` (or `max_length`) and every token attends to it: ask for no more than needed.
 
     Raises:
-        ValueError: beams, no cache, or more to return than the tokens. GraphError: see `Decoder`.
+        ValueError: anything but greedy search and sampling, no cache, more to return than the tokens, or positions that are
+            not the attention_mask's. GraphError: see `Decoder`.
     """
     for name, wanted in (("num_beams", 1), ("use_cache", True), ("return_dict_in_generate", False)):
         if getattr(generation_config, name) not in (wanted, None):
             raise ValueError(f"decoding in place knows no {name} = {getattr(generation_config, name)}; leave it {wanted}")
-    mask, decoder = model_kwargs.get("attention_mask"), None
-    logits = model._prefill(input_ids, generation_config, model_kwargs).logits[:, -1]
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(f"decoding in place knows greedy search and sampling, not {mode.value}; leave out custom_generate")
+    mask, positions, decoder = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"), None
+    latest = input_ids.shape[1] - 1 if mask is None else mask.sum(1) - 1
+    if positions is not None and bool((positions[..., -1] != latest).any()):
+        raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
+    logits = model._prefill(input_ids, generation_config, model_kwargs).logits[:, -1].clone()  # not the whole prompt's
+    ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
         while True:
             scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
             token = _choice(scores, generation_config.do_sample)
-            if generation_config._eos_token_tensor is not None:
+            if ends and generation_config._pad_token_tensor is not None:
                 token = token * unfinished + generation_config._pad_token_tensor.to(token.device) * (1 - unfinished)
             input_ids = torch.cat([input_ids, token[:, None]], 1)
             if streamer is not None:

@@ -95,6 +95,7 @@ class StudentMixin:
         use_cache: bool | None = None,
         document_ids: Int[Tensor, "b t"] | None = None,
         cache: Cache | None = None,
+        logits_to_keep: int | Tensor = 0,
         **rest,
     ):
         """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
@@ -111,6 +112,7 @@ class StudentMixin:
             cache = self.new_cache()
             inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         use_cache = cache is not None and use_cache is not False
+        rest["logits_to_keep"] = logits_to_keep  # named above: `generate` asks for the last token's alone where it can
         with self._prefixed(inputs) as inputs:
             return super().forward(**self._arguments(inputs, use_cache), **rest)
 

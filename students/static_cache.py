@@ -9,6 +9,7 @@ from students.mixers.attention import Attention
 from students.mixers.mixer import Mixer
 from students.shapes import Bool, Float, Int
 
+HELD = "a Decoder holds this cache; release() gives it back"
 EVEN = 8  # columns that attention kernels take without padding their mask first are a multiple of it
 
 
@@ -32,6 +33,7 @@ class Ring:
         self.size = -(-(seen + tokens) // EVEN) * EVEN
         self.size = self.size if window is None else min(window, self.size)
         self.places = torch.arange(self.size, device=device)
+        self.place: Int[Tensor, " 1"] | None = None  # of the token under way
 
     def turn(self, column: Int[Tensor, " 1"]) -> None:
         """Go to a column: `place`, where it stands, and `visible` [b size], the places that its token sees."""
@@ -39,6 +41,10 @@ class Ring:
         held = column - (column - self.places) % self.size  # the column that stands at each place
         visible = (held >= 0)[None]
         self.visible = visible if self.real is None else visible & self.real[:, held.clamp(min=0)]
+
+    def close(self) -> None:
+        """The token is over: nobody writes until the next one."""
+        self.place = None
 
     def count(self) -> None:
         """One column more."""
@@ -69,12 +75,18 @@ class StaticKeys(CacheLayerMixin):
     def __init__(self, layer: DynamicLayer, ring: Ring) -> None:
         super().__init__()
         self.layer, self.ring, self.is_sliding = layer, ring, layer.is_sliding
-        self.keys, layer.keys = ring.laid(layer.keys), None
-        self.values, layer.values = ring.laid(layer.values), None
+        self.keys, self.values = ring.laid(layer.keys), ring.laid(layer.values)
+        layer.keys = layer.values = None  # not before both are laid: memory may run out
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write one token's, and give what stands at every place."""
+        """Write one token's, and give what stands at every place.
+
+        Raises:
+            RuntimeError: called by anybody but the decoder.
+        """
+        if self.ring.place is None:
+            raise RuntimeError(HELD)
         self.keys.index_copy_(2, self.ring.place, key_states)
         self.values.index_copy_(2, self.ring.place, value_states)
         return self.keys, self.values
@@ -95,8 +107,10 @@ class StaticKeys(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.ring.size, 0
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise TypeError("these keys and values are a decoder's; release() gives the cache back")
+    def lazy_initialization(self, *unused, **keywords) -> None:
+        raise RuntimeError(HELD)
+
+    reorder_cache = batch_repeat_interleave = batch_select_indices = reset = crop = offload = prefetch = lazy_initialization
 
 
 class StaticState:
@@ -111,12 +125,16 @@ class StaticState:
         self.first = self.length = state.length
         self.last_document = state.last_document  # every row goes on with it
         before = dict(state.tensors)
-        for name, module in mixer.named_modules():
-            if isinstance(module, Attention):
-                module.reserve(state.scope(name) if name else state, tokens)
-        found = state.tensors.items()
+        try:
+            for name, module in mixer.named_modules():
+                if isinstance(module, Attention):
+                    module.reserve(state.scope(name) if name else state, tokens)
+            found = state.tensors.items()
+            self.tensors = {name: part.clone(memory_format=torch.contiguous_format) for name, part in found}
+        except BaseException:  # memory has run out: leave no empty places behind
+            state.tensors = before
+            raise
         self.grown = {name: before[name].shape[1] for name, part in found if part.shape != before.get(name, part).shape}
-        self.tensors = {name: part.clone(memory_format=torch.contiguous_format) for name, part in found}
         self.rewind()
 
     def collect(self) -> None:
@@ -132,7 +150,9 @@ class StaticState:
             if name in self.grown and new.shape[1] > place.shape[1]:
                 new = new[:, 1:]
             if place is None or new.shape != place.shape or new.dtype != place.dtype:
-                raise GraphError(f"{name} of layer {self.layer}'s state does not keep its shape from token to token")
+                raise GraphError(
+                    f"{name} of layer {self.layer}'s state does not keep its shape and type from token to token"
+                )
             if new.untyped_storage().data_ptr() == place.untyped_storage().data_ptr():
                 new = new.clone()  # a copy onto itself, shifted, would read what it has written
             place.copy_(new)
@@ -140,6 +160,10 @@ class StaticState:
     def rewind(self) -> None:
         """Let the state hold these tensors again, and the counts of the last token that was counted."""
         self.state.tensors, self.state.length, self.state.last_document = dict(self.tensors), self.length, self.last_document
+
+    def is_held(self) -> bool:
+        """Whether the state still holds these tensors: nobody has reordered it, or called the model with it."""
+        return all(self.state.tensors.get(name) is part for name, part in self.tensors.items())
 
     def count(self) -> None:
         """One token more."""

@@ -126,10 +126,10 @@ def _measure(model: nn.Module, length: int, batch: int) -> dict:
         "peak_bytes": _end_peak(device, before),
         "cache_bytes": cache_bytes(cache),
     }
-    return measured | (replayed(model, cache, token, steps) if device.type == "cuda" else {})
+    return measured | (graph_rate(model, cache, token, steps) if device.type == "cuda" else {})
 
 
-def replayed(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dict:
+def graph_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dict:
     """The rate of greedy steps more behind a cache, each token a replayed graph on a GPU; or why there is none."""
     try:
         decode = Decoder(model, cache, steps)

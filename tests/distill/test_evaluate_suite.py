@@ -151,7 +151,7 @@ def _with_graphs(cell):
         ids = torch.randint(1, 96, (batch, length))
         cache = model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
         speed._through(model)(ids, cache)
-        return cell(model, length, batch) | speed.replayed(model, cache, ids[:, -1:], 3)
+        return cell(model, length, batch) | speed.graph_rate(model, cache, ids[:, -1:], 3)
 
     return both
 

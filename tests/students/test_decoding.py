@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 import students
 from distill.build import build
-from students import decoding
+from students import decoding, static_cache
 from students.config import Layout
 from students.model import CACHE
 from students.static_cache import GraphError, StaticKeys
@@ -186,6 +186,57 @@ def test_what_a_decoder_refuses(teacher):
     teacher.model.config._attn_implementation = "flex_attention"
     with pytest.raises(GraphError, match="flex_attention attention"):
         students.Decoder(teacher.model, filled(teacher.model, ids, DynamicCache(), "sdpa"), 2)
+
+
+def test_a_model_that_makes_its_own_masks_is_refused():
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "window_size": 8}
+    model = GPTNeoForCausalLM(GPTNeoConfig(attention_types=[[["global", "local"], 1]], **sizes)).eval()
+    with pytest.raises(GraphError, match="GPTNeoForCausalLM makes masks of its own"):
+        students.Decoder(model, filled(model, text(1, 6) % 96, DynamicCache(config=model.config)), 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", ["MA", "MM"])
+def test_nobody_else_uses_a_held_cache(teacher, pattern):
+    """What a call or a reordering would do to it the decoder could not see, or not undo."""
+    student = student_of(teacher, pattern, MIXERS)
+    ids, caches = text(2, 12), [student.new_cache() for _ in range(2)]
+    for cache in caches:
+        ordinary(student, ids[:, :9], None, cache)
+    decode = students.Decoder(student, caches[0], 3)
+    if "A" in pattern:
+        with pytest.raises(RuntimeError, match="a Decoder holds this cache"):
+            student(ids[:, 9:10], past_key_values=caches[0])
+        with pytest.raises(RuntimeError, match="a Decoder holds this cache"):
+            caches[0].reorder_cache(torch.tensor([1, 0]))
+    else:
+        student(ids[:, 9:10], past_key_values=caches[0])
+        with pytest.raises(ValueError, match="changed while this decoder held it"):
+            decode(ids[:, 9:10])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("call", range(4))
+def test_memory_that_runs_out_leaves_the_cache_as_it_was(teacher, call, monkeypatch):
+    student = student_of(teacher, "MAAW", MIXERS)
+    ids, caches = text(2, 12), [student.new_cache() for _ in range(2)]
+    for cache in caches:
+        ordinary(student, ids[:, :9], None, cache)
+    laid, calls = static_cache.Ring.laid, []
+
+    def full(self, part):
+        calls.append(part)
+        if len(calls) == call + 1:
+            raise torch.OutOfMemoryError
+        return laid(self, part)
+
+    monkeypatch.setattr(static_cache.Ring, "laid", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        students.Decoder(student, caches[0], 3)
+    for at in (9, 10):
+        near(*(ordinary(student, ids[:, at : at + 1], None, cache) for cache in caches), 1e-6)
 
 
 def filled(model, ids, cache, attention=None):

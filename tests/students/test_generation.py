@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers.generation.stopping_criteria import EosTokenCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 import students
@@ -50,8 +51,31 @@ def test_generate_stops_streams_and_teaches(teacher):
     assert streamer.seen == [ids[0].tolist(), *([token] for token in whole[0, 9:].tolist()), "end"]
 
 
+def test_ends_that_a_criterion_knows(teacher):
+    ids, options = text(2, 9), {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 12, "eos_token_id": None}
+    whole = teacher.model.generate(ids, **options)
+    stop = StoppingCriteriaList([EosTokenCriteria(int(whole[0, 11]))])
+    made = [
+        teacher.model.generate(ids, stopping_criteria=stop, custom_generate=f, **options) for f in (None, students.replayed)
+    ]
+    assert torch.equal(*made)
+
+
+def test_a_prompts_logits_are_its_last_tokens(teacher, monkeypatch):
+    """`generate` asks students too for these alone: a prompt's whole would be gigabytes."""
+    student, seen = student_of(teacher, *CASES["hymba"]), []
+    student.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
+    student.generate(text(2, 9), max_new_tokens=3, do_sample=False, pad_token_id=0, custom_generate=students.replayed)
+    assert set(seen) == {1}
+
+
 def test_what_it_refuses(teacher):
     ids = text(2, 6)
+    options = {"max_new_tokens": 3, "pad_token_id": 0, "custom_generate": students.replayed}
+    with pytest.raises(ValueError, match="not contrastive_search"):
+        teacher.model.generate(ids, penalty_alpha=0.6, top_k=4, **options)
+    with pytest.raises(ValueError, match="leave position_ids out"):
+        teacher.model.generate(ids, position_ids=torch.arange(7, 13)[None].expand(2, -1), **options)
     for name, value in {"num_beams": 2, "return_dict_in_generate": True}.items():
         with pytest.raises(ValueError, match=f"{name} = {value}"):
             teacher.model.generate(ids, max_new_tokens=2, pad_token_id=0, custom_generate=students.replayed, **{name: value})

@@ -44,8 +44,8 @@ ROOM = 165 * 1024  # bytes of shared memory that three stages take at most
 # A tile 64 rows high is one warpgroup's: 8 warps would compute it twice. Chunks of 64 with slices of 32 are missing above 64
 # states: Triton 3.6 compiles them to illegal memory accesses on Hopper, at 4 and 8 warps, at 1 and 2 stages.
 CONFIGS_16 = {
-    64: [Config(64, 64, 4, 3, 4, 3), Config(64, 64, 4, 2, 4, 1), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
-    128: [Config(64, 64, 4, 2, 8, 3), Config(64, 64, 4, 2, 8, 1), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
+    64: [Config(64, 64, 4, 3, 4, 3), Config(64, 64, 4, 3, 4, 2), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
+    128: [Config(64, 64, 4, 2, 8, 3), Config(64, 64, 4, 2, 8, 2), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
     256: [Config(32, 32, 8, 2, 8, 1), Config(32, 32, 8, 1, 8, 1)],
 }
 CONFIGS_32 = {  # 4-byte inputs
@@ -65,7 +65,7 @@ def configs(dtype: torch.dtype, states: int, values: int) -> list[Config]:
 
 def _default(x: Tensor, B: Tensor) -> Config:
     choices = configs(x.dtype, B.shape[3], x.shape[3])
-    return choices[0] if len(choices) == 1 or launch.shared_memory(x) >= ROOM else choices[1]
+    return choices[0] if choices[0].back_stages < 3 or launch.shared_memory(x) >= ROOM else choices[1]
 
 
 def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
