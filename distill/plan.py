@@ -31,6 +31,7 @@ from teachers.teacher import Teacher
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
 ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
+SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
 TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
 CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
@@ -53,9 +54,13 @@ class Plan:
     cache: dict[int, tuple[int, int]]
     selection: dict | None = None
 
+    def speed(self, device: str) -> float:
+        """The FLOP/s assumed."""
+        return SMALL_SPEED if device == "cuda" and self.student_parameters < SMALL else SPEED[device]
+
     def seconds(self, device: str) -> float:
-        """The time that the stages' arithmetic takes at the assumed speed."""
-        return self.flops / SPEED[device]
+        """The time that the stages' arithmetic takes at that speed."""
+        return self.flops / self.speed(device)
 
     def numbers(self) -> dict:
         """Everything, for JSON; `seconds` by the device assumed."""
@@ -90,8 +95,8 @@ def show(reference: str, overrides: list[str], console: Console | None = None) -
     console.print(
         f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
         f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
-        f"time        about {times} (assumed: {SPEED['cpu']:.1e} and {SPEED['cuda']:.1e} FLOP/s of training; loading and "
-        f"evaluation come on top)\n"
+        f"time        about {times} (assumed: {plan.speed('cpu'):.1e} and {plan.speed('cuda'):.1e} FLOP/s of training; "
+        f"loading and evaluation come on top)\n"
         f"exports     {plan.exports}"
     )
     for tokens, (theirs, ours) in plan.cache.items():
