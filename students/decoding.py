@@ -173,9 +173,8 @@ class Decoder:
         written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
         stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # its copies of weights are freed where autocast ends, a graph's are not
-        with torch.cuda.stream(stream), self.model._optimize_model_for_decode():  # experts as `generate` calls them
+        experts = self.model._optimize_model_for_decode()  # as `generate` calls them
+        with torch.cuda.stream(stream), experts, _no_autocast_cache():
             before = [part.clone() for part in written]
             try:
                 for run in range(WARM_UP + 1):
@@ -186,7 +185,6 @@ class Decoder:
                 with _explained(self.model), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     self._logits = self._step()
             finally:
-                torch.set_autocast_cache_enabled(cached)
                 _restore(written, before)
                 torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = graph
@@ -242,6 +240,17 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 def _restore(written: list[Tensor], before: list[Tensor]) -> None:
     for part, old in zip(written, before, strict=True):
         part.copy_(old)
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Let autocast copy weights anew: what it keeps is freed where autocast ends, and a graph would read it still."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @contextmanager

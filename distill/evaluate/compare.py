@@ -6,7 +6,7 @@ import numpy as np
 
 from distill.evaluate.suites import SIX
 
-GRAPH = "graph_decode_tokens_per_second"
+DECODE, GRAPH = "decode_tokens_per_second", "graph_decode_tokens_per_second"
 HALF = 0.5  # the teacher's own score from which on a share of it means something
 RESAMPLES = 400  # of the items, for the standard error of recovery
 
@@ -82,6 +82,11 @@ def recovery(pairs: Mapping[str, tuple[Mapping, Mapping]]) -> dict:
     return {"score": float(excess[0, 0] / excess[0, 1]), "error": float(ratios.std()), "tasks": list(pairs)}
 
 
+def _faster(pairs: list[tuple[dict, dict]], rate: str) -> list[tuple[int, bool]]:
+    """At each length, whether the first of a pair of cells has the higher rate."""
+    return [(own["length"], own[rate] > other[rate]) for own, other in pairs]
+
+
 def crossovers(student: list[dict], teacher: list[dict]) -> list[dict]:
     """For each batch, the shortest measured length from which on the student is faster at every longer one that both did.
 
@@ -98,12 +103,10 @@ def crossovers(student: list[dict], teacher: list[dict]) -> list[dict]:
             if "not_run" not in cell and "not_run" not in other
         ]
         first = [(own["length"], own["first_token_seconds"] < other["first_token_seconds"]) for own, other in pairs]
-        rates = [(own["length"], own["decode_tokens_per_second"], other["decode_tokens_per_second"]) for own, other in pairs]
-        decode = [(length, own > other) for length, own, other in rates]
-        found.append({"batch": batch, "first_token": _crossover(first), "decode": _crossover(decode)})
-        rates = [(own["length"], own[GRAPH], other[GRAPH]) for own, other in pairs if GRAPH in own and GRAPH in other]
-        if rates:
-            found[-1]["graph_decode"] = _crossover([(length, own > other) for length, own, other in rates])
+        found.append({"batch": batch, "first_token": _crossover(first), "decode": _crossover(_faster(pairs, DECODE))})
+        graphs = [(own, other) for own, other in pairs if GRAPH in own and GRAPH in other]
+        if graphs:
+            found[-1]["graph_decode"] = _crossover(_faster(graphs, GRAPH))
     return found
 
 

@@ -32,24 +32,29 @@ def same_bits(run, leaves, fixed):
 # linear_scan
 
 
-@pytest.mark.parametrize("form", TYPES)
-@pytest.mark.parametrize("config", [*linear_kernel.CONFIGS_16, *linear_kernel.CONFIGS_32], ids=str)
+every_linear_tile = pytest.mark.parametrize(
+    ("config", "form"),
+    [
+        pytest.param(config, form, id=f"{config}-{form}")
+        for config in [*linear_kernel.CONFIGS_16, *linear_kernel.CONFIGS_32]
+        for form in TYPES
+        if form != "fp32" or config in linear_kernel.CONFIGS_32  # wider tiles are not shipped for 4-byte inputs
+    ],
+)
+
+
+@every_linear_tile
 def test_linear_scan(config, form):
     dtype = FORMS[form][0]
-    if form == "fp32" and config not in linear_kernel.CONFIGS_32:
-        pytest.skip("4-byte tiles of this configuration are not shipped")
     for time, packed, segments in ((200, True, 3), (2049, False, None), (2049, True, 2)):
         draws = linear_cases.draw(linear_cases.Case(2, time, 200, packed), dtype, "cuda")
         check(forced(linear_kernel.linear_scan, config=config, segments=segments), linear_scan.reference_scan, draws, form)
 
 
-@pytest.mark.parametrize("form", TYPES)
-@pytest.mark.parametrize("config", [*linear_kernel.CONFIGS_16, *linear_kernel.CONFIGS_32], ids=str)
+@every_linear_tile
 def test_linear_scan_cut_into_groups_of_segments(config, form):
     """Segments of several tiles, the last shorter, and of one each; more than two groups of them."""
     dtype = FORMS[form][0]
-    if form == "fp32" and config not in linear_kernel.CONFIGS_32:
-        pytest.skip("4-byte tiles of this configuration are not shipped")
     for time, packed, segments, group in ((3001, True, 40, 8), (3001, False, 3001, config.group), (1000, True, 1000, 4)):
         draws = linear_cases.draw(linear_cases.Case(2, time, 200, packed), dtype, "cuda")
         run = forced(linear_kernel.linear_scan, config=config._replace(group=group), segments=segments)
