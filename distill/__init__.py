@@ -1,25 +1,42 @@
 """Turn pretrained Transformers into state-space hybrids by distillation.
 
-The Python API is the command line's: `distill.run(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`,
-`distill.report(run)`, `distill.export(run, out=folder)`.
+The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.run(recipe)`,
+`distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`, `distill.export(run, out=folder)`,
+`distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the shipped recipes `distill.recipes()`,
+`distill.recipe_text(name)`, `distill.copy_recipe(name)`.
 """
 
-from importlib import import_module
+from distill.api import (
+    bench,
+    copy_recipe,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    plan,
+    recipe_text,
+    recipes,
+    report,
+    run,
+    select,
+)
+from distill.errors import Interrupted, UserError
+from distill.version import __version__
 
-__version__ = "0.1.0"
-
-CALLABLE = ("evaluate", "export", "report", "select")  # packages that are called like the verbs they are named for
-
-
-def run(recipe, *, overrides=(), fresh=False, runs="runs", stop_after=None):
-    """Run a recipe (a path or a shipped recipe's name) to its end, or go on where it stopped; see `distill.runner.run`."""
-    from distill.recipe import load
-    from distill.runner import run as run_recipe
-
-    return run_recipe(load(recipe, overrides), runs=runs, fresh=fresh, stop_after=stop_after)
-
-
-def __getattr__(name: str):
-    if name in CALLABLE:
-        return import_module(f"distill.{name}")
-    raise AttributeError(f"module 'distill' has no attribute {name!r}")
+__all__ = [
+    "Interrupted",
+    "UserError",
+    "__version__",
+    "bench",
+    "copy_recipe",
+    "doctor",
+    "evaluate",
+    "export",
+    "generate",
+    "plan",
+    "recipe_text",
+    "recipes",
+    "report",
+    "run",
+    "select",
+]

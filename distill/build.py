@@ -8,7 +8,8 @@ import students
 from distill.errors import UserError
 from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
-from students.mixers.mixer import Shape, Transfer
+from students.mixers.mixer import Shape
+from students.mixers.transfer import Projections, Transfer
 from teachers.teacher import Teacher
 
 
@@ -93,8 +94,8 @@ def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
     mixers, transfers = student.mixers, {}
     for group in student.layout.groups:
         sites = [mixers[layer].to_empty(device=teacher.device) for layer in group]
-        weights = [vars(teacher.attention_weights(layer)) for layer in group]
-        transfers.update(zip(group, type(sites[0]).from_attentions(sites, weights), strict=True))
+        attentions = [Projections(**vars(teacher.attention_weights(layer))) for layer in group]
+        transfers.update(zip(group, type(sites[0]).from_attentions(sites, attentions), strict=True))
     for layer, mixer in mixers.items():
         _account(mixer, transfers[layer], layer)
     return dict(sorted(transfers.items()))
@@ -105,8 +106,8 @@ def _share_buffers(source: nn.Module, target: nn.Module) -> None:
     modules = dict(target.named_modules())
     for name, buffer in source.named_buffers():
         path, _, attribute = name.rpartition(".")
-        if path in modules and attribute in modules[path]._buffers:
-            modules[path]._buffers[attribute] = buffer
+        if path in modules and attribute in dict(modules[path].named_buffers(recurse=False)):
+            setattr(modules[path], attribute, buffer)
 
 
 def _account(mixer: nn.Module, transfer: Transfer, layer: int) -> None:

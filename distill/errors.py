@@ -1,10 +1,14 @@
-"""The one exception that means: the user can mend this. The command line prints it without a traceback."""
+"""The exceptions that end a command in one message: the user can mend this, or asked for it."""
 
 import sys
 
 
 class UserError(Exception):
     """Something a user gave or has cannot be used; the message names the value, where it stands, and the fix."""
+
+
+class Interrupted(Exception):
+    """The user, the system or a time limit asked to stop; everything is saved."""
 
 
 def nearest(word: str, known) -> str:

@@ -1,34 +1,53 @@
-"""`distill recipes`: the recipes that come with the package."""
+"""What comes with the package: recipes, which `distill recipes` lists and copies, configs of teachers, and text."""
 
 import shutil
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from distill.disk import writing
-from distill.errors import UserError
-from distill.recipe import find, shipped_folder
+from distill.errors import UserError, nearest
 
 
-def list_recipes(console: Console) -> list[dict[str, str]]:
-    """Print a table of the shipped recipes: name, teacher, what its first comment says.
+def shipped_folder() -> Path:
+    """Where the recipes are that come with the package: beside it, in a clone and in an installed wheel alike."""
+    return Path(__file__).parent.parent / "recipes"
 
-    Returns:
-        the same, a mapping for each recipe.
+
+def find(reference: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        UserError: there is none.
     """
-    columns = ("recipe", "teacher", "what")
+    path = Path(reference)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_folder().glob("*.yaml")}
+    name = path.name.removesuffix(".yaml")
+    if name in shipped and path.parent in (Path("."), Path("recipes")):
+        return shipped[name]
+    raise UserError(f"there is no recipe {str(reference)!r}: no such file, and of the shipped ones {nearest(name, shipped)}")
+
+
+def list_recipes() -> list[dict[str, str]]:
+    """The shipped recipes: `recipe`, `teacher`, and `what` their first comment says."""
+    return [
+        {"recipe": path.stem, "teacher": yaml.safe_load(path.read_text())["teacher"], "what": first_sentence(path)}
+        for path in sorted(shipped_folder().glob("*.yaml"))
+    ]
+
+
+def recipes_table(rows: list[dict[str, str]]) -> Table:
+    """What `list_recipes` returned, to print."""
     table = Table(box=None, header_style="bold")
-    for column in columns:
+    for column in rows[0]:
         table.add_column(column)
-    rows = []
-    for path in sorted(shipped_folder().glob("*.yaml")):
-        rows.append((path.stem, yaml.safe_load(path.read_text())["teacher"], first_sentence(path)))
-        table.add_row(*map(escape, rows[-1]))
-    console.print(table)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    return table
 
 
 def first_sentence(path: Path) -> str:
@@ -41,7 +60,7 @@ def first_sentence(path: Path) -> str:
     return " ".join(lines).partition(". ")[0]
 
 
-def copy_recipe(name: str, target: Path) -> Path:
+def copy_shipped(name: str, target: Path) -> Path:
     """Copy a shipped recipe to a file or into a folder.
 
     Raises:

@@ -8,7 +8,6 @@ from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
 FORMAT = 2
-BY_LAYER = ("keep",)  # options that may also be a mapping from layers to values, `default` for the layers it leaves out
 
 
 @dataclass(frozen=True)
@@ -144,27 +143,32 @@ class Layout:
     def options_at(self, layer: int) -> dict:
         """The options of a converted layer, those given by layer resolved; one that says nothing of it is left out."""
         options = dict(self.mixer_of(layer))
-        for name in BY_LAYER:
-            if isinstance(options.get(name), dict):
-                values = options.pop(name)
-                found = values.get(str(layer), values.get("default"))
-                options |= {} if found is None else {name: found}
+        for name, values in _by_layer(options).items():
+            del options[name]
+            found = values.get(str(layer), values.get("default"))
+            options |= {} if found is None else {name: found}
         return options
 
     def _check_layers(self, letter: str) -> None:
         """Refuse an option given by layer that names what is no layer of its letter."""
         there = {str(layer) for layer, other in enumerate(self.pattern) if other == letter}
-        for name in BY_LAYER:
-            given = self.mixers[letter].get(name)
-            if wrong := sorted(set(given) - there - {"default"}) if isinstance(given, dict) else []:
+        for name, values in _by_layer(self.mixers[letter]).items():
+            if wrong := sorted(set(values) - there - {"default"}):
                 known = ", ".join(sorted(there, key=int))
                 raise ValueError(f"{name} ({letter}) is given for {wrong[0]!r}; the layers of {letter} are {known}")
 
 
+def _by_layer(options: dict) -> dict[str, dict]:
+    """The options of a mixer that are given layer by layer: mappings from layers to values, `default` for the layers that
+    they leave out."""
+    names = mixer_class(options["mixer"]).layer_options
+    return {name: value for name, value in options.items() if name in names and isinstance(value, dict)}
+
+
 def _text_keys(options: dict) -> dict:
     """Options whose layers are named as JSON will name them."""
-    given = {name: options[name] for name in BY_LAYER if isinstance(options.get(name), dict)}
-    return options | {name: {str(layer): value for layer, value in values.items()} for name, values in given.items()}
+    by_layer = _by_layer(options).items()
+    return options | {name: {str(layer): value for layer, value in values.items()} for name, values in by_layer}
 
 
 def to_dict(layout: Layout, place: Place, shapes: Shapes) -> dict:

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from students.cache import MixerState
+from students.compat import CACHE, attention_implementation, experts_for_decoding
 from students.inputs import Inputs, ends_in_padding
-from students.model import CACHE
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
@@ -173,7 +173,7 @@ class Decoder:
         written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
         stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        experts = self.model._optimize_model_for_decode()  # as `generate` calls them
+        experts = experts_for_decoding(self.model)
         with torch.cuda.stream(stream), experts, _no_autocast_cache():
             before = [part.clone() for part in written]
             try:
@@ -220,8 +220,9 @@ def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
             )
         windows.add(getattr(layer, "sliding_window", None))
     unknown = set(getattr(config, "layer_types", None) or ()) - set(KINDS.values())
-    if windows and (unknown or len(windows - {None}) > 1 or config._attn_implementation not in ("sdpa", "eager")):
-        what = f"windows of {sorted(windows - {None})} tokens under {config._attn_implementation} attention"
+    implementation = attention_implementation(config)
+    if windows and (unknown or len(windows - {None}) > 1 or implementation not in ("sdpa", "eager")):
+        what = f"windows of {sorted(windows - {None})} tokens under {implementation} attention"
         what = f"layers of type {min(unknown)}" if unknown else what
         raise GraphError(f"{type(model).__name__} has {what}, which cannot be held in place; decode without a Decoder")
     return windows

@@ -6,11 +6,10 @@ student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation import BaseStreamer, GenerationMode
 
+from students.compat import CACHE, pad_token, prefill
 from students.decoding import Decoder
-from students.model import CACHE
 from students.shapes import Float, Int
 
 
@@ -42,15 +41,15 @@ def replayed(
     latest = input_ids.shape[1] - 1 if mask is None else mask.sum(1) - 1
     if positions is not None and bool((positions[..., -1] != latest).any()):
         raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
-    logits = model._prefill(input_ids, generation_config, model_kwargs).logits[:, -1].clone()  # not the whole prompt's
+    logits = prefill(model, input_ids, generation_config, model_kwargs).logits[:, -1].clone()  # not the whole prompt's
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
         while True:
             scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
             token = _choice(scores, generation_config.do_sample)
-            if ends and generation_config._pad_token_tensor is not None:
-                token = token * unfinished + generation_config._pad_token_tensor.to(token.device) * (1 - unfinished)
+            if ends and (padding := pad_token(generation_config)) is not None:
+                token = token * unfinished + padding.to(token.device) * (1 - unfinished)
             input_ids = torch.cat([input_ids, token[:, None]], 1)
             if streamer is not None:
                 streamer.put(token.cpu())

@@ -5,17 +5,22 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 """
 
 import functools
-import inspect
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from students.cache import MixerState
+from students.compat import (
+    CACHE,
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    attention_implementation,
+    set_attention_implementation,
+)
 from students.config import Layout, Place, Shapes, from_dict, to_dict
 from students.inputs import Inputs, checked, ends_in_padding
 from students.kernels.documents import marked_positions
@@ -26,31 +31,13 @@ from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
-# What this version of transformers calls a model's cache: `cache` from 5.24 on, `past_key_values` before.
-CACHE = next(
-    name
-    for name in ("cache", "past_key_values")
-    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-)
 
 
 class StudentMixin:
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
-    _is_stateful = True  # a recurrent state cannot be rolled back, so assisted generation refuses with a clear error
-    _keep_in_fp32_modules_strict = {  # decays and scales
-        "a_proj",
-        "A_log",
-        "beta_bias",
-        "D",
-        "dt_bias",
-        "dt_proj",
-        "gain",
-        "gate_bias",
-        "log_decay",
-        "rg_lru",
-        "scale",
-    }
+    # A recurrent state cannot be rolled back: assisted generation refuses with a clear error (transformers 5.17, 5.24).
+    _is_stateful = True
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
@@ -67,6 +54,8 @@ class StudentMixin:
             for layer in others:
                 mixers[layer].tie(mixers[owner])
         check_shared_keys(self.mixers, self.givers, shapes, self.place)
+        # transformers (5.17, 5.24) gives each model a set of its own in `post_init`, and reads it when weights are loaded.
+        self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens
         self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
 
@@ -75,6 +64,12 @@ class StudentMixin:
         """The mixers by layer."""
         layers = self.get_submodule(self.place.layers)
         return {index: getattr(layers[index], self.place.name).mixer for index in self.layout.converted}
+
+    @property
+    def float32_names(self) -> set[str]:
+        """Names of parameters, buffers and modules that its mixers, and what these are made of, keep in float32."""
+        parts = [part for mixer in self.mixers.values() for part in mixer.modules() if isinstance(part, Mixer)]
+        return set().union(*(part.float32 for part in parts))
 
     def mixer_prefix(self, layer: int) -> str:
         """What the names of a layer's mixer parameters begin with."""
@@ -184,7 +179,7 @@ class StudentMixin:
         return arguments if documents is None else arguments | {"document_ids": documents}
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
-        """Called by `generate`: its own choice would be a cache without places for the slots' states."""
+        """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
         if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
@@ -232,7 +227,7 @@ def student_class(family: str) -> type:
     config_class = type(f"Distill{skeleton_config.__name__}", (skeleton_config,), {**fields, "__module__": __name__})
     namespace = {"config_class": config_class, "__module__": __name__}
     if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
-        namespace["_supports_sdpa"] = False  # it would leave the cap out; newer versions of transformers say so themselves
+        namespace["_supports_sdpa"] = False  # it would leave the cap out; transformers 5.24 says so itself, 5.17 does not
     return type(f"Distill{skeleton.__name__}", (StudentMixin, skeleton), namespace)
 
 
@@ -251,6 +246,6 @@ def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shap
     entries = {key: value for key, value in skeleton.to_dict().items() if key not in ("model_type", "architectures")}
     entries.pop("quantization_config", None)
     config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shapes)})
-    config._attn_implementation = skeleton._attn_implementation
+    set_attention_implementation(config, attention_implementation(skeleton))
     with torch.device("meta"):
         return model_class(config)

@@ -8,10 +8,10 @@ lengths beyond that point say what any longer text takes.
 import functools
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from students.cache import MixerState
+from students.compat import fake_tensors, real_tensors
 from students.config import Layout, from_dict
 from students.mixers.mixer import Context, Mixer, Shape, SharedKeys
 
@@ -33,7 +33,7 @@ def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> in
     layout, _, shapes = from_dict(student.config.distill)
     kept, total = DynamicCache(config=student.config.get_text_config(decoder=True)).layers, 0
     tokens += layout.meta_tokens
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.no_grad(), fake_tensors():
         kinds: dict[tuple, int] = {}
         for index, layer in enumerate(kept):
             shape, giver = shapes.at(index), layout.givers.get(index)
@@ -67,7 +67,7 @@ def _kept_bytes(config, index: int, shape: Shape, dtype: torch.dtype, tokens: in
 
 
 def _mixer(layout: Layout, index: int, shape: Shape, dtype: torch.dtype) -> Mixer:
-    with unset_fake_temporarily(), torch.device("meta"):
+    with real_tensors(), torch.device("meta"):
         mixer = layout.make(index, shape).to(dtype)
     return mixer.to_empty(device="cpu")
 
@@ -84,8 +84,7 @@ def _mixer_bytes(chain: list[Mixer], shape: Shape, dtype: torch.dtype, tokens: i
 
 def _longest(mixer: Mixer) -> int:
     """The longest window or lag in a mixer."""
-    found = [getattr(module, name, None) for module in mixer.modules() for name in ("window", "lag")]
-    return max((length for length in found if isinstance(length, int)), default=0)
+    return max(part.horizon for part in mixer.modules() if isinstance(part, Mixer))
 
 
 def _named(layout: Layout, index: int) -> str:

@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from students.cache import MixerState
+from students.compat import set_seen_tokens
 from students.mixers.attention import Attention
 from students.mixers.mixer import Mixer
 from students.shapes import Bool, Float, Int
@@ -94,8 +95,7 @@ class StaticKeys(CacheLayerMixin):
     def given_back(self) -> DynamicLayer:
         """The layer that stood here, with all columns it would hold."""
         self.layer.keys, self.layer.values = self.ring.taken(self.keys), self.ring.taken(self.values)
-        if hasattr(self.layer, "cumulative_length"):
-            self.layer.cumulative_length = self.ring.seen
+        set_seen_tokens(self.layer, self.ring.seen)
         return self.layer
 
     def get_seq_length(self) -> int:

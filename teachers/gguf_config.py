@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from teachers.compat import rotary_frequencies
+
 ORIGINAL_LENGTHS = (8192, 4096, 2048, 16384, 32768)  # tried for llama3 scaling; the file does not say
 # Entries that describe a model without changing what it computes.
 HARMLESS = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"}
@@ -199,7 +201,6 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
         ValueError: none of the known ones does, so the model would load with wrong positions.
     """
     from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     width = 2 * len(divisors)
     plain = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
@@ -213,7 +214,7 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
             "original_max_position_embeddings": length,
         }
         sizes = {"hidden_size": width, "num_attention_heads": 1, "head_dim": width, "max_position_embeddings": 2 * length}
-        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(rope_parameters=dict(parameters), **sizes))
+        scaled = rotary_frequencies("llama3", LlamaConfig(rope_parameters=dict(parameters), **sizes))
         if torch.allclose(plain / scaled, divisors, rtol=1e-3):
             return parameters
     raise ValueError(

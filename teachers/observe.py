@@ -1,6 +1,5 @@
 """What a teacher's attention sees and does, recorded in one forward pass by hooks, without touching its numbers."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from teachers.compat import add_attention, attention_function, attention_implementation, attention_replaced
 from teachers.weights import AttentionWeights, LogitRules
 
 RECORDING = "distill_recording_"  # + the attention implementation that does the work
@@ -81,36 +78,30 @@ def _record_output(record: dict):
 
 @contextmanager
 def _recorded_attention(model: nn.Module, records: dict[int, dict], wanted: bool):
-    """Route the model's attention through `_attend` for the length of the block."""
+    """Route the model's attention through one that records, for the length of the block."""
     if not wanted:
         yield
         return
-    config, original = model.config, model.config._attn_implementation
     token = _queries_and_keys.set(records)
-    config._attn_implementation = _recording_implementation(original)
     try:
-        yield
+        with attention_replaced(model.config, _recording(attention_implementation(model.config))):
+            yield
     finally:
-        config._attn_implementation = original
         _queries_and_keys.reset(token)
 
 
-def _recording_implementation(original: str) -> str:
-    """Register (once) an attention function that records and then calls `original`; its name."""
-    name = RECORDING + original
-    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+def _recording(original: str) -> str:
+    """The name of an attention implementation that records and then calls `original`; made once."""
 
-        def attend(module: nn.Module, query, key, value, attention_mask, **keywords):
-            record = _queries_and_keys.get().get(id(module))
-            if record is not None:
-                record.update(q=query.transpose(1, 2), k=key.transpose(1, 2), v=value.transpose(1, 2))
-            eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-            work = ALL_ATTENTION_FUNCTIONS.get_interface(original, eager)
-            return work(module, query, key, value, attention_mask, **keywords)
+    def attend(module: nn.Module, query, key, value, attention_mask, **keywords):
+        record = _queries_and_keys.get().get(id(module))
+        if record is not None:
+            record.update(q=query.transpose(1, 2), k=key.transpose(1, 2), v=value.transpose(1, 2))
+        work = attention_function(original, module)
+        return work(module, query, key, value, attention_mask, **keywords)
 
-        AttentionInterface.register(name, attend)
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
-    return name
+    add_attention(RECORDING + original, attend, original)
+    return RECORDING + original
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def text_files(tmp_path_factory):
     """Two small JSON-lines files of shipped text, train and held-out."""
     import lzma
 
-    from distill.recipe import shipped_folder
+    from distill.shipped import shipped_folder
 
     folder = tmp_path_factory.mktemp("text")
     with lzma.open(shipped_folder() / "text" / "train.jsonl.xz", "rt") as file:
@@ -184,9 +184,9 @@ def judged_run(tmp_path_factory, tiny_teacher, text_files):
     from dataclasses import replace
 
     import distill
-    from distill.evaluate import suites
-    from distill.recipe import check
-    from distill.runner import run
+    from distill import run
+    from distill.evaluation import suites
+    from distill.recipe_file import check
 
     place = tmp_path_factory.mktemp("judged")
     (place / "tasks").mkdir()

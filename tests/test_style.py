@@ -22,9 +22,9 @@ def test_size(path):
 
 
 def test_table_targets_exist():
-    from distill.evaluate import EVALUATIONS
-    from distill.export import EXPORTERS
-    from distill.select.options import SCORERS
+    from distill.evaluation.suites import EVALUATIONS
+    from distill.exporters import EXPORTERS
+    from distill.selection import SCORERS
     from distill.stages import STAGES
     from students.mixers import MIXERS
 
@@ -32,3 +32,22 @@ def test_table_targets_exist():
         for target in table.values():
             module, _, attribute = target.partition(":")
             assert callable(getattr(import_module(module), attribute)), target
+
+
+def test_no_file_names_a_stage_but_its_own():
+    """What a stage is, it declares: a stage of its own name elsewhere would be a list that adding one has to find."""
+    from distill.stages import STAGES
+
+    for path in (ROOT / "distill").rglob("*.py"):
+        if path.relative_to(ROOT / "distill") == Path("stages/__init__.py"):
+            continue
+        found = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not found & set(STAGES), f"{path} compares names of stages"
+
+
+def test_contributing_names_every_file_of_distill():
+    tree = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in sorted((ROOT / "distill").iterdir()):
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            name = f"{path.name}/" if path.is_dir() else path.name
+            assert f"`{name}`" in tree, f"CONTRIBUTING.md's tree lacks distill/{name}"

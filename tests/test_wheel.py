@@ -23,8 +23,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLU
 # Every name of the API, on the shipped recipe; prints where the packages were found.
 API = """
 import distill, students, teachers
-from distill.plan import make_plan
-from distill.recipe import load
+from distill.planning import make_plan
+from distill.recipe_file import load
 assert callable(distill.run) and callable(distill.evaluate) and callable(distill.export)
 assert callable(students.load) and callable(teachers.load)
 assert make_plan(load("quickstart")).layout.converted

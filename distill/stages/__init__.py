@@ -1,6 +1,17 @@
-"""The table of stages. To add one: a file beside this one with a Stage and its Options, and one line here."""
+"""The table of stages, and a recipe's own stages by it. To add one: a file beside this one with a Stage and its Options,
+and one line here."""
 
+from dataclasses import dataclass
 from importlib import import_module
+
+from pydantic import ValidationError
+from torch import nn
+
+from distill.errors import UserError, nearest
+from distill.recipe import Data, Recipe
+from distill.schema import explain
+from distill.stages.stage import Stage, StageOptions, Transfers
+from teachers.teacher import Teacher
 
 STAGES = {
     "initialise": "distill.stages.initialise:Initialise",
@@ -8,14 +19,112 @@ STAGES = {
     "align": "distill.stages.align:Align",
     "imitate": "distill.stages.imitate:Imitate",
 }
+TEXTS = ("plain",)  # forms of text that a recipe's data can have
 
 
-def stage_class(name: str) -> type:
+@dataclass(frozen=True)
+class StageEntry:
+    """One entry of a recipe's stages: its place, its name in the table, its class and its checked options."""
+
+    index: int
+    name: str
+    kind: type[Stage]
+    options: StageOptions
+
+    @property
+    def key(self) -> str:
+        """What evaluations.json calls it: a recipe may have two of a name."""
+        return f"{self.index}-{self.name}"
+
+    def make(self, teacher: Teacher, student: nn.Module, transfers: Transfers | None = None) -> Stage:
+        """The stage, on the teacher's device. transfers: the weight-transfer record, for stages that add to it."""
+        return self.kind(teacher, student, self.options, transfers).to(teacher.device)
+
+    def batch(self, data: Data) -> int:
+        """Windows an optimizer step: the stage's own number, else the recipe's."""
+        return getattr(self.options, "batch", None) or data.batch
+
+    def micro_batch(self, data: Data) -> int:
+        """Windows at a time: the stage's own number, else the recipe's, unless the stage has a batch of its own."""
+        batch, own = getattr(self.options, "batch", None), getattr(self.options, "micro_batch", None)
+        return own or (data.micro_batch if batch is None else None) or batch or data.batch
+
+
+def stage_class(name: str) -> type[Stage]:
     """The class behind a name of the table."""
     module, _, attribute = STAGES[name].partition(":")
     return getattr(import_module(module), attribute)
 
 
-def options_class(name: str) -> type:
-    """The schema of a stage's options in a recipe."""
-    return stage_class(name).Options
+def stages_of(recipe: Recipe, where: str | None = None) -> list[StageEntry]:
+    """A recipe's stages in order, their options checked.
+
+    Args:
+        where: the recipe's file, for messages.
+
+    Raises:
+        UserError: a stage that is not in the table, or options that its schema refuses, by key.
+    """
+    where, found = where or recipe.name, []
+    for index, (name, options) in enumerate(entry for stage in recipe.stages for entry in stage.items()):
+        if name not in STAGES:
+            raise UserError(f"{where}: stages.{index}: there is no stage {name!r}; {nearest(name, STAGES)}")
+        kind = stage_class(name)
+        if reserved := sorted(kind.Options.reserved & set(options)):
+            raise UserError(f"{where}: stages.{name}.{reserved[0]} is not built yet")
+        try:
+            found.append(StageEntry(index, name, kind, kind.Options(**options)))
+        except ValidationError as error:
+            raise UserError(explain(error, f"{where}: stages.{name}", kind.Options)) from error
+    return found
+
+
+def check_stages(recipe: Recipe, where: str) -> None:
+    """Refuse stages whose options or whose order cannot be, before anything is loaded.
+
+    Raises:
+        UserError: naming the stage and the key.
+    """
+    entries, seen = stages_of(recipe, where), set()
+    for entry in entries:
+        if entry.kind.first and entry.index:
+            raise UserError(
+                f"{where}: stages.{entry.index}: {entry.name} can only come first; it would undo the stages before"
+            )
+        if entry.name in seen and not entry.kind.repeats:
+            raise UserError(f"{where}: stages.{entry.index}: {entry.name} stands twice; a recipe may have it once")
+        if entry.kind.text not in TEXTS:
+            raise UserError(
+                f"{where}: stages.{entry.index}: {entry.name} reads text in the form {entry.kind.text!r}, and data.train "
+                f"gives {', '.join(TEXTS)} text"
+            )
+        seen.add(entry.name)
+    if recipe.meta_tokens and not any(entry.kind.whole_student for entry in entries):
+        raise UserError(
+            f"{where}: meta_tokens is {recipe.meta_tokens}, but only {_named('whole_student')} trains them; add that stage, "
+            "or leave them out"
+        )
+    if not entries or not entries[0].kind.first:
+        raise UserError(f"{where}: stages must begin with {_named('first')}, which makes the mixers")
+
+
+def check_student(recipe: Recipe, student: nn.Module, where: str) -> None:
+    """Refuse a recipe that gives rates by role and leaves out one that a later stage will need, or whose stages' options
+    do not fit the student. Its weights may be on the meta device.
+
+    Raises:
+        UserError: naming the stage, and the role or the option.
+    """
+    entries = stages_of(recipe, where)
+    for entry in entries:
+        try:
+            entry.kind.check(student, entry.options, last=entry is entries[-1])
+            for role in sorted(entry.kind.roles(student, entry.options)):
+                entry.options.rate(role)
+        except ValueError as error:
+            raise UserError(f"{where}: stages.{entry.name}: {error}") from error
+
+
+def _named(flag: str) -> str:
+    """The stages of the table that have a flag."""
+    return " or ".join(name for name in STAGES if getattr(stage_class(name), flag))

@@ -11,21 +11,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.data import Batch
-from distill.recipe import Count
-from distill.stages.stage import Calibration, Stage, TrainingOptions, layer_name, observed
+from distill.schema import Count
+from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers, layer_name, observed
+from distill.text.windows import Batch, Calibration
 
 
 class Align(Stage):
     """Hidden-state alignment of all mixers at once."""
+
+    probed = True
+    layer_loss = LayerLoss("output against attention's", "relative L2 error", squared=True, judged=True)
 
     class Options(TrainingOptions):
         """calibration_tokens: text that each layer's output power is measured on."""
 
         calibration_tokens: Count = 8192
 
-    def __init__(self, teacher, student, options: "Align.Options") -> None:
-        super().__init__(teacher, student, options)
+    def __init__(self, teacher, student, options: "Align.Options", transfers: Transfers | None = None) -> None:
+        super().__init__(teacher, student, options, transfers)
         self.register_buffer("power", torch.ones(teacher.n_layers))
 
     @torch.no_grad()

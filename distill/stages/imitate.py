@@ -6,17 +6,19 @@ join the text here: the stages before show each mixer the teacher's own inputs, 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill import adapters
-from distill.data import Batch
-from distill.nonfinite import first_nonfinite
-from distill.recipe import Schema
-from distill.stages.stage import Calibration, Stage, TrainingOptions, head_of, meta_parameters, mixer_parameters
+from distill.compat import keep_layers, recompute_layers
+from distill.output_head import head_of
+from distill.schema import Schema
+from distill.stages import adapters
+from distill.stages.nonfinite import first_nonfinite
+from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
+from distill.text.windows import Batch, Calibration
 from students.kernels.linear_kl import linear_kl
 
 NORMS = ("norm", "layernorm", "ln_")
@@ -38,10 +40,15 @@ class Lora(Schema):
 class Imitate(Stage):
     """End-to-end knowledge distillation."""
 
+    whole_student = True
+    probed = True
+
     class Options(TrainingOptions):
         """divergence, temperature: of teacher and student. ce: share of plain cross-entropy. hidden: weight of the relative
         squared error of the last hidden state. train: what learns beside the mixers. lora: adapters, where train is "lora".
         activation_checkpointing: recompute layers in the backward pass, for memory."""
+
+        reserved: ClassVar[frozenset[str]] = frozenset({"teacher", "offline_logits"})
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -57,8 +64,8 @@ class Imitate(Stage):
                 raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
             return self
 
-    def __init__(self, teacher, student, options: "Imitate.Options") -> None:
-        super().__init__(teacher, student, options)
+    def __init__(self, teacher, student, options: "Imitate.Options", transfers: Transfers | None = None) -> None:
+        super().__init__(teacher, student, options, transfers)
         self._targets: list[str] = []  # linear layers with adapters, also after these are merged
 
     def prepare(self) -> None:
@@ -68,7 +75,7 @@ class Imitate(Stage):
             self.add_adapters()
         own_copies(student, self.trained())
         if self.options.activation_checkpointing:
-            _recompute(student, "enable", {"use_reentrant": False})
+            recompute_layers(student, {"use_reentrant": False})
             student.train()  # transformers recomputes in training mode only
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
@@ -108,7 +115,7 @@ class Imitate(Stage):
 
     def finish(self, calibration: Calibration) -> None:
         if self.options.activation_checkpointing:
-            _recompute(self.student, "disable")
+            keep_layers(self.student)
             self.student.eval()
         if self.options.train == "lora" and self.options.lora.save == "merged":
             adapters.merge(self.student)
@@ -176,12 +183,6 @@ class Imitate(Stage):
 
 def _is_norm(name: str) -> bool:
     return any(part.endswith(NORMS[:2]) or part.startswith(NORMS[2]) for part in name.split("."))
-
-
-def _recompute(student: nn.Module, switch: str, *options: dict) -> None:
-    """Switch transformers' recomputation of layers, by the newer of its two names where both exist."""
-    newer = getattr(student, f"activation_checkpointing_{switch}", None)
-    (newer or getattr(student, f"gradient_checkpointing_{switch}"))(*options)
 
 
 def own_copies(student: nn.Module, trained: dict[str, tuple[str, nn.Parameter]]) -> None:

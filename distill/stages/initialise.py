@@ -14,18 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.recipe import Count
+from distill.schema import Count
 from distill.stages.scales import OutputScales
-from distill.stages.stage import Calibration, Stage, StageOptions, observed
-from students.mixers.mixer import Mixer, Transfer
+from distill.stages.stage import Stage, StageOptions, observed
+from distill.text.windows import Calibration
+from students.mixers.mixer import Mixer
 
 CANDIDATES = 9  # for a head's half-life
 
 
 class Initialise(Stage):
-    """Closed-form calibration. `transfers` is the weight-transfer record that it adds to."""
+    """Closed-form calibration; what it sets goes into the weight-transfer record."""
 
     trains = False
+    first = True
+    repeats = False
+    records = True
 
     class Options(StageOptions):
         """tokens: text to calibrate on. scales: solve the output scales. decay: keep half-lives "spread" over the heads, or
@@ -34,10 +38,6 @@ class Initialise(Stage):
         tokens: Count = 100_000
         scales: bool = True
         decay: Literal["spread", "calibrate"] = "spread"
-
-    def __init__(self, teacher, student, options: "Initialise.Options", transfers: dict[int, Transfer]) -> None:
-        super().__init__(teacher, student, options)
-        self.transfers = transfers
 
     def begin(self, calibration: Calibration) -> None:
         self._constants(calibration)

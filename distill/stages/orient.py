@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.data import Batch
-from distill.recipe import Count
+from distill.schema import Count
 from distill.stages.initialise import solve_scales
-from distill.stages.stage import Calibration, Stage, TrainingOptions, layer_name, observed
+from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers, layer_name, observed
+from distill.text.windows import Batch, Calibration
 from students.kernels.matrix_orientation import orientation_error
 from students.mixers.mixer import Context, Mixer
 from teachers.observe import Observation
@@ -29,13 +29,17 @@ TINY = 1e-20  # of the attention's power: a matrix with less is not there
 class Orient(Stage):
     """Matrix orientation of all orientable mixers at once."""
 
+    for_twin = False  # windows alone have no matrix to orient
+    probed = True
+    layer_loss = LayerLoss("matrix against attention's", "relative squared error")
+
     class Options(TrainingOptions):
         """calibration_tokens: text for the output scales that are solved when the stage ends."""
 
         calibration_tokens: Count = 8192
 
-    def __init__(self, teacher, student, options: "Orient.Options") -> None:
-        super().__init__(teacher, student, options)
+    def __init__(self, teacher, student, options: "Orient.Options", transfers: Transfers | None = None) -> None:
+        super().__init__(teacher, student, options, transfers)
         self.layers = [layer for layer, mixer in student.mixers.items() if mixer.orientable]
         self.register_buffer("alpha", torch.ones(teacher.n_layers, teacher.config.num_attention_heads))
         self.norms: dict[str, float] = {}

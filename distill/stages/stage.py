@@ -1,24 +1,22 @@
 """What a stage is: it draws losses from a batch, and knows which parameters they train. The trainer knows the rest."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.data import Batch
-from distill.recipe import Count, Schema
-from students.kernels.linear_kl import Head
-from students.mixers.mixer import Context, Mixer, SharedKeys
+from distill.schema import Count, Schema
+from distill.text.windows import Batch, Calibration
+from students.mixers.mixer import Context, SharedKeys
+from students.mixers.transfer import Transfer
 from teachers.observe import Observation
 from teachers.teacher import Teacher
 
 ROLES = ("new", "ssm", "window", "norms", "rest")
-Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from the stage's own first window on
-
-
+Transfers = dict[int, Transfer]  # by layer, where its mixer's parameters came from
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -67,16 +65,60 @@ class TrainingOptions(StageOptions):
         return self.lr[role]
 
 
+@dataclass(frozen=True)
+class LayerLoss:
+    """How a layer-by-layer stage's losses are shown. title, label: of the figure and its axis. squared: the root of a loss
+    is shown. judged: it stands in every judgement, as the error of each layer's mixer."""
+
+    title: str
+    label: str
+    squared: bool = False
+    judged: bool = False
+
+    def shown(self, loss: float) -> float:
+        """The number that is shown for one loss."""
+        return loss**0.5 if self.squared else loss
+
+
 class Stage(nn.Module):
-    """Base of the stages. The teacher is kept out of the module's own parameters."""
+    """Base of the stages. The teacher is kept out of the module's own parameters.
+
+    A stage declares what it is; recipes, plans, the pipeline and reports ask for these, never for a stage's name:
+
+        trains          takes optimizer steps; without, its work is closed-form (`begin`, `finish`)
+        whole_student   trains the student end to end, its meta tokens too, not layer by layer on the teacher's inputs
+        needs_teacher   runs the teacher, or another reference model in its place
+        first           makes the mixers: a recipe begins with it, and it stands nowhere else
+        repeats         may stand more than once in a recipe
+        for_twin        also trains the twin, which has the windows of the mixers alone; without, the stage that follows
+                        gets its tokens there
+        records         adds to the weight-transfer record
+        changes_layout  converts further layers; `reinstate` must be able to convert them again
+        text            the form of text that it reads
+        probed          its loss is measured on the probe batch, with every checkpoint and after every stage
+        layer_loss      how its losses by layer are shown, where it has them
+    """
 
     Options: ClassVar[type[StageOptions]]
     trains: ClassVar[bool] = True
+    whole_student: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = True
+    first: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
+    for_twin: ClassVar[bool] = True
+    records: ClassVar[bool] = False
+    changes_layout: ClassVar[bool] = False
+    text: ClassVar[Literal["plain", "chat", "pairs"]] = "plain"
+    probed: ClassVar[bool] = False
+    layer_loss: ClassVar[LayerLoss | None] = None
 
-    def __init__(self, teacher: Teacher, student: nn.Module, options: StageOptions) -> None:
+    def __init__(
+        self, teacher: Teacher, student: nn.Module, options: StageOptions, transfers: Transfers | None = None
+    ) -> None:
+        """transfers: the weight-transfer record, for stages that add to it."""
         super().__init__()
         self._hidden = (teacher, student)
-        self.options = options
+        self.options, self.transfers = options, {} if transfers is None else transfers
 
     @property
     def teacher(self) -> Teacher:
@@ -179,17 +221,6 @@ def observed(
             yield seen, context if giver is None else replace(context, shared=shared[giver])
 
 
-def head_of(model: nn.Module) -> Head:
-    """A causal language model's head, with what its family does to the logits (Granite, Cohere, Gemma)."""
-    embeddings, config = model.get_output_embeddings(), model.config
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(embeddings.weight, getattr(embeddings, "bias", None), scale, softcap)
-
-
 def layer_name(layer: int) -> str:
     """How metrics call a layer."""
     return f"layer_{layer:02d}"
-
-
-__all__ = ["Calibration", "Mixer", "Stage", "StageOptions", "TrainingOptions", "head_of", "layer_name", "observed"]

@@ -1,8 +1,8 @@
 """The operations students run on, one folder each, and the one switch between their implementations.
 
 A folder holds `__init__.py` (checks and dispatch), `reference.py` (plain PyTorch: obvious, differentiable, runs
-anywhere), `cases.py` (the shapes that tests and benchmarks use) and, where one is written, `kernel.py` (Triton).
-Nothing here knows a model or a library of models.
+anywhere), `cases.py` (the shapes that tests use, and what a benchmark must know) and, where one is written, `kernel.py`
+(Triton). No list names the folders: `op.py` goes through them. Nothing here knows a model or a library of models.
 
 `backend("reference")` or the environment's DISTILL_KERNELS=reference forces one implementation. Where Triton's is forced
 and cannot serve a call, the call fails; where nothing is forced the log says why the reference serves it.
@@ -11,7 +11,7 @@ and cannot serve a call, the call fails; where nothing is forced the log says wh
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -22,21 +22,6 @@ from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
-# What was compared with float64 on a GPU (LOG.md). Other types run on the reference unless Triton is asked for by name;
-# other people's kernels are compared where they run (`kernels.trial`).
-CHECKED = {
-    "ssd": TYPES,
-    "ssd_step": (torch.bfloat16,),
-    "causal_conv": TYPES,
-    "causal_conv_step": TYPES,
-    "matrix_orientation": (torch.bfloat16,),
-    "linear_kl": TYPES,
-    "gated_norm": TYPES,
-    "linear_scan": TYPES,
-    "linear_scan_step": (torch.bfloat16,),
-    "selective_scan": TYPES,
-    "selective_scan_step": (torch.bfloat16,),
-}
 
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
@@ -89,12 +74,15 @@ def pick(
     example: Tensor,
     refusal: str | Callable[[], str | None] | None = None,
     computes: torch.dtype | None = None,
+    checked: Collection[torch.dtype] = TYPES,
 ) -> Callable:
     """The implementation of `op` for a tensor like `example`; the log names each choice once.
 
     `refusal` says why the Triton kernel cannot serve this call, None where it can; where finding out costs something it is a
     function, called when nothing else speaks against the kernel. `computes` is the type it would compute
-    in, where that is not the example's.
+    in, where that is not the example's. `checked` are the types in which the kernel was compared with float64 on a GPU
+    (LOG.md): others run on the reference unless Triton is asked for by name. Other people's kernels are compared where they
+    run (`kernels.trial`).
 
     Raises:
         BackendError: a back end was asked for by name and does not exist, or cannot serve this call.
@@ -107,7 +95,7 @@ def pick(
         reason = _why_not_triton(implementations, example) or (refusal() if callable(refusal) else refusal)
     if name == "auto":
         kind = computes or example.dtype
-        if reason is None and kind not in CHECKED.get(op, TYPES):
+        if reason is None and kind not in checked:
             kind = str(kind).removeprefix("torch.")
             reason = f"its kernel has not been checked in {kind} on a GPU; DISTILL_KERNELS=triton runs it"
         name = "triton" if reason is None and example.is_cuda else "reference"

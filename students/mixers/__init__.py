@@ -9,7 +9,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 
+from students.mixers.attention import Attention
 from students.mixers.mixer import Mixer, Shape
+from students.mixers.windowed import Windowed
 
 MIXERS = {
     "attention": "students.mixers.attention:Attention",
@@ -25,7 +27,6 @@ MIXERS = {
     "split_heads": "students.mixers.split_heads:SplitHeads",
     "parallel_heads": "students.mixers.parallel_heads:ParallelHeads",
 }
-WINDOW_OPTIONS = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
 
 
 def mixer_class(name: str) -> type[Mixer]:
@@ -40,9 +41,9 @@ def mixer_class(name: str) -> type[Mixer]:
     return getattr(import_module(module, __package__), attribute)
 
 
-def options_of(name: str) -> set[str]:
+def mixer_options(name: str) -> set[str]:
     """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
-    return set(_types_of(name)) - {"shape", "borrowed", "reads"} | {"window"}
+    return set(_types_of(name)) - mixer_class(name).hidden_options | {"window"}
 
 
 def has_own_window(name: str) -> bool:
@@ -56,8 +57,8 @@ def check_options(name: str, options: Iterable[str], where: str = "") -> None:
     Raises:
         ValueError: naming the option and the nearest one.
     """
-    if unknown := sorted(set(options) - options_of(name)):
-        known = sorted(options_of(name))
+    if unknown := sorted(set(options) - mixer_options(name)):
+        known = sorted(mixer_options(name))
         raise ValueError(
             f"mixer {name}{where} has no option {unknown[0]!r}; {_nearest(unknown[0], known)}it has {', '.join(known)}"
         )
@@ -81,7 +82,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     check_options(name, options)
     options = dict(options)
     if has_own_window(name) or "window" not in options:
-        _check_types(f"mixer {name}", options, _types_of(name))
+        _check_values(f"mixer {name}", options, _types_of(name), mixer_class(name))
         return mixer_class(name)(shape, **options)
     if not isinstance(options["window"], dict):
         raise ValueError(f"the window of mixer {name} is {options['window']!r}; write it as window: {{size: 64}}")
@@ -91,32 +92,33 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
 
 
 def _types_of(name: str) -> dict:
-    return {key: parameter.annotation for key, parameter in inspect.signature(mixer_class(name)).parameters.items()}
+    """The types of a mixer's options, by name: what its class takes as keywords alone."""
+    parameters = inspect.signature(mixer_class(name)).parameters.values()
+    return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-def _check_types(where: str, options: dict, types: dict) -> None:
+def _check_values(where: str, options: dict, types: dict, kind: type[Mixer]) -> None:
+    """Refuse values of another type, and numbers below 1, or below 0 where the mixer's class lets them be 0."""
     for key, value in options.items():
         number = isinstance(value, int) and not isinstance(value, bool)
         if not isinstance(value, types[key]) or (isinstance(value, bool) and not isinstance(True, types[key])):
             raise ValueError(f"{where}: {key} is {value!r}, which is no {getattr(types[key], '__name__', types[key])}")
-        if number and value < (0 if key in ("lag", "sinks", "rank") else 1):
+        if number and value < (0 if key in kind.zero_options else 1):
             raise ValueError(f"{where}: {key} is {value}, which is too small")
 
 
 def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
-    from students.mixers.attention import Attention
-    from students.mixers.windowed import Windowed
-
-    unknown = set(window) - set(WINDOW_OPTIONS)
+    known = Windowed.window_options
+    unknown = set(window) - set(known)
     if unknown or "size" not in window:
         wrong = min(unknown, default="")
-        said = f"an unknown {wrong!r}; {_nearest(wrong, WINDOW_OPTIONS)}" if unknown else "no size; "
-        raise ValueError(f"the window of mixer {name} has {said}it takes {', '.join(sorted(WINDOW_OPTIONS))}")
+        said = f"an unknown {wrong!r}; {_nearest(wrong, known)}" if unknown else "no size; "
+        raise ValueError(f"the window of mixer {name} has {said}it takes {', '.join(sorted(known))}")
     if isinstance(window["size"], int) and window["size"] < 1:
         raise ValueError(f"a window of {window['size']} tokens sees nothing; its size must be at least 1")
-    _check_types(f"the window of mixer {name}", window, WINDOW_OPTIONS)
-    _check_types(f"mixer {name}", options, _types_of(name))
     size, own, kind = window["size"], window.get("own", True), mixer_class(name)
+    _check_values(f"the window of mixer {name}", window, known, Windowed)
+    _check_values(f"mixer {name}", options, _types_of(name), kind)
     lag = _lag(name, size, window)
     if not own and not kind.lends:
         raise ValueError(f"mixer {name} has no q, k and v that a window could borrow; set own: true")

@@ -14,8 +14,9 @@ from students.cache import MixerState, ScopedState
 from students.kernels.attention import attention
 from students.kernels.documents import NOWHERE, PADDING
 from students.kernels.documents import positions as count_positions
-from students.mixers.mixer import Context, Mixer, Shape, Transfer
+from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import qk_norm, rotate
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
@@ -45,6 +46,13 @@ class Attention(Mixer):
         reads: the key head of each head, where a composed mixer's heads do not share them evenly.
     """
 
+    only_attention = True
+    copied = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    copied_role = "window"
+    float32 = frozenset({"scale"})
+    zero_options = frozenset({"sinks"})
+    hidden_options = frozenset({"borrowed", "reads"})
+
     def __init__(
         self,
         shape: Shape,
@@ -59,6 +67,7 @@ class Attention(Mixer):
         super().__init__()
         self.n_heads, self.head_dim = shape.n_heads, shape.head_dim
         self.window, self.sinks = shape.window if window is None else window, sinks if window else 0
+        self.horizon = self.window or 0
         self.rope = None if rope is False else shape.rope
         if rope and shape.rope is None:
             raise ValueError("rope: true, but the model's attention has no rotary embedding to take it from")
@@ -196,26 +205,22 @@ class Attention(Mixer):
             state.write(**{f"sink_{name}": part for name, part in _places(kept, self.sinks).items()})
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
+    def from_attention(self, attention: Projections) -> Transfer:
         transfer = Transfer()
         transfer.set("scale", "set to 1")
         self.scale.fill_(1.0)
         if self.borrowed:
             return transfer
-        for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
+        for name in ("q_norm", "k_norm"):
             if getattr(self, name) is None:
                 continue
-            getattr(self, name).copy_(weight)
+            getattr(self, name).copy_(getattr(attention, name))
             transfer.set(name, f"copied from attention {name}")
             transfer.used.add(name)
-        named = {"q": (q, q_bias), "k": (k, k_bias), "v": (v, v_bias), "o": (o.transpose(0, 1), o_bias)}
-        for shared in ("k", "v") if self.share_kv else ():
-            del named[shared]
-        for name, (weight, bias) in named.items():
+        for name in "qo" if self.share_kv else "qkvo":
+            weight, bias = getattr(attention, name), getattr(attention, f"{name}_bias")
             projection = getattr(self, f"{name}_proj")
-            projection.weight.copy_(weight.flatten(0, 1) if name != "o" else weight.flatten(1))
+            projection.weight.copy_(weight.transpose(0, 1).flatten(1) if name == "o" else weight.flatten(0, 1))
             transfer.set(f"{name}_proj.weight", f"copied from attention {name}")
             transfer.used.add(name)
             if projection.bias is not None:
@@ -231,9 +236,6 @@ class Attention(Mixer):
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.scale.mul_(factors)
-
-    def roles(self) -> dict[str, str]:
-        return {name: "new" if name == "scale" else "window" for name, _ in self.named_parameters()}
 
 
 def _places(like: dict[str, Tensor], count: int) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from students.mixers.attention import Attention, AttentionParts
-from students.mixers.mixer import Context, Matrix, Mixer, Transfer
+from students.mixers.mixer import Context, Matrix, Mixer
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 
@@ -87,12 +88,10 @@ class Branches(Mixer):
     def semiseparable(self, parts: BranchesParts) -> Matrix:
         return self.ssm.semiseparable(parts.ssm)
 
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer, norms = Transfer(), {"q_norm": q_norm, "k_norm": k_norm}
-        transfer.include("ssm", self.ssm.from_attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, **norms))
-        transfer.include(self.beside, self.exact.from_attention(q, k, v, o, q_bias, k_bias, v_bias, **norms))
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        transfer.include("ssm", self.ssm.from_attention(attention))
+        transfer.include(self.beside, self.exact.from_attention(replace(attention, o_bias=None)))
         return transfer
 
     def match_norms(self, h, q, k, transfer: Transfer) -> None:
@@ -121,7 +120,7 @@ class Branches(Mixer):
         self.exact.rescale(factors[split:])
 
     def roles(self) -> dict[str, str]:
-        roles = {f"{name}": "new" for name, _ in self.named_parameters()}
+        roles = super().roles()
         for prefix, branch in (("ssm", self.ssm), (self.beside, self.exact)):
             roles.update({f"{prefix}.{name}": role for name, role in branch.roles().items()})
         return roles

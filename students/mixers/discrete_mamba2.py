@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.mixer import Context, Shape
 from students.mixers.projections import rms_norm, rotate, wide_linear
+from students.mixers.starts import OPEN_SILU
 from students.mixers.state_space import StateSpace, StateSpaceParts
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
-
-OPEN_GATE = 1.278464542761  # silu(OPEN_GATE) = 1
 
 
 class DiscreteMamba2(StateSpace):
@@ -34,6 +34,8 @@ class DiscreteMamba2(StateSpace):
     Raises:
         ValueError: rope with a d_state other than head_dim.
     """
+
+    float32 = frozenset({"a_proj", "D", "gain", "scale"})
 
     def __init__(
         self,
@@ -86,26 +88,17 @@ class DiscreteMamba2(StateSpace):
         return y * (self.scale * self.gain).to(y.dtype)[:, None]
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = Transfer(used={"o"})
-        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        projections, norms = {"q": q, "k": k, "v": v}, {"q": q_norm, "k": k_norm}
-        x, B, C, how = self.attention_rows(projections, biases, norms, transfer.used, self.n_heads)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        x, B, C, how = self.attention_rows(attention, self.n_heads, transfer)
         rows = torch.cat([part.flatten(0, 1) for part in (x, B, C)])
         self.in_proj.weight.copy_(rows[:, :-1])
         transfer.set("in_proj.weight", f"x copied from attention v, {how}")
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[:, :, -1] = 1.0
-        transfer.set("conv1d.weight", "set to the identity")
+        self.set_taps("conv1d", 1.0, transfer)
         self.conv1d.bias.copy_(rows[:, -1])
-        given = any(bias is not None for bias in biases.values())
-        transfer.set("conv1d.bias", "copied from attention q, k and v biases" if given else "set to 0")
+        transfer.set("conv1d.bias", "copied from attention q, k and v biases" if attention.biased else "set to 0")
         self._set_new_parameters(transfer)
-        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
-        transfer.set("out_proj.weight", "copied from attention o")
-        self.copy_output_bias(o_bias, transfer)
+        self.copy_output(attention, transfer)
         return transfer
 
     def _set_new_parameters(self, transfer: Transfer) -> None:
@@ -114,8 +107,8 @@ class DiscreteMamba2(StateSpace):
         self.spread_memories("a_proj.bias", transfer)
         self.z_proj.weight.zero_()
         transfer.set("z_proj.weight", "set to 0")
-        self.z_proj.bias.fill_(OPEN_GATE)
-        transfer.set("z_proj.bias", "set to 1.2785, an open gate")
+        self.z_proj.bias.fill_(OPEN_SILU)
+        transfer.set("z_proj.bias", f"set to {OPEN_SILU:.4f}, an open gate")
         self.D.zero_()
         transfer.set("D", "set to 0")
         for name, tensor in (("gain", self.gain), ("scale", self.scale), ("norm", self.norm)):
@@ -130,7 +123,3 @@ class DiscreteMamba2(StateSpace):
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.scale.mul_(factors)
-
-    def roles(self) -> dict[str, str]:
-        copied = ("in_proj", "out_proj")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
-from students.mixers.discrete_mamba2 import OPEN_GATE
-from students.mixers.mamba2 import DT, TAP
-from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import constant_row, l2_norm, rms_norm, wide_linear
+from students.mixers.mixer import Context, Shape
+from students.mixers.projections import l2_norm, rms_norm, wide_linear
 from students.mixers.recurrent import Recurrent, carried
+from students.mixers.starts import DT, OPEN_SILU, TAP, constant_row
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 
@@ -49,6 +49,9 @@ class GatedDeltaNet(Recurrent):
     Args:
         d_conv: taps of the convolution.
     """
+
+    copied = ("in_proj_qkv", "out_proj")
+    float32 = frozenset({"A_log", "dt_bias"})
 
     def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
         super().__init__(shape)
@@ -87,26 +90,19 @@ class GatedDeltaNet(Recurrent):
         return rms_norm(y, self.norm_eps) * self.norm.weight.to(y.dtype) * gate
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = Transfer(used={"o"})
-        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        heads = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        heads = self.head_rows(attention, transfer)
         rows = torch.cat([heads[name].flatten(0, 1) for name in "qkv"])
         self.in_proj_qkv.weight.copy_(rows[:, :-1])
-        folded = "" if q_norm is None else ", the weights of the norms on q and k folded in"
+        folded = "" if attention.q_norm is None else ", the weights of the norms on q and k folded in"
         transfer.set("in_proj_qkv.weight", f"copied from attention q, k and v{folded}")
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[:, :, -1] = TAP
-        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        self.set_taps("conv1d", TAP, transfer)
         if self.conv1d.bias is not None:
             self.conv1d.bias.copy_(TAP * rows[:, -1])
             transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}")
         self._set_new_parameters(transfer)
-        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
-        transfer.set("out_proj.weight", "copied from attention o")
-        self.copy_output_bias(o_bias, transfer)
+        self.copy_output(attention, transfer)
         return transfer
 
     def _set_new_parameters(self, transfer: Transfer) -> None:
@@ -123,17 +119,9 @@ class GatedDeltaNet(Recurrent):
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Open the gate on these inputs."""
         w, residual = constant_row(h)
-        self.in_proj_z.weight.copy_((OPEN_GATE * w).expand_as(self.in_proj_z.weight))
+        self.in_proj_z.weight.copy_((OPEN_SILU * w).expand_as(self.in_proj_z.weight))
         transfer.set("in_proj_z.weight", f"a constant gate by least squares on real inputs (residual {residual:.1e})")
 
     @torch.no_grad()
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         self.A_log.copy_((math.log(2) / DT / tokens).log())
-
-    @torch.no_grad()
-    def rescale(self, factors: Float[Tensor, " h"]) -> None:
-        self.out_proj.weight.mul_(factors.repeat_interleave(self.head_dim))
-
-    def roles(self) -> dict[str, str]:
-        copied = ("in_proj_qkv", "out_proj")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from students.mixers.discrete_mamba2 import OPEN_GATE
-from students.mixers.mixer import Shape, Transfer
-from students.mixers.projections import constant_row, rms_norm
+from students.mixers.mixer import Shape
+from students.mixers.projections import rms_norm
 from students.mixers.recurrent import Recurrent
+from students.mixers.starts import OPEN_SILU, constant_row
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 
 
 class GatedHeads(Recurrent):
     """Base of mixers with a head for each of attention's. A subclass mixes, and sets what else it has in `set_decays`."""
+
+    copied = ("in_proj", "out_proj")
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -39,15 +42,12 @@ class GatedHeads(Recurrent):
         return rms_norm(y, self.norm_eps) * self.norm.to(y.dtype) * gate
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = Transfer(used={"o"})
-        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        heads = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        heads = self.head_rows(attention, transfer)
         rows = torch.cat([heads[name].flatten(0, 1) for name in "vkq"])
         self.in_proj.weight.copy_(rows[:, :-1])
-        folded = "" if q_norm is None else ", the weights of the norms on q and k folded in"
+        folded = "" if attention.q_norm is None else ", the weights of the norms on q and k folded in"
         transfer.set("in_proj.weight", f"copied from attention v, k and q, softmax scale in q{folded}")
         if self.in_proj.bias is not None:
             self.in_proj.bias.copy_(rows[:, -1])
@@ -57,9 +57,7 @@ class GatedHeads(Recurrent):
         self.norm.fill_(1.0)
         transfer.set("norm", "set to 1")
         self.set_decays(heads["k"][..., :-1], transfer)
-        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
-        transfer.set("out_proj.weight", "copied from attention o")
-        self.copy_output_bias(o_bias, transfer)
+        self.copy_output(attention, transfer)
         return transfer
 
     def set_decays(self, k: Float[Tensor, "h p d"], transfer: Transfer) -> None:
@@ -70,13 +68,9 @@ class GatedHeads(Recurrent):
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Open the gate on these inputs."""
         w, residual = constant_row(h)
-        self.gate_proj.weight.copy_((OPEN_GATE * w).expand_as(self.gate_proj.weight))
+        self.gate_proj.weight.copy_((OPEN_SILU * w).expand_as(self.gate_proj.weight))
         transfer.set("gate_proj.weight", f"a constant gate by least squares on real inputs (residual {residual:.1e})")
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.norm.mul_(factors[:, None])
-
-    def roles(self) -> dict[str, str]:
-        copied = ("in_proj", "out_proj")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}

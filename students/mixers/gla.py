@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from students.kernels.gla import gla, gla_step
 from students.mixers.gated_heads import GatedHeads
-from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.mixer import Context, Shape
 from students.mixers.projections import leading_directions, wide_linear
 from students.mixers.recurrent import carried
+from students.mixers.transfer import Transfer
 from students.shapes import Float, Int
 
 TEMPERATURE = 16.0  # divides the gate's logarithm: decays near 1 (section 4.4)
@@ -41,6 +42,8 @@ class GatedLinearAttention(GatedHeads):
     Args:
         gate_rank: channels between the two maps that make the decays.
     """
+
+    float32 = frozenset({"gate_bias"})
 
     def __init__(self, shape: Shape, *, gate_rank: int = 16) -> None:
         super().__init__(shape)

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
-from students.mixers.discrete_mamba2 import OPEN_GATE
-from students.mixers.mamba2 import TAP
-from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import constant_row, leading_directions, logit_factors, wide_linear
-from students.mixers.recurrent import Recurrent, carried, spread_half_lives
+from students.mixers.mixer import Context, Shape
+from students.mixers.projections import leading_directions, logit_factors, wide_linear
+from students.mixers.recurrent import Recurrent, carried
+from students.mixers.starts import HALF_LIVES, OPEN_SILU, TAP, constant_row, spread_half_lives
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 PIECE = 128  # tokens whose states, d_state numbers a channel, exist at one time
@@ -56,6 +56,8 @@ class Longhorn(Recurrent):
 
     per_channel = True
     has_decay = False
+    copied = ("in_proj", "kq_proj", "out_proj")
+    float32 = frozenset({"beta_bias", "D", "gain", "scale"})
 
     def __init__(self, shape: Shape, *, d_state: int = 16, d_conv: int = 4, beta_rank: int | None = None) -> None:
         super().__init__(shape)
@@ -90,33 +92,26 @@ class Longhorn(Recurrent):
         return y * gate * (self.scale * self.gain).to(y.dtype)[:, None]
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = Transfer(used={"o"})
-        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        rows = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        rows = self.head_rows(attention, transfer)
         C, B = logit_factors(rows["q"], rows["k"], self.d_state)
         x, kq = rows["v"].flatten(0, 1), torch.cat([B.flatten(0, 1), C.flatten(0, 1)])
         self.in_proj.weight.zero_()
         self.in_proj.weight[: len(x)] = x[:, :-1]
         transfer.set("in_proj.weight", "x copied from attention v; z set to 0: a gate that calibration opens")
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[:, :, -1] = TAP
-        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        self.set_taps("conv1d", TAP, transfer)
         self.conv1d.bias.copy_(TAP * x[:, -1])
-        transfer.set("conv1d.bias", "set to 0" if v_bias is None else f"attention v bias times {TAP}")
+        transfer.set("conv1d.bias", "set to 0" if attention.v_bias is None else f"attention v bias times {TAP}")
         self.kq_proj.weight.copy_(kq[:, :-1])
         exact = "copied from" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits of"
-        folded = "" if q_norm is None else " (their norms' weights folded in)"
+        folded = "" if attention.q_norm is None else " (their norms' weights folded in)"
         transfer.set("kq_proj.weight", f"{exact} attention k and q{folded}, softmax scale in q")
         if self.kq_proj.bias is not None:
             self.kq_proj.bias.copy_(kq[:, -1])
             transfer.set("kq_proj.bias", "attention k and q biases, made as kq_proj.weight")
         self._set_new_parameters(rows["k"][..., :-1], transfer)
-        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
-        transfer.set("out_proj.weight", "copied from attention o")
-        self.copy_output_bias(o_bias, transfer)
+        self.copy_output(attention, transfer)
         return transfer
 
     def _set_new_parameters(self, k: Float[Tensor, "h p d"], transfer: Transfer) -> None:
@@ -137,7 +132,7 @@ class Longhorn(Recurrent):
         """Open the gate on these inputs, and give keys the size that makes a head's memory last."""
         w, residual = constant_row(h)
         gate = self.in_proj.weight.chunk(2)[1]
-        gate.copy_((OPEN_GATE * w).expand_as(gate))
+        gate.copy_((OPEN_SILU * w).expand_as(gate))
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         parts = self.project(h, Context())
         power = parts.k.square().mean((0, 1, 3)).clamp_min(1e-12)
@@ -146,17 +141,14 @@ class Longhorn(Recurrent):
         factor = torch.cat([factor, 1 / factor])
         for parameter in self.kq_proj.parameters():
             parameter.mul_(factor.view(-1, *(1,) * (parameter.dim() - 1)))
-        change = "k to the size of half-lives of 4 to 512 tokens on real inputs, q divided by as much"
+        shortest, longest = HALF_LIVES
+        change = f"k to the size of half-lives of {shortest:g} to {longest:g} tokens on real inputs, q divided by as much"
         for name, _ in self.kq_proj.named_parameters():
             transfer.add(f"kq_proj.{name}", change)
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.scale.mul_(factors)
-
-    def roles(self) -> dict[str, str]:
-        copied = ("in_proj", "kq_proj", "out_proj")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
 
 
 def online_scan(

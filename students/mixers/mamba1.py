@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.selective_scan import selective_scan, selective_scan_step
-from students.mixers.discrete_mamba2 import OPEN_GATE
-from students.mixers.mamba2 import TAP
-from students.mixers.mixer import Context, Shape, Transfer
-from students.mixers.projections import constant_row, group_factors, least_squares, lost_power, rms_norm, wide_linear
+from students.mixers.mixer import Context, Shape
+from students.mixers.projections import group_factors, least_squares, lost_power, rms_norm, wide_linear
 from students.mixers.recurrent import Recurrent, carried
+from students.mixers.starts import OPEN_SILU, TAP, constant_row
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
@@ -63,6 +63,8 @@ class Mamba1(Recurrent):
     """
 
     per_channel = True
+    copied = ("in_proj", "out_proj")
+    float32 = frozenset({"A_log", "D", "dt_proj"})
 
     def __init__(
         self,
@@ -120,30 +122,23 @@ class Mamba1(Recurrent):
         return y * F.silu(z).unflatten(-1, (self.n_heads, -1))
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = Transfer(used={"o"})
-        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        rows = self.head_rows({"q": q, "k": k, "v": v}, biases, {"q": q_norm, "k": k_norm}, transfer.used)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        rows = self.head_rows(attention, transfer)
         x = rows["v"].flatten(0, 1)
         self.in_proj.weight.zero_()
         self.in_proj.weight[: self.d_inner] = x[:, :-1]
         transfer.set("in_proj.weight", "x copied from attention v; z set to 0")
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[:, :, -1] = TAP
-        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        self.set_taps("conv1d", TAP, transfer)
         self.conv1d.bias.copy_(TAP * x[:, -1])
-        transfer.set("conv1d.bias", "set to 0" if v_bias is None else f"attention v bias times {TAP}")
+        transfer.set("conv1d.bias", "set to 0" if attention.v_bias is None else f"attention v bias times {TAP}")
         lost = self._set_wanted(rows["q"], rows["k"])
         self._fit(TAP / 2 * x.T, self._wanted.T)
         rank = f"rank-{self.d_state - 1} factors of the mean logits of {self.n_heads // self.n_groups} heads a group"
         made = f"B and C fitted on x to a constant and {rank} from k and q ({lost:.1%} of the logits' power lost)"
         transfer.set("x_proj.weight", f"{made}; dt set to 0")
         self._set_new_parameters(transfer)
-        self.out_proj.weight.copy_(o.transpose(0, 1).flatten(1))
-        transfer.set("out_proj.weight", "copied from attention o")
-        self.copy_output_bias(o_bias, transfer)
+        self.copy_output(attention, transfer)
         return transfer
 
     def _set_wanted(self, q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"]) -> float:
@@ -184,7 +179,7 @@ class Mamba1(Recurrent):
         """Open the gate on these inputs, and fit B and C to what they should be on them."""
         tokens = h.flatten(0, 1)
         w, residual = constant_row(h)
-        self.in_proj.weight[self.d_inner :] = OPEN_GATE * w
+        self.in_proj.weight[self.d_inner :] = OPEN_SILU * w
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         x = self.project(h, Context()).values.flatten(0, 1).flatten(1)
         wanted = (tokens @ self._wanted[:, :-1].T.to(h) + self._wanted[:, -1].to(h)).unflatten(1, (2, self.n_groups, -1))
@@ -197,14 +192,6 @@ class Mamba1(Recurrent):
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         dt = math.log(2) / tokens
         self.dt_proj.bias.copy_(dt.expm1().log().repeat_interleave(self.head_dim))
-
-    @torch.no_grad()
-    def rescale(self, factors: Float[Tensor, " h"]) -> None:
-        self.out_proj.weight.mul_(factors.repeat_interleave(self.head_dim))
-
-    def roles(self) -> dict[str, str]:
-        copied = ("in_proj", "out_proj")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
 
 
 class Norm(nn.Module):

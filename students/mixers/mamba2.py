@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.gated_norm import gated_norm
-from students.mixers.discrete_mamba2 import OPEN_GATE
-from students.mixers.mixer import Context, Matrix, Shape, Transfer
+from students.mixers.mixer import Context, Matrix, Shape
 from students.mixers.projections import least_squares, wide_linear
+from students.mixers.starts import DT, OPEN_SILU, TAP
 from students.mixers.state_space import StateSpace, StateSpaceParts
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 
-TAP = 0.25  # the convolution's identity tap
-DT = 1.0
 COMPANION = 4.0  # the companion's constant, in root mean squares of its attention head's output
 IDLE_DT = -10.0  # dt_bias of a companion: softplus gives 5e-5, nothing enters its state
 
@@ -43,6 +42,8 @@ class Mamba2(StateSpace):
     Raises:
         ValueError: an expand that is neither 1 nor 2, or n_groups that does not divide the attention heads.
     """
+
+    float32 = frozenset({"A_log", "D", "dt_bias"})
 
     def __init__(
         self,
@@ -112,31 +113,25 @@ class Mamba2(StateSpace):
         return Matrix(matrix.C[:, :, every], matrix.B[:, :, every], matrix.log_a[:, :, every], matrix.D[every])
 
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
+    def from_attention(self, attention: Projections) -> Transfer:
         transfer = Transfer(used={"o"})
-        biases = {"q": q_bias, "k": k_bias, "v": v_bias}
-        projections, norms = {"q": q, "k": k, "v": v}, {"q": q_norm, "k": k_norm}
-        v, B, C, how = self.attention_rows(projections, biases, norms, transfer.used, self.n_groups)
+        v, B, C, how = self.attention_rows(attention, self.n_groups, transfer)
         x = v.new_zeros(self.n_heads, self.expand, *v.shape[1:])
         x[:, 0] = v
         rows = torch.cat([x.flatten(0, 2), B.flatten(0, 1), C.flatten(0, 1)])
         self.in_proj.weight.zero_()
         self.in_proj.weight[self.d_inner : -self.heads] = rows[:, :-1]
         transfer.set("in_proj.weight", f"x copied from attention v, {how}; z and dt set to 0")
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[:, :, -1] = TAP
-        transfer.set("conv1d.weight", f"set to the identity times {TAP}")
+        self.set_taps("conv1d", TAP, transfer)
         self.conv1d.bias.copy_(TAP * rows[:, -1])
-        given = any(bias is not None for bias in biases.values())
-        transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}" if given else "set to 0")
+        transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}" if attention.biased else "set to 0")
         self._set_new_parameters(transfer)
+        o = attention.o
         columns = o.new_zeros(o.shape[1], self.n_heads, self.expand, o.shape[2])
         columns[:, :, 0] = o.transpose(0, 1)
         self.out_proj.weight.copy_(columns.flatten(1))
         transfer.set("out_proj.weight", "copied from attention o" + ("; companions set to 0" * (self.expand - 1)))
-        self.copy_output_bias(o_bias, transfer)
+        self.copy_output_bias(attention, transfer)
         return transfer
 
     def _set_new_parameters(self, transfer: Transfer) -> None:
@@ -158,7 +153,7 @@ class Mamba2(StateSpace):
         """Open the gate on these inputs, and set each companion's constant against its head's output."""
         tokens = h.flatten(0, 1)
         w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
-        self.in_proj.weight[: self.d_inner] = (OPEN_GATE * w[:, 0]).to(h.dtype)
+        self.in_proj.weight[: self.d_inner] = (OPEN_SILU * w[:, 0]).to(h.dtype)
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         if self.expand == 2:
             context = Context()
@@ -178,10 +173,6 @@ class Mamba2(StateSpace):
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.norm.weight.mul_(factors.repeat_interleave(self.head_dim))
-
-    def roles(self) -> dict[str, str]:
-        copied = ("in_proj", "out_proj")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
 
 
 def _inverse_silu(y: Float[Tensor, " h"]) -> Float[Tensor, " h"]:

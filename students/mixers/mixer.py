@@ -12,13 +12,14 @@ rate (`per_channel`) it has a matrix a channel, and pictures show their mean ove
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from students.cache import MixerState, ScopedState
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
 
 ROPES = ("half", "pairs")
@@ -114,6 +115,12 @@ class Context:
     state: MixerState | ScopedState | None = None
     shared: SharedKeys | None = None
 
+    @classmethod
+    def unrotated(cls, h: Float[Tensor, "b t d"], width: int) -> "Context":
+        """For work on inputs alone: rotary tables of so many channels that leave every token where it is."""
+        angles = h.new_zeros(*h.shape[:2], width)
+        return cls(rope=(angles.cos(), angles.sin()))
+
     def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
         """The documents, spelled out where they are None."""
         if self.documents is not None:
@@ -143,42 +150,28 @@ class Matrix:
     D: Float[Tensor, " h"] | None
 
 
-@dataclass
-class Transfer:
-    """Where a mixer's parameters and buffers came from, and what of the attention they used."""
-
-    sources: dict[str, str] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
-
-    def set(self, name: str, source: str) -> None:
-        """Record the source of one parameter; saying it twice replaces the first."""
-        self.sources[name] = source
-
-    def add(self, name: str, change: str) -> None:
-        """Record what was done to a parameter after it was first set."""
-        self.sources[name] = f"{self.sources[name]}; then {change}"
-
-    def part(self, prefix: str) -> "Transfer":
-        """What the record says of one branch, its names as that branch knows them; the reverse of `include`."""
-        inside = f"{prefix}."
-        return Transfer({n.removeprefix(inside): text for n, text in self.sources.items() if n.startswith(inside)})
-
-    def include(self, prefix: str, other: "Transfer") -> None:
-        """Take over another transfer's record, its names prefixed."""
-        self.sources.update({f"{prefix}.{name}": source for name, source in other.sources.items()})
-        self.used |= other.used
-
-
 class Mixer(nn.Module):
-    """Base of all mixers. Subclasses implement what raises NotImplementedError here, but for what their flags exclude."""
+    """Base of all mixers. Subclasses implement what raises NotImplementedError here, but for what their flags exclude.
+
+    The options of a layout are the keyword-only arguments of `__init__`, beside its one argument, the `Shape`. What else
+    others ask about a mixer is said by the attributes below; those of a composed mixer's parts count too.
+    """
 
     orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
     has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
     per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
     lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
-    ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by `from_attention`'s names, it has no place for
-    shares: ClassVar[bool] = False  # whether mixers of several layers have parameters in common, see `tie`
+    only_attention: ClassVar[bool] = False  # whether it is softmax attention and nothing beside it
+    shares: ClassVar[bool] = False  # whether the layers of a letter have parameters in common (`tie`), in `blocks` turns
+    ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by names of `Projections`, it has no place for
+    copied: ClassVar[tuple[str, ...]] = ()  # what the names of the parameters begin with that are copied from attention
+    copied_role: ClassVar[str] = "ssm"  # the role of these, see `roles`
+    float32: ClassVar[frozenset[str]] = frozenset()  # names of parameters, buffers or modules that no cast makes narrower
+    zero_options: ClassVar[frozenset[str]] = frozenset()  # numbers among the options that may be 0; the others are 1 or more
+    hidden_options: ClassVar[frozenset[str]] = frozenset()  # options for composed mixers alone, which no layout may give
+    layer_options: ClassVar[frozenset[str]] = frozenset()  # options that a layout may also give layer by layer
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
+    horizon: int = 0  # tokens after which a state that keeps single tokens is full; 0 where it keeps none, or all
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
         """Everything up to the exchange between tokens: a frozen dataclass with a field `values` [b s k p]."""
@@ -245,29 +238,14 @@ class Mixer(nn.Module):
         """The attention heads whose matrices `semiseparable` gives, in its order; all of them unless a mixer says less."""
         return list(range(len(self.head_terms())))
 
-    def from_attention(
-        self,
-        q: Float[Tensor, "h p d"],
-        k: Float[Tensor, "kv p d"],
-        v: Float[Tensor, "kv p d"],
-        o: Float[Tensor, "h d p"],
-        q_bias: Float[Tensor, "h p"] | None = None,
-        k_bias: Float[Tensor, "kv p"] | None = None,
-        v_bias: Float[Tensor, "kv p"] | None = None,
-        o_bias: Float[Tensor, " d"] | None = None,
-        q_norm: Float[Tensor, "h p"] | None = None,
-        k_norm: Float[Tensor, "kv p"] | None = None,
-    ) -> Transfer:
-        """Set every parameter from attention projections (head h reads key head h // (h / kv)) and say how.
-
-        q_norm, k_norm: weights of the norms that the attention applies to q and k.
-        """
+    def from_attention(self, attention: Projections) -> Transfer:
+        """Set every parameter and buffer from an attention layer's projections, and say how."""
         raise NotImplementedError
 
     @classmethod
-    def from_attentions(cls, sites: Sequence["Mixer"], weights: Sequence[dict[str, Tensor | None]]) -> list[Transfer]:
-        """Set mixers that share parameters from the attention of each one's layer, in `from_attention`'s arguments."""
-        return [site.from_attention(**weight) for site, weight in zip(sites, weights, strict=True)]
+    def from_attentions(cls, sites: Sequence["Mixer"], attentions: Sequence[Projections]) -> list[Transfer]:
+        """Set mixers that share parameters, each from the attention of its own layer."""
+        return [site.from_attention(attention) for site, attention in zip(sites, attentions, strict=True)]
 
     def tie(self, owner: "Mixer") -> None:
         """Use, from now on, the parameters of another layer's mixer that all its layers have in common: they stay that
@@ -281,6 +259,10 @@ class Mixer(nn.Module):
 
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
         """Set what can only be known from real inputs in closed form; by default nothing."""
+
+    def memory_range(self) -> tuple[float, float]:
+        """Half-lives in tokens, the shortest and the longest that its heads begin with; only where `has_decay`."""
+        raise NotImplementedError(f"{type(self).__name__} has no decay")
 
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         """Set every attention head's decay to halve its memory in so many tokens; only where `has_decay`."""
@@ -297,4 +279,4 @@ class Mixer(nn.Module):
     def roles(self) -> dict[str, str]:
         """Each parameter's role, which learning rates are given by: "ssm" and "window" are projections copied from
         attention, "new" is everything attention does not have."""
-        raise NotImplementedError
+        return {name: self.copied_role if name.startswith(self.copied) else "new" for name, _ in self.named_parameters()}

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from students.mixers import has_own_window, make_mixer
 from students.mixers.attention import Attention
 from students.mixers.branches import Branches
-from students.mixers.mixer import Context, Mixer, Shape, Transfer
+from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import rms_norm
+from students.mixers.starts import SSM
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
-
-SSM = {"mixer": "discrete_mamba2"}
 
 
 class ParallelHeads(Branches):
@@ -41,6 +41,7 @@ class ParallelHeads(Branches):
     """
 
     beside = "attention"
+    zero_options = frozenset({"sinks"})
 
     def __init__(
         self,
@@ -67,8 +68,8 @@ class ParallelHeads(Branches):
         return features * (self.beta / 2).to(features.dtype)
 
     @torch.no_grad()
-    def from_attention(self, *attention, **named) -> Transfer:
-        transfer = super().from_attention(*attention, **named)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = super().from_attention(attention)
         self.beta.fill_(1.0)
         transfer.set("beta", "set to 1")
         return transfer
@@ -80,8 +81,7 @@ class ParallelHeads(Branches):
         An attention that shares keys cannot be run on one layer's inputs alone: then every size is 1.
         """
         super().calibrate(h, transfer)
-        angles = h.new_zeros(*h.shape[:2], self.exact.head_dim)
-        context = Context(rope=(angles.cos(), angles.sin()))
+        context = Context.unrotated(h, self.exact.head_dim)
         found = _size(_features(self.ssm, h, context))
         wanted = found.new_ones(self.exact.n_heads) if self.exact.share_kv else _size(_features(self.exact, h, context))
         terms = [terms[0] for terms in self.ssm.head_terms()]

@@ -135,13 +135,6 @@ def l2_norm(x: Float[Tensor, "b t h n"], eps: float = 1e-6) -> Float[Tensor, "b 
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def constant_row(h: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, " d"], float]:
-    """The row w that comes nearest to h w = 1 on these inputs, and the mean square error: a bias where there is none."""
-    tokens = h.flatten(0, 1)
-    w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
-    return w[:, 0].to(h.dtype), residual
-
-
 def leading_directions(rows: Float[Tensor, "h p d"], count: int) -> Float[Tensor, "count d"]:
     """The first right singular vectors of some rows, what they read most of an input; zeros where they have no more."""
     directions = torch.linalg.svd(rows.flatten(0, 1).double(), full_matrices=False)[2][:count]

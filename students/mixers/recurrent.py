@@ -1,20 +1,25 @@
 """What mixers with a short convolution and a recurrent state share: the convolution's tail, attention's rows, half-lives."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from students.kernels.causal_conv import causal_conv
-from students.mixers.mixer import Context, Mixer, Shape, Transfer
+from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import fold_norm, per_head
+from students.mixers.starts import HALF_LIVES, spread_half_lives
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
 
 
 class Recurrent(Mixer):
-    """Base of these mixers: a term a head, and an out_proj that reads them one after the other unless a mixer says more."""
+    """Base of these mixers: a term a head, and an output projection that reads them one after the other unless a mixer says
+    more."""
 
     has_decay = True
+    output_name: ClassVar[str] = "out_proj"  # of the output projection
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -36,14 +41,23 @@ class Recurrent(Mixer):
         return y
 
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.out_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.out_proj.bias
+        return self.output_projection.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.output_projection.bias
+
+    @property
+    def output_projection(self) -> nn.Linear:
+        """The output projection."""
+        return getattr(self, self.output_name)
 
     def head_terms(self) -> list[list[int]]:
         return [[head] for head in range(self.n_heads)]
 
+    @torch.no_grad()
+    def rescale(self, factors: Float[Tensor, " h"]) -> None:
+        """Multiply each head's columns of the output projection; a mixer with scales of its own puts them there."""
+        self.output_projection.weight.mul_(factors.repeat_interleave(self.head_dim))
+
     def memory_range(self) -> tuple[float, float]:
-        """Half-lives in tokens, the shortest and the longest that its heads begin with."""
-        return 4.0, 512.0
+        return HALF_LIVES
 
     def spread_memories(self, name: str, transfer: Transfer) -> None:
         """Spread half-lives over the heads; `name`: the parameter that holds them."""
@@ -51,37 +65,45 @@ class Recurrent(Mixer):
         self.set_half_lives(spread_half_lives(self.n_heads, shortest, longest).to(self.get_parameter(name)))
         transfer.set(name, f"set to half-lives of {shortest:g} to {longest:g} tokens, spread over the heads")
 
-    def head_rows(
-        self,
-        projections: dict[str, Tensor],
-        biases: dict[str, Tensor | None],
-        norms: dict[str, Tensor | None],
-        used: set[str],
-    ) -> dict[str, Float[Tensor, "h p e"]]:
-        """Attention's projections by name (q, k, v), a set of rows a head.
+    def head_rows(self, attention: Projections, transfer: Transfer, names: str = "qkv") -> dict[str, Float[Tensor, "h p e"]]:
+        """Attention's projections of these names, a set of rows a head.
 
         A bias is one more column (e = d + 1), as if an input were always 1. What is linear in norms on q and k is folded
-        in, and the softmax scale into q. What was used is added to `used`.
+        in, and the softmax scale into q. The record learns what was used.
         """
         rows = {}
-        for name, weight in projections.items():
-            weight, bias = fold_norm(weight, biases[name], norms.get(name), self.qk_norm)
+        for name in names:
+            given = {key: getattr(attention, key, None) for key in (name, f"{name}_bias", f"{name}_norm")}  # v has no norm
+            weight, bias = fold_norm(given[name], given[f"{name}_bias"], given[f"{name}_norm"], self.qk_norm)
             column = weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]
             rows[name] = per_head(torch.cat([weight, column], -1), self.n_heads)
-        used |= set(projections) | {f"{name}_bias" for name, bias in biases.items() if bias is not None}
-        used |= {f"{name}_norm" for name, norm in norms.items() if norm is not None}
+            transfer.used |= {key for key, tensor in given.items() if tensor is not None}
         if "q" in rows:
             rows["q"] = rows["q"] * self.logit_scale
         return rows
 
-    def copy_output_bias(self, o_bias: Float[Tensor, " d"] | None, transfer: Transfer, name: str = "out_proj") -> None:
-        """Take over the bias of attention's output projection, where the projection of that name has one."""
-        bias = getattr(self, name).bias
+    def set_taps(self, name: str, tap: float, transfer: Transfer) -> None:
+        """Let the convolution of that name pass its input on, times `tap`."""
+        weight = self.get_parameter(f"{name}.weight")
+        weight.zero_()
+        weight[:, :, -1] = tap
+        transfer.set(f"{name}.weight", "set to the identity" + ("" if tap == 1 else f" times {tap}"))
+
+    def copy_output(self, attention: Projections, transfer: Transfer) -> None:
+        """Take over attention's output projection, and its bias where there is a place for one."""
+        self.output_projection.weight.copy_(attention.o.transpose(0, 1).flatten(1))
+        transfer.set(f"{self.output_name}.weight", "copied from attention o")
+        transfer.used.add("o")
+        self.copy_output_bias(attention, transfer)
+
+    def copy_output_bias(self, attention: Projections, transfer: Transfer) -> None:
+        """Take over the bias of attention's output projection, where there is a place for one."""
+        bias, given = self.output_projection.bias, attention.o_bias
         if bias is None:
             return
-        bias.copy_(torch.zeros_like(bias) if o_bias is None else o_bias)
-        transfer.set(f"{name}.bias", "set to 0" if o_bias is None else "copied from attention o bias")
-        transfer.used |= set() if o_bias is None else {"o_bias"}
+        bias.copy_(torch.zeros_like(bias) if given is None else given)
+        transfer.set(f"{self.output_name}.bias", "set to 0" if given is None else "copied from attention o bias")
+        transfer.used |= set() if given is None else {"o_bias"}
 
 
 def carried(
@@ -106,8 +128,3 @@ def keep_rows(state: Float[Tensor, "b ..."], rows: Bool[Tensor, " b"] | None) ->
     if rows is None:
         return state
     return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))
-
-
-def spread_half_lives(heads: int, shortest: float = 4.0, longest: float = 512.0) -> Float[Tensor, " h"]:
-    """Half-lives in tokens, spread evenly on a logarithmic scale over the heads."""
-    return torch.logspace(torch.tensor(shortest).log2(), torch.tensor(longest).log2(), heads, base=2.0)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from students.kernels.ssd import ssd, ssd_step
 from students.mixers.gated_heads import GatedHeads
-from students.mixers.mixer import Context, Matrix, Shape, Transfer
+from students.mixers.mixer import Context, Matrix, Shape
 from students.mixers.projections import rotate
 from students.mixers.recurrent import carried
+from students.mixers.transfer import Transfer
 from students.shapes import Float, Int
 
 DECAYS = ("retnet", "lightning")
@@ -50,6 +51,7 @@ class Retention(GatedHeads):
     """
 
     orientable = True
+    float32 = frozenset({"log_decay"})
 
     def __init__(self, shape: Shape, *, decay: str = "retnet", rope: bool | None = None) -> None:
         super().__init__(shape)

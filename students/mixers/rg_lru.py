@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
-from students.mixers.mixer import Context, Shape, Transfer
+from students.mixers.mixer import Context, Shape
 from students.mixers.recurrent import Recurrent, carried
+from students.mixers.starts import OPEN_GELU
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
 
-OPEN_GATE = 1.144630309  # gelu(OPEN_GATE) = 1, in the tanh form
 STRENGTH = 8.0  # Griffin's c
 STEEPEST = 1000.0  # slope that the square root's gradient is held to, as in RecurrentGemma
 
@@ -49,6 +50,9 @@ class RgLru(Recurrent):
 
     per_channel = True
     ignores = frozenset({"q", "k", "q_bias", "k_bias", "q_norm", "k_norm"})
+    copied = ("linear_x", "linear_out")
+    float32 = frozenset({"rg_lru"})
+    output_name = "linear_out"
 
     def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
         super().__init__(shape)
@@ -93,35 +97,26 @@ class RgLru(Recurrent):
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         return y * F.gelu(self.linear_y(h), approximate="tanh").unflatten(-1, (self.n_heads, -1))
 
-    def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.linear_out.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.linear_out.bias
-
     @torch.no_grad()
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = Transfer(used={"o"})
-        rows = self.head_rows({"v": v}, {"v": v_bias}, {}, transfer.used)["v"].flatten(0, 1)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = Transfer()
+        rows = self.head_rows(attention, transfer, "v")["v"].flatten(0, 1)
         self.linear_x.weight.copy_(rows[:, :-1])
         transfer.set("linear_x.weight", "copied from attention v")
         self.linear_x.bias.copy_(rows[:, -1])
-        transfer.set("linear_x.bias", "set to 0" if v_bias is None else "copied from attention v bias")
+        transfer.set("linear_x.bias", "set to 0" if attention.v_bias is None else "copied from attention v bias")
         self._set_new_parameters(transfer)
-        self.linear_out.weight.copy_(o.transpose(0, 1).flatten(1))
-        transfer.set("linear_out.weight", "copied from attention o")
-        self.copy_output_bias(o_bias, transfer, "linear_out")
+        self.copy_output(attention, transfer)
         return transfer
 
     def _set_new_parameters(self, transfer: Transfer) -> None:
-        self.conv_1d.weight.zero_()
-        self.conv_1d.weight[:, :, -1] = 1.0
-        transfer.set("conv_1d.weight", "set to the identity")
+        self.set_taps("conv_1d", 1.0, transfer)
         self.conv_1d.bias.zero_()
         transfer.set("conv_1d.bias", "set to 0")
         self.linear_y.weight.zero_()
         transfer.set("linear_y.weight", "set to 0")
-        self.linear_y.bias.fill_(OPEN_GATE)
-        transfer.set("linear_y.bias", f"set to {OPEN_GATE:.4f}, an open gate")
+        self.linear_y.bias.fill_(OPEN_GELU)
+        transfer.set("linear_y.bias", f"set to {OPEN_GELU:.4f}, an open gate")
         for name, parameter in self.rg_lru.named_parameters():
             parameter.zero_()
             transfer.set(f"rg_lru.{name}", "set to 0")
@@ -136,14 +131,6 @@ class RgLru(Recurrent):
         self.rg_lru.recurrent_param.copy_(strength.expm1().log().repeat_interleave(self.head_dim))
         admit = (torch.expm1(log_a) / -(1 + log_a.exp())).sqrt()
         self.rg_lru.input_gate_bias.copy_(torch.logit(admit)[:, None].expand(-1, self.head_dim))
-
-    @torch.no_grad()
-    def rescale(self, factors: Float[Tensor, " h"]) -> None:
-        self.linear_out.weight.mul_(factors.repeat_interleave(self.head_dim))
-
-    def roles(self) -> dict[str, str]:
-        copied = ("linear_x", "linear_out")
-        return {name: "ssm" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
 
 
 class BoundedSqrt(torch.autograd.Function):

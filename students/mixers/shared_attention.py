@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.mixers.attention import Attention
-from students.mixers.mixer import Mixer, Shape, Transfer
+from students.mixers.mixer import Mixer, Shape
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 
 STARTS = ("mean", "central")
@@ -54,7 +55,7 @@ class SiteLinear(nn.Module):
         if owner.base.shape != self.base.shape:
             raise ValueError(f"layers with projections of {[*owner.base.shape]} and {[*self.base.shape]} share no attention")
         self._shared = owner._shared
-        if "shared" in self._modules:
+        if hasattr(self, "shared"):
             del self.shared
 
     @property
@@ -84,6 +85,8 @@ class SharedAttention(Attention):
     """
 
     shares = True
+    copied = tuple(f"{name}_proj" for name in PROJECTIONS)
+    zero_options = Attention.zero_options | {"rank"}
 
     def __init__(
         self,
@@ -109,18 +112,15 @@ class SharedAttention(Attention):
         for name in PROJECTIONS:
             getattr(self, f"{name}_proj").tie(getattr(owner, f"{name}_proj"))
 
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        given = {"q": q, "k": k, "v": v, "o": o, "q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias, "o_bias": o_bias}
-        return self.from_attentions([self], [{**given, "q_norm": q_norm, "k_norm": k_norm}])[0]
+    def from_attention(self, attention: Projections) -> Transfer:
+        return self.from_attentions([self], [attention])[0]
 
     @classmethod
     @torch.no_grad()
-    def from_attentions(cls, sites: Sequence[Mixer], weights: Sequence[dict[str, Tensor | None]]) -> list[Transfer]:
-        matrices = {name: [_matrix(name, weight[name]) for weight in weights] for name in PROJECTIONS}
+    def from_attentions(cls, sites: Sequence[Mixer], attentions: Sequence[Projections]) -> list[Transfer]:
+        matrices = {name: [_matrix(name, getattr(each, name)) for each in attentions] for name in PROJECTIONS}
         center = _most_central(matrices) if sites[0].start == "central" else None
-        transfers = [site._copy_own(weight) for site, weight in zip(sites, weights, strict=True)]
+        transfers = [site._copy_own(attention) for site, attention in zip(sites, attentions, strict=True)]
         for name, own in matrices.items():
             base = torch.stack(own).mean(0) if center is None else own[center]
             getattr(sites[0], f"{name}_proj").base.copy_(base)
@@ -130,17 +130,17 @@ class SharedAttention(Attention):
                 site._fit_delta(name, matrix, transfer)
         return transfers
 
-    def _copy_own(self, weights: dict[str, Tensor | None]) -> Transfer:
+    def _copy_own(self, attention: Projections) -> Transfer:
         """Set what no other site has: scale, norms and biases."""
         transfer = Transfer()
         self.scale.fill_(1.0)
         transfer.set("scale", "set to 1")
         for name in ("q_norm", "k_norm") if self.qk_norm else ():
-            getattr(self, name).copy_(weights[name])
+            getattr(self, name).copy_(getattr(attention, name))
             transfer.set(name, f"copied from attention {name}")
             transfer.used.add(name)
         for name in PROJECTIONS:
-            bias, given = getattr(self, f"{name}_proj").bias, weights.get(f"{name}_bias")
+            bias, given = getattr(self, f"{name}_proj").bias, getattr(attention, f"{name}_bias")
             if bias is None:
                 continue
             bias.copy_(torch.zeros_like(bias) if given is None else given.flatten())
@@ -167,10 +167,6 @@ class SharedAttention(Attention):
         how = f"rank-{rank} SVD of what attention {name} differs by from the shared block"
         transfer.set(f"{name}_proj.down", how)
         transfer.set(f"{name}_proj.up", f"{how}; {share:.1%} of the power of {name} left out")
-
-    def roles(self) -> dict[str, str]:
-        copied = tuple(f"{name}_proj" for name in PROJECTIONS)
-        return {name: "window" if name.startswith(copied) else "new" for name, _ in self.named_parameters()}
 
 
 def _matrix(name: str, weight: Tensor) -> Float[Tensor, "out in"]:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from students.mixers import check_options, has_own_window, make_mixer
 from students.mixers.attention import Attention
-from students.mixers.mixer import Context, Matrix, Mixer, Shape, Transfer
+from students.mixers.mixer import Context, Matrix, Mixer, Shape
 from students.mixers.projections import qk_norm
+from students.mixers.starts import SSM
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 
@@ -42,6 +44,9 @@ class SplitHeads(Mixer):
         ValueError: heads that do not exist or stand twice, all heads, or an ssm that is no SSM mixer.
     """
 
+    zero_options = frozenset({"sinks"})
+    layer_options = frozenset({"keep"})
+
     def __init__(
         self,
         shape: Shape,
@@ -65,7 +70,7 @@ class SplitHeads(Mixer):
             reads = [read.index(head // group) for head in kept]
             self.attention = Attention(part, window=window, sinks=sinks, reads=reads)
         part = replace(shape, n_heads=len(rest), n_kv_heads=len(rest), o_bias=shape.o_bias and not kept)
-        self.ssm = _make_ssm({"mixer": "discrete_mamba2"} if ssm is None else dict(ssm), part)
+        self.ssm = _make_ssm(dict(SSM if ssm is None else ssm), part)
         self.orientable, self.has_decay, self.min_lag = self.ssm.orientable, self.ssm.has_decay, self.ssm.min_lag
         self.per_channel = self.ssm.per_channel
         self.terms = [len(branch.out_weight()[0]) for branch in self.branches.values()]
@@ -111,17 +116,11 @@ class SplitHeads(Mixer):
     def oriented(self) -> list[int]:
         return self.heads["ssm"]
 
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
+    def from_attention(self, attention: Projections) -> Transfer:
         transfer = Transfer()
-        by_head = {"q": q, "o": o, "q_bias": q_bias, "q_norm": q_norm}
-        by_key_head = {"k": k, "v": v, "k_bias": k_bias, "v_bias": v_bias, "k_norm": k_norm}
         for name, branch in self.branches.items():
-            own = {key: part[self.heads[name]] for key, part in by_head.items() if part is not None}
-            own |= {key: part[self.key_heads[name]] for key, part in by_key_head.items() if part is not None}
-            own["o_bias"] = o_bias if branch is next(iter(self.branches.values())) else None  # once for both
-            transfer.include(name, branch.from_attention(**own))
+            transfer.include(name, branch.from_attention(attention.of_heads(self.heads[name], self.key_heads[name])))
+            attention = replace(attention, o_bias=None)  # the first branch adds it for both
         return transfer
 
     def match_norms(self, h, q, k, transfer: Transfer) -> None:

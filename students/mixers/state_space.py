@@ -8,16 +8,17 @@ so that a window branch and the state together see every token once. No other ke
 tokens that leave, the query C_i standing at position i - W, and its output is scaled by the decay between the two.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from students.kernels.documents import NOWHERE
 from students.kernels.ssd import ssd, ssd_step, zero_state
-from students.mixers.mixer import Context, Matrix, Shape, Transfer
+from students.mixers.mixer import Context, Matrix, Shape
 from students.mixers.projections import group_factors, lost_power, per_head
 from students.mixers.recurrent import Recurrent, keep_rows
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 
@@ -37,6 +38,20 @@ class StateSpaceParts:
     v: Float[Tensor, "b t head width"]
 
 
+@dataclass(frozen=True)
+class ScanInputs:
+    """What enters the scan. initial: the state before, in generation. decay: what its output loses until it is read, where
+    tokens enter late. kept: what the state holds for the next call beside the scan's own."""
+
+    x: Float[Tensor, "b t h p"]
+    log_a: Float[Tensor, "b t h"]
+    B: Float[Tensor, "b t g n"]
+    documents: Int[Tensor, "b t"] | None
+    initial: Float[Tensor, "b h p n"] | None
+    decay: Float[Tensor, "b t h"] | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
 class StateSpace(Recurrent):
     """Base of the mixers whose exchange between tokens is `ssd`.
 
@@ -45,13 +60,15 @@ class StateSpace(Recurrent):
 
     orientable = True
     lends = True
+    copied = ("in_proj", "out_proj")
+    zero_options = frozenset({"lag"})
     rows_after = 0
 
     def __init__(self, shape: Shape, d_state: int | None, lag: int) -> None:
         super().__init__(shape)
         self.d_state = shape.head_dim if d_state is None else d_state
         self.norm_eps = shape.norm_eps
-        self.min_lag = self.lag = lag
+        self.min_lag = self.horizon = self.lag = lag
 
     def memory_range(self) -> tuple[float, float]:
         """Behind a window none is shorter than it, or nothing would be left."""
@@ -60,19 +77,28 @@ class StateSpace(Recurrent):
 
     def mix(self, parts: StateSpaceParts, context: Context) -> Float[Tensor, "b t h p"]:
         x = parts.values if parts.dt is None else parts.values * parts.dt[..., None].to(parts.values.dtype)
-        y = self._lagged(x, parts, context) if self.lag else self._scan(x, parts, context)
+        scan = self._behind_window(x, parts, context) if self.lag else self._whole(x, parts, context)
+        if scan.initial is None or x.shape[1] > 1:
+            y, final = ssd(scan.x, scan.log_a, scan.B, parts.C, scan.documents, scan.initial)
+        else:
+            y, final = ssd_step(scan.x[:, 0], scan.log_a[:, 0], scan.B[:, 0], parts.C[:, 0], scan.initial)
+            y = y[:, None]
+        if context.state is not None:
+            context.state.write(ssm=final, **scan.kept)
+        if scan.decay is not None:
+            y = y * scan.decay[..., None].to(y.dtype)
         return y if parts.D is None else y + parts.D.to(y.dtype)[:, None] * parts.values
 
-    def _scan(self, x, parts: StateSpaceParts, context: Context):
-        if context.state is None:
-            return ssd(x, parts.log_a, parts.B, parts.C, parts.documents)[0]
-        initial = context.state.read("ssm")
-        initial = zero_state(x, parts.B) if initial is None else keep_rows(initial, context.resumed(x))
-        y, final = _advance(x, parts.log_a, parts.B, parts.C, parts.documents, initial)
-        context.state.write(ssm=final)
-        return y
+    def _whole(self, x: Float[Tensor, "b t h p"], parts: StateSpaceParts, context: Context) -> ScanInputs:
+        """Every token enters the state as it comes."""
+        initial = None
+        if context.state is not None:
+            initial = context.state.read("ssm")
+            initial = zero_state(x, parts.B) if initial is None else keep_rows(initial, context.resumed(x))
+        return ScanInputs(x, parts.log_a, parts.B, parts.documents, initial)
 
-    def _lagged(self, x, parts: StateSpaceParts, context: Context):
+    def _behind_window(self, x: Float[Tensor, "b t h p"], parts: StateSpaceParts, context: Context) -> ScanInputs:
+        """A token enters the state when it leaves the window; what it has lost by then is made up for by the decay."""
         documents = context.ids(x) if parts.documents is None else parts.documents
         new = {"x": x, "B": parts.B, "log_a": parts.log_a, "documents": documents}
         joined = {name: torch.cat([before, new[name]], 1) for name, before in self._queue(new, context).items()}
@@ -82,17 +108,16 @@ class StateSpace(Recurrent):
         elapsed = by_head.double().cumsum(2).transpose(1, 2)
         decay = (elapsed[:, self.lag :] - elapsed[:, :time]).exp()
         decay = decay * (documents == gone["documents"])[..., None]
-        state = context.state
-        initial = None if state is None else state.read("ssm")
-        if initial is not None:
-            initial = keep_rows(initial, state.read("ssm_document") == gone["documents"][:, 0])
-        elif state is not None:
-            initial = zero_state(x, parts.B)
-        y, final = _advance(gone["x"], gone["log_a"], gone["B"], parts.C, gone["documents"], initial)
+        state, initial, kept = context.state, None, {}
         if state is not None:
-            state.write(ssm=final, ssm_document=gone["documents"][:, -1])
-            state.write(**{f"queue_{name}": part[:, time:] for name, part in joined.items()})
-        return y * decay[..., None].to(y.dtype)
+            initial = state.read("ssm")
+            if initial is None:
+                initial = zero_state(x, parts.B)
+            else:
+                initial = keep_rows(initial, state.read("ssm_document") == gone["documents"][:, 0])
+            kept = {f"queue_{name}": part[:, time:] for name, part in joined.items()}
+            kept["ssm_document"] = gone["documents"][:, -1]
+        return ScanInputs(gone["x"], gone["log_a"], gone["B"], gone["documents"], initial, decay, kept)
 
     def _queue(self, new: dict[str, Tensor], context: Context) -> dict[str, Tensor]:
         """The tokens still inside the window, oldest first; empty places belong to no document."""
@@ -106,26 +131,21 @@ class StateSpace(Recurrent):
         return queue
 
     def attention_rows(
-        self,
-        projections: dict[str, Tensor],
-        biases: dict[str, Tensor | None],
-        norms: dict[str, Tensor | None],
-        used: set[str],
-        groups: int,
+        self, attention: Projections, groups: int, transfer: Transfer
     ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "g n e"], Float[Tensor, "g n e"], str]:
         """x's rows from attention's v, a set a head, B's and C's from k and q, a set a group, and in words how these were
         made and what was lost.
 
         A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
-        on q and k are folded in. What was used is added to `used`.
+        on q and k are folded in. The record learns what was used.
         """
-        rows = self.head_rows(projections, biases, norms, used)
+        rows = self.head_rows(attention, transfer)
         q, k = rows["q"], rows["k"]
         C, B = group_factors(q, k, groups, self.d_state, self.sharing)
         how = "copied" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits"
         if groups < self.n_heads:
             how = f"rank-{self.d_state} factors of the mean logits of {self.n_heads // groups} heads a group"
-        folded = " (their norms' weights folded in)" if norms.get("q") is not None else ""
+        folded = " (their norms' weights folded in)" if attention.q_norm is not None else ""
         loses = groups < self.n_heads or self.d_state < self.head_dim
         lost = f", {lost_power(q, k, C, B):.1%} of the logits' power lost" if loses else ""
         return rows["v"], B, C, f"B and C {how} from k and q{folded}{lost}, softmax scale in C"
@@ -135,7 +155,7 @@ class StateSpace(Recurrent):
         """Give C and B the mean size, on these inputs, that attention's norms give q and k."""
         if self.qk_norm is None:
             return
-        parts = self.project(h, Context())
+        parts = self.project(h, Context.unrotated(h, self.head_dim))
         groups = parts.q.shape[2]
         bias = (self.conv1d.bias / self.conv1d.weight[:, 0, -1])[-2 * groups * self.d_state :]
         B_bias, C_bias = bias.unflatten(0, (2, groups, -1))
@@ -158,14 +178,6 @@ class StateSpace(Recurrent):
         if parts.dt is not None:
             B = B * parts.dt[..., None].to(B.dtype)
         return Matrix(C, B, parts.log_a, parts.D)
-
-
-def _advance(x, log_a, B, C, documents, state):
-    """The scan from a state, by the one-token kernel where there is one token."""
-    if state is None or x.shape[1] > 1:
-        return ssd(x, log_a, B, C, documents, state)
-    y, state = ssd_step(x[:, 0], log_a[:, 0], B[:, 0], C[:, 0], state)
-    return y[:, None], state
 
 
 def _size(x: Float[Tensor, "b t h p"]) -> Float[Tensor, " h"]:

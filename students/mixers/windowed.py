@@ -19,14 +19,15 @@ Two systems of the literature are layouts of this mixer.
     computed for every token: it selects what counts, and saves no time.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from students.mixers.attention import Attention, AttentionParts
 from students.mixers.branches import Branches
-from students.mixers.mixer import Context, Mixer, Transfer
+from students.mixers.mixer import Context, Mixer
+from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 
 
@@ -42,6 +43,8 @@ class Windowed(Branches):
     """
 
     beside = "window"
+    window_options: ClassVar[dict[str, type]] = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
+    zero_options = frozenset({"sinks"})
 
     def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool | str = False) -> None:
         super().__init__(ssm, window)
@@ -80,10 +83,8 @@ class Windowed(Branches):
         weight = self.ssm.out_weight()[0]
         return weight[:: weight.shape[0] // self.window.n_heads].transpose(0, 1).flatten(1)
 
-    def from_attention(
-        self, q, k, v, o, q_bias=None, k_bias=None, v_bias=None, o_bias=None, q_norm=None, k_norm=None
-    ) -> Transfer:
-        transfer = super().from_attention(q, k, v, o, q_bias, k_bias, v_bias, o_bias, q_norm, k_norm)
+    def from_attention(self, attention: Projections) -> Transfer:
+        transfer = super().from_attention(attention)
         if self.share is not None:
             nn.init.zeros_(self.share.weight)
             nn.init.zeros_(self.share.bias)

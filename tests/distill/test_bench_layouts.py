@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from distill.bench import layouts
+from distill.benchmarks import layouts
 from distill.errors import UserError
-from distill.recipe import load
+from distill.recipe_file import load
 
 
 @pytest.mark.parametrize("name", layouts.LAYOUTS)
@@ -24,14 +24,14 @@ def test_a_layout_is_trained_once(name, tiny_recipe, tmp_path, capsys, monkeypat
     monkeypatch.setitem(layouts.LAYOUTS, name, (letters[-4:], mixers, meta_tokens))  # the tiny teacher has four layers
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_recipe | {"pattern": "AM" if len(letters) == 1 else "M"}))
-    result = layouts.run(str(path), [], [name], tmp_path / "runs")
+    result = layouts.run(load(path), [name], runs=tmp_path / "runs")
     row = result["rows"][0]
     assert row["kl"] > 0 and row["cache_bytes"] > 0 and row["passkey"].keys() == {64}
     assert set(row["tokens_per_second"]) >= {"align", "imitate"} and layouts.table(result).row_count == 1
-    again = layouts.run(str(path), [], [name], tmp_path / "runs")["rows"][0]
+    again = layouts.run(load(path), [name], runs=tmp_path / "runs")["rows"][0]
     assert again["seconds"] == row["seconds"]
 
 
 def test_an_unknown_layout(tmp_path):
     with pytest.raises(UserError, match="no layout 'Smaba'; did you mean 'Samba'"):
-        layouts.run("quickstart", [], ["Smaba"], tmp_path)
+        layouts.run(load("quickstart"), ["Smaba"], runs=tmp_path)

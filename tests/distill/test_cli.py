@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import distill
-from distill.recipe import shipped_folder
+from distill.shipped import shipped_folder
 from tests.conftest import tiny_entries
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x9b]")  # escapes, carriage returns; not tabs and line ends

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data import Windows
 from distill.errors import UserError
-from distill.prepare import prepare
-from distill.recipe import Text
+from distill.recipe import TextSource
+from distill.text.preparation import prepare
+from distill.text.windows import Windows
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +33,12 @@ def texts_of(folder, tokenizer):
 
 def test_every_text_arrives_whole(tokenizer, text_files):
     path = text_files / "train.jsonl"
-    folder = prepared(tokenizer, Text(path=str(path)))
+    folder = prepared(tokenizer, TextSource(path=str(path)))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert texts_of(folder, tokenizer) == sorted(row["text"] for row in rows)
     meta = json.loads((folder / "meta.json").read_text())
     assert set(meta["labels"]) == {row["source"] for row in rows}
-    assert prepared(tokenizer, Text(path=str(path))) == folder
+    assert prepared(tokenizer, TextSource(path=str(path))) == folder
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.xz", "jsonl.gz", "jsonl.zst", "json", "parquet", "txt", "csv"])
@@ -58,7 +58,7 @@ def test_formats(tokenizer, tmp_path, suffix):
         content = {"txt": "\n".join(row["text"] for row in rows), "csv": "text\n" + "\n".join(row["text"] for row in rows)}
         data = content.get(suffix, lines).encode()
         path.write_bytes({"jsonl.xz": lzma.compress, "jsonl.gz": gzip.compress}.get(suffix, bytes)(data))
-    folder = prepared(tokenizer, Text(path=str(path)))
+    folder = prepared(tokenizer, TextSource(path=str(path)))
     assert texts_of(folder, tokenizer) == sorted(row["text"] for row in rows)
     assert json.loads((folder / "meta.json").read_text())["labels"] == ["some"]
 
@@ -66,7 +66,7 @@ def test_formats(tokenizer, tmp_path, suffix):
 def test_each_file_of_a_glob_is_a_source(tokenizer, tmp_path):
     for name in ("wiki-00", "wiki-01", "books-00"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": 1, "text": f"from {name}"}))
-    folder = prepared(tokenizer, Text(path=str(tmp_path / "*.jsonl")))
+    folder = prepared(tokenizer, TextSource(path=str(tmp_path / "*.jsonl")))
     meta = json.loads((folder / "meta.json").read_text())
     labels = sorted(meta["labels"][index] for index in np.load(folder / "labels.npy"))
     assert labels == ["books", "wiki", "wiki"]
@@ -74,7 +74,7 @@ def test_each_file_of_a_glob_is_a_source(tokenizer, tmp_path):
 
 def test_order_is_the_seeds(tokenizer, text_files):
     tokens = [
-        np.load(prepared(tokenizer, Text(path=str(text_files / "train.jsonl")), seed=s) / "tokens.npy") for s in (0, 1)
+        np.load(prepared(tokenizer, TextSource(path=str(text_files / "train.jsonl")), seed=s) / "tokens.npy") for s in (0, 1)
     ]
     assert len(tokens[0]) == len(tokens[1]) and not np.array_equal(*tokens)
 
@@ -83,7 +83,10 @@ def test_limit_and_weights(tokenizer, tmp_path):
     for name in ("few", "many"):
         lines = [json.dumps({"text": f"{name} words here, number {index}"}) for index in range(400)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    sources = [Text(path=str(tmp_path / "few.jsonl"), weight=1.0), Text(path=str(tmp_path / "many.jsonl"), weight=3.0)]
+    sources = [
+        TextSource(path=str(tmp_path / "few.jsonl"), weight=1.0),
+        TextSource(path=str(tmp_path / "many.jsonl"), weight=3.0),
+    ]
     folder = prepared(tokenizer, *sources, limit=4000)
     meta = json.loads((folder / "meta.json").read_text())
     labels = [meta["labels"][index] for index in np.load(folder / "labels.npy")]
@@ -106,7 +109,7 @@ def write_dataset(folder, shards=40, rows=150):
 def test_a_data_set_by_name_is_streamed(tokenizer, tmp_path):
     """The code of a data set on the hub, which `datasets` also runs for a folder: of forty shards a few are opened."""
     folder = write_dataset(tmp_path / "named-set")
-    source = Text(hub=str(folder), column="body", label="named")
+    source = TextSource(hub=str(folder), column="body", label="named")
     few, more = (prepared(tokenizer, source, limit=limit) for limit in (1000, 2000))
     found = {text.split()[1] for text in texts_of(few, tokenizer)}
     assert len(found) <= 12  # datasets shuffles ten shards at a time
@@ -118,8 +121,8 @@ def test_a_data_set_by_name_is_streamed(tokenizer, tmp_path):
 
 
 def test_a_run_takes_of_a_named_set_what_it_trains_on(tiny_recipe, tiny_teacher, tokenizer, tmp_path):
-    from distill.recipe import check
-    from distill.session import text_windows
+    from distill.recipe_file import check
+    from distill.runs.session import text_windows
 
     folder = write_dataset(tmp_path / "named-set")
     tiny_recipe["data"]["train"] = [{"hub": str(folder), "column": "body"}]
@@ -142,7 +145,7 @@ def test_what_a_data_set_does_not_have(tokenizer, tmp_path, source, message):
     folder = write_dataset(tmp_path / "named-set", 1, 3)
     source = {key: value.format(set=folder) for key, value in source.items()}
     with pytest.raises(UserError, match=message):
-        prepared(tokenizer, Text(**source))
+        prepared(tokenizer, TextSource(**source))
     assert not list((tmp_path / "cache").rglob("tokens.npy"))
 
 
@@ -152,7 +155,9 @@ def mixture(tmp_path):
     for name, repeat, rows in (("short", 1, 300), ("long", 12, 20)):
         lines = [json.dumps({"text": f"{name} words here, number {row}. " * repeat}) for row in range(rows)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    return [Text(path=str(tmp_path / f"{name}.jsonl"), weight=weight) for name, weight in (("short", 3.0), ("long", 1.0))]
+    return [
+        TextSource(path=str(tmp_path / f"{name}.jsonl"), weight=weight) for name, weight in (("short", 3.0), ("long", 1.0))
+    ]
 
 
 def test_weights_are_shares_of_tokens(tokenizer, mixture):
@@ -181,11 +186,11 @@ def test_a_small_source_comes_again_in_another_order(tokenizer, mixture):
 def test_a_weighted_source_without_text(tokenizer, mixture, tmp_path):
     (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(UserError, match=r"data\.train\.2: there is no text in this source"):
-        prepared(tokenizer, *mixture, Text(path=str(tmp_path / "none.jsonl")))
+        prepared(tokenizer, *mixture, TextSource(path=str(tmp_path / "none.jsonl")))
 
 
 def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, caplog):
-    from distill.sources import _as_label_and_text
+    from distill.text.sources import _as_label_and_text
 
     tokenizer.model_max_length, usual = 8, tokenizer.model_max_length
     try:
@@ -216,13 +221,13 @@ def test_text_that_cannot_be_read(tokenizer, tmp_path, source, message):
     (tmp_path / "blank.jsonl").write_text('{"text": ""}\n{"text": ""}\n')
     source = {key: value.format(here=tmp_path) for key, value in source.items()}
     with pytest.raises(UserError, match=message):
-        prepared(tokenizer, Text(**source))
+        prepared(tokenizer, TextSource(**source))
     assert not list((tmp_path / "cache").rglob("tokens.npy"))
 
 
 def test_a_separator_that_is_no_token(tokenizer, text_files):
     with pytest.raises(UserError, match="no token '<nothing>'"):
-        prepared(tokenizer, Text(path=str(text_files / "train.jsonl")), separator="<nothing>")
+        prepared(tokenizer, TextSource(path=str(text_files / "train.jsonl")), separator="<nothing>")
 
 
 @pytest.fixture

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from distill.errors import UserError
-from distill.evaluate import compare, scoring, tasks
-from distill.evaluate.baselines import twin_layout, uniform_window, window_everywhere, window_layout
-from distill.evaluate.calibration import calibration_error, rank_agreement
-from distill.evaluate.recall import FAMILIES, GRIDS, make, recall
-from distill.evaluate.recall.item import Tokens
-from distill.evaluate.scoring import Marked, score
-from distill.evaluate.suites import SIX, SUITES, find_suite
-from distill.evaluate.target import not_run, task_source
-from distill.evaluate.task_files import read_items
+from distill.evaluation import comparison, judging, questions, scoring, tasks
+from distill.evaluation.baselines import twin_layout, uniform_window, window_everywhere, window_layout
+from distill.evaluation.calibration import calibration_error, rank_agreement
+from distill.evaluation.judging import not_run
+from distill.evaluation.recall import recall
+from distill.evaluation.recall.families import FAMILIES, GRIDS, make
+from distill.evaluation.recall.item import Tokens
+from distill.evaluation.scoring import Marked, score
+from distill.evaluation.suite import SIX
+from distill.evaluation.suites import SUITES, find_suite
+from distill.evaluation.target import task_source
+from distill.evaluation.task_files import read_items
 from students.config import Layout
 
 
@@ -138,7 +141,7 @@ def test_lambada_is_right_when_greedy_decoding_says_the_word(teacher):
 
 
 def test_norms_are_by_characters(teacher, monkeypatch):
-    question = tasks.cloze({"ctx": "x", "choices": ["ab", "abcdefgh"], "label": 1})
+    question = questions.cloze({"ctx": "x", "choices": ["ab", "abcdefgh"], "label": 1})
     answers = [[scoring.Answer(-2.0, False)], [scoring.Answer(-4.0, False)]]
     monkeypatch.setattr(tasks, "score", lambda *arguments: answers)
     found = tasks.run_task(teacher, None, "arc_challenge", [question])
@@ -168,7 +171,7 @@ def suite_of(folder, **changes):
 
 
 def test_suites_name_what_exists():
-    from distill.evaluate import EVALUATIONS
+    from distill.evaluation.suites import EVALUATIONS
 
     for name, suite in SUITES.items():
         assert suite.name == name and set(suite.baselines) <= set(suite.evaluations) <= set(EVALUATIONS)
@@ -210,7 +213,7 @@ def test_mistakes_in_files_and_names(teacher, task_folder, tmp_path, monkeypatch
         task_source(tmp_path / "empty")
     monkeypatch.setenv("DISTILL_TASKS", str(task_folder))
     assert task_source(None) == task_folder
-    monkeypatch.setattr("distill.evaluate.target.find_spec", lambda name: None)
+    monkeypatch.setattr("distill.evaluation.target.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         task_source("harness")
     (task_folder / "piqa.jsonl").write_text('{"ctx": "a"}\n')
@@ -299,7 +302,7 @@ def test_baselines_have_the_layouts_that_the_table_says():
 
 
 def test_wins_and_ties():
-    found = compare.wins_and_ties("1100", "1010")
+    found = comparison.wins_and_ties("1100", "1010")
     assert (found["win"], found["tie"], found["win_or_tie"], found["difference"]) == (0.25, 0.5, 0.75, 0.0)
     assert found["difference_error"] == pytest.approx((2 / 3) ** 0.5 / 2)
 
@@ -312,13 +315,13 @@ def test_recovery_is_the_ratio_of_what_stands_above_chance():
         "piqa": (task("1" * 70 + "0" * 30, 0.5), task("1" * 80 + "0" * 20, 0.5)),
         "lambada": (task("1" * 20 + "0" * 80, 0.0), task("1" * 50 + "0" * 50, 0.0)),
     }
-    found = compare.recovery(pairs)
+    found = comparison.recovery(pairs)
     assert found["score"] == pytest.approx((0.2 + 0.2) / (0.3 + 0.5)) and 0.02 < found["error"] < 0.2
-    assert found == compare.recovery(pairs)
-    same = compare.recovery({name: (other, other) for name, (_, other) in pairs.items()})
+    assert found == comparison.recovery(pairs)
+    same = comparison.recovery({name: (other, other) for name, (_, other) in pairs.items()})
     assert same["score"] == 1.0 and same["error"] == 0.0
     guess = task("10" * 50, 0.5)
-    assert compare.recovery({"piqa": (guess, guess)})["score"] is None
+    assert comparison.recovery({"piqa": (guess, guess)})["score"] is None
 
 
 def test_shares_need_a_teacher_that_knows_half():
@@ -326,7 +329,7 @@ def test_shares_need_a_teacher_that_knows_half():
         return {"length": 64, "recalled": recalled, "trials": 4}
 
     rows = {"teacher": {"passkey": [cell(4), cell(1)]}, "student": {"passkey": [cell(1), cell(1)]}}
-    found = compare.against_teacher(rows)
+    found = judging.against_teacher(rows)
     assert [one["share"] for one in found["student"]["passkey"]] == [0.25, None] and list(found) == ["student"]
 
 
@@ -337,7 +340,7 @@ def test_crossover_is_where_the_student_stays_faster():
             for n, ms in enumerate(milliseconds)
         ]
 
-    assert compare.crossovers(cells(1, 3, 3, 4), cells(2, 2, 4, 8)) == [{"batch": 1, "first_token": 4096, "decode": 4096}]
-    assert compare.crossovers(cells(3, 3), cells(2, 2))[0]["decode"] is None
+    assert comparison.crossovers(cells(1, 3, 3, 4), cells(2, 2, 4, 8)) == [{"batch": 1, "first_token": 4096, "decode": 4096}]
+    assert comparison.crossovers(cells(3, 3), cells(2, 2))[0]["decode"] is None
     other = [*cells(2, 2), {"length": 4096, "batch": 1, "not_run": "out of memory"}]
-    assert compare.crossovers(cells(3, 1, 1), other)[0]["first_token"] == 2048
+    assert comparison.crossovers(cells(3, 1, 1), other)[0]["first_token"] == 2048

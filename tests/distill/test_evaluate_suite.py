@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,13 @@ from transformers.cache_utils import DynamicCache
 
 import distill
 from distill.build import build
-from distill.evaluate import compare, speed, suites, table, target
-from distill.evaluate.table import show
+from distill.evaluation import judging, speed, suites
+from distill.evaluation.evaluation import Evaluation
+from distill.evaluation.rows import rows_table
+from distill.evaluation.speed_table import speed_table
+from distill.evaluation.table import show
+from students.compat import CACHE
 from students.config import Layout
-from students.model import CACHE
 
 MIXERS = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
 
@@ -112,6 +116,38 @@ def test_quick_says_what_it_leaves_out(checkpoint, text_files, monkeypatch):
     assert "no task files" in page and "the quick suite leaves it out for baselines" in " ".join(page.split())
 
 
+class Words(Evaluation):
+    """How many tokens the held-out text has; what an evaluation that was just added looks like."""
+
+    suites, baselines = ("quick",), ()
+
+    def measure(self, teacher, model, heldout, suite):
+        return {"tokens": sum(batch.tokens for batch in heldout.batches)}
+
+    def beside(self, own, teacher):
+        return {"words": {"more": own["tokens"] - teacher["tokens"]}}
+
+    def left_out(self, results):
+        yield "rare words", "nobody asked"
+
+    def tables(self, judged):
+        yield "words read", rows_table(["", "words"], {"student": [str(judged["rows"]["student"]["words"]["tokens"])]})
+
+
+def test_an_evaluation_is_a_class_and_a_line(judged_run, tmp_path, monkeypatch):
+    """Its results, what stands beside the teacher's, what is left out, its table and its section of the report."""
+    folder = tmp_path / "run"
+    shutil.copytree(judged_run, folder)
+    monkeypatch.setitem(suites.EVALUATIONS, "words", f"{__name__}:Words")
+    monkeypatch.setitem(suites.SUITES, "quick", suites._filled(replace(suites.SUITES["quick"], passkey=(64,), tasks=())))
+    judged = distill.evaluate(folder)
+    assert set(judged["rows"]["student"]) >= {"words"} and "words" not in judged["rows"]["window_everywhere"]
+    assert judged["against_teacher"]["student"]["words"] == {"more": 0}
+    left_out = {"rows": ["teacher", "student"], "evaluation": "words", "part": "rare words", "reason": "nobody asked"}
+    assert left_out in judged["not_run"]
+    assert "words read" in printed(judged) and "<h2>Words</h2>" in (folder / "report.html").read_text()
+
+
 def test_speed_of_teacher_and_student(teacher, student):
     suite = replace(suites.SUITES["full"], speed=(32, 64), batches=(1, 2))
     own, other = speed.row(teacher, student, None, suite), speed.row(teacher, None, None, suite)
@@ -135,13 +171,13 @@ def test_speed_in_place(teacher, student, monkeypatch):
     assert all(cell["graph_decode_tokens_per_second"] > 0 for cell in rows["student"]["speed"]["cells"])
     del rows["teacher"]["speed"]["cells"][1]["graph_decode_tokens_per_second"]
     rows["teacher"]["speed"]["cells"][1]["graph_not_run"] = "it waits"
-    judged = {"rows": rows, "against_teacher": compare.against_teacher(rows)}
+    judged = {"rows": rows, "against_teacher": judging.against_teacher(rows)}
     assert set(judged["against_teacher"]["student"]["speed"][0]) == {"batch", "first_token", "decode", "graph_decode"}
     console = Console(width=80, record=True)
-    console.print(table._speed(judged))
+    console.print(speed_table(judged))
     page = console.export_text()
     assert "tok/s eager" in page and "tok/s graph" in page and " | -" in page
-    assert target.not_run(rows, replace(suite, evaluations=())) == [
+    assert judging.not_run(rows, replace(suite, evaluations=())) == [
         {"rows": ["teacher"], "evaluation": "speed", "part": "length 64, batch 1, as CUDA graphs", "reason": "it waits"}
     ]
 
@@ -187,4 +223,4 @@ def test_bfloat16_copies_keep_what_must_be_wide(student):
 def test_cache_bytes_counts_tensors_once(teacher):
     cache = DynamicCache(config=teacher.config)
     teacher.model(torch.ones(1, 5, dtype=torch.long), **{CACHE: cache})
-    assert speed.cache_bytes(cache) == 4 * 2 * 2 * 8 * 5 * 4
+    assert speed.held_bytes(cache) == 4 * 2 * 2 * 8 * 5 * 4

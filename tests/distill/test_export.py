@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import distill
+from distill import run
 from distill.errors import UserError
-from distill.export.portable import flattened
-from distill.recipe import check
-from distill.runner import run
+from distill.exporters.portable import flattened
+from distill.recipe_file import check
+from students.mixers import MIXERS as TABLE
 from tests.conftest import tiny_entries
 
 # Runs without this project on the path (no site, so no editable install) and without the packages that ABSENT names.
@@ -52,6 +53,7 @@ MIXERS = {
     "split heads": {"mixer": "split_heads", "keep": {1: [0], "default": [2, 3]}},
     "parallel heads behind meta tokens": {"mixer": "parallel_heads", "window": 4, "sinks": 3},
 }
+MIXERS |= {name: {"mixer": name} for name in TABLE if name not in {options["mixer"] for options in MIXERS.values()}}
 
 
 WITHOUT = {"ABSENT": "jaxtyping beartype datasets triton"}
@@ -111,7 +113,7 @@ def test_what_export_refuses(tiny_recipe, tmp_path):
         distill.export(tmp_path, to="portabel", out=tmp_path / "out")
     with pytest.raises(UserError, match="is no run folder"):
         distill.export(tmp_path, out=tmp_path / "out")
-    from distill.run_dir import RunDir
+    from distill.runs.run_dir import RunDir
 
     folder = RunDir.open(check(tiny_recipe, "here"), tmp_path, fresh=False)
     with pytest.raises(UserError, match="has no finished student yet"):

@@ -5,12 +5,13 @@ import torch
 
 import students
 from distill.build import build
-from distill.data import Batch
 from distill.stages.align import Align
 from distill.stages.imitate import Imitate
 from distill.stages.initialise import Initialise
 from distill.stages.orient import Orient
+from distill.text.windows import Batch
 from students.config import Layout
+from students.mixers import MIXERS as TABLE
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 MIXERS = {
@@ -35,6 +36,7 @@ MIXERS = {
         "ssm": {"mixer": "discrete_mamba2", "d_state": 4},
     },
 }
+MIXERS |= {name: {"mixer": name} for name in TABLE if name not in {options["mixer"] for options in MIXERS.values()}}
 WORDS = 96
 
 

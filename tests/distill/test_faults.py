@@ -11,15 +11,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import checkpoint, runner, samples
-from distill.recipe import check
-from distill.runner import run
+from distill import run
+from distill.errors import Interrupted
+from distill.evaluation import samples
+from distill.recipe_file import check
+from distill.runs import checkpoint
+from distill.runs.stopper import Stopper
 from distill.stages.imitate import Imitate
-from distill.trainer import Interrupted, NonFinite, Stopper
+from distill.training import runner
+from distill.training.trainer import NonFinite
 from tests.conftest import SEED, tiny_entries
 
 MOMENTS = 20
-PRELOADED = ["distill.runner", "distill.report", "distill.evaluate.target", "transformers.models.llama.modeling_llama"]
+PRELOADED = [
+    "distill.training.runner",
+    "distill.reports",
+    "distill.evaluation.target",
+    "transformers.models.llama.modeling_llama",
+]
 
 
 def take(entries: dict, runs: str, slow: float) -> None:
@@ -175,7 +184,7 @@ def test_a_resumed_stage_counts_its_seconds_and_reads_each_file_once(tiny_recipe
     state.write_text(json.dumps(content | {"seconds": 10_000.0}))
     read, digest = [], checkpoint._digest
     monkeypatch.setattr(checkpoint, "_digest", lambda file: (read.append(file), digest(file))[1])
-    monkeypatch.setattr(runner, "_conclude", lambda *arguments: None)
+    monkeypatch.setattr(runner.Run, "conclude", lambda self: None)
     folder = run(recipe, runs=tmp_path)
     resumed_from = [file.name for file in read if file.parent.name == state.parent.name]
     assert sorted(resumed_from) == sorted(content["files"])

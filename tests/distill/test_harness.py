@@ -9,8 +9,8 @@ import yaml
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[eval]'")
 
 from distill.build import build
-from distill.evaluate import harness, tasks
-from distill.evaluate.scoring import score
+from distill.evaluation import harness, tasks
+from distill.evaluation.scoring import score
 from students.config import Layout
 
 TEXT = "river stone a the lake of water long runs deep into sea and under old bridge"

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 import students
-from distill import adapters, checkpoint
+from distill import export, run
 from distill.build import build
-from distill.errors import UserError
-from distill.export import export
-from distill.plan import make_plan
-from distill.recipe import check
-from distill.run_dir import RunDir
-from distill.runner import run
+from distill.errors import Interrupted, UserError
+from distill.planning import make_plan
+from distill.recipe_file import check
+from distill.runs import checkpoint
+from distill.runs.run_dir import RunDir
+from distill.runs.stopper import Stopper
+from distill.stages import adapters, stages_of
 from distill.stages.imitate import Imitate
-from distill.trainer import Interrupted, Stopper
 from students.config import Layout
 from tests.conftest import tiny_entries
 
@@ -134,7 +134,7 @@ def test_plan_counts_what_trains(teacher, tiny_recipe, train):
     tiny_recipe["stages"][3]["imitate"] |= {"train": train, **lora}
     recipe = check(tiny_recipe, "tiny.yaml")
     student, _ = build(teacher, Layout.over(4, recipe.pattern, recipe.mixers))
-    stage = Imitate(teacher, student, recipe.stage_options()[3][1])
+    stage = Imitate(teacher, student, stages_of(recipe)[3].options)
     stage.prepare()
     assert make_plan(recipe).trained["imitate"] == sum(parameter.numel() for _, parameter in stage.trained().values())
 

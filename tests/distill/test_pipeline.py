@@ -13,11 +13,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distill import checkpoint
-from distill.errors import UserError
-from distill.recipe import check
-from distill.runner import run, twin_recipe
-from distill.trainer import Interrupted
+from distill import run
+from distill.errors import Interrupted, UserError
+from distill.recipe_file import check
+from distill.runs import checkpoint
+from distill.stages import stages_of
+from distill.training.twin import twin_recipe
 from tests.conftest import tiny_entries
 
 
@@ -90,13 +91,13 @@ def test_the_twin_trains_the_windows_alone(tiny_recipe):
     recipe = check(tiny_recipe, "here")
     twin = twin_recipe(recipe, Layout.over(4, recipe.pattern, recipe.mixers))
     assert twin.mixers == {"M": {"mixer": "attention", "window": 4, "sinks": 2}}
-    spent = [(name, options.tokens) for name, options in twin.stage_options()]
+    spent = [(entry.name, entry.options.tokens) for entry in stages_of(twin)]
     assert spent == [("initialise", 256), ("align", 768 + 512), ("imitate", 768)]
 
 
 def test_stop_and_go_on_gives_the_same_bits(tiny_recipe, tmp_path, monkeypatch):
     whole = weights(go(tiny_recipe, tmp_path / "whole").path)
-    from distill.trainer import Stopper
+    from distill.runs.stopper import Stopper
 
     stops = 0
     while True:
@@ -158,7 +159,7 @@ def test_signals_save_and_say_how_to_go_on(tiny_recipe, tmp_path, number):
 @pytest.fixture
 def stopped(tiny_recipe, tmp_path, monkeypatch):
     """A run stopped in the middle of align, and its entries."""
-    from distill.trainer import Stopper
+    from distill.runs.stopper import Stopper
 
     steps = iter(range(1000))
     with monkeypatch.context() as patch:
@@ -218,9 +219,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped, capsys):
 
 def test_two_processes_in_one_folder(stopped):
     entries, runs, folder = stopped
-    other = (
-        "import sys, time; from distill.run_dir import alone\nwith alone(sys.argv[1]): print(1, flush=True); time.sleep(60)"
-    )
+    held = "with alone(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+    other = f"import sys, time; from distill.runs.run_dir import alone\n{held}"
     process = subprocess.Popen([sys.executable, "-c", other, str(folder)], stdout=subprocess.PIPE)
     process.stdout.readline()
     try:

@@ -3,10 +3,12 @@
 import pytest
 import yaml
 
-from distill import recipe as recipes
+from distill import schema
 from distill.errors import UserError
-from distill.plan import make_plan
-from distill.recipe import check, find, load, shipped_folder
+from distill.planning import make_plan
+from distill.recipe_file import check, load
+from distill.shipped import find, shipped_folder
+from distill.stages import stages_of
 
 SHIPPED = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
@@ -23,12 +25,12 @@ def test_shipped_recipes_parse_and_plan(name):
 
 
 def test_counts():
-    assert recipes._count("24k") == 24_000
-    assert recipes._count("2.8B") == 2_800_000_000
-    assert recipes._count(512) == 512
+    assert schema._count("24k") == 24_000
+    assert schema._count("2.8B") == 2_800_000_000
+    assert schema._count(512) == 512
     for wrong in ("24x", "", "-1", True, "1.5.2k"):
         with pytest.raises(ValueError, match="no count"):
-            recipes._count(wrong)
+            schema._count(wrong)
 
 
 def write(tmp_path, entries):
@@ -50,7 +52,7 @@ def test_overrides(tmp_path, tiny_recipe):
     recipe = load(
         path, ["stages.align.lr=2e-3", "stages.0.tokens=1k", "data.seq_len=64", "mixers.M.window.size=9", "twin=true"]
     )
-    options = dict(recipe.stage_options())
+    options = {entry.name: entry.options for entry in stages_of(recipe)}
     assert options["align"].lr == 2e-3 and options["initialise"].tokens == 1000
     assert recipe.data.seq_len == 64 and recipe.mixers["M"]["window"] == {"size": 9, "sinks": 2} and recipe.twin
 
@@ -62,7 +64,7 @@ def test_options_may_be_left_out(tmp_path):
         "data: {train: [{path: a}], heldout: [{path: a}], seq_len: 8, batch: 1}\n"
         "stages:\n  - initialise:\n  - align: {tokens: 1k, lr: 1e-3}\n"
     )
-    assert load(path).stage_options()[0][1].tokens == 100_000
+    assert stages_of(load(path))[0].options.tokens == 100_000
 
 
 MISTAKES = [

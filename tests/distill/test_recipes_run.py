@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 
-from distill.recipe import check, load, shipped_folder
-from distill.runner import run
+from distill import run
+from distill.recipe_file import check, load
+from distill.shipped import shipped_folder
 from tests.teachers.tiny import tiny_model
 
 NAMES = sorted(path.stem for path in shipped_folder().glob("*.yaml"))

@@ -14,10 +14,10 @@ import yaml
 
 import distill
 from distill.errors import UserError
-from distill.report import svg
-from distill.report.layout import kinds_of, strip
-from distill.report.matrices import png
-from distill.run_dir import RunDir
+from distill.reports import svg
+from distill.reports.layout import kinds_of, strip
+from distill.reports.matrices import png
+from distill.runs.run_dir import RunDir
 
 VOID = {"meta", "link", "img", "line", "rect", "circle", "polyline", "br"}
 SECTIONS = {

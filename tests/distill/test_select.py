@@ -8,21 +8,20 @@ import torch
 import yaml
 from rich.console import Console
 
-from distill.errors import UserError
-from distill.plan import make_plan
-from distill.recipe import check
-from distill.run_dir import RunDir
-from distill.runner import run
-from distill.select import _selecting, select
-from distill.select import bench as benches
-from distill.select.gates import State, _reads_recall
-from distill.select.options import SCORERS, options_of
-from distill.select.probes import Probe
-from distill.select.resolve import cost_of
-from distill.select.scorer import count_of, evenly
-from distill.select.switched import SwitchedHeads, make_switched
-from distill.session import Session
-from distill.trainer import Interrupted, Stopper
+from distill import run, select
+from distill.errors import Interrupted, UserError
+from distill.planning import make_plan
+from distill.recipe_file import check
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.selection import SCORERS, measurements, selection_options
+from distill.selection.gates import GateState, _reads_recall
+from distill.selection.measures import Material
+from distill.selection.request import ask_for_selection
+from distill.selection.resolution import cost_of
+from distill.selection.scorer import count_of, evenly
+from distill.selection.switched import SwitchedHeads, make_switched
 from tests.conftest import tiny_entries
 
 LAYERS, HEADS, LAYER, HEAD = 4, 2, 2, 1  # of the planted teacher; where the one head is
@@ -123,7 +122,7 @@ def chosen_by(entries, tmp_path, **options):
 def opened(entries):
     recipe = check(entries, "mine.yaml")
     session = Session.open(recipe)
-    return session, options_of(recipe)
+    return session, selection_options(recipe)
 
 
 # what is chosen
@@ -175,13 +174,13 @@ def test_a_run_keeps_the_heads_that_it_selects(tiny, tmp_path):
 
 
 def test_heads_of_a_whole_layer_keep_it_whole(entries):
-    from distill.select.heads import RetrievalHeads
-    from distill.select.scorer import Ranked
+    from distill.selection.heads import RetrievalHeads
+    from distill.selection.scorer import Ranked
 
     entries["mixers"] = {"S": {"mixer": "split_heads"}}
     entries["pattern"] |= {"by": "retrieval-heads", "keep": 3, "protect": []}
     ranking = [Ranked(layer, score, {}, head) for layer, head, score in ((1, 1, 3.0), (3, 0, 2.0), (1, 0, 1.0), (0, 0, 0.0))]
-    choice = RetrievalHeads.choose(options_of(check(entries, "here")), ranking, LAYERS, HEADS)
+    choice = RetrievalHeads.choose(selection_options(check(entries, "here")), ranking, LAYERS, HEADS)
     assert choice.layers == [1] and choice.heads == {3: [0]}
 
 
@@ -192,19 +191,19 @@ def test_greedy_sees_pairs(entries, tmp_path, monkeypatch):
     def worth(kept):
         return 1.0 * ({1, 3} <= set(kept)) + 0.1 * (2 in kept)
 
-    monkeypatch.setattr(benches.Bench, "layout", lambda self, kept, measures: {"choice": worth(kept), "kl": 0.0})
+    monkeypatch.setattr(measurements.Measurer, "layout", lambda self, kept, measures: {"choice": worth(kept), "kl": 0.0})
     narrow = chosen_with_fake(entries, tmp_path / "a", beam=1)
     wide = chosen_with_fake(entries, tmp_path / "b", beam=3)
     assert narrow == [0, 1, 2] and wide == [0, 1, 3]
 
 
 def chosen_with_fake(entries, path, beam):
-    from distill.select.greedy import Greedy
+    from distill.selection.greedy import Greedy
 
     session, options = opened(entries | {"pattern": {"keep": 3, "by": "greedy", "beam": beam, **SMALL}})
     path.mkdir()
-    records = benches.Records(RunDir(path), {}, writes=False)
-    bench = benches.Bench(session, options, records, Console(quiet=True), Stopper())
+    records = measurements.Records(RunDir(path), {}, writes=False)
+    bench = measurements.Measurer(session, options, records, Console(quiet=True), Stopper())
     return Greedy.choose(options, Greedy().rank(bench), LAYERS, HEADS).layers
 
 
@@ -224,7 +223,7 @@ def test_even_spread_and_protection():
 @pytest.mark.parametrize(("keep", "kept"), [(0.25, 1), (0.5, 2), (3, 3), (0.01, 1)])
 def test_budgets_are_kept(entries, keep, kept):
     entries["pattern"] |= {"keep": keep}
-    assert count_of(options_of(check(entries, "here")), LAYERS) == kept
+    assert count_of(selection_options(check(entries, "here")), LAYERS) == kept
 
 
 @pytest.mark.parametrize(
@@ -265,13 +264,13 @@ class StopsAfter(Stopper):
 
 
 def count_measurements(monkeypatch):
-    made, measure = [], Probe.measure
+    made, measure = [], Material.measure
 
     def counted(self, model, name):
         made.append(name)
         return measure(self, model, name)
 
-    monkeypatch.setattr(Probe, "measure", counted)
+    monkeypatch.setattr(Material, "measure", counted)
     return made
 
 
@@ -282,11 +281,11 @@ def test_an_interrupted_selection_measures_only_what_is_missing(entries, tmp_pat
     (tmp_path / "cut").mkdir()
     path = written(tmp_path / "cut", entries)
     made.clear()
-    monkeypatch.setattr("distill.trainer.Stopper", lambda: StopsAfter(5))
+    monkeypatch.setattr("distill.selection.request.Stopper", lambda: StopsAfter(5))
     with pytest.raises(Interrupted, match=r"enough while selecting; the same command goes on from .*selection\.json"):
         select(path, runs=tmp_path / "cut" / "runs")
     assert len(made) == 5
-    monkeypatch.setattr("distill.trainer.Stopper", Stopper)
+    monkeypatch.setattr("distill.selection.request.Stopper", Stopper)
     again = select(path, runs=tmp_path / "cut" / "runs")
     assert len(made) == every
     for chosen in (whole, again):  # what may differ
@@ -300,21 +299,21 @@ def test_an_interrupted_selection_measures_only_what_is_missing(entries, tmp_pat
 
 def test_a_kill_between_layers_leaves_whole_records(entries, tmp_path, monkeypatch):
     made = count_measurements(monkeypatch)
-    measure = Probe.measure
+    measure = Material.measure
 
     def killed(self, model, name):
         if len(made) == 4:
             raise SystemExit
         return measure(self, model, name)
 
-    monkeypatch.setattr(Probe, "measure", killed)
+    monkeypatch.setattr(Material, "measure", killed)
     path = written(tmp_path, entries)
     with pytest.raises(SystemExit):
         select(path, runs=tmp_path / "runs")
     (file,) = (tmp_path / "runs").glob("*/selection.json")
     measured = json.loads(file.read_text())["measured"]
     assert sum(len(measures) for measures in measured.values()) == 4 and "layer 1" in measured
-    monkeypatch.setattr(Probe, "measure", measure)
+    monkeypatch.setattr(Material, "measure", measure)
     assert select(path, runs=tmp_path / "runs")["layers"] == [0, LAYER]
     text = json.loads(file.read_text())
     text["facts"]["teacher"] = "another"
@@ -328,24 +327,24 @@ def test_gates_resume_to_the_same_bits(entries, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     options = {"by": "gates", "training_tokens": 1200, "save": 1}
     whole = chosen_by(entries, tmp_path / "whole", **options)
-    monkeypatch.setattr("distill.trainer.Stopper", lambda: StopsAfter(4))
+    monkeypatch.setattr("distill.selection.request.Stopper", lambda: StopsAfter(4))
     path = written(tmp_path / "cut", entries)
     with pytest.raises(Interrupted):
         select(path, runs=tmp_path / "cut" / "runs")
-    monkeypatch.setattr("distill.trainer.Stopper", Stopper)
+    monkeypatch.setattr("distill.selection.request.Stopper", Stopper)
     assert select(path, runs=tmp_path / "cut" / "runs")["ranking"] == whole["ranking"]
 
 
 def test_gates_share_their_steps_and_survive_json(entries):
     entries["pattern"] |= {"by": "gates", "retrieval": 0.25}
-    options = options_of(check(entries, "here"))
+    options = selection_options(check(entries, "here"))
     assert [_reads_recall(step, options) for step in range(8)] == [False, False, False, True] * 2
-    state = State.new(3)
+    state = GateState.new(3)
     state.take(torch.tensor([0.1, -0.2, 1 / 3]), lr=0.07)
-    again = State.read(json.loads(json.dumps(state.entries())))
-    for one, other in ((state, again), (State.read(state.entries()), again)):
+    again = GateState.read(json.loads(json.dumps(state.entries())))
+    for one, other in ((state, again), (GateState.read(state.entries()), again)):
         one.take(torch.tensor([0.3, 0.1, -1 / 7]), lr=0.07)
-        other_after = State.read(other.entries())
+        other_after = GateState.read(other.entries())
         other_after.take(torch.tensor([0.3, 0.1, -1 / 7]), lr=0.07)
         assert torch.equal(one.logits, other_after.logits)
 
@@ -443,7 +442,7 @@ def test_a_plan_says_how_and_at_what_cost(entries, by, task_folder):
         entries["mixers"] = {"S": {"mixer": "split_heads"}}
     entries["pattern"] |= {"by": by} | ({"tasks": str(task_folder), "names": ["piqa"]} if by == "task" else {})
     plan = make_plan(check(entries, "here"))
-    options = options_of(check(entries, "here"))
+    options = selection_options(check(entries, "here"))
     assert plan.selection["by"] == by
     assert (plan.selection["tokens"], plan.selection["training_tokens"]) == cost_of(options, LAYERS, HEADS)
     one = 3 * 128 + 256  # tokens of recall and KL
@@ -455,7 +454,7 @@ def test_a_plan_says_how_and_at_what_cost(entries, by, task_folder):
 def test_selecting_what_a_written_pattern_keeps():
     def changed(pattern, **options):
         entries = {"pattern": pattern}
-        _selecting(entries, "r.yaml", **{"by": None, "keep": None, "tasks": None} | options)
+        ask_for_selection(entries, "r.yaml", **{"by": None, "keep": None, "tasks": None} | options)
         return entries["pattern"]
 
     assert changed("AMMM") == {"by": "recall", "keep": 0.25, "rest": "MMM"}
@@ -513,7 +512,7 @@ def test_the_command_shows_it_and_writes_a_recipe(entries, tmp_path, monkeypatch
 
 
 def test_a_forced_choice_is_among_its_tokens_alone(entries):
-    from distill.evaluate.scoring import Marked, score
+    from distill.evaluation.scoring import Marked, score
 
     teacher = opened(entries)[0].teacher
     among = [5, 9, 77]

@@ -6,20 +6,21 @@ import pytest
 from rich.console import Console
 
 import distill
+from distill import run
 from distill.errors import UserError
-from distill.evaluate import target
-from distill.pipeline import Pipeline
-from distill.recipe import check
-from distill.run_dir import RunDir
-from distill.runner import _save_student, run
-from distill.session import Session
-from distill.trainer import Stopper
+from distill.evaluation import target
+from distill.recipe_file import check
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.training.pipeline import Pipeline
+from distill.training.runner import save_student
 
 
 def unfinished(recipe, runs):
     """A run folder with a student that took no stage."""
     folder = RunDir.open(recipe, runs, fresh=False)
-    _save_student(Pipeline(Session.open(recipe), recipe, folder, Console(quiet=True), Stopper(math.inf)))
+    save_student(Pipeline(Session.open(recipe), folder, Console(quiet=True), Stopper(math.inf)))
     return folder
 
 
@@ -27,7 +28,7 @@ def test_an_evaluation_prepares_heldout_text_alone(tiny_recipe, tmp_path, monkey
     folder = unfinished(check(tiny_recipe, "here"), tmp_path)
     seen = []
     monkeypatch.setattr(target, "judge_session", lambda session, *rest, **options: seen.append(session) or {"not_run": []})
-    monkeypatch.setattr(target, "write_report", lambda folder: None)  # there is nothing to show
+    monkeypatch.setattr("distill.reports.add_judgement", lambda *arguments: None)  # there is nothing to show
     distill.evaluate(folder.path)
     assert "windows" not in vars(seen[0]) and seen[0].heldout_windows.count
     assert seen[0].windows.count  # prepared when asked for

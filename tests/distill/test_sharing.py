@@ -5,15 +5,15 @@ import torch
 from safetensors.torch import load_file
 
 import students
-from distill import checkpoint
+from distill import run
 from distill.build import build, count_parameters, transfer_report
-from distill.data import Batch
-from distill.errors import UserError
-from distill.optim import make_optimizer
-from distill.recipe import check
-from distill.runner import run
+from distill.errors import Interrupted, UserError
+from distill.recipe_file import check
+from distill.runs import checkpoint
+from distill.runs.stopper import Stopper
 from distill.stages.align import Align
-from distill.trainer import Interrupted, Stopper
+from distill.text.windows import Batch
+from distill.training.optim import make_optimizer
 from students.config import Layout
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -173,5 +173,5 @@ def test_a_checkpoint_holds_the_block_once_and_brings_it_back_to_all(teacher):
             for parameter in mixer.parameters():
                 parameter.add_(0.1)
     assert not torch.allclose(student(ids).logits, wanted)
-    checkpoint.load_student(student, kept)
+    checkpoint.restore_student(student, kept)
     assert torch.equal(student(ids).logits, wanted)

@@ -7,7 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill.build import layout_of
-from distill.recipe import load, shipped_folder
+from distill.recipe_file import load
+from distill.shipped import shipped_folder
+from distill.stages import stages_of
 
 README = (shipped_folder() / "README.md").read_text()
 CONFIGS = sorted(path.stem for path in (shipped_folder() / "configs").glob("*.json"))
@@ -39,7 +41,7 @@ def test_every_recipe_and_config_has_its_row():
 @pytest.mark.parametrize("name", rows("Recipes"))
 def test_a_row_says_how_much_text_the_recipe_takes(name):
     said = re.match(r"([\d.]+)([kMB])", rows("Recipes")[name][3])
-    tokens = sum(options.tokens for _, options in load(name).stage_options())
+    tokens = sum(entry.options.tokens for entry in stages_of(load(name)))
     assert tokens == pytest.approx(float(said[1]) * {"k": 1e3, "M": 1e6, "B": 1e9}[said[2]], rel=0.01)
 
 
@@ -89,5 +91,5 @@ def test_gemma_keeps_the_layers_that_see_everything():
 
 
 def test_mohawk_counts():
-    tokens = {name: options.tokens for name, options in load("phi-1.5_phi-mamba").stage_options()}
+    tokens = {entry.name: entry.options.tokens for entry in stages_of(load("phi-1.5_phi-mamba"))}
     assert tokens["orient"] == 80_000_000 and tokens["align"] == 160_000_000 and tokens["imitate"] == 2_760_000_000

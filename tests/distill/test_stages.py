@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from distill.build import build, transfer_report
-from distill.data import Batch
-from distill.probe import PROBED, differs, probe
 from distill.stages.align import Align
 from distill.stages.imitate import Imitate
 from distill.stages.initialise import Initialise, half_lives, solve_scales
 from distill.stages.orient import Orient
+from distill.stages.probe import differs, probe, probed_stages
 from distill.stages.scales import OutputScales
+from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
 
@@ -189,7 +189,7 @@ def test_calibrated_half_lives_are_candidates(teacher):
 def test_probe_depends_on_weights_alone(teacher, made):
     student, _, text = made
     first, again = (probe(teacher, student, text) for _ in range(2))
-    assert first == again and set(PROBED) <= set(first)
+    assert first == again and set(probed_stages()) <= set(first)
     with torch.no_grad():
         next(iter(student.mixers.values())).requires_grad_(False)
         next(iter(next(iter(student.mixers.values())).parameters())).add_(0.1)

@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import distill
 import teachers
-from distill.prepare import prepare
-from distill.recipe import Text, check
+from distill.recipe import TextSource
+from distill.recipe_file import check
+from distill.text.preparation import prepare
 from tests.conftest import tiny_entries
 from tests.distill.test_session import unfinished
 
@@ -76,7 +77,7 @@ def test_a_student_and_its_export_keep_the_tokenizer(chatty, text_files, tmp_pat
 
 
 def prepared(tokenizer, path):
-    folder = prepare([Text(path=str(path))], tokenizer, separator=None, seed=0, limit=None, where="data.train")
+    folder = prepare([TextSource(path=str(path))], tokenizer, separator=None, seed=0, limit=None, where="data.train")
     return folder, np.split(np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")[1:])
 
 

@@ -7,13 +7,13 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from distill import trackers
+from distill import run
 from distill.errors import UserError
-from distill.recipe import check
-from distill.run_dir import RunDir
-from distill.runner import run
-from distill.session import make_accelerator
-from distill.trainer import Trainer
+from distill.recipe_file import check
+from distill.runs.run_dir import RunDir
+from distill.runs.session import make_accelerator
+from distill.training import trackers
+from distill.training.trainer import Trainer
 
 SHORT = {"evaluation": {"tokens": 64, "probe_tokens": 64, "passkey": []}}
 

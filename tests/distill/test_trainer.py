@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distill.optim import make_optimizer, rate_factor
 from distill.stages.align import Align
 from distill.stages.imitate import Imitate
+from distill.training.optim import make_optimizer, rate_factor
 
 # One optimizer step's gradients and losses of a stage, in a process of its own.
 SCRIPT = """
@@ -21,23 +21,25 @@ import json, sys, yaml
 from safetensors.torch import save_file
 from distill.build import build, layout_of
 from distill.errors import UserError
-from distill.recipe import check
-from distill.session import Session
-from distill.stages import options_class, stage_class
-from distill.trainer import Trainer
+from distill.recipe_file import check
+from distill.runs.session import Session
+from distill.stages import stage_class
+from distill.training.trainer import Trainer
 
 recipe = check(yaml.safe_load(open(sys.argv[1])), "tiny.yaml")
 name, out, batch, micro_batch = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 session = Session.open(recipe)
 student, _ = build(session.teacher, layout_of(recipe.pattern, recipe.mixers, 4, "tiny.yaml"))
-stage = stage_class(name)(session.teacher, student, options_class(name)(tokens=1, lr=1e-3))
+kind = stage_class(name)
+stage = kind(session.teacher, student, kind.Options(tokens=1, lr=1e-3, clip=None))
 stage.prepare()
 stage.begin(lambda tokens: [session.windows.batch(0, 2)])
 try:
     trainer = Trainer(stage, session.accelerator, session.windows, 0, batch, micro_batch)
 except UserError as error:
     sys.exit(str(error))
-losses = trainer._accumulate(0)
+trainer.optimizer.step = trainer.optimizer.zero_grad = lambda **keywords: None  # the gradients are looked at
+losses = trainer.step(0).losses
 if session.accelerator.is_main_process:
     save_file({n: p.grad.contiguous() for n, p in trainer.parameters.items() if p.grad is not None}, out)
     json.dump(losses, open(out + ".json", "w"))

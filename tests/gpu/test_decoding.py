@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import students
-from distill.evaluate import speed, suites
+from distill.evaluation import speed, suites
 from students.static_cache import GraphError
 from tests.students.test_decoding import (
     CASES,

@@ -6,8 +6,7 @@ A float32 product runs as three tf32 products that add up to float32, or as one 
 import pytest
 import torch
 
-from distill.bench.check import relative_errors, tolerance
-from distill.bench.ops import forced
+from distill.benchmarks.check import relative_errors, tolerance
 from students import kernels
 from students.kernels import causal_conv, gated_norm, linear_kl, matrix_orientation, ssd
 from students.kernels.causal_conv import cases as conv_cases
@@ -18,8 +17,10 @@ from students.kernels.linear_kl import cases as kl_cases
 from students.kernels.linear_kl import kernel as kl_kernel
 from students.kernels.matrix_orientation import cases as orientation_cases
 from students.kernels.matrix_orientation import kernel as orientation_kernel
+from students.kernels.op import all_ops, forced
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd import kernel as ssd_kernel
+from tests.students.test_kernels import tiny
 
 pytestmark = pytest.mark.gpu
 
@@ -52,6 +53,21 @@ def precision():
 def check(run, reference, draws, form):
     errors = relative_errors(run, reference, *draws)
     assert max(errors.values()) <= tolerance(*FORMS[form]), errors
+
+
+# every op with a kernel, as its own folder describes it; what is special about each follows
+
+
+@pytest.mark.parametrize("name", all_ops())
+@pytest.mark.parametrize("form", ["bf16", "fp16", "fp32"])
+def test_every_op(name, form, precision):
+    """Every shipped configuration at odd sizes, and in the type of the benchmarks at what they are checked on."""
+    op, (dtype, tf32) = all_ops()[name], FORMS[form]
+    precision(tf32)
+    for case in (tiny(op), op.small(op.cases[0]))[: 2 if form == "bf16" else 1]:
+        for config in op.configs(case, dtype):
+            run = forced(op.kernel(), **op.force(config))
+            check(op.adapted(run), op.adapted(op.reference), op.draw(case, dtype, "cuda"), form)
 
 
 # ssd

@@ -6,11 +6,11 @@ No product runs in either, so float32 is float32. Half precision also rounds the
 import pytest
 import torch
 
-from distill.bench.ops import forced
 from students import kernels
 from students.kernels import linear_scan, selective_scan
 from students.kernels.linear_scan import cases as linear_cases
 from students.kernels.linear_scan import kernel as linear_kernel
+from students.kernels.op import forced
 from students.kernels.selective_scan import cases as selective_cases
 from students.kernels.selective_scan import kernel as selective_kernel
 from tests.gpu.test_kernels import FORMS, LENGTHS, check

@@ -11,8 +11,9 @@ from transformers.cache_utils import DynamicCache, StaticCache
 import students
 from distill.build import build
 from students import decoding, static_cache
+from students import mixers as table
+from students.compat import CACHE
 from students.config import Layout
-from students.model import CACHE
 from students.static_cache import GraphError, StaticKeys
 from tests.students.test_meta_tokens import HYMBA
 from tests.students.test_model import LAYOUTS, text
@@ -26,6 +27,8 @@ CASES = {name: (*layout, 0) for name, layout in LAYOUTS.items()} | {
     "linear": ("GRLA", {"G": {"mixer": "gla"}, "R": {"mixer": "retention"}, "L": {"mixer": "longhorn"}}, 0),
     "kept and sinks": ("AAAW", {"W": {"mixer": "attention", "window": 4, "sinks": 3}}, 3),
 }
+COVERED = {options["mixer"] for _, mixers, _ in CASES.values() for options in mixers.values()}
+CASES |= {name: ("MMMA", {"M": {"mixer": name}}, 0) for name in table.MIXERS if name not in COVERED}
 FAMILIES = {  # attention on sliding windows, soft caps, positions that are learned or that name the documents
     "mistral-7b-v0.1": "MA",
     "gemma-2-2b": "AMAW",

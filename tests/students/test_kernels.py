@@ -1,14 +1,20 @@
 """Every op against its definition, forward and all gradients, in float64; then narrower types against that."""
 
+import ast
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 
+import students
 from students import kernels
 from students.kernels import attention, causal_conv, linear_kl, matrix_orientation, ssd
 from students.kernels.attention import cases as attention_cases
 from students.kernels.causal_conv import cases as conv_cases
 from students.kernels.linear_kl import cases as kl_cases
 from students.kernels.matrix_orientation import cases as orientation_cases
+from students.kernels.op import all_ops, folders
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd.reference import ssd_recurrence
 from tests.conftest import TOLERANCE
@@ -36,6 +42,46 @@ def assert_same_gradients(outputs, expected, inputs):
     found, wanted = (torch.autograd.grad(loss, inputs, allow_unused=True) for loss in losses)
     for index, (a, b) in enumerate(zip(found, wanted, strict=True)):
         assert_close(a, b, name=f"gradient {index}")
+
+
+# what an op says of itself
+
+
+def tiny(op):
+    """A case of an op that its reference in float64, and Triton's interpreter, are done with at once."""
+    case = op.small(op.cases[0])
+    sizes = {"t": 20, "v": 30, "d": 8, "e": 8, "c": 64}
+    return case._replace(**{field: size for field, size in sizes.items() if hasattr(case, field) and case.t > 1})
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_a_folder_with_a_kernel_describes_it(folder):
+    package = import_module(f"students.kernels.{folder}")
+    described = getattr(import_module(f"{package.__name__}.cases"), "OPS", {})
+    assert bool(described) == (Path(package.__file__).with_name("kernel.py").exists())
+    for name, op in described.items():
+        assert name.startswith(folder) and op.target.startswith(f"{package.__name__}.")
+        assert callable(op.kernel()) and name in package.CHECKED
+        assert all_ops()[name] is op
+
+
+@pytest.mark.parametrize("name", all_ops())
+def test_an_op_draws_its_smallest_case_and_its_reference_takes_it(name):
+    op = all_ops()[name]
+    leaves, fixed = op.draw(tiny(op), torch.float32, "cpu")
+    outputs = op.adapted(op.reference)(**leaves, **fixed)
+    first = outputs[0] if isinstance(outputs, tuple) else outputs
+    assert torch.isfinite(first).all() and op.configs(tiny(op), torch.bfloat16)
+
+
+def test_what_a_student_runs_imports_no_cases():
+    """Portable exports take along whatever is imported."""
+    folder = Path(students.__file__).parent
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and path.name != "cases.py":
+                assert node.module != "students.kernels.op" and not node.module.endswith(".cases"), path
+                assert not {"cases", "op"} & {alias.name for alias in node.names}, path
 
 
 # ssd

@@ -7,6 +7,7 @@ from students.kernels.documents import random_documents
 from students.mixers import make_mixer
 from students.mixers.longhorn import PIECE, online_scan, online_step
 from students.mixers.retention import schedule
+from students.mixers.transfer import Projections
 from tests.students.test_kernels import assert_close, assert_same_gradients
 from tests.students.test_mixers import SHAPE, TIME, attention_tensors, close, context, made
 
@@ -15,7 +16,7 @@ def test_retention_is_decayed_linear_attention():
     """Right after the copy a head's matrix is q k^T / sqrt(p) times gamma^lag, and its output has unit size times a gate."""
     mixer, h, _ = made("retention", {"rope": False}, stir=False)
     tensors = attention_tensors(SHAPE)
-    mixer.from_attention(**tensors)
+    mixer.from_attention(Projections(**tensors))
     mixer.log_decay.copy_(schedule("retnet", 4).double())
     lag = (torch.arange(TIME)[:, None] - torch.arange(TIME)).clamp(min=0)
     y = mixer.mix(mixer.project(h, context()), context())
@@ -46,7 +47,7 @@ def test_gla_starts_as_decayed_linear_attention():
     """Right after the copy a head's matrix is q k^T / sqrt(p) times 2^(-lag / half-life), the half-lives 4 to 512 tokens."""
     mixer, h, _ = made("gla", {}, stir=False)
     tensors = attention_tensors(SHAPE)
-    mixer.from_attention(**tensors)
+    mixer.from_attention(Projections(**tensors))
     y = mixer.mix(mixer.project(h, context()), context())
     lag = (torch.arange(TIME)[:, None] - torch.arange(TIME)).clamp(min=0)
     for head, half_life in enumerate(torch.logspace(2, 9, 4, base=2.0, dtype=torch.float64)):

@@ -6,13 +6,13 @@ from transformers import DynamicCache
 
 import students
 from distill.build import build, transfer_report
-from distill.checkpoint import student_tensors
-from distill.data import Batch
 from distill.errors import UserError
-from distill.recipe import check
+from distill.recipe_file import check
+from distill.runs.checkpoint import student_tensors
 from distill.stages.imitate import Imitate
+from distill.text.windows import Batch
+from students.compat import CACHE
 from students.config import Layout
-from students.model import CACHE
 from tests.students.test_model import LAYOUTS, text
 from tests.teachers.tiny import supported, tiny_teacher
 

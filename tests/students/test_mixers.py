@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from students.cache import MixerState
-from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class, options_of
-from students.mixers.mixer import Context, Shape
+from students.mixers import MIXERS, has_own_window, make_mixer, mixer_class, mixer_options
+from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import group_factors, lost_power
+from students.mixers.starts import OPEN_GELU, OPEN_SILU
+from students.mixers.transfer import Projections
 from tests.conftest import TOLERANCE
 
 SHAPE = Shape(d_model=24, n_heads=4, n_kv_heads=2, head_dim=8)
@@ -51,7 +53,7 @@ VARIANTS += [
     for name in MIXERS
     if not has_own_window(name)
     for window in WINDOWS
-    if (window["own"] or mixer_class(name).lends) and (not window["lag"] or "lag" in options_of(name))
+    if (window["own"] or mixer_class(name).lends) and (not window["lag"] or "lag" in mixer_options(name))
 ]
 # Every mixer as it is, and of its options a sample (all with -m matrix).
 every_mixer = pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def attention_tensors(shape, dtype=torch.float64):
 def made(name, options, shape=SHAPE, dtype=torch.float64, stir=True):
     """A mixer made from random attention, calibrated, and stirred so that nothing stays at a special value."""
     mixer = make_mixer(name, shape, options).to(dtype)
-    transfer = mixer.from_attention(**attention_tensors(shape, dtype))
+    transfer = mixer.from_attention(Projections(**attention_tensors(shape, dtype)))
     h = torch.randn(2, TIME, shape.d_model, dtype=dtype)
     mixer.calibrate(h, transfer)
     if stir:
@@ -216,6 +218,29 @@ def test_from_attention_accounts_for_everything(name, options, shape):
 
 
 @every_mixer
+def test_what_a_class_says_of_its_parameters(name, options):
+    """Copied parameters and those kept in float32 are given by names that its mixers have."""
+    normed = replace(BIASED, qk_norm="rms") if not isinstance(options.get("window"), dict) else SHAPE
+    mixer = make_mixer(name, normed, options)
+    for part in (part for part in mixer.modules() if isinstance(part, Mixer)):
+        names = {key for key, _ in part.named_parameters()} | {key for key, _ in part.named_buffers()}
+        assert part.float32 <= {piece for key in names for piece in key.split(".")}
+        missing = {start for start in part.copied if not any(key.startswith(start) for key in names)}
+        assert not missing or getattr(part, "borrowed", False) or normed.qk_norm is None
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_what_a_class_says_of_its_options(name):
+    kind, options = mixer_class(name), mixer_options(name)
+    assert kind.layer_options | kind.zero_options <= options and not kind.hidden_options & options
+    for option in options - kind.zero_options:
+        with pytest.raises(ValueError):
+            make_mixer(name, SHAPE, {option: 0})
+    for option in kind.zero_options:
+        make_mixer(name, SHAPE, {option: 0})
+
+
+@every_mixer
 @pytest.mark.parametrize("shape", [SHAPE, BIASED], ids=["plain", "biased"])
 def test_gradients_reach_every_parameter(name, options, shape):
     if shape.qkv_bias and isinstance(options.get("window"), dict) and not options["window"]["own"]:
@@ -336,7 +361,7 @@ def test_attention_mixer_is_attention():
     """The full attention mixer computes softmax(q k) v from the tensors it was given, key heads shared in blocks."""
     mixer, h, _ = made("attention", {"rope": False}, stir=False)
     tensors = attention_tensors(SHAPE)
-    mixer.from_attention(**tensors)
+    mixer.from_attention(Projections(**tensors))
     q = torch.einsum("btd,hpd->bhtp", h, tensors["q"])
     k, v = (torch.einsum("btd,kpd->bktp", h, tensors[part]) for part in "kv")
     heads = []
@@ -352,7 +377,7 @@ def test_discrete_mamba2_starts_as_decayed_linear_attention():
     """Right after the copy, a head's matrix is q k^T / sqrt(p) times its decay: the mapping C<-Q, B<-K, x<-V, out<-O."""
     mixer, h, _ = made("discrete_mamba2", {}, stir=False)
     tensors = attention_tensors(SHAPE)
-    mixer.from_attention(**tensors)
+    mixer.from_attention(Projections(**tensors))
     out = 0.0
     for head in range(SHAPE.n_heads):
         q, k, v = (h @ tensors[part][head if part == "q" else head // 2].T for part in "qkv")
@@ -379,6 +404,12 @@ def test_a_group_takes_what_is_nearest_to_its_heads_logits(groups, width):
     assert ("of the logits' power lost" in record) == (groups < 4)
 
 
+def test_open_gates_are_open():
+    silu, gelu = (torch.tensor(value, dtype=torch.float64) for value in (OPEN_SILU, OPEN_GELU))
+    assert torch.nn.functional.silu(silu).item() == pytest.approx(1, abs=1e-9)
+    assert torch.nn.functional.gelu(gelu, approximate="tanh").item() == pytest.approx(1, abs=1e-9)
+
+
 def test_stock_mamba2_starts_nearly_linear():
     """The gate is constant on real inputs and the norm divides by almost a constant: doubling the values doubles the output
     far more nearly than without companions."""
@@ -402,8 +433,8 @@ def test_kept_heads_are_attention(kept):
     mixer, h, _ = made("split_heads", {"keep": kept}, stir=False)
     whole = make_mixer("attention", SHAPE, {}).double()
     tensors = attention_tensors(SHAPE)
-    mixer.from_attention(**tensors)
-    whole.from_attention(**tensors)
+    mixer.from_attention(Projections(**tensors))
+    whole.from_attention(Projections(**tensors))
     found = mixer.mix(mixer.project(h, context()), context())
     wanted = whole.mix(whole.project(h, context()), context())
     terms = mixer.head_terms()
@@ -417,8 +448,8 @@ def test_other_heads_are_the_ssm():
     """Head for head, the rest is what the SSM mixer makes of the whole attention."""
     mixer, h, _ = made("split_heads", {"keep": [1]}, stir=False)
     whole, tensors = make_mixer("discrete_mamba2", SHAPE, {}).double(), attention_tensors(SHAPE)
-    mixer.from_attention(**tensors)
-    whole.from_attention(**tensors)
+    mixer.from_attention(Projections(**tensors))
+    whole.from_attention(Projections(**tensors))
     half_lives = torch.tensor([5.0, 6.0, 7.0, 8.0], dtype=torch.float64)
     mixer.set_half_lives(half_lives)
     whole.set_half_lives(half_lives)

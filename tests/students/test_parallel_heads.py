@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from distill.build import build
-from distill.data import Batch
-from distill.evaluate.baselines import has_window_branch, twin_layout
+from distill.evaluation.baselines import has_window_branch, twin_layout
 from distill.stages.initialise import Initialise
+from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers import make_mixer
 from students.mixers.mixer import Context

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from distill.build import build, transfer_report
-from distill.data import Batch
 from distill.errors import UserError
 from distill.stages.align import Align
 from distill.stages.stage import observed
+from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
 from tests.distill.test_families import check_documents, check_generation, run_stages

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.bench.check import relative_errors, tolerance
+from distill.benchmarks.check import relative_errors, tolerance
 from students import kernels
 from students.cache import MixerState
 from students.kernels import causal_conv, gated_norm, linear_kl, matrix_orientation, ssd
@@ -22,8 +22,10 @@ from students.kernels.linear_kl import cases as kl_cases
 from students.kernels.linear_kl import kernel as kl_kernel
 from students.kernels.matrix_orientation import cases as orientation_cases
 from students.kernels.matrix_orientation import kernel as orientation_kernel
+from students.kernels.op import all_ops, forced
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd import kernel as ssd_kernel
+from tests.students.test_kernels import tiny
 from tests.students.test_mixers import context, made, packed
 
 pytestmark = [  # the interpreter works out both sides of a mask
@@ -37,8 +39,11 @@ def check(errors, dtype=torch.float32):
     assert errors and max(errors.values()) <= tolerance(dtype), errors
 
 
-def forced(function, **options):
-    return lambda **inputs: function(**inputs, **options)
+@pytest.mark.parametrize("name", all_ops())
+def test_every_kernel_as_it_is_called(name):
+    op = all_ops()[name]
+    draws = op.draw(tiny(op), torch.float32, DEVICE)
+    check(relative_errors(op.adapted(op.kernel()), op.adapted(op.reference), *draws))
 
 
 # ssd

@@ -7,14 +7,15 @@ scans number after number, so shapes are tiny here.
 import pytest
 import torch
 
-from distill.bench.check import relative_errors
+from distill.benchmarks.check import relative_errors
 from students import kernels
 from students.kernels import linear_scan, selective_scan
 from students.kernels.linear_scan import cases as linear_cases
 from students.kernels.linear_scan import kernel as linear_kernel
+from students.kernels.op import forced
 from students.kernels.selective_scan import cases as selective_cases
 from students.kernels.selective_scan import kernel as selective_kernel
-from tests.students.test_triton import DEVICE, check, forced
+from tests.students.test_triton import DEVICE, check
 
 LINEAR = [
     linear_cases.Case(1, 1, 3, False),

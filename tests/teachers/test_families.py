@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import teachers
-from distill.recipe import shipped_folder
-from distill.stages.stage import head_of
+from distill.output_head import head_of
+from distill.shipped import shipped_folder
 from students.kernels.linear_kl.reference import logits_of
 from teachers.families import FAMILIES, family_of
 from teachers.weights import AttentionWeights, LogitRules

@@ -194,8 +194,8 @@ def test_the_real_teacher_has_plain_rope():
 
 
 def test_a_plan_reads_the_config_alone(tmp_path, tiny_recipe):
-    from distill.plan import teacher_config
-    from distill.recipe import check
+    from distill.loading import teacher_config
+    from distill.recipe_file import check
 
     model = random_model(CASES["llama-3.2"])
     path = write(CASES["llama-3.2"], model, tmp_path / "tiny.gguf")

@@ -5,7 +5,7 @@ import transformers
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill.recipe import shipped_folder
+from distill.shipped import shipped_folder
 from teachers.families import FAMILIES, family_of
 from teachers.teacher import Teacher
 

@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `attention` run on."""
+"""Shapes that tests of `attention` run on."""
 
 from typing import NamedTuple
 
@@ -26,4 +26,3 @@ TEST = [
     Case(2, 200, 200, 1, 8, 7, 0, False, None),
     Case(2, 300, 300, 2, 4, 16, 0, True, None),
 ]
-BENCH = [Case(8, 2048, 2048, 32, 64, 64, 4, False, None)]

@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import TYPES, Deferred, pick
 from students.kernels.causal_conv.reference import causal_conv as reference_conv
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_conv, "triton": Deferred("students.kernels.causal_conv.kernel", "causal_conv")}
+CHECKED = {"causal_conv": TYPES, "causal_conv_step": TYPES}  # types compared with float64 on a GPU
 TRITON_WIDTHS = (2, 3, 4)
 ACTIVATIONS = (None, "silu")
 
@@ -35,4 +36,5 @@ def causal_conv(
         raise ValueError(f"initial holds {initial.shape[1]} tokens, but a width of {weight.shape[1]} needs one fewer")
     refusal = f"a width of {weight.shape[1]} is none of {TRITON_WIDTHS}" if weight.shape[1] not in TRITON_WIDTHS else None
     op = "causal_conv" if x.shape[1] > 1 else "causal_conv_step"
-    return pick(op, IMPLEMENTATIONS, x, refusal)(x, weight, bias, activation, documents, initial)
+    run = pick(op, IMPLEMENTATIONS, x, refusal, checked=CHECKED[op])
+    return run(x, weight, bias, activation, documents, initial)

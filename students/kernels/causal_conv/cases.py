@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from students.kernels.causal_conv import reference_conv
 from students.kernels.documents import random_documents
+from students.kernels.op import Op, Work
 
 
 class Case(NamedTuple):
@@ -42,3 +44,22 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
     }
     documents = random_documents(case.b, case.t, device) if case.packed else None
     return leaves, {"activation": case.activation, "documents": documents}
+
+
+def _work(case: Case) -> Work:
+    stream = 2.0 * case.b * case.t * case.c
+    return Work((2 * stream, stream * case.w), (5 * stream, 4 * stream * case.w))
+
+
+OPS = {
+    "causal_conv": Op(
+        BENCH,
+        draw,
+        reference_conv,
+        "students.kernels.causal_conv.kernel:causal_conv",
+        _work,
+        choices=lambda kernel, case, dtype: kernel.CONFIGS,
+        without=("initial",),
+        place=20,
+    )
+}

@@ -11,7 +11,7 @@ from torch import Tensor
 from students.kernels import pick
 from students.kernels.fla import Kernel
 from students.kernels.fla import refusal as fla_refusal
-from students.kernels.gated_delta_rule.cases import check, draw
+from students.kernels.gated_delta_rule.inputs import check, draw
 from students.kernels.gated_delta_rule.reference import gated_delta_rule as reference_rule
 from students.kernels.gated_delta_rule.reference import gated_delta_rule_step as reference_step
 from students.shapes import Float, Int

@@ -1,25 +1,8 @@
-"""Shapes that tests and checks of `gated_delta_rule` run on, and inputs of these shapes."""
+"""Shapes that tests of `gated_delta_rule` run on."""
 
-from typing import NamedTuple
+from students.kernels.gated_delta_rule.inputs import Case, check, draw
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from students.kernels.documents import random_documents
-
-
-class Case(NamedTuple):
-    """Batch, time, heads, key heads, value width, key width, and whether documents are packed."""
-
-    b: int
-    t: int
-    h: int
-    g: int
-    p: int
-    n: int
-    packed: bool
-
+__all__ = ["GPU", "TEST", "Case", "check", "draw"]
 
 TEST = [
     Case(1, 1, 1, 1, 4, 4, False),
@@ -28,24 +11,4 @@ TEST = [
     Case(1, 200, 6, 3, 8, 16, True),
     Case(3, 129, 2, 1, 16, 4, True),
 ]
-BENCH = [Case(8, 2048, 32, 32, 64, 64, False), Case(8, 2048, 32, 32, 128, 128, False)]
-
-
-def check(values: int, keys: int) -> Case:
-    """What an implementation is compared with the reference on, once, before it runs on a GPU at these widths."""
-    return Case(2, 300, 2, 2, values, keys, True)
-
-
-def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name, keys and queries normalised: those that have a gradient, and the others."""
-    b, t, h, g, p, n = case[:6]
-    options = {"dtype": dtype, "device": device}
-    leaves = {
-        "q": F.normalize(torch.randn(b, t, g, n, device=device), dim=-1).to(dtype),
-        "k": F.normalize(torch.randn(b, t, g, n, device=device), dim=-1).to(dtype),
-        "v": torch.randn(b, t, h, p, **options),
-        "log_a": -0.3 * torch.rand(b, t, h, device=device),
-        "beta": torch.rand(b, t, h, **options),
-        "initial_state": torch.randn(b, h, p, n, device=device),
-    }
-    return leaves, {"documents": random_documents(b, t, device) if case.packed else None}
+GPU = [Case(2, 200, 4, 2, 64, 64, True), Case(1, 2049, 2, 2, 128, 128, False)]  # the second long and wide

@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import TYPES, Deferred, pick
 from students.kernels.gated_norm.reference import gated_norm as reference_norm
 from students.shapes import Float
 
 IMPLEMENTATIONS = {"reference": reference_norm, "triton": Deferred("students.kernels.gated_norm.kernel", "gated_norm")}
+CHECKED = {"gated_norm": TYPES}  # types compared with float64 on a GPU
 WIDEST = 16_384  # channels of a group that one program of the Triton kernel holds
 
 
@@ -26,4 +27,5 @@ def gated_norm(
         raise ValueError(f"{y.shape[-1]} channels cannot be cut into {groups} equal groups")
     width = y.shape[-1] // groups
     refusal = f"a group of {width} channels is wider than {WIDEST}" if width > WIDEST else None
-    return pick("gated_norm", IMPLEMENTATIONS, y, refusal)(y, z, weight, groups, eps)
+    run = pick("gated_norm", IMPLEMENTATIONS, y, refusal, checked=CHECKED["gated_norm"])
+    return run(y, z, weight, groups, eps)

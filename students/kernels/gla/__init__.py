@@ -10,7 +10,7 @@ from torch import Tensor
 from students.kernels import pick
 from students.kernels.fla import Kernel
 from students.kernels.fla import refusal as fla_refusal
-from students.kernels.gla.cases import check, draw
+from students.kernels.gla.inputs import check, draw
 from students.kernels.gla.reference import gla as reference_gla
 from students.kernels.gla.reference import gla_step as reference_step
 from students.shapes import Float, Int

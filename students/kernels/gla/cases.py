@@ -1,24 +1,8 @@
-"""Shapes that tests and checks of `gla` run on, and inputs of these shapes."""
+"""Shapes that tests of `gla` run on."""
 
-from typing import NamedTuple
+from students.kernels.gla.inputs import Case, check, draw
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from students.kernels.documents import random_documents
-
-
-class Case(NamedTuple):
-    """Batch, time, heads, value width, key width, and whether documents are packed."""
-
-    b: int
-    t: int
-    h: int
-    p: int
-    n: int
-    packed: bool
-
+__all__ = ["GPU", "TEST", "Case", "check", "draw"]
 
 TEST = [
     Case(1, 1, 1, 4, 4, False),
@@ -27,23 +11,4 @@ TEST = [
     Case(1, 200, 3, 8, 16, True),
     Case(3, 129, 2, 16, 4, True),
 ]
-BENCH = [Case(8, 2048, 32, 64, 64, False), Case(8, 2048, 32, 128, 128, False)]
-
-
-def check(values: int, keys: int) -> Case:
-    """What an implementation is compared with the reference on, once, before it runs on a GPU at these widths."""
-    return Case(2, 300, 2, values, keys, True)
-
-
-def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
-    b, t, h, p, n = case[:5]
-    options = {"dtype": dtype, "device": device}
-    leaves = {
-        "q": torch.randn(b, t, h, n, **options) * n**-0.5,
-        "k": torch.randn(b, t, h, n, **options),
-        "v": torch.randn(b, t, h, p, **options),
-        "log_a": F.logsigmoid(2 * torch.randn(b, t, h, n, device=device)) / 16,
-        "initial_state": torch.randn(b, h, p, n, device=device),
-    }
-    return leaves, {"documents": random_documents(b, t, device) if case.packed else None}
+GPU = [Case(2, 200, 4, 64, 64, True), Case(1, 2049, 2, 128, 128, False)]  # the second long and wide

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from students.kernels import Deferred, compute_type, pick
@@ -12,6 +13,8 @@ from students.shapes import Float, Int
 __all__ = ["DIVERGENCES", "Head", "linear_kl"]
 
 IMPLEMENTATIONS = {"reference": reference_kl, "triton": Deferred("students.kernels.linear_kl.kernel", "linear_kl")}
+# Types compared with float64 on a GPU. Not float16: at the size of a vocabulary most gradients of logits are below it.
+CHECKED = {"linear_kl": (torch.bfloat16, torch.float32)}
 
 
 class Head(NamedTuple):
@@ -53,5 +56,5 @@ def linear_kl(
         raise ValueError(f"divergence {divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
     if ce_weight and targets is None:
         raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
-    run = pick("linear_kl", IMPLEMENTATIONS, hidden, computes=compute_type(hidden))
+    run = pick("linear_kl", IMPLEMENTATIONS, hidden, computes=compute_type(hidden), checked=CHECKED["linear_kl"])
     return run(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)

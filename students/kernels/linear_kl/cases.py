@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels.linear_kl import Head
+from students.kernels.linear_kl import Head, reference_kl
+from students.kernels.op import Op, Work
 
 
 class Case(NamedTuple):
@@ -47,3 +48,31 @@ def call(implementation, hidden, weight, bias, teacher_hidden, teacher_weight, s
     """Run an implementation on what `draw` returned."""
     head = Head(weight, bias, scale, softcap)
     return implementation(hidden, head, teacher_hidden=teacher_hidden, teacher_head=Head(teacher_weight), **rest)
+
+
+def _draw_evenly(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Every token weighs the same, as in the peers."""
+    leaves, fixed = draw(case, dtype, device)
+    return leaves, fixed | {"weights": torch.ones_like(fixed["weights"])}
+
+
+def _work(case: Case) -> Work:
+    heads, cells = 2.0 * case.v * (case.d + case.e), 2.0 * case.t * case.v
+    return Work((heads, cells * (case.d + case.e)), (2 * heads, cells * (3 * case.d + case.e)))
+
+
+OPS = {
+    "linear_kl": Op(
+        BENCH,
+        _draw_evenly,
+        reference_kl,
+        "students.kernels.linear_kl.kernel:linear_kl",
+        _work,
+        small=lambda case: case._replace(t=300, v=min(case.v, 9000), d=256, e=256),
+        choices=lambda kernel, case, dtype: kernel.BLOCKS,
+        without=("bias",),
+        call=call,
+        force_as="block",
+        place=70,
+    )
+}

@@ -6,13 +6,14 @@ h_t = exp(log_a_t) h_{t-1} + x_t
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import TYPES, Deferred, pick
 from students.kernels.linear_scan.reference import linear_scan as reference_scan
 from students.kernels.linear_scan.reference import linear_scan_step as reference_step
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_scan, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan")}
 STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan_step")}
+CHECKED = {"linear_scan": TYPES, "linear_scan_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 2**20  # channels that the Triton kernel serves: within a tile of 1,024 tokens it counts in 32 bits
 
 
@@ -31,7 +32,8 @@ def linear_scan(
         h, in the type of x, and the state after the last token, not rounded to that type.
     """
     refusal = f"{x.shape[2]} channels are more than {WIDEST}" if x.shape[2] > WIDEST else None
-    return pick("linear_scan", IMPLEMENTATIONS, x, refusal)(x, log_a, documents, initial_state)
+    run = pick("linear_scan", IMPLEMENTATIONS, x, refusal, checked=CHECKED["linear_scan"])
+    return run(x, log_a, documents, initial_state)
 
 
 def linear_scan_step(
@@ -44,4 +46,4 @@ def linear_scan_step(
     """
     wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, log_a, state))
     refusal = "the one-token kernel has no gradient" if wants_gradient else None
-    return pick("linear_scan_step", STEPS, x, refusal)(x, log_a, state)
+    return pick("linear_scan_step", STEPS, x, refusal, checked=CHECKED["linear_scan_step"])(x, log_a, state)

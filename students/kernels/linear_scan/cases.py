@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from students.kernels.documents import random_documents
+from students.kernels.linear_scan import reference_scan, reference_step
+from students.kernels.op import Op, Work
 
 
 class Case(NamedTuple):
@@ -43,3 +45,44 @@ def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Te
     """Random inputs of the one-token kernel; none of them has a gradient."""
     leaves, _ = draw(case, dtype, device)
     return {}, {"x": leaves["x"][:, 0], "log_a": leaves["log_a"][:, 0], "state": leaves["initial_state"]}
+
+
+def _work(case: Case) -> Work:
+    cells = float(case.b * case.t * case.d)
+    return Work((3 * 2 * cells, 2 * cells), ((3 + 5) * 2 * cells, 6 * cells))
+
+
+def _step_work(case: Case) -> Work:
+    cells = float(case.b * case.d)
+    return Work(((3 * 2 + 2 * 4) * cells, 2 * cells), (0.0, 0.0))
+
+
+def _choices(kernel, case: Case, dtype: torch.dtype) -> list:
+    """The default depends on how many blocks the case makes."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        like = torch.empty(case.b, 1, case.d, dtype=dtype)
+    return kernel.configs(like, like)
+
+
+OPS = {
+    "linear_scan": Op(
+        BENCH,
+        draw,
+        reference_scan,
+        "students.kernels.linear_scan.kernel:linear_scan",
+        _work,
+        choices=_choices,
+        without=("initial_state",),
+        place=30,
+    ),
+    "linear_scan_step": Op(
+        BENCH_STEP,
+        draw_step,
+        reference_step,
+        "students.kernels.linear_scan.kernel:linear_scan_step",
+        _step_work,
+        small=lambda case: case._replace(b=2),
+        backward=False,
+        place=30,
+    ),
+}

@@ -7,6 +7,7 @@ MOHAWK (arXiv 2408.10189, section 4.1) minimises the Frobenius norm of A - M. He
 both within documents, and the op returns sum (A - M)^2, so that memory grows with t and not with t^2.
 """
 
+import torch
 from torch import Tensor
 
 from students.kernels import Deferred, compute_type, pick
@@ -17,6 +18,7 @@ IMPLEMENTATIONS = {
     "reference": reference_error,
     "triton": Deferred("students.kernels.matrix_orientation.kernel", "orientation_error"),
 }
+CHECKED = {"matrix_orientation": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 128  # heads or states that the Triton kernels serve: wider tiles have not been checked on a GPU
 
 
@@ -53,5 +55,5 @@ def orientation_error(
         raise ValueError(f"{heads} query heads cannot share {keys} key heads: {heads} % {keys} != 0")
     wide = max(q.shape[3], C.shape[3])
     refusal = f"heads or states {wide} wide are wider than {WIDEST}" if wide > WIDEST else None
-    run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal, compute_type(C))
+    run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal, compute_type(C), CHECKED["matrix_orientation"])
     return run(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from students.kernels.documents import random_documents
+from students.kernels.matrix_orientation import reference_error
+from students.kernels.op import Op, Work
 
 
 class Case(NamedTuple):
@@ -55,3 +57,23 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
         "min_lag": case.min_lag,
     }
     return leaves, fixed
+
+
+def _work(case: Case) -> Work:
+    squares, rows = float(case.b * case.h * case.t**2), case.b * case.t
+    inputs = 2.0 * rows * (case.h * (case.d + 2 * case.n) + case.kv * case.d)
+    gradients = 2.0 * rows * case.h * 2 * case.n
+    return Work((inputs, squares * (case.d + case.n)), (inputs + gradients, squares * (2 * case.d + 4 * case.n)))
+
+
+OPS = {
+    "matrix_orientation": Op(
+        BENCH,
+        draw,
+        reference_error,
+        "students.kernels.matrix_orientation.kernel:orientation_error",
+        _work,
+        choices=lambda kernel, case, dtype: kernel.configs(dtype, max(case.d, case.n)),
+        place=50,
+    )
+}

@@ -8,7 +8,7 @@ dt is positive already (after its softplus); the skip D x and the gate are the c
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import TYPES, Deferred, pick
 from students.kernels.selective_scan.reference import selective_scan as reference_scan
 from students.kernels.selective_scan.reference import selective_scan_step as reference_step
 from students.shapes import Float, Int
@@ -18,6 +18,7 @@ IMPLEMENTATIONS = {
     "triton": Deferred("students.kernels.selective_scan.kernel", "selective_scan"),
 }
 STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.selective_scan.step", "selective_scan_step")}
+CHECKED = {"selective_scan": TYPES, "selective_scan_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 256  # states of a channel that the Triton kernels serve
 
 
@@ -42,7 +43,8 @@ def selective_scan(
         ValueError: d is not a multiple of g.
     """
     _check_groups(x.shape[-1], B.shape[-2])
-    return pick("selective_scan", IMPLEMENTATIONS, x, _too_wide(A.shape[1]))(x, dt, A, B, C, documents, initial_state)
+    run = pick("selective_scan", IMPLEMENTATIONS, x, _too_wide(A.shape[1]), checked=CHECKED["selective_scan"])
+    return run(x, dt, A, B, C, documents, initial_state)
 
 
 def selective_scan_step(
@@ -64,7 +66,8 @@ def selective_scan_step(
     _check_groups(x.shape[-1], B.shape[-2])
     wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, dt, A, B, C, state))
     refusal = "the one-token kernel has no gradient" if wants_gradient else _too_wide(A.shape[1])
-    return pick("selective_scan_step", STEPS, x, refusal)(x, dt, A, B, C, state)
+    run = pick("selective_scan_step", STEPS, x, refusal, checked=CHECKED["selective_scan_step"])
+    return run(x, dt, A, B, C, state)
 
 
 def _too_wide(states: int) -> str | None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from students.kernels.documents import random_documents
+from students.kernels.op import Op, Work
+from students.kernels.selective_scan import reference_scan, reference_step
 
 
 class Case(NamedTuple):
@@ -54,3 +56,41 @@ def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Te
     leaves, _ = draw(case, dtype, device)
     state, A = leaves.pop("initial_state"), leaves.pop("A")
     return {}, {name: part[:, 0] for name, part in leaves.items()} | {"A": A, "state": state}
+
+
+def _work(case: Case) -> Work:
+    """Its true floor is neither: b t d n exponentials, 16 a clock on a multiprocessor (3.7e12 a second on an H100)."""
+    tokens, rows = float(case.b * case.t), 2.0 * case.g * case.n
+    states = tokens * case.d * case.n
+    forward, back = tokens * 2 * (3 * case.d + rows), tokens * 2 * (5 * case.d + 2 * rows)
+    return Work((forward, 6 * states), (forward + back, 24 * states))
+
+
+def _step_work(case: Case) -> Work:
+    states = float(case.b * case.d * case.n)
+    size = 2 * 4 * states + 4.0 * case.d * case.n + 2.0 * case.b * (3 * case.d + 2 * case.g * case.n)
+    return Work((size, 6 * states), (0.0, 0.0))
+
+
+OPS = {
+    "selective_scan": Op(
+        BENCH,
+        draw,
+        reference_scan,
+        "students.kernels.selective_scan.kernel:selective_scan",
+        _work,
+        choices=lambda kernel, case, dtype: kernel.configs(case.n),
+        without=("initial_state",),
+        place=40,
+    ),
+    "selective_scan_step": Op(
+        BENCH_STEP,
+        draw_step,
+        reference_step,
+        "students.kernels.selective_scan.step:selective_scan_step",
+        _step_work,
+        small=lambda case: case._replace(b=2),
+        backward=False,
+        place=40,
+    ),
+}

@@ -9,7 +9,7 @@ Mamba-2 with log_a = -softplus(a).
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import TYPES, Deferred, pick
 from students.kernels.ssd.reference import accumulator
 from students.kernels.ssd.reference import ssd as reference_ssd
 from students.kernels.ssd.reference import ssd_step as reference_step
@@ -17,6 +17,7 @@ from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_ssd, "triton": Deferred("students.kernels.ssd.kernel", "ssd")}
 STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.ssd.kernel", "ssd_step")}
+CHECKED = {"ssd": TYPES, "ssd_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 256  # values or states of a head that the Triton kernels serve
 
 
@@ -40,7 +41,7 @@ def ssd(
         ValueError: h is not a multiple of g.
     """
     _check_groups(x.shape[-2], B.shape[-2])
-    run = pick("ssd", IMPLEMENTATIONS, x, _too_wide(x.shape[3], B.shape[3]))
+    run = pick("ssd", IMPLEMENTATIONS, x, _too_wide(x.shape[3], B.shape[3]), checked=CHECKED["ssd"])
     return run(x, log_a, B, C, documents, initial_state)
 
 
@@ -62,7 +63,7 @@ def ssd_step(
     _check_groups(x.shape[-2], B.shape[-2])
     wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, log_a, B, C, state))
     refusal = "the one-token kernel has no gradient" if wants_gradient else _too_wide(x.shape[2], B.shape[2])
-    return pick("ssd_step", STEPS, x, refusal)(x, log_a, B, C, state)
+    return pick("ssd_step", STEPS, x, refusal, checked=CHECKED["ssd_step"])(x, log_a, B, C, state)
 
 
 def zero_state(x: Float[Tensor, "b t h p"], B: Float[Tensor, "b t g n"]) -> Float[Tensor, "b h p n"]:

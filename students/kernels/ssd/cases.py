@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from students.kernels.documents import random_documents
+from students.kernels.op import Op, Work
+from students.kernels.ssd import reference_ssd, reference_step
+
+SQUARE = 64  # tokens of the squares that the scan's arithmetic is counted with
 
 
 class Case(NamedTuple):
@@ -57,3 +61,39 @@ def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Te
     leaves, _ = draw(case, dtype, device)
     state = leaves.pop("initial_state")
     return {}, {name: part[:, 0] for name, part in leaves.items()} | {"state": state}
+
+
+def _work(case: Case) -> Work:
+    tokens, (h, g, p, n) = case.b * case.t, case[2:6]
+    forward = (tokens * (4 * h * p + 4 * g * n + 4 * h), tokens * (g * SQUARE * n + h * (SQUARE * p + 4 * n * p)))
+    back = (tokens * (6 * h * p + 8 * g * n + 8 * h), tokens * (3 * g * SQUARE * n + h * (2 * SQUARE * p + 10 * n * p)))
+    return Work(forward, (forward[0] + back[0], forward[1] + back[1]))
+
+
+def _step_work(case: Case) -> Work:
+    size = 2.0 * 4 * case.b * case.h * case.p * case.n
+    return Work((size, 5.0 * case.b * case.h * case.p * case.n), (size, 0.0))
+
+
+OPS = {
+    "ssd": Op(
+        BENCH,
+        draw,
+        reference_ssd,
+        "students.kernels.ssd.kernel:ssd",
+        _work,
+        choices=lambda kernel, case, dtype: kernel.configs(dtype, case.n, case.p),
+        without=("initial_state",),
+        place=10,
+    ),
+    "ssd_step": Op(
+        BENCH_STEP,
+        draw_step,
+        reference_step,
+        "students.kernels.ssd.kernel:ssd_step",
+        _step_work,
+        small=lambda case: case._replace(b=2),
+        backward=False,
+        place=10,
+    ),
+}

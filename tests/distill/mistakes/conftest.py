@@ -12,8 +12,9 @@ import yaml
 
 import distill
 from distill import cli
-from distill.recipe import check
-from distill.trainer import Interrupted, Stopper
+from distill.errors import Interrupted
+from distill.recipe_file import check
+from distill.runs.stopper import Stopper
 from tests.conftest import tiny_entries
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import distill
-from distill import checkpoint
-from distill.errors import UserError
-from distill.evaluate import target
+from distill.errors import Interrupted, UserError
+from distill.evaluation import judging
+from distill.runs import checkpoint
+from distill.runs.stopper import Stopper
 from distill.stages.align import Align
 from distill.stages.imitate import Imitate
 from distill.stages.initialise import Initialise
-from distill.trainer import Interrupted, Stopper
 from tests.distill.mistakes.conftest import hashes
 
 GPU_SAYS = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB"
@@ -46,7 +46,7 @@ def failing(error):
 )
 def test_out_of_memory_in_a_stage(copied_place, monkeypatch, refuse, stage, method, error, parts):
     monkeypatch.setattr(stage, method, failing(error))
-    monkeypatch.setattr("distill.saves.probe", lambda *arguments: {})  # it measures the stages' losses too
+    monkeypatch.setattr("distill.training.saves.probe", lambda *arguments: {})  # it measures the stages' losses too
     short = {
         Initialise: ["tiny.yaml"],
         Align: ["half.yaml"],  # goes on in the middle of align
@@ -58,10 +58,10 @@ def test_out_of_memory_in_a_stage(copied_place, monkeypatch, refuse, stage, meth
 @pytest.mark.parametrize(
     ("command", "place_of_it", "parts"),
     [
-        (["run", "tiny.yaml"], "distill.session.load_teacher", ["loading ", "choose a smaller one", "device=cpu"]),
-        (["run", "tiny.yaml"], "distill.runner.fidelity", ["the run ran out", "evaluation.tokens"]),
-        (["eval", "runs/finished"], "distill.evaluate.target.judge_all", ["judging runs/finished", "evaluation.tokens"]),
-        (["generate", "runs/finished", "hi"], "distill.generate.load_student", ["generating with", "--tokens (now 64)"]),
+        (["run", "tiny.yaml"], "distill.runs.session.load_teacher", ["loading ", "choose a smaller one", "device=cpu"]),
+        (["run", "tiny.yaml"], "distill.training.runner.fidelity", ["the run ran out", "evaluation.tokens"]),
+        (["eval", "runs/finished"], "distill.evaluation.judging.judge_all", ["judging runs/finished", "evaluation.tokens"]),
+        (["generate", "runs/finished", "hi"], "distill.generation.load_student", ["generating with", "--tokens (now 64)"]),
     ],
     ids=["loading", "the bar", "judging", "generating"],
 )
@@ -72,7 +72,7 @@ def test_out_of_memory_elsewhere(place, tmp_path, monkeypatch, refuse, command, 
 
 
 def test_another_error_is_no_lack_of_memory(place, monkeypatch):
-    monkeypatch.setattr(target, "judge_all", failing(RuntimeError("a bug")))
+    monkeypatch.setattr(judging, "judge_all", failing(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         distill.evaluate("runs/finished")
 
@@ -140,7 +140,13 @@ def test_a_place_where_no_folder_can_be(place, refuse, runs):
 
 # two processes
 
-HOLDER = "import sys, time; from distill.run_dir import alone\nwith alone(sys.argv[1]): print(1, flush=True); time.sleep(60)"
+HOLDER = """
+import sys, time
+from distill.runs.run_dir import alone
+with alone(sys.argv[1]):
+    print(1, flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize("arguments", [[], ["--fresh"]], ids=["again", "fresh"])
@@ -159,6 +165,6 @@ def test_two_processes_in_one_run_folder(copied_place, refuse, arguments):
 def test_the_python_api_says_the_same(place, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be .*make runs elsewhere"):
         distill.run("half.yaml", runs="tiny.yaml")
-    monkeypatch.setattr("distill.session.load_teacher", failing(torch.OutOfMemoryError(GPU_SAYS)))
+    monkeypatch.setattr("distill.runs.session.load_teacher", failing(torch.OutOfMemoryError(GPU_SAYS)))
     with pytest.raises(UserError, match="ran out of memory: lower"):
         distill.run("half.yaml", runs=tmp_path)

@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import distill
-from distill import checkpoint
-from distill.errors import UserError
-from distill.trainer import Interrupted, Stopper
+from distill.errors import Interrupted, UserError
+from distill.runs import checkpoint
+from distill.runs.stopper import Stopper
 
 
 def run_folder(place, name):

@@ -1,0 +1,293 @@
+"""The Python API: one function a verb of the command line, and nothing that only one of the two can do.
+
+Imports stand inside the functions, so that `import distill` and `distill --help` take no time.
+"""
+
+from collections.abc import Sequence
+from io import TextIOBase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from distill.planning import Plan
+    from distill.recipe import Recipe
+    from distill.runs.run_dir import RunDir
+
+
+def plan(recipe: "str | Path | Recipe", *, overrides: Sequence[str] = ()) -> "Plan":
+    """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads and writes nothing.
+
+    Args:
+        recipe: a file, or a shipped recipe's name. overrides: "key.sub=value", as on the command line.
+
+    Returns:
+        the numbers; `.numbers()` has them as JSON.
+
+    Raises:
+        UserError: a recipe that cannot be, or a teacher whose config cannot be found.
+    """
+    from distill.planning import make_plan
+    from distill.recipe_file import load
+
+    return make_plan(load(recipe, overrides))
+
+
+def run(
+    recipe: "str | Path | Recipe",
+    *,
+    overrides: Sequence[str] = (),
+    fresh: bool = False,
+    runs: str | Path = "runs",
+    stop_after: float | None = None,
+    console: "Console | None" = None,
+) -> "RunDir":
+    """Run a recipe to its end, or go on where an earlier run of it stopped.
+
+    Args:
+        recipe, overrides: as in `plan`. fresh: throw away what an earlier run left. runs: where run folders are made.
+        stop_after: minutes after which to save and stop. console: where progress is shown; the standard error by default.
+
+    Returns:
+        the run folder: `.path`, `.read("evaluations.json")`.
+
+    Raises:
+        UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
+    """
+    from distill.recipe_file import load
+    from distill.runs.stopper import Stopper, deadline
+    from distill.training.runner import finished, opened, save_student
+
+    recipe, stopper = load(recipe, overrides), Stopper(deadline(stop_after))
+    if not fresh and (folder := finished(recipe, Path(runs), console)):
+        return folder
+    with opened(recipe, Path(runs), fresh=fresh, stopper=stopper, console=console) as this:
+        this.choose_layout()
+        for pipeline in this.students():
+            pipeline.run(this.heldout)
+            save_student(pipeline)
+        this.conclude()
+    return this.folder
+
+
+def select(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    by: str | None = None,
+    keep: int | float | None = None,
+    tasks: str | Path | None = None,
+    runs: str | Path = "runs",
+    fresh: bool = False,
+    write: str | Path | None = None,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Choose which layers or heads of a recipe's teacher stay attention; train nothing but gates.
+
+    Args:
+        recipe, overrides: as in `plan`. Where its pattern is written out, as much is kept as there, in other places.
+        by, keep, tasks: as in a recipe's `pattern`. runs: where run folders are; measurements are kept in the recipe's own,
+            and a call that was stopped goes on from them. fresh: measure everything again. write: a file for the recipe
+            with the chosen layout. console: where progress is shown; the standard error by default.
+
+    Returns:
+        `chosen` of the folder's selection.json, see `distill.selection.resolution.resolve`, and `folder`.
+
+    Raises:
+        UserError: anything that the user can mend. Interrupted: stopped early, everything measured kept.
+    """
+    from functools import partial
+
+    from distill.recipe_file import load
+    from distill.selection.request import ask_for_selection, select_layout
+
+    change = partial(ask_for_selection, by=by, keep=keep, tasks=None if tasks is None else str(tasks))
+    return select_layout(load(recipe, overrides, change), runs=runs, fresh=fresh, write=write, console=console)
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    teacher: str | None = None,
+    heldout: str | None = None,
+    suite: str = "quick",
+    tasks: str | Path | None = None,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Judge a run folder, or a student's folder or hub id, against its teacher and the untrained baselines.
+
+    What a suite finds of a run stays in its folder, and the report is written again with it.
+
+    Args:
+        teacher: the teacher's reference, where the target does not say or it moved. heldout: files of text (a glob)
+            instead of the run's, or of the shipped held-out text for a checkpoint. suite: quick, standard or full.
+        tasks: a folder of task files (see evaluation/task_files.py), or "harness" for lm-evaluation-harness; DISTILL_TASKS
+            by default. console: where what is being measured is shown.
+
+    Returns:
+        what the docstring of `distill.evaluation` says.
+
+    Raises:
+        UserError: the target is no student, the teacher is not its teacher, or there is no such suite or folder.
+    """
+    from distill.console import new_console
+    from distill.evaluation.target import judge_target
+    from distill.reports import add_judgement
+
+    console = console or new_console(quiet=True)
+    judged, folder = judge_target(target, teacher, heldout, suite, tasks, console)
+    if folder is not None:
+        add_judgement(folder, judged, console)
+    return judged
+
+
+def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of one run again, or compare several on one page.
+
+    Args:
+        runs: run folders. out: the file to write; for one run report.html in its folder, for several comparison.html here.
+
+    Returns:
+        the file's path.
+
+    Raises:
+        UserError: a folder holds no run or results of another form, no run is named, or the file cannot be written.
+    """
+    from distill.reports import write_reports
+
+    return write_reports(runs, out)
+
+
+def export(run: str | Path, *, out: str | Path, to: str = "portable") -> Path:
+    """Write the finished student of a run in a form that other software loads.
+
+    Args:
+        run: the run folder. out: the folder to write. to: the target; `distill export --help` lists them.
+
+    Returns:
+        the folder written.
+
+    Raises:
+        UserError: no such target, a run without a finished student, or a folder in the way.
+    """
+    from distill.exporters import export_student
+
+    return export_student(run, to=to, out=out)
+
+
+def generate(
+    target: str | Path,
+    prompt: str,
+    *,
+    tokens: int = 64,
+    chat: bool = False,
+    temperature: float = 0.0,
+    graphs: bool = True,
+    stream: TextIOBase | None = None,
+) -> str:
+    """Let a student go on with a text.
+
+    Args:
+        target: a run folder or a student's folder. tokens: new ones at most. chat: wrap the prompt in the tokenizer's chat
+            template. temperature: 0 takes the likeliest token, more samples. graphs: on a GPU, replay each token as one CUDA
+            graph. stream: where the text is also written while it comes, `sys.stdout` for one.
+
+    Returns:
+        the new text.
+
+    Raises:
+        UserError: no finished student there, options out of range, an empty prompt, a chat asked of a tokenizer without a
+            template, or a student that cannot be captured as a graph.
+    """
+    from distill.generation import generated
+
+    options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
+    return generated(Path(target), prompt, stream=stream, **options)
+
+
+def doctor() -> dict[str, str]:
+    """Say what is here, by name: versions, devices, kernel back ends, and what is missing."""
+    from distill.diagnosis import findings
+
+    return findings()
+
+
+def bench(
+    what: str = "ops",
+    names: Sequence[str] = (),
+    *,
+    recipe: "str | Path | Recipe | None" = None,
+    overrides: Sequence[str] = (),
+    configs: bool | None = None,
+    first: bool | None = None,
+    peers: bool | None = None,
+    references: bool | None = None,
+    runs: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measure speed on this machine: kernels, whole training steps, or every layout trained on one budget.
+
+    Args:
+        what: "ops", "steps" or "layouts"; an option of another one is refused. names: of ops, or of layouts; all by
+            default.
+        recipe, overrides: of steps and layouts, whose stages, or whose layers, text and budget are taken
+            (smollm2-135m_mamba2-hybrid and quickstart by default).
+        configs: of ops, time every shipped tile configuration. first: of ops, only each op's first case. peers: of ops,
+            time other people's kernels too, where installed (the default).
+        references: of steps, also time them on the reference kernels (the default). runs: of layouts, where their runs
+            are kept.
+
+    Returns:
+        what `distill bench` writes as JSON: versions, device and `rows`.
+
+    Raises:
+        UserError: an unknown name, an option of another benchmark, or a machine without a GPU where one is needed.
+    """
+    import inspect
+
+    from distill.benchmarks import benchmark
+    from distill.recipe_file import load
+
+    chosen = benchmark(what)
+    known = set(inspect.signature(chosen.run).parameters)
+    known |= {"overrides"} if "recipe" in known else set()
+    asked = {"names": names or None, "recipe": recipe, "overrides": overrides or None, "configs": configs, "first": first}
+    asked |= {"peers": peers, "references": references, "runs": runs}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if foreign := [name for name in given if name not in known]:
+        takes = ", ".join(name for name in asked if name in known)
+        raise UserError(f"bench {what} has no option {foreign[0]!r}; it takes {takes}")
+    if "recipe" in known:
+        given["recipe"] = load(given.get("recipe", chosen.RECIPE), given.pop("overrides", ()))
+    return chosen.run(**given)
+
+
+def recipes() -> list[dict[str, str]]:
+    """The shipped recipes: name, teacher, and what the first comment says."""
+    from distill.shipped import list_recipes
+
+    return list_recipes()
+
+
+def recipe_text(name: str) -> str:
+    """A shipped recipe as it is written.
+
+    Raises:
+        UserError: no such recipe.
+    """
+    from distill.shipped import find
+
+    return find(name).read_text()
+
+
+def copy_recipe(name: str, target: str | Path = ".") -> Path:
+    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path.
+
+    Raises:
+        UserError: no such recipe, a file in the way, or a place that cannot be written to.
+    """
+    from distill.shipped import copy_shipped
+
+    return copy_shipped(name, Path(target))

@@ -1,0 +1,182 @@
+"""`distill bench steps`: whole optimizer steps of a recipe's stages, on the Triton kernels and on the references in turn.
+
+The teacher has the published shape and random weights, the text is random tokens in packed documents: time and memory do not
+depend on either. Batch, windows and options are the recipe's.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from distill.benchmarks.check import relative_error
+from distill.build import build, layout_of
+from distill.loading import teacher_config
+from distill.recipe import Recipe
+from distill.runs.progress import StepReport
+from distill.runs.run_dir import versions
+from distill.runs.session import make_accelerator
+from distill.selection.resolution import even_recipe
+from distill.stages import StageEntry, stages_of
+from distill.text.windows import Batch
+from distill.training.trainer import Trainer
+from students import kernels
+from teachers.families import family_of
+from teachers.teacher import Teacher
+
+RECIPE = "smollm2-135m_mamba2-hybrid"  # where none is named
+WARM = 2  # steps before the timed ones: kernels are compiled, memory is taken
+TIMED = 4
+TOP = 8  # kernels of a profile that are named
+AGREE = 0.05  # relative difference of a stage's loss between back ends, in the recipe's precision
+
+
+@dataclass
+class RandomText:
+    """What stands in for prepared windows: random tokens, documents of half a window on average."""
+
+    seq_len: int
+    vocabulary: int
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Windows; the same ones for the same `first`."""
+        generator = torch.Generator().manual_seed(first)
+        ids = torch.randint(self.vocabulary, (count, self.seq_len + 1), generator=generator)
+        cut = torch.randint(1, self.seq_len, (count, 1), generator=generator)
+        place = torch.arange(self.seq_len)
+        documents = (place >= cut).long()
+        weights = (place != cut - 1).float()
+        return Batch(ids[:, :-1], documents, place - documents * cut, ids[:, 1:], weights, documents)
+
+
+def run(recipe: Recipe, *, references: bool = True, profile: bool = True) -> dict:
+    """Time every training stage of a recipe on every back end that is here.
+
+    Args:
+        references: time them beside the kernels. profile: name the kernels of a step.
+
+    Returns:
+        device, versions, and one row a stage and back end: tokens/s, seconds a step, GiB, loss, kernels.
+
+    Raises:
+        UserError: its teacher's config cannot be found or read.
+    """
+    cuda = torch.cuda.is_available() and recipe.device != "cpu"
+    backends = ["triton", *(["reference"] if references else [])] if cuda else ["reference"]
+    rows = []
+    for entry in stages_of(recipe):
+        if not entry.kind.trains:
+            continue
+        for backend in backends:
+            row = {"stage": entry.name, "index": entry.index, "kernels": backend} | _measure(
+                recipe, entry, backend, profile and cuda
+            )
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    device = torch.cuda.get_device_name() if cuda else "CPU"
+    return {"recipe": recipe.name, "device": device, "versions": versions(), "rows": rows}
+
+
+def all_right(result: Mapping) -> bool:
+    """Whether every stage ran on every back end, and each stage's losses agree."""
+    losses = {}
+    for row in result["rows"]:
+        losses.setdefault((row["stage"], row.get("index")), []).append(row.get("loss", math.nan))
+    first = [(torch.tensor(values[0]), torch.tensor(values[-1])) for values in losses.values()]
+    return all(relative_error(found, wanted) <= AGREE for found, wanted in first)
+
+
+def _measure(recipe: Recipe, entry: StageEntry, backend: str, profile: bool) -> dict:
+    try:
+        with kernels.backend("auto" if backend == "triton" else backend):
+            return _steps(recipe, entry, profile)
+    except torch.OutOfMemoryError:
+        return {"failed": "out of memory"}
+    finally:
+        torch.cuda.empty_cache()
+
+
+def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
+    """Steps of one stage of a student that was just made."""
+    accelerator = make_accelerator(recipe, None)
+    torch.manual_seed(recipe.seed)
+    teacher = random_teacher(teacher_config(recipe), accelerator.device)
+    if recipe.selects:  # nothing is measured here: an even layout of the same budget takes the same time
+        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
+    student, _ = build(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens))
+    stage = entry.make(teacher, student)
+    text = RandomText(recipe.data.seq_len, teacher.config.vocab_size)
+    batch, micro = entry.batch(recipe.data), entry.micro_batch(recipe.data)
+    stage.prepare()
+    with accelerator.autocast():
+        stage.begin(lambda tokens: iter([text.batch(0, micro).to(accelerator.device)]))
+    trainer = Trainer(stage, accelerator, text, 0, batch, micro)
+    for step in range(WARM):
+        trainer.step(step)
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    reports = [trainer.step(WARM + step) for step in range(TIMED)]
+    found = _summary(reports, batch, micro)
+    if profile:
+        found["profile"] = list(_profile(trainer))
+    return found
+
+
+def _summary(reports: list[StepReport], batch: int, micro: int) -> dict:
+    seconds = sorted(report.seconds for report in reports)[len(reports) // 2]
+    found = {"batch": batch, "micro_batch": micro, "loss": reports[0].loss, "seconds": round(seconds, 4)}
+    found["tokens_per_second"] = round(reports[0].tokens / seconds)
+    if torch.cuda.is_available():
+        found["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return found
+
+
+def _profile(trainer: Trainer) -> Iterator[dict]:
+    """The kernels that take the most of one step's time on the GPU, with their share of it, and all others together."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA]) as seen:
+        trainer.step(WARM + TIMED)
+        torch.cuda.synchronize()
+    kernels_run = [event for event in seen.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    times = {event.key: event.self_device_time_total for event in kernels_run}
+    whole = sum(times.values())
+    ranked = sorted(times.items(), key=lambda entry: -entry[1])
+    for key, taken in ranked[:TOP]:
+        yield {"kernel": key[:80], "ms": round(taken / 1e3, 2), "share": round(taken / whole, 3)}
+    rest = sum(taken for _, taken in ranked[TOP:])
+    yield {"kernel": f"{max(len(ranked) - TOP, 0)} others", "ms": round(rest / 1e3, 2), "share": round(rest / whole, 3)}
+
+
+def random_teacher(config: PretrainedConfig, device: torch.device) -> Teacher:
+    """A teacher of a published shape with random weights and no tokenizer."""
+    name = config.model_type
+    family = family_of(config, name)
+    attention = {} if family.attention is None else {"attn_implementation": family.attention}
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, **attention)
+    return Teacher(name, model.float().requires_grad_(False).eval(), None, family)
+
+
+def table(result: Mapping) -> Table:
+    """What `run` returned, to print."""
+    found = Table(title=f"{result['recipe']}, {result['device']}", box=None)
+    for name in ("stage", "kernels", "windows", "tokens/s", "ms a step", "GiB", "loss", ""):
+        found.add_column(name, justify="left" if name in ("stage", "kernels", "") else "right")
+    for row in result["rows"]:
+        if "failed" in row:
+            found.add_row(row["stage"], row["kernels"], "", "", "", "", "", row["failed"])
+            continue
+        numbers = (
+            f"{row['tokens_per_second']:,}",
+            f"{1e3 * row['seconds']:.0f}",
+            str(row.get("gib", "")),
+            f"{row['loss']:.4f}",
+        )
+        found.add_row(row["stage"], row["kernels"], f"{row['batch']} / {row['micro_batch']}", *numbers, "")
+    return found

@@ -1,0 +1,65 @@
+"""`distill bench ops`, `steps` and `layouts`: each with its own options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import distill
+from distill.cli.arguments import Json, Overrides
+from distill.cli.output import check_json, quiet_libraries, table_console, write_json
+
+app = typer.Typer(help="Measure speed on this machine: kernels, training steps, or trained layouts.", no_args_is_help=True)
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe: a YAML file, or the name of a shipped one.")]
+
+
+@app.command()
+def ops(
+    names: Annotated[list[str] | None, typer.Argument(help="Ops to time, all by default.", metavar="[OP]...")] = None,
+    configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
+    first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other people's kernels too, where installed.")] = True,
+    json: Json = None,
+) -> None:
+    """Time the kernels on this GPU, beside their references and the peers that are installed."""
+    check_json(json)
+    _finish("ops", distill.bench("ops", names or (), configs=configs, first=first, peers=peers), json)
+
+
+@app.command()
+def steps(
+    overrides: Overrides = None,
+    recipe: RecipeOption = None,
+    references: Annotated[bool, typer.Option("--references/--no-references", help="On the references too.")] = True,
+    json: Json = None,
+) -> None:
+    """Time whole training steps of a recipe's stages, with a profile on a GPU."""
+    quiet_libraries()
+    check_json(json)
+    measured = distill.bench("steps", recipe=recipe, overrides=overrides or (), references=references)
+    _finish("steps", measured, json)
+
+
+@app.command()
+def layouts(
+    overrides: Overrides = None,
+    recipe: RecipeOption = None,
+    names: Annotated[list[str] | None, typer.Option("--only", help="A layout; all by default.", metavar="NAME")] = None,
+    runs: Annotated[Path, typer.Option(help="Where their runs are kept, in a folder `layouts`.")] = Path("runs"),
+    json: Json = None,
+) -> None:
+    """Train every layout on one recipe's layers, text and budget, and judge it."""
+    quiet_libraries()
+    check_json(json)
+    measured = distill.bench("layouts", names or (), recipe=recipe, overrides=overrides or (), runs=runs)
+    _finish("layouts", measured, json)
+
+
+def _finish(what: str, measured: dict, json: Path | None) -> None:
+    """Print the table, write the JSON, and end with 1 where something measured was not right."""
+    from distill.benchmarks import benchmark
+
+    table_console(json).print(benchmark(what).table(measured))
+    write_json(json, measured)
+    if not benchmark(what).all_right(measured):
+        raise typer.Exit(1)

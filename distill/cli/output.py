@@ -1,0 +1,52 @@
+"""What verbs print and write: tables for people, JSON for programs, and libraries that keep quiet."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ALONE = Path("-")  # for --json
+
+
+def quiet_libraries() -> None:
+    """Our own progress is enough; downloads and preparations show theirs on a terminal, and draw no bars into a file."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # read when `datasets` is imported, which may never be needed
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def table_console(path: Path | None) -> "Console":
+    """Where a verb's table goes: nowhere, where JSON alone is to be printed."""
+    from distill.console import new_console
+
+    return new_console(quiet=path == ALONE)
+
+
+def check_json(path: Path | None) -> None:
+    """Refuse a file that cannot be written before the work whose result it would hold."""
+    if path is not None and path != ALONE:
+        from distill.disk import check_writable
+
+        check_writable(path, "--json")
+
+
+def write_json(path: Path | None, content: dict | list) -> None:
+    """Write a verb's result to a file, or to the standard output for `-`; nothing where none is given."""
+    text = json.dumps(content, indent=1)
+    if path == ALONE:
+        print(text)
+    elif path is not None:
+        from distill.runs.run_dir import write_text
+
+        write_text(path, text)

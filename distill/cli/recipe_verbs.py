@@ -1,0 +1,37 @@
+"""`distill recipes ls`, `show` and `cp`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import distill
+from distill.cli.arguments import Json, ShippedArgument
+from distill.cli.output import table_console, write_json
+
+app = typer.Typer(help="List, show and copy the recipes that come with the package.", no_args_is_help=True)
+
+
+@app.command("ls")
+def ls(json: Json = None) -> None:
+    """List the shipped recipes."""
+    from distill.shipped import recipes_table
+
+    rows = distill.recipes()
+    table_console(json).print(recipes_table(rows))
+    write_json(json, rows)
+
+
+@app.command("show")
+def show(name: ShippedArgument) -> None:
+    """Print a shipped recipe."""
+    print(distill.recipe_text(name), end="")
+
+
+@app.command("cp")
+def cp(
+    name: ShippedArgument,
+    target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path("."),
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    print(distill.copy_recipe(name, target))

@@ -1,0 +1,138 @@
+"""The verbs of the command line: arguments in, one call of the API, and what came of it printed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import distill
+from distill import exporters
+from distill.cli.arguments import Json, Overrides, RecipeArgument
+from distill.cli.output import check_json, quiet_libraries, table_console, write_json
+
+RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put every verb on the command line, in the order of `--help`."""
+    for verb in (plan, run, select):
+        app.command()(verb)
+    app.command("eval")(evaluate)
+    for verb in (report, export, generate, doctor):
+        app.command()(verb)
+
+
+def plan(recipe: RecipeArgument, overrides: Overrides = None, json: Json = None) -> None:
+    """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
+    from distill.planning import show
+    from distill.recipe_file import load
+    from distill.shipped import find
+
+    quiet_libraries()
+    loaded = load(recipe, overrides or [])
+    worked_out = distill.plan(loaded)
+    show(worked_out, loaded, find(recipe), table_console(json))
+    write_json(json, worked_out.numbers())
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run of it left.")] = False,
+    runs: RunsOption = Path("runs"),
+    stop_after: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
+) -> None:
+    """Run a recipe, or go on where an earlier run of it stopped."""
+    quiet_libraries()
+    distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after)
+
+
+def select(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    by: Annotated[str | None, typer.Option(help="The scorer, recall by default.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Layers (or heads) that stay attention: a number or a share.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Task files, for --by task.", metavar="FOLDER")] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the recipe with the chosen layout.", metavar="FILE")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
+    runs: RunsOption = Path("runs"),
+    json: Json = None,
+) -> None:
+    """Choose the layers or heads that stay attention, by what the teacher loses without them."""
+    from distill.selection.tables import show
+
+    quiet_libraries()
+    check_json(json)
+    count = int(keep) if keep is not None and keep.is_integer() else keep
+    asked = {"by": by, "keep": count, "tasks": tasks, "runs": runs, "fresh": fresh, "write": write}
+    chosen = distill.select(recipe, overrides=overrides or [], **asked)
+    show(chosen, table_console(json))
+    write_json(json, chosen)
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run folder, or a student's folder or hub id.")],
+    teacher: Annotated[str | None, typer.Option(help="The teacher, where the target does not say.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Files of text to judge on (a glob).")] = None,
+    suite: Annotated[str, typer.Option(help="How much: quick, standard or full.")] = "quick",
+    tasks: Annotated[
+        str | None, typer.Option(help="A folder of task files, or harness; DISTILL_TASKS by default.", metavar="FOLDER")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Judge a student against its teacher and the untrained baselines."""
+    from distill.console import new_console
+    from distill.evaluation.table import show
+
+    quiet_libraries()
+    check_json(json)
+    said = new_console(stderr=True)
+    judged = distill.evaluate(target, teacher=teacher, heldout=heldout, suite=suite, tasks=tasks, console=said)
+    show(judged, table_console(json))
+    write_json(json, judged)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders: one to write its report again, several to compare them.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; report.html in the run folder, or comparison.html here, by default."),
+    ] = None,
+) -> None:
+    """Write a run's report again, or one page that compares several runs."""
+    quiet_libraries()
+    print(distill.report(*runs, out=out))
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help=f"The form. {exporters.help_lines()}.")] = "portable",
+) -> None:
+    """Write a run's student in a form that other software loads."""
+    quiet_libraries()
+    print(distill.export(run, to=to, out=out))
+
+
+def generate(
+    target: Annotated[Path, typer.Argument(help="A run folder, or a student's folder.")],
+    prompt: Annotated[str, typer.Argument(help="What to go on from.")],
+    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, more samples.")] = 0.0,
+    graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="On a GPU, a token is one CUDA graph.")] = True,
+) -> None:
+    """Let a student go on with a text."""
+    quiet_libraries()
+    how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
+    distill.generate(target, prompt, stream=sys.stdout, **how)
+
+
+def doctor(json: Json = None) -> None:
+    """Say what is here: versions, devices, kernel back ends, and what is missing."""
+    from distill.diagnosis import table
+
+    found = distill.doctor()
+    table_console(json).print(table(found))
+    write_json(json, found)

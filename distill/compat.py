@@ -1,0 +1,32 @@
+"""What this package uses of transformers and accelerate that is private, or named differently from version to version."""
+
+from accelerate.state import AcceleratorState
+from torch import nn
+
+
+def forget_precision() -> None:
+    """Let the next `Accelerator` of this process have another precision than the last.
+
+    `AcceleratorState._reset_state`, seen in accelerate 1.1 to 1.15.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+
+
+def recompute_layers(model: nn.Module, options: dict) -> None:
+    """Have transformers recompute each layer's activations in the backward pass.
+
+    `activation_checkpointing_enable` from transformers 5.24 on, `gradient_checkpointing_enable` in 5.17 to 5.23.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
+
+
+def keep_layers(model: nn.Module) -> None:
+    """The reverse of `recompute_layers`, under the names of the same versions."""
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
+
+
+def kept_in_float32(model: nn.Module) -> set[str]:
+    """Names, or parts of names, of the parameters that a model of transformers keeps in float32 in any type. 5.17, 5.24."""
+    return set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())

@@ -1,0 +1,23 @@
+"""Judging students: two tables in suites.py, EVALUATIONS (what can be measured) and SUITES (what is, and how much).
+
+`distill eval` and `distill.evaluate` return, and write to a run folder's evaluations.json under "suites" by suite name:
+
+    target, teacher     what was judged, and against whom
+    suite               the suite's name; "run" for the table that ends a run ("final" in evaluations.json)
+    device, precision   "cpu" or a GPU's name; "float32" or "bf16"
+    pattern             one letter a layer
+    rows                {row: {evaluation: result}}; rows as in rows.TITLES, in the order of the table, chance not among them
+      fidelity          see fidelity.fidelity
+      passkey           [{length, recalled, trials}]
+      recall            {family: [{length, depth (needle alone), recalled, trials, score}]}
+      tasks             {task: {metric, score, error, chance, items, correct, acc, acc_norm, perplexity, letters}}, the last
+                        four where they apply; correct is "0110..." over the items; or {task: {not_run: reason}}
+      speed             {device, method, cells: [{length, batch, prefill_seconds, first_token_seconds,
+                        decode_tokens_per_second, peak_bytes, cache_bytes} or {length, batch, not_run}]}, on a GPU with
+                        graph_decode_tokens_per_second or graph_not_run
+    against_teacher     {row: {passkey, recall, tasks, recovery, speed}}, see judging.against_teacher
+    chance              {task: score of guessing}; of recall it is 0
+    layers              {layer: relative L2 error of the student's mixer}
+    not_run             [{rows: [row ...], evaluation, part, reason}]: everything that the suite or the machine left out
+    seconds             {row: {evaluation: seconds}}
+"""

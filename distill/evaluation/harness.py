@@ -1,0 +1,128 @@
+"""lm-evaluation-harness over our models: an `lm_eval` LM whose log-likelihoods come from `scoring.score`.
+
+Needs the extra `eval`, and for tasks from the hub a network or a filled cache. Tokens are split, and a text opened, as the
+harness's own class for transformers models does it by default, and as `tasks` does.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import nn
+
+from distill.evaluation.questions import SEED, TASKS, summary
+from distill.evaluation.scoring import Marked, opening, score
+from teachers.teacher import Teacher
+
+LONGEST = 2048  # tokens of a window where the teacher's config knows no limit
+NEW_TOKENS = 64  # of a generated answer that names no limit
+
+
+class HarnessModel(TemplateLM):
+    """A teacher, or a student of it, as the harness sees it."""
+
+    def __init__(self, teacher: Teacher, model: nn.Module | None) -> None:
+        super().__init__()
+        self.teacher, self.model, self.tokenizer = teacher, model, teacher.tokenizer
+        self.longest = getattr(teacher.config, "max_position_embeddings", None) or LONGEST
+        self.opening = opening(teacher.tokenizer)
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before an empty context."""
+        return self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.eot_token_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused) -> list[int]:
+        """A text's tokens, with what the tokenizer opens a text with unless told not to."""
+        start = self.opening if add_special_tokens is None or add_special_tokens else []
+        return start + self.tokenizer(string, add_special_tokens=False)["input_ids"]
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **unused) -> list[tuple[float, bool]]:
+        """((context, continuation), context tokens, continuation tokens) of each request to (log-likelihood, greedy)."""
+        texts = []
+        for _, context, continuation in requests:
+            before = context[-max(1, self.longest + 1 - len(continuation)) :]
+            texts.append(Marked(before + continuation, ((len(before), len(before) + len(continuation)),)))
+        return [(found.logprob, found.greedy) for (found,) in score(self.teacher, self.model, texts)]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of whole texts, in windows as long as the teacher has positions for."""
+        totals = []
+        for request in requests:
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.longest, 1)
+            parts = [(("", ""), *make_disjoint_window(window)) for window in windows]
+            totals.append(sum(logprob for logprob, _ in self._loglikelihood_tokens(parts)))
+        return totals
+
+    @torch.no_grad()
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations up to the first of each request's stop strings, one prompt at a time."""
+        return [self._continue(*request.args) for request in requests]
+
+    def _continue(self, context: str, options: Mapping[str, Any]) -> str:
+        stops = options.get("until") or []
+        stops = [stops] if isinstance(stops, str) else list(stops)
+        limit = options.get("max_gen_toks") or NEW_TOKENS
+        ids = self.tok_encode(context)[-max(1, self.longest - limit) :]
+        model = self.teacher.model if self.model is None else self.model
+        out = model.generate(
+            torch.tensor([ids], device=self.teacher.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.teacher.device),
+            max_new_tokens=limit,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eot_token_id,
+            **({"stop_strings": stops, "tokenizer": self.tokenizer} if stops else {}),
+        )
+        text = self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+
+def run_tasks(teacher: Teacher, model: nn.Module | None, names: Sequence[str], items: int | None) -> dict[str, dict]:
+    """Tasks as the harness has them, in the form of `tasks.row`; `model` None asks the teacher."""
+    wrapped, found = HarnessModel(teacher, model), {}
+    for name in names:
+        if name == "mmlu_letters":
+            found[name] = {"not_run": "permuted letters need a file: --tasks FOLDER with mmlu_cloze.jsonl"}
+            continue
+        try:
+            found[name] = run_harness_task(wrapped, TASKS[name].harness or name, _metric(name), items, None)
+        except (OSError, ImportError, ValueError) as error:  # no network, a data set that moved, a task of another version
+            said = " ".join(str(error).split())[:200]
+            found[name] = {"not_run": f"lm-evaluation-harness could not get it: {type(error).__name__} {said}"}
+    return found
+
+
+def run_harness_task(wrapped: HarnessModel, name: str, metric: str, items: int | None, manager: TaskManager | None) -> dict:
+    """One task or group of the harness, in the form of `tasks.run_task`: its first items, where not all."""
+    result = simple_evaluate(
+        wrapped, tasks=[name], limit=items, log_samples=True, task_manager=manager, bootstrap_iters=0, random_seed=SEED
+    )
+    samples = [sample for task in sorted(result["samples"]) for sample in result["samples"][task]]
+    correct = [bool(_number(sample[metric])) for sample in samples]
+    counts = [len(sample["arguments"]) for sample in samples]
+    chance = sum(1 / count if count > 1 else 0.0 for count in counts) / len(counts)
+    found = summary(metric, correct, chance)
+    for kind in ("acc", "acc_norm"):
+        if kind in samples[0]:
+            found[kind] = sum(_number(sample[kind]) for sample in samples) / len(samples)
+    return found
+
+
+def _metric(name: str) -> str:
+    return "contains" if TASKS[name].generated else TASKS[name].metric
+
+
+def _number(value) -> float:
+    return float(value[0] if isinstance(value, list | tuple) else value)

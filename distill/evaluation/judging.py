@@ -1,0 +1,122 @@
+"""Every row of a table judged, one model after the other, and what is beside the teacher."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.evaluation.rows import rows_left_out, rows_of
+from distill.evaluation.suite import Suite
+from distill.evaluation.suites import EVALUATIONS, evaluation, suite_of_run
+from distill.loading import load_student
+from distill.runs.session import Session
+from distill.stages.probe import judged_layer_errors, probe
+from distill.text.heldout import Heldout
+from teachers.teacher import Teacher
+
+WHOLE = ("teacher", "student")  # the rows that get every evaluation of a suite; the others get its `baselines`
+
+ModelMaker = Callable[[], nn.Module | None]
+
+
+def judge_session(
+    session: Session,
+    student,
+    twin: Path | None,
+    suite: Suite | None = None,
+    known: Mapping[str, Mapping] | None = None,
+    say: Callable[[str], None] = lambda what: None,
+) -> dict:
+    """Every row's results, what they are beside the teacher's, and the student's error in each converted layer.
+
+    Args:
+        suite: what to measure; None for what ends a run. known, say: as in `judge_all`.
+    """
+    options, teacher = session.recipe.evaluation, session.teacher
+    suite = suite or suite_of_run(options)
+
+    def load_twin():
+        return load_student(twin).to(teacher.device)
+
+    rows = rows_of(teacher, lambda: student, student.layout, load_twin if twin else None)
+    with torch.no_grad(), session.accelerator.autocast():
+        heldout = session.heldout(suite.tokens(options))
+        results, seconds = judge_all(teacher, rows, heldout, suite, known or {}, say)
+        probed = probe(teacher, student, session.probe_batch())
+    precision, device = session.accelerator.mixed_precision, teacher.device
+    return {
+        "teacher": teacher.reference,
+        "suite": suite.name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": {"no": "float32"}.get(precision, precision),
+        "pattern": student.layout.pattern,
+        "rows": results,
+        "against_teacher": against_teacher(results),
+        "chance": {
+            task: found["chance"] for task, found in results["teacher"].get("tasks", {}).items() if "chance" in found
+        },
+        "layers": judged_layer_errors(probed),
+        "not_run": rows_left_out(student.layout, twin is not None) + not_run(results, suite),
+        "seconds": seconds,
+    }
+
+
+def judge_all(
+    teacher: Teacher,
+    rows: Mapping[str, ModelMaker],
+    heldout: Heldout,
+    suite: Suite,
+    known: Mapping[str, Mapping],
+    say: Callable[[str], None],
+) -> tuple[dict[str, dict], dict[str, dict[str, float]]]:
+    """Judge the models of several rows one after the other, each made when its turn comes.
+
+    Args:
+        known: by row and evaluation, results on this very text that need not be found again. say: told what comes next.
+
+    Returns:
+        results, and seconds taken, by row and evaluation.
+    """
+    results, seconds = {}, {}
+    for row, make in rows.items():
+        model, results[row], seconds[row] = make(), {}, {}
+        for name in suite.evaluations if row in WHOLE else suite.baselines:
+            say(f"{row}: {name}")
+            began = time.monotonic()
+            found = known.get(row, {}).get(name)
+            results[row][name] = found or evaluation(name).measure(teacher, model, heldout, suite)
+            seconds[row][name] = round(time.monotonic() - began, 2)
+    return results, seconds
+
+
+def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:
+    """For each row but the teacher's, what its results are beside the teacher's.
+
+    Returns:
+        {row: {"passkey": [{length, share}], "recall": {family: [{length, depth, share}]}, "tasks": {task: ...}, "recovery":
+        ..., "speed": [{batch, first_token, decode}]}}, each key where both have results; see each evaluation's `beside`.
+    """
+    teacher, compared = rows["teacher"], {}
+    for row, results in rows.items():
+        if row != "teacher":
+            both = [name for name in EVALUATIONS if name in results and name in teacher]
+            found = [evaluation(name).beside(results[name], teacher[name]) for name in both]
+            compared[row] = {key: value for entries in found for key, value in entries.items()}
+    return compared
+
+
+def not_run(results: Mapping[str, Mapping], suite: Suite) -> list[dict]:
+    """What of a suite has no result, each reason once with its rows."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row, evaluations in results.items():
+        for name in suite.evaluations:
+            if name not in evaluations and row not in WHOLE:
+                found.setdefault((name, "", f"the {suite.name} suite leaves it out for baselines"), []).append(row)
+        for name, measured in evaluations.items():
+            for part, reason in evaluation(name).left_out(measured):
+                found.setdefault((name, part, reason), []).append(row)
+    return [
+        {"rows": rows, "evaluation": name, "part": part, "reason": reason} for (name, part, reason), rows in found.items()
+    ]

@@ -1,0 +1,115 @@
+"""Recall: what a state forgets and averages over text hide. Families of made-up texts that ask for what they hold.
+
+One way of scoring for all: the answers stand in the sequence, one forward pass reads it, and an answer counts when each of
+its tokens is the model's first choice in the whole vocabulary given everything before it, which is what greedy decoding
+would have said. A score is the share of answers that count, so chance is 0. Where a sequence has several answers, those
+before an answer are given. Texts are made with the teacher's tokenizer; a seed fixes them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.table import Table
+from torch import nn
+
+from distill.evaluation.comparison import shares
+from distill.evaluation.evaluation import Evaluation
+from distill.evaluation.recall.families import FAMILIES, GRIDS, make, title
+from distill.evaluation.recall.item import Tokens
+from distill.evaluation.rows import rows_table
+from distill.evaluation.scoring import score
+from distill.evaluation.suite import Suite
+from teachers.teacher import Teacher
+
+
+class Passkey(Evaluation):
+    """Passkeys recalled, by length; of every row."""
+
+    suites = baselines = ("run", "quick", "standard", "full")
+
+    def measure(self, teacher, model, heldout, suite) -> list[dict]:
+        """A list of {length, recalled, trials}."""
+        cells = recall(teacher, model, "passkey", suite.passkey, suite.passkey_trials)
+        return [{name: cell[name] for name in ("length", "recalled", "trials")} for cell in cells]
+
+    def beside(self, own, teacher):
+        return {"passkey": shares(own, teacher)}
+
+    def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
+        yield "passkeys recalled, by length (share of the teacher's)", _passkey_table(judged)
+
+
+class Recall(Evaluation):
+    """Every other family, by length, and by depth where it is a grid."""
+
+    suites = baselines = ("standard", "full")
+
+    def measure(self, teacher, model, heldout, suite) -> dict[str, list[dict]]:
+        return row(teacher, model, heldout, suite)
+
+    def beside(self, own, teacher):
+        return {"recall": {family: shares(cells, teacher[family]) for family, cells in own.items()}}
+
+    def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
+        families = judged["rows"]["teacher"]["recall"].values()
+        for length in sorted({cell["length"] for cells in families for cell in cells}):
+            yield f"recall at {length} tokens, % of answers", _recall_table(judged["rows"], length)
+
+
+def recall(
+    teacher: Teacher, model: nn.Module | None, family: str, lengths: Sequence[int], trials: int, depths: Sequence[float] = ()
+) -> list[dict]:
+    """A family's scores; `model` None asks the teacher.
+
+    Args:
+        trials: sequences of each length, or of each length and depth. depths: of a grid; none for one cell a length.
+
+    Returns:
+        a list of {length, depth (grids alone), recalled, trials, score}: answers that count, answers, and their ratio.
+    """
+    tokens, cells = Tokens(teacher.tokenizer), []
+    for length in lengths:
+        if depths:
+            texts = make(tokens, family, length, trials, [depth for depth in depths for _ in range(trials)])
+        else:
+            texts = make(tokens, family, length, trials)
+        answers = [[answer.greedy for answer in found] for found in score(teacher, model, texts)]
+        for index, depth in enumerate(depths or [None]):
+            said = [one for found in answers[index * trials : (index + 1) * trials] for one in found]
+            place = {"length": length} if depth is None else {"length": length, "depth": depth}
+            cells.append({**place, "recalled": sum(said), "trials": len(said), "score": sum(said) / len(said)})
+    return cells
+
+
+def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, list[dict]]:
+    """Every family but the passkey: {family: cells}."""
+    found = {}
+    for family in FAMILIES:
+        if family in GRIDS:
+            found[family] = recall(teacher, model, family, suite.recall, suite.grid_trials, suite.depths)
+        elif family != "passkey":
+            found[family] = recall(teacher, model, family, suite.recall, suite.recall_trials)
+    return found
+
+
+def _passkey_table(judged: Mapping) -> Table:
+    lines = {}
+    for row, results in judged["rows"].items():
+        shares = [cell["share"] for cell in judged["against_teacher"].get(row, {}).get("passkey", [])]
+        shares = shares or [None] * len(results["passkey"])
+        lines[row] = [
+            f"{cell['recalled']}/{cell['trials']}" + ("" if share is None else f" ({share:.0%})")
+            for cell, share in zip(results["passkey"], shares, strict=True)
+        ]
+    return rows_table(["", *(str(cell["length"]) for cell in judged["rows"]["teacher"]["passkey"])], lines)
+
+
+def _recall_table(rows: Mapping, length: int) -> Table:
+    families = list(rows["teacher"]["recall"])
+    lines = {}
+    for row, results in rows.items():
+        if "recall" in results:
+            cells = [[cell for cell in results["recall"][family] if cell["length"] == length] for family in families]
+            lines[row] = [
+                f"{sum(cell['recalled'] for cell in found) / sum(cell['trials'] for cell in found):.0%}" for found in cells
+            ]
+    return rows_table(["", *(title(family) for family in families)], lines)

@@ -1,0 +1,75 @@
+"""The rows of every table: the student, its twin where there is one, the untrained baselines, and the teacher."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.table import Table
+from torch import nn
+
+from distill.build import build
+from distill.evaluation.baselines import (
+    SINKS,
+    WINDOW,
+    has_window_branch,
+    uniform_window,
+    window_everywhere,
+    window_layout,
+)
+from students.config import Layout
+from teachers.teacher import Teacher
+
+TITLES = {
+    "teacher": "teacher",
+    "student": "student",
+    "twin": "its twin: the windows alone, trained the same",
+    "window_layout": f"its layout, windows of {WINDOW} + {SINKS} untrained",
+    "uniform_window": f"uniform layout, windows of {WINDOW} + {SINKS} untrained",
+    "window_everywhere": f"window {WINDOW} + {SINKS} sinks in every layer, untrained",
+}
+NAMES = {  # in tables of 80 columns
+    "teacher": "teacher",
+    "student": "student",
+    "twin": "its twin",
+    "window_layout": "own layout",
+    "uniform_window": "uniform",
+    "window_everywhere": "windows",
+}
+
+
+def rows_of(
+    teacher: Teacher, student: Callable[[], nn.Module], layout: Layout, twin: Callable[[], nn.Module] | None
+) -> dict[str, Callable[[], nn.Module | None]]:
+    """How each row's model is made; untrained ones share the teacher's weights."""
+
+    def untrained(layout: Layout) -> Callable[[], nn.Module]:
+        return lambda: build(teacher, layout)[0]
+
+    rows: dict[str, Callable[[], nn.Module | None]] = {"teacher": lambda: None, "student": student}
+    if twin is not None and has_window_branch(layout):
+        rows["twin"] = twin
+    rows["window_layout"] = untrained(window_layout(layout))
+    if (uniform := uniform_window(layout)) is not None:
+        rows["uniform_window"] = untrained(uniform)
+    rows["window_everywhere"] = untrained(window_everywhere(layout))
+    return rows
+
+
+def rows_left_out(layout: Layout, twin: bool) -> list[dict]:
+    """The rows that are not there, with the reason."""
+    left_out = {}
+    if not has_window_branch(layout):
+        left_out["twin"] = "the student has no window branch"
+    elif not twin:
+        left_out["twin"] = "there is no run of it; `twin: true` in a recipe trains it"
+    if uniform_window(layout) is None:
+        left_out["uniform_window"] = "the student's own layout is uniform, or keeps no attention"
+    return [{"rows": [row], "evaluation": "every", "part": "", "reason": reason} for row, reason in left_out.items()]
+
+
+def rows_table(columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Table:
+    """A table of one line a row, the student's standing out."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row, cells in lines.items():
+        table.add_row(NAMES.get(row, row), *cells, style="bold" if row == "student" else "")
+    return table

@@ -1,0 +1,84 @@
+"""What a report shows of a student beside numbers: its matrices next to attention's, and a text it goes on with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.stages.stage import observed
+from teachers.weights import LogitRules
+
+PICTURE_TOKENS = 96
+PICTURE_LAYERS, PICTURE_HEADS = 3, 2
+PROMPT = "The most important difference between a river and a lake is"
+NEW_TOKENS = 48
+
+
+@torch.no_grad()
+def collect(session: Session, student, folder: RunDir) -> None:
+    """Write matrices.npz and samples.json into a run folder."""
+    np.savez_compressed(folder.path / "matrices.npz", **matrices(session, student))
+    folder.write("samples.json", continuations(session, student))
+
+
+def matrices(session: Session, student) -> dict[str, np.ndarray]:
+    """Attention and mixer matrices of a few heads of a few layers, under `layer head` followed by `attention` or `mixer`.
+
+    A head's terms are scaled to fit its attention matrix best: the scale of an output stands outside the matrix.
+    """
+    batch = session.heldout_windows.batch(0, 1).to(session.teacher.device)
+    batch = type(batch)(**{name: tensor[:, :PICTURE_TOKENS] for name, tensor in vars(batch).items()})
+    layers = spread(student.layout.converted, PICTURE_LAYERS)
+    found = {}
+    for seen, context in observed(session.teacher, student, batch, layers, qkv=True):
+        mixer = student.mixers[seen.layer]
+        terms = mixer.matrix(mixer.project(seen.input, context))[0].float()
+        attention = attention_matrix(seen.q, seen.k, session.teacher.logit_rules(seen.layer), batch.documents)[0]
+        for head in spread(range(attention.shape[0]), PICTURE_HEADS):
+            name = f"layer {seen.layer} head {head}"
+            found[f"{name} attention"] = attention[head].cpu().numpy()
+            found[f"{name} mixer"] = fitted(attention[head], terms[mixer.head_terms()[head]]).cpu().numpy()
+    return found
+
+
+def attention_matrix(q: Tensor, k: Tensor, rules: LogitRules, documents: Tensor) -> Float[Tensor, "b h t t"]:
+    """The softmax of a layer's logits, whole; for short texts."""
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
+    logits = torch.einsum("bthp,bshp->bhts", q.float(), k.float()) * rules.scale
+    if rules.softcap is not None:
+        logits = rules.softcap * torch.tanh(logits / rules.softcap)
+    every = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device)
+    hidden = every.triu(1) if rules.window is None else every.triu(1) | every.tril(-rules.window)
+    hidden = hidden | (documents[:, :, None] != documents[:, None])[:, None]
+    return logits.masked_fill(hidden, -torch.inf).softmax(-1)
+
+
+def fitted(target: Float[Tensor, "t t"], terms: Float[Tensor, "k t t"]) -> Float[Tensor, "t t"]:
+    """The weighted sum of some matrices that is nearest to a target."""
+    flat = terms.flatten(1).double()
+    gram = flat @ flat.T
+    ridge = 1e-8 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(gram + ridge, flat @ target.flatten().double())
+    return torch.einsum("k,kts->ts", weights.float(), terms)
+
+
+def spread(items: Sequence[int], count: int) -> list[int]:
+    """A few items, evenly spread."""
+    items = list(items)
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in sorted(set(places.tolist()))]
+
+
+def continuations(session: Session, student) -> dict[str, str]:
+    """The same prompt continued greedily by teacher and student."""
+    tokenizer = session.teacher.tokenizer
+    ids = tokenizer(PROMPT, return_tensors="pt").to(session.teacher.device)
+    texts = {"prompt": PROMPT}
+    for name, model in (("teacher", session.teacher.model), ("student", student)):
+        out = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        texts[name] = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts

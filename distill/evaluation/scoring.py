@@ -1,0 +1,125 @@
+"""The one way from a text to a score: forward passes in batches of like length, and what the head says of marked tokens.
+
+Sequences are padded on the right, which a causal model cannot see, so no mask is needed; logits exist for the marked tokens
+alone. Recall families and tasks both end here, for teachers and students alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distill.output_head import head_of
+from students.kernels.linear_kl import Head
+from students.kernels.linear_kl.reference import logits_of
+from teachers.teacher import Teacher
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a forward pass, padding included
+CHUNK = 1024  # tokens whose logits exist at a time
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A sequence of tokens, and the spans [start, end) of it that are answers."""
+
+    ids: list[int]
+    spans: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.spans or any(not 0 < start < end <= len(self.ids) for start, end in self.spans):
+            raise ValueError(f"the spans {self.spans} do not lie behind the first of {len(self.ids)} tokens")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model makes of a span, given everything before it.
+
+    logprob: of the whole span, in nats; of a forced choice, among the tokens to choose from. greedy: whether each of its
+    tokens is the model's first choice in the whole vocabulary, which is when greedy decoding would have said it.
+    """
+
+    logprob: float
+    greedy: bool
+
+
+@torch.no_grad()
+def score(
+    teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked], among: Sequence[int] | None = None
+) -> list[list[Answer]]:
+    """Every span's answer; `model` None asks the teacher. One forward pass a sequence.
+
+    Args:
+        among: force the choice of every token to these, for `logprob`.
+    """
+    head = head_of(teacher.model if model is None else model)
+    found: list[list[Answer]] = [[] for _ in texts]
+    for indexes in batches([len(text.ids) - 1 for text in texts], BATCH_TOKENS.get(teacher.device.type, 4096)):
+        chosen = [texts[index] for index in indexes]
+        hidden = last_hidden(teacher, model, padded(chosen).to(teacher.device))
+        for index, answers in zip(indexes, _answers(hidden, head, chosen, among), strict=True):
+            found[index] = answers
+    return found
+
+
+def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+    """The last hidden states of the teacher, or of a student of it, with one document a row."""
+    if model is not None:
+        return model.hidden(ids, None)
+    return teacher.hidden(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
+
+
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indexes in groups of like length, the longest first, none of more than so many tokens but for single long ones."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        count = max(1, tokens // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
+
+
+def opening(tokenizer) -> list[int]:
+    """The token that the tokenizer itself puts before a text, if it does: a model trained with it needs it."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
+
+
+def split(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """The tokens of contexts and of their continuations, each pair read as one text; spaces that end a context go over.
+
+    A token across the border counts as the continuation's. (As lm-evaluation-harness splits them.)
+    """
+    kept = [context.rstrip() for context, _ in pairs]
+    wholes = [context + continuation for context, continuation in pairs]
+    encoded = tokenizer(wholes + kept, add_special_tokens=False)["input_ids"]
+    found = zip(encoded[: len(pairs)], encoded[len(pairs) :], strict=True)
+    return [(whole[: len(alone)], whole[len(alone) :]) for whole, alone in found]
+
+
+def padded(texts: Sequence[Marked]) -> Int[Tensor, "b t"]:
+    """All but the last token of each, whose successor nobody asks for."""
+    width = max(len(text.ids) for text in texts) - 1
+    return torch.tensor([text.ids[:-1] + [0] * (width + 1 - len(text.ids)) for text in texts])
+
+
+def _answers(
+    hidden: Float[Tensor, "b t d"], head: Head, texts: Sequence[Marked], among: Sequence[int] | None
+) -> list[list[Answer]]:
+    places = [(row, place) for row, text in enumerate(texts) for start, end in text.spans for place in range(start, end)]
+    rows, columns = torch.tensor(places, device=hidden.device).unbind(1)
+    targets = torch.tensor([texts[row].ids[place] for row, place in places], device=hidden.device)
+    logprobs, greedy = [], []
+    for piece, wanted in zip(hidden[rows, columns - 1].split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = logits_of(piece, head)
+        rivals = logits if among is None else logits[:, list(among)]
+        logprobs += (logits.gather(-1, wanted[:, None])[:, 0] - rivals.logsumexp(-1)).tolist()
+        greedy += (logits.argmax(-1) == wanted).tolist()
+    answers, at = [], 0
+    for text in texts:
+        answers.append([])
+        for start, end in text.spans:
+            stop = at + end - start
+            answers[-1].append(Answer(sum(logprobs[at:stop]), all(greedy[at:stop])))
+            at = stop
+    return answers

@@ -1,0 +1,216 @@
+"""Speed and memory against length and batch: prefill, first token, decoding, what the cache holds.
+
+Prompts are random tokens. `prefill_seconds` is the forward pass over the prompt that fills the cache; `first_token_seconds`
+that and the head's choice of the next token; `decode_tokens_per_second` counts the whole batch over greedy steps of one
+token after it. Medians of three on a GPU, one measurement on a CPU. Both models run eagerly, with transformers' attention
+(sdpa where the family has it) and this project's kernels as `distill doctor` lists them; no torch.compile. On a GPU both are
+copies in bfloat16, but for decays and scales, and `graph_decode_tokens_per_second` counts as many tokens more, each
+replayed as one CUDA graph (`students.Decoder`, warmed up and captured before); `graph_not_run` says why not. Memory is what
+the eager calls take beyond the weights: of CUDA's allocator, or the process's resident set where Linux lets its peak be
+reset, else null.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from distill.compat import kept_in_float32
+from distill.evaluation.comparison import crossovers
+from distill.evaluation.evaluation import Evaluation
+from distill.evaluation.speed_table import speed_table
+from distill.evaluation.suite import Suite
+from distill.memory import ran_out
+from distill.output_head import head_of
+from students.compat import CACHE
+from students.decoding import Decoder, GraphError
+from students.kernels.linear_kl import Head
+from students.kernels.linear_kl.reference import logits_of
+from teachers.teacher import Teacher
+
+CPU_LENGTH = 1024  # the longest that a CPU is asked for
+DECODE_STEPS = {"cpu": 4, "cuda": 32}
+REPEATS = {"cpu": 1, "cuda": 3}
+
+
+class Speed(Evaluation):
+    """Speed and memory of teacher and student."""
+
+    suites = ("standard", "full")
+
+    def measure(self, teacher, model, heldout, suite):
+        return row(teacher, model, heldout, suite)
+
+    def beside(self, own, teacher):
+        return {"speed": crossovers(own["cells"], teacher["cells"])}
+
+    def left_out(self, results):
+        for cell in results.get("cells", []):
+            for key, how in (("not_run", ""), ("graph_not_run", ", as CUDA graphs")):
+                if key in cell:
+                    yield f"length {cell['length']}, batch {cell['batch']}{how}", cell[key]
+
+    def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
+        yield "speed, student | teacher", speed_table(judged)
+
+
+@torch.no_grad()
+def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict:
+    """One model's measurements as the table of evaluations calls it.
+
+    Returns:
+        device, method, and cells, a list of {length, batch, prefill_seconds, first_token_seconds,
+        decode_tokens_per_second, peak_bytes, cache_bytes}, or of {length, batch, not_run}; on a GPU with
+        graph_decode_tokens_per_second or graph_not_run.
+    """
+    device = teacher.device
+    original = teacher.model if model is None else model
+    timed = in_bfloat16(original) if device.type == "cuda" else original
+    longest = teacher.config.max_position_embeddings if teacher.family.rope is None else None
+    decoded = DECODE_STEPS.get(device.type, 4) * (2 if device.type == "cuda" else 1)
+    graphs = "decoding also as CUDA graphs" if device.type == "cuda" else "no CUDA graphs"
+    cells = []
+    with torch.autocast(device.type, enabled=False):
+        for batch in suite.batches:
+            for length in suite.speed:
+                reason = _refused(length + decoded, length, device, longest)
+                found = {"not_run": reason} if reason else _cell(timed, length, batch)
+                cells.append({"length": length, "batch": batch, **found})
+    return {"device": _name(device), "method": f"eager, {graphs}", "cells": cells}
+
+
+def in_bfloat16(model: nn.Module) -> nn.Module:
+    """A copy in bfloat16, but for the parameters that a model keeps in float32, and its buffers."""
+    kept = kept_in_float32(model)
+    timed = copy.deepcopy(model)
+    for name, parameter in timed.named_parameters():
+        if not set(kept) & set(name.split(".")):
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return timed
+
+
+def held_bytes(cache: Cache) -> int:
+    """Bytes of every tensor that a cache's layers hold."""
+    tensors = {}
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            found = value.values() if isinstance(value, dict) else [value]
+            tensors |= {id(tensor): tensor for tensor in found if isinstance(tensor, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _refused(needed: int, length: int, device: torch.device, positions: int | None) -> str | None:
+    if device.type == "cpu" and length > CPU_LENGTH:
+        return f"a CPU is timed to {CPU_LENGTH} tokens"
+    if positions and needed > positions:
+        return f"the model has learned positions for {positions} tokens"
+    return None
+
+
+def _cell(model: nn.Module, length: int, batch: int) -> dict:
+    """Measure one length and batch, after a warm-up at that shape on a GPU."""
+    device = model.device
+    try:
+        if device.type == "cuda":
+            _measure(model, length, batch)
+        runs = [_measure(model, length, batch) for _ in range(REPEATS.get(device.type, 1))]
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        return {"not_run": "out of memory"}
+    rates = [name for name in runs[-1] if name.endswith("seconds") or name.endswith("per_second")]
+    medians = {name: statistics.median(run[name] for run in runs if name in run) for name in rates}
+    return {**runs[-1], **medians}
+
+
+def _measure(model: nn.Module, length: int, batch: int) -> dict:
+    device, head = model.device, head_of(model)
+    hidden_of = _through(model)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(device)
+    cache = model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
+    steps = DECODE_STEPS.get(device.type, 4)
+    before = _start_peak(device)
+    began = _now(device)
+    hidden = hidden_of(ids, cache)
+    filled = _now(device)
+    token = _choice(hidden, head)
+    first = _now(device)
+    for _ in range(steps):
+        token = _choice(hidden_of(token, cache), head)
+    ended = _now(device)
+    measured = {
+        "prefill_seconds": filled - began,
+        "first_token_seconds": first - began,
+        "decode_tokens_per_second": batch * steps / (ended - first),
+        "peak_bytes": _end_peak(device, before),
+        "cache_bytes": held_bytes(cache),
+    }
+    return measured | (graph_rate(model, cache, token, steps) if device.type == "cuda" else {})
+
+
+def graph_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dict:
+    """The rate of greedy steps more behind a cache, each token a replayed graph on a GPU; or why there is none."""
+    try:
+        decode = Decoder(model, cache, steps)
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            return {"graph_not_run": "out of memory"}
+        if not isinstance(error, GraphError):
+            raise
+        return {"graph_not_run": str(error)}
+    began = _now(model.device)
+    for _ in range(steps):
+        token = decode(token).argmax(-1)[:, None]
+    return {"graph_decode_tokens_per_second": len(token) * steps / (_now(model.device) - began)}
+
+
+def _through(model: nn.Module) -> Callable[[Tensor, Cache], Tensor]:
+    """A teacher's or a student's last hidden states of tokens behind a cache."""
+    if hasattr(model, "new_cache"):  # a student: meta tokens and shared keys are not its skeleton's business
+        return lambda ids, cache: model.hidden(ids, None, cache)
+    return lambda ids, cache: model.base_model(input_ids=ids, use_cache=True, **{CACHE: cache}).last_hidden_state
+
+
+def _choice(hidden: Tensor, head: Head) -> Tensor:
+    return logits_of(hidden[:, -1], head).argmax(-1)[:, None]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _start_peak(device: torch.device) -> int | None:
+    """Forget the peak so far; the bytes in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _resident("VmRSS")
+    except OSError:  # no Linux, or not allowed
+        return None
+
+
+def _end_peak(device: torch.device, before: int | None) -> int | None:
+    if before is None:
+        return None
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
+    return max(0, peak - before)
+
+
+def _resident(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(entry)).split()[1])
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

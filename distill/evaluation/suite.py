@@ -1,0 +1,59 @@
+"""How much of each evaluation a suite runs."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.recipe import EvaluationOptions
+
+SIX = ("winogrande", "arc_easy", "arc_challenge", "piqa", "hellaswag", "lambada")  # recovery is measured over these
+EVERYTHING = 2**20  # held-out tokens of a suite that reads the whole text, at most
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite.
+
+    evaluations: by name, of the teacher and the student. baselines: those that the other rows get too.
+    heldout_tokens: at most; None for as many as the recipe's final table has; EVERYTHING, for the whole text.
+    items: of each task at most, drawn by a seed; None for all. task_source: a folder of files, or "harness".
+    depths, grid_trials: of recall families that are measured depth by depth, and their trials a cell.
+    speed: lengths; a CPU times those up to `speed.CPU_LENGTH` alone.
+    """
+
+    name: str
+    evaluations: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    heldout_tokens: int | None = None
+    passkey: tuple[int, ...] = ()
+    passkey_trials: int = 1
+    recall: tuple[int, ...] = ()
+    recall_trials: int = 1
+    depths: tuple[float, ...] = ()
+    grid_trials: int = 1
+    tasks: tuple[str, ...] = ()
+    items: int | None = None
+    task_source: Path | str | None = None
+    speed: tuple[int, ...] = ()
+    batches: tuple[int, ...] = (1,)
+
+    def tokens(self, options: EvaluationOptions) -> int:
+        """Held-out tokens to read, for a recipe with these options."""
+        usual = options.final_tokens or options.tokens
+        if self.heldout_tokens is None:
+            return usual
+        return EVERYTHING if self.heldout_tokens == EVERYTHING else min(usual, self.heldout_tokens)
+
+    def within(self, positions: int | None) -> tuple["Suite", list[dict]]:
+        """The suite without lengths that the teacher has no positions for, and what was left out for it."""
+        if positions is None:
+            return self, []
+        reason = f"the teacher has positions for {positions} tokens"
+        changes, left_out = {}, []
+        for name in ("passkey", "recall"):
+            lengths = getattr(self, name)
+            changes[name] = tuple(length for length in lengths if length <= positions)
+            beyond = ", ".join(str(length) for length in lengths if length > positions)
+            if beyond and name in self.evaluations:
+                left_out.append({"rows": ["every"], "evaluation": name, "part": beyond, "reason": reason})
+        return dataclasses.replace(self, **changes), left_out

@@ -1,0 +1,88 @@
+"""The tables of evaluations and of suites.
+
+To add an evaluation: a file beside this one with an `Evaluation`, and a line in EVALUATIONS, whose order is that of tables.
+"""
+
+from dataclasses import replace
+from importlib import import_module
+
+from distill.errors import UserError, nearest
+from distill.evaluation.evaluation import Evaluation
+from distill.evaluation.questions import TASKS
+from distill.evaluation.suite import EVERYTHING, SIX, Suite
+from distill.recipe import EvaluationOptions
+
+EVALUATIONS = {
+    "fidelity": "distill.evaluation.fidelity:Fidelity",
+    "passkey": "distill.evaluation.recall:Passkey",
+    "recall": "distill.evaluation.recall:Recall",
+    "tasks": "distill.evaluation.tasks:Tasks",
+    "speed": "distill.evaluation.speed:Speed",
+}
+
+
+def evaluation(name: str) -> Evaluation:
+    """An evaluation of the table."""
+    module, _, attribute = EVALUATIONS[name].partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def _filled(suite: Suite) -> Suite:
+    """A suite with the evaluations that say they belong to it."""
+    every = {name: evaluation(name) for name in EVALUATIONS}
+    run = tuple(name for name, one in every.items() if suite.name in one.suites)
+    baselines = tuple(name for name in run if suite.name in every[name].baselines)
+    return replace(suite, evaluations=run, baselines=baselines)
+
+
+SIZES = (
+    Suite(
+        name="quick",
+        heldout_tokens=2048,
+        passkey=(256, 512, 1024),
+        passkey_trials=4,
+        tasks=SIX,
+        items=50,
+    ),
+    Suite(
+        name="standard",
+        passkey=(512, 1024, 2048, 4096),
+        passkey_trials=10,
+        recall=(512, 1024, 2048, 4096),
+        recall_trials=10,
+        depths=(0.0, 0.25, 0.5, 0.75, 1.0),
+        grid_trials=4,
+        tasks=SIX,
+        speed=(1024, 2048, 4096, 8192, 16_384, 32_768),
+    ),
+    Suite(
+        name="full",
+        heldout_tokens=EVERYTHING,
+        passkey=(512, 1024, 2048, 4096, 8192, 16_384, 32_768),
+        passkey_trials=20,
+        recall=(512, 1024, 2048, 4096, 8192, 16_384, 32_768),
+        recall_trials=20,
+        depths=(0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
+        grid_trials=10,
+        tasks=tuple(TASKS),
+        speed=(1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072),
+        batches=(1, 8),
+    ),
+)
+SUITES = {suite.name: _filled(suite) for suite in SIZES}
+
+
+def find_suite(name: str) -> Suite:
+    """A suite by name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in SUITES:
+        raise UserError(f"there is no suite {name!r}; {nearest(name, SUITES)}")
+    return SUITES[name]
+
+
+def suite_of_run(options: EvaluationOptions) -> Suite:
+    """What ends a run: fidelity, and passkey recall as its recipe asks for it."""
+    return _filled(Suite(name="run", passkey=tuple(options.passkey), passkey_trials=options.passkey_trials))

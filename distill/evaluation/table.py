@@ -1,0 +1,31 @@
+"""What `distill eval` prints: tables that are readable in 80 columns, and what was not run."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from distill.evaluation.rows import NAMES, TITLES
+from distill.evaluation.suites import EVALUATIONS, evaluation
+
+
+def show(judged: Mapping, console: Console) -> None:
+    """Print every table that the results fill."""
+    console.print(f"[bold]{judged['suite']}[/]  {judged['pattern']}  on {judged['device']}, {judged['precision']}")
+    for _, title, table in tables(judged):
+        console.print(f"\n[bold]{title}[/]")
+        console.print(table)
+    console.print()
+    for row in judged["rows"]:
+        if NAMES[row] != TITLES[row]:
+            console.print(f"  {NAMES[row]}: {TITLES[row]}")
+    for entry in judged["not_run"]:
+        where = " ".join(part for part in (entry["evaluation"], entry["part"]) if part and part != "every")
+        rows = ", ".join(NAMES.get(row, row) for row in entry["rows"])
+        console.print(f"  not run: {where or 'any'} ({rows}): {entry['reason']}")
+
+
+def tables(judged: Mapping) -> list[tuple[str, str, Table]]:
+    """For each table the evaluation it shows, its title, and itself."""
+    measured = [name for name in EVALUATIONS if judged["rows"]["teacher"].get(name)]
+    return [(name, title, table) for name in measured for title, table in evaluation(name).tables(judged)]

@@ -1,0 +1,95 @@
+"""What a user asks to have judged: a run folder or a student, against which teacher, on which text and tasks."""
+
+import dataclasses
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from distill.errors import UserError
+from distill.evaluation.judging import judge_session
+from distill.evaluation.suite import Suite
+from distill.evaluation.suites import find_suite
+from distill.evaluation.task_files import check_folder
+from distill.loading import check_teacher, load_student
+from distill.memory import enough_memory
+from distill.recipe import Data, Recipe, TextSource
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+
+SHIPPED_HELDOUT = TextSource(path="shipped:heldout.jsonl.xz")
+
+
+def judge_target(
+    target: str | Path,
+    teacher: str | None,
+    heldout: str | None,
+    suite: str,
+    tasks: str | Path | None,
+    console: Console | None,
+) -> tuple[dict, RunDir | None]:
+    """Judge a run folder or a student; see `distill.evaluate`.
+
+    Returns:
+        the judgement, and the run folder where the target is one.
+    """
+    chosen = dataclasses.replace(find_suite(suite), task_source=task_source(tasks))
+    with enough_memory(f"judging {target}", "evaluation.tokens or evaluation.seq_len in its recipe, or judge it on a CPU"):
+        folder = RunDir.existing(target) if (Path(target) / "recipe.yaml").is_file() else None
+        return _judge(target, folder, teacher, heldout, chosen, console or Console(quiet=True)), folder
+
+
+def task_source(tasks: str | Path | None) -> Path | str | None:
+    """Where tasks come from: a folder of files, "harness", or nowhere.
+
+    Raises:
+        UserError: there is no such folder, or lm-evaluation-harness is not installed.
+    """
+    given = tasks or os.environ.get("DISTILL_TASKS")
+    if not given:
+        return None
+    if str(given) != "harness":
+        return check_folder(given)
+    if find_spec("lm_eval") is None:
+        raise UserError(
+            "--tasks is harness, but lm-evaluation-harness is not installed: pip install 'distill-hybrids[eval]'"
+        )
+    return "harness"
+
+
+def _judge(
+    target: str | Path, folder: RunDir | None, teacher: str | None, heldout: str | None, suite: Suite, console: Console
+) -> dict:
+    student_path = folder.student if folder else target
+    if folder and not student_path.exists():
+        raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
+    student = load_student(student_path)
+    recipe = folder.recipe() if folder else _recipe_for(student, student_path, teacher)
+    changes = {"teacher": teacher} if teacher else {}
+    if heldout:
+        changes["data"] = recipe.data.model_copy(update={"heldout": [TextSource(path=heldout)]})
+    session = Session.open(recipe.model_copy(update=changes), trains=False)
+    student = student.to(session.teacher.device)
+    check_teacher(student, session.teacher, student_path)
+    twin = folder.path / "twin" / "student" if folder else None
+    suite, too_long = suite.within(getattr(session.teacher.config, "max_position_embeddings", None))
+    with console.status("") as status:
+
+        def say(what: str) -> None:
+            status.update(what)
+            if not console.is_terminal:
+                console.print(f"  {what}")
+
+        judged = judge_session(session, student, twin if twin and twin.exists() else None, suite, say=say)
+    return {"target": str(target), **judged, "not_run": too_long + judged["not_run"]}
+
+
+def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
+    """What a checkpoint outside a run folder is judged with."""
+    reference = teacher or student.config.distill.get("teacher", {}).get("reference")
+    if reference is None:
+        raise UserError(f"{path} does not say which teacher it was distilled from; pass it with --teacher")
+    data = Data(train=[SHIPPED_HELDOUT], heldout=[SHIPPED_HELDOUT], seq_len=512, batch=1)
+    layout = student.layout
+    return Recipe(name="eval", teacher=reference, pattern=layout.pattern, mixers=layout.mixers, data=data, stages=[])

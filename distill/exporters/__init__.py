@@ -1,0 +1,103 @@
+"""Students in forms that other software loads. The table of export targets, and what is the same for all of them.
+
+To add one: a file beside this one with a `Target`, and a line here.
+"""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.errors import UserError, nearest
+from distill.exporters.target import Target
+
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+    from students.config import Layout
+
+EXPORTERS = {
+    "portable": "distill.exporters.portable:Portable",
+}
+MARKER = ".exported-by-distill"  # in every folder written; holds the target's name
+
+
+def target(name: str) -> Target:
+    """A target of the table.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in EXPORTERS:
+        raise UserError(f"there is no export target {name!r}; {nearest(name, EXPORTERS)}")
+    module, _, attribute = EXPORTERS[name].partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def help_lines() -> str:
+    """Every target with its line, for `--help`."""
+    return "; ".join(f"{name}: {target(name).line}" for name in EXPORTERS)
+
+
+def check_targets(recipe: "Recipe", where: str) -> None:
+    """Refuse targets that do not exist.
+
+    Raises:
+        UserError: naming the target and the nearest one.
+    """
+    for name in recipe.export:
+        if name not in EXPORTERS:
+            raise UserError(f"{where}: export: there is no target {name!r}; {nearest(name, EXPORTERS)}")
+
+
+def check_exports(recipe: "Recipe", layout: "Layout", family: str) -> None:
+    """Refuse targets that cannot hold a layout, before anything is trained.
+
+    Args:
+        family: the teacher's model_type.
+
+    Raises:
+        UserError: naming the target and why it refuses.
+    """
+    for name in recipe.export:
+        if reason := target(name).refuses(layout, family):
+            raise UserError(f"{recipe.name}: export: {name} cannot hold this student: {reason}")
+
+
+def export_student(run_folder: str | Path, *, to: str = "portable", out: str | Path) -> Path:
+    """Write the finished student of a run for other software.
+
+    The folder is written beside `out` and then renamed, so that a half-written one never stands there.
+
+    Args:
+        to: the target.
+
+    Returns:
+        the folder written.
+
+    Raises:
+        UserError: no such target, a run without a finished student, a folder in the way, or one that cannot be written.
+    """
+    from distill.runs.run_dir import RunDir
+
+    chosen = target(to)
+    folder, out = RunDir.existing(run_folder), Path(out)
+    if not folder.student.exists():
+        raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder to write the export into")
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise UserError(f"{out} is not empty, and was not written by an export; choose another folder")
+    scratch = out.with_name(f".{out.name}.writing")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        chosen.write(folder.student, scratch)
+        (scratch / MARKER).write_text(f"{to}\n")
+        shutil.rmtree(out, ignore_errors=True)
+        scratch.rename(out)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(
+            f"the export to {out} could not be written: {error}; make room there, or name another folder"
+        ) from error
+    return out

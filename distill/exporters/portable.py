@@ -1,0 +1,136 @@
+"""portable: a folder that `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` loads without this project.
+
+It holds the student's config and safetensors, and as modelling code the files of `students/` themselves, flattened: every
+`from students.a.b import c` becomes `from .students_a_b import c`, and the shape annotations become plain `object`s, so that
+only torch and transformers are needed. Triton kernels come along and are imported where Triton is and a GPU asks for them.
+One small file names the family's classes for `auto_map`.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from distill.exporters.target import Target
+
+CODE = "modeling_distill"
+IMPORT = re.compile(r"^([ \t]*)from (students[\w.]*) import ", re.MULTILINE)
+TARGET = re.compile(r'"(students[\w.]*):')  # an entry of a table of classes
+KERNEL = re.compile(r'Deferred\("(students[\w.]*)", "(\w+)"\)')
+MODULE_IMPORT = re.compile(
+    r"^from (students[\w.]*) import (\w+)$", re.MULTILINE
+)  # of a module, where there is a file of that name
+TRITON = re.compile(r"^import triton\nimport triton\.language as tl$", re.MULTILINE)
+FLAT_TARGET = re.compile(r'"\.(students\w*):(\w+)"')
+
+SHAPES = '''"""Shape annotations, unchecked here: `Float[Tensor, "b t d"]` is any object."""
+
+
+class _Anything:
+    def __class_getitem__(cls, item):
+        return object
+
+
+Bool = Float = Int = _Anything
+'''
+
+GUARDED = """try:  # transformers refuses to load a folder whose plain imports are not installed
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("the kernels need Triton; without it the references run") from error"""
+
+ENTRY = '''"""The classes that config.json's auto_map names; made from transformers' {family} classes."""
+
+from .students_model import student_class
+{imports}
+
+{model} = student_class("{family}")
+{config} = {model}.config_class
+'''
+
+
+class Portable(Target):
+    """The portable folder; every layout fits."""
+
+    line = "a folder that transformers loads with trust_remote_code, without this project"
+
+    def write(self, student: Path, out: Path) -> None:
+        from distill.stages import adapters
+
+        shutil.copytree(student, out)
+        adapters.merge_saved(out)
+        config = json.loads((out / "config.json").read_text())
+        family = config["model_type"].removeprefix("distill_")
+        modules = flattened()
+        for name, text in modules.items():
+            (out / name).write_text(text)
+        names = _entry(out, family, modules)
+        config["auto_map"] = {
+            "AutoConfig": f"{CODE}.{names['config']}",
+            "AutoModelForCausalLM": f"{CODE}.{names['model']}",
+        }
+        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _entry(target: Path, family: str, modules: dict[str, str]) -> dict[str, str]:
+    """Write the file that auto_map names; the names of its classes."""
+    from students.model import student_class
+
+    model = student_class(family)
+    names = {"model": model.__name__, "config": model.config_class.__name__}
+    tables = sorted({found for text in modules.values() for found in FLAT_TARGET.findall(text)})
+    imports = "\n".join(f"from .{module} import {attribute}  # noqa: F401" for module, attribute in tables)
+    (target / f"{CODE}.py").write_text(ENTRY.format(family=family, imports=imports, **names))
+    return names
+
+
+def flattened() -> dict[str, str]:
+    """The files of `students/` that a model needs, by flat name, importing each other relatively."""
+    files = {"students.shapes": SHAPES}
+    waiting = ["students.model"]
+    while waiting:
+        module = waiting.pop()
+        if module in files:
+            continue
+        source, needed = _flat_source(_source_of(module))
+        waiting += needed
+        files[module] = source
+    return {f"{_flat(module)}.py": text for module, text in files.items()}
+
+
+def _flat_source(source: str) -> tuple[str, list[str]]:
+    """One file for a flat folder, and the modules it needs."""
+    late = [f"{package}.{name}" for package, name in MODULE_IMPORT.findall(source) if _is_module(f"{package}.{name}")]
+    for module in late:
+        package, _, name = module.rpartition(".")
+        source = source.replace(f"from {package} import {name}\n", f"from . import {_flat(module)} as {name}\n")
+    late += [module for module, _ in KERNEL.findall(source)]
+    needed = late + [match[2] for match in IMPORT.finditer(source)] + TARGET.findall(source)
+    source = IMPORT.sub(lambda match: f"{match[1]}from .{_flat(match[2])} import ", source)
+    source = TARGET.sub(lambda match: f'".{_flat(match[1])}:', source)
+    source = KERNEL.sub(lambda match: f'Deferred(".{_flat(match[1])}", "{match[2]}", __package__)', source)
+    source = TRITON.sub(GUARDED, source)
+    for module in sorted(set(late)):  # transformers copies the files that it finds in import statements
+        source += f"\nif False:\n    from .{_flat(module)} import *  # noqa\n"
+    return source, needed
+
+
+def _is_module(name: str) -> bool:
+    return _home().joinpath(*name.split(".")[1:]).with_suffix(".py").is_file()
+
+
+def _source_of(module: str) -> str:
+    path = _home().joinpath(*module.split(".")[1:])
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+
+
+def _flat(module: str) -> str:
+    return module.replace(".", "_")
+
+
+def _home() -> Path:
+    """Where the package `students` lies."""
+    import students
+
+    return Path(students.__file__).parent

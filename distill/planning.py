@@ -1,0 +1,201 @@
+"""`distill plan`: what a run would do, from the teacher's config alone. Nothing is loaded, trained or written."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import students
+from distill.build import attention_shapes, layout_of
+from distill.errors import UserError
+from distill.exporters import EXPORTERS, check_exports, target
+from distill.loading import teacher_config
+from distill.recipe import Recipe
+from distill.selection import selection_options
+from distill.selection.options import described
+from distill.selection.resolution import TRAINING, cost_of, even_recipe
+from distill.stages import check_student, stages_of
+from students.config import KEEP, Layout, Place, Shapes
+from students.state_size import state_bytes
+from teachers.checks import loading
+from teachers.families import Family, family_of
+from teachers.teacher import Teacher
+
+BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
+ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
+SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
+SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
+TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
+CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
+CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
+
+
+@dataclass
+class Plan:
+    """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of a
+    teacher's and a student's cache, a text, by its tokens. selection: of a recipe whose layout is selected, its options, and
+    the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`."""
+
+    layout: Layout
+    teacher_parameters: int
+    student_parameters: int
+    trained: dict[str, int]
+    tokens: dict[str, int]
+    bytes: int
+    flops: float
+    exports: str
+    cache: dict[int, tuple[int, int]]
+    selection: dict | None = None
+
+    def speed(self, device: str) -> float:
+        """The FLOP/s assumed."""
+        return SMALL_SPEED if device == "cuda" and self.student_parameters < SMALL else SPEED[device]
+
+    def seconds(self, device: str) -> float:
+        """The time that the stages' arithmetic takes at that speed."""
+        return self.flops / self.speed(device)
+
+    def numbers(self) -> dict:
+        """Everything, for JSON; `seconds` by the device assumed."""
+        return {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Work out a recipe's numbers.
+
+    Raises:
+        UserError: a layout that does not fit, or a teacher whose config cannot be found.
+    """
+    config = teacher_config(recipe)
+    family, teacher = _skeleton(recipe, config)
+    recipe, selection = _selected(recipe, config)
+    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name, recipe.meta_tokens)
+    place = Place(family.layers, family.slot, family.documents)
+    shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
+    try:
+        student = students.build(config, layout, place, shapes)
+    except ValueError as error:
+        raise UserError(f"{recipe.name}: the layout cannot be built: {error}") from error
+    check_student(recipe, student, recipe.name)
+    check_exports(recipe, layout, config.model_type)
+    sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
+    mixers = _parameters(nn.ModuleList(student.mixers.values()))
+    with torch.device("meta"):  # untied: a block that several layers share computes in each of them
+        used = sum(_parameters(layout.make(layer, shapes.at(layer))) for layer in layout.converted)
+    trained, tokens, flops = {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
+    for entry in stages_of(recipe):
+        kind, options = entry.kind, entry.options
+        key = entry.name if entry.name not in tokens else f"{entry.name} ({entry.index})"
+        trained[key], tokens[key] = kind.count(student, options), options.tokens
+        teaching = sizes["teacher"] if kind.needs_teacher else 0
+        flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
+    most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
+    memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
+    return Plan(
+        layout=layout,
+        teacher_parameters=sizes["teacher"],
+        student_parameters=sizes["student"],
+        trained=trained,
+        tokens=tokens,
+        bytes=memory,
+        flops=flops,
+        exports=_exports(layout, config.model_type),
+        cache=_cache(config, layout, place, shapes, student),
+        selection=selection,
+    )
+
+
+def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
+    """Print a recipe's plan. place: where the recipe is."""
+    strip = "".join(f"[bold blue]{c}[/]" if c in plan.layout.mixers else c for c in plan.layout.pattern)
+    console.print(f"[bold]{recipe.name}[/]  {place}\nlayers   {strip}   (A keeps the teacher's attention)")
+    for letter, options in recipe.mixers.items():
+        console.print(f"      {letter}  {options}", highlight=False)
+    if plan.selection:
+        trains = f", trains gates on {plan.selection['training_tokens']:,}" if plan.selection["training_tokens"] else ""
+        console.print(
+            f"select   the run chooses the layout by {plan.selection['by']} before it trains: reads about "
+            f"{plan.selection['tokens']:,} tokens{trains}; shown is an even layout of the same budget",
+            highlight=False,
+        )
+    if recipe.meta_tokens:
+        console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "tokens", "trained parameters"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, tokens in plan.tokens.items():
+        table.add_row(stage, f"{tokens:,}", f"{plan.trained[stage]:,}")
+    console.print(table)
+    times = ", ".join(f"{_duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
+    console.print(
+        f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
+        f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
+        f"time        about {times} (assumed: {plan.speed('cpu'):.1e} and {plan.speed('cuda'):.1e} FLOP/s of training; "
+        f"loading and evaluation come on top)\n"
+        f"exports     {plan.exports}"
+    )
+    for tokens, (theirs, ours) in plan.cache.items():
+        share = f"{_size(ours)} ({ours / theirs:.1%})"
+        console.print(
+            f"cache       {tokens:,} tokens in bfloat16: teacher {_size(theirs)}, student {share}", highlight=False
+        )
+
+
+def _selected(recipe: Recipe, config) -> tuple[Recipe, dict | None]:
+    """A recipe whose layout is selected with an even one of the same budget, and what the selection does."""
+    if not recipe.selects:
+        return recipe, None
+    options, depth, heads = selection_options(recipe), config.num_hidden_layers, config.num_attention_heads
+    even = even_recipe(recipe, depth, heads)
+    tokens, training = cost_of(options, depth, heads)
+    return even, {**described(options), "tokens": tokens, "training_tokens": training}
+
+
+def _selection_tokens(selection: dict | None) -> float:
+    """Forward passes of the teacher that a selection comes to."""
+    return selection["tokens"] + TRAINING * selection["training_tokens"] if selection else 0.0
+
+
+def _cache(config, layout: Layout, place: Place, shapes: Shapes, student: nn.Module) -> dict[int, tuple[int, int]]:
+    kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
+    return {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
+
+
+def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
+    """The teacher's family, and a model of its sizes on the meta device."""
+    try:
+        family = family_of(config, recipe.teacher)
+        with loading(recipe.teacher, "config"), torch.device("meta"):
+            return family, AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise UserError(f"teacher: {error}") from error
+
+
+def _exports(layout: Layout, family: str) -> str:
+    """The targets that can hold the layout, and why the others cannot."""
+    found = {name: target(name).refuses(layout, family) for name in EXPORTERS}
+    said = ", ".join(name if reason is None else f"not {name} ({reason})" for name, reason in found.items())
+    kinds = {options["mixer"] for options in layout.mixers.values()}
+    windows = any("window" in options for options in layout.mixers.values())
+    kept = len(layout.converted) < len(layout.pattern)
+    if kinds == {"mamba2"} and not windows and kept and family in CONTAINED:
+        return f"{said}; its layers would also fit {CONTAINERS['mamba2']}, to which there is no export yet"
+    return said
+
+
+def _parameters(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,61 @@
+"""Recipes as files: found, read, overridden (`key.sub=value`), and checked whole.
+
+An unknown key, a wrong type or an impossible combination is an error that names the key, the file and the nearest valid
+key. Overrides are applied before anything is checked; lists are indexed (`stages.1.lr=1e-3`) or named
+(`stages.align.lr=1e-3`).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distill.exporters import check_targets
+from distill.recipe import Recipe, parse
+from distill.selection import check_selection
+from distill.shipped import find
+from distill.stages import check_stages
+from distill.yaml_file import override, read
+
+
+def load(
+    reference: str | Path | Recipe, overrides: Sequence[str] = (), change: Callable[[dict, str], None] | None = None
+) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        reference: a file, or the name of a shipped recipe; a recipe that was loaded before is overridden as its YAML would
+            be. change: changes the entries as they were read, before the overrides; it is told the file too.
+
+    Raises:
+        UserError: no such recipe, YAML that does not parse, or anything that the schema or a table refuses.
+    """
+    if isinstance(reference, Recipe) and not overrides and change is None:
+        return reference
+    if isinstance(reference, Recipe):
+        entries, where = reference.model_dump(mode="json", exclude_unset=True), reference.name
+    else:
+        path = find(reference)
+        entries, where = read(path), str(path)
+        entries.setdefault("name", path.stem)
+    if isinstance(entries.get("stages"), list):  # `- align:` alone asks for the defaults
+        entries["stages"] = [
+            {name: options or {} for name, options in stage.items()} if isinstance(stage, dict) else stage
+            for stage in entries["stages"]
+        ]
+    if change is not None:
+        change(entries, where)
+    for text in overrides:
+        override(entries, text)
+    return check(entries, where)
+
+
+def check(entries: dict, where: str) -> Recipe:
+    """Validate a recipe's entries: by the schema, then by the tables of stages, scorers and export targets.
+
+    Raises:
+        UserError: with every complaint, each naming its key.
+    """
+    recipe = parse(entries, where)
+    check_targets(recipe, where)
+    check_stages(recipe, where)
+    check_selection(recipe, where)
+    return recipe

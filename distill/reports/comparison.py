@@ -1,0 +1,205 @@
+"""Several runs on one page: a line a run, losses over each other, layouts under each other."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distill.recipe import Recipe
+from distill.reports import curves, recall
+from distill.reports.layout import kinds_of, strip
+from distill.reports.page import Section, figures, note, page
+from distill.reports.run_page import NOT_JUDGED, fullest, scored_tasks
+from distill.reports.svg import intervals
+from distill.reports.tables import fidelity_cells, table, with_tasks
+from distill.runs.run_dir import RunDir
+from distill.stages import stages_of
+
+BASELINES = ("twin", "window_layout", "window_everywhere")
+SAME = {"teacher": "teachers", "heldout_text": "held-out texts"}  # entries of run.json that make numbers comparable
+
+
+@dataclass(frozen=True)
+class ShownRun:
+    """What is shown of a run. name: its folder's."""
+
+    name: str
+    recipe: Recipe
+    facts: Mapping
+    evaluations: Mapping
+    metrics: Sequence[Mapping]
+
+    @classmethod
+    def of(cls, folder: RunDir) -> "ShownRun":
+        """Read a folder."""
+        evaluations = folder.read("evaluations.json", {})
+        return cls(folder.path.resolve().name, folder.laid_out(), folder.read("run.json", {}), evaluations, folder.metrics())
+
+    @property
+    def judged(self) -> Mapping | None:
+        """The table that ended it."""
+        return self.evaluations.get("final")
+
+
+def compare_page(folders: Sequence[RunDir]) -> str:
+    """The whole page."""
+    runs = _named([ShownRun.of(folder) for folder in folders])
+    judged = {name: run for name, run in runs.items() if run.judged}
+    sections = [
+        _headline(judged),
+        _layouts(judged),
+        _losses(runs),
+        _layers(judged),
+        _recall(runs),
+        _not_run(runs, judged),
+        _facts(runs),
+    ]
+    said = f"{len(runs)} runs. KL is in nats a token; ± is one standard error. {_differences(runs)}"
+    return page("Runs compared", said, sections)
+
+
+def _named(runs: Sequence[ShownRun]) -> dict[str, ShownRun]:
+    """Runs by name, those of the same name told apart by number."""
+    found: dict[str, ShownRun] = {}
+    for run in runs:
+        count = sum(other.name == run.name for other in found.values())
+        found[run.name if not count else f"{run.name} ({count + 1})"] = run
+    return found
+
+
+def _differences(runs: Mapping[str, ShownRun]) -> str:
+    """What makes the runs' numbers not comparable."""
+    differ = [what for key, what in SAME.items() if len({run.facts.get(key) for run in runs.values()}) > 1]
+    judged = {run.judged["rows"]["student"]["fidelity"]["tokens"] for run in runs.values() if run.judged}
+    differ += ["numbers of held-out tokens"] if len(judged) > 1 else []
+    return f"Not comparable number by number: their {' and '.join(differ)} differ." if differ else ""
+
+
+def _headline(judged: Mapping[str, ShownRun]) -> Section:
+    body = ""
+    if judged:
+        lines = {name: _line(run.judged) for name, run in judged.items()}
+        lengths = sorted({length for line in lines.values() for length in line["passkey"]})
+        columns = [
+            "run",
+            "held-out KL",
+            "agreement",
+            "perplexity",
+            *(f"KL {_spelled(row)}" for row in BASELINES),
+            "teacher's perplexity",
+        ]
+        columns += [f"passkey {length}" for length in lengths] + ["mean of tasks", "recovery"]
+        cells = []
+        for name, line in lines.items():
+            passkeys = [line["passkey"].get(length, "not run") for length in lengths]
+            tasks = _task_cells(judged[name].evaluations)
+            cells.append([name, *line["fidelity"], *line["baselines"], line["teacher"], *passkeys, *tasks])
+        points = [
+            (
+                name,
+                run.judged["rows"]["student"]["fidelity"]["kl"],
+                run.judged["rows"]["student"]["fidelity"]["kl_error"],
+                colour,
+            )
+            for colour, (name, run) in enumerate(judged.items())
+        ]
+        body = table(columns, cells) + figures(intervals("held-out KL, ± one standard error", points, "nats a token"))
+    return Section("headline", "Students", body, NOT_JUDGED)
+
+
+def _spelled(row: str) -> str:
+    return {"twin": "of its twin", "window_layout": "of its layout's windows", "window_everywhere": "of windows everywhere"}[
+        row
+    ]
+
+
+def _line(judged: Mapping) -> dict:
+    """The student's cells of one run, and those of what it is to beat."""
+    rows = judged["rows"]
+    student = rows["student"]
+    return {
+        "fidelity": fidelity_cells(student["fidelity"], with_error=True),
+        "baselines": [fidelity_cells(rows[row]["fidelity"])[0] if row in rows else "not run" for row in BASELINES],
+        "teacher": f"{rows['teacher']['fidelity']['perplexity']:.2f}",
+        "passkey": {cell["length"]: f"{cell['recalled']}/{cell['trials']}" for cell in student.get("passkey", [])},
+    }
+
+
+def _task_cells(evaluations: Mapping) -> list[str]:
+    columns, lines = with_tasks([], {"student": []}, scored_tasks(evaluations))
+    return lines["student"] if columns else ["not run", ""]
+
+
+def _layouts(judged: Mapping[str, ShownRun]) -> Section:
+    kinds = kinds_of(*(run.recipe.mixers for run in judged.values()))
+    body = "".join(
+        f"<h3>{html.escape(name)}</h3>{strip(run.judged['pattern'], run.recipe.mixers, kinds, one_line=True)}"
+        for name, run in judged.items()
+    )
+    said = note(
+        "Colours: "
+        + "; ".join(
+            f"{letter} in {name}: {options['mixer']}"
+            for name, run in judged.items()
+            for letter, options in run.recipe.mixers.items()
+        )
+    )
+    return Section("layout", "Layouts", body + said if body else "", NOT_JUDGED)
+
+
+def _losses(runs: Mapping[str, ShownRun]) -> Section:
+    metrics = {name: run.metrics for name, run in runs.items() if run.metrics}
+    body = curves.loss_curves(metrics) if metrics else ""
+    return Section("losses", "Training losses", body, "no step of training has been logged")
+
+
+def _layers(judged: Mapping[str, ShownRun]) -> Section:
+    measured = {name: run.judged["layers"] for name, run in judged.items() if run.judged["layers"]}
+    body = (
+        figures(curves.layer_errors("output against attention's, finished", measured, "relative L2 error"))
+        if measured
+        else ""
+    )
+    return Section("layers", "Layers", body, NOT_JUDGED)
+
+
+def _recall(runs: Mapping[str, ShownRun]) -> Section:
+    found = {name: fullest(run.evaluations, "recall") for name, run in runs.items()}
+    models = {name: judged["rows"]["student"] for name, judged in found.items() if judged}
+    colours = range(len(models))
+    body = figures(*recall.family_maps(models, colours), *recall.depth_maps(models, colours)) if models else ""
+    return Section("recall", "Recall", body, "`distill eval RUN --suite standard` measures it and adds it here")
+
+
+def _not_run(runs: Mapping[str, ShownRun], judged: Mapping[str, ShownRun]) -> Section:
+    lines = [[name, "the judgement", NOT_JUDGED] for name in runs if name not in judged]
+    for name, run in judged.items():
+        for entry in run.judged["not_run"]:
+            lines.append([name, " ".join([*entry["rows"], entry["evaluation"], entry["part"]]).strip(), entry["reason"]])
+        if not fullest(run.evaluations, "recall"):
+            lines.append([name, "recall", "`distill eval RUN --suite standard` measures it"])
+        if not scored_tasks(run.evaluations):
+            lines.append([name, "tasks", "`distill eval RUN --suite quick --tasks FOLDER` measures them"])
+    body = table(["run", "what", "why"], lines, words=True) if lines else note("Everything that was asked for was run.")
+    return Section("not-run", "What was not run, and why", body)
+
+
+def _facts(runs: Mapping[str, ShownRun]) -> Section:
+    columns = ["run", "recipe", "seed", "training tokens", "seconds", "distill", "torch", "teacher", "held-out text"]
+    lines = []
+    for name, run in runs.items():
+        versions, stages = run.facts.get("versions", {}), stages_of(run.recipe)
+        seconds = sum(measured["seconds"] for measured in run.evaluations.get("after", {}).values())
+        lines.append(
+            [
+                name,
+                f"{run.recipe.name} {run.recipe.fingerprint}",
+                str(run.recipe.seed),
+                f"{sum(entry.options.tokens for entry in stages):,}",
+                f"{seconds:.0f}",
+                versions.get("distill", ""),
+                versions.get("torch", ""),
+                run.facts.get("teacher", ""),
+                run.facts.get("heldout_text", "")[:16],
+            ]
+        )
+    return Section("facts", "How these were made", table(columns, lines))

@@ -1,0 +1,61 @@
+"""Attention and mixer matrices as pictures: blue where they add, red where they subtract, clear where they do nothing."""
+
+import base64
+import html
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from distill.reports.page import figures, note
+
+BLUE, RED = (37, 99, 201), (214, 69, 40)
+
+
+def matrices_html(file: Path) -> str:
+    """Every head of a run's matrices.npz, its attention beside its mixer; nothing where there is no such file."""
+    if not file.exists():
+        return ""
+    with np.load(file) as arrays:
+        return pairs_html(dict(arrays)) + note("Square roots are shown, so that small weights are seen.")
+
+
+def pairs_html(arrays: Mapping[str, Float[np.ndarray, "t t"]]) -> str:
+    """Figures of arrays named `head attention` and `head mixer`, as `samples.matrices` names them."""
+    names = [name.removesuffix(" attention") for name in arrays if name.endswith(" attention")]
+    return figures(*(matrix_pair(name, arrays[f"{name} attention"], arrays[f"{name} mixer"]) for name in names))
+
+
+def matrix_pair(name: str, attention: Float[np.ndarray, "t t"], mixer: Float[np.ndarray, "t t"]) -> str:
+    """Both matrices on one scale, with the relative error of the mixer's in Frobenius norm."""
+    error = np.linalg.norm(attention - mixer) / max(np.linalg.norm(attention), 1e-12)
+    top = max(float(attention.max()), 1e-6)
+    images = "".join(
+        f"<img alt='{kind} matrix of {html.escape(name, quote=True)}' src='data:image/png;base64,{picture(matrix, top)}'>"
+        for kind, matrix in (("attention", attention), ("mixer", mixer))
+    )
+    caption = f"{name}: attention, mixer (relative error {error:.2f})"
+    return f"<figure><figcaption>{html.escape(caption)}</figcaption><div class='pair'>{images}</div></figure>"
+
+
+def picture(matrix: Float[np.ndarray, "t t"], top: float) -> str:
+    """A matrix as a PNG in base64, one pixel an entry; entries of size `top` and more are opaque."""
+    clean = np.nan_to_num(np.asarray(matrix, dtype=np.float64))
+    pixels = np.where(clean[..., None] >= 0, np.array((*BLUE, 0)), np.array((*RED, 0))).astype(np.uint8)
+    pixels[..., 3] = (255 * np.sqrt(np.clip(np.abs(clean) / top, 0, 1))).round().astype(np.uint8)
+    return base64.b64encode(png(pixels)).decode()
+
+
+def png(pixels: UInt8[np.ndarray, "h w 4"]) -> bytes:
+    """A PNG file of red, green, blue and opacity (W3C PNG, third edition, section 11: IHDR, IDAT, IEND)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")

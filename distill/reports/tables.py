@@ -1,0 +1,128 @@
+"""Tables of a report: in HTML, in Markdown, and the one that ends a run in the terminal."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from distill.evaluation.rows import TITLES
+from distill.evaluation.suite import SIX
+from distill.reports.page import text
+from distill.runs.run_dir import RunDir
+
+STORY = ["after", "seconds", "held-out KL", "agreement", "perplexity", "its own held-out loss, before -> after"]
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]], marked: int | None = None, words: bool = False) -> str:
+    """An HTML table that scrolls by itself where it is wider than the page.
+
+    Args:
+        marked: the line of the student. words: its cells are text, not numbers.
+    """
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    rows = "".join(
+        f"<tr{' class=student' if index == marked else ''}>{''.join(f'<td>{text(cell)}</td>' for cell in line)}</tr>"
+        for index, line in enumerate(lines)
+    )
+    return f"<div class='scroll' tabindex='0'><table{' class=words' * words}><tr>{head}</tr>{rows}</table></div>"
+
+
+def facts(lines: Sequence[tuple[str, str]]) -> str:
+    """Names and what they are, as text, one a line."""
+    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in lines)
+    return f"<table class='words facts'>{rows}</table>"
+
+
+def printed(given: Table) -> str:
+    """A table of the terminal in HTML; its bold line is the student's."""
+    columns = [str(column.header) for column in given.columns]
+    lines = list(zip(*(list(column.cells) for column in given.columns), strict=True))
+    marked = next((index for index, row in enumerate(given.rows) if row.style == "bold"), None)
+    return table(columns, [[str(cell) for cell in line] for line in lines], marked)
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def headline(judged: Mapping) -> Table:
+    """The table that ends a run, for the terminal."""
+    columns, lines = headline_cells(judged)
+    found = Table(box=None, header_style="bold")
+    for index, column in enumerate(columns):
+        found.add_column(column, justify="left" if index == 0 else "right")
+    for name, cells in lines.items():
+        found.add_row(*cells, style="bold" if name == "student" else "")
+    return found
+
+
+def headline_cells(judged: Mapping) -> tuple[list[str], dict[str, list[str]]]:
+    """Column titles and, by row, cells: every model against the teacher."""
+    columns = ["", "held-out KL", "agreement", "perplexity"]
+    columns += [f"passkey {entry['length']}" for entry in judged["rows"]["teacher"].get("passkey", [])]
+    lines = {}
+    for name, results in judged["rows"].items():
+        passkeys = [f"{entry['recalled']}/{entry['trials']}" for entry in results.get("passkey", [])]
+        lines[name] = [TITLES[name], *fidelity_cells(results["fidelity"], name != "teacher"), *passkeys]
+    return columns, lines
+
+
+def with_tasks(
+    columns: list[str], lines: dict[str, list[str]], suite: Mapping | None
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The headline's cells, with a suite's mean over the six tasks and what is recovered, and the row of chance."""
+    rows = suite["rows"] if suite else {}
+    six = [task for task in SIX if "score" in rows.get("teacher", {}).get("tasks", {}).get(task, {})]
+    further = [f"mean of {len(six)} tasks", "recovery"] if six else []
+    found = {name: cells + _task_cells(suite, name, six) for name, cells in lines.items()}
+    passkeys = [f"0/{cells.partition('/')[2]}" for cells in next(iter(lines.values()))[4:]]
+    chance = [f"{sum(suite['chance'][task] for task in six) / len(six):.1%}", "0.0%"] if six else []
+    return columns + further, {**found, "chance": ["chance", "", "", "", *passkeys, *chance]}
+
+
+def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str]:
+    """The mean over tasks with its standard error, and the recovery with its own, of one row."""
+    if not six:
+        return []
+    scored = suite["rows"].get(row, {}).get("tasks")
+    if scored is None:
+        return ["not run", ""]
+    mean = sum(scored[task]["score"] for task in six) / len(six)
+    error = sum((scored[task]["error"] or 0.0) ** 2 for task in six) ** 0.5 / len(six)
+    found = suite["against_teacher"].get(row, {}).get("recovery", {"score": None})
+    recovery = "" if found["score"] is None else f"{found['score']:.1%} ± {found['error']:.1%}"
+    return [f"{mean:.1%} ± {error:.1%}", recovery]
+
+
+def story_cells(evaluations: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Column titles and lines of what each stage did on held-out text."""
+    lines, probe = [], {}
+    if "untrained" in evaluations:
+        lines.append(["nothing: the windows alone", "", *fidelity_cells(evaluations["untrained"]), ""])
+    for key, measured in evaluations.get("after", {}).items():
+        stage = key.partition("-")[2]
+        own = f"{probe[stage]:.4f} -> {measured['probe'][stage]:.4f}" if stage in probe else ""
+        lines.append([stage, f"{measured['seconds']:.0f}", *fidelity_cells(measured), own])
+        probe = measured["probe"]
+    return STORY, lines
+
+
+def fidelity_cells(measured: Mapping, with_error: bool = False) -> list[str]:
+    """KL, agreement and perplexity; blanks where they were not measured, as after most stages of a twin."""
+    if "kl" not in measured:
+        return ["", "", ""]
+    error = f" ± {measured['kl_error']:.3f}" if with_error else ""
+    return [f"{measured['kl']:.3f}{error}", f"{measured['agreement']:.1%}", f"{measured['perplexity']:.2f}"]
+
+
+def markdown_report(folder: RunDir, evaluations: Mapping) -> str:
+    """report.md: the headline and what each stage did."""
+    recipe = folder.recipe()
+    story = story_cells(evaluations)
+    parts = [f"# {recipe.name}", f"Teacher: `{recipe.teacher}`. KL in nats a token on held-out text, ± one standard error."]
+    if "final" in evaluations:
+        columns, lines = headline_cells(evaluations["final"])
+        parts.append(markdown(columns, list(lines.values())))
+    return "\n\n".join([*parts, "## What each stage did", markdown(*story)]) + "\n"

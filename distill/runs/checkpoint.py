@@ -1,0 +1,219 @@
+"""Checkpoints: what a stage needs to go on to the same bits, written whole or not at all.
+
+student.safetensors     every tensor that differs from the student as it is built from the teacher
+optimizer.safetensors   AdamW's moments and step counts, by parameter name
+stage.safetensors       the stage's own buffers            rng.safetensors   random states
+state.json              stage, step, data position, probe losses, hashes of the files above
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill.disk import FIX
+from distill.errors import UserError
+
+SCRATCH, DAMAGED = ".writing-", ".damaged-"
+END = "end"  # in the place of a step, where a stage is over
+
+
+@dataclass
+class RunState:
+    """Where a run stands. `stage` is the index of the stage, `step` the steps it has taken, `done` whether it is over.
+
+    window: the next window of training text. changed: names of the skeleton's parameters that stages have trained.
+    seconds: what a running stage has taken so far, over all the processes that took part in it.
+    """
+
+    stage: int
+    name: str
+    step: int
+    done: bool
+    window: int
+    teacher: str
+    changed: list[str] = field(default_factory=list)
+    probe: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int) -> Path:
+    """Write a checkpoint and drop all but the last `keep`.
+
+    Args:
+        tensors: by file ("student", "optimizer", "stage", "rng"), each a mapping from names.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
+    """
+    target = folder / f"{state.stage}-{state.name}-{END if state.done else f'{state.step:07d}'}"
+    scratch = folder / f"{SCRATCH}{target.name}"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        state.files = {}
+        for name, group in tensors.items():
+            file = scratch / f"{name}.safetensors"
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, file)
+            state.files[file.name] = _digest(file)
+        (scratch / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        for file in scratch.iterdir():
+            _sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint {target} could not be written ({error}); earlier ones are untouched: {FIX}"
+        ) from error
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def newest_sound(folder: Path) -> tuple[RunState | None, list[str]]:
+    """Find the newest checkpoint whose files are what was saved; newer ones are renamed, and half-written ones go.
+
+    Returns:
+        its state (None where there is none), and of each one set aside what is wrong and where it lies now.
+    """
+    for half_written in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(half_written, ignore_errors=True)
+    complaints = []
+    while (path := latest(folder)) is not None:
+        try:
+            return read_state(path), complaints
+        except UserError as error:
+            aside = path.with_name(DAMAGED + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            complaints.append(f"{error}; set aside as {aside.name}")
+    return None, complaints
+
+
+def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
+    """A checkpoint's state, with `files` its files checked against their hashes.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        state = RunState(**json.loads((checkpoint / "state.json").read_text()))
+        for name, digest in state.files.items() if files else ():
+            if _digest(checkpoint / name) != digest:
+                raise UserError(f"{checkpoint / name} is damaged")
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint} is damaged ({error})") from error
+    return state
+
+
+def tensors_of(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """One file's tensors; empty where the checkpoint has no such file."""
+    file = checkpoint / f"{name}.safetensors"
+    return load_file(file) if file.exists() else {}
+
+
+def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:
+    """Tensors to save: those that the student alone has, and those of the skeleton that stages trained."""
+    everything = dict(student.named_parameters()) | dict(student.named_buffers())
+    return {name: t for name, t in everything.items() if name in changed or name.startswith(student.own_prefixes)}
+
+
+@torch.no_grad()
+def restore_student(student: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's tensors back, by name.
+
+    Raises:
+        UserError: the checkpoint has a tensor that the student lacks, or of another shape.
+    """
+    everything = dict(student.named_parameters()) | dict(student.named_buffers())
+    for name, tensor in tensors.items():
+        if name not in everything or everything[name].shape != tensor.shape:
+            raise UserError(f"the checkpoint's {name} does not fit this student: another layout or teacher made it")
+        everything[name].data = tensor.to(everything[name].device, everything[name].dtype)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name; `names` maps id(parameter) to it."""
+    return {
+        f"{names[id(parameter)]}|{key}": value
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]):
+    """Put the optimizer's state back."""
+    for name, tensor in tensors.items():
+        parameter_name, _, key = name.rpartition("|")
+        parameter = parameters[parameter_name]
+        on_device = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = on_device
+
+
+def random_tensors() -> dict[str, Tensor]:
+    """Every random state that a stage could draw from."""
+    python = json.dumps(random.getstate()).encode()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    numpy = json.dumps([kind, keys.tolist(), position, has_gauss, cached]).encode()
+    states = {"torch": torch.get_rng_state(), "python": _bytes(python), "numpy": _bytes(numpy)}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def load_random(states: dict[str, Tensor]) -> None:
+    """Put the random states back."""
+    torch.set_rng_state(states["torch"])
+    version, internal, gauss = json.loads(bytes(states["python"].tolist()))
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = json.loads(bytes(states["numpy"].tolist()))
+    np.random.set_state((kind, np.asarray(keys, np.uint32), position, has_gauss, cached))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _all(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [path for path in folder.glob("*-*-*") if not path.name.startswith(".") and (path / "state.json").exists()]
+
+    def age(path: Path) -> tuple[int, float]:
+        stage, _, step = path.name.split("-")
+        return int(stage), math.inf if step == END else int(step)
+
+    return sorted(found, key=age)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

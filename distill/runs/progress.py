@@ -1,0 +1,64 @@
+"""What a run shows while it works: one live line a stage on a terminal, plain lines anywhere else."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 15.0  # how often a line is printed where there is no terminal
+
+
+@dataclass
+class StepReport:
+    """One optimizer step: losses by name, their mean, and what it took."""
+
+    step: int
+    tokens: int
+    loss: float
+    losses: dict[str, float]
+    gradient_norm: float
+    rate: float
+    seconds: float
+
+
+class StageProgress:
+    """Shows one stage's steps. `update` takes each step's report."""
+
+    def __init__(self, console: Console, title: str, steps: int, start: int) -> None:
+        self.console, self.title, self.steps, self.start = console, title, steps, start
+        self._printed = self._began = time.monotonic()
+        self._tokens = 0
+        self._bar = Progress(
+            TextColumn("  {task.description:<10}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed}/{task.total} steps  loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=steps, completed=start, loss="-", speed="-")
+
+    @contextmanager
+    def shown(self):
+        """Show the line while the block runs."""
+        with self._bar:
+            yield self
+
+    def update(self, report: StepReport) -> None:
+        """Take one step's report."""
+        now = time.monotonic()
+        self._tokens += report.tokens
+        speed = self._tokens / max(now - self._began, 1e-9)
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=report.step, loss=f"{report.loss:.4f}", speed=f"{speed:,.0f}")
+        elif now - self._printed > PLAIN_SECONDS or report.step == self.steps:
+            self._printed = now
+            left = (self.steps - report.step) * (now - self._began) / max(report.step - self.start, 1)
+            self.console.print(
+                f"  {self.title} {report.step}/{self.steps}  loss {report.loss:.4f}  {speed:,.0f} tokens/s  {left:.0f} s"
+            )

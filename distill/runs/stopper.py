@@ -1,0 +1,55 @@
+"""When to stop early: a signal came, or the time is up. What was done is saved first."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from distill.errors import UserError
+
+
+@dataclass
+class Stopper:
+    """Whether to stop at the next step's end: a signal came, or the time is up."""
+
+    deadline: float = math.inf
+    reason: str | None = field(default=None, init=False)
+
+    def due(self) -> str | None:
+        """Why to stop now, or None."""
+        return self.reason or ("the time limit is reached" if time.monotonic() > self.deadline else None)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number, frame):
+            if self.reason is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.reason = "interrupted" if number == signal.SIGINT else "asked to terminate"
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def deadline(minutes: float | None) -> float:
+    """The monotonic time at which so many minutes are over.
+
+    Raises:
+        UserError: they are not more than 0.
+    """
+    if minutes is not None and minutes <= 0:
+        raise UserError(f"--stop-after is {minutes:g}; it takes minutes, more than 0")
+    return math.inf if minutes is None else time.monotonic() + 60 * minutes

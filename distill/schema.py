@@ -1,0 +1,93 @@
+"""What every schema is made of: strict models, counts and names, and messages that name the key and the nearest valid one.
+
+The options of a recipe's stages, of a scorer and the recipe itself are schemas; each stands beside what it belongs to.
+"""
+
+import re
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from distill.errors import nearest
+
+MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+ALTERNATIVE = re.compile(r"\[|^(constrained-)?(float|int|str)$")  # a part that pydantic adds to a key, naming no key
+WORDS = {
+    "Input should": "it should",
+    "dictionary": "mapping",
+    "a valid boolean": "true or false",
+    " or instance of TextSource": "",
+}
+
+
+def _count(value: Any) -> Any:
+    """24000, "24k", "80M" or "2.8B" as a whole number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMB]?)", str(value).replace("_", ""))
+    if isinstance(value, bool) or not match:
+        raise ValueError(f"{value!r} is no count; write it like 24000, 24k, 80M or 2.8B")
+    return round(float(match[1]) * MULTIPLES[match[2]])
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[^/\\\s.][^/\\\n]*", value):
+        raise ValueError("it should be a name that a folder may have, without / and not beginning with a dot")
+    return value
+
+
+def _letter(value: str) -> str:
+    if not re.fullmatch("[A-Z]", value):
+        raise ValueError("a mixer is given for one capital letter of pattern")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+Name, Letter = Annotated[str, AfterValidator(_name)], Annotated[str, AfterValidator(_letter)]
+
+
+class Schema(BaseModel):
+    """Base of every schema: no unknown keys, no guessed types, nothing changes after reading.
+
+    reserved: keys kept for features that are not built yet; they are refused with these words.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    reserved: ClassVar[frozenset[str]] = frozenset()
+
+
+def explain(error: ValidationError, where: str, schema: type[Schema]) -> str:
+    """What was refused, one line a key; of the alternatives that a key's value may be, those that it came nearest to."""
+    found: dict[str, list[str]] = {}
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"] if not ALTERNATIVE.search(str(part))]
+        key, reason = ".".join(place), _reason(problem, place, schema)
+        found.setdefault(key, [f"{key}{reason}".lstrip(": ")]).append(reason.partition(": ")[2])
+    innermost = [key for key in found if not any(other.startswith(f"{key}.") for other in found if key)]
+    return "\n".join(f"{where}: {', or '.join([found[key][0], *found[key][2:]])}" for key in innermost)
+
+
+def _reason(problem: dict, place: list[str], schema: type[Schema]) -> str:
+    if problem["type"] == "extra_forbidden":
+        within = _schema_at(schema, place[:-1])
+        return (
+            " is not built yet"
+            if place[-1] in within.reserved
+            else f" is not a key here; {nearest(place[-1], within.model_fields)}"
+        )
+    if problem["type"] == "missing":
+        return " is missing"
+    said = problem["msg"].removeprefix("Value error, ")
+    for pydantic, ours in WORDS.items():
+        said = said.replace(pydantic, ours)
+    whole_entry = isinstance(problem["input"], dict) and problem["type"] == "value_error"  # it would bury the message
+    return f": {said}" if whole_entry else f" is {problem['input']!r}: {said}"
+
+
+def _schema_at(schema: type[Schema], place: list[str]) -> type[Schema]:
+    """The schema that a place inside another is of, list indexes skipped."""
+    for part in place:
+        if part.isdigit():
+            continue
+        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        schema = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, Schema)), schema)
+    return schema

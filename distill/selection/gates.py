@@ -1,0 +1,168 @@
+"""Gates learned on frozen weights: a number a layer that mixes attention and its stand-in, under a budget (FlashMorph-like).
+
+As in FlashMorph (arXiv 2606.30562) every weight stays as it is and all gates learn together, so that layers which need each
+other are found; it reads made-up recall texts, here beside the recipe's own training text. The loss is
+
+    KL(teacher || mixture) + multiplier (mean gate - budget) + (mean gate - budget)^2
+
+and the multiplier climbs as long as the budget is exceeded (augmented Lagrangian, as for L0 gates in arXiv 1712.01312).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from distill.evaluation.recall.families import make
+from distill.evaluation.recall.item import Tokens
+from distill.evaluation.scoring import Marked, last_hidden, padded
+from distill.output_head import head_of
+from distill.schema import Count
+from distill.selection.measurements import Measurer
+from distill.selection.options import Options, Whole
+from distill.selection.scorer import Ranked, Scorer, count_of
+from distill.text.heldout import Heldout
+from students.kernels.linear_kl import linear_kl
+
+START = 2.0  # logit of every gate: 0.88 of attention
+STEP = 0.5  # by which the multiplier climbs a step, times the mean gate's distance from the budget
+BETAS, EPS = (0.9, 0.99), 1e-8
+
+
+@dataclass
+class GateState:
+    """What learning has come to: everything the next step depends on, so that a resumed selection takes the same steps."""
+
+    logits: Float[Tensor, " layer"]
+    first: Float[Tensor, " layer"]
+    second: Float[Tensor, " layer"]
+    multiplier: float = 0.0
+    step: int = 0
+
+    @classmethod
+    def new(cls, layers: int) -> "GateState":
+        """Before the first step."""
+        return cls(torch.full((layers,), START), torch.zeros(layers), torch.zeros(layers))
+
+    @classmethod
+    def read(cls, saved: dict) -> "GateState":
+        """The reverse of `entries`."""
+        vectors = {name: torch.tensor(saved[name]) for name in ("logits", "first", "second")}
+        return cls(**vectors, multiplier=saved["multiplier"], step=saved["step"])
+
+    def entries(self) -> dict:
+        """For JSON; a float32 survives it."""
+        vectors = {name: getattr(self, name).tolist() for name in ("logits", "first", "second")}
+        return {**vectors, "multiplier": self.multiplier, "step": self.step}
+
+    def take(self, gradient: Float[Tensor, " layer"], lr: float) -> None:
+        """One step of Adam."""
+        self.step += 1
+        self.first = BETAS[0] * self.first + (1 - BETAS[0]) * gradient
+        self.second = BETAS[1] * self.second + (1 - BETAS[1]) * gradient.square()
+        mean, power = self.first / (1 - BETAS[0] ** self.step), self.second / (1 - BETAS[1] ** self.step)
+        self.logits = self.logits - lr * mean / (power.sqrt() + EPS)
+
+
+class GateOptions(Options):
+    """training_tokens: the paper's 20M by default. lr: of Adam, on the gates alone. retrieval: share of the steps that read
+    made-up recall texts, the others reading the recipe's training text. save: steps between two saves."""
+
+    training_tokens: Count = 20_000_000
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    retrieval: Annotated[float, Field(ge=0, le=1)] = 0.5
+    save: Whole = 20
+
+
+class Gates(Scorer):
+    """score = the gate that the layer ends with, 1 being attention alone."""
+
+    Options = GateOptions
+
+    @classmethod
+    def trains_on(cls, options: GateOptions) -> int:
+        return options.training_tokens
+
+    def rank(self, measurer: Measurer) -> list[Ranked]:
+        budget = count_of(measurer.options, measurer.layers) / measurer.layers
+        state, trained = self._resume(measurer)
+        while trained["tokens"] < measurer.options.training_tokens:
+            measurer.stop_if_asked()
+            began = time.monotonic()
+            trained["tokens"] += self._step(measurer, state, budget)
+            trained["seconds"] = round(trained["seconds"] + time.monotonic() - began, 3)
+            done = trained["tokens"] >= measurer.options.training_tokens
+            if done or state.step % measurer.options.save == 0:
+                measurer.records.save(gates=state.entries(), trained=dict(trained))
+            measurer.trained(trained["tokens"], measurer.options.training_tokens)
+        gates = state.logits.sigmoid().tolist()
+        order = sorted(range(measurer.layers), key=lambda layer: (-gates[layer], layer))
+        return [Ranked(layer, gates[layer], {}) for layer in order if layer not in measurer.options.protect]
+
+    def _resume(self, measurer: Measurer) -> tuple[GateState, dict]:
+        saved = measurer.records.content
+        state = GateState.read(saved["gates"]) if "gates" in saved else GateState.new(measurer.layers)
+        return state, dict(saved.get("trained", {"tokens": 0, "seconds": 0.0}))
+
+    def _step(self, measurer: Measurer, state: GateState, budget: float) -> int:
+        """One step; the tokens it read. Protected layers have a gate of 1."""
+        session, options = measurer.session, measurer.options
+        logits = state.logits.to(session.teacher.device).requires_grad_(True)
+        free = torch.ones(measurer.layers, device=logits.device)
+        free[list(options.protect)] = 0.0
+        gates = free * logits.sigmoid() + (1 - free)
+        model = measurer.switched.mix(gates.unbind())
+        with session.accelerator.autocast():
+            kl, tokens = (
+                self._on_recall(measurer, model, state.step)
+                if _reads_recall(state.step, options)
+                else self._on_text(measurer, model, state.step)
+            )
+        excess = gates.mean() - budget
+        (gradient,) = torch.autograd.grad(kl + state.multiplier * excess + excess.square(), logits)
+        state.multiplier = max(0.0, state.multiplier + STEP * excess.item())
+        state.take(gradient.cpu(), options.lr)
+        return tokens
+
+    def _on_text(self, measurer: Measurer, model, step: int) -> tuple[Tensor, int]:
+        """KL on a micro-batch of the recipe's training text."""
+        session, data = measurer.session, measurer.session.recipe.data
+        size = data.micro_batch or data.batch
+        batch = session.windows.batch(step * size, size).to(session.teacher.device)
+        seen = Heldout.of(session.teacher, [batch], session.windows.label_names)
+        hidden = model.hidden(batch.ids, batch.documents)
+        return _divergence(measurer, model, hidden, seen.hidden[0], batch.weights), batch.tokens
+
+    def _on_recall(self, measurer: Measurer, model, step: int) -> tuple[Tensor, int]:
+        """KL at the answers of recall texts, new ones each step."""
+        session, options = measurer.session, measurer.options
+        teacher, family = session.teacher, options.families[step % len(options.families)]
+        seed = -2 - step - 2**33 * (1 + session.recipe.seed)
+        texts = make(Tokens(teacher.tokenizer), family, options.length, options.trials, seed=seed)
+        ids = padded(texts).to(teacher.device)
+        weights = _answer_weights(texts, ids.shape[1]).to(teacher.device)
+        hidden = last_hidden(teacher, model, ids)
+        return _divergence(measurer, model, hidden, last_hidden(teacher, None, ids), weights), ids.numel()
+
+
+def _reads_recall(step: int, options: GateOptions) -> bool:
+    """Whether a step reads recall texts: their share of the steps, evenly spread."""
+    return int((step + 1) * options.retrieval) > int(step * options.retrieval)
+
+
+def _answer_weights(texts: list[Marked], width: int) -> Float[Tensor, "b t"]:
+    """1 where the next token belongs to an answer."""
+    weights = torch.zeros(len(texts), width)
+    for row, text in enumerate(texts):
+        for start, end in text.spans:
+            weights[row, start - 1 : end - 1] = 1.0
+    return weights
+
+
+def _divergence(measurer: Measurer, model, hidden, teacher_hidden, weights) -> Float[Tensor, ""]:
+    arguments = (teacher_hidden.flatten(0, 1), head_of(measurer.session.teacher.model), weights.flatten())
+    return linear_kl(hidden.flatten(0, 1), head_of(model), *arguments)

@@ -1,0 +1,110 @@
+"""Retrieval heads (arXiv 2602.11374): single heads ablated on key-value retrieval; the best stay attention."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.errors import UserError
+from distill.recipe import Recipe
+from distill.selection.measurements import TEACHER, Measurer
+from distill.selection.options import Options, rest_of
+from distill.selection.scorer import Choice, Ranked, Scorer, check_protected
+from distill.selection.switched import SwitchedHeads
+
+
+class HeadOptions(Options):
+    """keep: how many heads outside the protected layers stay attention, or their share; those layers stay whole as well.
+    ablate: "zero" leaves a head's output out, as the paper does; "window" lets it see `window` tokens and `sinks`, so that
+    heads which look nearby only are not taken for retrieval heads."""
+
+    ablate: Literal["zero", "window"] = "zero"
+    families: Annotated[list[str], Field(min_length=1)] = ["key_value"]
+
+
+class RetrievalHeads(Scorer):
+    """score = recall lost when the head is switched off, all others as they are."""
+
+    Options = HeadOptions
+    measures = ("recall",)
+
+    @classmethod
+    def check(cls, recipe: Recipe, options: HeadOptions, where: str) -> None:
+        letters = rest_of(recipe, options)
+        mixer = recipe.mixers[letters[0]]
+        if len(letters) > 1 or mixer.get("mixer") != "split_heads":
+            raise UserError(
+                f"{where}.by is 'retrieval-heads', which chooses heads: the other layers need one letter whose mixer is "
+                f"split_heads, not {letters!r} ({mixer.get('mixer')})"
+            )
+        if "keep" in mixer:
+            raise UserError(f"mixers.{letters}.keep is what {where} selects; leave it out")
+
+    @classmethod
+    def passes(cls, options: HeadOptions, layers: int, heads: int) -> int:
+        return (layers - len(options.protect)) * heads
+
+    def rank(self, measurer: Measurer) -> list[Ranked]:
+        switched = self._switched(measurer, windows=measurer.options.ablate == "window")
+        whole = self.measure(measurer, None, self.measures)
+        ranking = []
+        for layer, head in _candidates(measurer.options, measurer.layers, measurer.heads):
+            others = [other for other in range(measurer.heads) if other != head]
+            make = partial(switched.keep, {layer: others})
+            found = measurer.measure(f"head {layer}.{head}", make, self.measures)
+            lost = whole["choice"] - found["choice"]
+            ranking.append(Ranked(layer, lost, {"recall lost": lost, "recalled": found["recalled"]}, head))
+        return sorted(ranking, key=lambda one: (-one.score, one.layer, one.head))
+
+    @classmethod
+    def choose(cls, options: HeadOptions, ranking: Sequence[Ranked], layers: int, heads: int) -> Choice:
+        count = _count(options, layers, heads)
+        return _choice(options, [(one.layer, one.head) for one in ranking][:count], heads)
+
+    @classmethod
+    def even(cls, options: HeadOptions, layers: int, heads: int) -> Choice:
+        every, count = _candidates(options, layers, heads), _count(options, layers, heads)
+        return _choice(options, [every[index * len(every) // count] for index in range(count)], heads)
+
+    def measure(self, measurer: Measurer, choice: Choice | None, measures: Sequence[str]) -> dict[str, float]:
+        """With windows for the heads that are not kept, whatever `ablate` says: a student's heads do see what is near."""
+        switched = self._switched(measurer, windows=True)
+        if choice is None:
+            return measurer.measure(TEACHER, lambda: switched.keep({}), measures)
+        kept = {layer: choice.heads.get(layer, []) for layer in range(measurer.layers) if layer not in choice.layers}
+        names = [f"{layer}.{head}" for layer, heads in sorted(kept.items()) for head in heads]
+        return measurer.measure(f"kept {choice.layers} {' '.join(names)}", lambda: switched.keep(kept), measures)
+
+    def _switched(self, measurer: Measurer, windows: bool) -> SwitchedHeads:
+        """The model of head switches; two at most are made in one selection."""
+        made = self.__dict__.setdefault("_made", {})
+        if windows not in made:
+            made[windows] = SwitchedHeads(measurer.session.teacher, measurer.options, windows)
+        return made[windows]
+
+
+def _candidates(options: HeadOptions, layers: int, heads: int) -> list[tuple[int, int]]:
+    """Layer and number of every head outside the protected layers."""
+    check_protected(options, layers)
+    return [(layer, head) for layer in range(layers) if layer not in options.protect for head in range(heads)]
+
+
+def _count(options: HeadOptions, layers: int, heads: int) -> int:
+    every = len(_candidates(options, layers, heads))
+    count = options.keep if isinstance(options.keep, int) else max(1, round(options.keep * every))
+    if count >= every:
+        raise UserError(
+            f"pattern.keep is {options.keep}, but there are {every} heads outside the protected layers; keep fewer"
+        )
+    return count
+
+
+def _choice(options: HeadOptions, kept: Sequence[tuple[int, int]], heads: int) -> Choice:
+    """Chosen heads by layer; a layer whose heads are all chosen keeps its attention whole."""
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in sorted(kept):
+        by_layer.setdefault(layer, []).append(head)
+    whole = [layer for layer, chosen in by_layer.items() if len(chosen) == heads]
+    single = {layer: chosen for layer, chosen in by_layer.items() if layer not in whole}
+    return Choice(sorted({*options.protect, *whole}), single)

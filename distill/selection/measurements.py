@@ -1,0 +1,149 @@
+"""Measurements, one after the other, each written down as soon as it is made: what a scorer works on."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from distill.errors import Interrupted, UserError
+from distill.runs.progress import PLAIN_SECONDS
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.selection.measures import Material
+from distill.selection.options import Options
+from distill.selection.switched import Switched, make_switched
+
+FILE = "selection.json"  # in the run folder
+TEACHER = "teacher"  # the key of the model with nothing switched off
+
+
+class Records:
+    """selection.json: `facts` (what the measurements depend on besides the recipe), `measured` by key and measure, what a
+    scorer saves of its own, and in the end `chosen`."""
+
+    def __init__(self, folder: RunDir, facts: Mapping[str, str], writes: bool) -> None:
+        """writes: False for the processes of a run that only follow the first.
+
+        Raises:
+            UserError: the file holds measurements of another teacher or text.
+        """
+        self.folder, self.writes = folder, writes
+        self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts), "measured": {}}
+        for name, value in facts.items():
+            if self.content["facts"].get(name) != value:
+                raise UserError(
+                    f"{folder.path / FILE}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
+                    "back, or start again with --fresh"
+                )
+
+    def of(self, key: str) -> dict[str, dict[str, float]]:
+        """What is known under a key, by measure."""
+        return self.content["measured"].get(key, {})
+
+    def add(self, key: str, measure: str, found: dict[str, float]) -> None:
+        """Write one measurement down."""
+        self.content["measured"].setdefault(key, {})[measure] = found
+        self.save()
+
+    def save(self, **entries: Any) -> None:
+        """Write further entries down, and everything again."""
+        self.content.update(entries)
+        if self.writes:
+            self.folder.write(FILE, self.content)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all forward passes so far, those of earlier attempts included."""
+        return self._sum("tokens") + self.content.get("trained", {}).get("tokens", 0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds taken so far, those of earlier attempts included."""
+        return self._sum("seconds") + self.content.get("trained", {}).get("seconds", 0.0)
+
+    def _sum(self, name: str) -> float:
+        return sum(found[name] for measures in self.content["measured"].values() for found in measures.values())
+
+
+class Measurer:
+    """The probe, the switched model, and what is known of them. `total` measurements are expected, for the time left."""
+
+    def __init__(self, session: Session, options: Options, records: Records, console: Console, stopper: Stopper) -> None:
+        self.session, self.options, self.records = session, options, records
+        self.console, self.stopper = console, stopper
+        self.material = Material(session, options)
+        self.total, self._made, self._began, self._printed = 0, 0, time.monotonic(), time.monotonic()
+
+    @cached_property
+    def switched(self) -> Switched:
+        """The teacher with a switch in every layer."""
+        with self.session.accelerator.autocast():
+            return make_switched(self.session, self.options)
+
+    @property
+    def layers(self) -> int:
+        """How many layers the teacher has."""
+        return self.session.teacher.n_layers
+
+    @property
+    def heads(self) -> int:
+        """How many heads a layer has."""
+        return self.session.teacher.config.num_attention_heads
+
+    def measure(self, key: str, make: Callable[[], nn.Module], measures: Sequence[str]) -> dict[str, float]:
+        """Named numbers of the model that `make` gives; what is known already is not measured again.
+
+        Raises:
+            Interrupted: a signal came or the time is up; everything measured so far is kept.
+        """
+        for name in measures:
+            if name not in self.records.of(key):
+                self.stop_if_asked()
+                self.material.prepare(name)
+                began = time.monotonic()
+                found = self.material.measure(make(), name)
+                self.records.add(key, name, {**found, "seconds": round(time.monotonic() - began, 3)})
+        self._tell(key)
+        known = self.records.of(key)
+        return {name: value for measure in measures for name, value in known[measure].items()}
+
+    def layout(self, kept: Sequence[int], measures: Sequence[str]) -> dict[str, float]:
+        """Numbers of the model whose attention stays in these layers."""
+        kept = sorted(kept)
+        key = TEACHER if len(kept) == self.layers else f"kept {'-'.join(map(str, kept)) or 'none'}"
+        return self.measure(key, lambda: self.switched.keep(kept), measures)
+
+    def stop_if_asked(self) -> None:
+        """End a selection that should stop, with everything measured kept.
+
+        Raises:
+            Interrupted: a signal came, or the time is up.
+        """
+        if reason := self.stopper.due():
+            raise Interrupted(f"{reason} while selecting; the same command goes on from {self.records.folder.path / FILE}")
+
+    def expect(self, keys: int) -> None:
+        """So many measurements are about to come."""
+        self.total, self._made, self._began = keys, 0, time.monotonic()
+
+    def _tell(self, key: str) -> None:
+        self._made += 1
+        now = time.monotonic()
+        if now - self._printed > PLAIN_SECONDS:
+            self._printed = now
+            left = (self.total - self._made) * (now - self._began) / self._made
+            if self.total:
+                self.console.print(f"  {self._made}/{self.total} measured ({key})  about {max(0.0, left):.0f} s left")
+            else:  # the teacher's own pass, which tells how long the others will take
+                self.console.print(f"  measured the {key}")
+
+    def trained(self, tokens: int, total: int) -> None:
+        """Tell how far a scorer that trains has come."""
+        now = time.monotonic()
+        if now - self._printed > PLAIN_SECONDS:
+            self._printed = now
+            self.console.print(f"  {min(tokens, total):,}/{total:,} tokens of training")

@@ -1,0 +1,153 @@
+"""What a selection measures a model by: recall of made-up texts, KL to the teacher on held-out text, task items.
+
+Each measure is a function of (material, model) and gives named numbers; MEASURES is the table.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from distill.errors import UserError
+from distill.evaluation.questions import TASKS, Question
+from distill.evaluation.recall.families import make
+from distill.evaluation.recall.item import Tokens
+from distill.evaluation.scoring import BATCH_TOKENS, Marked, score
+from distill.evaluation.task_files import check_folder, find_file, read_questions
+from distill.evaluation.tasks import marked
+from distill.output_head import head_of
+from distill.runs.session import Session
+from distill.selection.options import Options
+from distill.text.heldout import Heldout
+from students.kernels.linear_kl import linear_kl
+
+CHARACTERS = 4  # of a token of a task's text, roughly: for costs that are told before a tokenizer is there
+
+
+class Material:
+    """The texts that every model of one selection is measured on, made when they are first asked for."""
+
+    def __init__(self, session: Session, options: Options) -> None:
+        self.session, self.options = session, options
+        self.teacher = session.teacher
+
+    @cached_property
+    def texts(self) -> dict[str, list[Marked]]:
+        """The recall texts by family; the seed differs from every evaluation's.
+
+        Raises:
+            UserError: the teacher has no positions for their length.
+        """
+        options, known = self.options, getattr(self.teacher.config, "max_position_embeddings", None)
+        if known and options.length > known:
+            raise UserError(f"pattern.length is {options.length}, but {self.teacher.reference} has positions for {known}")
+        tokens, seed = Tokens(self.teacher.tokenizer), -1 - self.session.recipe.seed
+        return {family: make(tokens, family, options.length, options.trials, seed=seed) for family in options.families}
+
+    @cached_property
+    def heldout(self) -> Heldout:
+        """The last windows of the held-out text, with the teacher's hidden states."""
+        windows = self.session.heldout_windows
+        count = min(windows.count, max(1, self.options.tokens // windows.seq_len))
+        size = max(1, min(count, BATCH_TOKENS.get(self.teacher.device.type, 4096) // windows.seq_len))
+        starts = range(windows.count - count, windows.count, size)
+        batches = [windows.batch(first, min(size, windows.count - first)) for first in starts]
+        return Heldout.of(self.teacher, batches, windows.label_names)
+
+    @cached_property
+    def questions(self) -> dict[str, list[Question]]:
+        """The task items by task."""
+        return read_tasks(self.options)
+
+    def prepare(self, name: str) -> None:
+        """Make the texts of a measure, so that the first measurement takes no longer than the others."""
+        with self.session.accelerator.autocast():
+            _ = {"recall": lambda: self.texts, "kl": lambda: self.heldout, "task": lambda: self.questions}[name]()
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, name: str) -> dict[str, float]:
+        """One measure of one model, and the tokens that it read for it."""
+        with self.session.accelerator.autocast():
+            return MEASURES[name](self, model)
+
+
+def measure_recall(material: Material, model: nn.Module) -> dict[str, float]:
+    """choice: mean log-probability of an answer's tokens, in nats, each choice forced to the tokens that the answers of its
+    family are made of. It falls long before an answer is lost, so a few texts tell layers apart. recalled: share of answers
+    that greedy decoding says whole. Both are means over families."""
+    choices, recalled, tokens = [], [], 0
+    for texts in material.texts.values():
+        among = sorted({text.ids[place] for text in texts for span in text.spans for place in range(*span)})
+        answers = [found for text in score(material.teacher, model, texts, among) for found in text]
+        lengths = [end - start for text in texts for start, end in text.spans]
+        choices.append(sum(answer.logprob for answer in answers) / sum(lengths))
+        recalled.append(sum(answer.greedy for answer in answers) / len(answers))
+        tokens += sum(len(text.ids) for text in texts)
+    return {"choice": sum(choices) / len(choices), "recalled": sum(recalled) / len(recalled), "tokens": tokens}
+
+
+def measure_divergence(material: Material, model: nn.Module) -> dict[str, float]:
+    """kl: KL(teacher || model) of the next token on held-out text, nats a token."""
+    total, weight, tokens = 0.0, 0.0, 0
+    teacher_head = head_of(material.teacher.model)
+    for batch, teacher_hidden in zip(material.heldout.batches, material.heldout.hidden, strict=True):
+        tokens += batch.tokens
+        count = batch.weights.sum().item()
+        weight += count
+        hidden = model.hidden(batch.ids, batch.documents).flatten(0, 1)
+        arguments = (head_of(model), teacher_hidden.flatten(0, 1), teacher_head, batch.weights.flatten())
+        total += count * linear_kl(hidden, *arguments).item()
+    return {"kl": total / max(weight, 1.0), "tokens": tokens}
+
+
+def measure_task(material: Material, model: nn.Module) -> dict[str, float]:
+    """right: mean over tasks of the log-probability of the right choice among an item's choices (an item with one answer:
+    of that answer's tokens), in nats; accuracy: mean over tasks of the items where it is the likeliest."""
+    rights, accuracies, tokens = [], [], 0
+    for questions in material.questions.values():
+        texts = marked(material.teacher, [pair for question in questions for pair in question.pairs])
+        answers = iter([found for (found,) in score(material.teacher, model, texts)])
+        lengths = iter([end - start for text in texts for start, end in text.spans])
+        right, correct = 0.0, 0
+        for question in questions:
+            found, sizes = [next(answers) for _ in question.pairs], [next(lengths) for _ in question.pairs]
+            logprobs = torch.tensor([answer.logprob for answer in found], dtype=torch.float64)
+            single = len(found) == 1
+            right += (logprobs / sizes[0] if single else logprobs.log_softmax(0))[question.label].item()
+            correct += found[0].greedy if single else int(logprobs.argmax()) == question.label
+        rights.append(right / len(questions))
+        accuracies.append(correct / len(questions))
+        tokens += sum(len(text.ids) for text in texts)
+    return {"right": sum(rights) / len(rights), "accuracy": sum(accuracies) / len(accuracies), "tokens": tokens}
+
+
+MEASURES = {"recall": measure_recall, "kl": measure_divergence, "task": measure_task}
+
+
+def read_tasks(options: Options) -> dict[str, list[Question]]:
+    """The items of the tasks that the options name.
+
+    Raises:
+        UserError: there is no such folder, one of the tasks has no file in it, or a file is not in its task's form.
+    """
+    folder, found = check_folder(options.tasks), {}
+    for name in options.names:
+        file = find_file(folder, TASKS[name].file or name)
+        if file is None:
+            raise UserError(f"pattern.names asks for {name}, but there is no {name}.jsonl (.xz, .gz) in {folder}")
+        found[name] = read_questions(name, file, options.items)
+    return found
+
+
+def tokens_of(options: Options, measures: Sequence[str]) -> int:
+    """About how many tokens one measurement reads, known before anything is loaded."""
+    recalled = len(options.families) * options.trials * options.length
+    costs: Mapping[str, int] = {"recall": recalled, "kl": options.tokens}
+    return sum(_task_tokens(options) if name == "task" else costs[name] for name in measures)
+
+
+def _task_tokens(options: Options) -> int:
+    questions = [question for found in read_tasks(options).values() for question in found]
+    return math.ceil(sum(len(a) + len(b) for question in questions for a, b in question.pairs) / CHARACTERS)

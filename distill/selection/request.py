@@ -1,0 +1,79 @@
+"""What `distill select` asks for: a recipe made to select its layout, and the recipe with the chosen one written."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.console import new_console
+from distill.errors import UserError
+from distill.memory import enough_memory
+from distill.recipe import Recipe
+from distill.runs.run_dir import RunDir, alone, write_text
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.selection import SCORERS, scorer_class, selection_options
+from distill.selection.resolution import resolve
+from students.config import KEEP
+
+DEFAULT = "recall"  # the scorer where neither recipe nor command names one
+
+
+def select_layout(
+    recipe: Recipe, *, runs: str | Path, fresh: bool, write: str | Path | None, console: Console | None
+) -> dict[str, Any]:
+    """Choose the layout of a recipe that asks for it; see `distill.select`."""
+    console = console or new_console(stderr=True)
+    if write is not None:
+        _check_free(Path(write))
+    options = selection_options(recipe)
+    trains = scorer_class(options.by).trains_on(options) > 0 or options.stand_in == "mixer"
+    session = Session.open(recipe, trains=trains)
+    main, path = session.accelerator.is_main_process, RunDir.path_of(recipe, Path(runs))
+    with alone(path) if main else nullcontext():
+        with session.accelerator.main_process_first():
+            folder = RunDir.open(recipe, Path(runs), fresh and main)
+        with enough_memory("the selection", "pattern.length, pattern.trials or pattern.tokens, or set device=cpu"):
+            resolved, chosen = resolve(session, folder, console if main else Console(quiet=True), Stopper())
+    if write is not None and main:
+        _write(resolved, Path(write), chosen)
+    return {**chosen, "folder": str(folder.path)}
+
+
+def ask_for_selection(entries: dict, where: str, by: str | None, keep: int | float | None, tasks: str | None) -> None:
+    """Make a recipe's entries ask for a selection.
+
+    Raises:
+        UserError: the recipe's pattern says nothing of how much to keep, and neither did the user.
+    """
+    pattern = entries.get("pattern")
+    scorer = by or (pattern.get("by") if isinstance(pattern, dict) else None) or DEFAULT
+    reading = [name for name in SCORERS if "tasks" in scorer_class(name).Options.model_fields]
+    if scorer in reading and tasks is None and not (isinstance(pattern, dict) and "tasks" in pattern):
+        raise UserError(f"--by {scorer} needs a folder of task files: name it with --tasks FOLDER")
+    if tasks is not None and scorer not in reading:
+        raise UserError(f"--tasks goes with --by {' or '.join(reading)}, but the scorer is {scorer}")
+    if isinstance(pattern, str):
+        kept, rest = pattern.count(KEEP), pattern.replace(KEEP, "")
+        if not kept and keep is None:
+            raise UserError(f"{where}: the pattern {pattern!r} keeps no attention; say with --keep how many layers should")
+        pattern = {"keep": kept / len(pattern) if keep is None else keep, "rest": rest} if rest else {"keep": keep}
+    given = {"by": by, "keep": keep, "tasks": tasks}
+    asked = {name: value for name, value in given.items() if value is not None}
+    entries["pattern"] = {"by": DEFAULT, **pattern, **asked} if isinstance(pattern, dict) else pattern
+
+
+def _check_free(file: Path) -> None:
+    if file.exists():
+        raise UserError(f"--write is {file}, which exists already; name another file")
+    if not file.parent.is_dir():
+        raise UserError(f"--write is {file}, but there is no folder {file.parent}; make it, or name another file")
+
+
+def _write(recipe: Recipe, file: Path, chosen: dict[str, Any]) -> None:
+    """The recipe with the chosen layout; its name is the file's."""
+    options = {name: value for name, value in chosen["options"].items() if value is not None}
+    unnamed = recipe.model_copy()
+    unnamed.model_fields_set.discard("name")
+    write_text(file, f"# The layout was selected: {options}\n{unnamed.yaml()}")

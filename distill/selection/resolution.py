@@ -1,0 +1,133 @@
+"""From a recipe that says how its layout is selected to one that says the layout, for `distill run` and `distill select`."""
+
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+
+from distill.recipe import Recipe
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.selection import scorer_class, selection_options
+from distill.selection.measurements import TEACHER, Measurer, Records
+from distill.selection.measures import tokens_of
+from distill.selection.options import Options, described, rest_of
+from distill.selection.scorer import Choice, Ranked, Scorer
+from students.config import KEEP
+
+JUDGED = ("recall", "kl")  # what the teacher, the choice and an even layout are measured by in the end
+TRAINING = 4.0  # times that a token of training costs of one of a measurement: both branches, backward, and the teacher
+
+
+def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> tuple[Recipe, dict[str, Any]]:
+    """Select the layout that the session's recipe asks for, or read what an earlier call selected in this folder.
+
+    Returns:
+        the recipe with the layout written out, which is also in the folder's resolved.yaml, and `chosen` of selection.json:
+        by, options, pattern, mixers, layers, heads, ranking [{name, score, numbers, kept}], models {teacher, chosen, even:
+        numbers}, cost {tokens, seconds, predicted_seconds}, note.
+
+    Raises:
+        UserError: a budget that does not fit, or measurements of another teacher or text.
+        Interrupted: stopped early, with everything measured kept.
+    """
+    recipe, accelerator = session.recipe, session.accelerator
+    facts = {"teacher": session.teacher.fingerprint, "heldout_text": session.heldout_windows.meta["sha256"]}
+    records = Records(folder, facts, writes=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    chosen = records.content.get("chosen")
+    if chosen is None:
+        with stopper.listening():
+            chosen = _select(Measurer(session, selection_options(recipe), records, console, stopper))
+        chosen = broadcast_object_list([chosen])[0] if accelerator.num_processes > 1 else chosen
+        records.save(chosen=chosen)
+    resolved = recipe.model_copy(update={"pattern": chosen["pattern"], "mixers": chosen["mixers"]})
+    if accelerator.is_main_process:
+        folder.resolve(resolved)
+    return resolved, chosen
+
+
+def even_recipe(recipe: Recipe, layers: int, heads: int) -> Recipe:
+    """The recipe with as much attention evenly spread: what can be checked and planned before anything is measured.
+
+    Raises:
+        UserError: a budget that does not fit so many layers.
+    """
+    options = selection_options(recipe)
+    return _with_layout(recipe, options, scorer_class(options.by).even(options, layers, heads), layers)
+
+
+def cost_of(options: Options, layers: int, heads: int) -> tuple[int, int]:
+    """About how many tokens a selection reads in forward passes, and how many it trains on."""
+    scorer = scorer_class(options.by)
+    reads = scorer.reads(options)
+    passes = scorer.passes(options, layers, heads) * tokens_of(options, reads) if reads else 0
+    return passes + 3 * tokens_of(options, JUDGED), scorer.trains_on(options)
+
+
+def _select(measurer: Measurer) -> dict[str, Any]:
+    options, layers, heads = measurer.options, measurer.layers, measurer.heads
+    scorer = scorer_class(options.by)()
+    even = scorer.even(options, layers, heads)  # before anything is measured: it refuses a budget that does not fit
+    for name in {*JUDGED, *scorer.reads(options)}:  # and these, texts that are too long and files that are not there
+        measurer.material.prepare(name)
+    models = {"teacher": scorer.measure(measurer, None, JUDGED)}
+    predicted = _announce(measurer, scorer)
+    ranking = scorer.rank(measurer)
+    choice = scorer.choose(options, ranking, layers, heads)
+    models |= {"chosen": scorer.measure(measurer, choice, JUDGED), "even": scorer.measure(measurer, even, JUDGED)}
+    recipe = _with_layout(measurer.session.recipe, options, choice, layers)
+    records = measurer.records
+    return {
+        "by": options.by,
+        "options": described(options),
+        "pattern": recipe.pattern,
+        "mixers": recipe.mixers,
+        "layers": choice.layers,
+        "heads": None if choice.heads is None else {str(layer): found for layer, found in choice.heads.items()},
+        "ranking": [_entry(one, choice) for one in ranking],
+        "models": models,
+        "cost": {"tokens": records.tokens, "seconds": round(records.seconds, 1), "predicted_seconds": round(predicted, 1)},
+        "note": scorer.note,
+    }
+
+
+def _announce(measurer: Measurer, scorer: Scorer) -> float:
+    """Say what is to come, from what the teacher's own measurement took; the seconds of all of it."""
+    options, layers, heads = measurer.options, measurer.layers, measurer.heads
+    reads, passes = scorer.reads(options), scorer.passes(options, layers, heads)
+    if reads:
+        scorer.measure(measurer, None, reads)
+    known = measurer.records.of(TEACHER)
+    judged = sum(known[name]["seconds"] for name in JUDGED)
+    seconds = 3 * judged + passes * sum(known[name]["seconds"] for name in reads)
+    speed = sum(known[name]["tokens"] for name in JUDGED) / max(judged, 1e-9)
+    seconds += TRAINING * scorer.trains_on(options) / speed
+    tokens, training = cost_of(options, layers, heads)
+    trains = f", and training on {training:,}" if training else ""
+    measurer.console.print(
+        f"  selecting by {options.by}: {passes} measurements and 3 of layouts, about {tokens:,} tokens{trains}, "
+        f"{seconds:,.0f} s (the teacher's own took {judged:.1f} s)",
+        highlight=False,
+    )
+    measurer.expect(passes + 2)
+    return seconds
+
+
+def _with_layout(recipe: Recipe, options: Options, choice: Choice, layers: int) -> Recipe:
+    """The recipe with a choice written out: letters of `rest` in turn where attention does not stay."""
+    rest, letters = rest_of(recipe, options), []
+    for layer in range(layers):
+        converted = layer - sum(kept < layer for kept in choice.layers)
+        letters.append(KEEP if layer in choice.layers else rest[converted % len(rest)])
+    mixers = {letter: options for letter, options in recipe.mixers.items() if letter in letters}
+    if choice.heads is not None:
+        mixers[rest] = {**mixers[rest], "keep": {str(layer): heads for layer, heads in choice.heads.items()}}
+    return recipe.model_copy(update={"pattern": "".join(letters), "mixers": mixers})
+
+
+def _entry(one: Ranked, choice: Choice) -> dict[str, Any]:
+    whole = one.layer in choice.layers
+    kept = whole if one.head is None else whole or one.head in (choice.heads or {}).get(one.layer, [])
+    return {"name": one.name, "score": one.score, "numbers": one.numbers, "kept": kept}

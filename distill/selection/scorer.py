@@ -1,0 +1,123 @@
+"""What a scorer is: it ranks layers or heads by measurements, and says beforehand how many it needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from distill.errors import UserError
+from distill.recipe import Recipe
+from distill.selection.measurements import Measurer
+from distill.selection.options import Options
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A layer, or a head of it, with its score (higher: more worth keeping) and the numbers behind it."""
+
+    layer: int
+    score: float | None
+    numbers: dict[str, float] = field(default_factory=dict)
+    head: int | None = None
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return f"{self.layer}" if self.head is None else f"{self.layer}.{self.head}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays attention: whole layers, and, of a selection by heads, single heads by layer."""
+
+    layers: list[int]
+    heads: dict[int, list[int]] | None = None
+
+
+class Scorer:
+    """Base of the scorers. They rank whole layers unless they say otherwise."""
+
+    Options: ClassVar[type[Options]] = Options
+    measures: ClassVar[tuple[str, ...]] = ()  # of each pass
+    note: ClassVar[str] = ""  # what a reader of its ranking should know
+
+    @classmethod
+    def check(cls, recipe: Recipe, options: Options, where: str) -> None:
+        """Refuse a recipe that this scorer cannot serve.
+
+        Raises:
+            UserError: naming the key.
+        """
+
+    @classmethod
+    def passes(cls, options: Options, layers: int, heads: int) -> int:
+        """How many models it measures in a teacher of so many layers and heads a layer."""
+        return 0
+
+    @classmethod
+    def reads(cls, options: Options) -> tuple[str, ...]:
+        """The measures of each pass."""
+        return cls.measures
+
+    @classmethod
+    def trains_on(cls, options: Options) -> int:
+        """How many tokens it trains on."""
+        return 0
+
+    def rank(self, measurer: Measurer) -> list[Ranked]:
+        """Every layer that may be kept, the most worth keeping first."""
+        raise NotImplementedError
+
+    @classmethod
+    def choose(cls, options: Options, ranking: Sequence[Ranked], layers: int, heads: int) -> Choice:
+        """What stays in a teacher of so many layers and heads a layer, from the ranking."""
+        best = [one.layer for one in ranking if one.layer not in options.protect]
+        return Choice(sorted([*options.protect, *best][: count_of(options, layers)]))
+
+    @classmethod
+    def even(cls, options: Options, layers: int, heads: int) -> Choice:
+        """As much kept, evenly spread: what a choice is compared with, and planned with before it is made."""
+        return Choice(evenly(count_of(options, layers), layers, options.protect))
+
+    def measure(self, measurer: Measurer, choice: Choice | None, measures: Sequence[str]) -> dict[str, float]:
+        """Numbers of the untrained model with this choice; None for the teacher."""
+        return measurer.layout(range(measurer.layers) if choice is None else choice.layers, measures)
+
+
+def count_of(options: Options, layers: int) -> int:
+    """How many layers stay attention in a model of so many.
+
+    Raises:
+        UserError: all of them, or fewer than are protected, or a protected layer that is not there.
+    """
+    check_protected(options, layers)
+    kept = options.keep if isinstance(options.keep, int) else max(1, round(options.keep * layers))
+    if kept >= layers:
+        raise UserError(f"pattern.keep is {options.keep}, which leaves none of {layers} layers to convert; keep fewer")
+    if kept < len(options.protect):
+        raise UserError(
+            f"pattern.keep is {options.keep}, {kept} of {layers} layers, but {len(options.protect)} are protected "
+            f"({options.protect}); keep more, or set pattern.protect"
+        )
+    return kept
+
+
+def check_protected(options: Options, layers: int) -> None:
+    """Refuse protected layers that are not there or stand twice.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    for layer in options.protect:
+        if layer >= layers or options.protect.count(layer) > 1:
+            reason = f"the layers are 0 to {layers - 1}" if layer >= layers else "it stands twice"
+            raise UserError(f"pattern.protect names layer {layer}; {reason}")
+
+
+def evenly(count: int, layers: int, protect: Sequence[int] = ()) -> list[int]:
+    """So many layers evenly spread, the first among them; a protected layer takes the place of the nearest that is not."""
+    kept = [index * layers // count for index in range(count)] if count else []
+    for layer in protect:
+        if layer not in kept:
+            movable = [other for other in kept if other not in protect]
+            kept[kept.index(min(movable, key=lambda other: abs(other - layer)))] = layer
+    return sorted(kept)

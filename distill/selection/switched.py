@@ -1,0 +1,147 @@
+"""One model whose layers, or heads, can each be the teacher's attention or its stand-in: made once, switched in no time.
+
+All weights are the teacher's own, in shared memory, so what differs between two measurements is the switches alone.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.build import build
+from distill.errors import UserError
+from distill.evaluation.baselines import UNTRAINED
+from distill.runs.session import Session
+from distill.selection.options import Options, rest_of
+from distill.stages import stages_of
+from students.config import KEEP, Layout
+from teachers.teacher import Teacher
+
+STAND_IN = "S"
+
+
+class Switch(nn.Module):
+    """A layer's attention and its stand-in in one slot. gate: 1 for attention, 0 for the stand-in, or a tensor that mixes
+    them, gate x attention + (1 - gate) x stand-in."""
+
+    def __init__(self, attention: nn.Module, stand_in: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.stand_in = attention, stand_in
+        self.gate: float | Float[Tensor, ""] = 1.0
+
+    def forward(self, *inputs, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
+        """What the slot's layer gets, and None where attention would return its weights."""
+        if not isinstance(self.gate, Tensor):
+            return (self.attention if self.gate else self.stand_in)(*inputs, **keywords)[0], None
+        kept, other = (branch(*inputs, **keywords)[0] for branch in (self.attention, self.stand_in))
+        gate = self.gate.to(kept.dtype)
+        return gate * kept + (1 - gate) * other, None
+
+
+class Switched:
+    """A model of switches, one a layer."""
+
+    def __init__(self, teacher: Teacher, student: nn.Module) -> None:
+        """student: with a stand-in in every layer; it becomes the model."""
+        self.model = student
+        place, kept = student.place, build(teacher, Layout(KEEP * teacher.n_layers))[0]
+        layers, attentions = student.get_submodule(place.layers), kept.get_submodule(place.layers)
+        self.switches = []
+        for layer, attention in zip(layers, attentions, strict=True):
+            self.switches.append(Switch(getattr(attention, place.name), getattr(layer, place.name)))
+            setattr(layer, place.name, self.switches[-1])
+        self.model.requires_grad_(False).eval()
+
+    def keep(self, layers: Iterable[int]) -> nn.Module:
+        """The model with attention in these layers and stand-ins in the others."""
+        kept = set(layers)
+        for layer, switch in enumerate(self.switches):
+            switch.gate = float(layer in kept)
+        return self.model
+
+    def mix(self, gates: Sequence[Float[Tensor, ""]]) -> nn.Module:
+        """The model with a gate a layer."""
+        for switch, gate in zip(self.switches, gates, strict=True):
+            switch.gate = gate
+        return self.model
+
+
+def make_switched(session: Session, options: Options) -> Switched:
+    """The teacher with a switch in every layer, its stand-ins as the options ask.
+
+    Raises:
+        UserError: stand_in is "mixer", and the recipe's mixers cannot be switched layer by layer.
+    """
+    teacher, recipe = session.teacher, session.recipe
+    if options.stand_in == "window":
+        layout = Layout(STAND_IN * teacher.n_layers, {STAND_IN: untrained(options)})
+        return Switched(teacher, build(teacher, layout)[0])
+    rest = (rest_of(recipe, options) * teacher.n_layers)[: teacher.n_layers]
+    layout = Layout.over(teacher.n_layers, rest, {name: recipe.mixers[name] for name in set(rest)})
+    student, transfers = build(teacher, layout)
+    if student.givers:
+        raise UserError(
+            f"{recipe.name}: pattern.stand_in is 'mixer', but a mixer shares another layer's keys and values, which "
+            "would be missing where that layer keeps its attention; use stand_in: window"
+        )
+    stages_of(recipe)[0].make(teacher, student, transfers).begin(session.calibration(0))
+    return Switched(teacher, student)
+
+
+def untrained(options: Options) -> dict:
+    """The mixer and options of the window that stands in for a layer's attention."""
+    return {**UNTRAINED, "window": options.window, "sinks": options.sinks}
+
+
+class HeadSwitch(nn.Module):
+    """A layer's attention with a switch a head, and, where there is one, the window that heads see which are switched off.
+
+    `scale` of both branches holds the switches, so the shared output bias is counted once.
+    """
+
+    def __init__(self, attention: nn.Module, window: nn.Module | None) -> None:
+        super().__init__()
+        self.attention, self.window = attention, window
+
+    @torch.no_grad()
+    def keep(self, heads: Iterable[int]) -> None:
+        """Switch these heads on, the others off."""
+        scale = self.attention.mixer.scale
+        scale.zero_()[list(heads)] = 1.0
+        if self.window is not None:
+            self.window.mixer.scale.copy_(1.0 - scale)
+
+    def forward(self, *inputs, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
+        """As `Switch.forward`."""
+        out = self.attention(*inputs, **keywords)[0]
+        if self.window is None or not bool(self.window.mixer.scale.any()):
+            return out, None
+        bias = self.window.mixer.o_proj.bias
+        other = self.window(*inputs, **keywords)[0]
+        return out + other - (0 if bias is None else bias), None
+
+
+class SwitchedHeads:
+    """A model with a switch for every head."""
+
+    def __init__(self, teacher: Teacher, options: Options, windows: bool) -> None:
+        """windows: heads that are switched off see a window, else nothing."""
+        whole = Layout(STAND_IN * teacher.n_layers, {STAND_IN: {"mixer": "attention"}})
+        self.model = build(teacher, whole)[0]
+        place, self.counts = self.model.place, [mixer.n_heads for mixer in self.model.mixers.values()]
+        seeing = None
+        if windows:
+            seeing = build(teacher, Layout(whole.pattern, {STAND_IN: untrained(options)}))[0].get_submodule(place.layers)
+        self.switches = []
+        for index, layer in enumerate(self.model.get_submodule(place.layers)):
+            window = None if seeing is None else getattr(seeing[index], place.name)
+            self.switches.append(HeadSwitch(getattr(layer, place.name), window))
+            setattr(layer, place.name, self.switches[-1])
+        self.model.requires_grad_(False).eval()
+
+    def keep(self, heads: Mapping[int, Iterable[int]]) -> nn.Module:
+        """The model with these heads of these layers on and the others off; layers that are not named are whole."""
+        for layer, switch in enumerate(self.switches):
+            switch.keep(heads.get(layer, range(self.counts[layer])))
+        return self.model

@@ -1,0 +1,52 @@
+"""The losses of the stages on one fixed held-out batch: what each stage lowered, and whether a checkpoint came back whole.
+
+Each loss is measured from scratch (the orient scale and the align power come from the probe batch itself), so it depends
+on the student's weights alone.
+"""
+
+import torch
+from torch import nn
+
+from distill.stages import STAGES, stage_class
+from distill.stages.stage import Stage
+from distill.text.windows import Batch
+from teachers.teacher import Teacher
+
+
+def probed_stages() -> dict[str, type[Stage]]:
+    """The stages of the table whose losses are probed."""
+    return {name: kind for name in STAGES if (kind := stage_class(name)).probed}
+
+
+@torch.no_grad()
+def probe(teacher: Teacher, student: nn.Module, batch: Batch) -> dict[str, float]:
+    """Each stage's loss, and each layer's under `stage/layer_..`; a stage that none of the mixers has is left out."""
+    found: dict[str, float] = {}
+    for name, kind in probed_stages().items():
+        stage = kind(teacher, student, kind.Options(tokens=1, lr=1.0)).to(teacher.device)
+        stage.begin(lambda tokens: [batch])
+        losses = {layer: loss.item() for layer, loss in stage.losses(batch)}
+        if losses:
+            found[name] = sum(losses.values()) / len(losses)
+            found.update({f"{name}/{layer}": loss for layer, loss in losses.items() if layer != "loss"})
+    return found
+
+
+def judged_layer_errors(probed: dict[str, float]) -> dict[str, float]:
+    """The error of each layer's mixer, from the losses of the stage whose losses by layer every judgement holds."""
+    return {
+        name.partition("/")[2]: kind.layer_loss.shown(loss)
+        for stage, kind in probed_stages().items()
+        if kind.layer_loss and kind.layer_loss.judged
+        for name, loss in probed.items()
+        if name.startswith(f"{stage}/")
+    }
+
+
+def differs(before: dict[str, float], now: dict[str, float], tolerance: float) -> list[str]:
+    """The stages whose loss is not what it was, relative to `tolerance`."""
+    return [
+        name
+        for name in probed_stages()
+        if name in before and name in now and abs(before[name] - now[name]) > tolerance * max(abs(before[name]), 1e-6)
+    ]

@@ -1,0 +1,212 @@
+"""A student's way through its recipe: stages in order, evaluated in between, resumed where they stopped."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import broadcast
+from rich.console import Console
+
+from distill.build import build, layout_of, transfer_report
+from distill.errors import Interrupted
+from distill.evaluation.fidelity import fidelity
+from distill.memory import enough_memory
+from distill.runs.checkpoint import RunState
+from distill.runs.progress import StageProgress, StepReport
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.stages import StageEntry, stages_of
+from distill.stages.stage import Stage
+from distill.text.heldout import Heldout
+from distill.training import trackers
+from distill.training.saves import Saves
+from distill.training.stage_run import StageRun
+from distill.training.trainer import NonFinite, Trainer
+
+
+class Pipeline:
+    """One student's way through the session's recipe, in one folder."""
+
+    def __init__(
+        self, session: Session, folder: RunDir, console: Console, stopper: Stopper, every_stage: bool = True
+    ) -> None:
+        """every_stage: evaluate after each stage, not after the last alone."""
+        self.session, self.folder, self.every_stage = session, folder, every_stage
+        self.console, self.stopper = console, stopper
+        self.recipe, self.teacher, self.accelerator = session.recipe, session.teacher, session.accelerator
+        recipe, where = self.recipe, str(folder.path / "recipe.yaml")
+        self.layout = layout_of(recipe.pattern, recipe.mixers, self.teacher.n_layers, where, recipe.meta_tokens)
+        self.student, self.transfers = build(self.teacher, self.layout)
+        self.stages = stages_of(recipe, where)
+        self.saves = Saves(session, folder, self.student, console)
+
+    def run(self, heldout: Heldout) -> None:
+        """Take every stage that is not over yet.
+
+        Raises:
+            Interrupted, NonFinite: after saying where the last checkpoint is.
+            UserError: the run belongs to another teacher or text, or its checkpoint did not come back whole.
+        """
+        for this in self._stage_runs():
+            with self._going(this), self._progress(this) as progress:
+                for step in this.steps_left:
+                    report = this.trainer.step(step)
+                    self._log(this, report, progress)
+                    self._save_where_due(this, report.step)
+            self._finish(this)
+            self._close(this, heldout)
+
+    # one stage
+
+    def _stage_runs(self) -> Iterator[StageRun]:
+        """Each stage that is not over, begun or restored."""
+        self.saves.check_run()
+        state = self.saves.resume(self._reinstate)
+        window = state.window if state else 0
+        taken = trackers.steps_before(self.recipe, state.stage + state.done) + state.step if state else 0
+        trackers.start(self.accelerator, self.recipe, self.folder, taken)
+        for entry in self.stages[state.stage + state.done if state else 0 :]:
+            resumed = state if state and entry.index == state.stage else None
+            with enough_memory(f"stage {entry.name}", self._what_to_lower(entry)):
+                this = self._begin(entry, window, resumed)
+            yield this
+            window = this.next_window
+
+    def _begin(self, entry: StageEntry, window: int, state: RunState | None) -> StageRun:
+        """Make a stage, and begin it or put it back to where it was saved."""
+        data, seq_len = self.recipe.data, self.session.windows.seq_len
+        began = time.monotonic() - (state.seconds if state else 0.0)
+        stage = entry.make(self.teacher, self.student, self.transfers)
+        stage.prepare()
+        if state is None:
+            with self.accelerator.autocast():
+                stage.begin(self.session.calibration(window))
+            self._agree(stage)
+        this = StageRun(entry, stage, window, began, seq_len)
+        if stage.trains and stage.trained():
+            sizes = entry.batch(data), entry.micro_batch(data)
+            this.trainer = Trainer(stage, self.accelerator, self.session.windows, window, *sizes)
+        if state is not None and this.trainer is not None:
+            this.step = state.step
+            self.saves.restore(state, this)
+        self.saves.restart_clock()
+        return this
+
+    @contextmanager
+    def _going(self, this: StageRun) -> Iterator[None]:
+        """What holds while a stage takes its steps: signals only ask it to stop, and what ends it says where to go on."""
+        name = this.entry.name
+        try:
+            with enough_memory(f"stage {name}", self._what_to_lower(this.entry)), self.stopper.listening():
+                yield
+        except NonFinite as error:
+            raise NonFinite(f"stage {name}: {error}. {self.saves.where_to_go_on()}") from error
+        except Interrupted as reason:
+            raise Interrupted(f"{reason} in stage {name}. {self.saves.where_to_go_on()}") from reason
+
+    @contextmanager
+    def _progress(self, this: StageRun) -> Iterator[StageProgress | None]:
+        """The line that shows a stage's steps, where it takes any."""
+        if this.trainer is None:
+            yield None
+            return
+        progress = StageProgress(self.console, this.entry.name, this.trainer.steps, this.step)
+        with progress.shown():
+            yield progress
+
+    def _save_where_due(self, this: StageRun, step: int) -> None:
+        """Between two steps: write a checkpoint where it is time, and stop where somebody asked for it.
+
+        Raises:
+            Interrupted: after a checkpoint was written.
+        """
+        this.step = step
+        if step == this.trainer.steps:
+            return
+        reason = self.stopper.due()
+        stop, checkpoint = this.trainer.anywhere(reason is not None, self.saves.due(step))
+        if stop or checkpoint:
+            self.saves.save(this)
+        if stop:
+            raise Interrupted(reason or "another process was asked to stop")
+
+    def _finish(self, this: StageRun) -> None:
+        """The closed-form work that ends a stage."""
+        with enough_memory(f"stage {this.entry.name}", self._what_to_lower(this.entry)):
+            self.saves.changed |= this.stage.changed(done=True)
+            with self.accelerator.autocast():
+                this.stage.finish(self.session.calibration(this.window))
+            self._agree(this.stage)
+
+    def _close(self, this: StageRun, heldout: Heldout) -> None:
+        """Evaluate and checkpoint a stage that is over."""
+        entry, seconds = this.entry, this.seconds
+        if self.accelerator.is_main_process:
+            measured = {}
+            if self.every_stage or entry is self.stages[-1]:
+                with self.accelerator.autocast():
+                    measured = fidelity(self.teacher, self.student, heldout)
+            measured["probe"] = self.saves.measure_probe()
+            evaluations = self.folder.read("evaluations.json", {})
+            after = {**evaluations.get("after", {}), entry.key: {**measured, "seconds": round(seconds, 1)}}
+            self.folder.write("evaluations.json", {**evaluations, "after": after})
+            if entry.kind.records:  # a resumed run no longer knows what the stage recorded
+                self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
+            found = (
+                "held-out KL {kl:.3f}   agreement {agreement:.1%}   perplexity {perplexity:.2f}" if "kl" in measured else ""
+            )
+            self.console.print(f"  [bold]{entry.name:<10}[/] {seconds:5.0f} s   {found.format(**measured)}")
+            self.saves.save(this, done=True, probed=measured["probe"])
+        self.accelerator.wait_for_everyone()
+
+    def _reinstate(self, state: RunState) -> None:
+        """Give the student the modules that finished stages left in it."""
+        for entry in self.stages[: state.stage + state.done]:
+            if entry.kind.changes_layout or (state.done and entry.index == state.stage):
+                entry.make(self.teacher, self.student, self.transfers).reinstate()
+
+    def _agree(self, stage: Stage) -> None:
+        """Closed-form results of the first process to all: least squares may differ in their last bits, and only gradients
+        are shared from then on."""
+        if self.accelerator.num_processes > 1:
+            mixers = [tensor for mixer in self.student.mixers.values() for tensor in mixer.state_dict().values()]
+            for tensor in [*mixers, *stage.buffers()]:
+                broadcast(tensor)
+
+    def _what_to_lower(self, entry: StageEntry) -> str:
+        options, data = entry.options, self.recipe.data
+        key = f"stages.{entry.name}.micro_batch" if hasattr(options, "micro_batch") else "data.micro_batch"
+        spared = getattr(options, "activation_checkpointing", True)
+        return (
+            f"{key} (now {entry.micro_batch(data)} windows at a time) or data.seq_len (now {data.seq_len} tokens)"
+            f"{'' if spared else f', or set stages.{entry.name}.activation_checkpointing: true'}"
+        )
+
+    def _log(self, this: StageRun, report: StepReport, progress: StageProgress) -> None:
+        """One step's line: on the screen, in metrics.jsonl and for the trackers."""
+        progress.update(report)
+        if not self.accelerator.is_main_process:
+            return
+        name = this.entry.name
+        entry = {
+            "stage_index": this.entry.index,
+            "stage": name,
+            "step": report.step,
+            "loss": report.loss,
+            "lr": report.rate,
+            "gradient_norm": report.gradient_norm,
+            "tokens": report.tokens,
+            "tokens_per_second": round(report.tokens / report.seconds, 1),
+            **this.stage.describe(report.loss),
+            **gpu_memory(self.accelerator.device),
+        }
+        self.folder.log(**entry, **({"losses": report.losses} if len(report.losses) > 1 else {}))
+        numbers = {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
+        self.accelerator.log(numbers, step=trackers.steps_before(self.recipe, this.entry.index) + report.step)
+
+
+def gpu_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that tensors took on a GPU so far, in GiB; nothing to say of a CPU."""
+    return {"gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2)} if device.type == "cuda" else {}

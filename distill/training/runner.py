@@ -1,0 +1,196 @@
+"""A run: the student, its twin if asked for, their evaluation, the report and the exports, all in one folder."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from distill.build import build, empty, layout_of
+from distill.console import new_console
+from distill.disk import writing
+from distill.errors import UserError
+from distill.evaluation.baselines import has_window_branch, twin_layout
+from distill.evaluation.fidelity import fidelity
+from distill.evaluation.samples import collect
+from distill.evaluation.target import judge_session
+from distill.exporters import check_exports, export_student
+from distill.memory import enough_memory
+from distill.recipe import Recipe
+from distill.reports import headline, write_report
+from distill.runs.run_dir import RunDir, alone
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.selection.resolution import even_recipe, resolve
+from distill.selection.tables import strip
+from distill.stages import adapters, check_student
+from distill.text.heldout import Heldout
+from distill.training import trackers
+from distill.training.pipeline import Pipeline
+from distill.training.twin import known_results, twin_recipe
+
+
+@dataclass
+class Run:
+    """One run at work: its session, whose recipe is the run's, its folder, where it prints, and what may stop it."""
+
+    session: Session
+    folder: RunDir
+    console: Console
+    stopper: Stopper
+    student: nn.Module | None = None
+
+    @cached_property
+    def heldout(self) -> Heldout:
+        """The text that every student is judged on after its stages."""
+        return self.session.heldout(self.session.recipe.evaluation.tokens)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.session.accelerator.is_main_process
+
+    def choose_layout(self) -> None:
+        """Where the recipe says how its layout is selected: do that, and go on with the recipe that says the layout."""
+        recipe = self.session.recipe
+        if not recipe.selects:
+            return
+        resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
+        self.console.print(f"  layout selected by {chosen['by']}: {strip(resolved.pattern)}")
+        self.session = self.session.with_recipe(resolved)
+        check_layout(self.session)
+
+    def students(self) -> Iterator[Pipeline]:
+        """The student, then its twin where the recipe asks for one; each is to be trained before the next is made."""
+        pipeline = Pipeline(self.session, self.folder, self.console, self.stopper)
+        self.student = pipeline.student
+        self._announce(pipeline)
+        yield pipeline
+        if self.session.recipe.twin:
+            session = self.session.with_recipe(twin_recipe(self.session.recipe, pipeline.layout))
+            folder = RunDir.at(self.folder.path / "twin", session.recipe, fresh=False)
+            self.console.print("  [bold]twin[/]: the same windows, trained alone")
+            yield Pipeline(session, folder, self.console, self.stopper, every_stage=False)
+
+    def conclude(self) -> None:
+        """Judge every row, write the report and the exports."""
+        if not self.main:
+            return
+        session, folder, student, twin = self.session, self.folder, self.student, self.folder.path / "twin" / "student"
+        evaluations = folder.read("evaluations.json", {})
+        self.console.print("  judging the student, its baselines and the teacher")
+        known = known_results(session.recipe, folder, student.layout)
+        judged = judge_session(session, student, twin if twin.exists() else None, known=known)
+        folder.write("evaluations.json", {**evaluations, "final": judged})
+        with writing(f"the report in {folder.path}"):
+            collect(session, student, folder)
+            write_report(folder)
+        for target in session.recipe.export:
+            written = export_student(folder.path, to=target, out=folder.path / "export" / target)
+            self.console.print(f"  exported to {written}")
+        folder.update("run.json", finished=True)
+        show_end(folder, self.console)
+
+    def _announce(self, pipeline: Pipeline) -> None:
+        """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
+        layout, accelerator = pipeline.layout, self.session.accelerator
+        precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+        self.console.print(
+            f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer "
+            f"({accelerator.device}, {precision})"
+        )
+        evaluations = self.folder.read("evaluations.json", {})
+        if "untrained" not in evaluations and self.main:
+            student, _ = build(pipeline.teacher, twin_layout(layout))
+            with accelerator.autocast():
+                evaluations["untrained"] = fidelity(pipeline.teacher, student, self.heldout)
+            self.folder.write("evaluations.json", evaluations)
+        if "untrained" in evaluations:
+            measured = evaluations["untrained"]
+            self.console.print(
+                f"  {'untrained':<10}            held-out KL {measured['kl']:.3f}   agreement {measured['agreement']:.1%}"
+                f"   perplexity {measured['perplexity']:.2f}   (the windows alone; teacher "
+                f"{measured['teacher_perplexity']:.2f})"
+            )
+
+
+def finished(recipe: Recipe, runs: Path, console: Console | None) -> RunDir | None:
+    """The folder of a run that is over, after showing how it ended; None where there is something to do.
+
+    Raises:
+        UserError: the folder is another recipe's.
+    """
+    folder = RunDir.finished(recipe, runs)
+    if folder is not None:
+        show_end(folder, console or new_console(stderr=True))
+    return folder
+
+
+@contextmanager
+def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console: Console | None) -> Iterator[Run]:
+    """A run of a recipe, its folder kept for this process while the block runs.
+
+    Raises:
+        UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
+    """
+    trackers.check(recipe)
+    console, path = console or new_console(stderr=True), RunDir.path_of(recipe, runs)
+    with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
+        session = Session.open(recipe, path)
+    check_layout(session)
+    main = session.accelerator.is_main_process
+    console = console if main else Console(quiet=True)
+    with alone(path) if main else nullcontext():
+        with session.accelerator.main_process_first():
+            folder = RunDir.open(recipe, runs, fresh and main)
+        console.print(f"[bold]{recipe.name}[/]  {folder.path}")
+        try:
+            with enough_memory("the run", "data.micro_batch, data.seq_len or evaluation.tokens"):
+                yield Run(session, folder, console, stopper)
+        finally:
+            trackers.finish(session.accelerator)
+    session.accelerator.end_training()
+
+
+def check_layout(session: Session) -> None:
+    """Refuse a layout, a rate or a twin that cannot be, before a folder is made and the student has trained.
+
+    Raises:
+        UserError: naming the recipe and what does not fit.
+    """
+    recipe, teacher = session.recipe, session.teacher
+    if recipe.selects:  # the layout is not known yet, but one like it is
+        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
+    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
+    check_student(recipe, empty(teacher, layout), recipe.name)
+    check_exports(recipe, layout, teacher.config.model_type)
+    if recipe.twin and not has_window_branch(layout):
+        raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
+    if recipe.twin:
+        check_student(twin_recipe(recipe, layout), empty(teacher, twin_layout(layout)), f"{recipe.name} (twin)")
+
+
+def save_student(pipeline: Pipeline) -> None:
+    """The finished student with its tokenizer, loadable by transformers; written by one process."""
+    if not pipeline.accelerator.is_main_process:
+        return
+    student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
+    student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
+    scratch = folder.path / ".student"
+    with writing(folder.student):
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed here
+        adapters.save(student, scratch)
+        teacher.tokenizer.save_pretrained(scratch)
+        if folder.student.exists():
+            shutil.rmtree(folder.student)
+        scratch.rename(folder.student)
+
+
+def show_end(folder: RunDir, console: Console) -> None:
+    """The table that ends a run, and where the report is."""
+    console.print(headline(folder.read("evaluations.json")["final"]))
+    console.print(f"  report: {folder.path / 'report.html'}")

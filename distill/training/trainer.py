@@ -1,0 +1,155 @@
+"""The one training loop: a stage's losses backward one by one, one optimizer step. It knows no method."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.runs.checkpoint import load_optimizer, optimizer_tensors
+from distill.runs.progress import StepReport
+from distill.stages.stage import Stage
+from distill.text.windows import Batch, Batches
+from distill.training.optim import make_optimizer, rate_factor, set_rates
+
+
+class NonFinite(UserError):
+    """A loss or gradient is not finite any more."""
+
+
+def steps_of(tokens: int, batch: int, seq_len: int) -> int:
+    """How many optimizer steps of `batch` windows so many tokens are; at least one."""
+    return max(1, round(tokens / (batch * seq_len)))
+
+
+class Trainer:
+    """Trains one stage, step by step.
+
+    Args:
+        windows, first: the training text and the stage's first window of it. batch, micro_batch: windows a step, and at a
+        time on one device.
+
+    Raises:
+        UserError: the batch does not divide over processes and micro-batches.
+    """
+
+    def __init__(
+        self, stage: Stage, accelerator: Accelerator, windows: Batches, first: int, batch: int, micro_batch: int
+    ) -> None:
+        self.stage, self.accelerator, self.windows, self.first = stage, accelerator, windows, first
+        self.batch, self.world = batch, accelerator.num_processes
+        if batch % self.world:
+            raise UserError(f"a batch of {batch} windows cannot be shared by {self.world} processes; make it a multiple")
+        self.micro_batch = min(micro_batch, batch // self.world)
+        self.steps = steps_of(stage.options.tokens, batch, windows.seq_len)
+        self.parameters: dict[str, nn.Parameter] = {name: entry[1] for name, entry in stage.trained().items()}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.optimizer = make_optimizer(stage.trained(), stage.options)
+
+    @property
+    def next_window(self) -> int:
+        """The first window of text after this stage's."""
+        return self.first + self.steps * self.batch
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's state by parameter name."""
+        return optimizer_tensors(self.optimizer, {id(parameter): name for name, parameter in self.parameters.items()})
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put an optimizer's state back."""
+        load_optimizer(self.optimizer, self.parameters, tensors)
+
+    def step(self, step: int) -> StepReport:
+        """One optimizer step; the first is 0.
+
+        Raises:
+            NonFinite: a loss or a gradient is not finite, naming the step and the layer or parameter.
+        """
+        began = time.monotonic()
+        set_rates(self.optimizer, rate_factor(step, self.steps, self.stage.options))
+        parts, sizes, whole = self._sized_parts(step)
+        sums: dict[str, Tensor] = {}
+        for part, size in zip(parts, sizes, strict=True):
+            draw = iter(self.stage.losses(part))
+            while True:  # each loss goes backward, and its graph is freed, before the next one is computed
+                with self.accelerator.autocast():
+                    drawn = next(draw, None)
+                if drawn is None:
+                    break
+                name, loss = drawn
+                self.accelerator.backward(loss * (size * self.world / whole))
+                sums[name] = sums.get(name, 0.0) + loss.detach() * (size / whole)
+        losses = self._reduced(sums)
+        self._check(losses, step)
+        norm = self._clip(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = sum(losses.values()) / max(len(losses), 1)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        tokens = self.batch * self.windows.seq_len
+        return StepReport(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
+
+    def anywhere(self, *flags: bool) -> list[bool]:
+        """Each flag, set where any process sets it: clocks and signals differ, and all must save and stop together."""
+        if self.world == 1:
+            return list(flags)
+        counts = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return (self.accelerator.reduce(counts, "sum") > 0).tolist()
+
+    def _sized_parts(self, step: int) -> tuple[list[Batch], list[float], float]:
+        """This process's micro-batches of a step, what each counts for, and the sum over all processes."""
+        parts = [batch.to(self.accelerator.device) for batch in self._parts(step)]
+        sizes = [self.stage.size(part) for part in parts]
+        whole = torch.tensor(sum(sizes), dtype=torch.float64, device=self.accelerator.device)
+        return parts, sizes, self.accelerator.reduce(whole, "sum").item()
+
+    def _reduced(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """The losses over all processes, and gradients averaged over them."""
+        if self.world > 1:
+            self._reduce_gradients()
+            sums = {name: self.accelerator.reduce(value, "sum") for name, value in sums.items()}
+        if not sums:
+            return {}
+        return dict(zip(sums, torch.stack([value.float() for value in sums.values()]).tolist(), strict=True))
+
+    def _parts(self, step: int) -> Iterator[Batch]:
+        """This process's windows of a step, a micro-batch at a time."""
+        share = self.batch // self.world
+        first = self.first + step * self.batch + self.accelerator.process_index * share
+        for offset in range(0, share, self.micro_batch):
+            yield self.windows.batch(first + offset, min(self.micro_batch, share - offset))
+
+    def _reduce_gradients(self) -> None:
+        """Average over processes, once a step; parameters that got no gradient anywhere are left alone."""
+        for name in sorted(self.parameters):
+            parameter = self.parameters[name]
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def _clip(self, step: int) -> float:
+        gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not math.isfinite(norm.item()):
+            wrong = next((name for name, gradient in gradients.items() if not gradient.isfinite().all()), "all together")
+            raise NonFinite(f"the gradient of {wrong} at step {step + 1} is not finite; try a lower lr or clip")
+        if self.stage.options.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.stage.options.clip, norm)
+        return norm.item()
+
+    def _check(self, losses: dict[str, float], step: int) -> None:
+        wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if wrong:
+            whose = "the loss" if wrong == ["loss"] else f"the loss of {', '.join(wrong)}"
+            blamed = self._blame(step)
+            also = f"; {blamed}" if blamed else ""
+            raise NonFinite(f"{whose} at step {step + 1} is {losses[wrong[0]]}{also}; try a lower lr")
+
+    def _blame(self, step: int) -> str | None:
+        """What the stage finds in the step's text, a micro-batch at a time; the weights are still those of the losses."""
+        with self.accelerator.autocast():
+            found = (self.stage.blame(batch.to(self.accelerator.device)) for batch in self._parts(step))
+            return next(filter(None, found), None)

@@ -1,0 +1,43 @@
+"""The twin: the student's own layout with the windows of its mixers alone, trained the same.
+
+What a student gains over its twin, it owes to its states; see `evaluation.baselines`.
+"""
+
+from distill.evaluation.baselines import twin_layout, window_layout
+from distill.recipe import Recipe
+from distill.runs.run_dir import RunDir
+from distill.stages import stages_of
+from students.config import Layout
+
+
+def twin_recipe(recipe: Recipe, layout: Layout) -> Recipe:
+    """The same training for the same layout with the windows alone; what a stage that a twin has no use for would read
+    goes to the stage after it."""
+    stages, spare = [], 0
+    for entry in stages_of(recipe):
+        if not entry.kind.for_twin:
+            spare += entry.options.tokens
+            continue
+        given = dict(recipe.stages[entry.index][entry.name])
+        if spare and entry.kind.trains:
+            given["tokens"], spare = entry.options.tokens + spare, 0
+        stages.append({entry.name: given})
+    mixers = twin_layout(layout).mixers
+    return recipe.model_copy(update={"mixers": mixers, "stages": stages, "twin": False, "export": []})
+
+
+def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, dict]:
+    """What the stages of a run and its twin measured already, where the final table is on the same text."""
+    if recipe.evaluation.final_tokens not in (None, recipe.evaluation.tokens):
+        return {}
+
+    def last(evaluations: dict) -> dict:
+        after = list(evaluations.get("after", {}).values())
+        return {"fidelity": after[-1]} if after else {}
+
+    found = folder.read("evaluations.json")
+    known = {"student": last(found)}
+    if twin_layout(layout) == window_layout(layout):
+        known["window_layout"] = {"fidelity": found["untrained"]}
+    twin = folder.path / "twin"
+    return {**known, "twin": last(RunDir(twin).read("evaluations.json"))} if twin.exists() else known

@@ -1,0 +1,84 @@
+"""Parts of transformers and torch that are private, or that versions name differently: the one file that knows them.
+
+Each names the versions of transformers (torch) that it was seen in. Overridden methods and class attributes stay with the
+classes that override them, with the same note.
+"""
+
+import inspect
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # these three: 5.17, 5.24, in no documentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import ModelOutput
+
+from students.shapes import Int
+
+__all__ = [
+    "CACHE",
+    "CONFIG_MAPPING",
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "attention_implementation",
+    "experts_for_decoding",
+    "fake_tensors",
+    "pad_token",
+    "prefill",
+    "real_tensors",
+    "set_attention_implementation",
+    "set_seen_tokens",
+]
+
+# The name of a model's cache among forward's arguments: `past_key_values` in 5.17, `cache` from 5.24 on.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
+
+
+def attention_implementation(config: PretrainedConfig) -> str | None:
+    """The attention that a model of this config runs ("sdpa", "eager" ...); None: it is not chosen yet. 5.17, 5.24."""
+    return config._attn_implementation
+
+
+def set_attention_implementation(config: PretrainedConfig, name: str | None) -> None:
+    """Choose the attention of a config that has no model yet, unchecked. 5.17, 5.24."""
+    config._attn_implementation = name
+
+
+def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
+    """Inside the block a mixture of experts runs as `generate` runs it token by token. 5.17, 5.24."""
+    return model._optimize_model_for_decode()
+
+
+def prefill(model: PreTrainedModel, input_ids: Int[Tensor, "b t"], config: GenerationConfig, arguments: dict) -> ModelOutput:
+    """The model's output for a prompt, chunked where `config` asks for it; `arguments` gets the filled cache. 5.17, 5.24."""
+    return model._prefill(input_ids, config, arguments)
+
+
+def pad_token(config: GenerationConfig) -> Tensor | None:
+    """The token that `generate` fills ended rows with, where it has one; set once `generate` has begun. 5.17, 5.24."""
+    return config._pad_token_tensor
+
+
+def set_seen_tokens(layer: CacheLayerMixin, tokens: int) -> None:
+    """Tell a cache layer that counts tokens itself how many it has seen: those of sliding windows do. 5.17, 5.24."""
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = tokens
+
+
+def fake_tensors() -> AbstractContextManager:
+    """Inside the block tensors have shapes and types but no data; real ones may be mixed in. torch 2.11, 2.13."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def real_tensors() -> AbstractContextManager:
+    """Inside the block, within one of `fake_tensors`, tensors have data again. torch 2.11, 2.13."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()

@@ -1,0 +1,39 @@
+"""Inputs of `gla`, and the case that a kernel is compared with the reference on before it serves a GPU."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from students.kernels.documents import random_documents
+
+
+class Case(NamedTuple):
+    """Batch, time, heads, value width, key width, and whether documents are packed."""
+
+    b: int
+    t: int
+    h: int
+    p: int
+    n: int
+    packed: bool
+
+
+def check(values: int, keys: int) -> Case:
+    """What an implementation is compared with the reference on, once, before it runs on a GPU at these widths."""
+    return Case(2, 300, 2, values, keys, True)
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs by name: those that have a gradient, and the others."""
+    b, t, h, p, n = case[:5]
+    options = {"dtype": dtype, "device": device}
+    leaves = {
+        "q": torch.randn(b, t, h, n, **options) * n**-0.5,
+        "k": torch.randn(b, t, h, n, **options),
+        "v": torch.randn(b, t, h, p, **options),
+        "log_a": F.logsigmoid(2 * torch.randn(b, t, h, n, device=device)) / 16,
+        "initial_state": torch.randn(b, h, p, n, device=device),
+    }
+    return leaves, {"documents": random_documents(b, t, device) if case.packed else None}
