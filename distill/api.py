@@ -3,8 +3,9 @@
 Imports stand inside the functions, so that `import distill` and `distill --help` take no time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import TextIOBase
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from distill.runs.run_dir import RunDir
 
 
-def plan(recipe: "str | Path | Recipe", *, overrides: Sequence[str] = ()) -> "Plan":
+def plan(recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = ()) -> "Plan":
     """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads and writes nothing.
 
     Args:
-        recipe: a file, or a shipped recipe's name. overrides: "key.sub=value", as on the command line.
+        recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
+            several, as on the command line.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
@@ -37,9 +39,9 @@ def plan(recipe: "str | Path | Recipe", *, overrides: Sequence[str] = ()) -> "Pl
 
 
 def run(
-    recipe: "str | Path | Recipe",
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     fresh: bool = False,
     runs: str | Path = "runs",
     stop_after: float | None = None,
@@ -66,7 +68,7 @@ def run(
         return folder
     with opened(recipe, Path(runs), fresh=fresh, stopper=stopper, console=console) as this:
         this.choose_layout()
-        for pipeline in this.students():
+        while pipeline := this.next_student():
             pipeline.run(this.heldout)
             save_student(pipeline)
         this.conclude()
@@ -74,9 +76,9 @@ def run(
 
 
 def select(
-    recipe: str | Path,
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
     *,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     by: str | None = None,
     keep: int | float | None = None,
     tasks: str | Path | None = None,
@@ -102,14 +104,16 @@ def select(
     from functools import partial
 
     from distill.recipe_file import load
-    from distill.selection.request import ask_for_selection, select_layout
+    from distill.selection.request import ask_for_selection, check_free, select_layout
 
+    if write is not None:
+        check_free(Path(write))
     change = partial(ask_for_selection, by=by, keep=keep, tasks=None if tasks is None else str(tasks))
     return select_layout(load(recipe, overrides, change), runs=runs, fresh=fresh, write=write, console=console)
 
 
 def evaluate(
-    target: str | Path,
+    target: str | PathLike,
     *,
     teacher: str | None = None,
     heldout: str | None = None,
@@ -135,16 +139,18 @@ def evaluate(
     """
     from distill.console import new_console
     from distill.evaluation.target import judge_target
+    from distill.recipe_file import check_run
     from distill.reports import add_judgement
 
     console = console or new_console(quiet=True)
-    judged, folder = judge_target(target, teacher, heldout, suite, tasks, console)
+    check_run(target)
+    judged, folder = judge_target(fspath(target), teacher, heldout, suite, tasks, console)
     if folder is not None:
         add_judgement(folder, judged, console)
     return judged
 
 
-def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+def report(*runs: str | PathLike, out: str | Path | None = None) -> Path:
     """Write the report of one run again, or compare several on one page.
 
     Args:
@@ -156,12 +162,15 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         UserError: a folder holds no run or results of another form, no run is named, or the file cannot be written.
     """
+    from distill.recipe_file import check_run
     from distill.reports import write_reports
 
+    for folder in runs:
+        check_run(folder)
     return write_reports(runs, out)
 
 
-def export(run: str | Path, *, out: str | Path, to: str = "portable") -> Path:
+def export(run: str | PathLike, *, out: str | Path, to: str = "portable") -> Path:
     """Write the finished student of a run in a form that other software loads.
 
     Args:
@@ -179,7 +188,7 @@ def export(run: str | Path, *, out: str | Path, to: str = "portable") -> Path:
 
 
 def generate(
-    target: str | Path,
+    target: str | PathLike,
     prompt: str,
     *,
     tokens: int = 64,
@@ -217,10 +226,10 @@ def doctor() -> dict[str, str]:
 
 def bench(
     what: str = "ops",
-    names: Sequence[str] = (),
+    names: str | Sequence[str] = (),
     *,
-    recipe: "str | Path | Recipe | None" = None,
-    overrides: Sequence[str] = (),
+    recipe: "str | Path | Mapping[str, Any] | Recipe | None" = None,
+    overrides: str | Sequence[str] = (),
     configs: bool | None = None,
     first: bool | None = None,
     peers: bool | None = None,
@@ -253,6 +262,7 @@ def bench(
     chosen = benchmark(what)
     known = set(inspect.signature(chosen.run).parameters)
     known |= {"overrides"} if "recipe" in known else set()
+    names = [names] if isinstance(names, str) else names
     asked = {"names": names or None, "recipe": recipe, "overrides": overrides or None, "configs": configs, "first": first}
     asked |= {"peers": peers, "references": references, "runs": runs}
     given = {name: value for name, value in asked.items() if value is not None}

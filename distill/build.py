@@ -135,6 +135,14 @@ def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, T
     return {"teacher": teacher.reference, "sources": sources, "unused": unused}
 
 
+def recall_transfers(student: nn.Module, transfers: dict[int, Transfer], report: dict) -> None:
+    """Put back what a written `transfer_report` says of the mixers' parameters: the stages that recorded it are over."""
+    for layer, transfer in transfers.items():
+        prefix = student.mixer_prefix(layer)
+        inside = {name: source for name, source in report.get("sources", {}).items() if name.startswith(prefix)}
+        transfer.sources.update({name.removeprefix(prefix): source for name, source in inside.items()})
+
+
 def count_parameters(module: nn.Module) -> int:
     """Parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

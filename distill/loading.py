@@ -1,4 +1,4 @@
-"""Teachers and students by name, loaded; whatever stops that ends in one message."""
+"""Load teachers and students by name; a failure becomes one `UserError`."""
 
 import re
 from pathlib import Path

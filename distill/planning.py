@@ -15,7 +15,7 @@ from distill.errors import UserError
 from distill.exporters import EXPORTERS, check_exports, target
 from distill.loading import teacher_config
 from distill.recipe import Recipe
-from distill.selection import selection_options
+from distill.selection.checking import selection_options
 from distill.selection.options import described
 from distill.selection.resolution import TRAINING, cost_of, even_recipe
 from distill.stages import check_student, stages_of

@@ -5,33 +5,40 @@ key. Overrides are applied before anything is checked; lists are indexed (`stage
 (`stages.align.lr=1e-3`).
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 from distill.exporters import check_targets
 from distill.recipe import Recipe, parse
-from distill.selection import check_selection
+from distill.selection.checking import check_selection
 from distill.shipped import find
 from distill.stages import check_stages
 from distill.yaml_file import override, read
 
 
 def load(
-    reference: str | Path | Recipe, overrides: Sequence[str] = (), change: Callable[[dict, str], None] | None = None
+    reference: str | Path | Mapping | Recipe,
+    overrides: str | Sequence[str] = (),
+    change: Callable[[dict, str], None] | None = None,
 ) -> Recipe:
     """Read, override and check a recipe.
 
     Args:
-        reference: a file, or the name of a shipped recipe; a recipe that was loaded before is overridden as its YAML would
-            be. change: changes the entries as they were read, before the overrides; it is told the file too.
+        reference: a file, or the name of a shipped recipe; or a recipe's entries, or one that was loaded before, overridden
+            as its YAML would be. overrides: one, or several. change: changes the entries as they were read, before the
+            overrides; it is told the file too.
 
     Raises:
         UserError: no such recipe, YAML that does not parse, or anything that the schema or a table refuses.
     """
     if isinstance(reference, Recipe) and not overrides and change is None:
-        return reference
+        return _checked(reference, reference.name)
     if isinstance(reference, Recipe):
         entries, where = reference.model_dump(mode="json", exclude_unset=True), reference.name
+    elif isinstance(reference, Mapping):
+        entries, where = copy.deepcopy(dict(reference)), str(reference.get("name", "recipe"))
     else:
         path = find(reference)
         entries, where = read(path), str(path)
@@ -43,7 +50,7 @@ def load(
         ]
     if change is not None:
         change(entries, where)
-    for text in overrides:
+    for text in [overrides] if isinstance(overrides, str) else overrides:
         override(entries, text)
     return check(entries, where)
 
@@ -54,7 +61,23 @@ def check(entries: dict, where: str) -> Recipe:
     Raises:
         UserError: with every complaint, each naming its key.
     """
-    recipe = parse(entries, where)
+    return _checked(parse(entries, where), where)
+
+
+def check_run(path: str | PathLike) -> None:
+    """Refuse a run folder whose recipe is none any more; nothing to do where the path is no run folder.
+
+    Raises:
+        UserError: naming the file and the key.
+    """
+    for name in ("recipe.yaml", "resolved.yaml"):
+        file = Path(path) / name
+        if file.is_file():
+            check(read(file), str(file))
+
+
+def _checked(recipe: Recipe, where: str) -> Recipe:
+    """The recipe, once the tables of stages, scorers and export targets have looked at it."""
     check_targets(recipe, where)
     check_stages(recipe, where)
     check_selection(recipe, where)

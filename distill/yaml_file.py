@@ -42,7 +42,7 @@ def override(entries: dict, given: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"override {given!r}: its value is not valid YAML: {error}") from error
-    *path, last = key.split(".")
+    *path, last = _without_stage_names(entries, key.split("."))
     place = entries
     for part in path:
         place = _descend(place, part, given)
@@ -52,6 +52,16 @@ def override(entries: dict, given: str) -> None:
         place[last] = value
     else:
         raise UserError(f"override {given!r}: {'.'.join(path)} is {place!r} and has no parts")
+
+
+def _without_stage_names(entries: dict, parts: list[str]) -> list[str]:
+    """`stages.1.align.lr`, as the YAML has it, as `stages.1.lr`: by its number a stage stands for its options."""
+    listed = entries.get(parts[0])
+    if len(parts) < 4 or not isinstance(listed, list) or not parts[1].isdigit() or int(parts[1]) >= len(listed):
+        return parts
+    entry = listed[int(parts[1])]
+    named = isinstance(entry, dict) and list(entry) == [parts[2]] and isinstance(entry[parts[2]], dict)
+    return [*parts[:2], *parts[3:]] if named else parts
 
 
 def _descend(place, part: str, given: str):
@@ -69,6 +79,11 @@ def _descend(place, part: str, given: str):
 def _index(entries: list, part: str, given: str) -> int:
     """A list's index by number, or by name where its entries are single-key mappings, as stages are."""
     names = [next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else None for entry in entries]
+    if names.count(part) > 1:
+        numbers = " or ".join(str(index) for index, name in enumerate(names) if name == part)
+        raise UserError(
+            f"override {given!r}: {part!r} stands {names.count(part)} times here; say which by its number, {numbers}"
+        )
     if part in names:
         return names.index(part)
     if part.isdigit() and int(part) < len(entries):

@@ -7,6 +7,7 @@ and a second call measures only what is missing.
 
 import itertools
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def run(recipe: Recipe, names: Sequence[str] = (), *, runs: str | Path = "runs")
     for name in names or LAYOUTS:
         folder = Path(runs) / "layouts" / name.replace(" ", "-").replace("'", "")
         rows.append({"layout": name} | measure(of_layout(recipe, name), folder))
-        print(json.dumps(rows[-1]), flush=True)
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return {"recipe": recipe.name, "versions": versions(), "rows": rows}
 
 

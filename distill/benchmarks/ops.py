@@ -3,6 +3,7 @@
 An op describes itself in its folder's cases.py (`students.kernels.op`).
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -19,7 +20,7 @@ DTYPE = torch.bfloat16
 
 
 def run(names: Sequence[str] = (), *, configs: bool = False, first: bool = False, peers: bool = True) -> dict:
-    """Measure these ops (all by default; "ops" means all too): every case.
+    """Measure these ops, all by default: every case.
 
     Args:
         configs: every shipped tile configuration, not the default alone. first: only each op's first case.
@@ -32,7 +33,7 @@ def run(names: Sequence[str] = (), *, configs: bool = False, first: bool = False
         UserError: an unknown op, or no GPU.
     """
     known = all_ops()
-    names = list(known) if "ops" in names or not names else names
+    names = names or list(known)
     for name in names:
         if name not in known:
             raise UserError(f"there is no op {name!r} to bench; {nearest(name, [*known, 'ops'])}")
@@ -45,7 +46,7 @@ def run(names: Sequence[str] = (), *, configs: bool = False, first: bool = False
         for case in op.cases[: 1 if first else None]:
             for row in _rows(name, op, case, top, configs, peers):
                 rows.append(row)
-                print(line(row), flush=True)
+                print(line(row), file=sys.stderr, flush=True)
     return {"gpu": torch.cuda.get_device_name(), "versions": versions(), "ceilings": top._asdict(), "rows": rows}
 
 

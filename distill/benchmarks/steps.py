@@ -6,6 +6,7 @@ depend on either. Batch, windows and options are the recipe's.
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ def run(recipe: Recipe, *, references: bool = True, profile: bool = True) -> dic
             row = {"stage": entry.name, "index": entry.index, "kernels": backend} | _measure(
                 recipe, entry, backend, profile and cuda
             )
-            print(json.dumps(row), flush=True)
+            print(json.dumps(row), file=sys.stderr, flush=True)
             rows.append(row)
     device = torch.cuda.get_device_name() if cuda else "CPU"
     return {"recipe": recipe.name, "device": device, "versions": versions(), "rows": rows}

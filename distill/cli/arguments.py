@@ -1,5 +1,6 @@
 """The arguments that several verbs of the command line share, and what a shell completes them with."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,11 @@ def _recipes(incomplete: str) -> list[str]:
     here = [path for path in sorted(Path().glob(f"{incomplete}*")) if not path.name.startswith(".")]
     folders = [f"{path}/" for path in here if path.is_dir()]
     return _shipped(incomplete) + [str(path) for path in here if path.suffix == ".yaml"] + folders
+
+
+def names_of(table: Iterable[str]) -> Callable[[str], list[str]]:
+    """For shell completion: the names of a table that begin so."""
+    return lambda incomplete: [name for name in table if name.startswith(incomplete)]
 
 
 ShippedArgument = Annotated[str, typer.Argument(help="A shipped recipe.", autocompletion=_shipped)]

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 import distill
-from distill import exporters
-from distill.cli.arguments import Json, Overrides, RecipeArgument
+from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, table_console, write_json
+from distill.exporters import EXPORTERS, help_lines
+from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
 
@@ -51,7 +52,10 @@ def run(
 def select(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    by: Annotated[str | None, typer.Option(help="The scorer, recall by default.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help=f"The scorer, recall by default: {', '.join(SCORERS)}.", autocompletion=names_of(SCORERS)),
+    ] = None,
     keep: Annotated[float | None, typer.Option(help="Layers (or heads) that stay attention: a number or a share.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Task files, for --by task.", metavar="FOLDER")] = None,
     write: Annotated[Path | None, typer.Option(help="Write the recipe with the chosen layout.", metavar="FILE")] = None,
@@ -108,7 +112,7 @@ def report(
 def export(
     run: Annotated[Path, typer.Argument(help="The run folder.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    to: Annotated[str, typer.Option(help=f"The form. {exporters.help_lines()}.")] = "portable",
+    to: Annotated[str, typer.Option(help=f"The form. {help_lines()}.", autocompletion=names_of(EXPORTERS))] = "portable",
 ) -> None:
     """Write a run's student in a form that other software loads."""
     quiet_libraries()

@@ -29,6 +29,10 @@ class Evaluation:
         """What a row's results are beside the teacher's, for `against_teacher`, by name."""
         return {}
 
+    def chance(self, results: Any) -> dict[str, float]:
+        """The scores that guessing has, by what is scored; of what guessing scores 0 in, nothing."""
+        return {}
+
     def left_out(self, results: Any) -> Iterator[tuple[str, str]]:
         """What of the suite has no result, by part, and why."""
         yield from ()

@@ -1,4 +1,4 @@
-"""Every row of a table judged, one model after the other, and what is beside the teacher."""
+"""Judge every row of a table, one model after the other, and compare each with the teacher."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -54,9 +54,7 @@ def judge_session(
         "pattern": student.layout.pattern,
         "rows": results,
         "against_teacher": against_teacher(results),
-        "chance": {
-            task: found["chance"] for task, found in results["teacher"].get("tasks", {}).items() if "chance" in found
-        },
+        "chance": chances(results["teacher"]),
         "layers": judged_layer_errors(probed),
         "not_run": rows_left_out(student.layout, twin is not None) + not_run(results, suite),
         "seconds": seconds,
@@ -89,6 +87,12 @@ def judge_all(
             results[row][name] = found or evaluation(name).measure(teacher, model, heldout, suite)
             seconds[row][name] = round(time.monotonic() - began, 2)
     return results, seconds
+
+
+def chances(teacher: Mapping) -> dict[str, float]:
+    """What guessing scores in everything that the teacher was scored in."""
+    found = [evaluation(name).chance(results) for name, results in teacher.items()]
+    return {what: score for scores in found for what, score in scores.items()}
 
 
 def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:

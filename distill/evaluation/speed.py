@@ -62,7 +62,7 @@ class Speed(Evaluation):
 
 @torch.no_grad()
 def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict:
-    """One model's measurements as the table of evaluations calls it.
+    """One model's measurements; `model` None asks the teacher.
 
     Returns:
         device, method, and cells, a list of {length, batch, prefill_seconds, first_token_seconds,

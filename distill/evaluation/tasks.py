@@ -40,6 +40,9 @@ class Tasks(Evaluation):
             "recovery": recovery({task: pair for task, pair in pairs.items() if task in SIX}),
         }
 
+    def chance(self, results):
+        return {task: found["chance"] for task, found in results.items() if "chance" in found}
+
     def left_out(self, results):
         for task, result in results.items():
             if "not_run" in result:
@@ -87,7 +90,7 @@ def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Se
 
 
 def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, dict]:
-    """Every task of the suite as the table of evaluations calls it: {task: result}, or {"not_run": reason} of a task.
+    """Every task of the suite, `model` None asking the teacher: {task: result}, or {"not_run": reason} of a task.
 
     Raises:
         UserError: a file's lines are not in their task's form.

@@ -5,6 +5,7 @@ To add one: a file beside this one with a `Target`, and a line here.
 
 import shutil
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def check_exports(recipe: "Recipe", layout: "Layout", family: str) -> None:
             raise UserError(f"{recipe.name}: export: {name} cannot hold this student: {reason}")
 
 
-def export_student(run_folder: str | Path, *, to: str = "portable", out: str | Path) -> Path:
+def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str | Path) -> Path:
     """Write the finished student of a run for other software.
 
     The folder is written beside `out` and then renamed, so that a half-written one never stands there.

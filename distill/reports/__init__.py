@@ -5,6 +5,7 @@ recall.py and layout.py draw. `distill.report(run)` and `distill report RUN` wri
 """
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,7 @@ COMPARISON = "comparison.html"
 JUDGEMENT = {"suite", "device", "precision", "pattern", "rows", "against_teacher", "chance", "layers", "not_run"}
 
 
-def write_reports(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_reports(runs: Sequence[str | PathLike], out: str | Path | None = None) -> Path:
     """Write the report of one run again, or compare several on one page; see `distill.report`."""
     if not runs:
         raise UserError("no run folder is named; `distill report RUN`, or several to compare")

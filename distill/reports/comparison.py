@@ -13,6 +13,7 @@ from distill.reports.svg import intervals
 from distill.reports.tables import fidelity_cells, table, with_tasks
 from distill.runs.run_dir import RunDir
 from distill.stages import stages_of
+from distill.stages.probe import judged_layer_loss
 
 BASELINES = ("twin", "window_layout", "window_everywhere")
 SAME = {"teacher": "teachers", "heldout_text": "held-out texts"}  # entries of run.json that make numbers comparable
@@ -154,11 +155,8 @@ def _losses(runs: Mapping[str, ShownRun]) -> Section:
 
 def _layers(judged: Mapping[str, ShownRun]) -> Section:
     measured = {name: run.judged["layers"] for name, run in judged.items() if run.judged["layers"]}
-    body = (
-        figures(curves.layer_errors("output against attention's, finished", measured, "relative L2 error"))
-        if measured
-        else ""
-    )
+    _, how = judged_layer_loss()
+    body = figures(curves.layer_errors(f"{how.title}, finished", measured, how.label)) if measured else ""
     return Section("layers", "Layers", body, NOT_JUDGED)
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from distill.disk import FIX, writing
 from distill.errors import UserError
 from distill.recipe import Recipe, parse
+from distill.stages import check_stages
 from distill.version import __version__
 from distill.yaml_file import read
 
@@ -35,6 +36,12 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
 
     @classmethod
     def open(cls, recipe: Recipe, runs: Path, fresh: bool) -> "RunDir":
@@ -85,7 +92,7 @@ class RunDir:
         return folder if folder.read("run.json", {}).get("finished") else None
 
     @classmethod
-    def existing(cls, reference: str | Path) -> "RunDir":
+    def existing(cls, reference: str | os.PathLike) -> "RunDir":
         """A folder that holds a run.
 
         Raises:
@@ -119,7 +126,7 @@ class RunDir:
             UserError: recipe.yaml is damaged.
         """
         file = self.path / "recipe.yaml"
-        return parse(read(file), str(file))
+        return _recipe_in(file)
 
     def resolve(self, recipe: Recipe) -> None:
         """Keep the recipe with its layout written out, beside the one as given.
@@ -130,7 +137,7 @@ class RunDir:
         file = self.path / "resolved.yaml"
         if not file.exists():
             write_text(file, recipe.yaml())
-        elif parse(read(file), str(file)).fingerprint != recipe.fingerprint:
+        elif _recipe_in(file).fingerprint != recipe.fingerprint:
             raise UserError(
                 f"{file} is not the layout that was selected here (it was edited); run it as a recipe of its own, or start "
                 "again with --fresh"
@@ -143,7 +150,7 @@ class RunDir:
             UserError: a file is damaged.
         """
         file = self.path / "resolved.yaml"
-        return parse(read(file), str(file)) if file.exists() else self.recipe()
+        return _recipe_in(file) if file.exists() else self.recipe()
 
     @property
     def checkpoints(self) -> Path:
@@ -201,6 +208,13 @@ class RunDir:
         """Drop the metrics of steps that a resumed run will take again."""
         kept = [line for line in self.metrics() if (line["stage_index"], line["step"]) <= (stage, step)]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _recipe_in(file: Path) -> Recipe:
+    """A recipe's file, its stages checked too."""
+    recipe = parse(read(file), str(file))
+    check_stages(recipe, str(file))
+    return recipe
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from distill.evaluation.recall.item import Tokens
 from distill.evaluation.scoring import Marked, last_hidden, padded
 from distill.output_head import head_of
 from distill.schema import Count
-from distill.selection.measurements import Measurer
+from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of
 from distill.text.heldout import Heldout

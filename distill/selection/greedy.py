@@ -7,7 +7,7 @@ found, static scores lose to it; it costs layers x kept x beam measurements, few
 
 from typing import Literal
 
-from distill.selection.measurements import Measurer
+from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from distill.errors import UserError
 from distill.recipe import Recipe
-from distill.selection.measurements import TEACHER, Measurer
+from distill.selection.measurer import TEACHER, Measurer
 from distill.selection.options import Options, rest_of
 from distill.selection.scorer import Choice, Ranked, Scorer, check_protected
 from distill.selection.switched import SwitchedHeads

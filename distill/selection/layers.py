@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from distill.errors import nearest
 from distill.evaluation.questions import TASKS
 from distill.evaluation.suite import SIX
-from distill.selection.measurements import Measurer
+from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of, evenly
 

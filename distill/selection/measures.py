@@ -1,11 +1,12 @@
 """What a selection measures a model by: recall of made-up texts, KL to the teacher on held-out text, task items.
 
-Each measure is a function of (material, model) and gives named numbers; MEASURES is the table.
+MEASURES is the table.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -64,13 +65,13 @@ class Material:
     def prepare(self, name: str) -> None:
         """Make the texts of a measure, so that the first measurement takes no longer than the others."""
         with self.session.accelerator.autocast():
-            _ = {"recall": lambda: self.texts, "kl": lambda: self.heldout, "task": lambda: self.questions}[name]()
+            getattr(self, MEASURES[name].material)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, name: str) -> dict[str, float]:
         """One measure of one model, and the tokens that it read for it."""
         with self.session.accelerator.autocast():
-            return MEASURES[name](self, model)
+            return MEASURES[name].run(self, model)
 
 
 def measure_recall(material: Material, model: nn.Module) -> dict[str, float]:
@@ -123,9 +124,6 @@ def measure_task(material: Material, model: nn.Module) -> dict[str, float]:
     return {"right": sum(rights) / len(rights), "accuracy": sum(accuracies) / len(accuracies), "tokens": tokens}
 
 
-MEASURES = {"recall": measure_recall, "kl": measure_divergence, "task": measure_task}
-
-
 def read_tasks(options: Options) -> dict[str, list[Question]]:
     """The items of the tasks that the options name.
 
@@ -143,11 +141,32 @@ def read_tasks(options: Options) -> dict[str, list[Question]]:
 
 def tokens_of(options: Options, measures: Sequence[str]) -> int:
     """About how many tokens one measurement reads, known before anything is loaded."""
-    recalled = len(options.families) * options.trials * options.length
-    costs: Mapping[str, int] = {"recall": recalled, "kl": options.tokens}
-    return sum(_task_tokens(options) if name == "task" else costs[name] for name in measures)
+    return sum(MEASURES[name].tokens(options) for name in measures)
+
+
+def _recall_tokens(options: Options) -> int:
+    return len(options.families) * options.trials * options.length
 
 
 def _task_tokens(options: Options) -> int:
     questions = [question for found in read_tasks(options).values() for question in found]
     return math.ceil(sum(len(a) + len(b) for question in questions for a, b in question.pairs) / CHARACTERS)
+
+
+class Measure(NamedTuple):
+    """What a model is measured by.
+
+    run: (material, model) -> named numbers, `tokens` read among them. material: the attribute of `Material` that it reads.
+    tokens: about how many it reads, from a scorer's options.
+    """
+
+    run: Callable[[Material, nn.Module], dict[str, float]]
+    material: str
+    tokens: Callable[[Options], int]
+
+
+MEASURES = {
+    "recall": Measure(measure_recall, "texts", _recall_tokens),
+    "kl": Measure(measure_divergence, "heldout", lambda options: options.tokens),
+    "task": Measure(measure_task, "questions", _task_tokens),
+}

@@ -13,7 +13,8 @@ from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir, alone, write_text
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.selection import SCORERS, scorer_class, selection_options
+from distill.selection import SCORERS, scorer_class
+from distill.selection.checking import selection_options
 from distill.selection.resolution import resolve
 from students.config import KEEP
 
@@ -25,8 +26,6 @@ def select_layout(
 ) -> dict[str, Any]:
     """Choose the layout of a recipe that asks for it; see `distill.select`."""
     console = console or new_console(stderr=True)
-    if write is not None:
-        _check_free(Path(write))
     options = selection_options(recipe)
     trains = scorer_class(options.by).trains_on(options) > 0 or options.stand_in == "mixer"
     session = Session.open(recipe, trains=trains)
@@ -64,7 +63,12 @@ def ask_for_selection(entries: dict, where: str, by: str | None, keep: int | flo
     entries["pattern"] = {"by": DEFAULT, **pattern, **asked} if isinstance(pattern, dict) else pattern
 
 
-def _check_free(file: Path) -> None:
+def check_free(file: Path) -> None:
+    """Refuse to write a recipe over another file, before anything is measured.
+
+    Raises:
+        UserError: naming the file.
+    """
     if file.exists():
         raise UserError(f"--write is {file}, which exists already; name another file")
     if not file.parent.is_dir():

@@ -9,8 +9,9 @@ from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.selection import scorer_class, selection_options
-from distill.selection.measurements import TEACHER, Measurer, Records
+from distill.selection import scorer_class
+from distill.selection.checking import selection_options
+from distill.selection.measurer import TEACHER, Measurer, Records
 from distill.selection.measures import tokens_of
 from distill.selection.options import Options, described, rest_of
 from distill.selection.scorer import Choice, Ranked, Scorer

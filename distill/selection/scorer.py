@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from distill.errors import UserError
 from distill.recipe import Recipe
-from distill.selection.measurements import Measurer
+from distill.selection.measurer import Measurer
 from distill.selection.options import Options
 
 
@@ -64,7 +64,7 @@ class Scorer:
         return 0
 
     def rank(self, measurer: Measurer) -> list[Ranked]:
-        """Every layer that may be kept, the most worth keeping first."""
+        """Every layer that may be kept, the most worth keeping first; protected layers are kept anyway, and left out."""
         raise NotImplementedError
 
     @classmethod

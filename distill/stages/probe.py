@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distill.stages import STAGES, stage_class
-from distill.stages.stage import Stage
+from distill.stages.stage import LayerLoss, Stage
 from distill.text.windows import Batch
 from teachers.teacher import Teacher
 
@@ -23,7 +23,7 @@ def probe(teacher: Teacher, student: nn.Module, batch: Batch) -> dict[str, float
     """Each stage's loss, and each layer's under `stage/layer_..`; a stage that none of the mixers has is left out."""
     found: dict[str, float] = {}
     for name, kind in probed_stages().items():
-        stage = kind(teacher, student, kind.Options(tokens=1, lr=1.0)).to(teacher.device)
+        stage = kind(teacher, student, kind.probe_options()).to(teacher.device)
         stage.begin(lambda tokens: [batch])
         losses = {layer: loss.item() for layer, loss in stage.losses(batch)}
         if losses:
@@ -32,15 +32,18 @@ def probe(teacher: Teacher, student: nn.Module, batch: Batch) -> dict[str, float
     return found
 
 
+def judged_layer_loss() -> tuple[str, LayerLoss]:
+    """The stage whose losses by layer every judgement holds, and how they are shown."""
+    return next(
+        (name, kind.layer_loss) for name, kind in probed_stages().items() if kind.layer_loss and kind.layer_loss.judged
+    )
+
+
 def judged_layer_errors(probed: dict[str, float]) -> dict[str, float]:
-    """The error of each layer's mixer, from the losses of the stage whose losses by layer every judgement holds."""
-    return {
-        name.partition("/")[2]: kind.layer_loss.shown(loss)
-        for stage, kind in probed_stages().items()
-        if kind.layer_loss and kind.layer_loss.judged
-        for name, loss in probed.items()
-        if name.startswith(f"{stage}/")
-    }
+    """The error of each layer's mixer, from that stage's losses on the probe batch."""
+    stage, how = judged_layer_loss()
+    losses = {name: loss for name, loss in probed.items() if name.startswith(f"{stage}/")}
+    return {name.partition("/")[2]: how.shown(loss) for name, loss in losses.items()}
 
 
 def differs(before: dict[str, float], now: dict[str, float], tolerance: float) -> list[str]:

@@ -130,6 +130,11 @@ class Stage(nn.Module):
         """The student."""
         return self._hidden[1]
 
+    @classmethod
+    def probe_options(cls) -> StageOptions:
+        """Options for measuring its losses on the probe batch, whatever a recipe says; only where `probed`."""
+        return cls.Options(tokens=1, lr=1.0)
+
     def prepare(self) -> None:
         """Change what trains, before a checkpoint's weights are loaded (adapters, own copies); runs again on resume."""
 

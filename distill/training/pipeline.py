@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import broadcast
 from rich.console import Console
 
-from distill.build import build, layout_of, transfer_report
+from distill.build import build, layout_of, recall_transfers, transfer_report
 from distill.errors import Interrupted
 from distill.evaluation.fidelity import fidelity
 from distill.memory import enough_memory
@@ -51,10 +51,11 @@ class Pipeline:
         """
         for this in self._stage_runs():
             with self._going(this), self._progress(this) as progress:
-                for step in this.steps_left:
+                for step in range(this.step, this.steps):
                     report = this.trainer.step(step)
                     self._log(this, report, progress)
                     self._save_where_due(this, report.step)
+            this.let_go()
             self._finish(this)
             self._close(this, heldout)
 
@@ -64,6 +65,8 @@ class Pipeline:
         """Each stage that is not over, begun or restored."""
         self.saves.check_run()
         state = self.saves.resume(self._reinstate)
+        if state is not None:  # what stages recorded before is in the file alone
+            recall_transfers(self.student, self.transfers, self.folder.read("transfer.json", {}))
         window = state.window if state else 0
         taken = trackers.steps_before(self.recipe, state.stage + state.done) + state.step if state else 0
         trackers.start(self.accelerator, self.recipe, self.folder, taken)
@@ -72,7 +75,7 @@ class Pipeline:
             with enough_memory(f"stage {entry.name}", self._what_to_lower(entry)):
                 this = self._begin(entry, window, resumed)
             yield this
-            window = this.next_window
+            window, this.stage = this.next_window, None  # its buffers are no longer needed while the next one is made
 
     def _begin(self, entry: StageEntry, window: int, state: RunState | None) -> StageRun:
         """Make a stage, and begin it or put it back to where it was saved."""
@@ -84,10 +87,11 @@ class Pipeline:
             with self.accelerator.autocast():
                 stage.begin(self.session.calibration(window))
             self._agree(stage)
-        this = StageRun(entry, stage, window, began, seq_len)
+        this = StageRun(entry, stage, window, window + -(-entry.options.tokens // seq_len), began)
         if stage.trains and stage.trained():
             sizes = entry.batch(data), entry.micro_batch(data)
             this.trainer = Trainer(stage, self.accelerator, self.session.windows, window, *sizes)
+            this.steps, this.next_window = this.trainer.steps, this.trainer.next_window
         if state is not None and this.trainer is not None:
             this.step = state.step
             self.saves.restore(state, this)
@@ -96,7 +100,7 @@ class Pipeline:
 
     @contextmanager
     def _going(self, this: StageRun) -> Iterator[None]:
-        """What holds while a stage takes its steps: signals only ask it to stop, and what ends it says where to go on."""
+        """Guard a stage's steps: note signals, and name the last checkpoint in the error that ends them."""
         name = this.entry.name
         try:
             with enough_memory(f"stage {name}", self._what_to_lower(this.entry)), self.stopper.listening():
@@ -112,7 +116,7 @@ class Pipeline:
         if this.trainer is None:
             yield None
             return
-        progress = StageProgress(self.console, this.entry.name, this.trainer.steps, this.step)
+        progress = StageProgress(self.console, this.entry.name, this.steps, this.step)
         with progress.shown():
             yield progress
 
@@ -123,7 +127,7 @@ class Pipeline:
             Interrupted: after a checkpoint was written.
         """
         this.step = step
-        if step == this.trainer.steps:
+        if step == this.steps:
             return
         reason = self.stopper.due()
         stop, checkpoint = this.trainer.anywhere(reason is not None, self.saves.due(step))
@@ -152,7 +156,7 @@ class Pipeline:
             evaluations = self.folder.read("evaluations.json", {})
             after = {**evaluations.get("after", {}), entry.key: {**measured, "seconds": round(seconds, 1)}}
             self.folder.write("evaluations.json", {**evaluations, "after": after})
-            if entry.kind.records:  # a resumed run no longer knows what the stage recorded
+            if entry.kind.records:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = (
                 "held-out KL {kl:.3f}   agreement {agreement:.1%}   perplexity {perplexity:.2f}" if "kl" in measured else ""

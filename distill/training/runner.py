@@ -32,17 +32,21 @@ from distill.text.heldout import Heldout
 from distill.training import trackers
 from distill.training.pipeline import Pipeline
 from distill.training.twin import known_results, twin_recipe
+from students.config import Layout
 
 
 @dataclass
 class Run:
-    """One run at work: its session, whose recipe is the run's, its folder, where it prints, and what may stop it."""
+    """One run at work: its session, whose recipe is the run's, its folder, where it prints, what may stop it, and, once that
+    is made, its student."""
 
     session: Session
     folder: RunDir
     console: Console
     stopper: Stopper
     student: nn.Module | None = None
+    layout: Layout | None = None
+    twin_made: bool = False
 
     @cached_property
     def heldout(self) -> Heldout:
@@ -64,17 +68,21 @@ class Run:
         self.session = self.session.with_recipe(resolved)
         check_layout(self.session)
 
-    def students(self) -> Iterator[Pipeline]:
-        """The student, then its twin where the recipe asks for one; each is to be trained before the next is made."""
-        pipeline = Pipeline(self.session, self.folder, self.console, self.stopper)
-        self.student = pipeline.student
-        self._announce(pipeline)
-        yield pipeline
-        if self.session.recipe.twin:
-            session = self.session.with_recipe(twin_recipe(self.session.recipe, pipeline.layout))
-            folder = RunDir.at(self.folder.path / "twin", session.recipe, fresh=False)
-            self.console.print("  [bold]twin[/]: the same windows, trained alone")
-            yield Pipeline(session, folder, self.console, self.stopper, every_stage=False)
+    def next_student(self) -> Pipeline | None:
+        """The student's way through its stages, then its twin's where the recipe asks for one, then None. Ask again when the
+        last one is trained and saved."""
+        if self.student is None:
+            pipeline = Pipeline(self.session, self.folder, self.console, self.stopper)
+            self.student, self.layout = pipeline.student, pipeline.layout
+            self._announce(pipeline)
+            return pipeline
+        if not self.session.recipe.twin or self.twin_made:
+            return None
+        session = self.session.with_recipe(twin_recipe(self.session.recipe, self.layout))
+        folder = RunDir.at(self.folder.path / "twin", session.recipe, fresh=False)
+        self.console.print("  [bold]twin[/]: the same windows, trained alone")
+        self.twin_made = True
+        return Pipeline(session, folder, self.console, self.stopper, every_stage=False)
 
     def conclude(self) -> None:
         """Judge every row, write the report and the exports."""

@@ -26,13 +26,8 @@ class Saves:
     """One student's checkpoints in its run folder. `changed` names what stages have trained outside its mixers."""
 
     def __init__(self, session: Session, folder: RunDir, student: nn.Module, console: Console) -> None:
-        self.session, self.recipe, self.folder, self.student, self.console = (
-            session,
-            session.recipe,
-            folder,
-            student,
-            console,
-        )
+        self.session, self.recipe, self.folder = session, session.recipe, folder
+        self.student, self.console = student, console
         self.teacher, self.accelerator = session.teacher, session.accelerator
         self.changed: set[str] = set()
         self._probe_batch = session.probe_batch()

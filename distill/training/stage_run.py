@@ -13,32 +13,28 @@ from distill.training.trainer import Trainer
 class StageRun:
     """A stage of a recipe while it runs.
 
-    window: its first window of training text. began: the monotonic time at which it would have begun without
-    interruptions. seq_len: tokens of a window. trainer: None where it takes no steps. step: steps taken so far.
+    window: its first window of training text. next_window: the first one after it. began: the monotonic time at which it
+    would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
+    taken so far. steps: all of them.
     """
 
     entry: StageEntry
-    stage: Stage
+    stage: Stage | None
     window: int
+    next_window: int
     began: float
-    seq_len: int
     trainer: Trainer | None = None
     step: int = 0
+    steps: int = 0
 
     @property
     def seconds(self) -> float:
         """Seconds taken, those before an interruption included."""
         return time.monotonic() - self.began
 
-    @property
-    def steps_left(self) -> range:
-        """The steps to take; none where it only computes."""
-        return range(self.step, self.trainer.steps if self.trainer else self.step)
-
-    @property
-    def next_window(self) -> int:
-        """The first window of training text after this stage's."""
-        return self.trainer.next_window if self.trainer else self.window + -(-self.entry.options.tokens // self.seq_len)
+    def let_go(self) -> None:
+        """Forget the trainer, whose optimizer holds twice the memory of what it trains, once the steps are taken."""
+        self.trainer = None
 
     def state(self, teacher: str, done: bool) -> RunState:
         """What a checkpoint says of it. teacher: the teacher's fingerprint. done: whether the stage is over."""

@@ -1,4 +1,4 @@
-"""The one training loop: a stage's losses backward one by one, one optimizer step. It knows no method."""
+"""One optimizer step of a stage: losses backward one by one, gradients clipped, parameters updated. It knows no method."""
 
 import math
 import time
@@ -75,14 +75,13 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for part, size in zip(parts, sizes, strict=True):
             draw = iter(self.stage.losses(part))
-            while True:  # each loss goes backward, and its graph is freed, before the next one is computed
+            while True:  # a loss goes backward before the next one is computed; nothing else holds it, so its graph is freed
                 with self.accelerator.autocast():
                     drawn = next(draw, None)
                 if drawn is None:
                     break
-                name, loss = drawn
-                self.accelerator.backward(loss * (size * self.world / whole))
-                sums[name] = sums.get(name, 0.0) + loss.detach() * (size / whole)
+                self.accelerator.backward(drawn[1] * (size * self.world / whole))
+                sums[drawn[0]] = sums.get(drawn[0], 0.0) + drawn[1].detach() * (size / whole)
         losses = self._reduced(sums)
         self._check(losses, step)
         norm = self._clip(step)

@@ -162,7 +162,7 @@ class Mixer(nn.Module):
     per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
     lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
     only_attention: ClassVar[bool] = False  # whether it is softmax attention and nothing beside it
-    shares: ClassVar[bool] = False  # whether the layers of a letter have parameters in common (`tie`), in `blocks` turns
+    shares: ClassVar[bool] = False  # whether layers of one letter share parameters (`tie`)
     ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by names of `Projections`, it has no place for
     copied: ClassVar[tuple[str, ...]] = ()  # what the names of the parameters begin with that are copied from attention
     copied_role: ClassVar[str] = "ssm"  # the role of these, see `roles`

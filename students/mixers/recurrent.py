@@ -69,7 +69,7 @@ class Recurrent(Mixer):
         """Attention's projections of these names, a set of rows a head.
 
         A bias is one more column (e = d + 1), as if an input were always 1. What is linear in norms on q and k is folded
-        in, and the softmax scale into q. The record learns what was used.
+        in, and the softmax scale into q. Adds the projections used to `transfer.used`.
         """
         rows = {}
         for name in names:

@@ -137,7 +137,7 @@ class StateSpace(Recurrent):
         made and what was lost.
 
         A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
-        on q and k are folded in. The record learns what was used.
+        on q and k are folded in. Adds the projections used to `transfer.used`.
         """
         rows = self.head_rows(attention, transfer)
         q, k = rows["q"], rows["k"]

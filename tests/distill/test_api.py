@@ -37,11 +37,11 @@ def test_every_verb_stays_a_function(tiny_recipe, tmp_path, monkeypatch):
     options = {"by": "kl", "keep": 2, "overrides": [f"pattern.{one}" for one in small]}
     assert len(distill.select("tiny.yaml", **options)["layers"]) == 2
     monkeypatch.setattr("distill.evaluation.judging.EVALUATIONS", {"fidelity": ""})
-    assert distill.evaluate(folder.path)["suite"] == "quick"
-    assert distill.report(folder.path).exists()
-    assert (distill.export(folder.path, out="out") / "config.json").exists()
+    assert distill.evaluate(folder)["target"] == str(folder.path)  # what `run` returns goes into the other verbs
+    assert distill.report(folder).exists()
+    assert (distill.export(folder, out="out") / "config.json").exists()
     said = io.StringIO()
-    assert distill.generate(folder.path, "The river", tokens=3, stream=said) in said.getvalue()
+    assert distill.generate(folder, "The river", tokens=3, stream=said) in said.getvalue()
     assert distill.doctor()["distill"] == distill.__version__
     assert distill.bench("steps", recipe="tiny.yaml", overrides=["data.batch=2"])["rows"][0]["stage"] == "align"
     assert "quickstart" in {row["recipe"] for row in distill.recipes()}

@@ -92,7 +92,7 @@ def test_steps_of_every_stage(tmp_path, monkeypatch, capsys):
     assert [row["stage"] for row in result["rows"]] == ["orient", "align", "imitate"]
     assert all(row["tokens_per_second"] > 0 and row["kernels"] == "reference" for row in result["rows"])
     assert steps.all_right(result) and not steps.all_right({"rows": [{"stage": "align", "failed": "out of memory"}]})
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 3
     assert steps.table(result).row_count == 3
 
 

@@ -1,5 +1,6 @@
 """A recipe end to end on the tiny teacher: it finishes, improves, resumes to the same bits, and refuses what changed."""
 
+import gc
 import itertools
 import json
 import os
@@ -17,8 +18,13 @@ from distill import run
 from distill.errors import Interrupted, UserError
 from distill.recipe_file import check
 from distill.runs import checkpoint
-from distill.stages import stages_of
+from distill.runs.stopper import Stopper
+from distill.stages import STAGES, stages_of
+from distill.stages.stage import Stage, StageOptions
+from distill.training import pipeline, runner
 from distill.training.twin import twin_recipe
+from students.config import Layout
+from students.model import StudentMixin
 from tests.conftest import tiny_entries
 
 
@@ -265,3 +271,64 @@ def test_layouts_and_vocabularies_that_do_not_fit(tiny_recipe, tmp_path):
         go(tiny_recipe | {"mixers": {"M": {"mixer": "mamba2", "d_sate": 4}}}, tmp_path)
     with pytest.raises(UserError, match="twin: true needs mixers with a window branch"):
         go(tiny_recipe | {"twin": True, "mixers": {"M": {"mixer": "mamba2"}}}, tmp_path)
+
+
+class Noted(Stage):
+    """Closed form: it changes nothing, and says so in the weight-transfer record."""
+
+    class Options(StageOptions):
+        """None of its own."""
+
+    trains, records = False, True
+
+    def finish(self, calibration):
+        for transfer in self.transfers.values():
+            transfer.set("(note)", "seen again")
+
+
+def test_a_resumed_run_keeps_what_earlier_stages_recorded(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(STAGES, "note", f"{__name__}:Noted")
+    tiny_recipe["stages"] = [tiny_recipe["stages"][0], tiny_recipe["stages"][2], {"note": {"tokens": 64}}]
+    whole = go(tiny_recipe, tmp_path / "whole").read("transfer.json")
+    assert {"(note)", "(output scales)"} <= {name.rpartition(".")[2] for name in whole["sources"]}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Stopper, "due", lambda self: "enough")
+        go(tiny_recipe, tmp_path / "parts")
+    assert go(tiny_recipe, tmp_path / "parts").read("transfer.json") == whole
+
+
+def live(kind):
+    """How many objects of a class there are."""
+    gc.collect()
+    return sum(issubclass(type(found), kind) for found in gc.get_objects())
+
+
+def test_nothing_of_a_stage_outlives_it(tiny_recipe, tmp_path, monkeypatch):
+    """No optimizer is left when a stage ends or the next one is made, and one student alone when all are judged."""
+    seen = {}
+
+    def watch(place, function, kind):
+        original, counts = getattr(place, function), seen.setdefault(function, [])
+        before = live(kind)
+        monkeypatch.setattr(place, function, lambda *a, **k: (counts.append(live(kind) - before), original(*a, **k))[1])
+
+    watch(pipeline, "fidelity", torch.optim.AdamW)
+    watch(pipeline.Pipeline, "_begin", torch.optim.AdamW)
+    watch(runner, "judge_session", StudentMixin)
+    go(tiny_recipe | {"twin": True}, tmp_path)
+    assert set(seen["fidelity"]) == set(seen["_begin"]) == {0} and len(seen["_begin"]) == 4 + 3
+    assert seen["judge_session"] == [1]
+
+
+def test_a_twin_of_two_stages_of_one_name(tiny_recipe):
+    """Each keeps its own options; what orient reads goes to the first that trains."""
+    tiny_recipe["stages"].append({"align": {"tokens": 256, "lr": 5e-4}})
+    recipe = check(tiny_recipe, "here")
+    twin = twin_recipe(recipe, Layout.over(4, recipe.pattern, recipe.mixers))
+    assert [(entry.name, entry.options.tokens) for entry in stages_of(twin)] == [
+        ("initialise", 256),
+        ("align", 768 + 512),
+        ("imitate", 768),
+        ("align", 256),
+    ]
+    assert stages_of(twin)[3].options.lr == 5e-4

@@ -1,5 +1,7 @@
 """Recipes: the shipped ones parse, build and plan without a network; mistakes are named with their key."""
 
+import json
+
 import pytest
 import yaml
 
@@ -194,3 +196,23 @@ def test_a_shared_block_computes_in_each_of_its_layers():
     one, two = (make_plan(load("smollm2-135m_zamba", [f"mixers.S.blocks={blocks}"])) for blocks in (1, 2))
     assert one.student_parameters < two.student_parameters
     assert one.flops == pytest.approx(two.flops)
+
+
+def test_a_stage_is_overridden_by_number_as_the_file_has_it(tmp_path, tiny_recipe):
+    """`stages.2.lr`, `stages.align.lr` and `stages.2.align.lr` are one key; of two stages of a name the number is needed."""
+    path = write(tmp_path, tiny_recipe)
+    spelled = [load(path, f"stages.{key}.tokens=9k").stages for key in ("2", "align", "2.align")]
+    assert spelled[0] == spelled[1] == spelled[2] and spelled[0][2]["align"]["tokens"] == "9k"
+    tiny_recipe["stages"].append({"align": {"tokens": 256, "lr": 1e-3}})
+    path = write(tmp_path, tiny_recipe)
+    with pytest.raises(UserError, match="'align' stands 2 times here; say which by its number, 2 or 4"):
+        load(path, ["stages.align.tokens=9k"])
+    assert load(path, ["stages.4.tokens=9k"]).stages[4]["align"]["tokens"] == "9k"
+
+
+def test_a_recipe_from_python(tmp_path, tiny_recipe):
+    """A mapping is a recipe's entries, and stays as it is; one override may come without a list."""
+    given = json.loads(json.dumps(tiny_recipe))
+    made = load(tiny_recipe, "seed=7")
+    assert made.seed == 7 and tiny_recipe == given and load(made) is made
+    assert load(made, "seed=8").fingerprint == load(write(tmp_path, tiny_recipe), "seed=8").fingerprint

@@ -14,9 +14,11 @@ import yaml
 
 import distill
 from distill.errors import UserError
+from distill.evaluation.suites import EVALUATIONS, evaluation
 from distill.reports import svg
 from distill.reports.layout import kinds_of, strip
 from distill.reports.matrices import png
+from distill.reports.run_page import SECTIONED
 from distill.runs.run_dir import RunDir
 
 VOID = {"meta", "link", "img", "line", "rect", "circle", "polyline", "br"}
@@ -34,7 +36,7 @@ SECTIONS = {
     "samples",
     "not-run",
     "facts",
-}
+} | {name for name in EVALUATIONS if name not in SECTIONED and "standard" in evaluation(name).suites}
 
 
 class Page(HTMLParser):

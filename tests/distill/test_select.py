@@ -15,7 +15,8 @@ from distill.recipe_file import check
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.selection import SCORERS, measurements, selection_options
+from distill.selection import SCORERS, measurer
+from distill.selection.checking import selection_options
 from distill.selection.gates import GateState, _reads_recall
 from distill.selection.measures import Material
 from distill.selection.request import ask_for_selection
@@ -26,13 +27,13 @@ from tests.conftest import tiny_entries
 
 LAYERS, HEADS, LAYER, HEAD = 4, 2, 2, 1  # of the planted teacher; where the one head is
 SMALL = {"window": 8, "sinks": 1, "families": ["passkey"], "length": 128, "trials": 3, "tokens": 256}
-MEASURED = {
-    "recall": {},
-    "kl": {},
+SMALLER = {
     "task": {"names": ["piqa"], "items": 6},
     "greedy": {"beam": 2, "look_ahead": 2},
     "gates": {"training_tokens": 2000, "lr": 0.3},
 }
+# Every scorer but the one that measures nothing and the one that ranks heads.
+MEASURED = {by: SMALLER.get(by, {}) for by in SCORERS if by not in ("uniform", "retrieval-heads")}
 
 
 @pytest.fixture(scope="session")
@@ -191,7 +192,7 @@ def test_greedy_sees_pairs(entries, tmp_path, monkeypatch):
     def worth(kept):
         return 1.0 * ({1, 3} <= set(kept)) + 0.1 * (2 in kept)
 
-    monkeypatch.setattr(measurements.Measurer, "layout", lambda self, kept, measures: {"choice": worth(kept), "kl": 0.0})
+    monkeypatch.setattr(measurer.Measurer, "layout", lambda self, kept, measures: {"choice": worth(kept), "kl": 0.0})
     narrow = chosen_with_fake(entries, tmp_path / "a", beam=1)
     wide = chosen_with_fake(entries, tmp_path / "b", beam=3)
     assert narrow == [0, 1, 2] and wide == [0, 1, 3]
@@ -202,8 +203,8 @@ def chosen_with_fake(entries, path, beam):
 
     session, options = opened(entries | {"pattern": {"keep": 3, "by": "greedy", "beam": beam, **SMALL}})
     path.mkdir()
-    records = measurements.Records(RunDir(path), {}, writes=False)
-    bench = measurements.Measurer(session, options, records, Console(quiet=True), Stopper())
+    records = measurer.Records(RunDir(path), {}, writes=False)
+    bench = measurer.Measurer(session, options, records, Console(quiet=True), Stopper())
     return Greedy.choose(options, Greedy().rank(bench), LAYERS, HEADS).layers
 
 
@@ -394,7 +395,7 @@ def test_mixers_that_cannot_be_switched_one_by_one(entries, tmp_path):
 
 
 MISTAKES = [
-    ({"by": None}, r"mine\.yaml: pattern\.by is missing; choose from uniform, recall"),
+    ({"by": None}, r"mine\.yaml: pattern\.by is missing; choose from " + ", ".join(SCORERS)),
     ({"by": "recal"}, r"pattern\.by: there is no scorer 'recal'; did you mean 'recall'"),
     ({"kep": 3}, r"pattern: kep is not a key here; did you mean 'keep'"),
     ({"beam": 3}, r"pattern: beam is not a key here"),

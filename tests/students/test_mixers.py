@@ -218,6 +218,22 @@ def test_from_attention_accounts_for_everything(name, options, shape):
 
 
 @every_mixer
+def test_an_attention_that_normalises_q_and_k(name, options):
+    """Its norms' weights are taken over, and their sizes matched on inputs, by mixers that rotate q and k too."""
+    if isinstance(options.get("window"), dict) and not options["window"]["own"]:
+        return  # refused
+    shape = replace(SHAPE, qk_norm="rms")
+    norms = {f"{part}_norm": torch.rand(heads, shape.head_dim).double() + 0.5 for part, heads in (("q", 4), ("k", 2))}
+    attention = Projections(**attention_tensors(shape), **norms)
+    mixer, h = make_mixer(name, shape, options).double(), torch.randn(2, TIME, shape.d_model).double()
+    transfer = mixer.from_attention(attention)
+    q, k = (torch.randn(2, TIME, heads, shape.head_dim).double() for heads in (4, 2))
+    mixer.match_norms(h, q, k, transfer)
+    assert transfer.used == set(attention.__dict__) - mixer.ignores - {"q_bias", "k_bias", "v_bias", "o_bias"}
+    assert all(torch.isfinite(tensor).all() for tensor in mixer.state_dict().values())
+
+
+@every_mixer
 def test_what_a_class_says_of_its_parameters(name, options):
     """Copied parameters and those kept in float32 are given by names that its mixers have."""
     normed = replace(BIASED, qk_norm="rms") if not isinstance(options.get("window"), dict) else SHAPE

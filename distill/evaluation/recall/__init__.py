@@ -94,11 +94,11 @@ def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dic
 def _passkey_table(judged: Mapping) -> Table:
     lines = {}
     for row, results in judged["rows"].items():
-        shares = [cell["share"] for cell in judged["against_teacher"].get(row, {}).get("passkey", [])]
-        shares = shares or [None] * len(results["passkey"])
+        parts = [cell["share"] for cell in judged["against_teacher"].get(row, {}).get("passkey", [])]
+        parts = parts or [None] * len(results["passkey"])
         lines[row] = [
             f"{cell['recalled']}/{cell['trials']}" + ("" if share is None else f" ({share:.0%})")
-            for cell, share in zip(results["passkey"], shares, strict=True)
+            for cell, share in zip(results["passkey"], parts, strict=True)
         ]
     return rows_table(["", *(str(cell["length"]) for cell in judged["rows"]["teacher"]["passkey"])], lines)
 

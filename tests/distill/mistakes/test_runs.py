@@ -221,6 +221,22 @@ def test_another_teacher_of_the_same_sizes(place, tiny_teacher, tmp_path, refuse
     refuse(place, ["eval", "runs/finished", "--teacher", folder], ["was distilled from", "pass its own teacher with --t"])
 
 
+@pytest.mark.parametrize("verb", ["eval", "report"])
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("- align:", "- alignn:", "there is no stage 'alignn'; did you mean 'align'"),
+        ("data:", "export: [portabel]\ndata:", "export: there is no target 'portabel'"),
+    ],
+    ids=["stage", "target"],
+)
+def test_a_recipe_that_is_none_any_more(copied_place, refuse, verb, old, new, part):
+    """It is refused before anything is judged, by the file's name."""
+    folder = run_folder(copied_place, "short")
+    edit(folder / "recipe.yaml", old, new)
+    refuse(copied_place, [verb, folder], ["recipe.yaml", part])
+
+
 def test_the_python_api_says_the_same(place):
     with pytest.raises(UserError, match="gone cannot be loaded as a student"):
         distill.evaluate("gone")

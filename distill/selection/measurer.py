@@ -70,7 +70,7 @@ class Records:
 
 
 class Measurer:
-    """The probe, the switched model, and what is known of them. `total` measurements are expected, for the time left."""
+    """The texts, the switched model, and what is known of them. `total` measurements are expected, for the time left."""
 
     def __init__(self, session: Session, options: Options, records: Records, console: Console, stopper: Stopper) -> None:
         self.session, self.options, self.records = session, options, records
