@@ -6,6 +6,7 @@ import io
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
 
 import distill
 from distill.cli import app
@@ -75,3 +76,5 @@ def test_an_option_of_another_benchmark_is_refused():
         distill.bench("ops", recipe="quickstart")
     with pytest.raises(UserError, match="there is no benchmark 'opps'; did you mean 'ops'"):
         distill.bench("opps")
+    for words in ("steps --configs", "ops --recipe quickstart", "layouts --no-peers", "opps"):
+        assert CliRunner().invoke(app, ["bench", *words.split()]).exit_code == 2, words
