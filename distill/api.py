@@ -9,8 +9,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import UserError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -254,24 +252,11 @@ def bench(
     Raises:
         UserError: an unknown name, an option of another benchmark, or a machine without a GPU where one is needed.
     """
-    import inspect
+    from distill.benchmarks import run_benchmark
 
-    from distill.benchmarks import benchmark
-    from distill.recipe_file import load
-
-    chosen = benchmark(what)
-    known = set(inspect.signature(chosen.run).parameters)
-    known |= {"overrides"} if "recipe" in known else set()
-    names = [names] if isinstance(names, str) else names
-    asked = {"names": names or None, "recipe": recipe, "overrides": overrides or None, "configs": configs, "first": first}
-    asked |= {"peers": peers, "references": references, "runs": runs}
-    given = {name: value for name, value in asked.items() if value is not None}
-    if foreign := [name for name in given if name not in known]:
-        takes = ", ".join(name for name in asked if name in known)
-        raise UserError(f"bench {what} has no option {foreign[0]!r}; it takes {takes}")
-    if "recipe" in known:
-        given["recipe"] = load(given.get("recipe", chosen.RECIPE), given.pop("overrides", ()))
-    return chosen.run(**given)
+    asked = {"names": [names] if isinstance(names, str) else names or None, "recipe": recipe, "overrides": overrides or None}
+    asked |= {"configs": configs, "first": first, "peers": peers, "references": references, "runs": runs}
+    return run_benchmark(what, asked)
 
 
 def recipes() -> list[dict[str, str]]:
