@@ -26,7 +26,7 @@ test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, t
 	$(RUN) -m pytest -q -n 2 -m faults
 
 test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
-	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py
+	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py tests/gpu/test_attention.py
 
 test-gpu-decoding: $(VENV)/.installed  ## tokens replayed as CUDA graphs against ordinary decoding, on a GPU
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_decoding.py

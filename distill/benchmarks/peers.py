@@ -125,7 +125,35 @@ def _mamba_selective(case):
     return run
 
 
+def _flex_attention(case):
+    """PyTorch's FlexAttention, compiled; its block mask is made once, and is not timed."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled, masks = torch.compile(flex_attention, dynamic=False), {}
+
+    def mask(documents, positions, b, t, device):
+        def seen(row, head, query, key):
+            visible = query >= key
+            if case.window is not None:
+                near = query - key < case.window
+                visible = visible & ((near | (positions[row, key] < case.sinks)) if case.sinks else near)
+            return visible if documents is None else visible & (documents[row, query] == documents[row, key])
+
+        return create_block_mask(seen, b, None, t, t, device=device)
+
+    def run(q, k, v, scale, softcap, window, sinks, documents, positions):
+        shape = q.shape[:2]
+        if shape not in masks:
+            masks[shape] = mask(documents, positions, *shape, q.device)
+        turned = (part.transpose(1, 2) for part in (q, k, v))
+        grouped = q.shape[2] != k.shape[2]
+        return compiled(*turned, block_mask=masks[shape], scale=scale, enable_gqa=grouped).transpose(1, 2)
+
+    return None if case.softcap or case.before else run
+
+
 PEERS = {
+    "attention": {"flex_attention": _flex_attention},
     "ssd": {"fla simple_gla": _fla_simple_gla, "mamba_ssm": _mamba_ssm},
     "causal_conv": {"fla causal_conv1d": _fla_conv, "causal-conv1d": _causal_conv1d},
     "linear_kl": {"fla kl, dW in bf16": _fla_kl(False), "fla kl, dW in fp32": _fla_kl(True), "liger jsd": _liger_kl},

@@ -103,6 +103,7 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     wide = recipe.precision == "float32" or (recipe.precision == "auto" and not on_gpu)
     if on_gpu and not wide:
         torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients go wrong where layouts change: students.kernels.attention
     forget_precision()  # another run of this process may have had another
     return Accelerator(
         mixed_precision="no" if wide else "bf16",

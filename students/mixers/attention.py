@@ -14,6 +14,7 @@ from students.cache import MixerState, ScopedState
 from students.kernels.attention import attention
 from students.kernels.documents import NOWHERE, PADDING
 from students.kernels.documents import positions as count_positions
+from students.mixers.derived import Derived, given
 from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import qk_norm, rotate
 from students.mixers.transfer import Projections, Transfer
@@ -23,15 +24,29 @@ KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
 EMPTY = {"documents": NOWHERE, "positions": PADDING}  # of a place that no token has; 0 elsewhere
 
 
+def _by_head(parts: "AttentionParts") -> Float[Tensor, "b s h value"]:
+    return parts.spread(parts.key_values)
+
+
 @dataclass(frozen=True)
 class AttentionParts:
-    """Queries of the new tokens; keys and values of every token they may see, each with its document and position."""
+    """Queries of the new tokens; keys and values of every token they may see, by key head, with documents and positions."""
 
     q: Float[Tensor, "b t h p"]
-    k: Float[Tensor, "b s h p"]
-    values: Float[Tensor, "b s h value"]
+    keys: Float[Tensor, "b s kv p"]
+    key_values: Float[Tensor, "b s kv value"]
     documents: Int[Tensor, "b s"] | None
     positions: Int[Tensor, "b s"] | None
+    values: Float[Tensor, "b s h width"] | None = Derived(_by_head)  # noqa: RUF009 - a descriptor
+
+    @property
+    def k(self) -> Float[Tensor, "b s h p"]:
+        """The key of each head."""
+        return self.spread(self.keys)
+
+    def spread(self, part: Float[Tensor, "b s kv p"]) -> Float[Tensor, "b s h p"]:
+        """Each head's of what is held by key head."""
+        return part.repeat_interleave(self.q.shape[2] // part.shape[2], 2)
 
 
 class Attention(Mixer):
@@ -99,7 +114,7 @@ class Attention(Mixer):
         v: Float[Tensor, "b t kv p"],
         context: Context,
     ) -> AttentionParts:
-        """Normalise, rotate, append to what the state holds, and spread key heads over query heads."""
+        """Normalise, rotate and append to what the state holds."""
         q, k = self._turned(q, self.q_norm, context), self._turned(k, self.k_norm, context)
         documents, positions = context.documents, None
         if context.state is not None or self.sinks:
@@ -127,19 +142,15 @@ class Attention(Mixer):
         return rotate(heads, context.rope, self.rope) if self.rope else heads
 
     def _parts(self, q, k, v, documents, positions) -> AttentionParts:
-        return AttentionParts(q, self._spread(k), self._spread(v), documents, positions)
-
-    def _spread(self, part: Float[Tensor, "b s kv p"]) -> Float[Tensor, "b s h p"]:
-        """Give every head its key head."""
-        if self.reads is None:
-            return part.repeat_interleave(self.n_heads // part.shape[2], 2)
-        return torch.stack([part[:, :, head] for head in self.reads], 2)  # indexed by a list, a GPU would wait for the CPU
+        if self.reads is not None:  # indexed by a list, a GPU would wait for the CPU
+            k, v = (torch.stack([part[:, :, head] for head in self.reads], 2) for part in (k, v))
+        return AttentionParts(q, k, v, documents, positions)
 
     def mix(self, parts: AttentionParts, context: Context) -> Float[Tensor, "b t h value"]:
         return attention(
             parts.q,
-            parts.k,
-            parts.values,
+            parts.keys,
+            parts.key_values if given(parts, "values") is None else parts.values,
             scale=self.logit_scale,
             softcap=self.softcap,
             window=self.window,

@@ -11,19 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from students.mixers.attention import Attention, AttentionParts
+from students.mixers.derived import Derived, given
 from students.mixers.mixer import Context, Matrix, Mixer
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
+
+
+def _joined(parts: "BranchesParts") -> Float[Tensor, "b t k p"]:
+    return torch.cat([parts.ssm.values, parts.attention.values[:, -parts.attention.q.shape[1] :]], 2)
 
 
 @dataclass(frozen=True)
 class BranchesParts:
     """Both branches' parts; `values` are the SSM's, then those of the attention's new tokens."""
 
-    values: Float[Tensor, "b t k p"]
     ssm: Any
     attention: AttentionParts
     documents: Int[Tensor, "b t"] | None
+    values: Float[Tensor, "b t k p"] | None = Derived(_joined)  # noqa: RUF009 - a descriptor
 
 
 class Branches(Mixer):
@@ -49,20 +54,21 @@ class Branches(Mixer):
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> BranchesParts:
         ssm = self.ssm.project(h, context.scope("ssm"))
         attention = self.attend(h, ssm, context.scope(self.beside))
-        values = torch.cat([ssm.values, attention.values[:, -h.shape[1] :]], 2)
-        return BranchesParts(values, ssm, attention, context.documents)
+        return BranchesParts(ssm, attention, context.documents)
 
     def attend(self, h: Float[Tensor, "b t d"], ssm: Any, context: Context) -> AttentionParts:
         """The attention's parts; `ssm` are the other branch's."""
         return self.exact.project(h, context)
 
     def mix(self, parts: BranchesParts, context: Context) -> Float[Tensor, "b t k p"]:
-        ssm_values, values = self.split(parts.values)
-        earlier = parts.attention.values[:, : -values.shape[1]]
-        if earlier.shape[1]:
-            values = torch.cat([earlier, values], 1)
-        ssm = self.ssm.mix(replace(parts.ssm, values=ssm_values), context.scope("ssm"))
-        attention = self.exact.mix(replace(parts.attention, values=values), context.scope(self.beside))
+        ssm, attention = parts.ssm, parts.attention
+        if given(parts, "values") is not None:
+            ssm_values, values = self.split(parts.values)
+            earlier = attention.values[:, : -values.shape[1]]
+            values = torch.cat([earlier, values], 1) if earlier.shape[1] else values
+            ssm, attention = replace(ssm, values=ssm_values), replace(attention, values=values)
+        ssm = self.ssm.mix(ssm, context.scope("ssm"))
+        attention = self.exact.mix(attention, context.scope(self.beside))
         return torch.cat([ssm, attention.to(ssm.dtype)], 2)
 
     def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:

@@ -184,8 +184,9 @@ def test_causal_conv_refuses():
 
 @pytest.mark.parametrize("case", attention_cases.TEST, ids=str)
 def test_attention(case):
-    q, k, v = draw(case.b, case.t, case.h, case.d), draw(case.b, case.s, case.h, case.d), draw(case.b, case.s, case.h, 3)
-    documents = packed_documents(case.b, case.s, True) if case.packed else torch.zeros(case.b, case.s, dtype=torch.long)
+    keys = case.t + case.before
+    q, k, v = draw(case.b, case.t, case.h, case.d), draw(case.b, keys, case.kv, case.d), draw(case.b, keys, case.kv, 3)
+    documents = packed_documents(case.b, keys, True) if case.packed else torch.zeros(case.b, keys, dtype=torch.long)
     positions = kernels.documents.positions(documents)
     found = attention.attention(
         q,
@@ -205,9 +206,11 @@ def test_attention(case):
 
 
 def attention_by_definition(q, k, v, case, documents, positions):
-    rows = torch.arange(case.s - case.t, case.s)[:, None]
-    columns = torch.arange(case.s)
-    seen = (columns <= rows) & (documents[:, case.s - case.t :, None] == documents[:, None])
+    keys = case.t + case.before
+    k, v = (part.repeat_interleave(case.h // case.kv, 2) for part in (k, v))
+    rows = torch.arange(case.before, keys)[:, None]
+    columns = torch.arange(keys)
+    seen = (columns <= rows) & (documents[:, case.before :, None] == documents[:, None])
     if case.window is not None:
         seen = seen & ((rows - columns < case.window) | (positions[:, None] < case.sinks))
     logits = torch.einsum("bthd,bshd->bhts", q, k) * 0.3
@@ -216,12 +219,35 @@ def attention_by_definition(q, k, v, case, documents, positions):
     return torch.einsum("bhts,bshp->bthp", logits.masked_fill(~seen[:, None], -torch.inf).softmax(-1), v)
 
 
+def test_attention_takes_values_of_every_head_beside_grouped_keys():
+    q, k, v = draw(1, 9, 4, 2), draw(1, 9, 2, 2), draw(1, 9, 4, 2)
+    found = attention.attention(q, k, v, scale=1.0, window=3)
+    assert_close(found, attention.attention(q, k.repeat_interleave(2, 2), v, scale=1.0, window=3))
+
+
 def test_attention_refuses():
     q = draw(1, 4, 1, 2)
     with pytest.raises(ValueError, match="window of 0 tokens"):
         attention.attention(q, q, q, scale=1.0, window=0)
     with pytest.raises(ValueError, match="2 sinks need"):
         attention.attention(q, q, q, scale=1.0, window=2, sinks=2)
+    with pytest.raises(ValueError, match="3 heads cannot share 2 key heads"):
+        attention.attention(draw(1, 4, 3, 2), draw(1, 4, 2, 2), draw(1, 4, 2, 2), scale=1.0)
+
+
+def test_attention_never_asks_for_cudnn(monkeypatch):
+    """Its backward pass is wrong where the layout of the output's gradient changes: see the reference."""
+    allowed = []
+
+    def seen(*inputs, **options):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return torch.zeros_like(inputs[0])
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", seen)
+    q = draw(1, 300, 1, 2)
+    for options in ({}, {"window": 2}, {"window": 2, "documents": torch.zeros(1, 300, dtype=torch.long)}):
+        attention.attention(q, q, q, scale=1.0, **options)
+    assert allowed == [False] * 3
 
 
 # matrix_orientation

@@ -5,17 +5,20 @@ The first tokens ("sinks", arXiv 2309.17453) carry much of the attention mass; a
 
 from torch import Tensor
 
-from students.kernels import pick
+from students.kernels import TYPES, Deferred, compute_type, pick
 from students.kernels.attention.reference import attention as reference_attention
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_attention}
+IMPLEMENTATIONS = {"reference": reference_attention, "triton": Deferred("students.kernels.attention.kernel", "attention")}
+CHECKED = {"attention": TYPES}  # types compared with float64 on a GPU
+WIDEST = 256  # head that the Triton kernel serves
+MOST_SINKS = 64  # that it keeps in one tile
 
 
 def attention(
     q: Float[Tensor, "b t h d"],
-    k: Float[Tensor, "b s h d"],
-    v: Float[Tensor, "b s h p"],
+    k: Float[Tensor, "b s kv d"],
+    v: Float[Tensor, "b s kv_p p"],
     *,
     scale: float,
     softcap: float | None = None,
@@ -24,20 +27,42 @@ def attention(
     documents: Int[Tensor, "b s"] | None = None,
     positions: Int[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b t h p"]:
-    """Attend from the last t of s tokens to all s, causally.
+    """Attend from the last t of s tokens to all s, causally; h / kv neighbouring heads read the same keys, values likewise.
+
+    Full attention without documents, and a single query, run on PyTorch's own kernels whatever the back end.
 
     Args:
         scale: multiplies the logits. softcap: c in c tanh(logits / c), applied next.
         window: a token sees itself and the window - 1 tokens before it; None means all of them.
         sinks: it also sees the tokens of its document whose position is below this.
-        documents: no token sees one of another id. positions: place in the document; needed where there are sinks.
+        documents: no token sees one of another id; where s is t, an id is one run of tokens.
+        positions: place in the document, counted from 0; needed where there are sinks.
 
     Raises:
-        ValueError: a window below 1, or sinks without documents and positions.
+        ValueError: a window below 1, sinks without documents and positions, or heads that key heads do not divide.
     """
     if window is not None and window < 1:
         raise ValueError(f"a window of {window} tokens sees nothing; it must be at least 1")
     if window is not None and sinks and (documents is None or positions is None):
         raise ValueError(f"{sinks} sinks need each token's document and its position there")
-    run = pick("attention", IMPLEMENTATIONS, q)
-    return run(q, k, v, scale, softcap, window, sinks, documents, positions)
+    if q.shape[2] % k.shape[2] or q.shape[2] % v.shape[2]:
+        raise ValueError(f"{q.shape[2]} heads cannot share {k.shape[2]} key heads, {v.shape[2]} of values, evenly")
+    if k.shape[2] != v.shape[2]:  # values of a mixer's identity, one a head
+        k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
+    options = scale, softcap, window, sinks, documents, positions
+    plain = window is None and documents is None and softcap is None and q.shape[1] == k.shape[1]
+    if plain or q.shape[1] == 1:
+        return reference_attention(q, k, v, *options)
+    kind = compute_type(q)
+    run = pick("attention", IMPLEMENTATIONS, q, _refusal(q, v, window, sinks), kind, CHECKED["attention"])
+    return run(q, k, v, *options) if run is reference_attention else run(q.to(kind), k.to(kind), v.to(kind), *options)
+
+
+def _refusal(q: Tensor, v: Tensor, window: int | None, sinks: int) -> str | None:
+    """Why the Triton kernel cannot serve these."""
+    width = max(q.shape[3], v.shape[3])
+    if width > WIDEST:
+        return f"heads of {width} channels are wider than {WIDEST}"
+    if window is not None and sinks > MOST_SINKS:
+        return f"{sinks} sinks are more than {MOST_SINKS}"
+    return None

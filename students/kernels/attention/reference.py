@@ -1,18 +1,24 @@
-"""Attention through PyTorch's own kernels: one masked call, or blocks as wide as the window for long sequences."""
+"""Attention through PyTorch's own kernels: one masked call, or blocks as wide as the window for long sequences.
+
+cuDNN's kernel is left out: PyTorch 2.11 keeps its compiled backward pass by the layout of q, k and v, not by that of the
+output's gradient. Where that one changes, gradients are wrong, or memory is read that is not there (LOG.md, 27 Nov 2026).
+"""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from students.shapes import Bool, Float, Int
 
 BLOCK = 64  # least width of a block of queries in the windowed form
+SAFE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention(
     q: Float[Tensor, "b t h d"],
-    k: Float[Tensor, "b s h d"],
-    v: Float[Tensor, "b s h p"],
+    k: Float[Tensor, "b s kv d"],
+    v: Float[Tensor, "b s kv_p p"],
     scale: float,
     softcap: float | None,
     window: int | None,
@@ -21,13 +27,15 @@ def attention(
     positions: Int[Tensor, "b s"] | None,
 ) -> Float[Tensor, "b t h p"]:
     """See `students.kernels.attention.attention`."""
+    k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # [b h . .]
     time, keys = q.shape[2], k.shape[2]
     width = max(window or 0, BLOCK)
     if window is not None and keys == time and time > 2 * width:
         y = _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width)
     elif window is None and documents is None and keys == time and softcap is None:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        with sdpa_kernel(SAFE):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     else:
         index = torch.arange(keys, device=q.device)
         visible = _visible(index[keys - time :], index, window, documents, positions, sinks)
@@ -52,7 +60,8 @@ def _visible(rows, columns, window, documents, positions, sinks) -> Bool[Tensor,
 def _attend(q, k, v, visible, scale, softcap) -> Tensor:
     """Masked attention; a query that sees nothing (padding) returns zero or a mean, never NaN."""
     if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=scale)
+        with sdpa_kernel(SAFE):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=scale)
     logits = softcap * torch.tanh((q @ k.transpose(2, 3)) * scale / softcap)
     weights = logits.float().masked_fill(~visible[:, None], torch.finfo(torch.float32).min).softmax(-1)
     return weights.to(v.dtype) @ v

@@ -1,0 +1,114 @@
+"""What the attention kernels of both directions share: tiles of rows, logits, and which keys a block of queries sees.
+
+b batch    t queries    s keys    a query's place among the keys is its own number + s - t
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+NEVER = tl.constexpr(2**30)  # a place behind every token
+
+
+@triton.jit
+@no_type_check
+def rows_at(base, rows, stride, ok, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """A tile of rows, zeros where there is none."""
+    columns = tl.arange(0, TILE)
+    mask = ok[:, None]
+    if WIDTH < TILE:
+        mask = mask & (columns < WIDTH)[None, :]
+    return tl.load(base + rows.to(tl.int64)[:, None] * stride + columns, mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def logits_of(left, right, scale, softcap, CAPPED: tl.constexpr, PREC: tl.constexpr):
+    """Logits of base 2 of two tiles of rows, and the capped ones' derivative."""
+    raw = tl.dot(left, tl.trans(right), input_precision=PREC)
+    if CAPPED:
+        tanh = 2 * tl.sigmoid(raw * (2 * scale / softcap)) - 1
+        return tanh * (softcap * LOG2E), 1 - tanh * tanh
+    return raw * (scale * LOG2E), raw
+
+
+@triton.jit
+@no_type_check
+def own_document(rows, at, ok, documents, positions, PACKED: tl.constexpr, PLACED: tl.constexpr, FRONT: tl.constexpr):
+    """What tells a query's document: its first token's place; where keys stand in front, its id. And that place."""
+    first = tl.zeros_like(rows)
+    if PACKED and PLACED:
+        first = at - tl.load(positions + at, mask=ok, other=0).to(tl.int32)
+    own = first
+    if PACKED and FRONT:
+        own = tl.load(documents + at, mask=ok, other=0)
+    return own, first
+
+
+@triton.jit
+@no_type_check
+def near_keys(at, columns, own, documents, positions, stop, window, reach, PACKED: tl.constexpr, WINDOWED: tl.constexpr,
+          SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr):  # fmt: skip
+    """Which keys within reach queries see; `at` and `own` are [queries, 1] and `columns` [1, keys], or the reverse."""
+    lag = at - columns
+    seen = (lag >= 0) & (columns < stop)
+    if WINDOWED:
+        close = lag < window
+        if NARROW:
+            if FRONT:  # noqa: SIM108 - one is compiled
+                place = tl.load(positions + columns, mask=columns < stop, other=SINKS)
+            else:
+                place = columns - own
+            close |= (place < SINKS) & (lag < reach)
+        seen &= close
+    if PACKED:
+        if FRONT:
+            seen &= own == tl.load(documents + columns, mask=columns < stop, other=0)
+        else:
+            seen &= columns >= own
+    return seen
+
+
+@triton.jit
+@no_type_check
+def far_sinks(begin, documents, positions, s, SINKS: tl.constexpr, FRONT: tl.constexpr, FAR: tl.constexpr):
+    """The sinks of a document: their places, which of these exist, and the documents of those."""
+    slots = tl.arange(0, FAR)
+    places = begin + slots
+    there = (slots < SINKS) & (places >= (SINKS if FRONT else 0)) & (places < s)
+    theirs = tl.full([FAR], 0, tl.int32) + begin
+    if FRONT:
+        front = (slots >= SINKS) & (slots < 2 * SINKS)
+        places = tl.where(front, slots - SINKS, places)
+        there |= front & (places < s)
+        there &= tl.load(positions + places, mask=there, other=SINKS) < SINKS
+        theirs = tl.load(documents + places, mask=there, other=0)
+    return places, there, theirs
+
+
+@triton.jit
+@no_type_check
+def span_of(z, ok, first, t, s, window, reach, BM: tl.constexpr, BN: tl.constexpr, PACKED: tl.constexpr,
+            PLACED: tl.constexpr, WINDOWED: tl.constexpr, FRONT: tl.constexpr, SEARCHED: tl.constexpr):  # fmt: skip
+    """Where a block's keys are: its document's begin, the first key, the keys that all see (from, to), the end."""
+    at = z * BM + s - t
+    stop = tl.minimum(z * BM + BM, t) + s - t
+    begin, last = 0, 0
+    if PACKED and PLACED:
+        begin = tl.min(tl.where(ok, first, NEVER), 0)
+        last = tl.max(tl.where(ok, first, begin), 0)
+    start = at * 0
+    if not FRONT:
+        start = tl.maximum(begin, start)
+    whole = start
+    if WINDOWED:
+        start = tl.maximum(start, at - reach + 1)
+        whole = tl.maximum(start, at + BM - window)
+    inner, outer = start, start
+    if SEARCHED and not FRONT:  # noqa: SIM102 - one is known when the kernel is compiled
+        if begin == last:
+            inner = start + tl.cdiv(whole - start, BN) * BN
+            outer = inner + tl.maximum(at + 1 - inner, 0) // BN * BN
+    return begin, start, inner, outer, stop
