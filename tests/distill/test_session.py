@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from rich.console import Console
 
 import distill
@@ -11,7 +12,7 @@ from distill.errors import UserError
 from distill.evaluation import target
 from distill.recipe_file import check
 from distill.runs.run_dir import RunDir
-from distill.runs.session import Session
+from distill.runs.session import Session, make_accelerator
 from distill.runs.stopper import Stopper
 from distill.training.pipeline import Pipeline
 from distill.training.runner import save_student
@@ -22,6 +23,13 @@ def unfinished(recipe, runs):
     folder = RunDir.open(recipe, runs, fresh=False)
     save_student(Pipeline(Session.open(recipe), folder, Console(quiet=True), Stopper(math.inf)))
     return folder
+
+
+def test_no_process_that_trains_or_judges_attends_through_cudnn(tiny_recipe):
+    """Teachers and kept layers attend in transformers: see students/kernels/attention/reference.py."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    make_accelerator(check(tiny_recipe, "here"), None)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_an_evaluation_prepares_heldout_text_alone(tiny_recipe, tmp_path, monkeypatch):
