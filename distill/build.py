@@ -132,7 +132,8 @@ def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, T
         for layer, transfer in transfers.items()
         for name in sorted(set(teacher.attention_weights(layer).named()) - transfer.used)
     ]
-    return {"teacher": teacher.reference, "sources": sources, "unused": unused}
+    ignored = {"ignored": list(teacher.ignored)} if teacher.ignored else {}
+    return {"teacher": teacher.reference, "sources": sources, "unused": unused} | ignored
 
 
 def recall_transfers(student: nn.Module, transfers: dict[int, Transfer], report: dict) -> None:

@@ -2,6 +2,7 @@
 
 from accelerate.state import AcceleratorState
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer  # 5.17, 5.24
 
 
 def forget_precision() -> None:
@@ -13,18 +14,22 @@ def forget_precision() -> None:
 
 
 def recompute_layers(model: nn.Module, options: dict) -> None:
-    """Have transformers recompute each layer's activations in the backward pass.
+    """Have transformers recompute each layer's activations in the backward pass, and nothing drop out.
 
-    `activation_checkpointing_enable` from transformers 5.24 on, `gradient_checkpointing_enable` in 5.17 to 5.23.
+    `activation_checkpointing_enable` from transformers 5.24 on, `gradient_checkpointing_enable` in 5.17 to 5.23. A layer
+    asks whether it is itself in training mode (5.17, 5.24); what is inside it stays out of it, and so does dropout.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
+    for module in model.modules():
+        module.training = isinstance(module, GradientCheckpointingLayer)
 
 
 def keep_layers(model: nn.Module) -> None:
     """The reverse of `recompute_layers`, under the names of the same versions."""
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
+    model.eval()
 
 
 def kept_in_float32(model: nn.Module) -> set[str]:

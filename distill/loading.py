@@ -32,6 +32,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
             device=device,
             trust_remote_code=recipe.teacher_trust_remote_code,
             allow_pickle=recipe.teacher_pickle,
+            ignore=recipe.teacher_ignore,
         )
     except (ValueError, FileNotFoundError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error

@@ -77,6 +77,7 @@ class Recipe(Schema):
     teacher: Annotated[str, Field(min_length=1)]
     teacher_trust_remote_code: bool = False
     teacher_pickle: bool = False
+    teacher_ignore: list[str] = []
     pattern: str | dict[str, Any]
     mixers: dict[Letter, dict[str, Any]]
     meta_tokens: Annotated[int, Field(ge=0)] = 0
@@ -99,7 +100,10 @@ class Recipe(Schema):
     @property
     def fingerprint(self) -> str:
         """Eight digits that change with anything in the recipe."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        entries = self.model_dump(mode="json")
+        if not self.teacher_ignore:  # recipes from before it was there keep their runs
+            del entries["teacher_ignore"]
+        text = json.dumps(entries, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def yaml(self) -> str:

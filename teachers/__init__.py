@@ -1,10 +1,11 @@
 """Teachers: the Transformers that students learn from. Nothing here trains."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from teachers.checks import check_tokenizer, check_weights, loading
+from teachers.checks import check_files, check_tokenizer, check_weights, keep_own_head, loading
 from teachers.families import FAMILIES, family_of
 from teachers.quiet import no_bars_in_logs
 from teachers.source import resolve
@@ -20,17 +21,19 @@ def load(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    ignore: Sequence[str] = (),
 ) -> Teacher:
     """Load a teacher: "org/name" on the hub, a local folder, "file.gguf" or "package:NAME/FILE.gguf".
 
     Args:
         trust_remote_code: run modelling code that comes with the checkpoint.
         allow_pickle: read weights that are not safetensors; unpickling runs code.
+        ignore: patterns ("model.layers.3.*") of tensors that may be in the files though the model has no place for them.
 
     Raises:
         FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
-            a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen or
-            not finite, and a tokenizer with more entries than the model has embeddings.
+            a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen, not
+            finite or without a place, an adapter, and a tokenizer with more entries than the model has embeddings.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -40,6 +43,7 @@ def load(
         from teachers.gguf import converted
 
         location = str(converted(Path(location)))
+    check_files(reference, location)
     trust = {"trust_remote_code": trust_remote_code}
     with loading(reference, "config"):
         config = AutoConfig.from_pretrained(location, **trust)
@@ -51,9 +55,10 @@ def load(
         model, info = AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, **attention, **safetensors, **checked, **trust
         )
-    check_weights(reference, model, info)
+    ignored = check_weights(reference, model, info, ignore)
+    keep_own_head(model)
     with loading(reference, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(location, **trust)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
-    return Teacher(reference, model, tokenizer, family)
+    return Teacher(reference, model, tokenizer, family, tuple(ignored))

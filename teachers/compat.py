@@ -3,6 +3,7 @@
 Each names the versions that it was seen in.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,12 @@ def attention_function(name: str, module: nn.Module) -> Callable:
     file that the module's class stands in. 5.17, 5.24."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+
+
+def knows_windows(module: nn.Module) -> bool:
+    """Whether an attention may slide: a config may have a `sliding_window` that its models, Llama's say, never read. 5.17,
+    5.24: the file that the class stands in names it."""
+    return "sliding_window" in inspect.getsource(sys.modules[type(module).__module__])
 
 
 def add_attention(name: str, function: Callable, masks_of: str) -> None:

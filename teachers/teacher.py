@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from teachers.compat import knows_windows
 from teachers.families import Family
 from teachers.observe import Observation, observe, project
 from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
@@ -17,12 +18,16 @@ from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 
 @dataclass
 class Teacher:
-    """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for."""
+    """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for.
+
+    ignored: tensors of its files that the model has no place for, left out because the user said so.
+    """
 
     reference: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     family: Family
+    ignored: tuple[str, ...] = ()
 
     @property
     def config(self):
@@ -61,7 +66,7 @@ class Teacher:
         return LogitRules(
             scale=getattr(slot, "scaling", None) or self.head_dim**-0.5,
             softcap=getattr(config, "attn_logit_softcapping", None),
-            window=getattr(config, "sliding_window", None) if slides else None,
+            window=getattr(config, "sliding_window", None) if slides and knows_windows(slot) else None,
             rope=self.family.rope if getattr(slot, "use_rope", True) else None,
             norm=norm,
             norm_eps=norm_eps,

@@ -76,7 +76,6 @@ class Imitate(Stage):
         own_copies(student, self.trained())
         if self.options.activation_checkpointing:
             recompute_layers(student, {"use_reentrant": False})
-            student.train()  # transformers recomputes in training mode only
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         options = self.options
@@ -116,7 +115,6 @@ class Imitate(Stage):
     def finish(self, calibration: Calibration) -> None:
         if self.options.activation_checkpointing:
             keep_layers(self.student)
-            self.student.eval()
         if self.options.train == "lora" and self.options.lora.save == "merged":
             adapters.merge(self.student)
 

@@ -1,7 +1,10 @@
 """Every stage does what it says: lowers its own loss, touches only what it trains, and solves what it solves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distill.build import build, transfer_report
 from distill.stages.align import Align
@@ -13,6 +16,7 @@ from distill.stages.scales import OutputScales
 from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
+from tests.teachers.tiny import tiny_teacher
 
 LAYOUTS = {
     "discrete": {"mixer": "discrete_mamba2"},
@@ -117,6 +121,24 @@ def test_lora_gives_gradients_to_adapters_and_mixers_only(teacher):
     with_gradients = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
     assert with_gradients == set(stage.trained())
     assert any("lora_A" in name for name in with_gradients)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "granite-3.1-2b-base"])
+def test_nothing_drops_out_where_layers_are_recomputed(name):
+    """transformers recomputes in training mode; a copy of a teacher whose config has dropout still agrees with it."""
+    teacher = tiny_teacher(name, attention_dropout=0.5, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    student, _ = build(teacher, Layout("A" * teacher.n_layers))
+    options = Imitate.Options(tokens=1, lr=1.0, train="all", activation_checkpointing=True)
+    stage = Imitate(teacher, student, options)
+    stage.prepare()
+    text = batch()
+    text = replace(text, ids=text.ids % 96, targets=text.targets % 96)
+    ((_, loss),) = stage.losses(text)
+    assert abs(loss.item()) < 1e-6
+    recomputed = [module.training for module in student.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert recomputed and all(recomputed)
+    stage.finish(calibration(text))
+    assert not any(module.training for module in student.modules())
 
 
 @every_mixer

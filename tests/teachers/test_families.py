@@ -5,10 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import students
 import teachers
+from distill.build import build, transfer_report
 from distill.output_head import head_of
 from distill.shipped import shipped_folder
+from students.config import Layout
 from students.kernels.linear_kl.reference import logits_of
 from teachers.families import FAMILIES, family_of
 from teachers.weights import AttentionWeights, LogitRules
@@ -175,3 +179,71 @@ def test_loaded_from_a_folder(name, tokenizer, tmp_path):
     assert torch.allclose(teacher.model(ids).logits, model(ids).logits, atol=1e-5)
     assert teacher.config._attn_implementation == model.config._attn_implementation
     assert teacher.family == FAMILIES[model.config.model_type]
+
+
+def saved(model, tokenizer, folder, **tensors):
+    """A model's folder, with some tensors more or changed."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | tensors, file, metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-0.5b", "gemma-2-2b"])
+def test_a_head_of_its_own_under_a_config_that_ties(name, tokenizer, tmp_path):
+    """transformers keeps such a head; so does the student, and so does what the student saves."""
+    model = tiny_model(name, vocab_size=384)
+    assert model.config.tie_word_embeddings
+    head = torch.randn_like(model.get_input_embeddings().weight)
+    teacher = teachers.load(saved(model, tokenizer, tmp_path / "teacher", **{"lm_head.weight": head}))
+    assert torch.equal(teacher.model.get_output_embeddings().weight, head)
+    student, _ = build(teacher, Layout("A" * teacher.n_layers))
+    ids = torch.randint(0, 320, (1, 12))
+    wanted = teacher.model(ids).logits
+    assert torch.allclose(student(ids).logits, wanted, atol=1e-5)
+    student.save_pretrained(tmp_path / "student")
+    assert torch.allclose(students.load(tmp_path / "student")(ids).logits, wanted, atol=1e-5)
+
+
+def test_a_head_that_equals_the_embeddings_stays_tied(tokenizer, tmp_path):
+    model = tiny_model("smollm2-135m-instruct", vocab_size=384)
+    embeddings = model.get_input_embeddings().weight.detach().clone()
+    teacher = teachers.load(saved(model, tokenizer, tmp_path, **{"lm_head.weight": embeddings}))
+    assert teacher.config.tie_word_embeddings
+    assert teacher.model.get_output_embeddings().weight is teacher.model.get_input_embeddings().weight
+
+
+def test_tensors_without_a_place(tokenizer, tmp_path):
+    """Tables that are computed today pass; others are refused, or left out where a pattern says so, and named."""
+    model = tiny_model("smollm2-135m-instruct", vocab_size=384)
+    harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    assert teachers.load(saved(model, tokenizer, tmp_path / "old", **harmless)).ignored == ()
+    more = harmless | {f"model.layers.7.{part}": torch.ones(4) for part in ("one", "two")}
+    folder = saved(model, tokenizer, tmp_path / "more", **more)
+    with pytest.raises(ValueError, match=r"no place for model\.layers\.7\.one, model\.layers\.7\.two of its files"):
+        teachers.load(folder)
+    with pytest.raises(ValueError, match=r"no place for model\.layers\.7\.two of its files"):
+        teachers.load(folder, ignore=["*.one"])
+    teacher = teachers.load(folder, ignore=["model.layers.7.*"])
+    assert teacher.ignored == ("model.layers.7.one", "model.layers.7.two")
+    student, transfers = build(teacher, Layout("A" * teacher.n_layers))
+    assert transfer_report(teacher, student, transfers)["ignored"] == list(teacher.ignored)
+
+
+def test_an_adapter_beside_the_weights_is_refused(tokenizer, tmp_path):
+    folder = saved(tiny_model("smollm2-135m-instruct", vocab_size=384), tokenizer, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
+    with pytest.raises(ValueError, match=r"adapter_config\.json; merge it"):
+        teachers.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [("smollm2-135m-instruct", None), ("olmo-2-0425-1b", None), ("granite-3.1-2b-base", None), ("mistral-7b-v0.1", 5)],
+)
+def test_a_window_that_the_models_class_does_not_know(name, window):
+    """A config may have `sliding_window` left in it by whoever made it from another."""
+    teacher = tiny_teacher(name)
+    teacher.config.sliding_window = 5
+    assert teacher.logit_rules(0).window == window

@@ -111,6 +111,18 @@ DAMAGES = {
         ["has weights that are not finite", UP, "download the checkpoint again"],
     ),
     "infinite weights": (weights(lambda t: t[UP][0].fill_(torch.inf)), "run", ["has weights that are not finite", UP]),
+    "a bias without a place": (
+        weights(lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)})),
+        "run",
+        ["no place for model.layers.1.self_attn.q_proj.bias of its files", "teacher_ignore"],
+    ),
+    "more layers in the files": (config(num_hidden_layers=3), "run", ["no place for model.layers.3.", "6 more"]),
+    "scales of quantised weights": (
+        weights(lambda t: t.update({UP.replace("weight", "weight_scale_inv"): torch.ones(1)})),
+        "run",
+        ["no place for model.layers.2.mlp.up_proj.weight_scale_inv", "mend config.json"],
+    ),
+    "an adapter": (written("adapter_config.json", b"{}"), "run", ["has an adapter beside it", "merge_and_unload"]),
     "no tokenizer": (without("tokenizer.json"), "run", ["its tokenizer: ", "save the tokenizer that the model was"]),
     "half a tokenizer": (cut("tokenizer.json", 99), "run", ["its tokenizer: ", "save the tokenizer that the model was"]),
     "a larger tokenizer": (more_tokens, "run", ["the tokenizer has 330 entries, but the model embeds only 320"]),
