@@ -1,8 +1,8 @@
 """A student from a teacher: the skeleton's weights shared, mixers made from attention, and a record of every weight."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 import students
 from distill.errors import UserError
@@ -73,7 +73,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
 
     Raises:
         UserError: a mixer refuses its options.
-        RuntimeError: a mixer leaves a parameter of its own unaccounted for.
+        RuntimeError: a mixer leaves a parameter of its own unaccounted for, or something is given no value.
     """
     student = empty(teacher, layout)
     own = set(dict(student.named_parameters())) | set(student.state_dict())
@@ -84,9 +84,16 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
     transfers = _fill(teacher, student)
     if student.meta_tokens is not None:
         student.meta_tokens.to_empty(device=teacher.device).start(teacher.model.get_input_embeddings().weight)
+    if lost := next((name for name, tensor in _tensors(student) if tensor.is_meta), None):
+        raise RuntimeError(f"{lost} of the student was given no value")
     student.requires_grad_(False).eval()
     student.generation_config = teacher.model.generation_config
     return student, transfers
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:

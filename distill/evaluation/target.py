@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill.errors import UserError
+from distill.evaluation.identity import check_identity
 from distill.evaluation.judging import judge_session
 from distill.evaluation.suite import Suite
 from distill.evaluation.suites import find_suite
@@ -72,6 +73,7 @@ def _judge(
     session = Session.open(recipe.model_copy(update=changes), trains=False)
     student = student.to(session.teacher.device)
     check_teacher(student, session.teacher, student_path)
+    identity = check_identity(session.teacher, student.layout)
     twin = folder.path / "twin" / "student" if folder else None
     suite, too_long = suite.within(getattr(session.teacher.config, "max_position_embeddings", None))
     with console.status("") as status:
@@ -82,7 +84,7 @@ def _judge(
                 console.print(f"  {what}")
 
         judged = judge_session(session, student, twin if twin and twin.exists() else None, suite, say=say)
-    return {"target": str(target), **judged, "not_run": too_long + judged["not_run"]}
+    return {"target": str(target), "identity": identity, **judged, "not_run": too_long + judged["not_run"]}
 
 
 def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:

@@ -16,6 +16,7 @@ from distill.disk import writing
 from distill.errors import UserError
 from distill.evaluation.baselines import has_window_branch, twin_layout
 from distill.evaluation.fidelity import fidelity
+from distill.evaluation.identity import check_identity
 from distill.evaluation.samples import collect
 from distill.evaluation.target import judge_session
 from distill.exporters import check_exports, export_student
@@ -112,6 +113,8 @@ class Run:
             f"({accelerator.device}, {precision})"
         )
         evaluations = self.folder.read("evaluations.json", {})
+        if "identity" not in evaluations and self.main:
+            evaluations["identity"] = check_identity(pipeline.teacher, layout)
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
             with accelerator.autocast():
