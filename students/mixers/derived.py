@@ -5,6 +5,7 @@ mixers hold those of their branches: neither copies them together where nobody a
 """
 
 from collections.abc import Callable
+from inspect import getattr_static
 from typing import Any
 
 
@@ -33,4 +34,4 @@ class Derived:
 
 def given(parts: Any, name: str) -> Any:
     """What was given for a derived field of `parts`."""
-    return vars(type(parts))[name].given(parts)
+    return getattr_static(type(parts), name).given(parts)

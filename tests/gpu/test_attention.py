@@ -45,6 +45,16 @@ def test_attention_with_odd_windows(form, window, sinks, precision):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_attention_with_the_most_sinks(form, precision):
+    dtype, tf32 = FORMS[form]
+    precision(tf32)
+    for width, most in ((64, 64), (128, 64), (256, 64 if dtype.itemsize == 2 else 32)):
+        for before in (0, 100):
+            case = Case(1, 300, 2, 1, width, 64, most, True, before=before)
+            check(attention_kernel.attention, attention.reference_attention, cases.draw(case, dtype, "cuda"), form)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("before", [1, 37, 700])
 def test_attention_behind_a_prompt(form, before, precision):
     dtype, tf32 = FORMS[form]

@@ -231,6 +231,8 @@ def test_attention_refuses():
         attention.attention(q, q, q, scale=1.0, window=0)
     with pytest.raises(ValueError, match="2 sinks need"):
         attention.attention(q, q, q, scale=1.0, window=2, sinks=2)
+    with pytest.raises(ValueError, match="4 queries cannot be the last of 3 keys"):
+        attention.attention(q, q[:, 1:], q[:, 1:], scale=1.0)
     with pytest.raises(ValueError, match="3 heads cannot share 2 key heads"):
         attention.attention(draw(1, 4, 3, 2), draw(1, 4, 2, 2), draw(1, 4, 2, 2), scale=1.0)
 

@@ -117,6 +117,15 @@ def test_which_implementation_serves(caplog):
     torch.testing.assert_close(found, attention.reference_attention(**leaves, **fixed))
 
 
+@pytest.mark.parametrize("window", [None, 200, 2**31 - 1])
+def test_places_without_documents_and_windows_without_end(window):
+    leaves, fixed = cases.draw(Case(1, 100, 2, 1, 8, window, 0), torch.float32, DEVICE)
+    places = torch.arange(100, device=DEVICE)[None] % 50
+    check(attention_kernel.attention, leaves, fixed | {"positions": places})
+    documents = (torch.arange(100, device=DEVICE) >= 50).long()[None]
+    check(attention_kernel.attention, leaves, fixed | {"documents": documents})
+
+
 def test_a_document_that_is_none_is_told_from_one_of_the_lowest_number():
     documents = torch.tensor([[NOWHERE, NOWHERE, 0, 0, 0, 0]], device=DEVICE)
     leaves = {"q": torch.randn(1, 2, 1, 8, device=DEVICE)} | {name: torch.randn(1, 6, 1, 8, device=DEVICE) for name in "kv"}

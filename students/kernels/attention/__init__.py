@@ -40,12 +40,15 @@ def attention(
         positions: place in the document, counted from 0; needed where there are sinks.
 
     Raises:
-        ValueError: a window below 1, sinks without documents and positions, or heads that key heads do not divide.
+        ValueError: a window below 1, sinks without documents and positions, more queries than keys, or heads that key
+            heads do not divide.
     """
     if window is not None and window < 1:
         raise ValueError(f"a window of {window} tokens sees nothing; it must be at least 1")
     if window is not None and sinks and (documents is None or positions is None):
         raise ValueError(f"{sinks} sinks need each token's document and its position there")
+    if q.shape[1] > k.shape[1]:
+        raise ValueError(f"{q.shape[1]} queries cannot be the last of {k.shape[1]} keys")
     if q.shape[2] % k.shape[2] or q.shape[2] % v.shape[2]:
         raise ValueError(f"{q.shape[2]} heads cannot share {k.shape[2]} key heads, {v.shape[2]} of values, evenly")
     if k.shape[2] != v.shape[2]:  # values of a mixer's identity, one a head
@@ -64,6 +67,7 @@ def _refusal(q: Tensor, v: Tensor, window: int | None, sinks: int) -> str | None
     width = max(q.shape[3], v.shape[3])
     if width > WIDEST:
         return f"heads of {width} channels are wider than {WIDEST}"
-    if window is not None and sinks > MOST_SINKS:
-        return f"{sinks} sinks are more than {MOST_SINKS}"
+    most = MOST_SINKS // 2 if q.dtype.itemsize > 2 and width > 128 else MOST_SINKS  # a tile that shared memory holds
+    if window is not None and sinks > most:
+        return f"{sinks} sinks are more than {most}"
     return None

@@ -80,7 +80,9 @@ def attention(q, k, v, scale, softcap, window, sinks, documents, positions, conf
         documents = documents.expand(q.shape[0], keys).contiguous()
         if positions is None and keys == q.shape[1]:
             positions = count_positions(documents)
-    if positions is not None:
+    if documents is None:  # places count for nothing then
+        positions = None
+    elif positions is not None:
         positions = positions.expand(q.shape[0], keys).contiguous()
     return _Attention.apply(q, k, v, documents, positions, scale, softcap, window, sinks, config)
 
@@ -150,13 +152,14 @@ def _launched(q, k, v, documents, positions, scale, softcap, window, sinks, tile
     time, keys, width, values = q.shape[1], k.shape[1], q.shape[3], v.shape[3]
     reach = tiles.queries if reach is None else reach
     searched = window is None or window >= SEARCHED * tiles.keys
-    most = NEVER.value if window is None else window
+    most = NEVER.value if window is None else min(window, NEVER.value)
     sizes = time, keys, q.shape[2], scale, softcap or 1.0, most, max(most, reach)
     options = {
         "GROUP": q.shape[2] // k.shape[2], "PACKED": documents is not None, "PLACED": positions is not None,
         "WINDOWED": window is not None, "SINKS": sinks, "NARROW": bool(sinks) and window < reach, "FRONT": keys > time,
         "CAPPED": softcap is not None, "SEARCHED": searched, "BM": tiles.queries, "BN": tiles.keys,
-        "FAR": launch.tile(2 * sinks), "D": width, "P": values, "DT": launch.tile(width), "PT": launch.tile(values),
+        "FAR": launch.tile(2 * sinks if keys > time else sinks), "D": width, "P": values, "DT": launch.tile(width),
+        "PT": launch.tile(values),
         "PREC": launch.precision(q.dtype), "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     return sizes, options
