@@ -118,8 +118,7 @@ def _share_buffers(source: nn.Module, target: nn.Module) -> None:
 
 
 def _account(mixer: nn.Module, transfer: Transfer, layer: int) -> None:
-    tensors = {name for name, _ in mixer.named_parameters()} | {name for name, _ in mixer.named_buffers()}
-    if missing := tensors - set(transfer.sources):
+    if missing := {name for name, _ in _tensors(mixer)} - set(transfer.sources):
         raise RuntimeError(f"layer {layer}: {type(mixer).__name__}.from_attention did not set {sorted(missing)}")
 
 

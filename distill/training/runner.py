@@ -115,6 +115,7 @@ class Run:
         evaluations = self.folder.read("evaluations.json", {})
         if "identity" not in evaluations and self.main:
             evaluations["identity"] = check_identity(pipeline.teacher, layout)
+            self.folder.write("evaluations.json", evaluations)
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
             with accelerator.autocast():

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from students.kernels import launch
-from students.kernels.attention.tile import NEVER, far_sinks, logits_of, near_keys, own_document, rows_at, span_of
+from students.kernels.attention.tile import NEVER, far_sinks, keys_at, logits_of, near_keys, own_document, rows_at, span_of
 from students.kernels.documents import positions as count_positions
 
 SIZES = ["t", "s", "window", "reach", "blocks"]  # vary from call to call: no kernel of its own for 1 or 16 n
@@ -76,14 +76,13 @@ def attention(q, k, v, scale, softcap, window, sinks, documents, positions, conf
     config = config or configs(q.dtype, max(q.shape[3], v.shape[3]), window)[0]
     sinks = 0 if window is None else sinks
     keys = k.shape[1]
-    if documents is not None:
+    if documents is None:  # places count for nothing then
+        positions = None
+    else:
         documents = documents.expand(q.shape[0], keys).contiguous()
         if positions is None and keys == q.shape[1]:
             positions = count_positions(documents)
-    if documents is None:  # places count for nothing then
-        positions = None
-    elif positions is not None:
-        positions = positions.expand(q.shape[0], keys).contiguous()
+        positions = None if positions is None else positions.expand(q.shape[0], keys).contiguous()
     return _Attention.apply(q, k, v, documents, positions, scale, softcap, window, sinks, config)
 
 
@@ -227,14 +226,10 @@ def _forward(q, k, v, documents, positions, y, lse, qb, qt, qh, kb, ks, kh, vb, 
         first = start if section == 0 else inner if section == 1 else outer
         last = tl.minimum(inner, stop) if section == 0 else outer if section == 1 else stop
         for j in range(first, last, BN):
-            columns = j + tl.arange(0, BN)
-            seen = ok
-            if section != 1:
-                seen = near_keys(
-                    at[:, None], columns[None, :], own[:, None], documents, positions, stop, window, reach, PACKED, WINDOWED,
-                    SINKS, NARROW, FRONT,
-                )  # fmt: skip
-            keys, values = rows_at(k, columns, ks, columns < stop, D, DT), rows_at(v, columns, vs, columns < stop, P, PT)
+            keys, values, seen = keys_at(
+                k, v, j, ks, vs, at, own, ok, documents, positions, stop, window, reach, section != 1, PACKED, WINDOWED,
+                SINKS, NARROW, FRONT, BN, D, P, DT, PT,
+            )  # fmt: skip
             m, l, out = _attend(queries, keys, values, m, l, out, seen, scale, softcap, section != 1, CAPPED, PREC)
     empty = l == 0  # sees nothing: padding
     out = tl.where(empty[:, None], 0.0, out / tl.where(empty, 1.0, l)[:, None])
@@ -321,14 +316,10 @@ def _backward_queries(q, k, v, documents, positions, y, dy, lse, delta, dq, adde
         first = start if section == 0 else inner if section == 1 else outer
         last = tl.minimum(inner, stop) if section == 0 else outer if section == 1 else stop
         for j in range(first, last, BN):
-            columns = j + tl.arange(0, BN)
-            seen = ok
-            if section != 1:
-                seen = near_keys(
-                    at[:, None], columns[None, :], own[:, None], documents, positions, stop, window, reach, PACKED, WINDOWED,
-                    SINKS, NARROW, FRONT,
-                )  # fmt: skip
-            keys, values = rows_at(k, columns, ks, columns < stop, D, DT), rows_at(v, columns, vs, columns < stop, P, PT)
+            keys, values, seen = keys_at(
+                k, v, j, ks, vs, at, own, ok, documents, positions, stop, window, reach, section != 1, PACKED, WINDOWED,
+                SINKS, NARROW, FRONT, BN, D, P, DT, PT,
+            )  # fmt: skip
             grad = _query_step(
                 queries, keys, values, dout, whole, total, grad, seen, scale, softcap, section != 1, CAPPED, PREC
             )

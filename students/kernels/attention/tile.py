@@ -73,6 +73,23 @@ def near_keys(at, columns, own, documents, positions, stop, window, reach, PACKE
 
 @triton.jit
 @no_type_check
+def keys_at(k, v, j, ks, vs, at, own, ok, documents, positions, stop, window, reach, MASKED: tl.constexpr,
+            PACKED: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr,
+            BN: tl.constexpr, D: tl.constexpr, P: tl.constexpr, DT: tl.constexpr, PT: tl.constexpr):  # fmt: skip
+    """The tile of keys from j on, their values, and which of them each query sees where that is masked."""
+    columns = j + tl.arange(0, BN)
+    seen = ok
+    if MASKED:
+        seen = near_keys(
+            at[:, None], columns[None, :], own[:, None], documents, positions, stop, window, reach, PACKED, WINDOWED, SINKS,
+            NARROW, FRONT,
+        )  # fmt: skip
+    there = columns < stop
+    return rows_at(k, columns, ks, there, D, DT), rows_at(v, columns, vs, there, P, PT), seen
+
+
+@triton.jit
+@no_type_check
 def far_sinks(begin, documents, positions, s, SINKS: tl.constexpr, FRONT: tl.constexpr, FAR: tl.constexpr):
     """The sinks of a document: their places, which of these exist, and the documents of those."""
     slots = tl.arange(0, FAR)
