@@ -48,7 +48,7 @@ def test_attention_with_odd_windows(form, window, sinks, precision):
 def test_attention_with_the_most_sinks(form, precision):
     dtype, tf32 = FORMS[form]
     precision(tf32)
-    for width, most in ((64, 64), (128, 64), (256, 64 if dtype.itemsize == 2 else 32)):
+    for width, most in ((64, 256), (128, 130), (256, 70)):
         for before in (0, 100):
             case = Case(1, 300, 2, 1, width, 64, most, True, before=before)
             check(attention_kernel.attention, attention.reference_attention, cases.draw(case, dtype, "cuda"), form)
@@ -70,7 +70,7 @@ def test_one_token(form):
     leaves, fixed = cases.draw(Case(2, 1, 4, 2, 64, 64, 4), FORMS[form][0], "cuda")
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     y = attention_kernel.attention(**leaves, **fixed)
-    assert torch.equal(y, leaves["v"].repeat_interleave(2, 2))
+    torch.testing.assert_close(y, leaves["v"].repeat_interleave(2, 2), rtol=1e-3, atol=1e-3)  # products may be tf32
     dq, dk, _ = torch.autograd.grad(y.float().sum(), list(leaves.values()))
     assert dq.abs().max() < 0.1 and dk.abs().max() < 0.1
 

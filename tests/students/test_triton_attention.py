@@ -40,6 +40,8 @@ def check(run, leaves, fixed, dtype=torch.float32):
         Case(1, 150, 2, 2, 8, 100, 0, packed=True),
         Case(2, 70, 2, 1, 8, 7, 4, packed=True),  # a window shorter than a block, sinks of documents that begin in it
         Case(1, 60, 2, 1, 8, 1, 1, packed=True),
+        Case(1, 170, 2, 1, 8, 20, 70),  # more sinks than a tile of them holds
+        Case(1, 60, 2, 1, 8, 20, 40, packed=True, before=120),
         Case(1, 130, 2, 1, 20, 20, 3, packed=True, softcap=5.0),
         Case(2, 5, 2, 1, 8, 16, 4, packed=True, before=35),
         Case(1, 50, 2, 1, 8, 30, 2, packed=True, before=70),
@@ -108,8 +110,8 @@ def test_which_implementation_serves(caplog):
     leaves, fixed = cases.draw(Case(1, 20, 2, 1, 300, 4, 0), torch.float32, DEVICE)
     with kernels.backend("triton"), pytest.raises(kernels.BackendError, match="300 channels are wider than 256"):
         attention.attention(**leaves, **fixed)
-    leaves, fixed = cases.draw(Case(1, 20, 2, 1, 8, 4, 70), torch.float32, DEVICE)
-    with kernels.backend("triton"), pytest.raises(kernels.BackendError, match="70 sinks are more than 64"):
+    leaves, fixed = cases.draw(Case(1, 20, 2, 1, 8, 4, 300), torch.float32, DEVICE)
+    with kernels.backend("triton"), pytest.raises(kernels.BackendError, match="300 sinks are more than 256"):
         attention.attention(**leaves, **fixed)
     leaves, fixed = cases.draw(Case(1, 20, 2, 1, 8, 4, 2), torch.float32, DEVICE)
     with kernels.backend("triton"):

@@ -13,7 +13,7 @@ from students.shapes import Float, Int
 IMPLEMENTATIONS = {"reference": reference_attention, "triton": Deferred("students.kernels.attention.kernel", "attention")}
 CHECKED = {"attention": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 256  # head that the Triton kernel serves
-MOST_SINKS = 64  # that it keeps in one tile
+MOST_SINKS = 256  # it unrolls their tiles
 
 
 def attention(
@@ -67,7 +67,6 @@ def _refusal(q: Tensor, v: Tensor, window: int | None, sinks: int) -> str | None
     width = max(q.shape[3], v.shape[3])
     if width > WIDEST:
         return f"heads of {width} channels are wider than {WIDEST}"
-    most = MOST_SINKS // 2 if q.dtype.itemsize > 2 and width > 128 else MOST_SINKS  # a tile that shared memory holds
-    if window is not None and sinks > most:
-        return f"{sinks} sinks are more than {most}"
+    if window is not None and sinks > MOST_SINKS:
+        return f"{sinks} sinks are more than {MOST_SINKS}"
     return None

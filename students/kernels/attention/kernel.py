@@ -121,7 +121,7 @@ class _Attention(torch.autograd.Function):
         with launch.on(q):
             sizes, options = _launched(*given, config.queries)
             _backward_queries[(blocks * batch * heads,)](
-                q, k, v, *places, y, dy, lse, delta, dq, added, begins, *strides, *sizes, blocks, ROWS=rows, **options
+                q, k, v, *places, y, dy, lse, delta, dq, added, begins, *strides, *sizes, blocks, **options
             )
             sizes, options = _launched(*given, config.keys, reach=config.queries.queries)
             found = _bounds(positions, config.keys.keys, time, keys) if options["SEARCHED"] else None
@@ -131,8 +131,8 @@ class _Attention(torch.autograd.Function):
             )  # fmt: skip
             if rows:
                 _backward_sinks[(blocks * batch * kv, rows)](
-                    added, begins, places[1], dk, dv, keys, blocks, heads, kv, SINKS=sinks, ROWS=rows,
-                    GROUP=heads // kv, D=width, P=values, DT=launch.tile(width), PT=launch.tile(values), num_warps=4,
+                    added, begins, places[1], dk, dv, time, keys, sizes[-1], blocks, heads, kv, SINKS=sinks, ROWS=rows,
+                    BM=config.queries.queries, GROUP=heads // kv, D=width, P=values, DT=launch.tile(width), PT=launch.tile(values), num_warps=4,
                 )  # fmt: skip
         return dq, dk, dv, *(None,) * 7
 
@@ -157,11 +157,17 @@ def _launched(q, k, v, documents, positions, scale, softcap, window, sinks, tile
         "GROUP": q.shape[2] // k.shape[2], "PACKED": documents is not None, "PLACED": positions is not None,
         "WINDOWED": window is not None, "SINKS": sinks, "NARROW": bool(sinks) and window < reach, "FRONT": keys > time,
         "CAPPED": softcap is not None, "SEARCHED": searched, "BM": tiles.queries, "BN": tiles.keys,
-        "FAR": launch.tile(2 * sinks if keys > time else sinks), "D": width, "P": values, "DT": launch.tile(width),
+        "FAR": _sink_tile(q, v, sinks, keys > time), "D": width, "P": values, "DT": launch.tile(width),
         "PT": launch.tile(values),
         "PREC": launch.precision(q.dtype), "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     return sizes, options
+
+
+def _sink_tile(q, v, sinks: int, front: bool) -> int:
+    """Sinks of a tile: what shared memory holds beside the tiles of queries and keys."""
+    most = 16 if q.dtype.itemsize > 2 and max(q.shape[3], v.shape[3]) > 128 else 64
+    return launch.tile(min(2 * sinks if front else sinks, most))
 
 
 def _bounds(positions: Tensor | None, block: int, time: int, keys: int) -> Tensor | None:
@@ -199,6 +205,7 @@ def _forward(q, k, v, documents, positions, y, lse, qb, qt, qh, kb, ks, kh, vb, 
              SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr, CAPPED: tl.constexpr, SEARCHED: tl.constexpr,
              BM: tl.constexpr, BN: tl.constexpr, FAR: tl.constexpr, D: tl.constexpr, P: tl.constexpr, DT: tl.constexpr,
              PT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
+    ROWS: tl.constexpr = 2 * SINKS if FRONT else SINKS
     blocks = tl.cdiv(t, BM)
     z, pair = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     b, head = pair // heads, pair % heads
@@ -218,10 +225,11 @@ def _forward(q, k, v, documents, positions, y, lse, qb, qt, qh, kb, ks, kh, vb, 
     out = tl.zeros([BM, PT], tl.float32)
     if SINKS > 0:  # noqa: SIM102 - one is known when the kernel is compiled
         if stop > reach:
-            places, there, theirs = far_sinks(begin, documents, positions, s, SINKS, FRONT, FAR)
-            far = there[None, :] & (at[:, None] - places[None, :] >= reach) & (own[:, None] == theirs[None, :])
-            sinks, sunk = rows_at(k, places, ks, there, D, DT), rows_at(v, places, vs, there, P, PT)
-            m, l, out = _attend(queries, sinks, sunk, m, l, out, far, scale, softcap, True, CAPPED, PREC)
+            for base in tl.static_range(0, ROWS, FAR):
+                places, there, theirs = far_sinks(base, begin, documents, positions, s, SINKS, FRONT, FAR)
+                far = there[None, :] & (at[:, None] - places[None, :] >= reach) & (own[:, None] == theirs[None, :])
+                sinks, sunk = rows_at(k, places, ks, there, D, DT), rows_at(v, places, vs, there, P, PT)
+                m, l, out = _attend(queries, sinks, sunk, m, l, out, far, scale, softcap, True, CAPPED, PREC)
     for section in tl.static_range(0 if SEARCHED else 2, 3):  # masked, seen by all, masked
         first = start if section == 0 else inner if section == 1 else outer
         last = tl.minimum(inner, stop) if section == 0 else outer if section == 1 else stop
@@ -273,11 +281,11 @@ def _key_step(keys, values, q, dy, lse, delta, dk, dv, seen, scale, softcap, MAS
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _backward_queries(q, k, v, documents, positions, y, dy, lse, delta, dq, added, begins, qb, qt, qh, kb, ks, kh, vb, vs,
-                      vh, yb, yt, yh, gb, gt, gh, t, s, heads, scale, softcap, window, reach, blocks, ROWS: tl.constexpr,
-                      GROUP: tl.constexpr, PACKED: tl.constexpr, PLACED: tl.constexpr, WINDOWED: tl.constexpr,
+                      vh, yb, yt, yh, gb, gt, gh, t, s, heads, scale, softcap, window, reach, blocks, GROUP: tl.constexpr, PACKED: tl.constexpr, PLACED: tl.constexpr, WINDOWED: tl.constexpr,
                       SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr, CAPPED: tl.constexpr,
                       SEARCHED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FAR: tl.constexpr, D: tl.constexpr,
                       P: tl.constexpr, DT: tl.constexpr, PT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
+    ROWS: tl.constexpr = 2 * SINKS if FRONT else SINKS
     z, pair = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     b, head = pair // heads, pair % heads
     k += b * kb + head // GROUP * kh
@@ -292,26 +300,29 @@ def _backward_queries(q, k, v, documents, positions, y, dy, lse, delta, dq, adde
     out = rows_at(y + b * yb + head * yh, rows, yt, ok, P, PT)
     total = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
     tl.store(delta + pair * t + rows, total, mask=ok)
-    whole = tl.load(lse + pair * t + rows, mask=ok, other=0.0)
+    sums = tl.load(lse + pair * t + rows, mask=ok, other=0.0)
     begin, start, inner, outer, stop = span_of(
         z, ok, first, t, s, window, reach, BM, BN, PACKED, PLACED, WINDOWED, FRONT, SEARCHED
     )
     grad = tl.zeros([BM, DT], tl.float32)
     if SINKS > 0:
-        places, there, theirs = far_sinks(begin, documents, positions, s, SINKS, FRONT, FAR)
-        far = there[None, :] & (at[:, None] - places[None, :] >= reach) & (own[:, None] == theirs[None, :])
-        sinks, sunk = rows_at(k, places, ks, there, D, DT), rows_at(v, places, vs, there, P, PT)
-        grad = _query_step(queries, sinks, sunk, dout, whole, total, grad, far, scale, softcap, True, CAPPED, PREC)
-        slots = tl.arange(0, FAR)
-        far = there[:, None] & (at[None, :] - places[:, None] >= reach) & (theirs[:, None] == own[None, :])
-        dk, dv = tl.zeros([FAR, DT], tl.float32), tl.zeros([FAR, PT], tl.float32)
-        dk, dv = _key_step(sinks, sunk, queries, dout, whole, total, dk, dv, far, scale, softcap, True, CAPPED, PREC)
-        added += ((pair * blocks + z) * ROWS + slots[:, None]) * (D + P)
-        wide, deep = tl.arange(0, DT)[None, :], tl.arange(0, PT)[None, :]
-        tl.store(added + wide, dk * scale, mask=(slots < ROWS)[:, None] & (wide < D))
-        tl.store(added + D + deep, dv, mask=(slots < ROWS)[:, None] & (deep < P))
         if head == 0:
             tl.store(begins + b * blocks + z, begin)
+        if stop > reach:
+            added += (pair * blocks + z) * ROWS * (D + P)
+            wide, deep = tl.arange(0, DT)[None, :], tl.arange(0, PT)[None, :]
+            for base in tl.static_range(0, ROWS, FAR):
+                places, there, theirs = far_sinks(base, begin, documents, positions, s, SINKS, FRONT, FAR)
+                far = there[None, :] & (at[:, None] - places[None, :] >= reach) & (own[:, None] == theirs[None, :])
+                sinks, sunk = rows_at(k, places, ks, there, D, DT), rows_at(v, places, vs, there, P, PT)
+                grad = _query_step(queries, sinks, sunk, dout, sums, total, grad, far, scale, softcap, True, CAPPED, PREC)
+                far = there[:, None] & (at[None, :] - places[:, None] >= reach) & (theirs[:, None] == own[None, :])
+                dk, dv = tl.zeros([FAR, DT], tl.float32), tl.zeros([FAR, PT], tl.float32)
+                dk, dv = _key_step(sinks, sunk, queries, dout, sums, total, dk, dv, far, scale, softcap, True, CAPPED, PREC)
+                slots = base + tl.arange(0, FAR)
+                line = added + slots[:, None] * (D + P)
+                tl.store(line + wide, dk * scale, mask=(slots < ROWS)[:, None] & (wide < D))
+                tl.store(line + D + deep, dv, mask=(slots < ROWS)[:, None] & (deep < P))
     for section in tl.static_range(0 if SEARCHED else 2, 3):
         first = start if section == 0 else inner if section == 1 else outer
         last = tl.minimum(inner, stop) if section == 0 else outer if section == 1 else stop
@@ -321,7 +332,7 @@ def _backward_queries(q, k, v, documents, positions, y, dy, lse, delta, dq, adde
                 SINKS, NARROW, FRONT, BN, D, P, DT, PT,
             )  # fmt: skip
             grad = _query_step(
-                queries, keys, values, dout, whole, total, grad, seen, scale, softcap, section != 1, CAPPED, PREC
+                queries, keys, values, dout, sums, total, grad, seen, scale, softcap, section != 1, CAPPED, PREC
             )
     channels = tl.arange(0, DT)
     place = dq + (b * t + rows.to(tl.int64))[:, None] * (heads * D) + head * D + channels
@@ -391,10 +402,11 @@ def _backward_keys(q, k, v, documents, positions, dy, lse, delta, dk, dv, bounds
     tl.store(dv + line * P + deep, vgrad.to(dv.dtype.element_ty), mask=there[:, None] & (deep < P))
 
 
-@triton.jit(do_not_specialize=["s", "blocks"])
+@triton.jit(do_not_specialize=["t", "s", "reach", "blocks"])
 @no_type_check
-def _backward_sinks(added, begins, positions, dk, dv, s, blocks, heads, kv, SINKS: tl.constexpr, ROWS: tl.constexpr,
-                    GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, DT: tl.constexpr, PT: tl.constexpr):  # fmt: skip
+def _backward_sinks(added, begins, positions, dk, dv, t, s, reach, blocks, heads, kv, SINKS: tl.constexpr,
+                    ROWS: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+                    DT: tl.constexpr, PT: tl.constexpr):  # fmt: skip
     """Add to one sink what the blocks of queries of its document want of it; the first of these blocks does it."""
     z, pair, slot = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(1)
     b, head = pair // kv, pair % kv
@@ -415,7 +427,7 @@ def _backward_sinks(added, begins, positions, dk, dv, s, blocks, heads, kv, SINK
         for group in tl.static_range(0, GROUP):
             for first in range(z, blocks, 32):
                 at = first + tl.arange(0, 32)
-                ok = at < blocks
+                ok = (at < blocks) & (tl.minimum(at * BM + BM, t) + s - t > reach)  # earlier blocks have no far sinks
                 if slot < SINKS:
                     ok = ok & (tl.load(begins + at, mask=ok, other=0) == begin)
                 line = (((b * heads + head * GROUP + group) * blocks + at) * ROWS + slot)[:, None] * (D + P)

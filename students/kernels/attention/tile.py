@@ -90,9 +90,9 @@ def keys_at(k, v, j, ks, vs, at, own, ok, documents, positions, stop, window, re
 
 @triton.jit
 @no_type_check
-def far_sinks(begin, documents, positions, s, SINKS: tl.constexpr, FRONT: tl.constexpr, FAR: tl.constexpr):
-    """The sinks of a document: their places, which of these exist, and the documents of those."""
-    slots = tl.arange(0, FAR)
+def far_sinks(base, begin, documents, positions, s, SINKS: tl.constexpr, FRONT: tl.constexpr, FAR: tl.constexpr):
+    """The sinks of a document from number `base` on: their places, which of these exist, and the documents of those."""
+    slots = base + tl.arange(0, FAR)
     places = begin + slots
     there = (slots < SINKS) & (places >= (SINKS if FRONT else 0)) & (places < s)
     theirs = tl.full([FAR], 0, tl.int32) + begin
