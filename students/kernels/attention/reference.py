@@ -90,7 +90,7 @@ def _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width
     if sinks:
         start = (index[:, :1] - positions[:, index[:, 0]][..., None]) + torch.arange(sinks, device=q.device)  # [b z s]
         far = (start >= width) & (start < index[:, :1])
-        start = start.clamp(min=0)
+        start = start.clamp(0, (blocks + 1) * width - 1)
         columns = torch.cat([start, index.expand(batch, -1, -1)], 2)  # [b z s+2w]
     else:
         columns = index.expand(batch, -1, -1)
