@@ -166,7 +166,7 @@ def _launched(q, k, v, documents, positions, scale, softcap, window, sinks, tile
 
 def _sink_tile(q, v, sinks: int, front: bool) -> int:
     """Sinks of a tile: what shared memory holds beside the tiles of queries and keys."""
-    most = 16 if q.dtype.itemsize > 2 and max(q.shape[3], v.shape[3]) > 128 else 64
+    most = 64 if q.dtype.itemsize == 2 else 64 * 64 // max(64, launch.tile(max(q.shape[3], v.shape[3])))
     return launch.tile(min(2 * sinks if front else sinks, most))
 
 
@@ -225,7 +225,7 @@ def _forward(q, k, v, documents, positions, y, lse, qb, qt, qh, kb, ks, kh, vb, 
     out = tl.zeros([BM, PT], tl.float32)
     if SINKS > 0:  # noqa: SIM102 - one is known when the kernel is compiled
         if stop > reach:
-            for base in tl.static_range(0, ROWS, FAR):
+            for base in tl.range(0, ROWS, FAR, num_stages=1):
                 places, there, theirs = far_sinks(base, begin, documents, positions, s, SINKS, FRONT, FAR)
                 far = there[None, :] & (at[:, None] - places[None, :] >= reach) & (own[:, None] == theirs[None, :])
                 sinks, sunk = rows_at(k, places, ks, there, D, DT), rows_at(v, places, vs, there, P, PT)
@@ -311,7 +311,7 @@ def _backward_queries(q, k, v, documents, positions, y, dy, lse, delta, dq, adde
         if stop > reach:
             added += (pair * blocks + z) * ROWS * (D + P)
             wide, deep = tl.arange(0, DT)[None, :], tl.arange(0, PT)[None, :]
-            for base in tl.static_range(0, ROWS, FAR):
+            for base in tl.range(0, ROWS, FAR, num_stages=1):
                 places, there, theirs = far_sinks(base, begin, documents, positions, s, SINKS, FRONT, FAR)
                 far = there[None, :] & (at[:, None] - places[None, :] >= reach) & (own[:, None] == theirs[None, :])
                 sinks, sunk = rows_at(k, places, ks, there, D, DT), rows_at(v, places, vs, there, P, PT)
