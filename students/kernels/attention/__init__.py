@@ -6,12 +6,12 @@ The first tokens ("sinks", arXiv 2309.17453) carry much of the attention mass; a
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, compute_type, pick
+from students.kernels import TYPES, Deferred, compute_type, pick
 from students.kernels.attention.reference import attention as reference_attention
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_attention, "triton": Deferred("students.kernels.attention.kernel", "attention")}
-CHECKED = {"attention": (torch.bfloat16,)}  # types compared with float64 on a GPU
+CHECKED = {"attention": TYPES}  # compared with float64 on a GPU
 WIDEST = 256  # head that the Triton kernel serves
 MOST_SINKS = 256  # it unrolls their tiles
 

@@ -132,7 +132,8 @@ class _Attention(torch.autograd.Function):
             if rows:
                 _backward_sinks[(blocks * batch * kv, rows)](
                     added, begins, places[1], dk, dv, time, keys, sizes[-1], blocks, heads, kv, SINKS=sinks, ROWS=rows,
-                    BM=config.queries.queries, GROUP=heads // kv, D=width, P=values, DT=launch.tile(width), PT=launch.tile(values), num_warps=4,
+                    BM=config.queries.queries, GROUP=heads // kv, D=width, P=values, DT=launch.tile(width),
+                    PT=launch.tile(values), num_warps=4,
                 )  # fmt: skip
         return dq, dk, dv, *(None,) * 7
 
@@ -281,10 +282,11 @@ def _key_step(keys, values, q, dy, lse, delta, dk, dv, seen, scale, softcap, MAS
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _backward_queries(q, k, v, documents, positions, y, dy, lse, delta, dq, added, begins, qb, qt, qh, kb, ks, kh, vb, vs,
-                      vh, yb, yt, yh, gb, gt, gh, t, s, heads, scale, softcap, window, reach, blocks, GROUP: tl.constexpr, PACKED: tl.constexpr, PLACED: tl.constexpr, WINDOWED: tl.constexpr,
-                      SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr, CAPPED: tl.constexpr,
-                      SEARCHED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, FAR: tl.constexpr, D: tl.constexpr,
-                      P: tl.constexpr, DT: tl.constexpr, PT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
+                      vh, yb, yt, yh, gb, gt, gh, t, s, heads, scale, softcap, window, reach, blocks, GROUP: tl.constexpr,
+                      PACKED: tl.constexpr, PLACED: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr,
+                      NARROW: tl.constexpr, FRONT: tl.constexpr, CAPPED: tl.constexpr, SEARCHED: tl.constexpr,
+                      BM: tl.constexpr, BN: tl.constexpr, FAR: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+                      DT: tl.constexpr, PT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
     ROWS: tl.constexpr = 2 * SINKS if FRONT else SINKS
     z, pair = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     b, head = pair // heads, pair % heads
