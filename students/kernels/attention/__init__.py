@@ -3,7 +3,6 @@
 The first tokens ("sinks", arXiv 2309.17453) carry much of the attention mass; a window without them falls apart.
 """
 
-import torch
 from torch import Tensor
 
 from students.kernels import TYPES, Deferred, compute_type, pick
