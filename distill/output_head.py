@@ -1,8 +1,18 @@
-"""The head of a language model, as the fused losses take it."""
+"""The head of a language model: as the fused losses take it, and wide, as everything that judges takes it.
 
-from torch import nn
+In bfloat16 the logits of one token in twenty-five have no single first place. So the body of a judged model runs in the
+precision of its run, and its head and softmax in float32, products included.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from students.kernels.linear_kl import Head
+from students.kernels.linear_kl.reference import logits_of
 
 
 def head_of(model: nn.Module) -> Head:
@@ -11,3 +21,50 @@ def head_of(model: nn.Module) -> Head:
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(embeddings.weight, getattr(embeddings, "bias", None), scale, softcap)
+
+
+def wide_head(model: nn.Module) -> Head:
+    """The head in float32, or wider where it is: a copy where it was narrower."""
+    head = head_of(model)
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    bias = None if head.bias is None else head.bias.detach().to(wide)
+    return head._replace(weight=head.weight.detach().to(wide), bias=bias)
+
+
+def wide_logits(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t v"]:
+    """The logits of some tokens in float32 or wider, whatever precision the body ran in.
+
+    Args:
+        head: from `wide_head`.
+    """
+    with full_products(hidden.device):
+        return logits_of(hidden.to(torch.promote_types(hidden.dtype, head.weight.dtype)), head)
+
+
+@contextmanager
+def generating_wide(model: nn.Module) -> Iterator[None]:
+    """The same for a model that generates while the block runs: its head's products are float32."""
+
+    def wide(head: nn.Module, inputs: tuple[Tensor, ...], narrow: Tensor) -> Tensor:
+        kind = torch.promote_types(narrow.dtype, torch.float32)
+        bias = None if getattr(head, "bias", None) is None else head.bias.to(kind)
+        with full_products(narrow.device):
+            return nn.functional.linear(inputs[0].to(kind), head.weight.to(kind), bias)
+
+    hook = model.get_output_embeddings().register_forward_hook(wide)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def full_products(device: torch.device) -> Iterator[None]:
+    """Float32 products in float32: neither autocast nor TF32 while the block runs."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

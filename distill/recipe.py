@@ -59,6 +59,15 @@ class EvaluationOptions(Schema):
     passkey_trials: Annotated[int, Field(ge=1)] = 10
 
 
+class Selected(Schema):
+    """What chose a layout that is written out: the scorer, and the recall families and tasks that it read. In tables of its
+    student they are in-sample."""
+
+    by: str
+    families: list[str] = []
+    tasks: list[str] = []
+
+
 class Checkpoints(Schema):
     """How often a stage saves itself: after so many minutes, or steps."""
 
@@ -69,7 +78,8 @@ class Checkpoints(Schema):
 
 class Recipe(Schema):
     """A whole recipe. `pattern`, one entry a letter, and `meta_tokens` (learned ones in front of every document) make the
-    student's layout; a mapping as `pattern` has the run select it (distill/selection). `stages` run in order."""
+    student's layout; a mapping as `pattern` has the run select it (distill/selection), and `selected` says of a layout that
+    was written out by what. `stages` run in order."""
 
     reserved: ClassVar[frozenset[str]] = frozenset({"teacher_4bit"})
 
@@ -81,6 +91,7 @@ class Recipe(Schema):
     pattern: str | dict[str, Any]
     mixers: dict[Letter, dict[str, Any]]
     meta_tokens: Annotated[int, Field(ge=0)] = 0
+    selected: Selected | None = None
     data: Data
     stages: list[dict[str, dict[str, Any]]]
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -101,8 +112,9 @@ class Recipe(Schema):
     def fingerprint(self) -> str:
         """Eight digits that change with anything in the recipe."""
         entries = self.model_dump(mode="json")
-        if not self.teacher_ignore:  # recipes from before it was there keep their runs
-            del entries["teacher_ignore"]
+        for name in ("teacher_ignore", "selected"):  # recipes from before these were there keep their runs
+            if not entries[name]:
+                del entries[name]
         text = json.dumps(entries, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

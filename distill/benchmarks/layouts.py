@@ -17,6 +17,7 @@ from rich.table import Table
 
 from distill.errors import UserError, nearest
 from distill.evaluation.recall import recall
+from distill.evaluation.rows import decimal, error_of
 from distill.recipe import Recipe
 from distill.recipe_file import check
 from distill.runs.run_dir import RunDir, versions
@@ -138,6 +139,6 @@ def table(result: Mapping) -> Table:
     for row in sorted(result["rows"], key=lambda row: row["kl"]):
         passkey = " ".join(row["passkey"].values())
         speed = " / ".join(f"{rate:,}" for rate in row["tokens_per_second"].values())
-        numbers = f"{row['kl']:.3f} ± {row['kl_error']:.3f}", f"{row['agreement']:.1%}", f"{row['perplexity']:.2f}"
+        numbers = f"{row['kl']:.3f}{error_of(row['kl_error'], 3)}", f"{row['agreement']:.1%}", decimal(row["perplexity"], 2)
         found.add_row(row["layout"], *numbers, passkey, f"{row['cache_bytes'] / 2**20:.1f}", speed)
     return found

@@ -14,12 +14,13 @@ from teachers.teacher import Teacher
 class Evaluation:
     """Base of the evaluations.
 
-    suites: names of the suites that run it for the teacher and the student ("run" is what ends a run). baselines: those
-    of them that run it for the other rows too.
+    suites: names of the suites that run it for the teacher and the student ("run" is what ends a run). baselines, knockouts:
+    those of them that run it for the baselines, and for the student without one of its branches, too.
     """
 
     suites: ClassVar[tuple[str, ...]]
     baselines: ClassVar[tuple[str, ...]] = ()
+    knockouts: ClassVar[tuple[str, ...]] = ()
 
     def measure(self, teacher: Teacher, model: nn.Module | None, heldout: Heldout, suite: Suite) -> Any:
         """One model's results, as JSON will hold them; `model` None asks the teacher."""

@@ -4,6 +4,7 @@ By position in the window (what a short memory loses grows with it) and by sourc
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -11,70 +12,103 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor, nn
 
+from distill.errors import UserError
 from distill.evaluation.calibration import calibration_error, rank_agreement
 from distill.evaluation.evaluation import Evaluation
-from distill.evaluation.rows import rows_table
-from distill.output_head import head_of
+from distill.evaluation.nonfinite import NotFinite, check_finite
+from distill.evaluation.pairing import COMPARED, mean_and_error
+from distill.evaluation.rows import decimal, difference_of, error_of, lower_on, rows_table
+from distill.output_head import wide_head, wide_logits
 from distill.text.heldout import Heldout
 from distill.text.windows import Batch
 from students.kernels.linear_kl import Head
-from students.kernels.linear_kl.reference import forward_kl, logits_of
+from students.kernels.linear_kl.reference import forward_kl
 from teachers.teacher import Teacher
 
 CHUNK = 1024  # tokens whose logits exist at a time
 POSITION_BANDS = 8
-COLUMNS = ("kl", "agree", "nll", "teacher_nll", "rank", "overlap", "kendall")  # means over tokens
+COLUMNS = ("kl", "agreement", "nll", "teacher_nll", "rank", "overlap", "kendall")  # means over tokens
 SURENESS = ("confidence", "correct", "teacher_confidence", "teacher_correct")  # what calibration is measured from
+PLACES = ("weight", "label", "document")  # of a token
+MOST_NATS = 690.0  # a token, whose perplexity is a number still
 
 
 @torch.no_grad()
 def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dict:
     """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
 
+    The body of a model runs as it is called; heads and softmaxes are float32, sums float64.
+
     Returns:
-        tokens, kl, kl_error (standard error over windows), agreement, perplexity, teacher_perplexity, ece, teacher_ece
-        (see `calibration_error`), rank, overlap, kendall (means of `rank_agreement`), and by_position and by_source, lists
-        of {name, tokens, kl, agreement}.
+        tokens, kl, kl_error (standard error over documents; None of a single one), agreement, nll and teacher_nll (nats a
+        token), perplexity and teacher_perplexity (None where they are beyond 1e300), ece, teacher_ece (see
+        `calibration_error`), rank, overlap, kendall (means of `rank_agreement`), documents, a mapping of lists {number,
+        tokens, kl, nll, agreement}, and by_position and by_source, lists of {name, tokens, kl, agreement}.
+
+    Raises:
+        UserError: no token of the text can be scored. NotFinite: an output is not finite, naming the layer.
     """
-    teacher_head = head_of(teacher.model)
-    head = teacher_head if model is None else head_of(model)
-    columns: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS, "weight", "label")}
-    for batch, teacher_hidden in zip(heldout.batches, heldout.hidden, strict=True):
-        hidden = teacher_hidden if model is None else model.hidden(batch.ids, batch.documents)
+    teacher_head = wide_head(teacher.model)
+    head = None if model is None else wide_head(model)
+    columns: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS, *PLACES)}
+    for index, (batch, teacher_hidden) in enumerate(zip(heldout.batches, heldout.hidden, strict=True)):
+        if not batch.weights.any():
+            continue
+        hidden = None if model is None else model.hidden(batch.ids, batch.documents)
+        check_finite(teacher, model, hidden, teacher_hidden, batch)
         scored = _score_tokens(hidden, head, teacher_hidden, teacher_head, batch)
-        for name, values in {**scored, "weight": batch.weights, "label": batch.labels}.items():
+        if not all(values.isfinite().all() for values in scored.values()):
+            raise NotFinite(f"the {'teacher' if model is None else 'student'}'s or its teacher's logits are not finite")
+        document = torch.zeros_like(batch.ids) if heldout.documents is None else heldout.documents[index]
+        for name, values in {**scored, "weight": batch.weights, "label": batch.labels, "document": document}.items():
             columns[name].append(values.reshape(batch.ids.shape).cpu())
+    if not columns["weight"]:
+        raise UserError("the held-out text has no token to score: none has a next one in its document (data.heldout)")
     table = {name: torch.cat(parts) for name, parts in columns.items()}  # [window t]
-    weight = table["weight"]
-    window_kl = _mean(table["kl"], weight, 1)
-    result = {
+    table = {name: column.double() if column.is_floating_point() else column for name, column in table.items()}
+    return _summary(table, heldout.label_names)
+
+
+def _summary(table: dict[str, Tensor], label_names: Sequence[str]) -> dict:
+    weight, documents = table["weight"], _by_document(table)
+    means = {name: _mean(table[name], weight).item() for name in COLUMNS}
+    return {
         "tokens": int(weight.sum()),
-        "kl": _mean(table["kl"], weight).item(),
-        "kl_error": (window_kl.std() / len(window_kl) ** 0.5).item() if len(window_kl) > 1 else 0.0,
-        "agreement": _mean(table["agree"], weight).item(),
-        "perplexity": _mean(table["nll"], weight).exp().item(),
-        "teacher_perplexity": _mean(table["teacher_nll"], weight).exp().item(),
+        "kl": means["kl"],
+        "kl_error": mean_and_error(documents["kl"], documents["tokens"])[1],
+        "agreement": means["agreement"],
+        "nll": means["nll"],
+        "teacher_nll": means["teacher_nll"],
+        "perplexity": perplexity(means["nll"]),
+        "teacher_perplexity": perplexity(means["teacher_nll"]),
         "ece": calibration_error(table["confidence"], table["correct"], weight),
         "teacher_ece": calibration_error(table["teacher_confidence"], table["teacher_correct"], weight),
-        **{name: _mean(table[name], weight).item() for name in ("rank", "overlap", "kendall")},
+        **{name: means[name] for name in ("rank", "overlap", "kendall")},
+        "documents": documents,
+        "by_position": _by_position(table),
+        "by_source": _by_source(table, label_names),
     }
-    return {**result, "by_position": _by_position(table), "by_source": _by_source(table, heldout.label_names)}
+
+
+def perplexity(nll: float) -> float | None:
+    """exp of nats a token; None where that is beyond 1e300."""
+    return math.exp(nll) if nll < MOST_NATS else None
 
 
 def _score_tokens(
-    hidden: Float[Tensor, "b t d"], head: Head, teacher_hidden: Float[Tensor, "b t e"], teacher_head: Head, batch: Batch
+    hidden: Float[Tensor, "b t d"] | None,
+    head: Head | None,
+    teacher_hidden: Float[Tensor, "b t e"],
+    teacher_head: Head,
+    batch: Batch,
 ) -> dict[str, Tensor]:
-    """Every column of the table, a chunk of logits at a time."""
+    """Every column of the table, a chunk of logits at a time; of the teacher itself without a student's."""
     rows: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS)}
-    pieces = zip(
-        hidden.flatten(0, 1).split(CHUNK),
-        teacher_hidden.flatten(0, 1).split(CHUNK),
-        batch.targets.flatten().split(CHUNK),
-        strict=True,
-    )
-    for piece, teacher_piece, targets in pieces:
-        student = logits_of(piece, head).log_softmax(-1)
-        teacher = logits_of(teacher_piece, teacher_head).log_softmax(-1)
+    theirs = teacher_hidden.flatten(0, 1).split(CHUNK)
+    ours = [None] * len(theirs) if hidden is None else hidden.flatten(0, 1).split(CHUNK)
+    for piece, teacher_piece, targets in zip(ours, theirs, batch.targets.flatten().split(CHUNK), strict=True):
+        teacher = wide_logits(teacher_piece, teacher_head).log_softmax(-1)
+        student = teacher if piece is None else wide_logits(piece, head).log_softmax(-1)
         scored = {"kl": forward_kl(student, teacher), **rank_agreement(student, teacher)}
         choices = []
         for prefix, logprobs in (("", student), ("teacher_", teacher)):
@@ -83,53 +117,67 @@ def _score_tokens(
             scored[f"{prefix}nll"] = -logprobs.gather(-1, targets[:, None])[:, 0]
             scored[f"{prefix}confidence"] = best.exp()
             scored[f"{prefix}correct"] = (choice == targets).float()
-        scored["agree"] = (choices[0] == choices[1]).float()
+        scored["agreement"] = (choices[0] == choices[1]).float()
         for name, values in scored.items():
             rows[name].append(values)
     return {name: torch.cat(parts) for name, parts in rows.items()}
 
 
-def _mean(values: Tensor, weight: Tensor, dim: int | None = None) -> Tensor:
-    total = (values * weight).sum() if dim is None else (values * weight).sum(dim)
-    return total / (weight.sum() if dim is None else weight.sum(dim)).clamp_min(1.0)
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (values * weight).sum() / weight.sum()
+
+
+def _by_document(table: dict[str, Tensor]) -> dict[str, list]:
+    """Means over each document's tokens, in the documents' order."""
+    chosen = table["weight"] > 0
+    numbers, place = table["document"][chosen].unique(return_inverse=True)
+    weight = table["weight"][chosen]
+    total = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, place, weight)
+    found: dict[str, list] = {"number": numbers.tolist(), "tokens": [int(count) for count in total]}
+    for name in COMPARED:
+        sums = torch.zeros_like(total).index_add_(0, place, table[name][chosen] * weight)
+        found[name] = (sums / total).tolist()
+    return found
 
 
 def _by_position(table: dict[str, Tensor]) -> list[dict]:
     time = table["kl"].shape[1]
     edges = [round(i * time / POSITION_BANDS) for i in range(POSITION_BANDS + 1)]
     bands = [(f"{a}-{b - 1}", slice(a, b)) for a, b in itertools.pairwise(edges) if b > a]
-    return [_line(name, {key: column[:, band] for key, column in table.items()}) for name, band in bands]
+    lines = [_line(name, {key: column[:, band] for key, column in table.items()}) for name, band in bands]
+    return [line for line in lines if line is not None]
 
 
 def _by_source(table: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
-    rows = []
-    for index, name in enumerate(names):
-        chosen = {**table, "weight": table["weight"] * (table["label"] == index)}
-        if chosen["weight"].sum() > 0:
-            rows.append(_line(name, chosen))
-    return rows
+    lines = [
+        _line(name, {**table, "weight": table["weight"] * (table["label"] == index)}) for index, name in enumerate(names)
+    ]
+    return [line for line in lines if line is not None]
 
 
-def _line(name: str, table: dict[str, Tensor]) -> dict:
+def _line(name: str, table: dict[str, Tensor]) -> dict | None:
+    """A part's means; None where nothing in it counts."""
     weight = table["weight"]
-    return {
-        "name": name,
-        "tokens": int(weight.sum()),
-        "kl": _mean(table["kl"], weight).item(),
-        "agreement": _mean(table["agree"], weight).item(),
-    }
+    if not weight.any():
+        return None
+    means = {key: _mean(table[key], weight).item() for key in ("kl", "agreement")}
+    return {"name": name, "tokens": int(weight.sum()), **means}
 
 
 class Fidelity(Evaluation):
     """Fidelity to the teacher, of every row."""
 
-    suites = baselines = ("run", "quick", "standard", "full")
+    suites = baselines = knockouts = ("run", "quick", "standard", "full")
 
     def measure(self, teacher, model, heldout, suite):
         return fidelity(teacher, model, heldout)
 
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
-        yield "fidelity on held-out text, KL in nats a token", _table(judged["rows"])
+        count = len(judged["rows"]["student"]["fidelity"].get("documents", {}).get("number", []))
+        of = f" of {count} documents, ± one standard error over them" if count else ""
+        yield f"fidelity on held-out text{of}, KL in nats a token", _table(judged["rows"])
+        if any(judged.get("against_student", {}).values()):
+            yield "the student less each row, paired document by document", _paired_table(judged["against_student"])
 
 
 def _table(rows: Mapping) -> Table:
@@ -137,12 +185,22 @@ def _table(rows: Mapping) -> Table:
     for row, results in rows.items():
         found = results["fidelity"]
         lines[row] = [
-            f"{found['kl']:.3f}" + (f"±{found['kl_error']:.3f}" if row != "teacher" else ""),
+            f"{found['kl']:.3f}" + error_of(found["kl_error"] if row != "teacher" else None, 3, "±"),
             f"{found['agreement']:.1%}",
-            f"{found['perplexity']:.2f}",
+            decimal(found["perplexity"], 2),
             f"{found['ece']:.3f}",
             f"{found['rank']:.1f}",
             f"{found['overlap']:.1%}",
             f"{found['kendall']:.3f}",
         ]
     return rows_table(["", "KL", "agree", "perplexity", "ECE", "rank", "top 5", "tau of 10"], lines)
+
+
+def _paired_table(against: Mapping) -> Table:
+    lines = {}
+    for row, found in against.items():
+        if found:
+            kl = [] if row == "teacher" else [difference_of(found["kl"], 4), lower_on(found["kl"])]
+            both = [*(kl or ["", ""]), difference_of(found["nll"], 4), lower_on(found["nll"])]
+            lines[row] = [*both, difference_of(found["agreement"], 3)]
+    return rows_table(["", "KL", "lower on", "nats a token", "lower on", "agree"], lines)

@@ -16,6 +16,7 @@ from torch import nn
 
 from distill.evaluation.questions import SEED, TASKS, summary
 from distill.evaluation.scoring import Marked, opening, score
+from distill.output_head import generating_wide
 from teachers.teacher import Teacher
 
 LONGEST = 2048  # tokens of a window where the teacher's config knows no limit
@@ -67,7 +68,8 @@ class HarnessModel(TemplateLM):
     @torch.no_grad()
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first of each request's stop strings, one prompt at a time."""
-        return [self._continue(*request.args) for request in requests]
+        with generating_wide(self.teacher.model if self.model is None else self.model):
+            return [self._continue(*request.args) for request in requests]
 
     def _continue(self, context: str, options: Mapping[str, Any]) -> str:
         stops = options.get("until") or []

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from distill.evaluation.rows import rows_left_out, rows_of
+from distill.evaluation.nonfinite import NotFinite
+from distill.evaluation.pairing import paired
+from distill.evaluation.rows import KNOCKOUTS, TITLES, rows_left_out, rows_of
 from distill.evaluation.suite import Suite
 from distill.evaluation.suites import EVALUATIONS, evaluation, suite_of_run
 from distill.loading import load_student
@@ -34,16 +37,17 @@ def judge_session(
     Args:
         suite: what to measure; None for what ends a run. known, say: as in `judge_all`.
     """
-    options, teacher = session.recipe.evaluation, session.teacher
-    suite = suite or suite_of_run(options)
+    recipe, teacher = session.recipe, session.teacher
+    selected = recipe.selected.model_dump(exclude={"by"}) if recipe.selected else {}
+    suite = replace(suite or suite_of_run(recipe.evaluation), in_sample=tuple(selected.get("tasks", ())))
 
     def load_twin():
         return load_student(twin).to(teacher.device)
 
     rows = rows_of(teacher, lambda: student, student.layout, load_twin if twin else None)
     with torch.no_grad(), session.accelerator.autocast():
-        heldout = session.heldout(suite.tokens(options))
-        results, seconds = judge_all(teacher, rows, heldout, suite, known or {}, say)
+        heldout = session.heldout(*suite.text(recipe.evaluation, session.heldout_windows.seq_len))
+        results, seconds, dropped = judge_all(teacher, rows, heldout, suite, known or {}, say)
         probed = probe(teacher, student, session.probe_batch())
     precision, device = session.accelerator.mixed_precision, teacher.device
     return {
@@ -54,9 +58,11 @@ def judge_session(
         "pattern": student.layout.pattern,
         "rows": results,
         "against_teacher": against_teacher(results),
+        "against_student": against_student(results),
         "chance": chances(results["teacher"]),
+        "in_sample": selected,
         "layers": judged_layer_errors(probed),
-        "not_run": rows_left_out(student.layout, twin is not None) + not_run(results, suite),
+        "not_run": rows_left_out(student, twin is not None) + dropped + not_run(results, suite),
         "seconds": seconds,
     }
 
@@ -68,25 +74,42 @@ def judge_all(
     suite: Suite,
     known: Mapping[str, Mapping],
     say: Callable[[str], None],
-) -> tuple[dict[str, dict], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, dict], dict[str, dict[str, float]], list[dict]]:
     """Judge the models of several rows one after the other, each made when its turn comes.
 
     Args:
         known: by row and evaluation, results on this very text that need not be found again. say: told what comes next.
 
     Returns:
-        results, and seconds taken, by row and evaluation.
+        results, and seconds taken, by row and evaluation; and the rows that are left out for outputs that are not finite,
+        with where that began.
+
+    Raises:
+        NotFinite: the teacher's outputs or the student's are not finite.
     """
-    results, seconds = {}, {}
+    results, seconds, dropped = {}, {}, []
     for row, make in rows.items():
-        model, results[row], seconds[row] = make(), {}, {}
-        for name in suite.evaluations if row in WHOLE else suite.baselines:
-            say(f"{row}: {name}")
-            began = time.monotonic()
-            found = known.get(row, {}).get(name)
-            results[row][name] = found or evaluation(name).measure(teacher, model, heldout, suite)
-            seconds[row][name] = round(time.monotonic() - began, 2)
-    return results, seconds
+        model, found, taken = make(), {}, {}
+        try:
+            for name in evaluations_of(row, suite):
+                say(f"{row}: {name}")
+                began = time.monotonic()
+                found[name] = known.get(row, {}).get(name) or evaluation(name).measure(teacher, model, heldout, suite)
+                taken[name] = round(time.monotonic() - began, 2)
+        except NotFinite as error:
+            if row in WHOLE:
+                raise NotFinite(f"{TITLES[row]}, {name}: {error}; there is nothing to compare") from error
+            dropped.append({"rows": [row], "evaluation": "every", "part": "", "reason": f"{name}: {error}"})
+            continue
+        results[row], seconds[row] = found, taken
+    return results, seconds, dropped
+
+
+def evaluations_of(row: str, suite: Suite) -> tuple[str, ...]:
+    """What a suite measures of a row."""
+    if row in WHOLE:
+        return suite.evaluations
+    return suite.knockouts if row in KNOCKOUTS else suite.baselines
 
 
 def chances(teacher: Mapping) -> dict[str, float]:
@@ -111,13 +134,19 @@ def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:
     return compared
 
 
+def against_student(rows: Mapping[str, Mapping]) -> dict[str, dict]:
+    """For each row but the student's, what the student's fidelity is less the row's on the same documents, see `paired`."""
+    own = rows["student"]["fidelity"]
+    return {row: paired(own, results["fidelity"]) for row, results in rows.items() if row != "student"}
+
+
 def not_run(results: Mapping[str, Mapping], suite: Suite) -> list[dict]:
     """What of a suite has no result, each reason once with its rows."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for row, evaluations in results.items():
         for name in suite.evaluations:
             if name not in evaluations and row not in WHOLE:
-                found.setdefault((name, "", f"the {suite.name} suite leaves it out for baselines"), []).append(row)
+                found.setdefault((name, "", f"the {suite.name} suite leaves it out for this row"), []).append(row)
         for name, measured in evaluations.items():
             for part, reason in evaluation(name).left_out(measured):
                 found.setdefault((name, part, reason), []).append(row)

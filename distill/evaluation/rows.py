@@ -14,12 +14,15 @@ from distill.evaluation.baselines import (
     window_everywhere,
     window_layout,
 )
+from distill.evaluation.knockouts import has_branches, knocked_out
 from students.config import Layout
 from teachers.teacher import Teacher
 
 TITLES = {
     "teacher": "teacher",
     "student": "student",
+    "no_state": "the student, its states zeroed",
+    "no_window": "the student, its windows zeroed",
     "twin": "its twin: the windows alone, trained the same",
     "window_layout": f"its layout, windows of {WINDOW} + {SINKS} untrained",
     "uniform_window": f"uniform layout, windows of {WINDOW} + {SINKS} untrained",
@@ -28,22 +31,28 @@ TITLES = {
 NAMES = {  # in tables of 80 columns
     "teacher": "teacher",
     "student": "student",
+    "no_state": "no states",
+    "no_window": "no windows",
     "twin": "its twin",
     "window_layout": "own layout",
     "uniform_window": "uniform",
     "window_everywhere": "windows",
 }
+KNOCKOUTS = ("no_state", "no_window")  # the student without one of its branches: evaluation.knockouts
 
 
 def rows_of(
     teacher: Teacher, student: Callable[[], nn.Module], layout: Layout, twin: Callable[[], nn.Module] | None
 ) -> dict[str, Callable[[], nn.Module | None]]:
-    """How each row's model is made; untrained ones share the teacher's weights."""
+    """How each row's model is made; untrained ones share the teacher's weights, knock-outs the student's."""
 
     def untrained(layout: Layout) -> Callable[[], nn.Module]:
         return lambda: build(teacher, layout)[0]
 
     rows: dict[str, Callable[[], nn.Module | None]] = {"teacher": lambda: None, "student": student}
+    if has_branches(student()):
+        rows["no_state"] = lambda: knocked_out(student(), state=True)
+        rows["no_window"] = lambda: knocked_out(student(), state=False)
     if twin is not None and has_window_branch(layout):
         rows["twin"] = twin
     rows["window_layout"] = untrained(window_layout(layout))
@@ -53,9 +62,11 @@ def rows_of(
     return rows
 
 
-def rows_left_out(layout: Layout, twin: bool) -> list[dict]:
+def rows_left_out(student: nn.Module, twin: bool) -> list[dict]:
     """The rows that are not there, with the reason."""
-    left_out = {}
+    layout, left_out = student.layout, {}
+    if not has_branches(student):
+        left_out |= dict.fromkeys(KNOCKOUTS, "none of the student's mixers has two branches")
     if not has_window_branch(layout):
         left_out["twin"] = "the student has no window branch"
     elif not twin:
@@ -73,3 +84,29 @@ def rows_table(columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Ta
     for row, cells in lines.items():
         table.add_row(NAMES.get(row, row), *cells, style="bold" if row == "student" else "")
     return table
+
+
+def decimal(value: float | None, places: int) -> str:
+    """A number; nothing said of one that is beyond what a number can be."""
+    return "beyond 1e300" if value is None else f"{value:.{places}f}"
+
+
+def error_of(error: float | None, places: int, before: str = " ± ") -> str:
+    """What follows a number: its standard error, where there is one."""
+    return "" if error is None else f"{before}{error:.{places}f}"
+
+
+def difference_of(found: Mapping, places: int) -> str:
+    """A paired difference with its standard error, see `pairing.paired`."""
+    return f"{found['difference']:+.{places}f}{error_of(found['error'], places)}"
+
+
+def lower_on(found: Mapping) -> str:
+    """On how many documents the first of a pair is lower."""
+    return f"{found['lower']} of {found['documents']}"
+
+
+def told(measured: Mapping) -> str:
+    """A fidelity in one line, as a run tells it."""
+    kl, found = measured["kl"], decimal(measured["perplexity"], 2)
+    return f"held-out KL {kl:.3f}   agreement {measured['agreement']:.1%}   perplexity {found}"

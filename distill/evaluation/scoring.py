@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill.output_head import head_of
+from distill.evaluation.nonfinite import NotFinite, blame
+from distill.output_head import wide_head, wide_logits
 from students.kernels.linear_kl import Head
-from students.kernels.linear_kl.reference import logits_of
 from teachers.teacher import Teacher
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a forward pass, padding included
@@ -52,12 +52,18 @@ def score(
 
     Args:
         among: force the choice of every token to these, for `logprob`.
+
+    Raises:
+        NotFinite: an output is not finite, naming the layer.
     """
-    head = head_of(teacher.model if model is None else model)
+    head = wide_head(teacher.model if model is None else model)
     found: list[list[Answer]] = [[] for _ in texts]
     for indexes in batches([len(text.ids) - 1 for text in texts], BATCH_TOKENS.get(teacher.device.type, 4096)):
         chosen = [texts[index] for index in indexes]
-        hidden = last_hidden(teacher, model, padded(chosen).to(teacher.device))
+        ids = padded(chosen).to(teacher.device)
+        hidden = last_hidden(teacher, model, ids)
+        if not hidden.isfinite().all():
+            raise NotFinite(blame(teacher, model, lambda ids=ids: last_hidden(teacher, model, ids)))
         for index, answers in zip(indexes, _answers(hidden, head, chosen, among), strict=True):
             found[index] = answers
     return found
@@ -111,7 +117,7 @@ def _answers(
     targets = torch.tensor([texts[row].ids[place] for row, place in places], device=hidden.device)
     logprobs, greedy = [], []
     for piece, wanted in zip(hidden[rows, columns - 1].split(CHUNK), targets.split(CHUNK), strict=True):
-        logits = logits_of(piece, head)
+        logits = wide_logits(piece, head)
         rivals = logits if among is None else logits[:, list(among)]
         logprobs += (logits.gather(-1, wanted[:, None])[:, 0] - rivals.logsumexp(-1)).tolist()
         greedy += (logits.argmax(-1) == wanted).tolist()

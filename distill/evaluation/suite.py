@@ -7,6 +7,7 @@ from pathlib import Path
 from distill.recipe import EvaluationOptions
 
 SIX = ("winogrande", "arc_easy", "arc_challenge", "piqa", "hellaswag", "lambada")  # recovery is measured over these
+DOCUMENTS = 32  # that a table's numbers rest on, where the text has so many: fewer, and an error is a guess
 EVERYTHING = 2**20  # held-out tokens of a suite that reads the whole text, at most
 
 
@@ -14,17 +15,22 @@ EVERYTHING = 2**20  # held-out tokens of a suite that reads the whole text, at m
 class Suite:
     """One suite.
 
-    evaluations: by name, of the teacher and the student. baselines: those that the other rows get too.
-    heldout_tokens: at most; None for as many as the recipe's final table has; EVERYTHING, for the whole text.
+    evaluations: by name, of the teacher and the student. baselines: those that the other rows get too. knockouts: those of
+    the student without one of its branches.
+    heldout_tokens: at most; None for as many as the recipe's final table has; EVERYTHING, for the whole text. All read at
+    least DOCUMENTS windows, one a document as long as there are documents. window: the longest.
     items: of each task at most, drawn by a seed; None for all. task_source: a folder of files, or "harness".
     depths, grid_trials: of recall families that are measured depth by depth, and their trials a cell.
+    in_sample: tasks that selected the student's layout: recovery leaves them out.
     speed: lengths; a CPU times those up to `speed.CPU_LENGTH` alone.
     """
 
     name: str
     evaluations: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
+    knockouts: tuple[str, ...] = ()
     heldout_tokens: int | None = None
+    window: int | None = None
     passkey: tuple[int, ...] = ()
     passkey_trials: int = 1
     recall: tuple[int, ...] = ()
@@ -34,15 +40,21 @@ class Suite:
     tasks: tuple[str, ...] = ()
     items: int | None = None
     task_source: Path | str | None = None
+    in_sample: tuple[str, ...] = ()
     speed: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1,)
 
-    def tokens(self, options: EvaluationOptions) -> int:
-        """Held-out tokens to read, for a recipe with these options."""
+    def text(self, options: EvaluationOptions, seq_len: int) -> tuple[int, int]:
+        """Held-out tokens to read for a recipe with these options, and the length of their windows.
+
+        Args:
+            seq_len: the recipe's windows of held-out text.
+        """
         usual = options.final_tokens or options.tokens
-        if self.heldout_tokens is None:
-            return usual
-        return EVERYTHING if self.heldout_tokens == EVERYTHING else min(usual, self.heldout_tokens)
+        length = min(seq_len, self.window or seq_len)
+        if self.heldout_tokens == EVERYTHING:
+            return EVERYTHING, length
+        return max(min(usual, self.heldout_tokens or usual), DOCUMENTS * length), length
 
     def within(self, positions: int | None) -> tuple["Suite", list[dict]]:
         """The suite without lengths that the teacher has no positions for, and what was left out for it."""

@@ -31,14 +31,17 @@ def _filled(suite: Suite) -> Suite:
     """A suite with the evaluations that say they belong to it."""
     every = {name: evaluation(name) for name in EVALUATIONS}
     run = tuple(name for name, one in every.items() if suite.name in one.suites)
-    baselines = tuple(name for name in run if suite.name in every[name].baselines)
-    return replace(suite, evaluations=run, baselines=baselines)
+    baselines, knockouts = (
+        tuple(name for name in run if suite.name in getattr(every[name], kind)) for kind in ("baselines", "knockouts")
+    )
+    return replace(suite, evaluations=run, baselines=baselines, knockouts=knockouts)
 
 
 SIZES = (
     Suite(
         name="quick",
-        heldout_tokens=2048,
+        heldout_tokens=8192,
+        window=256,
         passkey=(256, 512, 1024),
         passkey_trials=4,
         tasks=SIX,

@@ -15,7 +15,7 @@ from distill.evaluation.suites import find_suite
 from distill.evaluation.task_files import check_folder
 from distill.loading import check_teacher, load_student
 from distill.memory import enough_memory
-from distill.recipe import Data, Recipe, TextSource
+from distill.recipe import Data, Recipe, Selected, TextSource
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 
@@ -66,7 +66,7 @@ def _judge(
     if folder and not student_path.exists():
         raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
     student = load_student(student_path)
-    recipe = folder.recipe() if folder else _recipe_for(student, student_path, teacher)
+    recipe = _laid_out(folder) if folder else _recipe_for(student, student_path, teacher)
     changes = {"teacher": teacher} if teacher else {}
     if heldout:
         changes["data"] = recipe.data.model_copy(update={"heldout": [TextSource(path=heldout)]})
@@ -87,6 +87,17 @@ def _judge(
     return {"target": str(target), "identity": identity, **judged, "not_run": too_long + judged["not_run"]}
 
 
+def _laid_out(folder: RunDir) -> Recipe:
+    """A run's recipe with its layout; where an earlier version did not write down what selected it, with all that it may
+    have read."""
+    recipe, chosen = folder.laid_out(), folder.read("selection.json", {}).get("chosen")
+    if recipe.selected is not None or chosen is None:
+        return recipe
+    options = chosen["options"]
+    selected = Selected(by=chosen["by"], families=options.get("families", []), tasks=options.get("names", []))
+    return recipe.model_copy(update={"selected": selected})
+
+
 def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
     """What a checkpoint outside a run folder is judged with."""
     reference = teacher or student.config.distill.get("teacher", {}).get("reference")
@@ -94,4 +105,13 @@ def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
         raise UserError(f"{path} does not say which teacher it was distilled from; pass it with --teacher")
     data = Data(train=[SHIPPED_HELDOUT], heldout=[SHIPPED_HELDOUT], seq_len=512, batch=1)
     layout = student.layout
-    return Recipe(name="eval", teacher=reference, pattern=layout.pattern, mixers=layout.mixers, data=data, stages=[])
+    selected = student.config.distill.get("selected")
+    return Recipe(
+        name="eval",
+        teacher=reference,
+        pattern=layout.pattern,
+        mixers=layout.mixers,
+        selected=selected and Selected(**selected),
+        data=data,
+        stages=[],
+    )

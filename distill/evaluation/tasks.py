@@ -29,7 +29,10 @@ class Tasks(Evaluation):
     baselines = ("standard", "full")
 
     def measure(self, teacher, model, heldout, suite):
-        return row(teacher, model, heldout, suite)
+        found = row(teacher, model, heldout, suite)
+        return {
+            task: {**result, **({"in_sample": True} if task in suite.in_sample else {})} for task, result in found.items()
+        }
 
     def beside(self, own, teacher):
         pairs = {
@@ -37,7 +40,9 @@ class Tasks(Evaluation):
         }
         return {
             "tasks": {task: wins_and_ties(one["correct"], other["correct"]) for task, (one, other) in pairs.items()},
-            "recovery": recovery({task: pair for task, pair in pairs.items() if task in SIX}),
+            "recovery": recovery(
+                {task: pair for task, pair in pairs.items() if task in SIX and not pair[0].get("in_sample")}
+            ),
         }
 
     def chance(self, results):
@@ -154,7 +159,8 @@ def _tasks_table(judged: Mapping, tasks: Sequence[str], recovery: bool) -> Table
     beside = [judged["against_teacher"]["student"].get("tasks", {}).get(task) for task in tasks]
     lines["win or tie"] = ["" if one is None else f"{100 * one['win_or_tie']:.1f}" for one in beside]
     lines["win or tie"] += [""] if recovery else []
-    names = [TASKS[task].title or task for task in tasks]
+    selected = judged.get("in_sample", {}).get("tasks", [])
+    names = [(TASKS[task].title or task) + " (in-sample)" * (task in selected) for task in tasks]
     return rows_table(["", *names, *(["recovery"] if recovery else [])], lines)
 
 

@@ -4,18 +4,26 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distill.evaluation.pairing import paired
+from distill.evaluation.recall import in_sample
+from distill.evaluation.rows import decimal
 from distill.recipe import Recipe
 from distill.reports import curves, recall
 from distill.reports.layout import kinds_of, strip
 from distill.reports.page import Section, figures, note, page
 from distill.reports.run_page import NOT_JUDGED, fullest, scored_tasks
 from distill.reports.svg import intervals
-from distill.reports.tables import fidelity_cells, table, with_tasks
+from distill.reports.tables import PASSKEY, fidelity_cells, paired_cells, table, with_tasks
 from distill.runs.run_dir import RunDir
 from distill.stages import stages_of
 from distill.stages.probe import judged_layer_loss
 
-BASELINES = ("twin", "window_layout", "window_everywhere")
+BASELINES = {
+    "no_state": "with its states zeroed",
+    "twin": "of its twin",
+    "window_layout": "of its layout's windows",
+    "window_everywhere": "of windows everywhere",
+}
 SAME = {"teacher": "teachers", "heldout_text": "held-out texts"}  # entries of run.json that make numbers comparable
 
 
@@ -54,7 +62,7 @@ def compare_page(folders: Sequence[RunDir]) -> str:
         _not_run(runs, judged),
         _facts(runs),
     ]
-    said = f"{len(runs)} runs. KL is in nats a token; ± is one standard error. {_differences(runs)}"
+    said = f"{len(runs)} runs. KL is in nats a token; ± is one standard error over documents. {_differences(runs)}"
     return page("Runs compared", said, sections)
 
 
@@ -80,12 +88,14 @@ def _headline(judged: Mapping[str, ShownRun]) -> Section:
     if judged:
         lines = {name: _line(run.judged) for name, run in judged.items()}
         lengths = sorted({length for line in lines.values() for length in line["passkey"]})
+        first, *others = judged.values()
         columns = [
             "run",
             "held-out KL",
+            *(["less the first run's, paired", "lower on"] if others else []),
             "agreement",
             "perplexity",
-            *(f"KL {_spelled(row)}" for row in BASELINES),
+            *(f"KL {spelled}" for spelled in BASELINES.values()),
             "teacher's perplexity",
         ]
         columns += [f"passkey {length}" for length in lengths] + ["mean of tasks", "recovery"]
@@ -93,24 +103,30 @@ def _headline(judged: Mapping[str, ShownRun]) -> Section:
         for name, line in lines.items():
             passkeys = [line["passkey"].get(length, "not run") for length in lengths]
             tasks = _task_cells(judged[name].evaluations)
-            cells.append([name, *line["fidelity"], *line["baselines"], line["teacher"], *passkeys, *tasks])
+            kl, *fidelity = line["fidelity"]
+            against = _paired(judged[name], first) if others else []
+            cells.append([name, kl, *against, *fidelity, *line["baselines"], line["teacher"], *passkeys, *tasks])
         points = [
             (
                 name,
                 run.judged["rows"]["student"]["fidelity"]["kl"],
-                run.judged["rows"]["student"]["fidelity"]["kl_error"],
+                run.judged["rows"]["student"]["fidelity"]["kl_error"] or 0.0,
                 colour,
             )
             for colour, (name, run) in enumerate(judged.items())
         ]
-        body = table(columns, cells) + figures(intervals("held-out KL, ± one standard error", points, "nats a token"))
+        body = table(columns, cells) + figures(
+            intervals("held-out KL, ± one standard error over documents", points, "nats a token")
+        )
     return Section("headline", "Students", body, NOT_JUDGED)
 
 
-def _spelled(row: str) -> str:
-    return {"twin": "of its twin", "window_layout": "of its layout's windows", "window_everywhere": "of windows everywhere"}[
-        row
-    ]
+def _paired(run: ShownRun, first: ShownRun) -> list[str]:
+    """A student's KL less that of the first run's, where both were judged on the same documents of one text."""
+    same = all(run.facts.get(key) == first.facts.get(key) for key in SAME)
+    own, other = (one.judged["rows"]["student"]["fidelity"] for one in (run, first))
+    found = paired(own, other) if same and run is not first else {}
+    return paired_cells(found, "student")
 
 
 def _line(judged: Mapping) -> dict:
@@ -120,9 +136,14 @@ def _line(judged: Mapping) -> dict:
     return {
         "fidelity": fidelity_cells(student["fidelity"], with_error=True),
         "baselines": [fidelity_cells(rows[row]["fidelity"])[0] if row in rows else "not run" for row in BASELINES],
-        "teacher": f"{rows['teacher']['fidelity']['perplexity']:.2f}",
-        "passkey": {cell["length"]: f"{cell['recalled']}/{cell['trials']}" for cell in student.get("passkey", [])},
+        "teacher": decimal(rows["teacher"]["fidelity"]["perplexity"], 2),
+        "passkey": {cell["length"]: _recalled(judged, cell) for cell in student.get("passkey", [])},
     }
+
+
+def _recalled(judged: Mapping, cell: Mapping) -> str:
+    """Passkeys recalled of asked, unless passkeys selected the layout."""
+    return "in-sample" if PASSKEY in in_sample(judged) else f"{cell['recalled']}/{cell['trials']}"
 
 
 def _task_cells(evaluations: Mapping) -> list[str]:

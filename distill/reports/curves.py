@@ -6,7 +6,16 @@ from distill.evaluation.rows import NAMES
 from distill.reports.page import figures
 from distill.reports.svg import Series, averaged, intervals, line_chart, short
 
-ROW_COLOURS = {"teacher": 6, "student": 0, "twin": 1, "window_layout": 2, "uniform_window": 3, "window_everywhere": 4}
+ROW_COLOURS = {  # the teacher is never drawn beside the student without windows
+    "teacher": 6,
+    "student": 0,
+    "no_state": 5,
+    "no_window": 6,
+    "twin": 1,
+    "window_layout": 2,
+    "uniform_window": 3,
+    "window_everywhere": 4,
+}
 SPEEDS = (  # key of a cell, title, unit, factor
     ("first_token_seconds", "time to first token", "ms", 1e3),
     ("decode_tokens_per_second", "decoding, eager", "tokens/s", 1.0),
@@ -19,11 +28,11 @@ SPEEDS = (  # key of a cell, title, unit, factor
 def kl_intervals(rows: Mapping[str, Mapping]) -> str:
     """Each row's KL with one standard error."""
     found = [
-        (NAMES[row], results["fidelity"]["kl"], results["fidelity"]["kl_error"], ROW_COLOURS[row])
+        (NAMES[row], results["fidelity"]["kl"], results["fidelity"]["kl_error"] or 0.0, ROW_COLOURS[row])
         for row, results in rows.items()
         if row != "teacher"
     ]
-    return intervals("held-out KL, ± one standard error", found, "nats a token")
+    return intervals("held-out KL, ± one standard error over documents", found, "nats a token")
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:

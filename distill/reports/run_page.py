@@ -12,7 +12,18 @@ from distill.reports import curves, recall
 from distill.reports.layout import kinds_of, meaning, strip
 from distill.reports.matrices import matrices_html
 from distill.reports.page import Section, figures, note, page
-from distill.reports.tables import facts, headline_cells, printed, story_cells, table, with_tasks
+from distill.reports.tables import (
+    PAIRED,
+    PAIRED_SAYS,
+    facts,
+    headline_cells,
+    in_sample,
+    printed,
+    story_cells,
+    table,
+    text_of,
+    with_tasks,
+)
 from distill.runs.run_dir import RunDir
 from distill.selection.tables import models_table, ranking_table
 from distill.stages import stages_of
@@ -28,7 +39,7 @@ def run_page(folder: RunDir) -> str:
     """The whole page."""
     recipe, evaluations = folder.laid_out(), folder.read("evaluations.json", {})
     judged = evaluations.get("final")
-    said = f"{recipe.teacher} distilled into a hybrid. KL is in nats a token; ± is one standard error."
+    said = f"{recipe.teacher} distilled into a hybrid. KL is in nats a token; ± is one standard error over documents."
     sections = [
         _headline(evaluations),
         _layout(recipe, judged, folder.read("selection.json", {}).get("chosen")),
@@ -73,11 +84,11 @@ def _headline(evaluations: Mapping) -> Section:
     body = ""
     if judged:
         columns, lines = with_tasks(*headline_cells(judged), scored_tasks(evaluations))
-        tokens = judged["rows"]["student"]["fidelity"]["tokens"]
+        read = text_of(judged["rows"]["student"]["fidelity"])
         body = table(columns, list(lines.values()), marked=list(lines).index("student"))
-        body += note(
-            f"On {tokens:,} held-out tokens; {judged['device']}, {judged['precision']}. Passkeys: recalled of asked."
-        )
+        body += note(f"{read}; {judged['device']}, {judged['precision']}. Passkeys: recalled of asked.")
+        body += note(PAIRED_SAYS) if PAIRED[0] in columns else ""
+        body += note(in_sample(judged)) if in_sample(judged) else ""
         body += figures(curves.kl_intervals(judged["rows"]))
     return Section("headline", "Student, baselines, teacher", body, NOT_JUDGED)
 

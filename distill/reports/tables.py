@@ -5,11 +5,19 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from distill.evaluation.rows import TITLES
+from distill.evaluation.recall.families import title
+from distill.evaluation.rows import TITLES, decimal, difference_of, error_of, lower_on
 from distill.evaluation.suite import SIX
 from distill.reports.page import text
 from distill.runs.run_dir import RunDir
 
+PASSKEY = "passkey"
+PAIRED = ["student less it, paired", "lower on"]
+PAIRED_SAYS = (
+    "Paired: the student's KL less the row's, on the same documents, ± one standard error over them; lower on so many of "
+    "them. Zeroed: the finished student without one of its branches."
+)
+ERRORS = "± one standard error over documents"
 STORY = ["after", "seconds", "held-out KL", "agreement", "perplexity", "its own held-out loss, before -> after"]
 
 
@@ -50,7 +58,8 @@ def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def headline(judged: Mapping) -> Table:
     """The table that ends a run, for the terminal."""
     columns, lines = headline_cells(judged)
-    found = Table(box=None, header_style="bold")
+    caption = f"{text_of(judged['rows']['student']['fidelity'])}, {ERRORS}. {in_sample(judged)}".rstrip()
+    found = Table(box=None, header_style="bold", caption=caption, caption_justify="left")
     for index, column in enumerate(columns):
         found.add_column(column, justify="left" if index == 0 else "right")
     for name, cells in lines.items():
@@ -59,14 +68,39 @@ def headline(judged: Mapping) -> Table:
 
 
 def headline_cells(judged: Mapping) -> tuple[list[str], dict[str, list[str]]]:
-    """Column titles and, by row, cells: every model against the teacher."""
-    columns = ["", "held-out KL", "agreement", "perplexity"]
-    columns += [f"passkey {entry['length']}" for entry in judged["rows"]["teacher"].get("passkey", [])]
+    """Column titles and, by row, cells: every model against the teacher, and the student against every model.
+
+    Passkeys are left out where they selected the layout: of those a headline would praise the choice for itself.
+    """
+    against, selected = judged.get("against_student", {}), judged.get("in_sample", {}).get("families", [])
+    asked = [] if PASSKEY in selected else judged["rows"]["teacher"].get(PASSKEY, [])
+    paired = PAIRED if any(against.values()) else []
+    columns = ["", "held-out KL", *paired, "agreement", "perplexity"]
+    columns += [f"{PASSKEY} {entry['length']}" for entry in asked]
     lines = {}
     for name, results in judged["rows"].items():
-        passkeys = [f"{entry['recalled']}/{entry['trials']}" for entry in results.get("passkey", [])]
-        lines[name] = [TITLES[name], *fidelity_cells(results["fidelity"], name != "teacher"), *passkeys]
+        kl, *others = fidelity_cells(results["fidelity"], name != "teacher")
+        passkeys = [f"{entry['recalled']}/{entry['trials']}" for entry in results.get(PASSKEY, [])[: len(asked)]]
+        lines[name] = [TITLES[name], kl, *paired_cells(against.get(name), name)[: len(paired)], *others, *passkeys]
     return columns, lines
+
+
+def paired_cells(found: Mapping | None, row: str) -> list[str]:
+    """The student's KL less a row's, paired, and on how many documents it is lower; nothing of itself and its teacher."""
+    return ["", ""] if not found or row == "teacher" else [difference_of(found["kl"], 3), lower_on(found["kl"])]
+
+
+def text_of(measured: Mapping) -> str:
+    """What a fidelity was measured on."""
+    documents = len(measured.get("documents", {}).get("number", []))
+    return f"On {measured['tokens']:,} held-out tokens" + (f" of {documents} documents" if documents else "")
+
+
+def in_sample(judged: Mapping) -> str:
+    """What of a judgement selected the student's layout, in a sentence; empty where nothing did."""
+    found = [name for names in judged.get("in_sample", {}).values() for name in names]
+    called = ", ".join(title(name) for name in found)
+    return f"In-sample: {called} selected the layout, on other items, and no headline counts them." if found else ""
 
 
 def with_tasks(
@@ -74,12 +108,15 @@ def with_tasks(
 ) -> tuple[list[str], dict[str, list[str]]]:
     """The headline's cells, with a suite's mean over the six tasks and what is recovered, and the row of chance."""
     rows = suite["rows"] if suite else {}
+    selected = suite.get("in_sample", {}).get("tasks", []) if suite else []
     six = [task for task in SIX if "score" in rows.get("teacher", {}).get("tasks", {}).get(task, {})]
+    six = [task for task in six if task not in selected]
     further = [f"mean of {len(six)} tasks", "recovery"] if six else []
     found = {name: cells + _task_cells(suite, name, six) for name, cells in lines.items()}
-    passkeys = [f"0/{cells.partition('/')[2]}" for cells in next(iter(lines.values()))[4:]]
+    first = zip(columns[1:], next(iter(lines.values()))[1:], strict=True) if columns else []
+    guesses = [f"0/{cell.partition('/')[2]}" if column.startswith(PASSKEY) else "" for column, cell in first]
     chance = [f"{sum(suite['chance'][task] for task in six) / len(six):.1%}", "0.0%"] if six else []
-    return columns + further, {**found, "chance": ["chance", "", "", "", *passkeys, *chance]}
+    return columns + further, {**found, "chance": ["chance", *guesses, *chance]}
 
 
 def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str]:
@@ -113,16 +150,18 @@ def fidelity_cells(measured: Mapping, with_error: bool = False) -> list[str]:
     """KL, agreement and perplexity; blanks where they were not measured, as after most stages of a twin."""
     if "kl" not in measured:
         return ["", "", ""]
-    error = f" ± {measured['kl_error']:.3f}" if with_error else ""
-    return [f"{measured['kl']:.3f}{error}", f"{measured['agreement']:.1%}", f"{measured['perplexity']:.2f}"]
+    error = error_of(measured["kl_error"], 3) if with_error else ""
+    return [f"{measured['kl']:.3f}{error}", f"{measured['agreement']:.1%}", decimal(measured["perplexity"], 2)]
 
 
 def markdown_report(folder: RunDir, evaluations: Mapping) -> str:
     """report.md: the headline and what each stage did."""
     recipe = folder.recipe()
     story = story_cells(evaluations)
-    parts = [f"# {recipe.name}", f"Teacher: `{recipe.teacher}`. KL in nats a token on held-out text, ± one standard error."]
+    parts = [f"# {recipe.name}", f"Teacher: `{recipe.teacher}`. KL in nats a token on held-out text, {ERRORS}."]
     if "final" in evaluations:
         columns, lines = headline_cells(evaluations["final"])
         parts.append(markdown(columns, list(lines.values())))
+        parts.append(f"{text_of(evaluations['final']['rows']['student']['fidelity'])}. {PAIRED_SAYS}")
+        parts += [in_sample(evaluations["final"])] if in_sample(evaluations["final"]) else []
     return "\n\n".join([*parts, "## What each stage did", markdown(*story)]) + "\n"

@@ -137,7 +137,7 @@ class RunDir:
         file = self.path / "resolved.yaml"
         if not file.exists():
             write_text(file, recipe.yaml())
-        elif _recipe_in(file).fingerprint != recipe.fingerprint:
+        elif _unmarked(_recipe_in(file)).fingerprint != _unmarked(recipe).fingerprint:
             raise UserError(
                 f"{file} is not the layout that was selected here (it was edited); run it as a recipe of its own, or start "
                 "again with --fresh"
@@ -208,6 +208,11 @@ class RunDir:
         """Drop the metrics of steps that a resumed run will take again."""
         kept = [line for line in self.metrics() if (line["stage_index"], line["step"]) <= (stage, step)]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _unmarked(recipe: Recipe) -> Recipe:
+    """The recipe without what its layout was selected by, which earlier versions did not write down."""
+    return recipe.model_copy(update={"selected": None})
 
 
 def _recipe_in(file: Path) -> Recipe:

@@ -1,6 +1,5 @@
 """What a command works with, made once: device and precision, the teacher, the text, the held-out text."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from distill.loading import load_teacher
 from distill.memory import enough_memory, ran_out
 from distill.recipe import Recipe
 from distill.stages import stages_of
+from distill.text.by_document import DocumentWindows, selection_begins
 from distill.text.heldout import Heldout
 from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
@@ -61,16 +61,38 @@ class Session:
         """The training text."""
         return text_windows(self.recipe, self.teacher.tokenizer, "train")
 
-    def heldout(self, tokens: int) -> Heldout:
-        """The first so many held-out tokens, and the teacher's hidden states on them."""
-        with self.accelerator.autocast():
-            return Heldout.of(self.teacher, self._heldout_batches(tokens), self.heldout_windows.label_names)
+    def heldout(self, tokens: int, length: int | None = None) -> Heldout:
+        """So many held-out tokens of as many documents as can be, and the teacher's hidden states on them.
+
+        Args:
+            length: of the windows; the recipe's by default.
+
+        Raises:
+            UserError: none of them can be scored.
+        """
+        windows = self.heldout_windows
+        last = selection_begins(windows.folder) if windows.count > 1 else None
+        return self._heldout(DocumentWindows(windows.folder, length or windows.seq_len, last=last), tokens)
+
+    def selection_text(self, tokens: int) -> Heldout:
+        """As `heldout`, of the part that selections read and nothing else does.
+
+        Raises:
+            UserError: the text is too short to have such a part, or none of it can be scored.
+        """
+        windows = self.heldout_windows
+        if windows.count < 2:
+            raise UserError(
+                f"the held-out text is {windows.meta['tokens']:,} tokens, one window of {windows.seq_len}: a selection "
+                "needs text that its student is not judged by; name more under data.heldout, or shorter windows"
+            )
+        first, probed = selection_begins(windows.folder), self._probed()[0] * windows.seq_len
+        last = probed if probed >= first + windows.seq_len else None
+        return self._heldout(DocumentWindows(windows.folder, windows.seq_len, first, last), tokens)
 
     def probe_batch(self) -> Batch:
         """The fixed batch that checkpoints are checked on: the last of the held-out text."""
-        count = max(1, self.recipe.evaluation.probe_tokens // self.heldout_windows.seq_len)
-        first = max(0, self.heldout_windows.count - count)
-        return self.heldout_windows.batch(first, min(count, self.heldout_windows.count)).to(self.teacher.device)
+        return self.heldout_windows.batch(*self._probed()).to(self.teacher.device)
 
     def calibration(self, window: int) -> Calibration:
         """Training text from a window on, for closed-form work."""
@@ -83,11 +105,17 @@ class Session:
 
         return batches
 
-    def _heldout_batches(self, tokens: int) -> list[Batch]:
-        length = self.heldout_windows.seq_len
-        count = min(math.ceil(tokens / length), self.heldout_windows.count)
-        size = max(1, min(count, 4096 // length if self.teacher.device.type == "cpu" else 32_768 // length))
-        return [self.heldout_windows.batch(first, min(size, count - first)) for first in range(0, count, size)]
+    def _probed(self) -> tuple[int, int]:
+        """The first window of the probe batch, and how many."""
+        windows = self.heldout_windows
+        count = min(windows.count, max(1, self.recipe.evaluation.probe_tokens // windows.seq_len))
+        return windows.count - count, count
+
+    def _heldout(self, windows: DocumentWindows, tokens: int) -> Heldout:
+        size = max(1, (4096 if self.teacher.device.type == "cpu" else 32_768) // windows.seq_len)
+        batches, documents = zip(*windows.batches(tokens, size), strict=True)
+        with self.accelerator.autocast():
+            return Heldout.of(self.teacher, batches, self.heldout_windows.label_names, documents)
 
 
 def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:

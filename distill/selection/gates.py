@@ -19,8 +19,10 @@ from torch import Tensor
 
 from distill.evaluation.recall.families import make
 from distill.evaluation.recall.item import Tokens
+from distill.evaluation.recall.wording import SELECTING
 from distill.evaluation.scoring import Marked, last_hidden, padded
 from distill.output_head import head_of
+from distill.recipe import Selected
 from distill.schema import Count
 from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
@@ -87,6 +89,10 @@ class Gates(Scorer):
     def trains_on(cls, options: GateOptions) -> int:
         return options.training_tokens
 
+    @classmethod
+    def selected_by(cls, options: GateOptions) -> Selected:
+        return Selected(by=options.by, families=options.families if options.retrieval else [])
+
     def rank(self, measurer: Measurer) -> list[Ranked]:
         budget = count_of(measurer.options, measurer.layers) / measurer.layers
         state, trained = self._resume(measurer)
@@ -142,7 +148,7 @@ class Gates(Scorer):
         session, options = measurer.session, measurer.options
         teacher, family = session.teacher, options.families[step % len(options.families)]
         seed = -2 - step - 2**33 * (1 + session.recipe.seed)
-        texts = make(Tokens(teacher.tokenizer), family, options.length, options.trials, seed=seed)
+        texts = make(Tokens(teacher.tokenizer, SELECTING), family, options.length, options.trials, seed=seed)
         ids = padded(texts).to(teacher.device)
         weights = _answer_weights(texts, ids.shape[1]).to(teacher.device)
         hidden = last_hidden(teacher, model, ids)

@@ -15,7 +15,8 @@ from distill.errors import UserError
 from distill.evaluation.questions import TASKS, Question
 from distill.evaluation.recall.families import make
 from distill.evaluation.recall.item import Tokens
-from distill.evaluation.scoring import BATCH_TOKENS, Marked, score
+from distill.evaluation.recall.wording import SELECTING
+from distill.evaluation.scoring import Marked, score
 from distill.evaluation.task_files import check_folder, find_file, read_questions
 from distill.evaluation.tasks import marked
 from distill.output_head import head_of
@@ -36,7 +37,7 @@ class Material:
 
     @cached_property
     def texts(self) -> dict[str, list[Marked]]:
-        """The recall texts by family; the seed differs from every evaluation's.
+        """The recall texts by family, in words and with a seed that no evaluation has.
 
         Raises:
             UserError: the teacher has no positions for their length.
@@ -44,18 +45,13 @@ class Material:
         options, known = self.options, getattr(self.teacher.config, "max_position_embeddings", None)
         if known and options.length > known:
             raise UserError(f"pattern.length is {options.length}, but {self.teacher.reference} has positions for {known}")
-        tokens, seed = Tokens(self.teacher.tokenizer), -1 - self.session.recipe.seed
+        tokens, seed = Tokens(self.teacher.tokenizer, SELECTING), -1 - self.session.recipe.seed
         return {family: make(tokens, family, options.length, options.trials, seed=seed) for family in options.families}
 
     @cached_property
     def heldout(self) -> Heldout:
-        """The last windows of the held-out text, with the teacher's hidden states."""
-        windows = self.session.heldout_windows
-        count = min(windows.count, max(1, self.options.tokens // windows.seq_len))
-        size = max(1, min(count, BATCH_TOKENS.get(self.teacher.device.type, 4096) // windows.seq_len))
-        starts = range(windows.count - count, windows.count, size)
-        batches = [windows.batch(first, min(size, windows.count - first)) for first in starts]
-        return Heldout.of(self.teacher, batches, windows.label_names)
+        """Held-out text that no table is made of, with the teacher's hidden states."""
+        return self.session.selection_text(self.options.tokens)
 
     @cached_property
     def questions(self) -> dict[str, list[Question]]:

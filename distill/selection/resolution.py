@@ -43,7 +43,10 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
             chosen = _select(Measurer(session, selection_options(recipe), records, console, stopper))
         chosen = broadcast_object_list([chosen])[0] if accelerator.num_processes > 1 else chosen
         records.save(chosen=chosen)
-    resolved = recipe.model_copy(update={"pattern": chosen["pattern"], "mixers": chosen["mixers"]})
+    options = selection_options(recipe)
+    selected = scorer_class(options.by).selected_by(options)
+    layout = {"pattern": chosen["pattern"], "mixers": chosen["mixers"], "selected": selected}
+    resolved = recipe.model_copy(update=layout)
     if accelerator.is_main_process:
         folder.resolve(resolved)
     return resolved, chosen

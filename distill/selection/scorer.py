@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from distill.errors import UserError
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Selected
 from distill.selection.measurer import Measurer
 from distill.selection.options import Options
 
@@ -62,6 +62,13 @@ class Scorer:
     def trains_on(cls, options: Options) -> int:
         """How many tokens it trains on."""
         return 0
+
+    @classmethod
+    def selected_by(cls, options: Options) -> Selected:
+        """What its choice rests on, so that tables mark it."""
+        reads = cls.reads(options)
+        families = options.families if "recall" in reads else []
+        return Selected(by=options.by, families=families, tasks=options.names if "task" in reads else [])
 
     def rank(self, measurer: Measurer) -> list[Ranked]:
         """Every layer that may be kept, the most worth keeping first; protected layers are kept anyway, and left out."""

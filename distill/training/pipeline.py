@@ -11,6 +11,7 @@ from rich.console import Console
 from distill.build import build, layout_of, recall_transfers, transfer_report
 from distill.errors import Interrupted
 from distill.evaluation.fidelity import fidelity
+from distill.evaluation.rows import told
 from distill.memory import enough_memory
 from distill.runs.checkpoint import RunState
 from distill.runs.progress import StageProgress, StepReport
@@ -158,10 +159,8 @@ class Pipeline:
             self.folder.write("evaluations.json", {**evaluations, "after": after})
             if entry.kind.records:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
-            found = (
-                "held-out KL {kl:.3f}   agreement {agreement:.1%}   perplexity {perplexity:.2f}" if "kl" in measured else ""
-            )
-            self.console.print(f"  [bold]{entry.name:<10}[/] {seconds:5.0f} s   {found.format(**measured)}")
+            found = told(measured) if "kl" in measured else ""
+            self.console.print(f"  [bold]{entry.name:<10}[/] {seconds:5.0f} s   {found}")
             self.saves.save(this, done=True, probed=measured["probe"])
         self.accelerator.wait_for_everyone()
 

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.evaluation.baselines import has_window_branch, twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
+from distill.evaluation.rows import decimal, told
 from distill.evaluation.samples import collect
 from distill.evaluation.target import judge_session
 from distill.exporters import check_exports, export_student
@@ -124,9 +125,8 @@ class Run:
         if "untrained" in evaluations:
             measured = evaluations["untrained"]
             self.console.print(
-                f"  {'untrained':<10}            held-out KL {measured['kl']:.3f}   agreement {measured['agreement']:.1%}"
-                f"   perplexity {measured['perplexity']:.2f}   (the windows alone; teacher "
-                f"{measured['teacher_perplexity']:.2f})"
+                f"  {'untrained':<10}            {told(measured)}   (the windows alone; teacher "
+                f"{decimal(measured['teacher_perplexity'], 2)})"
             )
 
 
@@ -192,6 +192,8 @@ def save_student(pipeline: Pipeline) -> None:
         return
     student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
     student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
+    if (selected := pipeline.recipe.selected) is not None:
+        student.config.distill["selected"] = selected.model_dump()
     scratch = folder.path / ".student"
     with writing(folder.student):
         shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed here

@@ -4,6 +4,7 @@ What a student gains over its twin, it owes to its states; see `evaluation.basel
 """
 
 from distill.evaluation.baselines import twin_layout, window_layout
+from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.stages import stages_of
@@ -23,12 +24,14 @@ def twin_recipe(recipe: Recipe, layout: Layout) -> Recipe:
             given["tokens"], spare = entry.options.tokens + spare, 0
         stages.append({entry.name: given})
     mixers = twin_layout(layout).mixers
-    return recipe.model_copy(update={"mixers": mixers, "stages": stages, "twin": False, "export": []})
+    return recipe.model_copy(update={"mixers": mixers, "stages": stages, "twin": False, "export": [], "selected": None})
 
 
 def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, dict]:
     """What the stages of a run and its twin measured already, where the final table is on the same text."""
-    if recipe.evaluation.final_tokens not in (None, recipe.evaluation.tokens):
+    options, seq_len = recipe.evaluation, recipe.evaluation.seq_len or recipe.data.seq_len
+    final, _ = suite_of_run(options).text(options, seq_len)
+    if -(-final // seq_len) != -(-options.tokens // seq_len):  # windows
         return {}
 
     def last(evaluations: dict) -> dict:

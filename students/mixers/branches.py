@@ -131,6 +131,11 @@ class Branches(Mixer):
             roles.update({f"{prefix}.{name}": role for name, role in branch.roles().items()})
         return roles
 
+    def branch_terms(self) -> dict[str, slice]:
+        terms = len(self.out_weight()[0])
+        border = terms - self.exact.n_heads
+        return {"ssm": slice(0, border), self.beside: slice(border, terms)}
+
     def split(self, terms: Float[Tensor, "b t k p"]) -> tuple[Tensor, Tensor]:
         """The SSM's terms and the attention's."""
         return terms.split([terms.shape[2] - self.exact.n_heads, self.exact.n_heads], 2)

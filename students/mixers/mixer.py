@@ -11,7 +11,7 @@ y_k = M_k values_k, which is what a mixer is compared with attention by. Where e
 rate (`per_channel`) it has a matrix a channel, and pictures show their mean over a head (arXiv 2403.01590).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -171,6 +171,7 @@ class Mixer(nn.Module):
     hidden_options: ClassVar[frozenset[str]] = frozenset()  # options for composed mixers alone, which no layout may give
     layer_options: ClassVar[frozenset[str]] = frozenset()  # options that a layout may also give layer by layer
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
+    silenced: frozenset[str] = frozenset()  # branches that add nothing to the output, see `silence`
     horizon: int = 0  # tokens after which a state that keeps single tokens is full; 0 where it keeps none, or all
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
@@ -196,7 +197,23 @@ class Mixer(nn.Module):
 
     def output(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """From the mixed terms back to the model's width."""
-        return self.out(self.features(y, h))
+        features = self.features(y, h)
+        if self.silenced:
+            features = features.clone()
+            for name in self.silenced:
+                features[:, :, self.branch_terms()[name]] = 0.0
+        return self.out(features)
+
+    def branch_terms(self) -> dict[str, slice]:
+        """The terms of each branch of a composed mixer, by name; a state's is called "ssm". Empty of one branch alone."""
+        return {}
+
+    def silence(self, branches: Iterable[str]) -> None:
+        """Let these branches add nothing to the output, for knock-outs; what they share stays with the others. A ValueError
+        names the branch that is not there."""
+        self.silenced, known = frozenset(branches), list(self.branch_terms())
+        if unknown := sorted(self.silenced.difference(known)):
+            raise ValueError(f"{type(self).__name__} has no branch {unknown[0]!r}; there are {', '.join(known) or 'none'}")
 
     def forward(self, h: Float[Tensor, "b t d"], context: Context | None = None) -> Float[Tensor, "b t d"]:
         """The whole mixer; with a state in the context, the next tokens of a text whose earlier tokens it has seen."""

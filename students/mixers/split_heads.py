@@ -164,6 +164,12 @@ class SplitHeads(Mixer):
             first += terms
         return found
 
+    def branch_terms(self) -> dict[str, slice]:
+        if self.attention is None:
+            return {}
+        border, terms = self.terms[0], sum(self.terms)
+        return {"attention": slice(0, border), "ssm": slice(border, terms)}
+
     def rescale(self, factors: Float[Tensor, " k"]) -> None:
         for branch, part in zip(self.branches.values(), factors.split(self.terms), strict=True):
             branch.rescale(part)

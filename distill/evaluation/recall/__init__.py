@@ -24,7 +24,7 @@ from teachers.teacher import Teacher
 class Passkey(Evaluation):
     """Passkeys recalled, by length; of every row."""
 
-    suites = baselines = ("run", "quick", "standard", "full")
+    suites = baselines = knockouts = ("run", "quick", "standard", "full")
 
     def measure(self, teacher, model, heldout, suite) -> list[dict]:
         """A list of {length, recalled, trials}."""
@@ -35,13 +35,14 @@ class Passkey(Evaluation):
         return {"passkey": shares(own, teacher)}
 
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
-        yield "passkeys recalled, by length (share of the teacher's)", _passkey_table(judged)
+        selected = "; in-sample: passkeys selected the layout" if "passkey" in in_sample(judged) else ""
+        yield f"passkeys recalled, by length (share of the teacher's){selected}", _passkey_table(judged)
 
 
 class Recall(Evaluation):
     """Every other family, by length, and by depth where it is a grid."""
 
-    suites = baselines = ("standard", "full")
+    suites = baselines = knockouts = ("standard", "full")
 
     def measure(self, teacher, model, heldout, suite) -> dict[str, list[dict]]:
         return row(teacher, model, heldout, suite)
@@ -52,7 +53,7 @@ class Recall(Evaluation):
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
         families = judged["rows"]["teacher"]["recall"].values()
         for length in sorted({cell["length"] for cells in families for cell in cells}):
-            yield f"recall at {length} tokens, % of answers", _recall_table(judged["rows"], length)
+            yield f"recall at {length} tokens, % of answers", _recall_table(judged, length)
 
 
 def recall(
@@ -103,7 +104,13 @@ def _passkey_table(judged: Mapping) -> Table:
     return rows_table(["", *(str(cell["length"]) for cell in judged["rows"]["teacher"]["passkey"])], lines)
 
 
-def _recall_table(rows: Mapping, length: int) -> Table:
+def in_sample(judged: Mapping) -> list[str]:
+    """The families that selected the student's layout, on other items."""
+    return judged.get("in_sample", {}).get("families", [])
+
+
+def _recall_table(judged: Mapping, length: int) -> Table:
+    rows, selected = judged["rows"], in_sample(judged)
     families = list(rows["teacher"]["recall"])
     lines = {}
     for row, results in rows.items():
@@ -112,4 +119,5 @@ def _recall_table(rows: Mapping, length: int) -> Table:
             lines[row] = [
                 f"{sum(cell['recalled'] for cell in found) / sum(cell['trials'] for cell in found):.0%}" for found in cells
             ]
-    return rows_table(["", *(title(family) for family in families)], lines)
+    columns = [title(family) + " (in-sample)" * (family in selected) for family in families]
+    return rows_table(["", *columns], lines)

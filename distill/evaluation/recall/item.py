@@ -4,16 +4,18 @@ import functools
 import random
 from collections.abc import Sequence
 
+from distill.evaluation.recall.wording import JUDGING, Wording
 from distill.evaluation.scoring import Marked, opening
 
 PLAIN_POOL = 256  # fewer word tokens than this, and any token will do
 
 
 class Tokens:
-    """A tokenizer as the families use it."""
+    """A tokenizer and words as the families use them."""
 
-    def __init__(self, tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, words: Wording = JUDGING) -> None:
+        """words: `JUDGING` of what a table shows, `SELECTING` of what chooses a layout."""
+        self.tokenizer, self.words = tokenizer, words
         self.opening = opening(tokenizer)
 
     def ids(self, text: str) -> list[int]:
@@ -22,12 +24,14 @@ class Tokens:
 
     @functools.cached_property
     def pool(self) -> list[int]:
-        """Tokens for random sequences: a space and three lower-case letters or more; any but the special ones in a
-        vocabulary that holds fewer than 256 of those."""
+        """Tokens for random sequences: a space and three lower-case letters or more, every other one of them for each
+        wording; all where a vocabulary holds fewer than 512, and any but the special ones where it holds fewer than 256."""
         special = set(self.tokenizer.all_special_ids)
         every = [token for token in range(len(self.tokenizer)) if token not in special]
         texts = self.tokenizer.batch_decode([[token] for token in every])
         words = [token for token, text in zip(every, texts, strict=True) if _is_word(text)]
+        if len(words) >= 2 * PLAIN_POOL:
+            return words[self.words.turn :: 2]
         return words if len(words) >= PLAIN_POOL else every
 
     def draw(self, count: int, draw: random.Random) -> list[int]:

@@ -15,28 +15,23 @@ from distill.evaluation.recall.item import Tokens
 from distill.evaluation.scoring import Marked
 from distill.shipped import shipped_folder
 
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-FIRST = "Ada Alma Anton Bela Boris Clara Cora Dora Edgar Elena Felix Flora Greta Hugo Ida Igor Iris Ivan Jonas Karl Laura"
-LAST = "Abbot Bauer Carver Dalton Ekman Fisher Garner Holm Irving Jansen Keller Lindt Marlow Norris Olsen Parker Quinn Rossi"
-CITIES = "Berlin Cairo Delhi Geneva Havana Lima London Madrid Milan Moscow Oslo Paris Prague Quito Rome Seoul Sydney Tokyo"
 HOPS = 4  # assignments of a chain of variables
 
 
 def passkey(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
     """A five-digit number in filler sentences (arXiv 2305.16300)."""
-    key = str(draw.randint(10_000, 99_999))
-    opening = tokens.ids("There is an important number hidden in this text. Find it and remember it. ")
-    fact = tokens.ids(f"The pass key is {key}. Remember it. {key} is the pass key. ")
-    question = "What is the pass key? The pass key is "
+    key, words = str(draw.randint(10_000, 99_999)), tokens.words
+    opening, fact = tokens.ids(words.passkey_opening), tokens.ids(words.passkey_fact.format(value=key))
+    question = words.passkey_ask
     room = length - len(tokens.opening) - len(opening) - len(tokens.tail(question, [key])[0])
-    return tokens.marked(opening + _around(fact, tokens.ids(FILLER), room, depth), question, [key])
+    return tokens.marked(opening + _around(fact, tokens.ids(words.filler), room, depth), question, [key])
 
 
 def needle(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
     """A number that belongs to a city, in real text (RULER's single needle, arXiv 2404.06654)."""
-    city, number = draw.choice(CITIES.split()), str(draw.randint(1_000_000, 9_999_999))
-    question = f"\nWhat is the special magic number for {city}? The special magic number for {city} is "
-    fact = tokens.ids(f" The special magic number for {city} is {number}.")
+    words = tokens.words
+    city, number = draw.choice(words.needle_names.split()), str(draw.randint(1_000_000, 9_999_999))
+    question, fact = words.needle_ask.format(name=city), tokens.ids(words.needle_fact.format(name=city, value=number))
     room = length - len(tokens.opening) - len(fact) - len(tokens.tail(question, [number])[0])
     hay = _haystack(tokens, max(0, room), draw)
     before = round(depth * len(hay))
@@ -49,18 +44,14 @@ def key_value(tokens: Tokens, length: int, depth: float, draw: random.Random) ->
     def entry() -> tuple[str, str]:
         return f"{draw.getrandbits(32):08x}", f"{draw.getrandbits(32):08x}"
 
-    def line(key: str, value: str) -> str:
-        return f' "{key}": "{value}",\n'
-
-    def question(key: str) -> str:
-        return f'}}\nThe value of "{key}" is:\n "{key}": "'
-
-    return _listed(tokens, length, depth, "JSON data:\n{\n", entry, line, question)
+    words = tokens.words
+    return _listed(tokens, length, depth, (words.pairs_heading, words.pairs_line, words.pairs_ask), entry)
 
 
 def phone_book(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
     """One number of a list of names and telephone numbers (arXiv 2402.01032)."""
-    names = [f"{first} {last}" for first in FIRST.split() for last in LAST.split()]
+    words = tokens.words
+    names = [f"{first} {last}" for first in words.first_names.split() for last in words.last_names.split()]
     draw.shuffle(names)
     unused = iter(names)
 
@@ -68,10 +59,7 @@ def phone_book(tokens: Tokens, length: int, depth: float, draw: random.Random) -
         name = next(unused, None) or f"{draw.choice(names)} {draw.randint(2, 9999)}"
         return name, f"{draw.randint(2_000_000, 9_999_999)}"
 
-    def question(name: str) -> str:
-        return f"\nWhat is the number of {name}?\n{name}: "
-
-    return _listed(tokens, length, depth, "Phone book:\n", entry, lambda name, number: f"{name}: {number}\n", question)
+    return _listed(tokens, length, depth, (words.book_heading, words.book_line, words.book_ask), entry)
 
 
 def variable_tracking(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
@@ -81,17 +69,14 @@ def variable_tracking(tokens: Tokens, length: int, depth: float, draw: random.Ra
     ones before it. `depth` shifts the chain within its share of the text.
     """
     names = ["".join(draw.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5)) for _ in range(HOPS + 1)]
-    value = str(draw.randint(10_000, 99_999))
-    facts = [f"VAR {names[0]} = {value}. "]
-    facts += [f"VAR {new} = VAR {old}. " for old, new in itertools.pairwise(names)]
-    question = (
-        f"\nFind all variables that are assigned the value {value} in the text above. {HOPS + 1} variables are assigned the "
-        f"value {value}, they are:"
-    )
+    value, words = str(draw.randint(10_000, 99_999)), tokens.words
+    facts = [words.variable_first.format(name=names[0], value=value)]
+    facts += [words.variable_next.format(name=new, value=old) for old, new in itertools.pairwise(names)]
+    question = words.variable_ask.format(value=value, count=HOPS + 1)
     answers = [f" {name}" for name in names]
     room = length - len(tokens.opening) - len(tokens.tail(question, answers)[0])
     share = room // len(facts)
-    body = [token for fact in facts for token in _around(tokens.ids(fact), tokens.ids(FILLER), share, depth)]
+    body = [token for fact in facts for token in _around(tokens.ids(fact), tokens.ids(words.filler), share, depth)]
     return tokens.marked(body, question, answers)
 
 
@@ -106,31 +91,39 @@ def _listed(
     tokens: Tokens,
     length: int,
     depth: float,
-    heading: str,
+    phrases: tuple[str, str, str],
     entry: Callable[[], tuple[str, str]],
-    line: Callable[[str, str], str],
-    question: Callable[[str], str],
 ) -> Marked:
-    """Lines of a list as far as they fit, and the question for the one at a relative depth."""
+    """Lines of a list as far as they fit, and the question for the one at a relative depth.
+
+    Args:
+        phrases: the heading, a line and the question. entry: the next name and value.
+    """
+    heading, line, question = phrases
+
+    def of(first: tuple[str, str]) -> str:
+        return line.format(name=first[0], value=first[1])
+
     first = entry()
-    body = [tokens.ids(heading), tokens.ids(line(*first))]
-    room = length - len(tokens.opening) - len(tokens.tail(question(first[0]), [first[1]])[0]) - len(body[0]) - 2
+    body = [tokens.ids(heading.format()), tokens.ids(of(first))]
+    asked = tokens.tail(question.format(name=first[0]), [first[1]])[0]
+    room = length - len(tokens.opening) - len(asked) - len(body[0]) - 2
     entries, used = [first], len(body[1])
     while True:
         new = entry()
-        ids = tokens.ids(line(*new))
+        ids = tokens.ids(of(new))
         if used + len(ids) > room:
             break
         entries.append(new)
         body.append(ids)
         used += len(ids)
     key, value = entries[round(depth * (len(entries) - 1))]
-    return tokens.marked([token for ids in body for token in ids], question(key), [value])
+    return tokens.marked([token for ids in body for token in ids], question.format(name=key), [value])
 
 
 def _haystack(tokens: Tokens, count: int, draw: random.Random) -> list[int]:
-    """So many tokens of the shipped held-out text, from a random document on."""
-    documents = _shipped_documents()
+    """So many tokens of shipped text, from a random document on."""
+    documents = _shipped_documents(tokens.words.hay)
     at, hay = draw.randrange(len(documents)), []
     while len(hay) < count:
         hay += tokens.ids(documents[at % len(documents)] + "\n\n")
@@ -139,6 +132,6 @@ def _haystack(tokens: Tokens, count: int, draw: random.Random) -> list[int]:
 
 
 @cache
-def _shipped_documents() -> list[str]:
-    with lzma.open(shipped_folder() / "text" / "heldout.jsonl.xz", "rt") as file:
+def _shipped_documents(name: str) -> list[str]:
+    with lzma.open(shipped_folder() / "text" / name, "rt") as file:
         return [json.loads(row)["text"] for row in file]

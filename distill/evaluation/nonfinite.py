@@ -1,0 +1,34 @@
+"""Outputs that are not finite while a model is judged: where they began, instead of NaN in a table."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from distill.errors import UserError
+from distill.stages.nonfinite import first_nonfinite
+from distill.text.windows import Batch
+from teachers.teacher import Teacher
+
+
+class NotFinite(UserError):
+    """A judged model says infinity or NaN."""
+
+
+def check_finite(teacher: Teacher, model: nn.Module | None, hidden: Tensor | None, wanted: Tensor, batch: Batch) -> None:
+    """Refuse last hidden states of a student (None of the teacher itself), or of its teacher, that are not finite.
+
+    Raises:
+        NotFinite: naming whose they are, and the layer where it began.
+    """
+    if not wanted.isfinite().all():
+        raise NotFinite(blame(teacher, None, lambda: teacher.hidden(batch.ids, batch.positions)))
+    if hidden is not None and not hidden.isfinite().all():
+        raise NotFinite(blame(teacher, model, lambda: model.hidden(batch.ids, batch.documents)))
+
+
+def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], object]) -> str:
+    """Whose first output is not finite, and where. model: None for the teacher. forward: runs it again."""
+    whose = "teacher" if model is None else "student"
+    layers = teacher.family.layers if model is None else model.place.layers
+    found = first_nonfinite(teacher.model if model is None else model, forward, layers) or "the output head"
+    return f"the {whose}'s first output that is not finite is that of {found}"

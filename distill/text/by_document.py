@@ -1,0 +1,130 @@
+"""Held-out text in windows that begin with a document: as many documents as there are windows, so that errors can be theirs.
+
+Windows cut from running text hold neighbours of one document, and numbers of neighbours go together: an error over windows
+is then too small, and eight windows may be three documents. Here the first windows hold the first piece of each document in
+turn, the next ones the second pieces, and so on. Short pieces share a window; what room is left counts for nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.text.windows import Batch
+
+SELECTION = 0.75  # of the held-out tokens, where the part begins that selections read and no table does
+NEAR = (0.5, 0.9)  # of them, between which a document's beginning is taken for that place
+NO_DOCUMENT = -1  # the number of tokens that count for nothing
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens [start, end) of a document that ends at `stop`; the token at `stop` is another's, or nobody's."""
+
+    document: int
+    start: int
+    end: int
+    stop: int
+
+    @property
+    def scored(self) -> int:
+        """How many of its tokens have a next one in the document."""
+        return min(self.end, self.stop - 1) - self.start
+
+
+class DocumentWindows:
+    """A part of a prepared folder, in windows by document."""
+
+    def __init__(self, folder: Path, seq_len: int, first: int = 0, last: int | None = None) -> None:
+        """first, last: the part, in tokens; whole by default."""
+        self.seq_len = seq_len
+        self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self._starts, self._labels = np.load(folder / "starts.npy"), np.load(folder / "labels.npy")
+        self.first, self.last = first, len(self._tokens) if last is None else last
+
+    def batches(self, tokens: int, size: int) -> Iterator[tuple[Batch, Int[Tensor, "b t"]]]:
+        """As many windows as hold so many tokens, `size` at a time, each with the number of every token's document.
+
+        Raises:
+            UserError: no token of the text has a next one in its document.
+        """
+        windows = self._windows(-(-tokens // self.seq_len))
+        if not windows:
+            raise UserError(
+                f"the held-out text has no token to score among {self.last - self.first:,}: each of its documents is one "
+                "token long; name text with longer documents under data.heldout"
+            )
+        for start in range(0, len(windows), size):
+            made = [self._window(pieces) for pieces in windows[start : start + size]]
+            *parts, documents = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*made, strict=True))
+            yield Batch(*parts), documents
+
+    def _windows(self, count: int) -> list[list[Piece]]:
+        """The pieces of the first so many windows."""
+        windows: list[list[Piece]] = []
+        room = 0
+        for piece in self._pieces():
+            if piece.end - piece.start > room:
+                if len(windows) == count:
+                    break
+                windows.append([])
+                room = self.seq_len
+            windows[-1].append(piece)
+            room -= piece.end - piece.start
+        return windows
+
+    def _pieces(self) -> Iterator[Piece]:
+        """Every piece with something to score: the first of each document, then the second ones, and so on."""
+        ends = np.append(self._starts[1:], len(self._tokens))
+        inside = [
+            (number, max(int(start), self.first), min(int(end), self.last))
+            for number, (start, end) in enumerate(zip(self._starts, ends, strict=True))
+            if end > self.first and start < self.last
+        ]
+        offset = 0
+        while inside:
+            inside = [(number, start, stop) for number, start, stop in inside if start + offset < stop - 1]
+            for number, start, stop in inside:
+                begin = start + offset
+                yield Piece(number, begin, min(begin + self.seq_len, stop), stop)
+            offset += self.seq_len
+
+    def _window(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
+        """ids, documents in the window, positions, targets, weights, labels, and documents in the text."""
+        made = []
+        for place, piece in enumerate(pieces):
+            count = piece.end - piece.start
+            ids = self._tokens[piece.start : piece.end].astype(np.int64)
+            targets = np.append(ids[1:], self._tokens[piece.end] if piece.end < piece.stop else ids[-1])
+            made.append(
+                (
+                    ids,
+                    np.full(count, place),
+                    np.arange(count),
+                    targets,
+                    (np.arange(count) < piece.scored).astype(np.float32),
+                    np.full(count, self._labels[piece.document], np.int64),
+                    np.full(count, piece.document),
+                )
+            )
+        if room := self.seq_len - sum(piece.end - piece.start for piece in pieces):
+            end = np.full(room, made[-1][0][-1])
+            last, zeros = np.full(room, len(pieces)), np.zeros(room, np.int64)
+            made.append((end, last, np.arange(room), end, zeros.astype(np.float32), zeros, np.full(room, NO_DOCUMENT)))
+        return tuple(np.concatenate(parts) for parts in zip(*made, strict=True))
+
+
+def selection_begins(folder: Path) -> int:
+    """The token of a held-out text from which on it is kept for selections: three quarters in, where a document begins.
+
+    No table of results reads from there on, and no selection before: what a layout was chosen by cannot judge it.
+    """
+    starts, tokens = np.load(folder / "starts.npy"), len(np.load(folder / "tokens.npy", mmap_mode="r"))
+    wanted = round(SELECTION * tokens)
+    near = starts[(starts >= NEAR[0] * tokens) & (starts <= NEAR[1] * tokens)]
+    return int(near[np.abs(near - wanted).argmin()]) if len(near) else wanted
