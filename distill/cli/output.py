@@ -1,6 +1,5 @@
 """What verbs print and write: tables for people, JSON for programs, and libraries that keep quiet."""
 
-import json
 import logging
 import os
 import sys
@@ -43,7 +42,9 @@ def check_json(path: Path | None) -> None:
 
 def write_json(path: Path | None, content: dict | list) -> None:
     """Write a verb's result to a file, or to the standard output for `-`; nothing where none is given."""
-    text = json.dumps(content, indent=1)
+    from distill.strict_json import dumps
+
+    text = dumps(content, f"--json {path}", indent=1) if path is not None else ""
     if path == ALONE:
         print(text)
     elif path is not None:

@@ -64,7 +64,7 @@ def _judge(
 ) -> dict:
     student_path = folder.student if folder else target
     if folder and not student_path.exists():
-        raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
+        raise UserError(f"{folder.path} has no finished student yet; {folder.why_unfinished}")
     student = load_student(student_path)
     recipe = _laid_out(folder) if folder else _recipe_for(student, student_path, teacher)
     changes = {"teacher": teacher} if teacher else {}

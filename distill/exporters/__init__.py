@@ -83,7 +83,7 @@ def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str
     chosen = target(to)
     folder, out = RunDir.existing(run_folder), Path(out)
     if not folder.student.exists():
-        raise UserError(f"{folder.path} has no finished student yet; the same `distill run` goes on with it")
+        raise UserError(f"{folder.path} has no finished student yet; {folder.why_unfinished}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder to write the export into")
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():

@@ -190,7 +190,9 @@ def _recall(runs: Mapping[str, ShownRun]) -> Section:
 
 
 def _not_run(runs: Mapping[str, ShownRun], judged: Mapping[str, ShownRun]) -> Section:
-    lines = [[name, "the judgement", NOT_JUDGED] for name in runs if name not in judged]
+    lines = [
+        [name, "the judgement", run.facts.get("stopped") or NOT_JUDGED] for name, run in runs.items() if name not in judged
+    ]
     for name, run in judged.items():
         for entry in run.judged["not_run"]:
             lines.append([name, " ".join([*entry["rows"], entry["evaluation"], entry["part"]]).strip(), entry["reason"]])

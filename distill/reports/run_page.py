@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping
+from dataclasses import replace
 
 import yaml
 
@@ -53,6 +54,8 @@ def run_page(folder: RunDir) -> str:
         _speed(evaluations),
         _samples(folder),
     ]
+    if stopped := folder.read("run.json", {}).get("stopped"):
+        sections = [replace(one, missing=stopped) if one.missing == NOT_JUDGED else one for one in sections]
     sections += _further(evaluations)
     sections.append(_not_run(evaluations, [section for section in sections if not section.body]))
     return page(recipe.name, said, [*sections, _facts(folder, evaluations)])

@@ -23,6 +23,7 @@ from distill.disk import FIX, writing
 from distill.errors import UserError
 from distill.recipe import Recipe, parse
 from distill.stages import check_stages
+from distill.strict_json import dumps
 from distill.version import __version__
 from distill.yaml_file import read
 
@@ -153,6 +154,11 @@ class RunDir:
         return _recipe_in(file) if file.exists() else self.recipe()
 
     @property
+    def why_unfinished(self) -> str:
+        """What ended the run early for good, or how it goes on."""
+        return self.read("run.json", {}).get("stopped") or "the same `distill run` goes on with it"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
@@ -178,7 +184,7 @@ class RunDir:
 
     def write(self, name: str, content: Any) -> None:
         """Replace a JSON file of the folder, never leaving half of one."""
-        write_text(self.path / name, json.dumps(content, indent=1))
+        write_text(self.path / name, dumps(content, str(self.path / name), indent=1))
 
     def update(self, name: str, **entries: Any) -> dict:
         """Add entries to a JSON mapping of the folder."""
@@ -189,8 +195,9 @@ class RunDir:
     def log(self, **entry: Any) -> None:
         """Append one line to metrics.jsonl."""
         file = self.path / "metrics.jsonl"
+        line = dumps(entry, str(file))
         with writing(file), file.open("a") as lines:
-            lines.write(json.dumps(entry) + "\n")
+            lines.write(line + "\n")
 
     def metrics(self) -> list[dict]:
         """Every whole line of metrics.jsonl."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -176,9 +177,24 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
             f"data.{part} could not be prepared from {files}: {error or 'a file is empty or ends early'}; the files must be "
             f"whole, and {cache_folder()} must have room (DISTILL_CACHE names another place)"
         ) from error
+    _check_scored(folder, f"data.{part}")
     if part == "train":
         return Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
     return Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)
+
+
+def _check_scored(folder: Path, where: str) -> None:
+    """Refuse text of which no token has a next one in its document: every loss and every KL of it would be 0.
+
+    Raises:
+        UserError: naming the recipe's key.
+    """
+    starts, tokens = np.load(folder / "starts.npy"), len(np.load(folder / "tokens.npy", mmap_mode="r"))
+    if np.diff(np.append(starts, tokens)).max() < 2:
+        raise UserError(
+            f"{where}: no token of this text can be scored: each of its {len(starts):,} documents is one token long, and "
+            "what follows belongs to the next; name text with longer documents"
+        )
 
 
 def _training_tokens(recipe: Recipe) -> int:

@@ -1,5 +1,6 @@
 """Measurements, one after the other, each written down as soon as it is made: what a scorer works on."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -105,11 +106,21 @@ class Measurer:
                 self.stop_if_asked()
                 self.material.prepare(name)
                 began = time.monotonic()
-                found = self.material.measure(make(), name)
+                found = self._finite(key, name, self.material.measure(make(), name))
                 self.records.add(key, name, {**found, "seconds": round(time.monotonic() - began, 3)})
         self._tell(key)
         known = self.records.of(key)
         return {name: value for measure in measures for name, value in known[measure].items()}
+
+    def _finite(self, key: str, measure: str, found: dict[str, float]) -> dict[str, float]:
+        """What was found, refused where it would rank a layer by NaN."""
+        wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+        if wrong:
+            raise UserError(
+                f"the selection measured {measure} of {key}, and {wrong[0]}: the teacher's outputs are not finite there in "
+                f"{self.session.accelerator.mixed_precision} precision; try precision=float32, or pattern.protect"
+            )
+        return found
 
     def layout(self, kept: Sequence[int], measures: Sequence[str]) -> dict[str, float]:
         """Numbers of the model whose attention stays in these layers."""

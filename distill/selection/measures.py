@@ -19,7 +19,7 @@ from distill.evaluation.recall.wording import SELECTING
 from distill.evaluation.scoring import Marked, score
 from distill.evaluation.task_files import check_folder, find_file, read_questions
 from distill.evaluation.tasks import marked
-from distill.output_head import head_of
+from distill.output_head import full_products, wide_head
 from distill.runs.session import Session
 from distill.selection.options import Options
 from distill.text.heldout import Heldout
@@ -88,15 +88,16 @@ def measure_recall(material: Material, model: nn.Module) -> dict[str, float]:
 def measure_divergence(material: Material, model: nn.Module) -> dict[str, float]:
     """kl: KL(teacher || model) of the next token on held-out text, nats a token."""
     total, weight, tokens = 0.0, 0.0, 0
-    teacher_head = head_of(material.teacher.model)
+    head, teacher_head = wide_head(model), wide_head(material.teacher.model)
     for batch, teacher_hidden in zip(material.heldout.batches, material.heldout.hidden, strict=True):
         tokens += batch.tokens
         count = batch.weights.sum().item()
         weight += count
-        hidden = model.hidden(batch.ids, batch.documents).flatten(0, 1)
-        arguments = (head_of(model), teacher_hidden.flatten(0, 1), teacher_head, batch.weights.flatten())
-        total += count * linear_kl(hidden, *arguments).item()
-    return {"kl": total / max(weight, 1.0), "tokens": tokens}
+        hidden = model.hidden(batch.ids, batch.documents).flatten(0, 1).to(head.weight.dtype)
+        wanted = teacher_hidden.flatten(0, 1).to(teacher_head.weight.dtype)
+        with full_products(hidden.device):
+            total += count * linear_kl(hidden, head, wanted, teacher_head, batch.weights.flatten()).item()
+    return {"kl": total / weight, "tokens": tokens}
 
 
 def measure_task(material: Material, model: nn.Module) -> dict[str, float]:

@@ -9,8 +9,9 @@ from accelerate.utils import broadcast
 from rich.console import Console
 
 from distill.build import build, layout_of, recall_transfers, transfer_report
-from distill.errors import Interrupted
+from distill.errors import Interrupted, UserError
 from distill.evaluation.fidelity import fidelity
+from distill.evaluation.nonfinite import NotFinite
 from distill.evaluation.rows import told
 from distill.memory import enough_memory
 from distill.runs.checkpoint import RunState
@@ -107,9 +108,16 @@ class Pipeline:
             with enough_memory(f"stage {name}", self._what_to_lower(this.entry)), self.stopper.listening():
                 yield
         except NonFinite as error:
-            raise NonFinite(f"stage {name}: {error}. {self.saves.where_to_go_on()}") from error
+            raise self._went_wrong(name, error) from error
         except Interrupted as reason:
             raise Interrupted(f"{reason} in stage {name}. {self.saves.where_to_go_on()}") from reason
+
+    def _went_wrong(self, name: str, error: UserError) -> NonFinite:
+        """What to say of numbers that are not finite, and keep in the folder: going on would come to them again."""
+        said = f"stage {name}: {error}. The same recipe would come to this again; a changed one is a run of its own"
+        if self.accelerator.is_main_process:
+            self.folder.update("run.json", stopped=said)
+        return NonFinite(said)
 
     @contextmanager
     def _progress(self, this: StageRun) -> Iterator[StageProgress | None]:
@@ -151,8 +159,11 @@ class Pipeline:
         if self.accelerator.is_main_process:
             measured = {}
             if self.every_stage or entry is self.stages[-1]:
-                with self.accelerator.autocast():
-                    measured = fidelity(self.teacher, self.student, heldout)
+                try:
+                    with self.accelerator.autocast():
+                        measured = fidelity(self.teacher, self.student, heldout)
+                except NotFinite as error:
+                    raise self._went_wrong(f"{entry.name}, on held-out text", error) from error
             measured["probe"] = self.saves.measure_probe()
             evaluations = self.folder.read("evaluations.json", {})
             after = {**evaluations.get("after", {}), entry.key: {**measured, "seconds": round(seconds, 1)}}

@@ -57,6 +57,7 @@ class Saves:
                 "package versions differ from those this run was started with; see %s", self.folder.path / "run.json"
             )
         if self.accelerator.is_main_process:
+            facts |= {"stopped": None} if "stopped" in known else {}  # it is tried again
             self.folder.update("run.json", **facts, **({} if known else {"format": FORMAT, "versions": versions()}))
 
     # saving
