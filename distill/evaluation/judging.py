@@ -136,8 +136,8 @@ def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:
 
 def against_student(rows: Mapping[str, Mapping]) -> dict[str, dict]:
     """For each row but the student's, what the student's fidelity is less the row's on the same documents, see `paired`."""
-    own = rows["student"]["fidelity"]
-    return {row: paired(own, results["fidelity"]) for row, results in rows.items() if row != "student"}
+    found = {row: results["fidelity"] for row, results in rows.items() if "fidelity" in results}
+    return {row: paired(found["student"], other) for row, other in found.items() if row != "student" in found}
 
 
 def not_run(results: Mapping[str, Mapping], suite: Suite) -> list[dict]:

@@ -205,7 +205,7 @@ class Mixer(nn.Module):
         return self.out(features)
 
     def branch_terms(self) -> dict[str, slice]:
-        """The terms of each branch of a composed mixer, by name; a state's is called "ssm". Empty of one branch alone."""
+        """The terms of each branch of a composed mixer, by name; the state's is called "ssm". Empty of one branch alone."""
         return {}
 
     def silence(self, branches: Iterable[str]) -> None:

@@ -165,10 +165,12 @@ class SplitHeads(Mixer):
         return found
 
     def branch_terms(self) -> dict[str, slice]:
-        if self.attention is None:
-            return {}
-        border, terms = self.terms[0], sum(self.terms)
-        return {"attention": slice(0, border), "ssm": slice(border, terms)}
+        inner, first = self.ssm.branch_terms(), sum(self.terms) - self.terms[-1]
+        found = {} if self.attention is None else {"attention": slice(0, first)}
+        if not inner:
+            return {**found, "ssm": slice(first, sum(self.terms))} if found else {}
+        moved = {name: slice(first + terms.start, first + terms.stop) for name, terms in inner.items()}
+        return found | {name if name == "ssm" else f"ssm.{name}": terms for name, terms in moved.items()}
 
     def rescale(self, factors: Float[Tensor, " k"]) -> None:
         for branch, part in zip(self.branches.values(), factors.split(self.terms), strict=True):

@@ -68,7 +68,9 @@ def test_every_evaluation_of_a_suite(checkpoint, text_files, task_folder, monkey
     monkeypatch.setitem(suites.SUITES, "standard", small)
     options = {"heldout": str(text_files / "heldout.jsonl"), "suite": "standard", "tasks": task_folder}
     judged = distill.evaluate(checkpoint, **options)
-    assert list(judged["rows"]) == ["teacher", "student", "window_layout", "uniform_window", "window_everywhere"]
+    baselines = ["window_layout", "uniform_window", "window_everywhere"]
+    assert list(judged["rows"]) == ["teacher", "student", "no_state", "no_window", *baselines]
+    assert set(judged["rows"]["no_state"]) == {"fidelity", "passkey", "recall"}
     teacher, student = judged["rows"]["teacher"], judged["rows"]["student"]
     assert set(student) == set(suites.SUITES["standard"].evaluations) >= {"fidelity", "passkey", "recall", "tasks", "speed"}
     assert set(judged["rows"]["window_layout"]) == {"fidelity", "passkey", "recall", "tasks"}
@@ -113,7 +115,7 @@ def test_quick_says_what_it_leaves_out(checkpoint, text_files, monkeypatch):
     assert judged["suite"] == "quick" and judged["chance"] == {}
     assert judged["against_teacher"]["student"]["recovery"]["score"] is None
     page = printed(judged)
-    assert "no task files" in page and "the quick suite leaves it out for baselines" in " ".join(page.split())
+    assert "no task files" in page and "the quick suite leaves it out for this row" in " ".join(page.split())
 
 
 class Words(Evaluation):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import distill
 from distill import run
-from distill.errors import Interrupted
+from distill.errors import Interrupted, UserError
 from distill.evaluation import samples
 from distill.recipe_file import check
 from distill.runs import checkpoint
@@ -160,13 +161,22 @@ def spoil(parameter) -> None:
     ],
     ids=["student", "teacher"],
 )
-def test_a_loss_that_is_no_number_names_layer_step_and_checkpoint(tiny_recipe, tmp_path, monkeypatch, poison, said):
+def test_a_loss_that_is_no_number_names_layer_and_step_to_whoever_asks(tiny_recipe, tmp_path, monkeypatch, poison, said):
     tiny_recipe |= {"checkpoints": {"steps": 1}, "stages": [tiny_recipe["stages"][0], tiny_recipe["stages"][3]]}
     monkeypatch.setattr(Imitate, "losses", poisoned_at(3, poison))
     with pytest.raises(NonFinite) as stopped:
         run(check(tiny_recipe, "tiny.yaml"), runs=tmp_path)
     assert stopped.match(f"stage imitate: the loss at step 3 is nan; {said}")
-    assert stopped.match(r"try a lower lr\. The last checkpoint is .*1-imitate-0000002; the same command goes on from it")
+    assert stopped.match(r"try a lower lr\. The same recipe would come to this again; a changed one is a run of its own$")
+    (folder,) = tmp_path.glob("tiny-*")
+    assert checkpoint.latest(folder / "checkpoints").name.startswith("1-imitate-0000002")  # what was trained is still there
+    for ask in (distill.evaluate, lambda path: distill.export(path, out=tmp_path / "out")):
+        with pytest.raises(
+            UserError, match=f"has no finished student yet; stage imitate: the loss at step 3 is nan; {said}"
+        ):
+            ask(folder)
+    page = distill.report(folder).read_text()
+    assert "the loss at step 3 is nan" in page and "goes on with it" not in page
 
 
 # what a resume counts and reads

@@ -75,7 +75,7 @@ def test_each_stage_lowers_its_own_heldout_loss(finished):
 
 def test_the_table_has_every_row(finished):
     rows = finished.read("evaluations.json")["final"]["rows"]
-    assert list(rows) == ["teacher", "student", "twin", "window_layout", "window_everywhere"]
+    assert list(rows) == ["teacher", "student", "no_state", "no_window", "twin", "window_layout", "window_everywhere"]
     assert abs(rows["teacher"]["fidelity"]["kl"]) < 1e-6 and rows["teacher"]["fidelity"]["agreement"] == 1.0
     for results in rows.values():
         measured = results["fidelity"]

@@ -539,3 +539,41 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="step takes one token"):
         mixer, h, _ = made("mamba2", {})
         mixer.step(h, context())
+
+
+# branches
+
+
+@every_mixer
+def test_silenced_branches_add_up(name, options):
+    """What a composed mixer says is the sum of what each of its branches says while the others are silent."""
+    mixer, h, _ = made(name, options)
+    whole, branches = mixer(h, context()), list(mixer.branch_terms())
+    if not branches:
+        with pytest.raises(ValueError, match="has no branch 'ssm'; there are none"):
+            mixer.silence(["ssm"])
+        return
+    assert "ssm" in branches and len(branches) > 1
+    covered = [term for terms in mixer.branch_terms().values() for term in range(terms.start, terms.stop)]
+    assert sorted(covered) == list(range(len(mixer.out_weight()[0])))
+    parts = []
+    for branch in branches:
+        mixer.silence(other for other in branches if other != branch)
+        parts.append(mixer(h, context()))
+        assert parts[-1].norm() > 1e-3 * whole.norm()
+    bias = mixer.out_weight()[1]  # in each of them
+    torch.testing.assert_close(sum(parts) - (0.0 if bias is None else (len(parts) - 1) * bias), whole)
+    mixer.silence([])
+    assert torch.equal(mixer(h, context()), whole)
+
+
+def test_a_silenced_branch_takes_no_bias_with_it():
+    options = {"keep": [1], "ssm": {"mixer": "discrete_mamba2", "window": {**WINDOW, "gate": True}}}
+    for name, options in (("split_heads", options), ("parallel_heads", {}), ("discrete_mamba2", {"window": WINDOW})):
+        mixer, h, _ = made(name, options, BIASED)
+        mixer.silence(mixer.branch_terms())
+        bias = mixer.out_weight()[1]
+        torch.testing.assert_close(mixer(h, context()), bias.expand_as(mixer(h, context())))
+    assert set(make_mixer("split_heads", SHAPE, options={"keep": [0]}).branch_terms()) == {"attention", "ssm"}
+    with pytest.raises(ValueError, match="Windowed has no branch 'attention'; there are ssm, window"):
+        mixer.silence(["attention"])
