@@ -196,13 +196,13 @@ def test_a_mixer_of_one_branch_is_never_silenced(teacher):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_selections_and_tables_share_no_words(teacher, family):
-    """No run of a dozen tokens is in both, at any length and depth."""
+    """No run of 24 tokens, a line of text, is in both, at any length and depth."""
 
     def runs(words, seed):
         texts = [
             text for length in (256, 400) for text in make(Tokens(teacher.tokenizer, words), family, length, 3, seed=seed)
         ]
-        return {tuple(text.ids[place : place + 12]) for text in texts for place in range(len(text.ids) - 11)}
+        return {tuple(text.ids[place : place + 24]) for text in texts for place in range(len(text.ids) - 23)}
 
     judging, selecting = runs(JUDGING, 0), runs(SELECTING, -1)
     assert judging and selecting and not judging & selecting
@@ -231,11 +231,7 @@ def test_selections_and_tables_share_no_text(tiny_recipe):
     assert not set(session.heldout(10**6).documents[0].unique().tolist()) & set(
         material.heldout.documents[0].unique().tolist()
     )
-    recipe = tiny_recipe | {
-        "data": tiny_recipe["data"] | {"seq_len": 480},
-        "evaluation": {"passkey": [64], "seq_len": 2**15},
-    }
-    del recipe["evaluation"]["seq_len"]
+    recipe = tiny_recipe | {"data": tiny_recipe["data"] | {"seq_len": 480}, "evaluation": {"passkey": [64]}}
     short = Session.open(check(recipe, "here"), trains=False)
     short.heldout_windows.count = 1
     with pytest.raises(UserError, match=r"one window of 480: a selection needs text that its student is not judged by"):

@@ -568,8 +568,8 @@ def test_silenced_branches_add_up(name, options):
 
 
 def test_a_silenced_branch_takes_no_bias_with_it():
-    options = {"keep": [1], "ssm": {"mixer": "discrete_mamba2", "window": {**WINDOW, "gate": True}}}
-    for name, options in (("split_heads", options), ("parallel_heads", {}), ("discrete_mamba2", {"window": WINDOW})):
+    both = {"keep": [1], "ssm": {"mixer": "discrete_mamba2", "window": {**WINDOW, "gate": True}}}
+    for name, options in (("split_heads", both), ("parallel_heads", {}), ("discrete_mamba2", {"window": WINDOW})):
         mixer, h, _ = made(name, options, BIASED)
         mixer.silence(mixer.branch_terms())
         bias = mixer.out_weight()[1]
