@@ -8,7 +8,7 @@
     pattern             one letter a layer
     identity            {logits, attention, layer}, see identity.check_identity; of a run it stands beside "final"
     rows                {row: {evaluation: result}}; rows as in rows.TITLES, in the order of the table, chance not among them
-      fidelity          see fidelity.fidelity
+      fidelity          see fidelity.fidelity; on the same documents in every row
       passkey           [{length, recalled, trials}]
       recall            {family: [{length, depth (needle alone), recalled, trials, score}]}
       tasks             {task: {metric, score, error, chance, items, correct, acc, acc_norm, perplexity, letters}}, the last
@@ -16,6 +16,10 @@
       speed             {device, method, cells: [{length, batch, prefill_seconds, first_token_seconds,
                         decode_tokens_per_second, peak_bytes, cache_bytes} or {length, batch, not_run}]}, on a GPU with
                         graph_decode_tokens_per_second or graph_not_run
+                        Every number is finite: a row whose outputs are not is left out (not_run), a student is refused
+    against_student     {row: {kl, nll, agreement: {difference, error, lower, documents}}}: the student less the row, see
+                        pairing.paired
+    in_sample           {families, tasks}: what selected the layout; empty where nothing did
     against_teacher     {row: {passkey, recall, tasks, recovery, speed}}, see judging.against_teacher
     chance              {task: score of guessing}; of recall it is 0
     layers              {layer: relative L2 error of the student's mixer}

@@ -45,8 +45,9 @@ class Imitate(Stage):
 
     class Options(TrainingOptions):
         """divergence, temperature: of teacher and student. ce: share of plain cross-entropy. hidden: weight of the relative
-        squared error of the last hidden state. train: what learns beside the mixers. lora: adapters, where train is "lora".
-        activation_checkpointing: recompute layers in the backward pass, for memory."""
+        squared error of the last hidden state. scale: of the whole loss, a mean over tokens; where somebody's is a sum,
+        `clip` and AdamW's epsilon are meant for that. train: what learns beside the mixers. lora: adapters, where train is
+        "lora". activation_checkpointing: recompute layers in the backward pass, for memory."""
 
         reserved: ClassVar[frozenset[str]] = frozenset({"teacher", "offline_logits"})
 
@@ -54,6 +55,7 @@ class Imitate(Stage):
         temperature: Annotated[float, Field(gt=0)] = 1.0
         ce: Annotated[float, Field(ge=0, le=1)] = 0.0
         hidden: Annotated[float, Field(ge=0)] = 0.0
+        scale: Annotated[float, Field(gt=0)] = 1.0
         train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
         lora: Lora = Lora()
         activation_checkpointing: bool = False
@@ -96,7 +98,7 @@ class Imitate(Stage):
             wanted = teacher_hidden.float()
             error = (hidden.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
             loss = loss + options.hidden * (error * batch.weights).sum() / batch.weights.sum()
-        yield "loss", loss
+        yield "loss", options.scale * loss
 
     def blame(self, batch: Batch) -> str | None:
         teacher, student = self.teacher, self.student

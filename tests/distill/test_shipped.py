@@ -93,3 +93,44 @@ def test_gemma_keeps_the_layers_that_see_everything():
 def test_mohawk_counts():
     tokens = {entry.name: entry.options.tokens for entry in stages_of(load("phi-1.5_phi-mamba"))}
     assert tokens["orient"] == 80_000_000 and tokens["align"] == 160_000_000 and tokens["imitate"] == 2_760_000_000
+
+
+def stage_of(recipe, name):
+    return next(entry.options for entry in stages_of(load(recipe)) if entry.name == name)
+
+
+def test_the_mamba_in_the_llama_trains_as_its_authors_code_does():
+    options, data = stage_of("llama-3-8b_mamba-in-llama", "imitate"), load("llama-3-8b_mamba-in-llama").data
+    assert options.scale * options.ce == pytest.approx(1.0, rel=1e-3)  # cross-entropy, a mean over tokens
+    assert options.scale * (1 - options.ce) == pytest.approx(
+        0.1 * data.seq_len, rel=1e-3
+    )  # 0.1 of the KL's sum over a window
+    assert (options.lr, options.betas, options.clip, options.weight_decay) == (8e-5, (0.9, 0.98), 0.1, 0.0)
+    assert options.train == "mixers" and (options.schedule, options.final) == ("cosine", 0.0)
+    steps = options.tokens / (data.batch * data.seq_len)
+    assert data.batch == 64 and round(options.warmup * steps) == pytest.approx(500, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "published"),
+    [  # rate (of the rest), schedule, warm-up, decay or final, weight decay, tokens a step
+        ("phi-1.5_phi-mamba", "orient", (2e-4, "wsd", 0.1, 0.1, 0.1, 64 * 2048)),
+        ("phi-1.5_phi-mamba", "align", (1e-4, "wsd", 0.1, 0.1, 0.1, 128 * 2048)),
+        ("phi-1.5_hybrid-phi-mamba", "imitate", (1e-4, "wsd", 0.1, 0.1, 0.1, 128 * 2048)),
+        ("llama-3.2-1b_llamba", "orient", (1e-4, "wsd", 0.1, 0.1, 0.1, 64 * 2048)),
+        ("llama-3.2-1b_llamba", "align", (1e-4, "wsd", 0.1, 0.1, 0.1, 128 * 2048)),
+        ("llama-3.2-1b_llamba", "imitate", (5e-5, "wsd", 0.1, 0.1, 0.1, 128 * 2048)),
+        ("llama-3.2-1b_split-heads", "align", (1e-4, "wsd", 0.1, 0.1, 0.1, 128 * 2048)),
+        ("llama-3.2-1b_split-heads", "imitate", (1e-5, "wsd", 0.1, 0.1, 0.1, 128 * 2048)),
+        ("qwen3-0.6b_gated-deltanet", "align", (1e-3, "cosine", 0.0, 0.01, 0.01, 96 * 512)),
+        ("qwen3-0.6b_gated-deltanet", "imitate", (7e-6, "constant", 0.0, None, 0.01, 32 * 4096)),
+    ],
+)
+def test_a_published_recipe_has_the_published_rates(recipe, stage, published):
+    """As recipes/README.md says that they were checked."""
+    options, data = stage_of(recipe, stage), load(recipe).data
+    end = {"wsd": options.decay, "cosine": options.final, "constant": None}[options.schedule]
+    tokens = (options.batch or data.batch) * data.seq_len
+    assert (options.rate("rest"), options.schedule, options.warmup, end, options.weight_decay, tokens) == published
+    assert options.betas == (0.9, 0.95) and options.clip == 1.0
+    assert getattr(options, "ce", 0.0) == 0.0 and getattr(options, "scale", 1.0) == 1.0

@@ -151,6 +151,21 @@ def test_imitate_without_anything_to_learn_is_zero(teacher, mixer):
         assert abs(loss.item()) < 1e-6
 
 
+def test_a_sum_over_a_window_is_a_scale_and_a_share(teacher):
+    """0.1 KL, `batchmean` over [batch, time, vocabulary], beside cross-entropy: The Mamba in the Llama's loss."""
+    student, _ = build(teacher, Layout("AAMM", {"M": {"mixer": "mamba2"}}))
+    ids = torch.randint(1, 320, (1, 41), generator=torch.Generator().manual_seed(7))
+    time, zeros = 40, torch.zeros(1, 40, dtype=torch.long)
+    text = Batch(ids[:, :-1], zeros, torch.arange(time)[None], ids[:, 1:], torch.ones(1, time), zeros)
+    whole = 1 + 0.1 * time
+    options = Imitate.Options(tokens=1, lr=1.0, ce=1 / whole, scale=whole, train="mixers")
+    ((_, loss),) = Imitate(teacher, student, options).losses(text)
+    own, other = (model(text.ids).logits.log_softmax(-1) for model in (student, teacher.model))
+    kl = torch.nn.functional.kl_div(own, other.exp(), reduction="batchmean")
+    wanted = 0.1 * kl + torch.nn.functional.cross_entropy(own[0], text.targets[0])
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5) and kl > 0.1
+
+
 @every_mixer
 def test_losses_ignore_other_documents(teacher, made):
     """Changing the second document of a window leaves the first document's error alone."""
