@@ -18,6 +18,7 @@ from rich.table import Table
 from distill.errors import UserError, nearest
 from distill.evaluation.recall import recall
 from distill.evaluation.rows import decimal, error_of
+from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.recipe_file import check
 from distill.runs.run_dir import RunDir, versions
@@ -101,7 +102,7 @@ def measure(recipe: Recipe, path: Path) -> dict:
     session = Session.open(recipe)
     folder = RunDir.at(path, recipe, fresh=False)
     pipeline = Pipeline(session, folder, Console(quiet=True), Stopper(), every_stage=False)
-    heldout = session.heldout(recipe.evaluation.tokens)
+    heldout = session.heldout(*suite_of_run(recipe.evaluation).text(recipe.evaluation, session.heldout_windows.seq_len))
     pipeline.run(heldout)
     student, options = pipeline.student, recipe.evaluation
     with session.accelerator.autocast():
