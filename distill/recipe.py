@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from distill.errors import UserError, nearest
 from distill.schema import Count, Letter, Name, Schema, explain
 
+DOCUMENTS = 32  # that a judged table rests on
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
 
 
@@ -49,10 +50,15 @@ class Data(Schema):
 
 
 class EvaluationOptions(Schema):
-    """Held-out tokens for the table after each stage and for the final one, windows of `seq_len`, and passkey lengths."""
+    """Held-out tokens for the table after each stage and for the final one, windows of `seq_len`, and passkey lengths.
+
+    documents: windows, one a document as long as there are documents, that judged tables read at least: fewer, and an error
+    over documents is a guess.
+    """
 
     tokens: Count = 16_384
     final_tokens: Count | None = None
+    documents: Annotated[int, Field(ge=1)] = DOCUMENTS
     seq_len: Annotated[int, Field(ge=8)] | None = None
     probe_tokens: Count = 1024
     passkey: list[Annotated[int, Field(ge=64)]] = [256, 512]
@@ -115,6 +121,8 @@ class Recipe(Schema):
         for name in ("teacher_ignore", "selected"):  # recipes from before these were there keep their runs
             if not entries[name]:
                 del entries[name]
+        if entries["evaluation"]["documents"] == DOCUMENTS:
+            del entries["evaluation"]["documents"]
         text = json.dumps(entries, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -167,7 +167,7 @@ def tiny_entries(tiny_teacher, text_files):
             {"align": {"tokens": 768, "lr": {"new": 5e-3, "ssm": 5e-3, "window": 1e-3}}},
             {"imitate": {"tokens": 768, "lr": 1e-3, "train": "mixers"}},
         ],
-        "evaluation": {"tokens": 256, "probe_tokens": 64, "passkey": [64], "passkey_trials": 2},
+        "evaluation": {"tokens": 256, "documents": 8, "probe_tokens": 64, "passkey": [64], "passkey_trials": 2},
         "device": "cpu",
     }
 

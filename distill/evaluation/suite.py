@@ -7,7 +7,6 @@ from pathlib import Path
 from distill.recipe import EvaluationOptions
 
 SIX = ("winogrande", "arc_easy", "arc_challenge", "piqa", "hellaswag", "lambada")  # recovery is measured over these
-DOCUMENTS = 32  # that a table's numbers rest on, where the text has so many: fewer, and an error is a guess
 EVERYTHING = 2**20  # held-out tokens of a suite that reads the whole text, at most
 
 
@@ -17,8 +16,8 @@ class Suite:
 
     evaluations: by name, of the teacher and the student. baselines: those that the other rows get too. knockouts: those of
     the student without one of its branches.
-    heldout_tokens: at most; None for as many as the recipe's final table has; EVERYTHING, for the whole text. All read at
-    least DOCUMENTS windows, one a document as long as there are documents. window: the longest.
+    heldout_tokens: at most; None for as many as the recipe's final table has; EVERYTHING, for the whole text. All read
+    as many windows as the recipe's `evaluation.documents` at least. window: the longest.
     items: of each task at most, drawn by a seed; None for all. task_source: a folder of files, or "harness".
     depths, grid_trials: of recall families that are measured depth by depth, and their trials a cell.
     in_sample: tasks that selected the student's layout: recovery leaves them out.
@@ -54,7 +53,7 @@ class Suite:
         length = min(seq_len, self.window or seq_len)
         if self.heldout_tokens == EVERYTHING:
             return EVERYTHING, length
-        return max(min(usual, self.heldout_tokens or usual), DOCUMENTS * length), length
+        return max(min(usual, self.heldout_tokens or usual), options.documents * length), length
 
     def within(self, positions: int | None) -> tuple["Suite", list[dict]]:
         """The suite without lengths that the teacher has no positions for, and what was left out for it."""

@@ -93,7 +93,7 @@ def _laid_out(folder: RunDir) -> Recipe:
     recipe, chosen = folder.laid_out(), folder.read("selection.json", {}).get("chosen")
     if recipe.selected is not None or chosen is None:
         return recipe
-    options = chosen["options"]
+    options = chosen.get("options", {})
     selected = Selected(by=chosen["by"], families=options.get("families", []), tasks=options.get("names", []))
     return recipe.model_copy(update={"selected": selected})
 

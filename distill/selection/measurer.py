@@ -19,6 +19,7 @@ from distill.selection.options import Options
 from distill.selection.switched import Switched, make_switched
 
 FILE = "selection.json"  # in the run folder
+MATERIAL = "material"  # the fact that says which words and text are measured on
 TEACHER = "teacher"  # the key of the model with nothing switched off
 
 
@@ -35,7 +36,8 @@ class Records:
         self.folder, self.writes = folder, writes
         self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts), "measured": {}}
         for name, value in facts.items():
-            if self.content["facts"].get(name) != value:
+            known = self.content["facts"].get(name)
+            if known != value and not (name == MATERIAL and "chosen" in self.content):  # a choice that was made stands
                 raise UserError(
                     f"{folder.path / FILE}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
                     "back, or start again with --fresh"

@@ -11,12 +11,13 @@ from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection import scorer_class
 from distill.selection.checking import selection_options
-from distill.selection.measurer import TEACHER, Measurer, Records
+from distill.selection.measurer import MATERIAL, TEACHER, Measurer, Records
 from distill.selection.measures import tokens_of
 from distill.selection.options import Options, described, rest_of
 from distill.selection.scorer import Choice, Ranked, Scorer
 from students.config import KEEP
 
+READS = "words and held-out text that no table reads"  # earlier versions' measurements are of others: not to be mixed
 JUDGED = ("recall", "kl")  # what the teacher, the choice and an even layout are measured by in the end
 TRAINING = 4.0  # times that a token of training costs of one of a measurement: both branches, backward, and the teacher
 
@@ -34,7 +35,8 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
         Interrupted: stopped early, with everything measured kept.
     """
     recipe, accelerator = session.recipe, session.accelerator
-    facts = {"teacher": session.teacher.fingerprint, "heldout_text": session.heldout_windows.meta["sha256"]}
+    text = session.heldout_windows.meta["sha256"]
+    facts = {"teacher": session.teacher.fingerprint, "heldout_text": text, MATERIAL: READS}
     records = Records(folder, facts, writes=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     chosen = records.content.get("chosen")

@@ -19,7 +19,6 @@ from distill.evaluation.pairing import mean_and_error, paired
 from distill.evaluation.recall.families import FAMILIES, make
 from distill.evaluation.recall.item import Tokens
 from distill.evaluation.recall.wording import JUDGING, SELECTING
-from distill.evaluation.suite import DOCUMENTS
 from distill.evaluation.suites import SUITES, suite_of_run
 from distill.output_head import full_products, generating_wide, wide_head, wide_logits
 from distill.recipe import EvaluationOptions
@@ -95,10 +94,10 @@ def test_text_without_a_token_to_score_is_refused(tmp_path, tiny_recipe):
 
 
 def test_tables_read_so_many_documents():
-    assert DOCUMENTS == 32
     run = suite_of_run(EvaluationOptions(tokens=4096))
     assert run.text(EvaluationOptions(tokens=4096), 512) == (32 * 512, 512)
     assert run.text(EvaluationOptions(tokens=4096, final_tokens=131_072), 2048) == (131_072, 2048)
+    assert run.text(EvaluationOptions(tokens=512, documents=4), 512) == (4 * 512, 512)
     assert SUITES["quick"].text(EvaluationOptions(tokens=65_536), 2048) == (32 * 256, 256)
     assert SUITES["full"].text(EvaluationOptions(), 512)[0] == 2**20
 
@@ -236,6 +235,18 @@ def test_selections_and_tables_share_no_text(tiny_recipe):
     short.heldout_windows.count = 1
     with pytest.raises(UserError, match=r"one window of 480: a selection needs text that its student is not judged by"):
         short.selection_text(256)
+
+
+def test_measurements_on_other_words_are_not_mixed(tmp_path):
+    from distill.runs.run_dir import RunDir
+    from distill.selection.measurer import MATERIAL, Records
+
+    old = {"facts": {"teacher": "t"}, "measured": {"layer 1": {"kl": {"kl": 1.0}}}}
+    RunDir(tmp_path).write("selection.json", old)
+    with pytest.raises(UserError, match="the material is not the one that was measured there"):
+        Records(RunDir(tmp_path), {"teacher": "t", MATERIAL: "now"}, writes=False)
+    RunDir(tmp_path).write("selection.json", {**old, "chosen": {"by": "kl"}})
+    assert Records(RunDir(tmp_path), {"teacher": "t", MATERIAL: "now"}, writes=False).content["chosen"] == {"by": "kl"}
 
 
 def test_what_selected_a_layout_is_in_sample(tiny_recipe, tmp_path, monkeypatch):
