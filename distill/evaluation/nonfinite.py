@@ -29,6 +29,7 @@ def check_finite(teacher: Teacher, model: nn.Module | None, hidden: Tensor | Non
 def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], object]) -> str:
     """Whose first output is not finite, and where. model: None for the teacher. forward: runs it again."""
     whose = "teacher" if model is None else "student"
-    layers = teacher.family.layers if model is None else model.place.layers
+    place = getattr(model, "place", None)  # of a student; a selection's models hang on the teacher
+    layers = teacher.family.layers if place is None else place.layers
     found = first_nonfinite(teacher.model if model is None else model, forward, layers) or "the output head"
     return f"the {whose}'s first output that is not finite is that of {found}"
