@@ -20,15 +20,15 @@ def depth_maps(models: Mapping[str, Mapping], colours: Sequence[int]) -> list[st
     return maps
 
 
-def family_maps(models: Mapping[str, Mapping], colours: Sequence[int]) -> list[str]:
-    """A map of families, passkey among them, by length for every model."""
+def family_maps(models: Mapping[str, Mapping], colours: Sequence[int], selected: Sequence[str] = ()) -> list[str]:
+    """A map of families, passkey among them, by length for every model; with a star those that selected the layout."""
     maps = []
     for colour, (name, results) in zip(colours, models.items(), strict=True):
         families = {"passkey": results.get("passkey", []), **results.get("recall", {})}
         lengths = sorted({cell["length"] for cells in families.values() for cell in cells})
         if lengths:
             rows = {family: [_share(cells, length) for length in lengths] for family, cells in families.items() if cells}
-            labels = [family_title(family) for family in rows]
+            labels = [family_title(family) + "*" * (family in selected) for family in rows]
             maps.append(heat_map(f"{name}: answers recalled, %", labels, names(lengths), list(rows.values()), colour))
     return maps
 

@@ -173,9 +173,10 @@ def _recall(evaluations: Mapping) -> Section:
         rows = [row for row in ("student", "twin", "teacher") if row in judged["rows"]]
         models = {NAMES[row]: judged["rows"][row] for row in rows}
         colours = [curves.ROW_COLOURS[row] for row in rows]
-        body = figures(*recall.family_maps(models, colours), *recall.depth_maps(models, colours)) + _printed(
-            judged, "passkey", "recall"
-        )
+        selected = judged.get("in_sample", {}).get("families", [])
+        maps = [*recall.family_maps(models, colours, selected), *recall.depth_maps(models, colours)]
+        body = figures(*maps) + _printed(judged, "passkey", "recall")
+        body += note(f"* {in_sample(judged)}") if selected else ""
         if not fullest(evaluations, "recall"):
             body += note(f"The other families: {BY_SUITE.format('standard')}.")
     return Section("recall", "Recall", body, BY_SUITE.format("standard"))
