@@ -86,7 +86,7 @@ def test_reading_a_report(ran, capsys):
     names, shown = ran("reading_a_report")
     assert set(names["rows"]) >= {"teacher", "student", "twin", "window_everywhere"}
     said = capsys.readouterr().out
-    assert "standard errors" in said and "closed form" in said and "worst layers" in said
+    assert "lower on" in said and "states zeroed" in said and "closed form" in said and "worst layers" in said
     assert "What was not run" in shown[0]
 
 
