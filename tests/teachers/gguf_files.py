@@ -170,16 +170,17 @@ def random_model(case, seed=5):
     return model
 
 
-def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, pre="gpt-2", flags=None):
+def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, pre=None, flags=None):
     """Write the file; put into `model` the weights that it gives back, as gguf-py dequantises them.
 
     Args:
         leave_out: tensors not to write. add: further tensors. entries: further entries, without the architecture.
-        pre: the vocabulary's name. flags: whole names of further entries, true or false.
+        pre: the vocabulary's name (default: Qwen's of its models, else GPT-2's).
+        flags: whole names of further entries, true or false.
     """
     writer = gguf.GGUFWriter(path, case.architecture)
     _write_entries(writer, case, model.config, entries or {})
-    _write_tokenizer(writer, case, pre)
+    _write_tokenizer(writer, case, pre or ("qwen2" if case.architecture.startswith("qwen") else "gpt-2"))
     for name, flag in (flags or {}).items():
         writer.add_bool(name, flag)
     for name, parameter in _tensors(case, model):
