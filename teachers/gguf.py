@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from teachers.gguf_config import Architecture, Facts, config_of
-from teachers.gguf_tokenizer import save, tokenizer_of
+from teachers.gguf_tokenizer import ends_of, suppressed, tokenizer_of
 from teachers.quiet import no_bars_in_logs
 from teachers.source import cache_folder
 
-CONVERTER = "3"  # part of the cache key: raise it when a conversion changes
+CONVERTER = "4"  # part of the cache key: raise it when a conversion changes
 
 
 def converted(path: Path) -> Path:
@@ -60,13 +60,17 @@ def _convert(path: Path, target: Path) -> None:
     facts = read(path)
     config, architecture = config_of(facts)
     tokenizer = tokenizer_of(facts)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(weights(facts, model, architecture), strict=False, assign=True)
     model.tie_weights()
+    model.generation_config.eos_token_id = ends_of(facts) or None
+    model.generation_config.suppress_tokens = suppressed(facts) or None
     with no_bars_in_logs():
         model.save_pretrained(target)
-    save(facts, tokenizer, target)
+    tokenizer.save_pretrained(target)
 
 
 def read(path: Path) -> Facts:

@@ -1,143 +1,236 @@
-"""The tokenizer of a GGUF file, split as llama.cpp splits: one row of VOCABULARIES for what a name stands for.
+"""The tokenizer of a GGUF file, made from its entries alone as llama.cpp reads them.
 
-transformers reads the vocabulary and its merges. How text is cut before the merges, what begins and ends it and whether a
-whole word needs merges stands here, since transformers knows few of the names that `tokenizer.ggml.pre` may hold. The
-expressions are those of the models' own tokenizers, which llama.cpp approximates where its engine has no classes of
-cased letters (tekken, gpt-4o).
-
-Of the file's entries `add_bos_token`, `add_eos_token` and `add_space_prefix` are honoured. The last means nothing to a
-byte-level vocabulary (model "gpt2"), nor to Gemma's, whose tokenizer never adds a space. `eot_token_id` and the other
-ends of a turn are not read: they say where a chat stops and are no part of tokenising. `clean_spaces`, which a name
-implies to llama.cpp, concerns decoding alone and is left out.
+Every entry that begins with `tokenizer.` is honoured, stands in IGNORED with the reason, or is why the file is refused.
+How a byte-level vocabulary cuts text is `gguf_vocabulary`'s; a SentencePiece one merges whatever makes the entry of the
+highest score. transformers' own reader takes another class for each architecture, whose rules win over the file's.
+`make test-tokenizers` compares with llama.cpp, text by text.
 """
 
-import json
-from dataclasses import dataclass
-from difflib import get_close_matches
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from teachers.gguf_config import Facts
-from teachers.quiet import no_bars_in_logs, no_warnings
+from teachers.gguf_vocabulary import splitter, vocabulary_of
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = _WORDS + r"\p{N}{1,3}" + _REST
-QWEN2 = _WORDS + r"\p{N}" + _REST
-SEED = _WORDS + r"\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SMALL = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"  # a word that ends in small letters
-_LARGE = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"  # one that may be capitals alone
-_PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEKKEN = rf"{_SMALL}|{_LARGE}|\p{{N}}{_PATHS}"
-GPT4O = rf"{_SMALL}{_CONTRACTIONS}?|{_LARGE}{_CONTRACTIONS}?|\p{{N}}{{1,3}}{_PATHS}"
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What llama.cpp knows of a byte-level vocabulary by its name.
-
-    Attributes:
-        splits: expressions, each of which cuts the pieces that those before it left; what lies between two matches is a
-            piece too.
-        whole_words: a piece that is an entry is one token whatever the merges say, and text begins with the token that
-            begins it unless the file says otherwise.
-        composed: text is brought into Unicode's composed form first. llama.cpp leaves that out.
-    """
-
-    splits: tuple[str, ...]
-    whole_words: bool = False
-    composed: bool = False
-
-
-_DIGITS = Vocabulary((r"\p{N}", GPT2))
-_GPT2 = Vocabulary((GPT2,))
-_LLAMA3 = Vocabulary((LLAMA3,), whole_words=True)
-_QWEN2 = Vocabulary((QWEN2,))
-_GPT4O = Vocabulary((GPT4O,))
-VOCABULARIES = {
-    "default": Vocabulary((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "qwen2": Vocabulary((QWEN2,), composed=True),
-    "seed-coder": Vocabulary((SEED,)),
-    "tekken": Vocabulary((TEKKEN,), whole_words=True),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
-    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "gigachat", "a.x-4.0", "mellum", "exaone4", "trillion"), _GPT2),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), Vocabulary((LLAMA3,))),
-    **dict.fromkeys(("deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan"), _QWEN2),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT4O),
+GGML = "tokenizer.ggml."
+SPECIAL = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+    "sep": "seperator",
+    "mask": "mask",
+}  # as gguf spells
+UNSTATED = {"bos": 1, "eos": 2, "unk": 0}  # ids of SentencePiece vocabularies that do not say, as llama.cpp has them
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # in tokenizer.ggml.token_type
+TEMPLATES = "tokenizer.chat_template"  # and, with a dot and a name, further ones
+HONOURED = {
+    *(f"{GGML}{name}_token_id" for name in SPECIAL.values()),
+    *(f"{GGML}{name}" for name in ("model", "pre", "tokens", "token_type", "scores", "merges", "suppress_tokens")),
+    *(f"{GGML}add_{name}" for name in ("bos_token", "eos_token", "space_prefix")),
+    *(f"{GGML}{name}_token_id" for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")),
+    TEMPLATES,
 }
+_INFILLING = "it marks the parts of a text with a gap, which nothing here fills; in text the token counts as any other"
+_UNIGRAM = "of Unigram vocabularies alone; llama.cpp reads it of no other"
+_BERT = "of BERT's models alone"
+IGNORED = {
+    **{f"{GGML}fim_{part}_token_id": _INFILLING for part in ("pre", "suf", "mid")},
+    **{f"{GGML}{part}_token_id": _INFILLING for part in ("prefix", "suffix", "middle")},
+    f"{GGML}add_sep_token": "it stands between the two texts of a pair, which nothing here reads as one",
+    f"{GGML}cls_token_id": _BERT,
+    f"{GGML}token_type_count": _BERT,
+    f"{GGML}normalizer.lowercase": _BERT,
+    f"{GGML}normalizer.strip_accents": _BERT,
+    f"{GGML}remove_extra_whitespaces": _UNIGRAM,
+    f"{GGML}precompiled_charsmap": _UNIGRAM,
+    "tokenizer.chat_templates": "the names of the further chat templates, each of which is an entry of its own",
+    "tokenizer.huggingface.json": "the same tokenizer once more; llama.cpp reads the other entries",
+    "tokenizer.rwkv.world": "of RWKV's models alone",
+}
+# Where llama.cpp ends a generation whatever the file says, and takes a token of this text for a control token.
+ENDS = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
+    *("<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>"),
+    *("<\uff5cend▁of▁sentence\uff5c>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>"),
+    *("<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+}
+SPACE = "▁"
 
-
-def vocabulary_of(facts: Facts) -> Vocabulary | None:
-    """The row of a file's vocabulary, None where it is a SentencePiece one, which has no name.
-
-    Raises:
-        ValueError: the file names a vocabulary without a row.
-    """
-    if facts.general("tokenizer.ggml.model") != "gpt2":
-        return None
-    name = facts.general("tokenizer.ggml.pre") or "default"  # as llama.cpp
-    if name not in VOCABULARIES:
-        close = get_close_matches(name, VOCABULARIES, n=1, cutoff=0.6)
-        raise ValueError(
-            f"{facts.path}: tokenizer.ggml.pre is {name!r}, and how that splits text is not known here"
-            f"{f'; did you mean {close[0]!r}?' if close else ';'} known are {', '.join(sorted(VOCABULARIES))}: load the "
-            "original checkpoint instead"
-        )
-    return VOCABULARIES[name]
+_log = logging.getLogger(__name__)
 
 
 def tokenizer_of(facts: Facts):
     """The file's tokenizer, of a class that keeps every part of it when it is saved and loaded.
 
     Raises:
-        ValueError: transformers cannot read it, or its vocabulary has no row.
+        ValueError: an entry that is not known, is missing or does not fit the others; a vocabulary without a row.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    vocabulary = vocabulary_of(facts)
-    try:
-        with no_warnings(), no_bars_in_logs():  # they are about a config that transformers makes here and nobody uses
-            tokenizer = AutoTokenizer.from_pretrained(facts.path.parent, gguf_file=facts.path.name)
-    except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"transformers cannot read the tokenizer in {facts.path}: {error}") from error
-    backend, tokens = tokenizer.backend_tokenizer, facts.general("tokenizer.ggml.tokens")
-    special = {}
-    for name, entry in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = facts.general(f"tokenizer.ggml.{entry}_token_id")
-        special[f"{name}_token"] = None if index is None else tokens[index]  # transformers 5.17 has its own
-    if vocabulary is not None:
+    _account_for_entries(facts)
+    vocabulary, tokens = vocabulary_of(facts), tokens_of(facts)
+    kinds = _list(facts, "token_type", len(tokens)) or [1] * len(tokens)
+    special = {f"{name}_token": index if index is None else tokens[index] for name, index in special_ids(facts).items()}
+    if vocabulary is None:
+        backend = _sentencepiece(facts, tokens, special["unk_token"])
+    else:
+        backend = _model(facts, tokens, _merges(facts), ignore_merges=vocabulary.whole_words)
         backend.pre_tokenizer = splitter(vocabulary)
-        backend.normalizer = normalizers.NFC() if vocabulary.composed else None
-        backend.model.ignore_merges = vocabulary.whole_words
-    elif not facts.architecture.startswith("gemma"):
-        _pieces(backend, facts.general("tokenizer.ggml.add_space_prefix") is not False)
+        backend.decoder = decoders.ByteLevel()
+        if vocabulary.composed:
+            backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens(_added(facts, tokens, kinds, (CONTROL, UNKNOWN)))
+    backend.add_tokens(_added(facts, tokens, kinds, (USER_DEFINED,)))
     _frame(facts, backend, special, vocabulary is None or vocabulary.whole_words)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=tokenizer.chat_template, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=_chat_templates(facts),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
 
 
-def splitter(vocabulary: Vocabulary) -> pre_tokenizers.PreTokenizer:
-    """What cuts text into the pieces that are merged one by one, and spells their bytes."""
-    splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in vocabulary.splits]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _account_for_entries(facts: Facts) -> None:
+    unknown = []
+    for name in facts.names("tokenizer."):
+        if name in IGNORED:
+            _log.info("%s: %s is left out: %s", facts.path, name, IGNORED[name])
+        elif name not in HONOURED and not name.startswith(f"{TEMPLATES}."):
+            unknown.append(f"{name} = {str(facts.general(name))[:40]}")
+    if unknown:
+        raise ValueError(
+            f"{facts.path} says {', '.join(unknown)}, which is not known here and may change how text is read; load the "
+            "original checkpoint instead"
+        )
 
 
-def _pieces(backend: Tokenizer, prefix: bool) -> None:
-    """Spaces of a SentencePiece vocabulary: all are kept, and one more may stand before text, as llama.cpp has it."""
-    before, after = ([normalizers.Prepend("▁")], [decoders.Strip(" ", 1, 0)]) if prefix else ([], [])
-    backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
-    backend.pre_tokenizer = None
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *after])
+def tokens_of(facts: Facts) -> list[str]:
+    """The text of every entry.
+
+    Raises:
+        ValueError: there is none, or one occurs twice.
+    """
+    tokens = facts.general(f"{GGML}tokens")
+    if not tokens:
+        raise ValueError(f"{facts.path} does not say {GGML}tokens")
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as llama.cpp
+    if len(set(tokens)) < len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise ValueError(f"{facts.path}: {GGML}tokens holds {twice!r} twice; download it again")
+    return tokens
+
+
+def special_ids(facts: Facts) -> dict[str, int | None]:
+    """The id of each token that has a part to play, by transformers' name for it; None where the file has none.
+
+    Raises:
+        ValueError: an id outside the vocabulary.
+    """
+    usual = UNSTATED if facts.general(f"{GGML}model") == "llama" else {}
+    return {name: _id(facts, f"{entry}_token_id", usual.get(name)) for name, entry in SPECIAL.items()}
+
+
+def ends_of(facts: Facts) -> list[int]:
+    """Ids of the tokens that end a generation: the end of text, then the ends of turns that the file or llama.cpp knows."""
+    stated = [_id(facts, f"{name}_token_id") for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")]
+    by_text = [index for index, token in enumerate(tokens_of(facts)) if token in ENDS]
+    found = [index for index in (special_ids(facts)["eos"], *stated, *by_text) if index is not None]
+    return list(dict.fromkeys(found))
+
+
+def suppressed(facts: Facts) -> list[int]:
+    """Ids of tokens that are never generated."""
+    return [index for index in facts.general(f"{GGML}suppress_tokens") or [] if 0 <= index < facts.count(f"{GGML}tokens")]
+
+
+def _id(facts: Facts, name: str, usual: int | None = None) -> int | None:
+    found, count = facts.general(GGML + name), facts.count(f"{GGML}tokens")
+    if found is None:
+        return usual if usual is None or usual < count else None
+    if not 0 <= found < count:
+        raise ValueError(f"{facts.path}: {GGML}{name} is {found}, but there are only {count} tokens; download it again")
+    return int(found)
+
+
+def _list(facts: Facts, name: str, length: int) -> list | None:
+    found = facts.general(GGML + name)
+    if found is not None and len(found) < length:
+        raise ValueError(f"{facts.path}: {GGML}{name} has {len(found)} values for {length} tokens; download it again")
+    return found
+
+
+def _merges(facts: Facts) -> list[tuple[str, str]]:
+    merges = facts.general(f"{GGML}merges")
+    if merges is None:
+        raise ValueError(f"{facts.path} does not say {GGML}merges, without which its vocabulary cannot be used")
+    return [(merge[: (at := merge.find(" ", 1))], merge[at + 1 :]) for merge in merges]
+
+
+def _model(facts: Facts, tokens: list[str], merges: list[tuple[str, str]], **options) -> Tokenizer:
+    try:
+        return Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges, **options))
+    except Exception as error:  # of a type of its own, which tokenizers does not export
+        raise ValueError(
+            f"{facts.path}: its merges and its tokens do not belong together: {error}; download it again"
+        ) from error
+
+
+def _sentencepiece(facts: Facts, tokens: list[str], unknown: str | None) -> Tokenizer:
+    """Spaces are all kept, and one more may stand before text. Gemma's own tokenizer never adds it; else llama.cpp does."""
+    scores = _list(facts, "scores", len(tokens)) or [0.0] * len(tokens)
+    backend = _model(facts, tokens, merges_of(tokens, scores), byte_fallback=True, fuse_unk=True, unk_token=unknown)
+    stated = facts.general(f"{GGML}add_space_prefix")
+    prefix = not facts.architecture.startswith("gemma") if stated is None else stated
+    before, after = ([normalizers.Prepend(SPACE)], [decoders.Strip(" ", 1, 0)]) if prefix else ([], [])
+    backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after])
+    return backend
+
+
+def merges_of(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every pair of entries that makes an entry, those of the highest score first."""
+    entries, found = set(tokens), []
+    for index in sorted(range(len(tokens)), key=lambda index: -scores[index]):
+        token = tokens[index]
+        parts = ((token[:at], token[at:]) for at in range(1, len(token)))
+        found += [(left, right) for left, right in parts if left in entries and right in entries]
+    return found
+
+
+def _added(facts: Facts, tokens: list[str], kinds: Sequence[int], wanted: tuple[int, ...]) -> list[AddedToken]:
+    """Tokens that are found in text whole. Of models that the file calls Phi-3, most swallow spaces behind them."""
+    name = (facts.general("general.name") or "").lower()
+    phi3 = "phi-3" in name or "phi3" in name
+    return [
+        AddedToken(
+            token,
+            special=CONTROL in wanted,
+            normalized=False,
+            rstrip=phi3 and token not in ("<unk>", "<s>", "<|endoftext|>"),
+        )
+        for token, kind in zip(tokens, kinds, strict=False)
+        if (CONTROL if token in ENDS else kind) in wanted
+    ]
+
+
+def _chat_templates(facts: Facts) -> str | dict[str, str] | None:
+    usual = facts.general(TEMPLATES)
+    further = {name.removeprefix(f"{TEMPLATES}."): facts.general(name) for name in facts.names(f"{TEMPLATES}.")}
+    if not further:
+        return usual
+    return further if usual is None else {"default": usual, **further}
 
 
 def _frame(facts: Facts, backend: Tokenizer, special: dict, begins: bool) -> None:
     """Tokens before and after every text: what the file says, else what its kind of vocabulary does."""
-    stated = facts.general("tokenizer.ggml.add_bos_token")
+    stated = facts.general(f"{GGML}add_bos_token")
     bos = special["bos_token"] if (begins if stated is None else stated) else None
-    eos = special["eos_token"] if facts.general("tokenizer.ggml.add_eos_token") else None
+    eos = special["eos_token"] if facts.general(f"{GGML}add_eos_token") else None
     around = [token for token in (bos, eos) if token is not None]
     single = [token for token in (bos, "$A", eos) if token is not None]
     pair = [*single, *("$B:1" if token == "$A" else f"{token}:1" for token in single)]
@@ -146,27 +239,8 @@ def _frame(facts: Facts, backend: Tokenizer, special: dict, begins: bool) -> Non
     )
 
 
-def save(facts: Facts, tokenizer, folder: Path) -> None:
-    """Save a file's tokenizer beside its model.
+def load(folder: Path | str):
+    """The tokenizer of a converted folder. transformers' `AutoTokenizer` makes another of models of type qwen2: Qwen's."""
+    from transformers import PreTrainedTokenizerFast
 
-    Tokens that are none of the file's are taken out: transformers' classes bring their own, such as <|endoftext|>, and
-    give them ids past the model's embeddings.
-
-    Raises:
-        ValueError: transformers would load another tokenizer from there. Of models of type qwen2 it always makes Qwen's.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer.save_pretrained(folder)
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    kept = [token for token in content["added_tokens"] if token["id"] < facts.count("tokenizer.ggml.tokens")]
-    if len(kept) < len(content["added_tokens"]):
-        file.write_text(json.dumps(content | {"added_tokens": kept}, ensure_ascii=False))
-    loaded = json.loads(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str())
-    if changed := [part for part in ("pre_tokenizer", "post_processor") if loaded[part] != content[part]]:
-        raise ValueError(
-            f"{facts.path}: tokenizer.ggml.pre is {facts.general('tokenizer.ggml.pre')!r}, but transformers loads the "
-            f"tokenizer of a {facts.architecture} model with another {' and '.join(changed)}; load the original checkpoint "
-            "instead"
-        )
+    return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -176,13 +176,12 @@ def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, p
     Args:
         leave_out: tensors not to write. add: further tensors. entries: further entries, without the architecture.
         pre: the vocabulary's name (default: Qwen's of its models, else GPT-2's).
-        flags: whole names of further entries, true or false.
+        flags: further entries by their whole names.
     """
     writer = gguf.GGUFWriter(path, case.architecture)
     _write_entries(writer, case, model.config, entries or {})
     _write_tokenizer(writer, case, pre or ("qwen2" if case.architecture.startswith("qwen") else "gpt-2"))
-    for name, flag in (flags or {}).items():
-        writer.add_bool(name, flag)
+    add_flags(writer, flags or {})
     for name, parameter in _tensors(case, model):
         if name in leave_out:
             continue
@@ -200,6 +199,13 @@ def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, p
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_flags(writer, flags):
+    """Write entries by their whole names."""
+    add = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
+    for name, value in flags.items():
+        add[type(value)](name, value)
 
 
 def divisors(config):

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 import gguf
 import numpy as np
 
+from tests.teachers.gguf_files import add_flags
+
 WORDS = r"""
 a the ab Hello WORLD iPhone x1 3d naive deinem def return self.x __init__ 0 1 12 123 1234 2026 3.14 1,000,000 0x1F 007 1e-9
 's 'S 't 're 'RE 've 'Ve 'm 'll 'LL 'd 'D 'x ' '' can't I'M . , ... !? ( ) {} [0] == != -> / // /* # $x += ~ ` ^ | < > _ % &
@@ -76,7 +78,7 @@ def write_vocabulary(path, tokens, merges, pre, flags=None, architecture="llama"
     """A file of one tiny layer around a byte-level vocabulary.
 
     Args:
-        pre: its name, None to leave it out. flags: whole names of further entries, true or false.
+        pre: its name, None to leave it out. flags: further entries, named without `tokenizer.ggml.`.
     """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_tokenizer_model("gpt2")
@@ -99,6 +101,39 @@ def write_pieces(path, flags=None):
     return _finish(writer, path, tokens, flags)
 
 
+def trained_pieces(entries=1500):
+    """Pieces of a SentencePiece vocabulary merged over everything, and their scores: the earlier, the higher."""
+    from tokenizers import Tokenizer, models, trainers
+
+    raw = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=entries, show_progress=False)
+    spelled = (text.replace(" ", "▁").replace("\x00", "") for text in texts(6000, seed=1))  # NUL ends llama.cpp's tokens
+    raw.train_from_iterator(spelled, trainer)
+    vocabulary = json.loads(raw.to_str())["model"]["vocab"]
+    characters = [piece for piece in vocabulary if len(piece) == 1]
+    merged = [piece for piece in sorted(vocabulary, key=vocabulary.get) if len(piece) > 1]
+    return [*merged, *characters], [-float(index) for index in range(len(vocabulary))]
+
+
+def write_trained_pieces(path, pieces, scores, marks, name=None, flags=None, architecture="llama"):
+    """A file of one tiny layer around a SentencePiece vocabulary.
+
+    Args:
+        marks: (text, type) of further tokens. name: of the model, by which llama.cpp knows Phi-3's.
+    """
+    pieces = [piece for piece in pieces if piece not in dict(marks)]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    first = ["<unk>", "<s>", "</s>", *bytes_, *(text for text, _ in marks)]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    if name is not None:
+        writer.add_name(name)
+    writer.add_token_scores([0.0] * len(first) + scores[: len(pieces)])
+    writer.add_token_types([2, 3, 3, *[6] * 256, *(kind for _, kind in marks), *[1] * len(pieces)])
+    return _finish(writer, path, [*first, *pieces], flags)
+
+
 def _finish(writer, path, tokens, flags):
     width = 32
     writer.add_block_count(1)
@@ -113,8 +148,7 @@ def _finish(writer, path, tokens, flags):
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    for name, flag in (flags or {}).items():
-        writer.add_bool(f"tokenizer.ggml.{name}", flag)
+    add_flags(writer, {f"tokenizer.ggml.{name}": value for name, value in (flags or {}).items()})
     writer.add_tensor("token_embd.weight", np.ones((len(tokens), width), np.float32))
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
     for name in ("attn_norm", "ffn_norm"):

@@ -1,19 +1,30 @@
 """Tokenizers of GGUF files beside llama.cpp's own, text by text (`make test-tokenizers`)."""
 
+import random
 import unicodedata
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
-from teachers.gguf import converted
-from teachers.gguf_tokenizer import VOCABULARIES
+from teachers.gguf import read
+from teachers.gguf_tokenizer import tokenizer_of
+from teachers.gguf_vocabulary import VOCABULARIES
 from teachers.source import resolve
 from tests.conftest import SMOLLM2
-from tests.teachers.llama_cpp import LlamaCpp, texts, trained, write_pieces, write_vocabulary
+from tests.teachers.llama_cpp import (
+    LlamaCpp,
+    texts,
+    trained,
+    trained_pieces,
+    write_pieces,
+    write_trained_pieces,
+    write_vocabulary,
+)
 
 pytestmark = pytest.mark.llama_cpp
 OURS = {"gpt2"}  # a name that llama.cpp does not know
+MARKS = [("<|end|>", 3), ("<|assistant|>", 3), ("<|endoftext|>", 3), ("<think>", 4)]
+SPACES = [("  ", 4), ("\n\n", 4), ("\t", 4)]
 APPROXIMATED = {"tekken", "gpt-4o", "llama4", "kanana2"}  # llama.cpp takes cased letters beyond ASCII, and marks, for others
 
 
@@ -28,7 +39,7 @@ def vocabulary():
 
 
 def disagreements(path, compared):
-    judge, tokenizer = LlamaCpp(path), AutoTokenizer.from_pretrained(converted(path))
+    judge, tokenizer = LlamaCpp(path), tokenizer_of(read(path))
     return [text for text in compared if tokenizer(text).input_ids != judge.ids(text, whole=True)]
 
 
@@ -51,6 +62,28 @@ def test_every_name(tmp_path, vocabulary, name):
         compared = [unicodedata.normalize("NFC", text) for text in compared]
     assert len(compared) > 1500
     assert not disagreements(write_vocabulary(tmp_path / "tiny.gguf", *vocabulary, name), compared)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return trained_pieces()
+
+
+@pytest.mark.parametrize(
+    ("marks", "name", "flags"),
+    [
+        ([], "Llama 2", {}),
+        (MARKS, "Mistral 7B", {"add_bos_token": True}),
+        (MARKS, "Phi 3 Mini (phi-3)", {}),
+        (MARKS + SPACES, "Gemma 3", {"add_space_prefix": False}),
+    ],
+    ids=["llama", "mistral", "phi3", "gemma"],
+)
+def test_sentencepiece(tmp_path, pieces, marks, name, flags):
+    chance, parts = random.Random(4), ["a b", " Hello", "\n", " ", "x1  ", "12 ", "</s>", "<s>", "<unk>", *dict(marks)]
+    marked = ["".join(chance.choices(parts, k=chance.randint(1, 12))) for _ in range(1000)]
+    compared = [text for text in texts(3000) if "\x00" not in text] + marked
+    assert not disagreements(write_trained_pieces(tmp_path / "tiny.gguf", *pieces, marks, name, flags), compared)
 
 
 @pytest.mark.parametrize("flag", ["add_bos_token", "add_eos_token", "add_space_prefix"])
