@@ -3,7 +3,6 @@
 b batch    t time
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.text.prepared import read_meta
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class Windows:
         longer than a window follow each other.
 
         Raises:
-            UserError: the folder holds less than one window.
+            UserError: the folder is damaged, or holds less than one window.
         """
         self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
-        self.meta = json.loads((folder / "meta.json").read_text())
+        self.meta = read_meta(folder)
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         self._starts = np.load(folder / "starts.npy")
         self._labels = np.load(folder / "labels.npy")
