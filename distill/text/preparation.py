@@ -31,21 +31,35 @@ Tokenised = Iterator[tuple[str, list[int]]]  # label and token ids of a document
 _log = logging.getLogger(__name__)
 
 
+class NotPreparedError(UserError):
+    """Text that was asked for as far as it is prepared, and is not."""
+
+
 def prepare(
-    sources: Sequence[TextSource], tokenizer, *, separator: str | None, seed: int, limit: int | None, where: str
+    sources: Sequence[TextSource],
+    tokenizer,
+    *,
+    separator: str | None,
+    seed: int,
+    limit: int | None,
+    where: str,
+    make: bool = True,
 ) -> Path:
     """The prepared folder of some sources, made on first use.
 
     Args:
         separator: the token that ends each document (default: the tokenizer's end of sequence).
-        limit: stop after so many tokens. where: the recipe's key, for messages.
+        limit: stop after so many tokens. where: the recipe's key, for messages. make: whether to make it if need be.
 
     Raises:
+        NotPreparedError: it would have to be made, and shall not be.
         UserError: a file, column or token that is not there, a file that changes while it is read, or no text at all.
     """
     files = [files_of(source, f"{where}.{index}") for index, source in enumerate(sources)]
     end, before = _separator_id(tokenizer, separator, where), _stamps(files)
     target = _place(sources, files, tokenizer, end, seed, limit)
+    if not target.exists() and not make:
+        raise NotPreparedError(f"{where} is not prepared")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".preparing-"))
