@@ -3,16 +3,16 @@
 import io
 import json
 import lzma
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 import distill
-from distill.evaluation import suites
 from distill.evaluation.table import overlap_line
+from distill.recipe import TextSource
 from distill.reports import headline
+from distill.runs.session import Session
 from distill.shipped import shipped_folder
 from distill.text import overlap as module
 from distill.text.overlap import RUN, overlap, sentence, suspicious
@@ -86,12 +86,14 @@ def test_only_a_sample_of_long_texts_is_looked_at(windows, monkeypatch):
     assert (found["sampled"], found["searched"], found["exact"], found["near"]) == (2, 150, 2, 0)  # ONE ends behind 150
 
 
+def with_heldout(recipe, path):
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"heldout": [TextSource(path=str(path))]})})
+
+
 def test_a_run_whose_heldout_text_is_training_text(tiny_recipe, tmp_path, monkeypatch, text_files):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     tiny_recipe["data"]["heldout"] = tiny_recipe["data"]["train"]
     tiny_recipe["stages"] = tiny_recipe["stages"][:1]
-    only = {"evaluations": ("fidelity",), "baselines": ()}
-    monkeypatch.setitem(suites.SUITES, "quick", replace(suites.SUITES["quick"], **only))
     console = Console(file=io.StringIO(), width=400)
     folder = distill.run(tiny_recipe, runs=tmp_path / "runs", console=console)
     judged = folder.read("evaluations.json")["final"]
@@ -102,10 +104,12 @@ def test_a_run_whose_heldout_text_is_training_text(tiny_recipe, tmp_path, monkey
     assert said in sentence(judged["overlap"]) and said in overlap_line(judged)
     assert "what is judged on them is not held out" in headline(judged).caption
     assert said in (folder.path / "report.html").read_text() and said in (folder.path / "report.md").read_text()
-    other = distill.evaluate(folder.path, heldout=str(text_files / "heldout.jsonl"))
-    assert other["overlap"]["exact"] == 0 and not suspicious(other["overlap"])
-    outside = distill.evaluate(folder.path / "student", heldout=str(text_files / "train.jsonl"))
-    assert outside["overlap"] is None and "not known here" in overlap_line(outside)
+    recipe = folder.recipe()
+    session = Session.open(with_heldout(recipe, text_files / "heldout.jsonl"), trains=False)
+    assert session.overlap["exact"] == 0 and not suspicious(session.overlap)
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "empty"))
+    gone = Session.open(with_heldout(recipe, text_files / "heldout.jsonl"), trains=False)
+    assert gone.overlap is None, "the training text was prepared for this alone"
 
 
 def test_the_shipped_texts_are_apart(windows):
