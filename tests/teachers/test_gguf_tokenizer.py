@@ -3,6 +3,8 @@
 The right pieces are llama.cpp's; `make test-tokenizers` asks llama.cpp itself.
 """
 
+from pathlib import Path
+
 import pytest
 from gguf.constants import Keys
 
@@ -171,6 +173,8 @@ def test_every_entry_of_the_format_is_accounted_for():
     known = {name for name in vars(Keys.Tokenizer).values() if isinstance(name, str) and name.startswith("tokenizer.")}
     assert known - HONOURED - set(IGNORED) == {"tokenizer.chat_template.{name}"}
     assert not HONOURED & set(IGNORED) and all(len(reason) > 20 for reason in IGNORED.values())
+    page = Path(__file__).parents[2].joinpath("docs", "gguf.md").read_text()
+    assert not [name for name in HONOURED | set(IGNORED) if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize(
