@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BatchEncoding, TextStreamer
 from distill.errors import UserError
 from distill.loading import load_student
 from distill.memory import enough_memory
-from distill.text.encoding import opened, opening
+from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
 
@@ -72,10 +72,7 @@ def _encode(tokenizer, prompt: str, chat: bool, path: Path):
     if chat:
         turns = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    ids = bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if not chat:  # begun once, and not ended, whatever the tokenizer puts around a text
-        ids = opened(tokenizer(prompt)["input_ids"], opening(tokenizer))
-        ids = ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] != bare[-1:] else ids
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if chat else encoding.prompt(tokenizer, prompt)
     if not ids:
         raise UserError(f"the prompt {prompt!r} holds no token to go on from; give it a word")
     return BatchEncoding({"input_ids": [ids], "attention_mask": [[1] * len(ids)]}, tensor_type="pt")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 TURNS = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+SHORT = 8  # tokens of which no more may be nothing but space, as behind a chat's last turn
 FURTHER = 3  # tokens that must follow a beginning of text for a chat to go on behind it
 
 
@@ -20,7 +21,11 @@ def opened(ids: Sequence[int], start: Sequence[int]) -> list[int]:
     return ids[len(start) :] if start and ids[: 2 * len(start)] == 2 * start else ids
 
 
-SHORT = 8  # tokens of which no more may be nothing but space, as behind a chat's last turn
+def prompt(tokenizer, text: str) -> list[int]:
+    """A text to go on from: opened once, and not ended, whatever the tokenizer puts around a text."""
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = opened(tokenizer(text)["input_ids"], opening(tokenizer))
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] != bare[-1:] else ids
 
 
 class Documents:

@@ -19,6 +19,7 @@ from distill.shipped import shipped_folder
 SHIPPED = "shipped:"
 KINDS = {"jsonl": "json", "json": "json", "parquet": "parquet", "txt": "text", "csv": "csv"}
 DOCUMENTS = {"file": "document", "paragraphs": "paragraph", "lines": "line"}  # of a .txt file, and datasets' word for it
+OPTIONS = {"csv": ("converters", "keep_default_na"), "text": ("sample_by",)}  # of `_options`, those that a kind knows
 FIRST_LINES = re.compile(r"\A\s*\n")  # blank ones
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
@@ -145,16 +146,13 @@ def _read(file: TextFile, source: TextSource, where: str, reading: Path, index: 
     """One file, through a link of a name that nobody takes for a pattern or a protocol."""
     import datasets
 
-    link = reading / f"{index}{''.join(Path(file.path).suffixes[-2:])}"
+    link = reading / str(index)
     link.symlink_to(os.path.abspath(file.path))
     options = {name: value for name, value in _options(source).items() if name in OPTIONS.get(file.kind, ())}
     with _reading(where, file.path, (str(link), file.path)):
         return datasets.load_dataset(
             file.kind, data_files=glob.escape(str(link)), split="train", cache_dir=str(reading / "datasets"), **options
         )
-
-
-OPTIONS = {"csv": ("converters", "keep_default_na"), "text": ("sample_by",)}
 
 
 def _options(source: TextSource) -> dict:

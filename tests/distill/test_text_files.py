@@ -88,12 +88,13 @@ def test_a_data_set_folder_of_csv(texts_of, tmp_path):
     assert [text for _, text in texts_of({"hub": str(tmp_path / "set")})] == ["12", "NA", "null"]
 
 
-@pytest.mark.parametrize("odd", ["part[1]", "a*b", "what?", "a::b", "{x}", "#1 of [2]"])
+@pytest.mark.parametrize("odd", ["part[1]", "a*b", "what?", "a::b", "{x}", "#1 of [2]", "a.b::c[", ".hidden"])
 def test_names_that_look_like_patterns(texts_of, tmp_path, odd):
     for name, text in ((odd, "the odd one"), ("part1", "another"), ("aab", "a third")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"source": "s", "text": text}))
     assert texts_of(tmp_path / f"{odd}.jsonl") == [("s", "the odd one")]
-    assert [text for _, text in texts_of(tmp_path / "*.jsonl")] == ["a third", "another", "the odd one"]
+    shown = ["a third", "another"] + ["the odd one"] * (odd[0] != ".")
+    assert [text for _, text in texts_of(tmp_path / "*.jsonl")] == shown
 
 
 def test_folders_that_look_like_patterns(texts_of, tmp_path, monkeypatch):
