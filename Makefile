@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-gpu-decoding test-fla test-browser test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-gpu-decoding test-fla test-tokenizers test-browser test-oldest lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -34,6 +34,10 @@ test-gpu-decoding: $(VENV)/.installed  ## tokens replayed as CUDA graphs against
 test-fla: $(VENV)/.installed  ## installs fla-core; the ops that may run on its kernels, on a GPU; minutes of autotuning
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fla]'
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_linear_attention.py
+
+test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); tokenizers of GGUF files against its own, text by text
+	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt xllamacpp
+	$(RUN) -m pytest -q -n0 -m llama_cpp tests/teachers/test_tokenizers_llama_cpp.py
 
 # Which run's report the screenshots show; without one, the report of the tests' tiny run.
 REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))

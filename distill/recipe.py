@@ -18,7 +18,8 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 
 
 class TextSource(Schema):
-    """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id."""
+    """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id.
+    `documents`: what of a .txt file is one: the file (the default), paragraphs between blank lines, or lines."""
 
     path: str | None = None
     hub: str | None = None
@@ -27,6 +28,7 @@ class TextSource(Schema):
     column: str = "text"
     label: str | None = None
     weight: Annotated[float, Field(gt=0)] | None = None
+    documents: Literal["file", "paragraphs", "lines"] | None = None
 
     @model_validator(mode="after")
     def _one_place(self):
@@ -103,6 +105,9 @@ class Recipe(Schema):
         entries = self.model_dump(mode="json")
         if not self.teacher_ignore:  # recipes from before it was there keep their runs
             del entries["teacher_ignore"]
+        for source in entries["data"]["train"] + entries["data"]["heldout"]:
+            if source["documents"] is None:  # likewise
+                del source["documents"]
         text = json.dumps(entries, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -103,10 +103,10 @@ def _by_position(table: dict[str, Tensor]) -> list[dict]:
 
 def _by_source(table: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
     rows = []
-    for index, name in enumerate(names):
+    for index in table["label"].unique().tolist():
         chosen = {**table, "weight": table["weight"] * (table["label"] == index)}
         if chosen["weight"].sum() > 0:
-            rows.append(_line(name, chosen))
+            rows.append(_line(names[index], chosen))
     return rows
 
 

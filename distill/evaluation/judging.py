@@ -28,11 +28,13 @@ def judge_session(
     suite: Suite | None = None,
     known: Mapping[str, Mapping] | None = None,
     say: Callable[[str], None] = lambda what: None,
+    overlaps: bool = True,
 ) -> dict:
     """Every row's results, what they are beside the teacher's, and the student's error in each converted layer.
 
     Args:
         suite: what to measure; None for what ends a run. known, say: as in `judge_all`.
+        overlaps: whether the session's training text is what the student was trained on.
     """
     options, teacher = session.recipe.evaluation, session.teacher
     suite = suite or suite_of_run(options)
@@ -56,6 +58,7 @@ def judge_session(
         "against_teacher": against_teacher(results),
         "chance": chances(results["teacher"]),
         "layers": judged_layer_errors(probed),
+        "overlap": session.overlap if overlaps else None,
         "not_run": rows_left_out(student.layout, twin is not None) + not_run(results, suite),
         "seconds": seconds,
     }

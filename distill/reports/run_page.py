@@ -7,7 +7,7 @@ import yaml
 
 from distill.evaluation.rows import NAMES, TITLES
 from distill.evaluation.suites import EVALUATIONS
-from distill.evaluation.table import tables
+from distill.evaluation.table import overlap_line, tables
 from distill.reports import curves, recall
 from distill.reports.layout import kinds_of, meaning, strip
 from distill.reports.matrices import matrices_html
@@ -78,6 +78,7 @@ def _headline(evaluations: Mapping) -> Section:
         body += note(
             f"On {tokens:,} held-out tokens; {judged['device']}, {judged['precision']}. Passkeys: recalled of asked."
         )
+        body += note(f"{said[0].upper()}{said[1:]}.") if (said := overlap_line(judged)) else ""
         body += figures(curves.kl_intervals(judged["rows"]))
     return Section("headline", "Student, baselines, teacher", body, NOT_JUDGED)
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from distill.evaluation.rows import TITLES
 from distill.evaluation.suite import SIX
+from distill.evaluation.table import overlap_line
 from distill.reports.page import text
 from distill.runs.run_dir import RunDir
 
@@ -50,7 +51,7 @@ def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def headline(judged: Mapping) -> Table:
     """The table that ends a run, for the terminal."""
     columns, lines = headline_cells(judged)
-    found = Table(box=None, header_style="bold")
+    found = Table(box=None, header_style="bold", caption=overlap_line(judged) or None, caption_justify="left")
     for index, column in enumerate(columns):
         found.add_column(column, justify="left" if index == 0 else "right")
     for name, cells in lines.items():
@@ -125,4 +126,5 @@ def markdown_report(folder: RunDir, evaluations: Mapping) -> str:
     if "final" in evaluations:
         columns, lines = headline_cells(evaluations["final"])
         parts.append(markdown(columns, list(lines.values())))
+        parts += [said] if (said := overlap_line(evaluations["final"])) else []
     return "\n\n".join([*parts, "## What each stage did", markdown(*story)]) + "\n"

@@ -4,7 +4,8 @@ import functools
 import random
 from collections.abc import Sequence
 
-from distill.evaluation.scoring import Marked, opening
+from distill.evaluation.scoring import Marked
+from distill.text.encoding import opening
 
 PLAIN_POOL = 256  # fewer word tokens than this, and any token will do
 
