@@ -1,5 +1,6 @@
 """Fixtures: tiny random teachers, the real one, text, and memory that does not forgive unwritten outputs."""
 
+import importlib.util
 import json
 import os
 import random
@@ -29,17 +30,23 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 SAMPLES = {
     "matrix": lambda cases: max(6, cases // 5),
     "faults": lambda cases: 3,
+    "ecosystem": lambda cases: max(2, cases // 20),
     "gpu": lambda cases: 0,
     "browser": lambda cases: 0,
 }
 
 
 def pytest_configure(config):
-    """Tests of the `gpu` and `browser` markers, asked for by name, cannot pass by being skipped."""
+    """Tests of the `gpu`, `browser` and `ecosystem` markers, asked for by name, cannot pass by being skipped."""
     if _asked(config, "gpu") and not torch.cuda.is_available():
         pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
     if _asked(config, "browser") and find_chromium() is None:
         pytest.exit("the browser tests need Chromium, which is not here (Debian: apt-get install chromium)", returncode=2)
+
+    if _asked(config, "ecosystem"):
+        for package in ("peft", "accelerate", "bitsandbytes", "trl"):
+            if importlib.util.find_spec(package) is None:
+                pytest.exit(f"the ecosystem tests need {package}, which is not here; make test-ecosystem", returncode=2)
 
 
 def _asked(config, marker):
