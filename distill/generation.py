@@ -5,11 +5,12 @@ from io import TextIOBase
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, TextStreamer
+from transformers import AutoTokenizer, BatchEncoding, TextStreamer
 
 from distill.errors import UserError
 from distill.loading import load_student
 from distill.memory import enough_memory
+from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
 
@@ -71,7 +72,7 @@ def _encode(tokenizer, prompt: str, chat: bool, path: Path):
     if chat:
         turns = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
-    if inputs["input_ids"].shape[1] == 0:
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if chat else encoding.prompt(tokenizer, prompt)
+    if not ids:
         raise UserError(f"the prompt {prompt!r} holds no token to go on from; give it a word")
-    return inputs
+    return BatchEncoding({"input_ids": [ids], "attention_mask": [[1] * len(ids)]}, tensor_type="pt")

@@ -13,19 +13,32 @@ from torch import Tensor, nn
 
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
+from students.wrapped import accepted, is_plain
 
 
 def head_of(model: nn.Module) -> Head:
-    """A causal language model's head, with what its family does to the logits (Granite, Cohere, Gemma)."""
-    embeddings, config = model.get_output_embeddings(), model.config
+    """A causal language model's head, with what its family does to the logits (Granite, Cohere, Gemma).
+
+    One that something stands around (an adapter, offloading, quantisation, hooks) is given as a function to call.
+    """
+    layer, config = model.get_output_embeddings(), model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(embeddings.weight, getattr(embeddings, "bias", None), scale, softcap)
+    if is_plain(layer):
+        return Head(layer.weight, layer.bias, scale, softcap)
+
+    def call(hidden: Tensor) -> Tensor:
+        return layer(accepted(layer, hidden))
+
+    return Head(None, None, scale, softcap, call)
 
 
 def wide_head(model: nn.Module) -> Head:
-    """The head in float32, or wider where it is: a copy where it was narrower."""
+    """The head in float32, or wider where it is: a copy where it was narrower. One that is called stays as it is, and is
+    called with float32 where it takes that."""
     head = head_of(model)
+    if head.weight is None:
+        return head
     wide = torch.promote_types(head.weight.dtype, torch.float32)
     bias = None if head.bias is None else head.bias.detach().to(wide)
     return head._replace(weight=head.weight.detach().to(wide), bias=bias)
@@ -38,12 +51,22 @@ def wide_logits(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t v"
         head: from `wide_head`.
     """
     with full_products(hidden.device):
-        return logits_of(hidden.to(torch.promote_types(hidden.dtype, head.weight.dtype)), head)
+        return logits_of(widened(hidden, head), head)
+
+
+def widened(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t d"]:
+    """Hidden states in float32, or as wide as the head where that is wider."""
+    kind = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.to(kind if head.weight is None else torch.promote_types(kind, head.weight.dtype))
 
 
 @contextmanager
 def generating_wide(model: nn.Module) -> Iterator[None]:
-    """The same for a model that generates while the block runs: its head's products are float32."""
+    """The same for a model that generates while the block runs: its head's products are float32, unless something stands
+    around it."""
+    if not is_plain(model.get_output_embeddings()):
+        yield
+        return
 
     def wide(head: nn.Module, inputs: tuple[Tensor, ...], narrow: Tensor) -> Tensor:
         kind = torch.promote_types(narrow.dtype, torch.float32)

@@ -19,7 +19,8 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 
 
 class TextSource(Schema):
-    """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id."""
+    """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id.
+    `documents`: what of a .txt file is one: the file (the default), paragraphs between blank lines, or lines."""
 
     path: str | None = None
     hub: str | None = None
@@ -28,6 +29,7 @@ class TextSource(Schema):
     column: str = "text"
     label: str | None = None
     weight: Annotated[float, Field(gt=0)] | None = None
+    documents: Literal["file", "paragraphs", "lines"] | None = None
 
     @model_validator(mode="after")
     def _one_place(self):
@@ -121,8 +123,11 @@ class Recipe(Schema):
         for name in ("teacher_ignore", "selected"):  # recipes from before these were there keep their runs
             if not entries[name]:
                 del entries[name]
-        if entries["evaluation"]["documents"] == DOCUMENTS:
+        if entries["evaluation"]["documents"] == DOCUMENTS:  # likewise
             del entries["evaluation"]["documents"]
+        for source in entries["data"]["train"] + entries["data"]["heldout"]:
+            if source["documents"] is None:
+                del source["documents"]
         text = json.dumps(entries, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -5,13 +5,15 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 """
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from students.body import WatchedBody, own_call
 from students.cache import MixerState
 from students.compat import (
     CACHE,
@@ -21,19 +23,21 @@ from students.compat import (
     attention_implementation,
     set_attention_implementation,
 )
-from students.config import Layout, Place, Shapes, from_dict, to_dict
+from students.config import Layout, Place, Shapes, StudentConfigMixin, from_dict, to_dict
 from students.inputs import Inputs, checked, ends_in_padding
 from students.kernels.documents import marked_positions
 from students.meta_tokens import MetaTokens, TextCache
-from students.mixers.mixer import Mixer, SharedKeys
+from students.mixers.mixer import Mixer
+from students.mixers.sharing import SharedKeys
 from students.shapes import Float, Int
 from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
+OF = "_of_"  # in the names by which pickles know the classes of a family
 
 
-class StudentMixin:
+class StudentMixin(WatchedBody):
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     # A recurrent state cannot be rolled back: assisted generation refuses with a clear error (transformers 5.17, 5.24).
@@ -58,6 +62,7 @@ class StudentMixin:
         self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens
         self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
+        self.watch_body()
 
     @property
     def mixers(self) -> dict[int, Mixer]:
@@ -87,6 +92,7 @@ class StudentMixin:
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: Int[Tensor, "b t"] | None = None,
         cache: Cache | None = None,
@@ -95,27 +101,38 @@ class StudentMixin:
     ):
         """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
 
-        The cache may be called `cache` or `past_key_values` in any version of transformers.
+        The cache may be called `cache` or `past_key_values` in any version of transformers. With `labels` the output has the
+        skeleton's own loss; what else the loss takes (`num_items_in_batch`, `shift_labels`) is handed on to it.
 
         Raises:
             ValueError: inputs that slots cannot honour (see `inputs.checked`).
         """
         cache = past_key_values if cache is None else cache
+        # Named above: `generate` asks for the last token's logits alone where it can, trainers look for labels.
+        rest |= {"logits_to_keep": logits_to_keep} | ({} if labels is None else {"labels": labels})
+        given = (input_ids, attention_mask, position_ids, inputs_embeds, use_cache, document_ids, cache)
+        with self.entered(*given) as arguments:
+            return super().forward(**arguments, **rest)
+
+    @contextmanager
+    def entered(
+        self, input_ids, attention_mask, position_ids, inputs_embeds, use_cache, document_ids, cache
+    ) -> Iterator[dict]:
+        """What the skeleton takes for a call's inputs (see `forward`), while it runs."""
         self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         if cache is None and self._caches(inputs, use_cache):
             cache = self.new_cache()
             inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         use_cache = cache is not None and use_cache is not False
-        rest["logits_to_keep"] = logits_to_keep  # named above: `generate` asks for the last token's alone where it can
-        with self._prefixed(inputs) as inputs:
-            return super().forward(**self._arguments(inputs, use_cache), **rest)
+        with self._prefixed(inputs) as inputs, own_call():
+            yield self._arguments(inputs, use_cache)
 
     def hidden(
         self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None, cache: Cache | None = None
     ) -> Float[Tensor, "b t d"]:
         """The last hidden states, what the head would turn into logits; with a cache, of the tokens behind it."""
-        with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs:
+        with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs, own_call():
             return self.base_model(**self._arguments(inputs, cache is not None)).last_hidden_state
 
     def next_logits(
@@ -127,7 +144,8 @@ class StudentMixin:
             positions, mask, cache: as the skeleton takes them (see `behind`), the mask one that it uses as it is.
         """
         arguments = self._arguments(Inputs(token, None, None, positions, cache), True)
-        return super().forward(**arguments | {"attention_mask": mask}).logits[:, -1]
+        with own_call():
+            return super().forward(**arguments | {"attention_mask": mask}).logits[:, -1]
 
     def behind(self, inputs: Inputs) -> Inputs:
         """A call's mask, positions and cache as the skeleton takes them, where the cache has begun."""
@@ -224,11 +242,28 @@ def student_class(family: str) -> type:
     skeleton_config = CONFIG_MAPPING[family]
     skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[skeleton_config]
     fields = {"model_type": PREFIX + family, "distill": None, "__annotations__": {"distill": dict | None}}
-    config_class = type(f"Distill{skeleton_config.__name__}", (skeleton_config,), {**fields, "__module__": __name__})
-    namespace = {"config_class": config_class, "__module__": __name__}
+    config_class = _named(family, (StudentConfigMixin, skeleton_config), fields)
+    namespace = {"config_class": config_class}
     if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
         namespace["_supports_sdpa"] = False  # it would leave the cap out; transformers 5.24 says so itself, 5.17 does not
-    return type(f"Distill{skeleton.__name__}", (StudentMixin, skeleton), namespace)
+    return _named(family, (StudentMixin, skeleton), namespace)
+
+
+def _named(family: str, bases: tuple[type, type], namespace: dict) -> type:
+    """A class called after the skeleton's; pickles know it by its family too, for families share some classes' names."""
+    name = f"Distill{bases[1].__name__}"
+    return type(name, bases, {**namespace, "__module__": __name__, "__qualname__": f"{name}{OF}{family}"})
+
+
+def __getattr__(name: str) -> type:
+    """A family's classes by the names that pickles know them by, made when they are asked for."""
+    family = name.partition(OF)[2]
+    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model_class = student_class(family)
+        for each in (model_class, model_class.config_class):
+            if each.__qualname__ == name:
+                return each
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shapes):

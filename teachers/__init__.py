@@ -1,6 +1,7 @@
 """Teachers: the Transformers that students learn from. Nothing here trains."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,11 +39,11 @@ def load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     source = resolve(reference, allow_pickle)
-    location = source.location
+    location, read_tokenizer = source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
     if source.kind == "gguf":
-        from teachers.gguf import converted
+        from teachers import gguf, gguf_tokenizer
 
-        location = str(converted(Path(location)))
+        location, read_tokenizer = str(gguf.converted(Path(location))), gguf_tokenizer.load
     check_files(reference, location)
     trust = {"trust_remote_code": trust_remote_code}
     with loading(reference, "config"):
@@ -58,7 +59,7 @@ def load(
     ignored = check_weights(reference, model, info, ignore)
     keep_own_head(model)
     with loading(reference, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(location, **trust)
+        tokenizer = read_tokenizer(location)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
     return Teacher(reference, model, tokenizer, family, tuple(ignored))

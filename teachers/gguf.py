@@ -1,12 +1,12 @@
-"""GGUF files as teachers: converted once to a transformers folder, the config by `gguf_config`, the weights here.
+"""GGUF files as teachers: converted once to a transformers folder, the config by `gguf_config`, the tokenizer by
+`gguf_tokenizer`, the weights here.
 
-gguf-py reads, names and dequantises the tensors; transformers makes the tokenizer. Every tensor of the file must find its
-place in the model and every parameter of the model its tensor, or the file is refused: transformers' own loader leaves out
-what it does not know and starts missing parameters at random.
+gguf-py reads, names and dequantises the tensors. Every tensor of the file must find its place in the model and every
+parameter of the model its tensor, or the file is refused: transformers' own loader leaves out what it does not know and
+starts missing parameters at random.
 """
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from teachers.gguf_config import Architecture, Facts, config_of
-from teachers.quiet import no_bars_in_logs, no_warnings
+from teachers.gguf_tokenizer import ends_of, suppressed, tokenizer_of
+from teachers.quiet import no_bars_in_logs
 from teachers.source import cache_folder
 
-CONVERTER = "2"  # part of the cache key: raise it when a conversion changes
-# Vocabularies of Llama 3 and Mistral's Tekken: a word that is an entry is one token whatever the merges say, and text
-# begins with the token that begins it.
-WHOLE_WORDS = {"llama3", "llama-v3", "llama-bpe", "tekken"}
+CONVERTER = "4"  # part of the cache key: raise it when a conversion changes
 
 
 def converted(path: Path) -> Path:
@@ -61,14 +59,18 @@ def _convert(path: Path, target: Path) -> None:
 
     facts = read(path)
     config, architecture = config_of(facts)
+    tokenizer = tokenizer_of(facts)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(weights(facts, model, architecture), strict=False, assign=True)
     model.tie_weights()
+    model.generation_config.eos_token_id = ends_of(facts) or None
+    model.generation_config.suppress_tokens = suppressed(facts) or None
     with no_bars_in_logs():
         model.save_pretrained(target)
-    _tokenizer(facts).save_pretrained(target)
-    _trim(target, facts.count("tokenizer.ggml.tokens"))
+    tokenizer.save_pretrained(target)
 
 
 def read(path: Path) -> Facts:
@@ -154,36 +156,6 @@ def _as_trained(name: str, tensor: Tensor, config, architecture: Architecture) -
             pairs = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
             return pairs.swapaxes(1, 2).reshape(tensor.shape)
     return tensor
-
-
-def _tokenizer(facts: Facts):
-    """The file's tokenizer; where the file leaves it out, with what llama.cpp knows of the vocabulary by its name."""
-    from transformers import AutoTokenizer
-
-    try:
-        with no_warnings(), no_bars_in_logs():  # they are about a config that transformers makes here and nobody uses
-            tokenizer = AutoTokenizer.from_pretrained(facts.path.parent, gguf_file=facts.path.name)
-    except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"transformers cannot read the tokenizer in {facts.path}: {error}") from error
-    tokens = facts.general("tokenizer.ggml.tokens")
-    for name, entry in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = facts.general(f"tokenizer.ggml.{entry}_token_id")
-        setattr(tokenizer, f"{name}_token", None if index is None else tokens[index])  # transformers 5.17 has its own
-    if facts.general("tokenizer.ggml.pre") in WHOLE_WORDS:
-        tokenizer.backend_tokenizer.model.ignore_merges = True
-        if facts.general("tokenizer.ggml.add_bos_token") is None:
-            tokenizer.add_bos_token = True
-    return tokenizer
-
-
-def _trim(folder: Path, entries: int) -> None:
-    """Take tokens out of a saved tokenizer that are none of the file's: transformers' classes bring their own, such as
-    <|endoftext|>, and give them ids past the model's embeddings."""
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    kept = [token for token in content["added_tokens"] if token["id"] < entries]
-    if len(kept) < len(content["added_tokens"]):
-        file.write_text(json.dumps(content | {"added_tokens": kept}, ensure_ascii=False))
 
 
 def _listed(names: list[str]) -> str:

@@ -37,6 +37,10 @@ class Facts:
         """An entry by its whole name, None where there is none."""
         return self._fields[name].contents() if name in self._fields else None
 
+    def names(self, start: str) -> list[str]:
+        """The whole names of the entries that begin so."""
+        return [name for name in self._fields if name.startswith(start)]
+
     def get(self, name: str, default: Any = None) -> Any:
         """An entry of the model, `default` where there is none."""
         self._asked.add(name)
@@ -141,9 +145,6 @@ def _usual(facts: Facts) -> dict:
         "rms_norm_eps": facts.need("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
-    for name in ("bos", "eos", "padding"):
-        token = facts.general(f"tokenizer.ggml.{name}_token_id")
-        entries[f"{name.removesuffix('ding')}_token_id"] = token
     return entries
 
 

@@ -23,6 +23,8 @@
     against_teacher     {row: {passkey, recall, tasks, recovery, speed}}, see judging.against_teacher
     chance              {task: score of guessing}; of recall it is 0
     layers              {layer: relative L2 error of the student's mixer}
+    overlap             how much of the held-out text is training text, see distill.text.overlap.overlap; None where the
+                        training text is not here
     not_run             [{rows: [row ...], evaluation, part, reason}]: everything that the suite or the machine left out
     seconds             {row: {evaluation: seconds}}
 """

@@ -150,7 +150,8 @@ def _by_position(table: dict[str, Tensor]) -> list[dict]:
 
 def _by_source(table: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
     lines = [
-        _line(name, {**table, "weight": table["weight"] * (table["label"] == index)}) for index, name in enumerate(names)
+        _line(names[index], {**table, "weight": table["weight"] * (table["label"] == index)})
+        for index in table["label"].unique().tolist()
     ]
     return [line for line in lines if line is not None]
 

@@ -15,8 +15,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
 from distill.evaluation.questions import SEED, TASKS, summary
-from distill.evaluation.scoring import Marked, opening, score
+from distill.evaluation.scoring import Marked, score
 from distill.output_head import generating_wide
+from distill.text.encoding import opened, opening
 from teachers.teacher import Teacher
 
 LONGEST = 2048  # tokens of a window where the teacher's config knows no limit
@@ -45,7 +46,7 @@ class HarnessModel(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused) -> list[int]:
         """A text's tokens, with what the tokenizer opens a text with unless told not to."""
         start = self.opening if add_special_tokens is None or add_special_tokens else []
-        return start + self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        return opened(self.tokenizer(string, add_special_tokens=False)["input_ids"], start)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **unused) -> list[tuple[float, bool]]:
         """((context, continuation), context tokens, continuation tokens) of each request to (log-likelihood, greedy)."""

@@ -31,11 +31,13 @@ def judge_session(
     suite: Suite | None = None,
     known: Mapping[str, Mapping] | None = None,
     say: Callable[[str], None] = lambda what: None,
+    overlaps: bool = True,
 ) -> dict:
     """Every row's results, what they are beside the teacher's, and the student's error in each converted layer.
 
     Args:
         suite: what to measure; None for what ends a run. known, say: as in `judge_all`.
+        overlaps: whether the session's training text is what the student was trained on.
     """
     recipe, teacher = session.recipe, session.teacher
     selected = recipe.selected.model_dump(exclude={"by"}) if recipe.selected else {}
@@ -62,6 +64,7 @@ def judge_session(
         "chance": chances(results["teacher"]),
         "in_sample": selected,
         "layers": judged_layer_errors(probed),
+        "overlap": session.overlap if overlaps else None,
         "not_run": rows_left_out(student, twin is not None) + dropped + not_run(results, suite),
         "seconds": seconds,
     }

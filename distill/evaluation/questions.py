@@ -7,12 +7,17 @@ All are in cloze form: the model reads the question and each choice as its conti
 import hashlib
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 SEED = 20261125  # of the items drawn where a suite takes only some, and of permuted letters
 LETTERS = "ABCD"
 LETTERS_FROM = 10**9  # parameters below which letters are answered by chance
+
+
+class FormError(ValueError):
+    """A line that is not in its task's form; says what of it."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +47,59 @@ class Task:
 
 def cloze(item: dict) -> Question:
     """The context, a space, and each choice."""
-    return Question([(item["ctx"], f" {c}") for c in item["choices"]], item["label"], [len(c) for c in item["choices"]])
+    context, choices = _text(item, "ctx"), _texts(item, "choices")
+    return Question([(context, f" {choice}") for choice in choices], _label(item, choices), [len(c) for c in choices])
 
 
 def partial(item: dict) -> Question:
     """The same target after each context (WinoGrande's partial evaluation, arXiv 1806.02847)."""
-    pairs = [(context, f" {item['target']}") for context in item["contexts"]]
-    return Question(pairs, item["label"], [len(item["target"])] * len(pairs))
+    contexts, target = _texts(item, "contexts"), _text(item, "target")
+    return Question([(context, f" {target}") for context in contexts], _label(item, contexts), [len(target)] * len(contexts))
 
 
 def single(item: dict) -> Question:
-    """One answer, right when greedy decoding says it."""
-    return Question([(item["ctx"], f" {item['choices'][0]}")], 0, [len(item["choices"][0])])
+    """One answer, right when greedy decoding says it; the first one, unless a label names another."""
+    answers = _texts(item, "choices", least=1)
+    answer = answers[_label(item, answers) if "label" in item else 0]
+    return Question([(_text(item, "ctx"), f" {answer}")], 0, [len(answer)])
 
 
 def letters(item: dict) -> Question:
     """Choices as A to D in an order drawn by the question's text, and the letters as continuations."""
-    digest = hashlib.sha256(item["ctx"].encode()).hexdigest()
-    order = random.Random(f"{SEED} {digest}").sample(range(len(item["choices"])), len(item["choices"]))
-    stem = item["ctx"].removesuffix("\nAnswer:")
-    lines = [f"{letter}. {item['choices'][index]}" for letter, index in zip(LETTERS, order, strict=False)]
-    context = "\n".join([stem, *lines, "Answer:"])
-    return Question(
-        [(context, f" {letter}") for letter in LETTERS[: len(order)]], order.index(item["label"]), [1] * len(order)
-    )
+    context, choices = _text(item, "ctx"), _texts(item, "choices")
+    if len(choices) > len(LETTERS):
+        raise FormError(f"there are {len(choices)} choices, but letters for {len(LETTERS)}")
+    digest = hashlib.sha256(context.encode()).hexdigest()
+    order = random.Random(f"{SEED} {digest}").sample(range(len(choices)), len(choices))
+    lines = [f"{letter}. {choices[index]}" for letter, index in zip(LETTERS, order, strict=False)]
+    context = "\n".join([context.removesuffix("\nAnswer:"), *lines, "Answer:"])
+    pairs = [(context, f" {letter}") for letter in LETTERS[: len(order)]]
+    return Question(pairs, order.index(_label(item, choices)), [1] * len(order))
+
+
+def _text(item: dict, key: str) -> str:
+    if not isinstance(item[key], str):
+        raise FormError(f"{key} is {item[key]!r}, which is no text")
+    return item[key]
+
+
+def _texts(item: dict, key: str, least: int = 2) -> list[str]:
+    found = item[key]
+    if not isinstance(found, list) or len(found) < least or not all(isinstance(text, str) for text in found):
+        raise FormError(f"{key} is {found!r}, which is no list of {least} or more texts")
+    return found
+
+
+def _label(item: dict, choices: Sequence) -> int:
+    """The index of the right choice; numbers as text are taken. Anything else would be a wrong answer for every model."""
+    label, last = item["label"], len(choices) - 1
+    index = int(label) if isinstance(label, str) and re.fullmatch("[0-9]{1,9}", label) else label
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise FormError(f"label is {label!r}; it must be the index of the right choice, 0 to {last}, not a letter or a text")
+    if not 0 <= index <= last:
+        hint = "; labels count from 0" if index == last + 1 else ""
+        raise FormError(f"label is {label!r}, but the indexes of its {len(choices)} choices are 0 to {last}{hint}")
+    return index
 
 
 TASKS = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.stages.stage import observed
+from distill.text.encoding import prompt
 from teachers.weights import LogitRules
 
 PICTURE_TOKENS = 96
@@ -76,9 +77,11 @@ def spread(items: Sequence[int], count: int) -> list[int]:
 def continuations(session: Session, student) -> dict[str, str]:
     """The same prompt continued greedily by teacher and student."""
     tokenizer = session.teacher.tokenizer
-    ids = tokenizer(PROMPT, return_tensors="pt").to(session.teacher.device)
+    ids = torch.tensor([prompt(tokenizer, PROMPT)], device=session.teacher.device)
+    mask = torch.ones_like(ids)
     texts = {"prompt": PROMPT}
     for name, model in (("teacher", session.teacher.model), ("student", student)):
-        out = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        texts[name] = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+        out = model.generate(input_ids=ids, attention_mask=mask, **options)
+        texts[name] = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     return texts

@@ -85,12 +85,6 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         order = order[count:]
 
 
-def opening(tokenizer) -> list[int]:
-    """The token that the tokenizer itself puts before a text, if it does: a model trained with it needs it."""
-    first = tokenizer("a")["input_ids"][:1]
-    return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
-
-
 def split(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
     """The tokens of contexts and of their continuations, each pair read as one text; spaces that end a context go over.
 

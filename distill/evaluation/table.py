@@ -7,6 +7,7 @@ from rich.table import Table
 
 from distill.evaluation.rows import NAMES, TITLES
 from distill.evaluation.suites import EVALUATIONS, evaluation
+from distill.text.overlap import sentence, suspicious
 
 
 def show(judged: Mapping, console: Console) -> None:
@@ -15,7 +16,7 @@ def show(judged: Mapping, console: Console) -> None:
     for _, title, table in tables(judged):
         console.print(f"\n[bold]{title}[/]")
         console.print(table)
-    console.print()
+    console.print(f"\n  {overlap_line(judged)}")
     for row in judged["rows"]:
         if NAMES[row] != TITLES[row]:
             console.print(f"  {NAMES[row]}: {TITLES[row]}")
@@ -23,6 +24,16 @@ def show(judged: Mapping, console: Console) -> None:
         where = " ".join(part for part in (entry["evaluation"], entry["part"]) if part and part != "every")
         rows = ", ".join(NAMES.get(row, row) for row in entry["rows"])
         console.print(f"  not run: {where or 'any'} ({rows}): {entry['reason']}")
+
+
+def overlap_line(judged: Mapping) -> str:
+    """How much of the held-out text is training text, or that nobody knows; older results say nothing."""
+    if "overlap" not in judged:
+        return ""
+    found = judged["overlap"]
+    if found is None:
+        return "whether the held-out text is training text is not known here: the training text is not"
+    return sentence(found) + ("; what is judged on them is not held out" if suspicious(found) else "")
 
 
 def tables(judged: Mapping) -> list[tuple[str, str, Table]]:

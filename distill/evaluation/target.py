@@ -83,7 +83,10 @@ def _judge(
             if not console.is_terminal:
                 console.print(f"  {what}")
 
-        judged = judge_session(session, student, twin if twin and twin.exists() else None, suite, say=say)
+        twin = twin if twin and twin.exists() else None
+        judged = judge_session(session, student, twin, suite, say=say, overlaps=folder is not None)
+    if folder and not heldout and judged.get("overlap") is None:  # the training text is gone, but the run compared it
+        judged["overlap"] = folder.read("evaluations.json", {}).get("final", {}).get("overlap")
     return {"target": str(target), "identity": identity, **judged, "not_run": too_long + judged["not_run"]}
 
 

@@ -1,7 +1,8 @@
 """Task files: JSON lines in a folder, one file a task, as `<task>.jsonl`, `.jsonl.xz` or `.jsonl.gz`.
 
-A line is {"ctx": text, "choices": [text ...], "label": index of the right one}; of WinoGrande {"contexts": [the sentence up
-to and with each option], "target": the rest, "label"}; of LAMBADA, SWDE, FDA and SQuAD, {"ctx", "choices": [the answer]}.
+A line is {"ctx": text, "choices": [text ...], "label": index of the right one, from 0}; of WinoGrande {"contexts": [the
+sentence up to and with each option], "target": the rest, "label"}; of LAMBADA, SWDE, FDA and SQuAD, {"ctx", "choices": [the
+answer]}.
 """
 
 import gzip
@@ -11,7 +12,7 @@ import random
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.evaluation.questions import SEED, TASKS, Question
+from distill.evaluation.questions import SEED, TASKS, FormError, Question
 
 OPENERS = {".jsonl": open, ".jsonl.xz": lzma.open, ".jsonl.gz": gzip.open}
 
@@ -27,14 +28,25 @@ def read_items(file: Path, limit: int | None) -> list[dict]:
     Raises:
         UserError: the file is damaged, or holds nothing.
     """
-    opener = OPENERS[file.name[file.name.index(".jsonl") :]]
+    return _some([item for _, item in _lines(file)], limit)
+
+
+def _lines(file: Path) -> list[tuple[int, dict]]:
+    """Lines that are not blank, and their numbers."""
+    opener, number, found = OPENERS[file.name[file.name.index(".jsonl") :]], 0, []
     try:
         with opener(file, "rt", encoding="utf-8") as lines:
-            items = [json.loads(line) for line in lines if line.strip()]
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    found.append((number, json.loads(line)))
     except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        raise UserError(f"the task file {file} cannot be read: {error}; it should be JSON lines") from error
-    if not items:
+        raise UserError(f"the task file {file} cannot be read: line {number}: {error}; it should be JSON lines") from error
+    if not found:
         raise UserError(f"the task file {file} holds no line")
+    return found
+
+
+def _some(items: list, limit: int | None) -> list:
     if limit is None or limit >= len(items):
         return items
     return [items[index] for index in sorted(random.Random(SEED).sample(range(len(items)), limit))]
@@ -58,15 +70,15 @@ def read_questions(name: str, file: Path, items: int | None) -> list[Question]:
     """A task's questions, or so many of them, always the same ones.
 
     Raises:
-        UserError: the file is damaged, or its lines are not in the task's form.
+        UserError: the file is damaged, or any of its lines is not in the task's form.
     """
     questions = []
-    for number, item in enumerate(read_items(file, items), 1):
+    for number, item in _lines(file):  # all of them: a mistake shows whichever are drawn
         try:
             questions.append(TASKS[name].question(item))
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            said = str(error) if isinstance(error, FormError) else f"{type(error).__name__} {error}"
             raise UserError(
-                f"{file}, item {number}, is not in the form of {name}: {type(error).__name__} {error}; "
-                "see distill/evaluation/task_files.py"
+                f"{file}, line {number}, is not in the form of {name}: {said}; see distill/evaluation/task_files.py"
             ) from error
-    return questions
+    return _some(questions, items)

@@ -14,9 +14,10 @@ from distill.evaluation.comparison import recovery, wins_and_ties
 from distill.evaluation.evaluation import Evaluation
 from distill.evaluation.questions import LETTERS, LETTERS_FROM, TASKS, Question, letters, summary
 from distill.evaluation.rows import rows_table
-from distill.evaluation.scoring import Answer, Marked, opening, score, split
+from distill.evaluation.scoring import Answer, Marked, score, split
 from distill.evaluation.suite import SIX, Suite
 from distill.evaluation.task_files import find_file, read_questions
+from distill.text.encoding import opened, opening
 from teachers.teacher import Teacher
 
 PART = 6  # tasks of a table in 80 columns
@@ -133,7 +134,7 @@ def marked(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> list[Marked]:
     start, texts = opening(tokenizer), []
     alone = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     for context, continuation in split(tokenizer, pairs):
-        before = start + context or [alone]
+        before = opened(context, start) or [alone]
         if limit:
             before = before[-max(1, limit + 1 - len(continuation)) :]
         texts.append(Marked(before + continuation, ((len(before), len(before) + len(continuation)),)))

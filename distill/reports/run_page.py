@@ -8,7 +8,7 @@ import yaml
 
 from distill.evaluation.rows import NAMES, TITLES
 from distill.evaluation.suites import EVALUATIONS
-from distill.evaluation.table import tables
+from distill.evaluation.table import overlap_line, tables
 from distill.reports import curves, recall
 from distill.reports.layout import kinds_of, meaning, strip
 from distill.reports.matrices import matrices_html
@@ -90,6 +90,7 @@ def _headline(evaluations: Mapping) -> Section:
         read = text_of(judged["rows"]["student"]["fidelity"])
         body = table(columns, list(lines.values()), marked=list(lines).index("student"))
         body += note(f"{read}; {judged['device']}, {judged['precision']}. Passkeys: recalled of asked.")
+        body += note(f"{said[0].upper()}{said[1:]}.") if (said := overlap_line(judged)) else ""
         body += note(PAIRED_SAYS) if PAIRED[0] in columns else ""
         body += note(in_sample(judged)) if in_sample(judged) else ""
         body += figures(curves.kl_intervals(judged["rows"]))

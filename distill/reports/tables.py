@@ -8,6 +8,7 @@ from rich.table import Table
 from distill.evaluation.recall.families import title
 from distill.evaluation.rows import TITLES, decimal, difference_of, error_of, lower_on
 from distill.evaluation.suite import SIX
+from distill.evaluation.table import overlap_line
 from distill.reports.page import text
 from distill.runs.run_dir import RunDir
 
@@ -59,6 +60,7 @@ def headline(judged: Mapping) -> Table:
     """The table that ends a run, for the terminal."""
     columns, lines = headline_cells(judged)
     caption = f"{text_of(judged['rows']['student']['fidelity'])}, {ERRORS}. {in_sample(judged)}".rstrip()
+    caption = "\n".join(filter(None, (caption, overlap_line(judged))))
     found = Table(box=None, header_style="bold", caption=caption, caption_justify="left")
     for index, column in enumerate(columns):
         found.add_column(column, justify="left" if index == 0 else "right")
@@ -163,5 +165,5 @@ def markdown_report(folder: RunDir, evaluations: Mapping) -> str:
         columns, lines = headline_cells(evaluations["final"])
         parts.append(markdown(columns, list(lines.values())))
         parts.append(f"{text_of(evaluations['final']['rows']['student']['fidelity'])}. {PAIRED_SAYS}")
-        parts += [in_sample(evaluations["final"])] if in_sample(evaluations["final"]) else []
+        parts += [said for said in (in_sample(evaluations["final"]), overlap_line(evaluations["final"])) if said]
     return "\n\n".join([*parts, "## What each stage did", markdown(*story)]) + "\n"

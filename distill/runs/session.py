@@ -17,6 +17,7 @@ from distill.recipe import Recipe
 from distill.stages import stages_of
 from distill.text.by_document import DocumentWindows, selection_begins
 from distill.text.heldout import Heldout
+from distill.text.overlap import overlap
 from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
 from teachers.source import cache_folder
@@ -53,14 +54,26 @@ class Session:
     def with_recipe(self, recipe: Recipe) -> "Session":
         """The same teacher, text and device for another recipe on the same text."""
         other = replace(self, recipe=recipe)
-        if "windows" in vars(self):
-            vars(other)["windows"] = self.windows
+        for name in ("windows", "overlap"):
+            if name in vars(self):
+                vars(other)[name] = vars(self)[name]
         return other
 
     @cached_property
     def windows(self) -> Windows:
         """The training text."""
         return text_windows(self.recipe, self.teacher.tokenizer, "train")
+
+    @cached_property
+    def overlap(self) -> dict | None:
+        """How much of the held-out text is training text (see `distill.text.overlap`); None where the latter is neither open
+        nor prepared."""
+        if "windows" not in vars(self):
+            try:
+                return overlap(text_windows(self.recipe, self.teacher.tokenizer, "train", make=False), self.heldout_windows)
+            except UserError:  # its files are elsewhere by now
+                return None
+        return overlap(self.windows, self.heldout_windows)
 
     def heldout(self, tokens: int, length: int | None = None) -> Heldout:
         """So many held-out tokens of as many documents as can be, and the teacher's hidden states on them.
@@ -158,8 +171,8 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
             )
 
 
-def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
-    """The training or held-out text in windows."""
+def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True) -> Windows:
+    """The training or held-out text in windows. make: whether to prepare it if need be; see `prepare`."""
     data = recipe.data
     sources = getattr(data, part)
     limit = data.limit if part == "train" else None
@@ -168,7 +181,8 @@ def text_windows(recipe: Recipe, tokenizer, part: str) -> Windows:
             _training_tokens(recipe) if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
         )
     try:
-        folder = prepare(sources, tokenizer, separator=data.separator, seed=recipe.seed, limit=limit, where=f"data.{part}")
+        options = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make}
+        folder = prepare(sources, tokenizer, where=f"data.{part}", **options)
     except (OSError, EOFError, StopIteration, RuntimeError, ValueError) as error:  # of full disks and of cut or odd files
         if ran_out(error):
             raise

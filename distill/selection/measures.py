@@ -19,7 +19,7 @@ from distill.evaluation.recall.wording import SELECTING
 from distill.evaluation.scoring import Marked, score
 from distill.evaluation.task_files import check_folder, find_file, read_questions
 from distill.evaluation.tasks import marked
-from distill.output_head import full_products, wide_head
+from distill.output_head import full_products, wide_head, widened
 from distill.runs.session import Session
 from distill.selection.options import Options
 from distill.text.heldout import Heldout
@@ -93,8 +93,8 @@ def measure_divergence(material: Material, model: nn.Module) -> dict[str, float]
         tokens += batch.tokens
         count = batch.weights.sum().item()
         weight += count
-        hidden = model.hidden(batch.ids, batch.documents).flatten(0, 1).to(head.weight.dtype)
-        wanted = teacher_hidden.flatten(0, 1).to(teacher_head.weight.dtype)
+        hidden = widened(model.hidden(batch.ids, batch.documents).flatten(0, 1), head)
+        wanted = widened(teacher_hidden.flatten(0, 1), teacher_head)
         with full_products(hidden.device):
             total += count * linear_kl(hidden, head, wanted, teacher_head, batch.weights.flatten()).item()
     return {"kl": total / weight, "tokens": tokens}

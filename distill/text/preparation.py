@@ -1,13 +1,14 @@
-"""Text once into tokens: sources in the order that a seed fixes, tokenised, and written as arrays that numpy maps.
+"""Text once into tokens: sources in the order that a seed fixes, tokenised, cut into documents, and written as arrays that
+numpy maps (`prepared.py` says which).
 
-A prepared folder holds `tokens.npy` (all documents one after the other, each ended by the separator), `starts.npy` (where
-each document begins), `labels.npy` (its source) and `meta.json`. Whether a document begins with a token of its own is the
-tokenizer's convention.
+Whether a document begins with a token of its own is the tokenizer's convention; where a row of text holds several, see
+`encoding.Documents`.
 """
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,47 +18,75 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.recipe import TextSource
-from distill.text.sources import Rows, files_of, streams
+from distill.text import prepared
+from distill.text.encoding import Documents
+from distill.text.sources import Rows, TextFile, files_of, streams
 from teachers.source import cache_folder
 
-FORMAT = "3"  # part of the key: raise it when prepared folders change
-BATCH = 256  # documents tokenised at a time
+FORMAT = "4"  # part of the key: raise it when prepared folders change
+BATCH = 256  # rows tokenised at a time
 
-Documents = Iterator[tuple[str, list[int]]]  # label and token ids
+Tokenised = Iterator[tuple[str, list[int]]]  # label and token ids of a document
 
 _log = logging.getLogger(__name__)
 
 
+class NotPreparedError(UserError):
+    """Text that was asked for as far as it is prepared, and is not."""
+
+
 def prepare(
-    sources: Sequence[TextSource], tokenizer, *, separator: str | None, seed: int, limit: int | None, where: str
+    sources: Sequence[TextSource],
+    tokenizer,
+    *,
+    separator: str | None,
+    seed: int,
+    limit: int | None,
+    where: str,
+    make: bool = True,
 ) -> Path:
     """The prepared folder of some sources, made on first use.
 
     Args:
         separator: the token that ends each document (default: the tokenizer's end of sequence).
-        limit: stop after so many tokens. where: the recipe's key, for messages.
+        limit: stop after so many tokens. where: the recipe's key, for messages. make: whether to make it if need be.
 
     Raises:
-        UserError: a file, column or token that is not there, or no text at all.
+        NotPreparedError: it would have to be made, and shall not be.
+        UserError: a file, column or token that is not there, a file that changes while it is read, or no text at all.
     """
     files = [files_of(source, f"{where}.{index}") for index, source in enumerate(sources)]
-    end = _separator_id(tokenizer, separator, where)
-    key = hashlib.sha256(f"{FORMAT} {_tokenizer_hash(tokenizer)} {end} {seed} {limit}".encode())
-    for source, names in zip(sources, files, strict=True):
-        key.update(source.model_dump_json(exclude={"path"}).encode())
-        for name in names:
-            key.update(_file_hash(name))
-    target = cache_folder() / "prepared" / key.hexdigest()[:16]
+    end, before = _separator_id(tokenizer, separator, where), _stamps(files)
+    target = _place(sources, files, tokenizer, end, seed, limit)
+    if not target.exists() and not make:
+        raise NotPreparedError(f"{where} is not prepared")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".preparing-"))
         try:
             _write(scratch, sources, files, tokenizer, end, seed, limit, where)
+            if _stamps(files) != before:
+                raise UserError(f"{where}: its files changed while they were read; run the same command again")
             if not target.exists():
                 scratch.rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _stamps(files: Sequence[Sequence[TextFile]]) -> list[tuple[int, int, int]]:
+    found = [os.stat(file.path) for group in files for file in group]
+    return [(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in found]
+
+
+def _place(sources, files: Sequence[Sequence[TextFile]], tokenizer, end: int, seed: int, limit: int | None) -> Path:
+    """Where the text is prepared: named by what it holds and how that is read, whatever its files' folder is."""
+    read = [
+        [source.model_dump(exclude={"path"}), [[file.kind, file.label, prepared.file_hash(file.path)] for file in group]]
+        for source, group in zip(sources, files, strict=True)
+    ]
+    said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), end, seed, limit, read])
+    return cache_folder() / "prepared" / hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _separator_id(tokenizer, separator: str | None, where: str) -> int:
@@ -70,69 +99,59 @@ def _separator_id(tokenizer, separator: str | None, where: str) -> int:
 
 
 def _tokenizer_hash(tokenizer) -> str:
-    """A hash of the vocabulary and of how text is split and begun: two tokenizers may differ in a BOS alone."""
+    """A hash of the vocabulary and of how text is split, begun and cut: two tokenizers may differ in a BOS alone."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer("A b  c\n\nd 12")["input_ids"])
-    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{vocabulary} {rules}".encode()).hexdigest()
-
-
-def _file_hash(name: str) -> bytes:
-    with open(name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    said = [sorted(tokenizer.get_vocab().items()), rules, tokenizer.bos_token, tokenizer.eos_token]
+    said.append(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _write(target: Path, sources, files, tokenizer, end: int, seed: int, limit: int | None, where: str) -> None:
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    tokens, starts, labels, names = [], [0], [], []
-    for label, ids in _documents(sources, files, tokenizer, seed, where):
-        if label not in names:
-            names.append(label)
-        ids = ids if ids and ids[-1] == end else [*ids, end]
+    reading = target / "reading"  # what `datasets` makes of the files; read once and taken away
+    tokens, starts, labels, names = [], [0], [], {}
+    for label, ids in _documents(sources, files, tokenizer, end, seed, where, reading):
+        ids = ids if ids[-1] == end else [*ids, end]
         tokens.append(np.asarray(ids, dtype))
-        labels.append(names.index(label))
+        labels.append(names.setdefault(label, len(names)))
         starts.append(starts[-1] + len(ids))
         if limit is not None and starts[-1] >= limit:
             break
     if not tokens:
         raise UserError(f"{where}: there is no text in {', '.join(source.path or source.hub for source in sources)}")
-    joined = np.concatenate(tokens)
-    np.save(target / "tokens.npy", joined)
-    np.save(target / "starts.npy", np.asarray(starts[:-1], np.int64))
-    np.save(target / "labels.npy", np.asarray(labels, np.int16))
-    meta = {
-        "tokens": len(joined),
-        "documents": len(labels),
-        "labels": names,
-        "sha256": hashlib.sha256(joined.tobytes()).hexdigest(),
-        "sources": [source.model_dump(exclude_defaults=True) for source in sources],
-    }
-    (target / "meta.json").write_text(json.dumps(meta, indent=1))
-    _log.info("prepared %s: %s tokens in %s documents", where, f"{len(joined):,}", f"{len(labels):,}")
+    shutil.rmtree(reading, ignore_errors=True)
+    named = [source.model_dump(exclude_defaults=True) for source in sources]
+    meta = prepared.write(
+        target, np.concatenate(tokens), np.asarray(starts[:-1]), np.asarray(labels), list(names), sources=named
+    )
+    _log.info("prepared %s: %s tokens in %s documents", where, f"{meta['tokens']:,}", f"{meta['documents']:,}")
 
 
-def _documents(sources, files, tokenizer, seed: int, where: str) -> Documents:
+def _documents(sources, files, tokenizer, end: int, seed: int, where: str, reading: Path) -> Tokenised:
     """Label and token ids of each document; sources with weights in proportion, others shuffled together."""
+    cut = Documents(tokenizer, [token for token in (end, tokenizer.eos_token_id) if token is not None])
     passes = [
-        lambda turn, stream=stream: _tokenised(stream(turn), tokenizer) for stream in streams(sources, files, seed, where)
+        lambda turn, stream=stream: _tokenised(stream(turn), tokenizer, cut)
+        for stream in streams(sources, files, seed, where, reading)
     ]
     if len(passes) == 1:
         return passes[0](0)
     return mixed(passes, [1.0 if source.weight is None else source.weight for source in sources], where)
 
 
-def _tokenised(rows: Rows, tokenizer) -> Documents:
+def _tokenised(rows: Rows, tokenizer, cut: Documents) -> Tokenised:
     while batch := [row for _, row in zip(range(BATCH), rows, strict=False)]:
-        texts = [(label, text) for label, text in batch if text]
+        texts = [(label, text) for label, text in batch if text.strip()]
         if not texts:
             continue
         # a document longer than what the model was made for is no mistake here: it is cut into windows
         encoded = tokenizer([text for _, text in texts], verbose=False)["input_ids"]
-        yield from ((label, list(ids)) for (label, _), ids in zip(texts, encoded, strict=True) if ids)
+        yield from ((label, ids) for (label, _), row in zip(texts, encoded, strict=True) for ids in cut(row))
 
 
-def mixed(passes: Sequence[Callable[[int], Documents]], weights: Sequence[float], where: str) -> Documents:
-    """Documents of several sources, the tokens of each always as near to their share as whole documents allow.
+def mixed(passes: Sequence[Callable[[int], Tokenised]], weights: Sequence[float], where: str) -> Tokenised:
+    """Tokenised of several sources, the tokens of each always as near to their share as whole documents allow.
 
     Args:
         passes: for each source, its documents in its first pass (0), second pass ...

@@ -3,7 +3,6 @@
 b batch    t time
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.text.prepared import read_meta
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,31 @@ class Batches(Protocol):
 
 
 class Windows:
-    """A prepared folder cut into windows, in an order that a seed fixes; window k of any run is always the same."""
+    """A prepared folder cut into windows, in an order that a seed fixes; window k of any run is always the same.
+
+    tokens, starts: of its documents one after the other, and where each begins.
+    """
 
     def __init__(self, folder: Path, seq_len: int, seed: int | None, in_order: bool = False) -> None:
         """seed: of the order; None keeps the folder's own (already shuffled) order. in_order: the windows of a document
         longer than a window follow each other.
 
         Raises:
-            UserError: the folder holds less than one window.
+            UserError: the folder is damaged, or holds less than one window.
         """
         self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
-        self.meta = json.loads((folder / "meta.json").read_text())
-        self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self._starts = np.load(folder / "starts.npy")
+        self.meta = read_meta(folder)
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.starts = np.load(folder / "starts.npy")
         self._labels = np.load(folder / "labels.npy")
-        self.count = (len(self._tokens) - 1) // seq_len
+        self.count = (len(self.tokens) - 1) // seq_len
         if self.count < 1:
-            raise UserError(f"data.seq_len is {seq_len}, but there are only {len(self._tokens)} tokens of text")
+            raise UserError(f"data.seq_len is {seq_len}, but there are only {len(self.tokens)} tokens of text")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, the one that ends it included."""
+        return np.diff(np.append(self.starts, len(self.tokens)))
 
     @property
     def label_names(self) -> list[str]:
@@ -94,9 +102,9 @@ class Windows:
         epoch, index = divmod(k, self.count)
         start = int(self._order(epoch)[index]) * self.seq_len
         places = np.arange(start, start + self.seq_len + 1)
-        document = np.searchsorted(self._starts, places, side="right") - 1
-        tokens = self._tokens[start : start + self.seq_len + 1].astype(np.int64)
-        inside = np.maximum(self._starts[document], start)
+        document = np.searchsorted(self.starts, places, side="right") - 1
+        tokens = self.tokens[start : start + self.seq_len + 1].astype(np.int64)
+        inside = np.maximum(self.starts[document], start)
         return (
             tokens[:-1],
             document[:-1] - document[0],
@@ -124,9 +132,8 @@ class Windows:
         """For each window, which run of windows it belongs to: one that begins inside a long document goes with the one
         before it, where the document came from."""
         first = np.arange(self.count) * self.seq_len
-        document = np.searchsorted(self._starts, first, side="right") - 1
-        lengths = np.diff(np.append(self._starts, len(self._tokens)))
-        goes_on = (self._starts[document] < first) & (lengths[document] > self.seq_len)
+        document = np.searchsorted(self.starts, first, side="right") - 1
+        goes_on = (self.starts[document] < first) & (self.lengths[document] > self.seq_len)
         return np.cumsum(~goes_on) - 1
 
     @cached_property

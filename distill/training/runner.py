@@ -31,6 +31,7 @@ from distill.selection.resolution import even_recipe, resolve
 from distill.selection.tables import strip
 from distill.stages import adapters, check_student
 from distill.text.heldout import Heldout
+from distill.text.overlap import sentence, suspicious
 from distill.training import trackers
 from distill.training.pipeline import Pipeline
 from distill.training.twin import known_results, twin_recipe
@@ -117,6 +118,11 @@ class Run:
         if "identity" not in evaluations and self.main:
             evaluations["identity"] = check_identity(pipeline.teacher, layout)
             self.folder.write("evaluations.json", evaluations)
+        if self.main and (found := self.session.overlap) and suspicious(found):
+            self.console.print(
+                f"  [yellow]warning[/]: {sentence(found)}: what is judged on them is not held out; take them out of "
+                "data.train or data.heldout"
+            )
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
             with accelerator.autocast():

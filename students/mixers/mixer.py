@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from students.cache import MixerState, ScopedState
+from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
+from students.wrapped import loaded
 
 ROPES = ("half", "pairs")
 QK_NORMS = ("rms", "rms_wide", "layer")
@@ -65,40 +67,6 @@ class Shape:
     def logit_scale(self) -> float:
         """What multiplies the logits."""
         return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
-
-
-class SharedKeys:
-    """Keys and values on their way from one layer's attention to later layers', within one call.
-
-    They travel as an object handed to both, so that each call has its own and a layer that is recomputed finds them.
-    """
-
-    def __init__(self) -> None:
-        self._kept: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
-
-    def write(
-        self,
-        k: Float[Tensor, "b s kv p"],
-        v: Float[Tensor, "b s kv p"],
-        documents: Int[Tensor, "b s"] | None,
-        positions: Int[Tensor, "b s"] | None,
-    ) -> None:
-        """Leave them for the layers that follow."""
-        self._kept = (k, v, documents, positions)
-
-    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Take them.
-
-        Raises:
-            RuntimeError: no layer before has left any in this call.
-        """
-        if self._kept is None:
-            raise RuntimeError("no earlier layer has left its keys and values in this call")
-        return self._kept
-
-    def detach(self) -> None:
-        """Cut them off from what they were computed by."""
-        self._kept = tuple(None if part is None else part.detach() for part in self.read())
 
 
 @dataclass(frozen=True)
@@ -191,9 +159,8 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
-        """The output projection applied."""
-        weight, bias = self.out_weight()
-        return nn.functional.linear(features.flatten(2), weight.transpose(0, 1).flatten(1), bias)
+        """The output projection applied: called, never its weight read, which adapters and offloading stand around."""
+        raise NotImplementedError
 
     def output(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """From the mixed terms back to the model's width."""
@@ -218,10 +185,16 @@ class Mixer(nn.Module):
     def forward(self, h: Float[Tensor, "b t d"], context: Context | None = None) -> Float[Tensor, "b t d"]:
         """The whole mixer; with a state in the context, the next tokens of a text whose earlier tokens it has seen."""
         context = context or Context()
-        out = self.output(self.mix(self.project(h, context), context), h)
+        with loaded(self._branches()):
+            out = self.output(self.mix(self.project(h, context), context), h)
         if context.state is not None:
             context.state.advance(h.shape[1], context.documents)
         return out
+
+    def _branches(self) -> list["Mixer"]:
+        """The mixers that this one is composed of, which nobody calls as modules."""
+        inside = [child for child in self._modules.values() if isinstance(child, Mixer)]
+        return inside + [part for child in inside for part in child._branches()]
 
     def step(self, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t d"]:
         """One token on a state (t = 1).

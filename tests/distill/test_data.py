@@ -12,6 +12,7 @@ import torch
 from distill.errors import UserError
 from distill.recipe import TextSource
 from distill.text.preparation import prepare
+from distill.text.prepared import write
 from distill.text.windows import Windows
 
 
@@ -55,11 +56,13 @@ def test_formats(tokenizer, tmp_path, suffix):
 
         path.write_bytes(zstandard.compress(lines.encode()))
     else:
-        content = {"txt": "\n".join(row["text"] for row in rows), "csv": "text\n" + "\n".join(row["text"] for row in rows)}
+        whole = "".join(row["text"] + "\n" for row in rows)
+        content = {"txt": whole, "csv": "text\n" + whole}
         data = content.get(suffix, lines).encode()
         path.write_bytes({"jsonl.xz": lzma.compress, "jsonl.gz": gzip.compress}.get(suffix, bytes)(data))
     folder = prepared(tokenizer, TextSource(path=str(path)))
-    assert texts_of(folder, tokenizer) == sorted(row["text"] for row in rows)
+    right = [whole] if suffix == "txt" else sorted(row["text"] for row in rows)
+    assert texts_of(folder, tokenizer) == right
     assert json.loads((folder / "meta.json").read_text())["labels"] == ["some"]
 
 
@@ -234,10 +237,8 @@ def test_a_separator_that_is_no_token(tokenizer, text_files):
 def windows(tmp_path):
     """Documents of 5, 3, 12 and 9 tokens, numbered 100, 101 ... so that places can be read off the tokens."""
     lengths = [5, 3, 12, 9]
-    np.save(tmp_path / "tokens.npy", np.arange(100, 100 + sum(lengths)).astype(np.uint16))
-    np.save(tmp_path / "starts.npy", np.cumsum([0, *lengths[:-1]]))
-    np.save(tmp_path / "labels.npy", np.asarray([0, 1, 0, 1], np.int16))
-    (tmp_path / "meta.json").write_text(json.dumps({"labels": ["a", "b"], "sha256": ""}))
+    tokens = np.arange(100, 100 + sum(lengths)).astype(np.uint16)
+    write(tmp_path, tokens, np.cumsum([0, *lengths[:-1]]), np.asarray([0, 1, 0, 1]), ["a", "b"])
     return lambda seed: Windows(tmp_path, 7, seed)
 
 
@@ -261,11 +262,8 @@ def test_epochs_see_everything_once_in_another_order(windows):
 def test_long_documents_in_order(tmp_path):
     lengths = [30, 3, 3, 4, 25, 7, 40, 5, 6, 2, 80, 3, 9]
     total = sum(lengths)
-    np.save(tmp_path / "tokens.npy", np.arange(total).astype(np.uint16))
     starts = np.cumsum([0, *lengths[:-1]])
-    np.save(tmp_path / "starts.npy", starts)
-    np.save(tmp_path / "labels.npy", np.zeros(len(lengths), np.int16))
-    (tmp_path / "meta.json").write_text(json.dumps({"labels": ["a"], "sha256": ""}))
+    write(tmp_path, np.arange(total).astype(np.uint16), starts, np.zeros(len(lengths)), ["a"])
     orders = set()
     for seed in range(5):
         windows = Windows(tmp_path, 8, seed, in_order=True)
@@ -290,8 +288,6 @@ def test_a_position_is_a_number(windows):
 
 
 def test_too_little_text(tmp_path):
-    for name, array in (("tokens", np.zeros(5, np.uint16)), ("starts", np.zeros(1)), ("labels", np.zeros(1, np.int16))):
-        np.save(tmp_path / f"{name}.npy", array)
-    (tmp_path / "meta.json").write_text("{}")
+    write(tmp_path, np.zeros(5, np.uint16), np.zeros(1), np.zeros(1), ["a"])
     with pytest.raises(UserError, match=r"data\.seq_len is 8, but there are only 5 tokens"):
         Windows(tmp_path, 8, 0)

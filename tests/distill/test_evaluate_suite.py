@@ -16,7 +16,7 @@ from distill.evaluation import judging, speed, suites
 from distill.evaluation.evaluation import Evaluation
 from distill.evaluation.rows import rows_table
 from distill.evaluation.speed_table import speed_table
-from distill.evaluation.table import show
+from distill.evaluation.table import overlap_line, show
 from students.compat import CACHE
 from students.config import Layout
 
@@ -112,6 +112,7 @@ def test_quick_says_what_it_leaves_out(checkpoint, text_files, monkeypatch):
     monkeypatch.delenv("DISTILL_TASKS", raising=False)
     monkeypatch.setitem(suites.SUITES, "quick", replace(suites.SUITES["quick"], passkey=(64,)))
     judged = distill.evaluate(checkpoint, heldout=str(text_files / "heldout.jsonl"))
+    assert judged["overlap"] is None and "not known here" in overlap_line(judged)  # what it was trained on, nobody says
     assert judged["suite"] == "quick" and judged["chance"] == {}
     assert judged["against_teacher"]["student"]["recovery"]["score"] is None
     page = printed(judged)

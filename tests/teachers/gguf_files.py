@@ -170,18 +170,18 @@ def random_model(case, seed=5):
     return model
 
 
-def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, pre="gpt-2", flags=None):
+def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, pre=None, flags=None):
     """Write the file; put into `model` the weights that it gives back, as gguf-py dequantises them.
 
     Args:
         leave_out: tensors not to write. add: further tensors. entries: further entries, without the architecture.
-        pre: the vocabulary's name. flags: whole names of further entries, true or false.
+        pre: the vocabulary's name (default: Qwen's of its models, else GPT-2's).
+        flags: further entries by their whole names.
     """
     writer = gguf.GGUFWriter(path, case.architecture)
     _write_entries(writer, case, model.config, entries or {})
-    _write_tokenizer(writer, case, pre)
-    for name, flag in (flags or {}).items():
-        writer.add_bool(name, flag)
+    _write_tokenizer(writer, case, pre or ("qwen2" if case.architecture.startswith("qwen") else "gpt-2"))
+    add_flags(writer, flags or {})
     for name, parameter in _tensors(case, model):
         if name in leave_out:
             continue
@@ -199,6 +199,13 @@ def write(case, model, path, kind="F32", leave_out=(), add=None, entries=None, p
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def add_flags(writer, flags):
+    """Write entries by their whole names."""
+    add = {bool: writer.add_bool, str: writer.add_string, int: writer.add_uint32, list: writer.add_array}
+    for name, value in flags.items():
+        add[type(value)](name, value)
 
 
 def divisors(config):

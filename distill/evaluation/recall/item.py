@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 
 from distill.evaluation.recall.wording import JUDGING, Wording
-from distill.evaluation.scoring import Marked, opening
+from distill.evaluation.scoring import Marked
+from distill.text.encoding import opening
 
 PLAIN_POOL = 256  # fewer word tokens than this, and any token will do
 

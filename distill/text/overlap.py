@@ -1,0 +1,118 @@
+"""How much of the held-out text stands in the training text: whole documents by a hash of their tokens, near ones by the
+13-token runs of a sample.
+
+GPT-3 (2005.14165, appendix C) looked for runs of 13 words; a token is no more than a word, so that a run of 13 tokens is
+found a little more often. A document counts as near where half of its runs are found, since headers and licences repeat.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from distill.text.windows import Windows
+
+RUN = 13  # tokens
+NEAR = 0.5  # of a document's runs
+SAMPLE = 1 << 16  # held-out tokens whose runs are looked for, from the first on: evaluation reads them in this order
+MOST = 1 << 27  # training tokens that are looked through, from the first on
+CHUNK = 1 << 21  # of them at a time
+SIEVE = 24  # bits of a hash that say whether it is worth a search
+
+
+def overlap(train: Windows, heldout: Windows) -> dict:
+    """How much of the held-out text is training text too; both prepared with the same tokenizer.
+
+    Returns:
+        documents (held-out ones), exact (of them, in the training text token for token), exact_tokens (their share of the
+        tokens), sampled (documents whose runs were looked for), near (of them, with half of their runs or more in the
+        training text), runs (the share of all these runs that is in it), searched (training tokens looked through).
+    """
+    known = _exact(train, heldout)
+    lengths = heldout.lengths
+    runs, document = _sample(heldout)
+    found = _found(runs, train.tokens[:MOST])
+    count = int(document.max()) + 1 if len(document) else 0
+    per_document = np.bincount(document, found, count) / np.maximum(np.bincount(document, minlength=count), 1)
+    return {
+        "documents": len(lengths),
+        "exact": int(known.sum()),
+        "exact_tokens": float(lengths[known].sum() / lengths.sum()),
+        "sampled": len(np.unique(document)),
+        "near": int((per_document >= NEAR).sum()),
+        "runs": float(found.mean()) if len(found) else 0.0,
+        "searched": min(len(train.tokens), MOST),
+    }
+
+
+def sentence(found: dict) -> str:
+    """What was found, for people."""
+    share = f" ({found['exact_tokens']:.1%} of the tokens)" if found["exact"] else ""
+    return (
+        f"{found['exact']} of {found['documents']} held-out documents{share} are in the training text word for word; of "
+        f"{found['sampled']} compared further, {found['near']} have half of their {RUN}-token runs or more there "
+        f"({found['runs']:.1%} of all runs)"
+    )
+
+
+def suspicious(found: dict) -> bool:
+    """Whether any held-out document is training text, or nearly."""
+    return bool(found["exact"] or found["near"])
+
+
+def _exact(train: Windows, heldout: Windows) -> np.ndarray:
+    """For each held-out document, whether it is one of the training text. Only documents of its length are hashed."""
+    hashes, lengths = list(_hashes(heldout, np.arange(len(heldout.starts)))), train.lengths
+    candidates = np.flatnonzero(np.isin(lengths, heldout.lengths))
+    return np.isin(np.asarray(hashes), np.asarray(list(_hashes(train, candidates)), np.uint64))
+
+
+def _hashes(windows: Windows, documents: np.ndarray) -> Iterator[int]:
+    for index in documents:
+        start = windows.starts[index]
+        content = windows.tokens[start : start + windows.lengths[index]].astype(np.uint32).tobytes()
+        yield int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _sample(heldout: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the runs of the first held-out documents, and which document each is of; none goes over a border, or holds
+    the token that ends a document."""
+    tokens = heldout.tokens[:SAMPLE]
+    runs = _runs(tokens)
+    place = np.arange(len(runs))
+    document = np.searchsorted(heldout.starts, place, side="right") - 1
+    inside = place + RUN < heldout.starts[document] + heldout.lengths[document]
+    return runs[inside], document[inside]
+
+
+def _runs(tokens: np.ndarray) -> np.ndarray:
+    """A hash of the 13 tokens from each place on: of 1, 2, 4 and 8, each of two of the ones before."""
+    one = _mixed(tokens.astype(np.uint64) + np.uint64(1), 1)
+    if len(one) < RUN:
+        return one[:0]
+    two = _mixed(one[:-1], 2) + one[1:]
+    four = _mixed(two[:-2], 3) + two[2:]
+    eight = _mixed(four[:-4], 4) + four[4:]
+    count = len(one) - RUN + 1
+    return _mixed(_mixed(eight[:count], 5) + four[8 : 8 + count], 6) + one[12 : 12 + count]
+
+
+def _mixed(values: np.ndarray, turn: int) -> np.ndarray:
+    """Other 64 bits for each value, the same for the same (the finaliser of SplitMix64)."""
+    values = values + np.uint64(turn * 0x9E3779B97F4A7C15 % (1 << 64))
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _found(runs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """For each run, whether it stands anywhere in the tokens."""
+    wanted, shift = np.unique(runs), np.uint64(64 - SIEVE)
+    sieve, seen = np.zeros(1 << SIEVE, bool), np.zeros(len(wanted), bool)
+    sieve[wanted >> shift] = True
+    for start in range(0, len(tokens) if len(wanted) else 0, CHUNK):
+        hashes = _runs(tokens[start : start + CHUNK + RUN - 1])
+        hashes = hashes[sieve[hashes >> shift]]
+        places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+        seen[places[wanted[places] == hashes]] = True
+    return seen[np.searchsorted(wanted, runs)] if len(wanted) else np.zeros(len(runs), bool)

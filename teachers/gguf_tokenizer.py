@@ -1,0 +1,246 @@
+"""The tokenizer of a GGUF file, made from its entries alone as llama.cpp reads them.
+
+Every entry that begins with `tokenizer.` is honoured, stands in IGNORED with the reason, or is why the file is refused.
+How a byte-level vocabulary cuts text is `gguf_vocabulary`'s; a SentencePiece one merges whatever makes the entry of the
+highest score. transformers' own reader takes another class for each architecture, whose rules win over the file's.
+`make test-tokenizers` compares with llama.cpp, text by text.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+from teachers.gguf_config import Facts
+from teachers.gguf_vocabulary import splitter, vocabulary_of
+
+GGML = "tokenizer.ggml."
+SPECIAL = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "pad": "padding",
+    "sep": "seperator",
+    "mask": "mask",
+}  # as gguf spells
+UNSTATED = {"bos": 1, "eos": 2, "unk": 0}  # ids of SentencePiece vocabularies that do not say, as llama.cpp has them
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # in tokenizer.ggml.token_type
+TEMPLATES = "tokenizer.chat_template"  # and, with a dot and a name, further ones
+HONOURED = {
+    *(f"{GGML}{name}_token_id" for name in SPECIAL.values()),
+    *(f"{GGML}{name}" for name in ("model", "pre", "tokens", "token_type", "scores", "merges", "suppress_tokens")),
+    *(f"{GGML}add_{name}" for name in ("bos_token", "eos_token", "space_prefix")),
+    *(f"{GGML}{name}_token_id" for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")),
+    TEMPLATES,
+}
+_INFILLING = "it marks the parts of a text with a gap, which nothing here fills; in text the token counts as any other"
+_UNIGRAM = "of Unigram vocabularies alone; llama.cpp reads it of no other"
+_BERT = "of BERT's models alone"
+IGNORED = {
+    **{f"{GGML}fim_{part}_token_id": _INFILLING for part in ("pre", "suf", "mid")},
+    **{f"{GGML}{part}_token_id": _INFILLING for part in ("prefix", "suffix", "middle")},
+    f"{GGML}add_sep_token": "it stands between the two texts of a pair, which nothing here reads as one",
+    f"{GGML}cls_token_id": _BERT,
+    f"{GGML}token_type_count": _BERT,
+    f"{GGML}normalizer.lowercase": _BERT,
+    f"{GGML}normalizer.strip_accents": _BERT,
+    f"{GGML}remove_extra_whitespaces": _UNIGRAM,
+    f"{GGML}precompiled_charsmap": _UNIGRAM,
+    "tokenizer.chat_templates": "the names of the further chat templates, each of which is an entry of its own",
+    "tokenizer.huggingface.json": "the same tokenizer once more; llama.cpp reads the other entries",
+    "tokenizer.rwkv.world": "of RWKV's models alone",
+}
+# Where llama.cpp ends a generation whatever the file says, and takes a token of this text for a control token.
+ENDS = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
+    *("<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>"),
+    *("<\uff5cend▁of▁sentence\uff5c>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>"),
+    *("<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+}
+SPACE = "▁"
+
+_log = logging.getLogger(__name__)
+
+
+def tokenizer_of(facts: Facts):
+    """The file's tokenizer, of a class that keeps every part of it when it is saved and loaded.
+
+    Raises:
+        ValueError: an entry that is not known, is missing or does not fit the others; a vocabulary without a row.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    _account_for_entries(facts)
+    vocabulary, tokens = vocabulary_of(facts), tokens_of(facts)
+    kinds = _list(facts, "token_type", len(tokens)) or [1] * len(tokens)
+    special = {f"{name}_token": index if index is None else tokens[index] for name, index in special_ids(facts).items()}
+    if vocabulary is None:
+        backend = _sentencepiece(facts, tokens, special["unk_token"])
+    else:
+        backend = _model(facts, tokens, _merges(facts), ignore_merges=vocabulary.whole_words)
+        backend.pre_tokenizer = splitter(vocabulary)
+        backend.decoder = decoders.ByteLevel()
+        if vocabulary.composed:
+            backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens(_added(facts, tokens, kinds, (CONTROL, UNKNOWN)))
+    backend.add_tokens(_added(facts, tokens, kinds, (USER_DEFINED,)))
+    _frame(facts, backend, special, vocabulary is None or vocabulary.whole_words)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=_chat_templates(facts),
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+
+
+def _account_for_entries(facts: Facts) -> None:
+    unknown = []
+    for name in facts.names("tokenizer."):
+        if name in IGNORED:
+            _log.info("%s: %s is left out: %s", facts.path, name, IGNORED[name])
+        elif name not in HONOURED and not name.startswith(f"{TEMPLATES}."):
+            unknown.append(f"{name} = {str(facts.general(name))[:40]}")
+    if unknown:
+        raise ValueError(
+            f"{facts.path} says {', '.join(unknown)}, which is not known here and may change how text is read; load the "
+            "original checkpoint instead"
+        )
+
+
+def tokens_of(facts: Facts) -> list[str]:
+    """The text of every entry.
+
+    Raises:
+        ValueError: there is none, or one occurs twice.
+    """
+    tokens = facts.general(f"{GGML}tokens")
+    if not tokens:
+        raise ValueError(f"{facts.path} does not say {GGML}tokens")
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as llama.cpp
+    if len(set(tokens)) < len(tokens):
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise ValueError(f"{facts.path}: {GGML}tokens holds {twice!r} twice; download it again")
+    return tokens
+
+
+def special_ids(facts: Facts) -> dict[str, int | None]:
+    """The id of each token that has a part to play, by transformers' name for it; None where the file has none.
+
+    Raises:
+        ValueError: an id outside the vocabulary.
+    """
+    usual = UNSTATED if facts.general(f"{GGML}model") == "llama" else {}
+    return {name: _id(facts, f"{entry}_token_id", usual.get(name)) for name, entry in SPECIAL.items()}
+
+
+def ends_of(facts: Facts) -> list[int]:
+    """Ids of the tokens that end a generation: the end of text, then the ends of turns that the file or llama.cpp knows."""
+    stated = [_id(facts, f"{name}_token_id") for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")]
+    by_text = [index for index, token in enumerate(tokens_of(facts)) if token in ENDS]
+    found = [index for index in (special_ids(facts)["eos"], *stated, *by_text) if index is not None]
+    return list(dict.fromkeys(found))
+
+
+def suppressed(facts: Facts) -> list[int]:
+    """Ids of tokens that are never generated."""
+    return [index for index in facts.general(f"{GGML}suppress_tokens") or [] if 0 <= index < facts.count(f"{GGML}tokens")]
+
+
+def _id(facts: Facts, name: str, usual: int | None = None) -> int | None:
+    found, count = facts.general(GGML + name), facts.count(f"{GGML}tokens")
+    if found is None:
+        return usual if usual is None or usual < count else None
+    if not 0 <= found < count:
+        raise ValueError(f"{facts.path}: {GGML}{name} is {found}, but there are only {count} tokens; download it again")
+    return int(found)
+
+
+def _list(facts: Facts, name: str, length: int) -> list | None:
+    found = facts.general(GGML + name)
+    if found is not None and len(found) < length:
+        raise ValueError(f"{facts.path}: {GGML}{name} has {len(found)} values for {length} tokens; download it again")
+    return found
+
+
+def _merges(facts: Facts) -> list[tuple[str, str]]:
+    merges = facts.general(f"{GGML}merges")
+    if merges is None:
+        raise ValueError(f"{facts.path} does not say {GGML}merges, without which its vocabulary cannot be used")
+    return [(merge[: (at := merge.find(" ", 1))], merge[at + 1 :]) for merge in merges]
+
+
+def _model(facts: Facts, tokens: list[str], merges: list[tuple[str, str]], **options) -> Tokenizer:
+    try:
+        return Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges, **options))
+    except Exception as error:  # of a type of its own, which tokenizers does not export
+        raise ValueError(
+            f"{facts.path}: its merges and its tokens do not belong together: {error}; download it again"
+        ) from error
+
+
+def _sentencepiece(facts: Facts, tokens: list[str], unknown: str | None) -> Tokenizer:
+    """Spaces are all kept, and one more may stand before text. Gemma's own tokenizer never adds it; else llama.cpp does."""
+    scores = _list(facts, "scores", len(tokens)) or [0.0] * len(tokens)
+    backend = _model(facts, tokens, merges_of(tokens, scores), byte_fallback=True, fuse_unk=True, unk_token=unknown)
+    stated = facts.general(f"{GGML}add_space_prefix")
+    prefix = not facts.architecture.startswith("gemma") if stated is None else stated
+    before, after = ([normalizers.Prepend(SPACE)], [decoders.Strip(" ", 1, 0)]) if prefix else ([], [])
+    backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *after])
+    return backend
+
+
+def merges_of(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every pair of entries that makes an entry, those of the highest score first."""
+    entries, found = set(tokens), []
+    for index in sorted(range(len(tokens)), key=lambda index: -scores[index]):
+        token = tokens[index]
+        parts = ((token[:at], token[at:]) for at in range(1, len(token)))
+        found += [(left, right) for left, right in parts if left in entries and right in entries]
+    return found
+
+
+def _added(facts: Facts, tokens: list[str], kinds: Sequence[int], wanted: tuple[int, ...]) -> list[AddedToken]:
+    """Tokens that are found in text whole. Of models that the file calls Phi-3, most swallow spaces behind them."""
+    name = (facts.general("general.name") or "").lower()
+    phi3 = "phi-3" in name or "phi3" in name
+    return [
+        AddedToken(
+            token,
+            special=CONTROL in wanted,
+            normalized=False,
+            rstrip=phi3 and token not in ("<unk>", "<s>", "<|endoftext|>"),
+        )
+        for token, kind in zip(tokens, kinds, strict=False)
+        if (CONTROL if token in ENDS else kind) in wanted
+    ]
+
+
+def _chat_templates(facts: Facts) -> str | dict[str, str] | None:
+    usual = facts.general(TEMPLATES)
+    further = {name.removeprefix(f"{TEMPLATES}."): facts.general(name) for name in facts.names(f"{TEMPLATES}.")}
+    if not further:
+        return usual
+    return further if usual is None else {"default": usual, **further}
+
+
+def _frame(facts: Facts, backend: Tokenizer, special: dict, begins: bool) -> None:
+    """Tokens before and after every text: what the file says, else what its kind of vocabulary does."""
+    stated = facts.general(f"{GGML}add_bos_token")
+    bos = special["bos_token"] if (begins if stated is None else stated) else None
+    eos = special["eos_token"] if facts.general(f"{GGML}add_eos_token") else None
+    around = [token for token in (bos, eos) if token is not None]
+    single = [token for token in (bos, "$A", eos) if token is not None]
+    pair = [*single, *("$B:1" if token == "$A" else f"{token}:1" for token in single)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, backend.token_to_id(token)) for token in around]
+    )
+
+
+def load(folder: Path | str):
+    """The tokenizer of a converted folder. transformers' `AutoTokenizer` makes another of models of type qwen2: Qwen's."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)

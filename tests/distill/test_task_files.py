@@ -1,0 +1,91 @@
+"""Lines of task files: which labels are taken, and what is refused with its file and line."""
+
+import json
+
+import pytest
+
+from distill.errors import UserError
+from distill.evaluation.task_files import read_questions
+
+NO_INDEX = "it must be the index of the right choice, 0 to 2"
+ITEM = {"ctx": "x", "choices": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize("label", [2, "2", "02"])
+@pytest.mark.parametrize(
+    ("task", "item"),
+    [
+        ("piqa", ITEM),
+        ("winogrande", {"contexts": ["a", "b", "c"], "target": "t"}),
+        ("mmlu_letters", ITEM),
+        ("mmlu_cloze", ITEM),
+    ],
+)
+def test_labels(tmp_path, task, item, label):
+    file = tmp_path / "t.jsonl"
+    file.write_text(json.dumps({**item, "label": label}) + "\n")
+    (question,) = read_questions(task, file, None)
+    shown = question.pairs[0][0].splitlines()  # with letters the question, then the choices in an order of their own
+    right = [place for place, line in enumerate(shown[1:]) if line.endswith(". c")] if task == "mmlu_letters" else [2]
+    assert [question.label] == right
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        *[
+            (label, "it must be the index of the right choice, 0 to 2")
+            for label in ("A", "b", "", " 1", "1.0", "-1", "²", "٣")
+        ],
+        *[(label, "it must be the index of the right choice, 0 to 2") for label in (1.0, 0.5, True, False, None, [1])],
+        (-1, "but the indexes of its 3 choices are 0 to 2;"),
+        (3, "but the indexes of its 3 choices are 0 to 2; labels count from 0;"),
+        ("3", "but the indexes of its 3 choices are 0 to 2; labels count from 0;"),
+        (7, "but the indexes of its 3 choices are 0 to 2;"),
+    ],
+)
+@pytest.mark.parametrize("task", ["piqa", "winogrande", "mmlu_letters", "squad"])
+def test_labels_that_are_refused(tmp_path, task, label, said):
+    """With the line, blank ones counted, whichever items a suite would draw."""
+    item = {**ITEM, "contexts": ["a", "b", "c"], "target": "t"}
+    file = tmp_path / "t.jsonl"
+    good = json.dumps({**item, "label": 0}) + "\n"
+    file.write_text(good + "\n" + 8 * good + json.dumps({**item, "label": label}) + "\n")
+    with pytest.raises(UserError) as caught:
+        read_questions(task, file, 1)
+    assert f"{file}, line 11, is not in the form of {task}: label is {label!r}" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "said"),
+    [
+        ("piqa", {"choices": "abc"}, "choices is 'abc', which is no list of 2 or more texts"),
+        ("piqa", {"choices": ["a"]}, "no list of 2 or more texts"),
+        ("piqa", {"choices": ["a", 5]}, "no list of 2 or more texts"),
+        ("piqa", {"ctx": None}, "ctx is None, which is no text"),
+        ("winogrande", {"contexts": "ab"}, "contexts is 'ab', which is no list"),
+        ("winogrande", {"target": 3}, "target is 3, which is no text"),
+        ("mmlu_letters", {"choices": list("abcde")}, "there are 5 choices, but letters for 4"),
+        ("lambada", {"choices": []}, "no list of 1 or more texts"),
+    ],
+)
+def test_items_that_are_refused(tmp_path, task, changes, said):
+    item = {**ITEM, "contexts": ["a", "b"], "target": "t", "label": 0, **changes}
+    (tmp_path / "t.jsonl").write_text(json.dumps(item))
+    with pytest.raises(UserError, match=f"line 1, is not in the form of {task}: .*{said}"):
+        read_questions(task, tmp_path / "t.jsonl", None)
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({**ITEM, "label": 0}) + '\n\n{"ctx": \n')
+    with pytest.raises(UserError, match=r"t\.jsonl cannot be read: line 3: "):
+        read_questions("piqa", tmp_path / "t.jsonl", None)
+
+
+def test_a_labelled_answer_among_several(tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({**ITEM, "label": "1"}) + "\n" + json.dumps(ITEM))
+    assert [question.pairs for question in read_questions("squad", tmp_path / "t.jsonl", None)] == [
+        [("x", " b")],
+        [("x", " a")],
+    ]
