@@ -24,7 +24,7 @@ from distill.output_head import full_products, generating_wide, wide_head, wide_
 from distill.recipe import EvaluationOptions
 from distill.recipe_file import check
 from distill.reports import headline_cells
-from distill.runs.session import Session
+from distill.runs.session import Session, _check_scored
 from distill.selection.layers import TaskOptions
 from distill.selection.measures import Material
 from distill.selection.options import Options
@@ -84,12 +84,13 @@ def test_a_part_ends_where_it_says(tmp_path):
 def test_text_without_a_token_to_score_is_refused(tmp_path, tiny_recipe):
     with pytest.raises(UserError, match="no token to score among 3: each of its documents is one token long"):
         list(DocumentWindows(prepared(tmp_path, [1, 1, 1]), 8).batches(8, 1))
+    _check_scored(prepared(tmp_path, [1, 2, 1]), "data.train")
+    with pytest.raises(UserError, match=r"data\.train: no token of this text can be scored: each of its 3 documents"):
+        _check_scored(prepared(tmp_path, [1, 1, 1]), "data.train")
+    (tmp_path / "ends.jsonl").write_text('{"text": "<end>"}\n' * 400)  # nothing but ends of documents
     for part in ("train", "heldout"):
-        (tmp_path / "ends.jsonl").write_text('{"text": "<end>"}\n' * 400)
         data = {**tiny_recipe["data"], part: [{"path": str(tmp_path / "ends.jsonl")}]}
-        with pytest.raises(
-            UserError, match=rf"data\.{part}: no token of this text can be scored: each of its 400 documents"
-        ):
+        with pytest.raises(UserError, match=rf"data\.{part}: there is no text in .*ends\.jsonl"):
             Session.open(check(tiny_recipe | {"data": data}, "here"))
 
 
