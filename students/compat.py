@@ -8,6 +8,7 @@ import inspect
 from contextlib import AbstractContextManager
 
 from torch import Tensor
+from torch.nn.modules import module as torch_module
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # these three: 5.17, 5.24, in no documentation
@@ -24,6 +25,7 @@ __all__ = [
     "attention_implementation",
     "experts_for_decoding",
     "fake_tensors",
+    "has_global_hooks",
     "pad_token",
     "prefill",
     "real_tensors",
@@ -68,6 +70,11 @@ def set_seen_tokens(layer: CacheLayerMixin, tokens: int) -> None:
     """Tell a cache layer that counts tokens itself how many it has seen: those of sliding windows do. 5.17, 5.24."""
     if hasattr(layer, "cumulative_length"):
         layer.cumulative_length = tokens
+
+
+def has_global_hooks() -> bool:
+    """Whether every call of any module runs hooks. `_has_any_global_hook`, torch 2.11, 2.13."""
+    return bool(torch_module._has_any_global_hook())
 
 
 def fake_tensors() -> AbstractContextManager:

@@ -51,6 +51,10 @@ class MetaTokens(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(count, width))
 
+    def forward(self) -> Float[Tensor, "count d"]:
+        """The embeddings: called, so that whatever holds them elsewhere (offloading) brings them."""
+        return self.weight
+
     @property
     def count(self) -> int:
         """How many there are before a document."""
@@ -98,7 +102,7 @@ class MetaTokens(nn.Module):
         return replace(
             inputs,
             input_ids=None,
-            inputs_embeds=seats.spread(embeds, self.weight.to(embeds.dtype), 0.0),
+            inputs_embeds=seats.spread(embeds, self().to(embeds), 0.0),
             attention_mask=None if mask is None else seats.spread(mask, mask.new_ones(self.count), 0),
             position_ids=None if given is None else seats.positions(given),
             documents=None if documents is None else seats.spread(documents, seats.of_starts(documents), FILLER),

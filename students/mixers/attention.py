@@ -165,6 +165,9 @@ class Attention(Mixer):
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
         return self.o_proj.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.o_proj.bias
 
+    def out(self, features: Float[Tensor, "b t h p"]) -> Float[Tensor, "b t d"]:
+        return self.o_proj(features.flatten(2))
+
     def _remember(self, k, v, documents, positions, context):
         """Join the new tokens to the kept ones; keep the last `window`, and the sinks among those that leave it."""
         state = context.state

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from students.mixers.attention import Attention, AttentionParts
 from students.mixers.derived import Derived, given
@@ -82,11 +81,7 @@ class Branches(Mixer):
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
         """Branch after branch: one weight for both would be a copy of both."""
         ssm, beside = self.split(features)
-        return self.ssm.out(ssm) + F.linear(beside.flatten(2), self.beside_weight())
-
-    def beside_weight(self) -> Float[Tensor, "d k"]:
-        """The attention's output projection."""
-        return self.exact.o_proj.weight
+        return self.ssm.out(ssm) + self.exact.out(beside)
 
     def matrix(self, parts: BranchesParts) -> Float[Tensor, "b k t t"]:
         return torch.cat([self.ssm.matrix(parts.ssm), self.exact.matrix(parts.attention)], 1)

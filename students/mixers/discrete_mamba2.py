@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.mixers.mixer import Context, Shape
-from students.mixers.projections import rms_norm, rotate, wide_linear
+from students.mixers.projections import rms_norm, rotate
 from students.mixers.starts import OPEN_SILU
 from students.mixers.state_space import StateSpace, StateSpaceParts
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
+from students.wrapped import wide_linear
 
 
 class DiscreteMamba2(StateSpace):
@@ -73,7 +74,7 @@ class DiscreteMamba2(StateSpace):
         x, B, C = self._split(self.convolve(raw, self.conv1d, None, context))
         if self.rope:
             B, C = (rotate(part, context.rope, self.rope) for part in (B, C))
-        log_a = -F.softplus(wide_linear(h, self.a_proj.weight, self.a_proj.bias))
+        log_a = -F.softplus(wide_linear(h, self.a_proj))
         return StateSpaceParts(x, B, C, log_a, None, self.D, context.documents, q, k, v)
 
     def _split(self, channels: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:

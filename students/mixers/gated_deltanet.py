@@ -24,11 +24,12 @@ from torch.nn import functional as F
 
 from students.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from students.mixers.mixer import Context, Shape
-from students.mixers.projections import l2_norm, rms_norm, wide_linear
+from students.mixers.projections import Norm, l2_norm
 from students.mixers.recurrent import Recurrent, carried
 from students.mixers.starts import DT, OPEN_SILU, TAP, constant_row
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
+from students.wrapped import wide_linear
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class GatedDeltaNet(Recurrent):
 
     def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
         super().__init__(shape)
-        self.norm_eps = shape.norm_eps
         width = self.n_heads * self.head_dim
         self.in_proj_qkv = nn.Linear(shape.d_model, 3 * width, bias=False)
         self.in_proj_z = nn.Linear(shape.d_model, width, bias=False)
@@ -64,14 +64,13 @@ class GatedDeltaNet(Recurrent):
         self.conv1d = nn.Conv1d(3 * width, 3 * width, d_conv, groups=3 * width, bias=shape.qkv_bias)
         self.dt_bias = nn.Parameter(torch.zeros(self.n_heads))
         self.A_log = nn.Parameter(torch.zeros(self.n_heads))
-        self.norm = nn.Module()
-        self.norm.weight = nn.Parameter(torch.ones(self.head_dim))
+        self.norm = Norm(self.head_dim, shape.norm_eps)
         self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> GatedDeltaParts:
         qkv = self.convolve(self.in_proj_qkv(h), self.conv1d, "silu", context)
         q, k, v = (part.unflatten(-1, (self.n_heads, -1)) for part in qkv.chunk(3, -1))
-        dt = F.softplus(wide_linear(h, self.in_proj_a.weight, self.dt_bias))
+        dt = F.softplus(wide_linear(h, self.in_proj_a, self.dt_bias))
         return GatedDeltaParts(
             values=v,
             q=l2_norm(q) * self.head_dim**-0.5,
@@ -87,7 +86,7 @@ class GatedDeltaNet(Recurrent):
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         gate = F.silu(self.in_proj_z(h)).unflatten(-1, (self.n_heads, -1))
-        return rms_norm(y, self.norm_eps) * self.norm.weight.to(y.dtype) * gate
+        return self.norm(y) * gate
 
     @torch.no_grad()
     def from_attention(self, attention: Projections) -> Transfer:

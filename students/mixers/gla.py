@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from students.kernels.gla import gla, gla_step
 from students.mixers.gated_heads import GatedHeads
 from students.mixers.mixer import Context, Shape
-from students.mixers.projections import leading_directions, wide_linear
+from students.mixers.projections import leading_directions
 from students.mixers.recurrent import carried
 from students.mixers.transfer import Transfer
 from students.shapes import Float, Int
+from students.wrapped import wide_linear
 
 TEMPERATURE = 16.0  # divides the gate's logarithm: decays near 1 (section 4.4)
 
@@ -54,7 +55,7 @@ class GatedLinearAttention(GatedHeads):
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> GLAParts:
         q, k, v = self.heads(h)
-        gate = wide_linear(self.gate_down(h), self.gate_up.weight, self.gate_bias)
+        gate = wide_linear(self.gate_down(h), self.gate_up, self.gate_bias)
         log_a = F.logsigmoid(gate).unflatten(-1, (self.n_heads, -1)) / TEMPERATURE
         return GLAParts(v, q, k, log_a, context.documents)
 

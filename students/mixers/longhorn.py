@@ -25,11 +25,12 @@ from torch.utils.checkpoint import checkpoint
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
 from students.mixers.mixer import Context, Shape
-from students.mixers.projections import leading_directions, logit_factors, wide_linear
+from students.mixers.projections import leading_directions, logit_factors
 from students.mixers.recurrent import Recurrent, carried
 from students.mixers.starts import HALF_LIVES, OPEN_SILU, TAP, constant_row, spread_half_lives
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
+from students.wrapped import Rows, wide_linear
 
 PIECE = 128  # tokens whose states, d_state numbers a channel, exist at one time
 
@@ -75,10 +76,9 @@ class Longhorn(Recurrent):
         self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> LonghornParts:
-        x = F.linear(h, self.in_proj.weight.chunk(2)[0])
-        x = self.convolve(x, self.conv1d, "silu", context)
+        x = self.convolve(Rows(self.in_proj, h)(0, self.n_heads * self.head_dim), self.conv1d, "silu", context)
         k, q = self.kq_proj(h).chunk(2, -1)
-        beta = torch.sigmoid(wide_linear(self.beta_down(h), self.beta_up.weight, self.beta_bias))
+        beta = torch.sigmoid(wide_linear(self.beta_down(h), self.beta_up, self.beta_bias))
         x, k, q, beta = (part.unflatten(-1, (self.n_heads, -1)) for part in (x, k, q, beta))
         return LonghornParts(x, k, q, beta, self.D, context.documents)
 
@@ -88,7 +88,7 @@ class Longhorn(Recurrent):
         return y + parts.D.to(y.dtype) * parts.values
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
-        gate = F.silu(F.linear(h, self.in_proj.weight.chunk(2)[1])).unflatten(-1, (self.n_heads, -1))
+        gate = F.silu(Rows(self.in_proj, h)(self.n_heads * self.head_dim, None)).unflatten(-1, (self.n_heads, -1))
         return y * gate * (self.scale * self.gain).to(y.dtype)[:, None]
 
     @torch.no_grad()

@@ -28,11 +28,12 @@ from torch.nn import functional as F
 
 from students.kernels.selective_scan import selective_scan, selective_scan_step
 from students.mixers.mixer import Context, Shape
-from students.mixers.projections import group_factors, least_squares, lost_power, rms_norm, wide_linear
+from students.mixers.projections import Norm, group_factors, least_squares, lost_power
 from students.mixers.recurrent import Recurrent, carried
 from students.mixers.starts import OPEN_SILU, TAP, constant_row
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
+from students.wrapped import Rows, wide_linear
 
 QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
 
@@ -96,13 +97,12 @@ class Mamba1(Recurrent):
         self._wanted: Tensor | None = None
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Mamba1Parts:
-        x = F.linear(h, self.in_proj.weight[: self.d_inner])
-        x = self.convolve(x, self.conv1d, "silu", context)
+        x = self.convolve(Rows(self.in_proj, h)(0, self.d_inner), self.conv1d, "silu", context)
         states = self.n_groups * self.d_state
         dt, B, C = self.x_proj(x).split([self.dt_rank, states, states], -1)
         return Mamba1Parts(
             values=x.unflatten(-1, (self.n_heads, -1)),
-            dt=F.softplus(wide_linear(self.dt_layernorm(dt), self.dt_proj.weight, self.dt_proj.bias)),
+            dt=F.softplus(wide_linear(self.dt_layernorm(dt), self.dt_proj)),
             A=-self.A_log.exp(),
             B=self.b_layernorm(B.unflatten(-1, (self.n_groups, -1))),
             C=self.c_layernorm(C.unflatten(-1, (self.n_groups, -1))),
@@ -118,7 +118,7 @@ class Mamba1(Recurrent):
         return y.unflatten(-1, (self.n_heads, -1))
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
-        z = F.linear(h, self.in_proj.weight[self.d_inner :])
+        z = Rows(self.in_proj, h)(self.d_inner, None)
         return y * F.silu(z).unflatten(-1, (self.n_heads, -1))
 
     @torch.no_grad()
@@ -192,14 +192,3 @@ class Mamba1(Recurrent):
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
         dt = math.log(2) / tokens
         self.dt_proj.bias.copy_(dt.expm1().log().repeat_interleave(self.head_dim))
-
-
-class Norm(nn.Module):
-    """RMSNorm of the last dimension, in float32 or wider."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-        return rms_norm(x, self.eps) * self.weight.to(x.dtype)

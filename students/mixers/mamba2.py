@@ -21,11 +21,12 @@ from torch.nn import functional as F
 
 from students.kernels.gated_norm import gated_norm
 from students.mixers.mixer import Context, Matrix, Shape
-from students.mixers.projections import least_squares, wide_linear
+from students.mixers.projections import least_squares
 from students.mixers.starts import DT, OPEN_SILU, TAP
 from students.mixers.state_space import StateSpace, StateSpaceParts
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
+from students.wrapped import Rows
 
 COMPANION = 4.0  # the companion's constant, in root mean squares of its attention head's output
 IDLE_DT = -10.0  # dt_bias of a companion: softplus gives 5e-5, nothing enters its state
@@ -71,15 +72,14 @@ class Mamba2(StateSpace):
         self.dt_bias = nn.Parameter(torch.zeros(self.heads))
         self.A_log = nn.Parameter(torch.zeros(self.heads))
         self.D = nn.Parameter(torch.zeros(self.heads))
-        self.norm = nn.Module()
-        self.norm.weight = nn.Parameter(torch.ones(self.d_inner))
+        self.norm = GroupNorm(self.d_inner, n_groups, self.norm_eps)
         self.out_proj = nn.Linear(self.d_inner, shape.d_model, bias=shape.o_bias)
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> StateSpaceParts:
-        weight = self.in_proj.weight
-        raw = F.linear(h, weight[self.d_inner : -self.heads])
+        rows = Rows(self.in_proj, h)
+        raw = rows(self.d_inner, -self.heads)
         x, B, C = self._split(self.convolve(raw, self.conv1d, "silu", context))
-        dt = F.softplus(wide_linear(h, weight[-self.heads :], self.dt_bias))
+        dt = F.softplus(rows.wide(-self.heads, None, self.dt_bias))
         v, k, q = self._split(raw)
         return StateSpaceParts(
             values=x,
@@ -100,8 +100,7 @@ class Mamba2(StateSpace):
         return x.unflatten(-1, (self.heads, -1)), *(part.unflatten(-1, (self.n_groups, -1)) for part in (B, C))
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
-        z = F.linear(h, self.in_proj.weight[: self.d_inner])
-        y = gated_norm(y.flatten(2), z, self.norm.weight, self.n_groups, self.norm_eps)
+        y = self.norm(y.flatten(2), Rows(self.in_proj, h)(0, self.d_inner))
         return y.unflatten(-1, (self.heads, -1))
 
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
@@ -173,6 +172,17 @@ class Mamba2(StateSpace):
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.norm.weight.mul_(factors.repeat_interleave(self.head_dim))
+
+
+class GroupNorm(nn.Module):
+    """The gate, then an RMSNorm over each group of channels, as a module that is called."""
+
+    def __init__(self, size: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.groups, self.eps = nn.Parameter(torch.ones(size)), groups, eps
+
+    def forward(self, y: Float[Tensor, "b t c"], z: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        return gated_norm(y, z, self.weight, self.groups, self.eps)
 
 
 def _inverse_silu(y: Float[Tensor, " h"]) -> Float[Tensor, " h"]:

@@ -1,4 +1,4 @@
-"""Small pieces that several mixers share: rotary embedding, key heads, low-rank logits, least squares, careful linears."""
+"""Small pieces that several mixers share: rotary embedding, key heads, low-rank logits, least squares."""
 
 import math
 
@@ -116,17 +116,21 @@ def least_squares(
     return solution, left.item()
 
 
-def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear map in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
-        return nn.functional.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
-
-
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x over the root mean square of its last dimension, in float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class Norm(nn.Module):
+    """RMSNorm of the last dimension, in float32 or wider."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        return rms_norm(x, self.eps) * self.weight.to(x.dtype)
 
 
 def l2_norm(x: Float[Tensor, "b t h n"], eps: float = 1e-6) -> Float[Tensor, "b t h n"]:

@@ -12,6 +12,7 @@ from students.mixers.projections import fold_norm, per_head
 from students.mixers.starts import HALF_LIVES, spread_half_lives
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
+from students.wrapped import taps
 
 
 class Recurrent(Mixer):
@@ -33,15 +34,18 @@ class Recurrent(Mixer):
         if context.state is not None:
             initial = context.state.read("conv")
             initial = None if initial is None else keep_rows(initial, context.resumed(x))
-        weight = conv.weight.squeeze(1)
+        weight, bias = taps(conv)
         documents = None if x.shape[1] == 1 else context.documents  # what came before one token is cleared already
-        y, tail = causal_conv(x, weight, conv.bias, activation, documents, initial)
+        y, tail = causal_conv(x, weight, bias, activation, documents, initial)
         if context.state is not None:
             context.state.write(conv=tail)
         return y
 
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
         return self.output_projection.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.output_projection.bias
+
+    def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
+        return self.output_projection(features.flatten(2))
 
     @property
     def output_projection(self) -> nn.Linear:

@@ -61,19 +61,12 @@ class RgLru(Recurrent):
         self.linear_y = nn.Linear(shape.d_model, width)
         self.linear_x = nn.Linear(shape.d_model, width)
         self.conv_1d = nn.Conv1d(width, width, d_conv, groups=width, bias=True)
-        self.rg_lru = nn.Module()
-        self.rg_lru.recurrent_param = nn.Parameter(torch.zeros(width))
-        for gate in ("input_gate", "recurrent_gate"):
-            self.rg_lru.register_parameter(f"{gate}_weight", nn.Parameter(torch.zeros(heads, p, p)))
-            self.rg_lru.register_parameter(f"{gate}_bias", nn.Parameter(torch.zeros(heads, p)))
+        self.rg_lru = Gates(heads, p)
         self.linear_out = nn.Linear(width, shape.d_model)
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> RgLruParts:
         x = self.convolve(self.linear_x(h), self.conv_1d, None, context).unflatten(-1, (self.n_heads, -1))
-        unit = self.rg_lru
-        admit = _gate(x, unit.input_gate_weight, unit.input_gate_bias)
-        strength = STRENGTH * F.softplus(unit.recurrent_param).unflatten(0, (self.n_heads, -1))
-        log_a = -strength * _gate(x, unit.recurrent_gate_weight, unit.recurrent_gate_bias)
+        admit, log_a = self.rg_lru(x)
         scale = BoundedSqrt.apply(-torch.expm1(2 * log_a))
         scale = torch.where(self._begins(h, context)[..., None, None], torch.ones_like(scale), scale)
         return RgLruParts(x, scale * admit, log_a, context.documents)
@@ -131,6 +124,22 @@ class RgLru(Recurrent):
         self.rg_lru.recurrent_param.copy_(strength.expm1().log().repeat_interleave(self.head_dim))
         admit = (torch.expm1(log_a) / -(1 + log_a.exp())).sqrt()
         self.rg_lru.input_gate_bias.copy_(torch.logit(admit)[:, None].expand(-1, self.head_dim))
+
+
+class Gates(nn.Module):
+    """What of each channel enters the state, and the logarithm of what of the state stays."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.recurrent_param = nn.Parameter(torch.zeros(heads * width))
+        for gate in ("input_gate", "recurrent_gate"):
+            self.register_parameter(f"{gate}_weight", nn.Parameter(torch.zeros(heads, width, width)))
+            self.register_parameter(f"{gate}_bias", nn.Parameter(torch.zeros(heads, width)))
+
+    def forward(self, x: Float[Tensor, "b t h p"]) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b t h p"]]:
+        strength = STRENGTH * F.softplus(self.recurrent_param).unflatten(0, x.shape[2:])
+        log_a = -strength * _gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias)
+        return _gate(x, self.input_gate_weight, self.input_gate_bias), log_a
 
 
 class BoundedSqrt(torch.autograd.Function):

@@ -24,6 +24,7 @@ from students.mixers.attention import Attention
 from students.mixers.mixer import Mixer, Shape
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
+from students.wrapped import is_plain
 
 STARTS = ("mean", "central")
 PROJECTIONS = ("q", "k", "v", "o")
@@ -40,7 +41,7 @@ class SiteLinear(nn.Module):
         super().__init__()
         self.out_features = outputs
         self.shared = nn.Linear(inputs, outputs, bias=False)
-        self._shared = (self.shared,)  # in a tuple: a reference that does not make it this module's own
+        self._owner = (self,)  # in a tuple: a reference that does not make it this module's own
         rank = min(rank, inputs, outputs)
         self.down = nn.Parameter(torch.zeros(rank, inputs)) if rank else None
         self.up = nn.Parameter(torch.zeros(outputs, rank)) if rank else None
@@ -54,14 +55,19 @@ class SiteLinear(nn.Module):
         """
         if owner.base.shape != self.base.shape:
             raise ValueError(f"layers with projections of {[*owner.base.shape]} and {[*self.base.shape]} share no attention")
-        self._shared = owner._shared
+        self._owner = owner._owner
         if hasattr(self, "shared"):
             del self.shared
 
     @property
     def base(self) -> Float[Tensor, "out in"]:
         """The shared weight, wherever it belongs."""
-        return self._shared[0].weight
+        return self._map.weight
+
+    @property
+    def _map(self) -> nn.Module:
+        """The shared map, looked up at its owner: an adapter may have taken its place there."""
+        return self._owner[0].shared
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -69,7 +75,11 @@ class SiteLinear(nn.Module):
         return self.base if self.up is None else self.base + self.up @ self.down
 
     def forward(self, x: Float[Tensor, "b t in"]) -> Float[Tensor, "b t out"]:
-        y = F.linear(x, self.base, self.bias)
+        if is_plain(self._map):
+            y = F.linear(x, self.base, self.bias)
+        else:
+            y = self._map(x)
+            y = y if self.bias is None else y + self.bias.to(y.dtype)
         return y if self.up is None else y + F.linear(F.linear(x, self.down), self.up)
 
 

@@ -77,11 +77,14 @@ class Windowed(Branches):
         weight, bias = self.ssm.out_weight()
         return torch.cat([weight, weight[:: weight.shape[0] // self.window.n_heads]]), bias
 
-    def beside_weight(self) -> Float[Tensor, "d k"]:
+    def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
+        """Without a projection of its own, what the window adds goes through that of the head it stands beside."""
         if self.own:
-            return super().beside_weight()
-        weight = self.ssm.out_weight()[0]
-        return weight[:: weight.shape[0] // self.window.n_heads].transpose(0, 1).flatten(1)
+            return super().out(features)
+        ssm, window = self.split(features)
+        apart = ssm.unflatten(2, (self.window.n_heads, -1))
+        first = apart[:, :, :, :1] + window[:, :, :, None]
+        return self.ssm.out(torch.cat([first, apart[:, :, :, 1:]], 3).flatten(2, 3))
 
     def from_attention(self, attention: Projections) -> Transfer:
         transfer = super().from_attention(attention)

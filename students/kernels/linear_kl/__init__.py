@@ -1,12 +1,14 @@
 """A divergence between two language-model heads, without the logits of the whole batch in memory."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from students.kernels import Deferred, compute_type, pick
-from students.kernels.linear_kl.reference import DIVERGENCES
+from students.kernels.linear_kl.reference import DIVERGENCES, called_kl, check_vocabularies
 from students.kernels.linear_kl.reference import linear_kl as reference_kl
 from students.shapes import Float, Int
 
@@ -18,12 +20,24 @@ CHECKED = {"linear_kl": (torch.bfloat16, torch.float32)}
 
 
 class Head(NamedTuple):
-    """A language-model head: logits = softcap(scale (hidden weight^T + bias))."""
+    """A language-model head: logits = softcap(scale (hidden weight^T + bias)).
 
-    weight: Float[Tensor, "v d"]
+    call: the head as a function of hidden states, where its weight must not be read (adapters, offloading, quantisation
+    stand around it); there is no `weight` then, and the logits of a piece of tokens are computed twice for gradients.
+    """
+
+    weight: Float[Tensor, "v d"] | None
     bias: Float[Tensor, " v"] | None = None
     scale: float = 1.0
     softcap: float | None = None
+    call: Callable[[Tensor], Tensor] | None = None
+
+    def logits(self, hidden: Float[Tensor, "t d"]) -> Float[Tensor, "t v"]:
+        """What scale and softcap are then applied to."""
+        if self.call is not None:
+            return self.call(hidden)
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        return F.linear(hidden, self.weight.to(hidden.dtype), bias)
 
 
 def linear_kl(
@@ -47,14 +61,12 @@ def linear_kl(
     Raises:
         ValueError: vocabularies of different sizes, an unknown divergence, or a CE share without targets.
     """
-    if head.weight.shape[0] != teacher_head.weight.shape[0]:
-        raise ValueError(
-            f"the student's vocabulary has {head.weight.shape[0]} entries and the teacher's "
-            f"{teacher_head.weight.shape[0]}: logits can only be compared over one vocabulary"
-        )
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence {divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
     if ce_weight and targets is None:
         raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
+    if head.call is not None or teacher_head.call is not None:
+        return called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)
+    check_vocabularies(head.weight.shape[0], teacher_head.weight.shape[0])
     run = pick("linear_kl", IMPLEMENTATIONS, hidden, computes=compute_type(hidden), checked=CHECKED["linear_kl"])
     return run(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024  # tokens whose logits exist at a time
 
@@ -15,9 +16,40 @@ def linear_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, dive
     return _LinearKL.apply(hidden, head.weight, head.bias, rest)
 
 
+def called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight) -> Tensor:
+    """The same through heads that are called; each chunk's logits are computed again for its gradient."""
+    weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+    def chunk_loss(states: Tensor, start: int) -> Tensor:
+        piece = slice(start, start + CHUNK)
+        logits = logits_of(states, head)
+        with torch.no_grad():
+            teacher = logits_of(teacher_hidden[piece], teacher_head).to(logits.dtype)
+        check_vocabularies(logits.shape[-1], teacher.shape[-1])
+        wanted = None if targets is None else targets[piece]
+        return (weights[piece] * _token_losses(logits, teacher, wanted, divergence, temperature, ce_weight)).sum()
+
+    starts = range(0, hidden.shape[0], CHUNK)
+    losses = [checkpoint(chunk_loss, hidden[at : at + CHUNK], at, use_reentrant=False) for at in starts]
+    return torch.stack(losses).sum() if losses else hidden.sum().float()
+
+
+def check_vocabularies(student: int, teacher: int) -> None:
+    """Refuse heads of different sizes.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if student != teacher:
+        raise ValueError(
+            f"the student's vocabulary has {student} entries and the teacher's {teacher}: "
+            "logits can only be compared over one vocabulary"
+        )
+
+
 def logits_of(hidden: Tensor, head) -> Tensor:
     """The head's logits for some tokens, in float32 or wider."""
-    logits = F.linear(hidden, head.weight.to(hidden.dtype), None if head.bias is None else head.bias.to(hidden.dtype))
+    logits = head.logits(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * head.scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 

@@ -1,0 +1,124 @@
+"""Linear layers in the hands of others: adapters, offloading, quantisation, parametrisations and hooks all stand around a
+layer, and only calling it runs them.
+
+A fused form that reads a layer's weight instead is right only where nothing stands there. `is_plain` asks that, and what
+else is here reads a plain layer's weight and calls any other.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from students.compat import has_global_hooks
+from students.shapes import Float
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights that are numbers as they stand
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether reading a layer's weight gives what calling it gives.
+
+    Not so for a subclass (quantised, adapted, parametrised), a `forward` of its own (accelerate's hooks), any hook of the
+    layer or of all modules, or a weight that is another kind of tensor, packed, or on the meta device (offloaded).
+    """
+    if type(layer) is not kind or "forward" in vars(layer) or hasattr(layer, "_hf_hook"):
+        return False
+    if any(getattr(layer, hooks) for hooks in HOOKS) or has_global_hooks():
+        return False
+    weight = layer.weight
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in TYPES and not weight.is_meta
+
+
+class Rows:
+    """Some of a linear layer's outputs for one input: of a plain layer those alone, any other is called, once.
+
+    Args:
+        layer: the layer. x: its input [... in].
+    """
+
+    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+        self.layer, self.x = layer, x
+        self.called = None if is_plain(layer) else layer(x)
+
+    def __call__(self, start: int | None, stop: int | None) -> Tensor:
+        """Outputs from `start` to before `stop`, counted as in a slice."""
+        if self.called is not None:
+            return self.called[..., start:stop]
+        bias = self.layer.bias
+        return F.linear(self.x, self.layer.weight[start:stop], None if bias is None else bias[start:stop])
+
+    def wide(self, start: int | None, stop: int | None, bias: Tensor) -> Tensor:
+        """These outputs and a bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
+        with torch.autocast(self.x.device.type, enabled=False):
+            if self.called is not None:
+                return _added(self.called[..., start:stop], bias)
+            weight, wide = self.layer.weight[start:stop], _wide(self.layer.weight.dtype)
+            return F.linear(self.x.to(wide), weight.to(wide), bias.to(wide))
+
+
+def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
+    """A linear layer, and a bias beside its own, in float32 or wider, also under autocast.
+
+    What stands around the layer computes in the type that the layer has.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if not is_plain(layer):
+            return _added(layer(accepted(layer, x)), bias)
+        wide = _wide(layer.weight.dtype)
+        both = layer.bias if bias is None else bias
+        if bias is not None and layer.bias is not None:
+            both = bias + layer.bias
+        return F.linear(x.to(wide), layer.weight.to(wide), None if both is None else both.to(wide))
+
+
+def taps(conv: nn.Conv1d) -> tuple[Float[Tensor, "c taps"], Float[Tensor, " c"] | None]:
+    """The filters of a depthwise convolution without padding, and its bias.
+
+    They are read off a plain one. Any other is called on an impulse and on zeros, which tells both of whatever is linear.
+    """
+    if is_plain(conv, nn.Conv1d):
+        return conv.weight.squeeze(1), conv.bias
+    width, weight = conv.kernel_size[0], conv.weight
+    dtype = weight.dtype if weight.dtype in TYPES else torch.float32
+    device = weight.device if conv.bias is None or conv.bias.is_meta else conv.bias.device
+    if device.type == "meta":
+        device = torch.device(getattr(getattr(conv, "_hf_hook", None), "execution_device", None) or "cpu")
+    inputs = torch.zeros(2, conv.in_channels, 2 * width - 1, dtype=dtype, device=device)
+    inputs[0, :, width - 1] = 1
+    with torch.autocast(device.type, enabled=False):
+        impulse, constant = conv(inputs)
+    return (impulse - constant).flip(-1), constant[:, 0]
+
+
+def accepted(layer: nn.Module, x: Tensor) -> Tensor:
+    """An input in the type of a layer's weight, where that is a type of numbers."""
+    dtype = getattr(getattr(layer, "weight", None), "dtype", None)
+    return x.to(dtype) if dtype in TYPES else x
+
+
+@contextmanager
+def loaded(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block, the parameters that accelerate has taken out of these modules themselves are in memory.
+
+    For modules whose parts are used without calling the module. Hooks of accelerate 1.1 to 1.15.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            hook = getattr(module, "_hf_hook", None)
+            if hook is not None:
+                hook.pre_forward(module)
+                stack.callback(hook.post_forward, module, None)
+        yield
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _added(y: Tensor, bias: Tensor | None) -> Tensor:
+    y = y.to(_wide(y.dtype))
+    return y if bias is None else y + bias.to(y.dtype)
