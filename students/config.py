@@ -158,6 +158,17 @@ class Layout:
                 raise ValueError(f"{name} ({letter}) is given for {wrong[0]!r}; the layers of {letter} are {known}")
 
 
+class StudentConfigMixin:
+    """What a student adds to its skeleton's config class."""
+
+    def to_dict(self) -> dict:
+        """Without an auto_map where no code comes along: read from a portable folder, a config may be saved elsewhere."""
+        entries = super().to_dict()
+        if self._auto_class is None:
+            entries.pop("auto_map", None)
+        return entries
+
+
 def _by_layer(options: dict) -> dict[str, dict]:
     """The options of a mixer that are given layer by layer: mappings from layers to values, `default` for the layers that
     they leave out."""

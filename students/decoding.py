@@ -69,8 +69,8 @@ class Decoder:
     def _hold(self, kinds: set[int | None], tokens: int, attention_mask: Tensor | None, graph: bool | None) -> None:
         """Give everything its place, and capture."""
         model, cache = self.model, self.cache
-        device = model.get_input_embeddings().weight.device
-        rows = next(part.shape[0] for layer in cache.layers for part in _tensors(layer))
+        first = next(part for layer in cache.layers for part in _tensors(layer))
+        rows, device = first.shape[0], first.device
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         real = self._place(attention_mask, tokens)
         seen = self._whole.get_seq_length()

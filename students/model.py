@@ -21,16 +21,18 @@ from students.compat import (
     attention_implementation,
     set_attention_implementation,
 )
-from students.config import Layout, Place, Shapes, from_dict, to_dict
+from students.config import Layout, Place, Shapes, StudentConfigMixin, from_dict, to_dict
 from students.inputs import Inputs, checked, ends_in_padding
 from students.kernels.documents import marked_positions
 from students.meta_tokens import MetaTokens, TextCache
-from students.mixers.mixer import Mixer, SharedKeys
+from students.mixers.mixer import Mixer
+from students.mixers.sharing import SharedKeys
 from students.shapes import Float, Int
 from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
+OF = "_of_"  # in the names by which pickles know the classes of a family
 
 
 class StudentMixin:
@@ -87,6 +89,7 @@ class StudentMixin:
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: Int[Tensor, "b t"] | None = None,
         cache: Cache | None = None,
@@ -95,7 +98,8 @@ class StudentMixin:
     ):
         """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
 
-        The cache may be called `cache` or `past_key_values` in any version of transformers.
+        The cache may be called `cache` or `past_key_values` in any version of transformers. With `labels` the output has the
+        skeleton's own loss; what else the loss takes (`num_items_in_batch`, `shift_labels`) is handed on to it.
 
         Raises:
             ValueError: inputs that slots cannot honour (see `inputs.checked`).
@@ -107,7 +111,8 @@ class StudentMixin:
             cache = self.new_cache()
             inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         use_cache = cache is not None and use_cache is not False
-        rest["logits_to_keep"] = logits_to_keep  # named above: `generate` asks for the last token's alone where it can
+        # Named above: `generate` asks for the last token's logits alone where it can, trainers look for labels.
+        rest |= {"logits_to_keep": logits_to_keep} | ({} if labels is None else {"labels": labels})
         with self._prefixed(inputs) as inputs:
             return super().forward(**self._arguments(inputs, use_cache), **rest)
 
@@ -224,11 +229,28 @@ def student_class(family: str) -> type:
     skeleton_config = CONFIG_MAPPING[family]
     skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[skeleton_config]
     fields = {"model_type": PREFIX + family, "distill": None, "__annotations__": {"distill": dict | None}}
-    config_class = type(f"Distill{skeleton_config.__name__}", (skeleton_config,), {**fields, "__module__": __name__})
-    namespace = {"config_class": config_class, "__module__": __name__}
+    config_class = _named(family, (StudentConfigMixin, skeleton_config), fields)
+    namespace = {"config_class": config_class}
     if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
         namespace["_supports_sdpa"] = False  # it would leave the cap out; transformers 5.24 says so itself, 5.17 does not
-    return type(f"Distill{skeleton.__name__}", (StudentMixin, skeleton), namespace)
+    return _named(family, (StudentMixin, skeleton), namespace)
+
+
+def _named(family: str, bases: tuple[type, type], namespace: dict) -> type:
+    """A class called after the skeleton's; pickles know it by its family too, for families share some classes' names."""
+    name = f"Distill{bases[1].__name__}"
+    return type(name, bases, {**namespace, "__module__": __name__, "__qualname__": f"{name}{OF}{family}"})
+
+
+def __getattr__(name: str) -> type:
+    """A family's classes by the names that pickles know them by, made when they are asked for."""
+    family = name.partition(OF)[2]
+    if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model_class = student_class(family)
+        for each in (model_class, model_class.config_class):
+            if each.__qualname__ == name:
+                return each
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shapes):

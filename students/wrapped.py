@@ -7,6 +7,7 @@ else is here reads a plain layer's weight and calls any other.
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +53,12 @@ class Rows:
         return F.linear(self.x, self.layer.weight[start:stop], None if bias is None else bias[start:stop])
 
     def wide(self, start: int | None, stop: int | None, bias: Tensor) -> Tensor:
-        """These outputs and a bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
+        """These outputs and a further bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
         with torch.autocast(self.x.device.type, enabled=False):
             if self.called is not None:
                 return _added(self.called[..., start:stop], bias)
-            weight, wide = self.layer.weight[start:stop], _wide(self.layer.weight.dtype)
-            return F.linear(self.x.to(wide), weight.to(wide), bias.to(wide))
+            own = self.layer.bias
+            return _widely(self.x, self.layer.weight[start:stop], None if own is None else own[start:stop], bias)
 
 
 def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
@@ -68,11 +69,7 @@ def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tens
     with torch.autocast(x.device.type, enabled=False):
         if not is_plain(layer):
             return _added(layer(accepted(layer, x)), bias)
-        wide = _wide(layer.weight.dtype)
-        both = layer.bias if bias is None else bias
-        if bias is not None and layer.bias is not None:
-            both = bias + layer.bias
-        return F.linear(x.to(wide), layer.weight.to(wide), None if both is None else both.to(wide))
+        return _widely(x, layer.weight, layer.bias, bias)
 
 
 def taps(conv: nn.Conv1d) -> tuple[Float[Tensor, "c taps"], Float[Tensor, " c"] | None]:
@@ -117,6 +114,12 @@ def loaded(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _widely(x: Tensor, weight: Tensor, *biases: Tensor | None) -> Tensor:
+    wide = _wide(weight.dtype)
+    given = [bias.to(wide) for bias in biases if bias is not None]
+    return F.linear(x.to(wide), weight.to(wide), reduce(torch.add, given) if given else None)
 
 
 def _added(y: Tensor, bias: Tensor | None) -> Tensor:

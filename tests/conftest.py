@@ -30,6 +30,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 SAMPLES = {
     "matrix": lambda cases: max(6, cases // 5),
     "faults": lambda cases: 3,
+    "ecosystem": lambda cases: max(2, cases // 20),
     "gpu": lambda cases: 0,
     "browser": lambda cases: 0,
     "llama_cpp": lambda cases: 0,
@@ -37,13 +38,17 @@ SAMPLES = {
 
 
 def pytest_configure(config):
-    """Tests of the `gpu`, `browser` and `llama_cpp` markers, asked for by name, cannot pass by being skipped."""
+    """Tests of the `gpu`, `browser`, `llama_cpp` and `ecosystem` markers, asked for by name, cannot pass by being skipped."""
     if _asked(config, "gpu") and not torch.cuda.is_available():
         pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
     if _asked(config, "browser") and find_chromium() is None:
         pytest.exit("the browser tests need Chromium, which is not here (Debian: apt-get install chromium)", returncode=2)
     if _asked(config, "llama_cpp") and find_spec("xllamacpp") is None:
         pytest.exit("the llama_cpp tests need llama.cpp, which is not here: pip install xllamacpp", returncode=2)
+    if _asked(config, "ecosystem"):
+        for package in ("peft", "accelerate", "bitsandbytes", "trl"):
+            if find_spec(package) is None:
+                pytest.exit(f"the ecosystem tests need {package}, which is not here; make test-ecosystem", returncode=2)
 
 
 def _asked(config, marker):

@@ -47,6 +47,8 @@ from .students_model import student_class
 
 {model} = student_class("{family}")
 {config} = {model}.config_class
+for each in ({model}, {config}):  # `save_pretrained` copies the file that a class says it is from, and pickles look there
+    each.__module__, each.__qualname__ = __name__, each.__name__
 '''
 
 

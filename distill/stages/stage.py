@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from distill.schema import Count, Schema
 from distill.text.windows import Batch, Calibration
-from students.mixers.mixer import Context, SharedKeys
+from students.mixers.mixer import Context
+from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Transfer
 from teachers.observe import Observation
 from teachers.teacher import Teacher

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from students.cache import MixerState, ScopedState
+from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
 from students.wrapped import loaded
@@ -66,40 +67,6 @@ class Shape:
     def logit_scale(self) -> float:
         """What multiplies the logits."""
         return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
-
-
-class SharedKeys:
-    """Keys and values on their way from one layer's attention to later layers', within one call.
-
-    They travel as an object handed to both, so that each call has its own and a layer that is recomputed finds them.
-    """
-
-    def __init__(self) -> None:
-        self._kept: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
-
-    def write(
-        self,
-        k: Float[Tensor, "b s kv p"],
-        v: Float[Tensor, "b s kv p"],
-        documents: Int[Tensor, "b s"] | None,
-        positions: Int[Tensor, "b s"] | None,
-    ) -> None:
-        """Leave them for the layers that follow."""
-        self._kept = (k, v, documents, positions)
-
-    def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Take them.
-
-        Raises:
-            RuntimeError: no layer before has left any in this call.
-        """
-        if self._kept is None:
-            raise RuntimeError("no earlier layer has left its keys and values in this call")
-        return self._kept
-
-    def detach(self) -> None:
-        """Cut them off from what they were computed by."""
-        self._kept = tuple(None if part is None else part.detach() for part in self.read())
 
 
 @dataclass(frozen=True)
