@@ -5,13 +5,15 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 """
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from students.body import WatchedBody, own_call
 from students.cache import MixerState
 from students.compat import (
     CACHE,
@@ -35,7 +37,7 @@ PREFIX = "distill_"
 OF = "_of_"  # in the names by which pickles know the classes of a family
 
 
-class StudentMixin:
+class StudentMixin(WatchedBody):
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     # A recurrent state cannot be rolled back: assisted generation refuses with a clear error (transformers 5.17, 5.24).
@@ -60,6 +62,7 @@ class StudentMixin:
         self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens
         self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
+        self.watch_body()
 
     @property
     def mixers(self) -> dict[int, Mixer]:
@@ -105,22 +108,31 @@ class StudentMixin:
             ValueError: inputs that slots cannot honour (see `inputs.checked`).
         """
         cache = past_key_values if cache is None else cache
+        # Named above: `generate` asks for the last token's logits alone where it can, trainers look for labels.
+        rest |= {"logits_to_keep": logits_to_keep} | ({} if labels is None else {"labels": labels})
+        given = (input_ids, attention_mask, position_ids, inputs_embeds, use_cache, document_ids, cache)
+        with self.entered(*given) as arguments:
+            return super().forward(**arguments, **rest)
+
+    @contextmanager
+    def entered(
+        self, input_ids, attention_mask, position_ids, inputs_embeds, use_cache, document_ids, cache
+    ) -> Iterator[dict]:
+        """What the skeleton takes for a call's inputs (see `forward`), while it runs."""
         self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         if cache is None and self._caches(inputs, use_cache):
             cache = self.new_cache()
             inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         use_cache = cache is not None and use_cache is not False
-        # Named above: `generate` asks for the last token's logits alone where it can, trainers look for labels.
-        rest |= {"logits_to_keep": logits_to_keep} | ({} if labels is None else {"labels": labels})
-        with self._prefixed(inputs) as inputs:
-            return super().forward(**self._arguments(inputs, use_cache), **rest)
+        with self._prefixed(inputs) as inputs, own_call():
+            yield self._arguments(inputs, use_cache)
 
     def hidden(
         self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None, cache: Cache | None = None
     ) -> Float[Tensor, "b t d"]:
         """The last hidden states, what the head would turn into logits; with a cache, of the tokens behind it."""
-        with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs:
+        with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs, own_call():
             return self.base_model(**self._arguments(inputs, cache is not None)).last_hidden_state
 
     def next_logits(
@@ -132,7 +144,8 @@ class StudentMixin:
             positions, mask, cache: as the skeleton takes them (see `behind`), the mask one that it uses as it is.
         """
         arguments = self._arguments(Inputs(token, None, None, positions, cache), True)
-        return super().forward(**arguments | {"attention_mask": mask}).logits[:, -1]
+        with own_call():
+            return super().forward(**arguments | {"attention_mask": mask}).logits[:, -1]
 
     def behind(self, inputs: Inputs) -> Inputs:
         """A call's mask, positions and cache as the skeleton takes them, where the cache has begun."""

@@ -72,21 +72,20 @@ def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tens
         return _widely(x, layer.weight, layer.bias, bias)
 
 
-def taps(conv: nn.Conv1d) -> tuple[Float[Tensor, "c taps"], Float[Tensor, " c"] | None]:
+def taps(conv: nn.Module, x: Tensor) -> tuple[Float[Tensor, "c taps"], Float[Tensor, " c"] | None]:
     """The filters of a depthwise convolution without padding, and its bias.
 
     They are read off a plain one. Any other is called on an impulse and on zeros, which tells both of whatever is linear.
+    `x` is what the convolution is to read.
     """
     if is_plain(conv, nn.Conv1d):
         return conv.weight.squeeze(1), conv.bias
-    width, weight = conv.kernel_size[0], conv.weight
+    weight = conv.weight
+    channels, width = weight.shape[0], weight.shape[-1]
     dtype = weight.dtype if weight.dtype in TYPES else torch.float32
-    device = weight.device if conv.bias is None or conv.bias.is_meta else conv.bias.device
-    if device.type == "meta":
-        device = torch.device(getattr(getattr(conv, "_hf_hook", None), "execution_device", None) or "cpu")
-    inputs = torch.zeros(2, conv.in_channels, 2 * width - 1, dtype=dtype, device=device)
+    inputs = torch.zeros(2, channels, 2 * width - 1, dtype=dtype, device=x.device)
     inputs[0, :, width - 1] = 1
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         impulse, constant = conv(inputs)
     return (impulse - constant).flip(-1), constant[:, 0]
 

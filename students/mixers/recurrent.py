@@ -34,7 +34,7 @@ class Recurrent(Mixer):
         if context.state is not None:
             initial = context.state.read("conv")
             initial = None if initial is None else keep_rows(initial, context.resumed(x))
-        weight, bias = taps(conv)
+        weight, bias = taps(conv, x)
         documents = None if x.shape[1] == 1 else context.documents  # what came before one token is cleared already
         y, tail = causal_conv(x, weight, bias, activation, documents, initial)
         if context.state is not None:

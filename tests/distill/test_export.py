@@ -1,6 +1,7 @@
 """portable: loads in an environment without this project, and is the same student there."""
 
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ from students.mixers import MIXERS as TABLE
 from tests.conftest import tiny_entries
 
 # Runs without this project on the path (no site, so no editable install) and without the packages that ABSENT names.
-ELSEWHERE = """
+ALONE = """
 import importlib.abc, importlib.util, json, os, sys
 
 class Absent(importlib.abc.MetaPathFinder):
@@ -27,11 +28,13 @@ class Absent(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 assert not any(importlib.util.find_spec(name) for name in ("students", "teachers", "distill"))
+"""
+ELSEWHERE = """
+import json, sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = torch.tensor(json.loads(sys.argv[2]))
 with torch.no_grad():
     logits = model(ids).logits
@@ -39,7 +42,8 @@ with torch.no_grad():
     padded = torch.cat([torch.zeros(len(ids), 3, dtype=torch.long), ids], 1)
     mask = (torch.arange(padded.shape[1]) >= 3).long().expand_as(padded)
     left = model.generate(padded, attention_mask=mask, max_new_tokens=50, do_sample=False, eos_token_id=None, pad_token_id=0)
-assert tokenizer.decode(ids[0])
+if "--no-tokenizer" not in sys.argv:
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True).decode(ids[0])
 print(json.dumps({"logits": logits.tolist(), "tokens": tokens.tolist(), "left": left[:, 3:].tolist()}))
 """
 
@@ -85,8 +89,13 @@ def test_portable_elsewhere_is_the_same_student(mixer, setting, tiny_teacher, te
     assert found["tokens"] == tokens.tolist() == found["left"]
 
 
-def elsewhere(folder, ids, scratch, setting):
-    command = [sys.executable, "-S", "-c", ELSEWHERE, str(folder), json.dumps(ids.tolist())]
+def elsewhere(folder, ids, scratch, setting, *flags):
+    return isolated(ELSEWHERE, [str(folder), json.dumps(ids.tolist()), *flags], scratch, setting)
+
+
+def isolated(script, arguments, scratch, setting):
+    """The JSON that a script prints in a process which does not know this project."""
+    command = [sys.executable, "-S", "-c", ALONE + script, *arguments]
     environment = {
         "PYTHONPATH": sysconfig.get_paths()["purelib"],
         "HF_HOME": str(scratch / "hf"),
@@ -124,3 +133,57 @@ def test_what_export_refuses(tiny_recipe, tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         distill.export(folder.path, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
+
+
+AGAIN = """
+import copy, json, os, pickle, shutil, sys
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+
+first, scratch = sys.argv[1], sys.argv[2]
+ids = torch.tensor(json.loads(sys.argv[3]))
+load = lambda folder: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+found = {}
+with torch.no_grad():
+    model = load(first)
+    found["first"] = model(ids).logits.tolist()
+    model.save_pretrained(scratch + "/second")
+    for name, again in (("copied", copy.deepcopy(model)), ("pickled", pickle.loads(pickle.dumps(model)))):
+        found[name] = again(ids).logits.tolist()
+    for config in (copy.deepcopy(model.config), pickle.loads(pickle.dumps(model.config))):
+        assert type(config) is type(model.config) and config.to_dict() == model.config.to_dict()
+    shutil.rmtree(first)  # from here on the first folder is gone
+    second = load(scratch + "/second")
+    settings = TrainingArguments(scratch + "/trainer", report_to=[], use_cpu=True, disable_tqdm=True)
+    Trainer(second, settings).save_model(scratch + "/deep/er/third")
+    third = load(scratch + "/deep/er/third")
+    found["third"] = third(ids).logits.tolist()
+    third.config.save_pretrained(scratch + "/config")
+    assert AutoConfig.from_pretrained(scratch + "/config", trust_remote_code=True).to_dict() == third.config.to_dict()
+    third.save_pretrained(scratch + "/fourth")
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("mixer", ["stock", "shared"])
+def test_a_portable_folder_saved_again_loads_again(mixer, tiny_teacher, text_files, tmp_path):
+    """By save_pretrained and by a Trainer, twice over, elsewhere, the first folder gone, in a process without its cache."""
+    import students
+
+    entries = tiny_entries(tiny_teacher, text_files)
+    entries |= {"mixers": {"M": MIXERS[mixer]}, "stages": [{"initialise": {"tokens": 64}}]}
+    folder = run(check(entries, "here"), runs=tmp_path)
+    out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable")
+    ids = torch.randint(1, 320, (2, 9))
+    found = isolated(AGAIN, [str(out), str(tmp_path), json.dumps(ids.tolist())], tmp_path, WITHOUT | {"ABSENT": "jaxtyping beartype triton"})
+    shutil.rmtree(tmp_path / "hf")
+    found["fourth"] = elsewhere(tmp_path / "fourth", ids, tmp_path, WITHOUT, "--no-tokenizer")["logits"]
+    with torch.no_grad():
+        wanted = students.load(folder.student).eval()(ids).logits
+        here = students.load(tmp_path / "fourth")
+    assert set(found) == {"first", "copied", "pickled", "third", "fourth"}
+    for name, logits in found.items():
+        assert (torch.tensor(logits) - wanted).abs().max() < 2e-5, name
+    here.save_pretrained(tmp_path / "fifth")  # by this project, which puts no code beside it
+    assert "auto_map" not in json.loads((tmp_path / "fifth" / "config.json").read_text())
+    assert torch.equal(students.load(tmp_path / "fifth")(ids).logits, here(ids).logits)

@@ -60,7 +60,7 @@ def test_trainer_evaluates_and_keeps_the_best(student, tmp_path):
     assert trainer.label_names == ["labels"]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(before, rel=1e-4)
     trainer.train()
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][1:]
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_metric == pytest.approx(min(losses)) and len(losses) >= 2
     assert cross_entropy(student.eval(), held_out) == pytest.approx(min(losses), rel=1e-4)
     again = students.load(trainer.state.best_model_checkpoint)
@@ -86,8 +86,6 @@ def test_every_family_says_that_it_takes_labels():
         made = student_class(family)
         taken = inspect.signature(made.forward).parameters
         assert find_labels(made) == ["labels"] and taken["rest"].kind is inspect.Parameter.VAR_KEYWORD
-        skeleton = made.__mro__[2]
-        assert [*taken][:4] == [*inspect.signature(skeleton.forward).parameters][:4], family
 
 
 @every_layout

@@ -168,7 +168,7 @@ def test_both_ways_compute_the_same(dtype):
     found = []
     for _ in range(2):
         rows = Rows(linear, x)
-        filters, constant = taps(conv)
+        filters, constant = taps(conv, x)
         found.append([rows(2, 5), rows.wide(-3, None, bias[-3:]), wide_linear(x, linear, bias), filters, constant])
         linear.register_forward_hook(lambda *call: None)
         conv.register_forward_hook(lambda *call: None)
