@@ -6,7 +6,7 @@ else is here reads a plain layer's weight and calls any other.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import reduce
 
 import torch
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from students.compat import has_global_hooks
 from students.shapes import Float
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights that are numbers as they stand
+_NOTHING = nullcontext()
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
@@ -26,11 +26,14 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     Not so for a subclass (quantised, adapted, parametrised), a `forward` of its own (accelerate's hooks), any hook of the
     layer or of all modules, or a weight that is another kind of tensor, packed, or on the meta device (offloaded).
     """
-    if type(layer) is not kind or "forward" in vars(layer) or hasattr(layer, "_hf_hook"):
+    if type(layer) is not kind:
         return False
-    if any(getattr(layer, hooks) for hooks in HOOKS) or has_global_hooks():
+    own = layer.__dict__  # read so, and not as attributes: this is asked several times a layer for every token
+    if "forward" in own or "_hf_hook" in own or has_global_hooks():
         return False
-    weight = layer.weight
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]:
+        return False
+    weight = own["_parameters"].get("weight", own.get("weight"))
     return type(weight) in (nn.Parameter, Tensor) and weight.dtype in TYPES and not weight.is_meta
 
 
@@ -96,18 +99,21 @@ def accepted(layer: nn.Module, x: Tensor) -> Tensor:
     return x.to(dtype) if dtype in TYPES else x
 
 
-@contextmanager
-def loaded(modules: Iterable[nn.Module]) -> Iterator[None]:
+def loaded(modules: Iterable[nn.Module]) -> AbstractContextManager:
     """Inside the block, the parameters that accelerate has taken out of these modules themselves are in memory.
 
     For modules whose parts are used without calling the module. Hooks of accelerate 1.1 to 1.15.
     """
+    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+    return _loaded(hooked) if hooked else _NOTHING
+
+
+@contextmanager
+def _loaded(hooked: list[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
-        for module in modules:
-            hook = getattr(module, "_hf_hook", None)
-            if hook is not None:
-                hook.pre_forward(module)
-                stack.callback(hook.post_forward, module, None)
+        for module in hooked:
+            module._hf_hook.pre_forward(module)
+            stack.callback(module._hf_hook.post_forward, module, None)
         yield
 
 

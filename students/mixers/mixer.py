@@ -176,8 +176,8 @@ class Mixer(nn.Module):
 
     def _branches(self) -> list["Mixer"]:
         """The mixers that this one is composed of, which nobody calls as modules."""
-        inside = [child for child in self.children() if isinstance(child, Mixer)]
-        return [part for child in inside for part in child.modules() if isinstance(part, Mixer)]
+        inside = [child for child in self._modules.values() if isinstance(child, Mixer)]
+        return inside + [part for child in inside for part in child._branches()]
 
     def step(self, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t d"]:
         """One token on a state (t = 1).

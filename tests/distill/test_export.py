@@ -61,6 +61,7 @@ MIXERS |= {name: {"mixer": name} for name in TABLE if name not in {options["mixe
 
 
 WITHOUT = {"ABSENT": "jaxtyping beartype datasets triton"}
+TRAINED = {"ABSENT": "jaxtyping beartype triton"}  # Trainer imports datasets
 WITH_KERNELS = {"ABSENT": "jaxtyping beartype datasets", "DISTILL_KERNELS": "triton", "TRITON_INTERPRET": "1"}
 
 
@@ -175,7 +176,12 @@ def test_a_portable_folder_saved_again_loads_again(mixer, tiny_teacher, text_fil
     folder = run(check(entries, "here"), runs=tmp_path)
     out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable")
     ids = torch.randint(1, 320, (2, 9))
-    found = isolated(AGAIN, [str(out), str(tmp_path), json.dumps(ids.tolist())], tmp_path, WITHOUT | {"ABSENT": "jaxtyping beartype triton"})
+    found = isolated(
+        AGAIN,
+        [str(out), str(tmp_path), json.dumps(ids.tolist())],
+        tmp_path,
+        TRAINED,
+    )
     shutil.rmtree(tmp_path / "hf")
     found["fourth"] = elsewhere(tmp_path / "fourth", ids, tmp_path, WITHOUT, "--no-tokenizer")["logits"]
     with torch.no_grad():
