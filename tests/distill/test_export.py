@@ -160,7 +160,11 @@ with torch.no_grad():
     third = load(scratch + "/deep/er/third")
     found["third"] = third(ids).logits.tolist()
     third.config.save_pretrained(scratch + "/config")
-    assert AutoConfig.from_pretrained(scratch + "/config", trust_remote_code=True).to_dict() == third.config.to_dict()
+    alone = AutoConfig.from_pretrained(scratch + "/config", trust_remote_code=True)
+    assert alone.distill == third.config.distill and type(alone).__name__ == type(third.config).__name__
+    made = AutoModelForCausalLM.from_config(alone, trust_remote_code=True)
+    made.load_state_dict(third.state_dict())
+    found["made"] = made.eval()(ids).logits.tolist()
     third.save_pretrained(scratch + "/fourth")
 print(json.dumps(found))
 """
@@ -187,7 +191,7 @@ def test_a_portable_folder_saved_again_loads_again(mixer, tiny_teacher, text_fil
     with torch.no_grad():
         wanted = students.load(folder.student).eval()(ids).logits
         here = students.load(tmp_path / "fourth")
-    assert set(found) == {"first", "copied", "pickled", "third", "fourth"}
+    assert set(found) == {"first", "copied", "pickled", "third", "made", "fourth"}
     for name, logits in found.items():
         assert (torch.tensor(logits) - wanted).abs().max() < 2e-5, name
     here.save_pretrained(tmp_path / "fifth")  # by this project, which puts no code beside it
