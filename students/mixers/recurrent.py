@@ -48,8 +48,8 @@ class Recurrent(Mixer):
         return self.output_projection(features.flatten(2))
 
     @property
-    def output_projection(self) -> nn.Linear:
-        """The output projection."""
+    def output_projection(self) -> nn.Module:
+        """The output projection: a linear layer, or what stands around one."""
         return getattr(self, self.output_name)
 
     def head_terms(self) -> list[list[int]]:
