@@ -38,7 +38,7 @@ SAMPLES = {
 
 
 def pytest_configure(config):
-    """Tests of the `gpu`, `browser`, `llama_cpp` and `ecosystem` markers, asked for by name, cannot pass by being skipped."""
+    """Tests of the markers gpu, browser, llama_cpp and ecosystem, asked for by name, cannot pass by being skipped."""
     if _asked(config, "gpu") and not torch.cuda.is_available():
         pytest.exit("the gpu tests need a CUDA GPU, and torch.cuda.is_available() is False on this machine", returncode=2)
     if _asked(config, "browser") and find_chromium() is None:
