@@ -14,6 +14,7 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
 from teachers.checks import loading
+from teachers.foreign import plain_config
 from teachers.gguf import read
 from teachers.gguf_config import config_of
 from teachers.source import resolve
@@ -54,7 +55,9 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         if source.kind == "gguf":
             return config_of(read(Path(location)))[0]
         with loading(recipe.teacher, "config"):
-            return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+            config = AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+        plain_config(recipe.teacher, config, location)
+        return config
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 

@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from teachers.checks import check_account
 from teachers.compat import knows_windows
 from teachers.families import Family
 from teachers.observe import Observation, observe, project
@@ -20,7 +23,8 @@ from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 class Teacher:
     """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for.
 
-    ignored: tensors of its files that the model has no place for, left out because the user said so.
+    ignored: tensors of its files that the model has no place for, left out because the user said so. folder: where its
+    files lie; None where it was made without any.
     """
 
     reference: str
@@ -28,6 +32,7 @@ class Teacher:
     tokenizer: PreTrainedTokenizerBase | None
     family: Family
     ignored: tuple[str, ...] = ()
+    folder: Path | None = None
 
     @property
     def config(self):
@@ -43,6 +48,28 @@ class Teacher:
     def n_layers(self) -> int:
         """How many decoder layers there are."""
         return self.config.num_hidden_layers
+
+    def check_account(self) -> None:
+        """Refuse a model that holds other values than its files do, by their headers.
+
+        Raises:
+            ValueError: see `checks.check_account`.
+        """
+        if self.folder is not None:
+            check_account(self.reference, str(self.folder), self.model, self.ignored)
+
+    @contextmanager
+    def narrow_windows(self, size: int) -> Iterator[None]:
+        """Inside the block no window is wider than this, so that a short text shows which layers have one."""
+        wide = getattr(self.config, "sliding_window", None)
+        if not wide or wide <= size:
+            yield
+            return
+        self.config.sliding_window = size
+        try:
+            yield
+        finally:
+            self.config.sliding_window = wide
 
     def slot(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
