@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import students
 from distill.errors import UserError
+from distill.generation_config import inherited
 from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
 from students.mixers.mixer import Shape
@@ -72,7 +73,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         the student, and each converted layer's transfer record.
 
     Raises:
-        UserError: a mixer refuses its options, or something is given no value.
+        UserError: a mixer refuses its options, something is given no value, or see `generation_config.inherited`.
         RuntimeError: a mixer leaves a parameter of its own unaccounted for.
     """
     student = empty(teacher, layout)
@@ -90,7 +91,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
             "was put on it (an adapter, a quantisation) must be merged or taken away first"
         )
     student.requires_grad_(False).eval()
-    student.generation_config = teacher.model.generation_config
+    student.generation_config = inherited(teacher.model.generation_config, teacher.reference)
     return student, transfers
 
 

@@ -49,6 +49,11 @@ class Teacher:
         """How many decoder layers there are."""
         return self.config.num_hidden_layers
 
+    def positions(self, meta_tokens: int = 0) -> int | None:
+        """For how many tokens it has positions, behind so many learned ones; None where its config does not say."""
+        known = getattr(self.config, "max_position_embeddings", None)
+        return known - meta_tokens if known else None
+
     def check_account(self) -> None:
         """Refuse a model that holds other values than its files do, by their headers.
 

@@ -5,7 +5,8 @@ window or a boundary between documents that mixers do not know of, a layer that 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,8 +25,9 @@ from students.mixers.transfer import Projections
 from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
-TOKENS = 36  # two documents, of a third and of two thirds
+TOKENS = 24  # two documents, of a third and of two thirds
 WINDOW = 7  # a teacher's windows are narrowed to it, so that a text this short shows where they are
+SMALL = 300e6  # parameters; with fewer, threads would wait for each other longer than they compute, seconds on a busy machine
 TOLERANCE = {"float32": 2e-3, "tf32": 3e-2, "half": 1e-1}  # ||found - wanted|| / ||wanted||
 
 
@@ -59,7 +61,7 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
     except ValueError as error:
         raise UserError(str(error)) from error
     batch, allowed = _text(teacher), _tolerance(teacher)
-    with teacher.narrow_windows(WINDOW):
+    with teacher.narrow_windows(WINDOW), _threads(teacher):
         student, _ = build(teacher, Layout("A" * teacher.n_layers))
         wanted = _run(teacher.model, teacher, batch, {"position_ids": batch.positions}, lambda layer, *seen: seen[-1])
         at_slot = partial(_attention_error, teacher, from_dict(student.config.distill)[2], set(layout.converted), wanted)
@@ -90,6 +92,18 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
         "layers": {str(layer): error for layer, error in errors.items()},
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+@contextmanager
+def _threads(teacher: Teacher) -> Iterator[None]:
+    """One thread for a small model on a CPU."""
+    usual = torch.get_num_threads()
+    small = sum(parameter.numel() for parameter in teacher.model.parameters()) < SMALL
+    torch.set_num_threads(1 if small and teacher.device.type == "cpu" else usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _text(teacher: Teacher) -> Batch:

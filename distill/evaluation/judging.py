@@ -37,7 +37,7 @@ def judge_session(
         overlaps: whether the session's training text is what the student was trained on.
     """
     options, teacher = session.recipe.evaluation, session.teacher
-    suite = suite or suite_of_run(options)
+    suite, too_long = (suite or suite_of_run(options)).within(teacher.positions(student.layout.meta_tokens))
 
     def load_twin():
         return load_student(twin).to(teacher.device)
@@ -59,7 +59,7 @@ def judge_session(
         "chance": chances(results["teacher"]),
         "layers": judged_layer_errors(probed),
         "overlap": session.overlap if overlaps else None,
-        "not_run": rows_left_out(student.layout, twin is not None) + not_run(results, suite),
+        "not_run": too_long + rows_left_out(student.layout, twin is not None) + not_run(results, suite),
         "seconds": seconds,
     }
 
