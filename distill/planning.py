@@ -168,9 +168,13 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
     )
     if plan.identity:
         found = plan.identity
-        swapped = "no layer is converted" if found["layer"] is None else (
-            f"plain attention in each converted layer is off by {found['attention']:.1g} of its output at most (layer "
-            f"{found['layer']})"
+        swapped = (
+            "no layer is converted"
+            if found["layer"] is None
+            else (
+                f"plain attention in each converted layer is off by {found['attention']:.1g} of its output at most (layer "
+                f"{found['layer']})"
+            )
         )
         console.print(
             f"check       with nothing swapped the student's logits are off by {found['logits']:.1g} of the teacher's; "

@@ -35,7 +35,7 @@ FLOORS = (
     ("stages",),
     ("loading", "text"),
     ("build", "output_head", "recipe", "shipped"),
-    ("disk", "memory", "schema", "yaml_file"),
+    ("disk", "generation_config", "memory", "schema", "yaml_file"),
     ("compat", "console", "errors", "version"),
 )
 

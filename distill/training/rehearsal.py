@@ -19,7 +19,8 @@ from distill.evaluation.suites import suite_of_run
 from distill.exporters import target
 from distill.memory import ran_out
 from distill.recipe import Recipe
-from distill.reports import write_report
+from distill.reports.run_page import run_page
+from distill.reports.tables import markdown_report
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from teachers.quiet import no_bars_in_logs, no_warnings
@@ -63,7 +64,8 @@ def rehearse(recipe: Recipe, teacher: Teacher, student: nn.Module) -> None:
 
 @torch.no_grad()
 def rehearse_report(session: Session, student: nn.Module, folder: RunDir) -> None:
-    """Try the report of a run: its pictures, its page, and whether the disk has room for what comes with it.
+    """Try the report of a run without writing it: its pictures, its page, and whether the disk has room for what comes
+    beside it.
 
     Raises:
         UserError: naming what would fail and why.
@@ -73,7 +75,8 @@ def rehearse_report(session: Session, student: nn.Module, folder: RunDir) -> Non
     with _tried(recipe, "draw the matrices of its layers"), session.accelerator.autocast():
         matrices(session, student)
     with _tried(recipe, "write its report"):
-        write_report(folder)
+        run_page(folder)
+        markdown_report(folder, folder.read("evaluations.json", {}))
 
 
 def check_questions(recipe: Recipe, teacher: Teacher) -> None:
