@@ -1,4 +1,4 @@
-"""The generation settings that a student takes over from its teacher: those that it can honour and transformers will save."""
+"""The generation settings that a student takes over from its teacher: those that it can honour and transformers saves."""
 
 from copy import deepcopy
 

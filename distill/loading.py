@@ -14,6 +14,7 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
 from teachers.checks import loading
+from teachers.fingerprint import difference
 from teachers.foreign import plain_config
 from teachers.gguf import read
 from teachers.gguf_config import config_of
@@ -95,8 +96,9 @@ def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> Non
             f"{teacher.config.vocab_size}: they cannot be compared token by token"
         )
     made_from = student.config.distill.get("teacher", {})
-    if made_from.get("fingerprint", teacher.fingerprint) != teacher.fingerprint:
+    if part := difference(made_from.get("fingerprint", teacher.fingerprint), teacher.fingerprint):
         raise UserError(
             f"{path} was distilled from {made_from['reference']} (fingerprint {made_from['fingerprint']}), not from "
-            f"{teacher.reference} (fingerprint {teacher.fingerprint}); pass its own teacher with --teacher"
+            f"{teacher.reference} (fingerprint {teacher.fingerprint}), whose {part} differs; pass its own teacher "
+            "with --teacher"
         )

@@ -36,7 +36,8 @@ def load(
     Raises:
         FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
             a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen, not
-            finite or without a place, an adapter, quantised weights, and a tokenizer with more entries than the model has embeddings.
+            finite or without a place, an adapter, quantised weights, and a tokenizer with more entries than the model has
+            embeddings.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

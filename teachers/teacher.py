@@ -1,6 +1,5 @@
 """The teacher: a transformers model with its tokenizer, read through its family's row."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from teachers.checks import check_account
 from teachers.compat import knows_windows
 from teachers.families import Family
+from teachers.fingerprint import fingerprint
 from teachers.observe import Observation, observe, project
 from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 
@@ -124,10 +124,5 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of sizes and sampled values of every weight: tells one teacher from another, not proof of equality."""
-        digest = hashlib.sha256(self.config.model_type.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """What tells it from another teacher, see `teachers.fingerprint`; not proof of equality."""
+        return fingerprint(self.model, self.config, self.tokenizer)

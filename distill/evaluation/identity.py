@@ -27,9 +27,7 @@ from teachers.teacher import Teacher
 
 TOKENS = 24  # two documents, of a third and of two thirds
 WINDOW = 7  # a teacher's windows are narrowed to it, so that a text this short shows where they are
-SMALL = (
-    300e6  # parameters; with fewer, threads would wait for each other longer than they compute, seconds on a busy machine
-)
+SMALL = 300e6  # parameters; with fewer, threads wait for each other longer than they compute: seconds on a busy machine
 TOLERANCE = {"float32": 2e-3, "tf32": 3e-2, "half": 1e-1}  # ||found - wanted|| / ||wanted||
 
 
@@ -155,7 +153,7 @@ def _attention_error(
     layer: int,
     inputs: tuple,
     keywords: dict,
-    out: Tensor,
+    *unused,
 ) -> float | None:
     """How far a slot with plain attention, made from the layer's projections and called as the student calls its attention,
     is from the teacher's; None where the layer is not converted."""

@@ -16,6 +16,7 @@ from distill.runs.stopper import Stopper
 from distill.selection.measures import Material
 from distill.selection.options import Options
 from distill.selection.switched import Switched, make_switched
+from teachers.fingerprint import difference
 
 FILE = "selection.json"  # in the run folder
 TEACHER = "teacher"  # the key of the model with nothing switched off
@@ -29,12 +30,13 @@ class Records:
         """writes: False for the processes of a run that only follow the first.
 
         Raises:
-            UserError: the file holds measurements of another teacher or text.
+            UserError: the file holds measurements of another teacher, recipe or text.
         """
         self.folder, self.writes = folder, writes
         self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts), "measured": {}}
         for name, value in facts.items():
-            if self.content["facts"].get(name) != value:
+            known = self.content["facts"].get(name, value if name == "recipe" else "")  # earlier versions left that one out
+            if difference(known, value):
                 raise UserError(
                     f"{folder.path / FILE}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
                     "back, or start again with --fresh"

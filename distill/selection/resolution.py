@@ -30,11 +30,15 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
         numbers}, cost {tokens, seconds, predicted_seconds}, note.
 
     Raises:
-        UserError: a budget that does not fit, or measurements of another teacher or text.
+        UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
         Interrupted: stopped early, with everything measured kept.
     """
     recipe, accelerator = session.recipe, session.accelerator
-    facts = {"teacher": session.teacher.fingerprint, "heldout_text": session.heldout_windows.meta["sha256"]}
+    facts = {
+        "recipe": recipe.fingerprint,
+        "teacher": session.teacher.fingerprint,
+        "heldout_text": session.heldout_windows.meta["sha256"],
+    }
     records = Records(folder, facts, writes=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     chosen = records.content.get("chosen")
