@@ -99,6 +99,6 @@ def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> Non
     if part := difference(made_from.get("fingerprint", teacher.fingerprint), teacher.fingerprint):
         raise UserError(
             f"{path} was distilled from {made_from['reference']} (fingerprint {made_from['fingerprint']}), not from "
-            f"{teacher.reference} (fingerprint {teacher.fingerprint}), whose {part} differs; pass its own teacher "
-            "with --teacher"
+            f"{teacher.reference} (fingerprint {teacher.fingerprint}): they differ in the {part}; pass its own "
+            "teacher with --teacher"
         )

@@ -100,7 +100,7 @@ def check_tensors(reference: str, location: str, stored: Mapping[str, Stored], h
 def instead(reference: str, location: str) -> str:
     """What to load in the place of a quantised model."""
     origin = _origin(reference, location)
-    named = f", {origin} by its name" if origin else ""
+    named = f" ({origin}, by its name)" if origin else ""
     return f"load the model that it was made from{named}, or a GGUF file of it, which is read as plain weights"
 
 
@@ -119,11 +119,14 @@ def _origin(reference: str, location: str) -> str | None:
     folder = folder_of(location)
     card = folder / "README.md" if folder else None
     if card is not None and card.is_file():
-        said = re.search(r"^base_model:\s*(?:\n\s*-\s*)?([\w./-]+)", card.read_text(errors="replace"), re.MULTILINE)
+        said = re.search(
+            r"^base_model:[ \t]*(?:\n\s*-[ \t]*)?[\"']?([\w./-]+)", card.read_text(errors="replace"), re.MULTILINE
+        )
         if said:
             return said[1]
-    name = SUFFIX.sub("", reference)
-    return name if name != reference else None
+    said = Path(reference).name if folder is not None and Path(reference).is_dir() else reference
+    name = SUFFIX.sub("", said)
+    return name if name != said else None
 
 
 def _with(parts: Iterable[str], names: Iterable[str]) -> list[str]:

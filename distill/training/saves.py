@@ -44,8 +44,8 @@ class Saves:
         known = self.folder.read("run.json", {})
         if part := difference(known.get("teacher", self.teacher.fingerprint), self.teacher.fingerprint):
             raise UserError(
-                f"{self.folder.path}: the teacher is not the one this run was started with, its {part} differs; bring it "
-                "back, or start again with --fresh"
+                f"{self.folder.path}: the teacher is not the one this run was started with: they differ in the {part}; "
+                "bring it back, or start again with --fresh"
             )
         facts = {
             "train_text": session.windows.meta["sha256"],
@@ -117,7 +117,7 @@ class Saves:
         path = checkpoint.latest(self.folder.checkpoints)
         if part := difference(state.teacher, self.teacher.fingerprint):
             raise UserError(
-                f"{path} was made with another teacher than {self.recipe.teacher}, its {part} differs (fingerprints "
+                f"{path} was made with another teacher than {self.recipe.teacher}: they differ in the {part} (fingerprints "
                 f"{state.teacher} and {self.teacher.fingerprint}); bring that one back, or start again with --fresh"
             )
         checkpoint.check_origin(path, state, self.recipe.fingerprint)

@@ -38,9 +38,9 @@ def test_a_config_alone(tokenizer, entries):
 
 
 @pytest.mark.parametrize(
-    "family", [{"layer_norm_eps": 1e-3}, {"use_parallel_residual": False}, {"rotary_pct": 0.5}], ids=str
+    "entries", [{"layer_norm_eps": 1e-3}, {"use_parallel_residual": False}, {"rotary_pct": 0.5}], ids=str
 )
-def test_a_config_of_another_family(family):
+def test_a_config_of_another_family(entries):
     teacher = tiny_teacher("pythia-160m")
     other = copy.copy(teacher)
     other.model = type(teacher.model)(type(teacher.config)(**teacher.config.to_dict() | {"rope_parameters": None} | entries))

@@ -266,7 +266,7 @@ def test_another_teacher_of_the_same_sizes(place, tiny_teacher, tmp_path, refuse
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] += 0.1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    said = ["was distilled from", "whose weights differs; pass its own teacher with --t"]
+    said = ["was distilled from", "they differ in the weights; pass its own teacher"]
     refuse(place, ["eval", "runs/finished", "--teacher", folder], said)
 
 
@@ -280,7 +280,7 @@ def test_another_teacher_of_the_same_weights(place, tiny_teacher, tmp_path, refu
     if "rope_theta" in entries:
         config.pop("rope_parameters", None)
     (folder / "config.json").write_text(json.dumps(config | entries))
-    refuse(place, ["eval", "runs/finished", "--teacher", folder], ["was distilled from", "whose config differs; pass"])
+    refuse(place, ["eval", "runs/finished", "--teacher", folder], ["was distilled from", "they differ in the config; pass"])
 
 
 @pytest.mark.parametrize("verb", ["eval", "report"])
