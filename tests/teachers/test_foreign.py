@@ -238,14 +238,17 @@ def test_a_head_of_its_own_where_nothing_is_tied(tokenizer, tmp_path):
         teachers.load(str(tmp_path))
 
 
-def test_a_tied_model_saved_by_its_head_alone(folder):
-    """Some savers keep the head of two tied tensors; transformers reads neither from the other's name, or both."""
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_saved_by_its_head_alone(folder, tied):
+    """Some savers keep the head of two tied tensors: both are it where the config ties them, else one is missing."""
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    change(folder, weights={"lm_head.weight": embeddings}, without=["model.embed_tokens.weight"])
-    try:
-        teacher = teachers.load(str(folder))
-    except ValueError as refused:
-        assert "there are no weights for model.embed_tokens.weight" in str(refused)
-    else:
-        assert torch.equal(teacher.model.get_input_embeddings().weight, embeddings)
-        assert torch.equal(teacher.model.get_output_embeddings().weight, embeddings)
+    tensors = {"lm_head.weight": embeddings}
+    change(folder, {"tie_word_embeddings": tied}, tensors, without=["model.embed_tokens.weight"])
+    if not tied:
+        with pytest.raises(ValueError, match=r"there are no weights for model\.embed_tokens\.weight"):
+            teachers.load(str(folder))
+        return
+    teacher = teachers.load(str(folder))
+    assert torch.equal(teacher.model.get_input_embeddings().weight, embeddings)
+    assert torch.equal(teacher.model.get_output_embeddings().weight, embeddings)
+    teacher.check_account()
