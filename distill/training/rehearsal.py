@@ -1,5 +1,7 @@
 """What the end of a run needs, tried before it trains: its rows, its questions, its files, its exports, its report."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,9 +112,13 @@ def _check_room(recipe: Recipe, student: nn.Module, folder: RunDir) -> None:
     free = shutil.disk_usage(folder.path).free
     if needed > free:
         raise UserError(
-            f"{folder.path} will take {needed / 2**30:.1f} GiB for its students and exports, and {free / 2**30:.1f} GiB are "
-            "free there; make room, or make runs elsewhere with --runs"
+            f"{os.strerror(errno.ENOSPC)}: the students and exports of this run will take {_size(needed)} in {folder.path}, "
+            f"and {_size(free)} are free; make room there, or make runs elsewhere with --runs"
         )
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 @contextmanager

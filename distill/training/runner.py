@@ -22,6 +22,7 @@ from distill.exporters import check_exports, export_student
 from distill.memory import enough_memory
 from distill.recipe import Recipe
 from distill.reports import headline, write_report
+from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
@@ -122,7 +123,7 @@ class Run:
                 f"  [yellow]warning[/]: {sentence(found)}: what is judged on them is not held out; take them out of "
                 "data.train or data.heldout"
             )
-        if self.main:
+        if self.main and checkpoint.latest(self.folder.checkpoints) is None:
             rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
             rehearse_report(self.session, pipeline.student, self.folder)
         if "untrained" not in evaluations and self.main:
