@@ -17,23 +17,31 @@ if TYPE_CHECKING:
     from distill.runs.run_dir import RunDir
 
 
-def plan(recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = ()) -> "Plan":
-    """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads and writes nothing.
+def plan(
+    recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = (), check: bool = False
+) -> "Plan":
+    """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Writes nothing, and loads nothing
+    unless asked to check.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several, as on the command line.
+            several, as on the command line. check: load the teacher too, and try what a run tries before it trains: that a
+            student of it is the same model until something is swapped, and what the end of the run needs.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
 
     Raises:
-        UserError: a recipe that cannot be, or a teacher whose config cannot be found.
+        UserError: a recipe that cannot be, a teacher whose config cannot be found, or what the check refuses.
     """
-    from distill.planning import make_plan
+    from distill.planning import check_plan, make_plan
     from distill.recipe_file import load
 
-    return make_plan(load(recipe, overrides))
+    recipe = load(recipe, overrides)
+    made = make_plan(recipe)
+    if check:
+        check_plan(made, recipe)
+    return made
 
 
 def run(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import students
 from distill.errors import UserError
+from distill.generation_config import inherited
 from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
 from students.mixers.mixer import Shape
@@ -72,8 +73,8 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         the student, and each converted layer's transfer record.
 
     Raises:
-        UserError: a mixer refuses its options.
-        RuntimeError: a mixer leaves a parameter of its own unaccounted for, or something is given no value.
+        UserError: a mixer refuses its options, something is given no value, or see `generation_config.inherited`.
+        RuntimeError: a mixer leaves a parameter of its own unaccounted for.
     """
     student = empty(teacher, layout)
     own = set(dict(student.named_parameters())) | set(student.state_dict())
@@ -85,9 +86,12 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
     if student.meta_tokens is not None:
         student.meta_tokens.to_empty(device=teacher.device).start(teacher.model.get_input_embeddings().weight)
     if lost := next((name for name, tensor in _tensors(student) if tensor.is_meta), None):
-        raise RuntimeError(f"{lost} of the student was given no value")
+        raise UserError(
+            f"{lost} of a student of {teacher.reference} was given no value: the teacher holds no tensor of that name; what "
+            "was put on it (an adapter, a quantisation) must be merged or taken away first"
+        )
     student.requires_grad_(False).eval()
-    student.generation_config = teacher.model.generation_config
+    student.generation_config = inherited(teacher.model.generation_config, teacher.reference)
     return student, transfers
 
 

@@ -1,5 +1,7 @@
 """What this package uses of transformers and accelerate that is private, or named differently from version to version."""
 
+from functools import partial
+
 from accelerate.state import AcceleratorState
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer  # 5.17, 5.24
@@ -17,19 +19,31 @@ def recompute_layers(model: nn.Module, options: dict) -> None:
     """Have transformers recompute each layer's activations in the backward pass, and nothing drop out.
 
     `activation_checkpointing_enable` from transformers 5.24 on, `gradient_checkpointing_enable` in 5.17 to 5.23. A layer
-    asks whether it is itself in training mode (5.17, 5.24); what is inside it stays out of it, and so does dropout.
+    is recomputed where it is in training mode when it is called (5.17, 5.24). What is inside it never is, nor is the layer
+    while its own forward runs: Falcon's drop out there.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
-    for module in model.modules():
-        module.training = isinstance(module, GradientCheckpointingLayer)
+    for module in model.eval().modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+            module.recompute_hooks = (
+                module.register_forward_pre_hook(partial(_set_training, mode=False)),
+                module.register_forward_hook(partial(_set_training, mode=True), always_call=True),
+            )
 
 
 def keep_layers(model: nn.Module) -> None:
     """The reverse of `recompute_layers`, under the names of the same versions."""
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
-    model.eval()
+    for module in model.eval().modules():
+        for hook in vars(module).pop("recompute_hooks", ()):
+            hook.remove()
+
+
+def _set_training(module: nn.Module, *unused, mode: bool) -> None:
+    module.training = mode
 
 
 def kept_in_float32(model: nn.Module) -> set[str]:

@@ -14,6 +14,8 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
 from teachers.checks import loading
+from teachers.fingerprint import difference
+from teachers.foreign import plain_config
 from teachers.gguf import read
 from teachers.gguf_config import config_of
 from teachers.source import resolve
@@ -54,7 +56,9 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         if source.kind == "gguf":
             return config_of(read(Path(location)))[0]
         with loading(recipe.teacher, "config"):
-            return AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+            config = AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+        plain_config(recipe.teacher, config, location)
+        return config
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 
@@ -92,8 +96,9 @@ def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> Non
             f"{teacher.config.vocab_size}: they cannot be compared token by token"
         )
     made_from = student.config.distill.get("teacher", {})
-    if made_from.get("fingerprint", teacher.fingerprint) != teacher.fingerprint:
+    if part := difference(made_from.get("fingerprint", teacher.fingerprint), teacher.fingerprint):
         raise UserError(
             f"{path} was distilled from {made_from['reference']} (fingerprint {made_from['fingerprint']}), not from "
-            f"{teacher.reference} (fingerprint {teacher.fingerprint}); pass its own teacher with --teacher"
+            f"{teacher.reference} (fingerprint {teacher.fingerprint}): they differ in the {part}; pass its own "
+            "teacher with --teacher"
         )

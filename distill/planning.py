@@ -1,4 +1,5 @@
-"""`distill plan`: what a run would do, from the teacher's config alone. Nothing is loaded, trained or written."""
+"""`distill plan`: what a run would do, from the teacher's config alone. Nothing is trained or written, and nothing loaded
+unless the plan is to be checked."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,15 +11,21 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import students
-from distill.build import attention_shapes, layout_of
+from distill.build import attention_shapes, build, layout_of
 from distill.errors import UserError
+from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, check_exports, target
-from distill.loading import teacher_config
+from distill.loading import load_teacher, teacher_config
+from distill.memory import enough_memory
 from distill.recipe import Recipe
+from distill.runs.session import check_length, make_accelerator
 from distill.selection.checking import selection_options
 from distill.selection.options import described
 from distill.selection.resolution import TRAINING, cost_of, even_recipe
 from distill.stages import check_student, stages_of
+from distill.training import trackers
+from distill.training.rehearsal import rehearse
+from distill.training.twin import check_twin
 from students.config import KEEP, Layout, Place, Shapes
 from students.state_size import state_bytes
 from teachers.checks import loading
@@ -38,7 +45,8 @@ CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, l
 class Plan:
     """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of a
     teacher's and a student's cache, a text, by its tokens. selection: of a recipe whose layout is selected, its options, and
-    the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`."""
+    the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
+    identity: where the plan was checked, what `identity.check_identity` found."""
 
     layout: Layout
     teacher_parameters: int
@@ -50,6 +58,7 @@ class Plan:
     exports: str
     cache: dict[int, tuple[int, int]]
     selection: dict | None = None
+    identity: dict | None = None
 
     def speed(self, device: str) -> float:
         """The FLOP/s assumed."""
@@ -75,13 +84,15 @@ def make_plan(recipe: Recipe) -> Plan:
     recipe, selection = _selected(recipe, config)
     layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name, recipe.meta_tokens)
     place = Place(family.layers, family.slot, family.documents)
-    shapes = attention_shapes(Teacher(recipe.teacher, teacher, None, family))
+    meta = Teacher(recipe.teacher, teacher, None, family)
+    shapes = attention_shapes(meta)
     try:
         student = students.build(config, layout, place, shapes)
     except ValueError as error:
         raise UserError(f"{recipe.name}: the layout cannot be built: {error}") from error
     check_student(recipe, student, recipe.name)
     check_exports(recipe, layout, config.model_type)
+    check_twin(recipe, layout, meta)
     sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
     mixers = _parameters(nn.ModuleList(student.mixers.values()))
     with torch.device("meta"):  # untied: a block that several layers share computes in each of them
@@ -107,6 +118,23 @@ def make_plan(recipe: Recipe) -> Plan:
         cache=_cache(config, layout, place, shapes, student),
         selection=selection,
     )
+
+
+def check_plan(plan: Plan, recipe: Recipe) -> None:
+    """Load the teacher and try what a run tries before it trains: that a student of it is the same model with nothing and
+    with plain attention swapped in, that the student of the plan can be built whole, and what the end of the run needs.
+    `plan.identity` has the numbers.
+
+    Raises:
+        UserError: what the teacher, the check or the rehearsal refuses.
+    """
+    trackers.check(recipe)
+    device = make_accelerator(recipe, None).device
+    with enough_memory(f"checking {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
+        teacher = load_teacher(recipe, device)
+        check_length(recipe, teacher)
+        plan.identity = check_identity(teacher, plan.layout)
+        rehearse(recipe, teacher, build(teacher, plan.layout)[0])
 
 
 def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
@@ -138,6 +166,22 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         f"loading and evaluation come on top)\n"
         f"exports     {plan.exports}"
     )
+    if plan.identity:
+        found = plan.identity
+        swapped = (
+            "no layer is converted"
+            if found["layer"] is None
+            else (
+                f"plain attention in each converted layer is off by {found['attention']:.1g} of its output at most (layer "
+                f"{found['layer']})"
+            )
+        )
+        console.print(
+            f"check       with nothing swapped the student's logits are off by {found['logits']:.1g} of the teacher's; "
+            f"{swapped}; every part has a value; {found['seconds']:.2f} s\n"
+            "            what the end of the run needs was tried: rows, questions, saving, exports, generation",
+            highlight=False,
+        )
     for tokens, (theirs, ours) in plan.cache.items():
         share = f"{_size(ours)} ({ours / theirs:.1%})"
         console.print(

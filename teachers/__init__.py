@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from teachers.checks import check_files, check_tokenizer, check_weights, keep_own_head, loading
+from teachers.checks import check_tokenizer, check_weights, keep_own_head, loading
 from teachers.families import FAMILIES, family_of
+from teachers.files import folder_of
+from teachers.foreign import check_adapter_files, plain_config
 from teachers.quiet import no_bars_in_logs
 from teachers.source import resolve
 from teachers.teacher import Teacher
@@ -34,7 +36,8 @@ def load(
     Raises:
         FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
             a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen, not
-            finite or without a place, an adapter, and a tokenizer with more entries than the model has embeddings.
+            finite or without a place, an adapter, quantised weights, and a tokenizer with more entries than the model has
+            embeddings.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,22 +47,23 @@ def load(
         from teachers import gguf, gguf_tokenizer
 
         location, read_tokenizer = str(gguf.converted(Path(location))), gguf_tokenizer.load
-    check_files(reference, location)
+    check_adapter_files(reference, location)
     trust = {"trust_remote_code": trust_remote_code}
     with loading(reference, "config"):
         config = AutoConfig.from_pretrained(location, **trust)
     family = family_of(config, reference)
+    plain_config(reference, config, location)
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     safetensors = {} if allow_pickle else {"use_safetensors": True}
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # by check_weights
     with loading(reference, "weights"), no_bars_in_logs():
         model, info = AutoModelForCausalLM.from_pretrained(
-            location, dtype=dtype, **attention, **safetensors, **checked, **trust
+            location, config=config, dtype=dtype, **attention, **safetensors, **checked, **trust
         )
-    ignored = check_weights(reference, model, info, ignore)
+    ignored = check_weights(reference, location, model, info, ignore)
     keep_own_head(model)
     with loading(reference, "tokenizer"):
         tokenizer = read_tokenizer(location)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
-    return Teacher(reference, model, tokenizer, family, tuple(ignored))
+    return Teacher(reference, model, tokenizer, family, tuple(ignored), folder_of(location))

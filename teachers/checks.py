@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from teachers.files import stored_tensors
+from teachers.foreign import MERGE, check_tensors
 
 FIXES = {
     "GGUF file": "download it again",
@@ -15,9 +17,7 @@ FIXES = {
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
 }
-MERGE = "merge it (peft's merge_and_unload, then save_pretrained), or take it away"
 SHOWN = 3  # tensors that a message names
-ADAPTER = "adapter_config.json"  # beside a model: transformers puts the adapter on it
 # Tensors that old checkpoints hold and no model reads: tables that are computed today, causal masks.
 HARMLESS = ("*rotary_emb.inv_freq", "*.attn.bias", "*.attention.bias", "*.masked_bias", "*position_ids")
 
@@ -44,22 +44,14 @@ def loading(reference: str, part: str) -> Iterator[None]:
         raise ValueError(f"teacher {reference!r} could not be loaded: its {part}: {said}{fix}") from error
 
 
-def check_files(reference: str, folder: str) -> None:
-    """Refuse a model's folder that holds an adapter too: it would be the teacher's, and nobody asked for it.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    file = Path(folder) / ADAPTER
-    if file.is_file():
-        raise ValueError(f"teacher {reference!r} has an adapter beside it: {file}; {MERGE}")
-
-
-def check_weights(reference: str, model: PreTrainedModel, info: dict, ignore: Sequence[str] = ()) -> list[str]:
-    """Refuse weights that are missing, without a place, of another shape than the config says, or not finite.
+def check_weights(
+    reference: str, location: str, model: PreTrainedModel, info: dict, ignore: Sequence[str] = ()
+) -> list[str]:
+    """Refuse weights that are missing, quantised, an adapter's, without a place, of another shape than the config says, or
+    not finite.
 
     Args:
-        info: what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+        location: where the files are. info: what `from_pretrained(..., output_loading_info=True)` returns beside the model.
         ignore: patterns of names that may be left without a place.
 
     Returns:
@@ -70,6 +62,11 @@ def check_weights(reference: str, model: PreTrainedModel, info: dict, ignore: Se
     """
     if getattr(model, "peft_config", None):
         raise ValueError(f"teacher {reference!r} was loaded with an adapter ({', '.join(model.peft_config)}); {MERGE}")
+    left = [name for name in sorted(info["unexpected_keys"]) if not _matches(name, HARMLESS)]
+    homeless = [name for name in left if not _matches(name, ignore)]
+    stored = stored_tensors(location) or {}
+    placed = {name: tensor for name, tensor in stored.items() if name not in left and not _matches(name, HARMLESS)}
+    check_tensors(reference, location, placed, homeless)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"teacher {reference!r} could not be loaded: there are no weights for {_some(missing)}; {FIXES['weights']}"
@@ -80,8 +77,7 @@ def check_weights(reference: str, model: PreTrainedModel, info: dict, ignore: Se
             f"teacher {reference!r} could not be loaded: {name} has the shape {list(found)}, but by config.json it is "
             f"{list(wanted)}; config and weights do not belong together"
         )
-    left = [name for name in sorted(info["unexpected_keys"]) if not _matches(name, HARMLESS)]
-    if homeless := [name for name in left if not _matches(name, ignore)]:
+    if homeless:
         raise ValueError(
             f"teacher {reference!r} could not be loaded: by config.json the model has no place for {_some(homeless)} of its "
             "files, so it would not be the model that was saved; mend config.json, or name what may be left out in "
@@ -94,6 +90,36 @@ def check_weights(reference: str, model: PreTrainedModel, info: dict, ignore: Se
             f"learned from it: {FIXES['weights']}"
         )
     return left
+
+
+def check_account(reference: str, location: str, model: PreTrainedModel, ignored: Sequence[str] = ()) -> None:
+    """Refuse a model that holds more values than its files, or fewer, whatever loaded it; by the files' headers alone.
+
+    Names need not agree: transformers renames and joins tensors while it loads them.
+
+    Raises:
+        ValueError: giving both numbers and the first name.
+    """
+    stored, held = stored_tensors(location), model.state_dict()
+    if stored is None:
+        return
+    present = {held[name].data_ptr() for name in stored.keys() & held.keys()}
+    lacking = {
+        tensor.data_ptr(): (name, tensor.numel())
+        for name, tensor in held.items()
+        if name not in stored and tensor.data_ptr() not in present
+    }
+    spare = {
+        name: tensor.size
+        for name, tensor in stored.items()
+        if name not in held and not _matches(name, HARMLESS) and name not in ignored
+    }
+    extra, short = sum(spare.values()), sum(size for _, size in lacking.values())
+    if extra == short:
+        return
+    said = f"{_some(sorted(spare)) or 'no such tensor'} of its files ({extra:,} values) "
+    had = f"{_some(sorted(name for name, _ in lacking.values())) or 'no tensor'} of the model ({short:,} values)"
+    raise ValueError(f"teacher {reference!r} is not what its files hold: {said} against {had}; mend config.json")
 
 
 def keep_own_head(model: PreTrainedModel) -> None:

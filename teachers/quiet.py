@@ -1,4 +1,4 @@
-"""transformers kept quiet: no progress bars in a log."""
+"""transformers kept quiet: no progress bars in a log, no warnings about what is tried."""
 
 import sys
 from collections.abc import Iterator
@@ -18,3 +18,16 @@ def no_bars_in_logs() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Let transformers speak of errors alone."""
+    from transformers.utils import logging
+
+    usual = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(usual)

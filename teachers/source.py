@@ -14,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachers.foreign import base_of_adapter
+
 PACKAGE = "package:"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
@@ -149,6 +151,8 @@ def _join(pieces: list[Path], file: str, promised: str | None, reference: str) -
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:
     if not (path / "config.json").is_file():
+        if base := base_of_adapter(path):
+            raise ValueError(f"{path} holds an adapter of {base} and no model: merge the two, and name the merged folder")
         found = sorted(file.name for file in path.glob("*.gguf"))
         hint = f"; it holds {found[0]}, which you can name directly" if found else ""
         raise ValueError(f"{path} has no config.json, so it is no model folder{hint}")

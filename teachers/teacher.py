@@ -1,17 +1,20 @@
 """The teacher: a transformers model with its tokenizer, read through its family's row."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from teachers.checks import check_account
 from teachers.compat import knows_windows
 from teachers.families import Family
+from teachers.fingerprint import fingerprint
 from teachers.observe import Observation, observe, project
 from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 
@@ -20,7 +23,8 @@ from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 class Teacher:
     """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for.
 
-    ignored: tensors of its files that the model has no place for, left out because the user said so.
+    ignored: tensors of its files that the model has no place for, left out because the user said so. folder: where its
+    files lie; None where it was made without any.
     """
 
     reference: str
@@ -28,6 +32,7 @@ class Teacher:
     tokenizer: PreTrainedTokenizerBase | None
     family: Family
     ignored: tuple[str, ...] = ()
+    folder: Path | None = None
 
     @property
     def config(self):
@@ -43,6 +48,33 @@ class Teacher:
     def n_layers(self) -> int:
         """How many decoder layers there are."""
         return self.config.num_hidden_layers
+
+    def positions(self, meta_tokens: int = 0) -> int | None:
+        """For how many tokens it has positions, behind so many learned ones; None where its config does not say."""
+        known = getattr(self.config, "max_position_embeddings", None)
+        return known - meta_tokens if known else None
+
+    def check_account(self) -> None:
+        """Refuse a model that holds other values than its files do, by their headers.
+
+        Raises:
+            ValueError: see `checks.check_account`.
+        """
+        if self.folder is not None:
+            check_account(self.reference, str(self.folder), self.model, self.ignored)
+
+    @contextmanager
+    def narrow_windows(self, size: int) -> Iterator[None]:
+        """Inside the block no window is wider than this, so that a short text shows which layers have one."""
+        wide = getattr(self.config, "sliding_window", None)
+        if not wide or wide <= size:
+            yield
+            return
+        self.config.sliding_window = size
+        try:
+            yield
+        finally:
+            self.config.sliding_window = wide
 
     def slot(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
@@ -92,10 +124,5 @@ class Teacher:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of sizes and sampled values of every weight: tells one teacher from another, not proof of equality."""
-        digest = hashlib.sha256(self.config.model_type.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """What tells it from another teacher, see `teachers.fingerprint`; not proof of equality."""
+        return fingerprint(self.model, self.config, self.tokenizer)

@@ -24,7 +24,14 @@ def add_to(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def plan(recipe: RecipeArgument, overrides: Overrides = None, json: Json = None) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load the teacher, and try what a run tries before it trains.")
+    ] = False,
+    json: Json = None,
+) -> None:
     """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
     from distill.planning import show
     from distill.recipe_file import load
@@ -32,7 +39,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, json: Json = None)
 
     quiet_libraries()
     loaded = load(recipe, overrides or [])
-    worked_out = distill.plan(loaded)
+    worked_out = distill.plan(loaded, check=check)
     show(worked_out, loaded, find(recipe), table_console(json))
     write_json(json, worked_out.numbers())
 

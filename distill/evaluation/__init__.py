@@ -6,7 +6,7 @@
     suite               the suite's name; "run" for the table that ends a run ("final" in evaluations.json)
     device, precision   "cpu" or a GPU's name; "float32" or "bf16"
     pattern             one letter a layer
-    identity            {logits, attention, layer}, see identity.check_identity; of a run it stands beside "final"
+    identity            {logits, attention, layer, layers, seconds}, see identity.check_identity; a run's, beside "final"
     rows                {row: {evaluation: result}}; rows as in rows.TITLES, in the order of the table, chance not among them
       fidelity          see fidelity.fidelity; on the same documents in every row
       passkey           [{length, recalled, trials}]

@@ -1,51 +1,83 @@
 """Whether a student is its teacher where nothing is swapped, and stays it where plain attention is: asked before training.
 
-What a checkpoint or a family's row gets wrong shows here as a number: a tensor that went elsewhere, a norm, a rotation or a
-window that mixers do not know of.
+What a checkpoint or a family's row gets wrong shows here as a number: a tensor that went elsewhere, a norm, a rotation, a
+window or a boundary between documents that mixers do not know of, a layer that drops out while it is recomputed.
 """
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.build import attention_shapes, build
+from distill.build import build
+from distill.compat import keep_layers, recompute_layers
 from distill.errors import UserError
-from distill.stages.stage import observed
 from distill.text.windows import Batch
-from students.config import Layout
+from students.config import Layout, Shapes, from_dict
 from students.kernels import backend
 from students.mixers import make_mixer
 from students.mixers.transfer import Projections
+from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
-TOKENS = 36  # two documents
+TOKENS = 24  # two documents, of a third and of two thirds
+WINDOW = 7  # a teacher's windows are narrowed to it, so that a text this short shows where they are
+SMALL = 300e6  # parameters; with fewer, threads wait for each other longer than they compute: seconds on a busy machine
 TOLERANCE = {"float32": 2e-3, "tf32": 3e-2, "half": 1e-1}  # ||found - wanted|| / ||wanted||
+
+
+@dataclass
+class Pass:
+    """What one model did: its logits, the output of each layer, and that of each attention, or what `at_slot` made of it."""
+
+    logits: Tensor | None = None
+    layers: list[Tensor] = field(default_factory=list)
+    slots: dict[int, Tensor | float] = field(default_factory=dict)
 
 
 @torch.no_grad()
 def check_identity(teacher: Teacher, layout: Layout) -> dict:
-    """Compare a student of this teacher with it, on a few dozen tokens.
+    """Compare a student of this teacher with it, on a few dozen tokens, in one forward pass of each.
 
-    Memory: one layer's attention, and the activations.
+    The student runs as it does in training, its layers recomputed. Memory: one layer's attention, and the activations.
 
     Returns:
-        the relative error of the logits with nothing swapped ("logits"), the largest one of a layer's output with plain
-        attention in its place ("attention"), and which layer that is ("layer").
+        the relative error of the logits with nothing swapped ("logits"), that of each converted layer's output with plain
+        attention in its place ("layers", by layer), the largest one of them ("attention"), which layer that is ("layer"),
+        and how long the check took ("seconds").
 
     Raises:
-        UserError: they differ, naming the first layer that does.
+        UserError: the teacher is not what its files hold, a part of the student was given no value, or the two differ,
+            naming the first layer that does.
     """
+    began = time.monotonic()
+    try:
+        teacher.check_account()
+    except ValueError as error:
+        raise UserError(str(error)) from error
     batch, allowed = _text(teacher), _tolerance(teacher)
-    student, _ = build(teacher, Layout("A" * teacher.n_layers))
-    logits = teacher.model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).logits
-    found = _error(student(batch.ids, document_ids=batch.documents, use_cache=False).logits, logits)
-    if not found <= allowed:
-        where = _first_difference(teacher, student, batch, allowed)
+    with teacher.narrow_windows(WINDOW), _threads(teacher):
+        student, _ = build(teacher, Layout("A" * teacher.n_layers))
+        wanted = _run(teacher.model, teacher, batch, {"position_ids": batch.positions}, lambda layer, *seen: seen[-1])
+        at_slot = partial(_attention_error, teacher, from_dict(student.config.distill)[2], set(layout.converted), wanted)
+        recompute_layers(student, {"use_reentrant": False})
+        try:
+            found = _run(student, teacher, batch, {"document_ids": batch.documents}, at_slot)
+        finally:
+            keep_layers(student)
+    logits = _error(found.logits, wanted.logits)
+    if not logits <= allowed:
         raise UserError(
-            f"a student of {teacher.reference} with nothing swapped is not its teacher: {where} differs (logits by "
-            f"{found:.2g} of their size, {allowed:.0e} is allowed); this version reads the checkpoint in another way"
+            f"a student of {teacher.reference} with nothing swapped is not its teacher: "
+            f"{_first_difference(wanted, found, allowed)} differs (logits by {logits:.2g} of their size, {allowed:.0e} is "
+            "allowed); this version reads the checkpoint in another way"
         )
-    errors = _attention_errors(teacher, student, batch, layout)
+    errors = {layer: error for layer, error in sorted(found.slots.items()) if error is not None}
     wrong = next((layer for layer, error in errors.items() if not error <= allowed), None)
     if wrong is not None:
         raise UserError(
@@ -53,7 +85,25 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
             f"{errors[wrong]:.2g} of its output, {allowed:.0e} is allowed: mixers would start from another attention"
         )
     worst = max(errors, key=errors.get, default=None)
-    return {"logits": found, "attention": errors.get(worst, 0.0), "layer": worst}
+    return {
+        "logits": logits,
+        "attention": errors.get(worst, 0.0),
+        "layer": worst,
+        "layers": {str(layer): error for layer, error in errors.items()},
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+@contextmanager
+def _threads(teacher: Teacher) -> Iterator[None]:
+    """One thread for a small model on a CPU."""
+    usual = torch.get_num_threads()
+    small = sum(parameter.numel() for parameter in teacher.model.parameters()) < SMALL
+    torch.set_num_threads(1 if small and teacher.device.type == "cpu" else usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _text(teacher: Teacher) -> Batch:
@@ -73,38 +123,55 @@ def _tolerance(teacher: Teacher) -> float:
     return TOLERANCE["tf32" if tf32 else "float32"]
 
 
-def _attention_errors(teacher: Teacher, student: nn.Module, batch: Batch, layout: Layout) -> dict[int, float]:
-    """How far plain attention, made from each converted layer's projections, is from that layer's own, on its own input."""
-    shapes, errors = attention_shapes(teacher), {}
-    for seen, context in observed(teacher, student, batch, layout.converted):
-        weights = teacher.attention_weights(seen.layer)
-        with torch.device("meta"):
-            mixer = make_mixer("attention", shapes.at(seen.layer), {})
-        mixer = mixer.to(weights.q.dtype).to_empty(device=teacher.device)
-        mixer.from_attention(Projections(**vars(weights)))
-        with backend("reference"):
-            errors[seen.layer] = _error(mixer(seen.input, context), seen.output)
-    return errors
+def _run(model: nn.Module, teacher: Teacher, batch: Batch, arguments: dict, at_slot: Callable) -> Pass:
+    """One forward pass, watched. at_slot: what to keep of an attention, from its layer, arguments, keywords and output."""
+    seen, hooks = Pass(), []
+
+    def keep_layer(module, inputs, out):
+        seen.layers.append(out[0] if isinstance(out, tuple) else out)
+
+    def keep_slot(module, inputs, keywords, out, layer):
+        seen.slots[layer] = at_slot(layer, inputs, keywords, out[0] if isinstance(out, tuple) else out)
+
+    for index, layer in enumerate(model.get_submodule(teacher.family.layers)):
+        hooks.append(layer.register_forward_hook(keep_layer))
+        slot = getattr(layer, teacher.family.slot)
+        hooks.append(slot.register_forward_hook(partial(keep_slot, layer=index), with_kwargs=True))
+    try:
+        seen.logits = model(input_ids=batch.ids, use_cache=False, **arguments).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
-def _first_difference(teacher: Teacher, student: nn.Module, batch: Batch, allowed: float) -> str:
+def _attention_error(
+    teacher: Teacher,
+    shapes: Shapes,
+    converted: set[int],
+    wanted: Pass,
+    layer: int,
+    inputs: tuple,
+    keywords: dict,
+    *unused,
+) -> float | None:
+    """How far a slot with plain attention, made from the layer's projections and called as the student calls its attention,
+    is from the teacher's; None where the layer is not converted."""
+    if layer not in converted:
+        return None
+    weights = teacher.attention_weights(layer)
+    with torch.device("meta"):
+        mixer = make_mixer("attention", shapes.at(layer), {})
+    mixer = mixer.to(weights.q.dtype).to_empty(device=teacher.device)
+    mixer.from_attention(Projections(**vars(weights)))
+    with backend("reference"):
+        return _error(MixerSlot(mixer, layer, teacher.family.documents)(*inputs, **keywords)[0], wanted.slots[layer])
+
+
+def _first_difference(wanted: Pass, found: Pass, allowed: float) -> str:
     """The first part of the two models whose outputs differ."""
-    outputs = []
-    for model, arguments in (
-        (teacher.model, {"position_ids": batch.positions}),
-        (student, {"document_ids": batch.documents}),
-    ):
-        seen, hooks = [], []
-        for layer in model.get_submodule(teacher.family.layers):
-            hooks.append(layer.register_forward_hook(lambda module, inputs, out, seen=seen: seen.append(out)))
-        try:
-            model(input_ids=batch.ids, use_cache=False, **arguments)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        outputs.append([out[0] if isinstance(out, tuple) else out for out in seen])
-    for layer, (wanted, found) in enumerate(zip(*outputs, strict=True)):
-        if not _error(found, wanted) <= allowed:
+    for layer, (theirs, ours) in enumerate(zip(wanted.layers, found.layers, strict=True)):
+        if not _error(ours, theirs) <= allowed:
             return f"layer {layer}"
     return "the final norm or the output head"
 

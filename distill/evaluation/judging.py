@@ -42,6 +42,7 @@ def judge_session(
     recipe, teacher = session.recipe, session.teacher
     selected = recipe.selected.model_dump(exclude={"by"}) if recipe.selected else {}
     suite = replace(suite or suite_of_run(recipe.evaluation), in_sample=tuple(selected.get("tasks", ())))
+    suite, too_long = suite.within(teacher.positions(student.layout.meta_tokens))
 
     def load_twin():
         return load_student(twin).to(teacher.device)
@@ -65,7 +66,7 @@ def judge_session(
         "in_sample": selected,
         "layers": judged_layer_errors(probed),
         "overlap": session.overlap if overlaps else None,
-        "not_run": rows_left_out(student, twin is not None) + dropped + not_run(results, suite),
+        "not_run": too_long + rows_left_out(student, twin is not None) + dropped + not_run(results, suite),
         "seconds": seconds,
     }
 

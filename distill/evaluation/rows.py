@@ -46,20 +46,24 @@ def rows_of(
 ) -> dict[str, Callable[[], nn.Module | None]]:
     """How each row's model is made; untrained ones share the teacher's weights, knock-outs the student's."""
 
-    def untrained(layout: Layout) -> Callable[[], nn.Module]:
-        return lambda: build(teacher, layout)[0]
-
     rows: dict[str, Callable[[], nn.Module | None]] = {"teacher": lambda: None, "student": student}
     if has_branches(student()):
         rows["no_state"] = lambda: knocked_out(student(), state=True)
         rows["no_window"] = lambda: knocked_out(student(), state=False)
     if twin is not None and has_window_branch(layout):
         rows["twin"] = twin
-    rows["window_layout"] = untrained(window_layout(layout))
-    if (uniform := uniform_window(layout)) is not None:
-        rows["uniform_window"] = untrained(uniform)
-    rows["window_everywhere"] = untrained(window_everywhere(layout))
-    return rows
+    return rows | {row: _untrained(teacher, found) for row, found in layouts(layout).items()}
+
+
+def layouts(layout: Layout) -> dict[str, Layout]:
+    """The layout of each row that is not trained, for a student of this layout."""
+    found = {"window_layout": window_layout(layout), "uniform_window": uniform_window(layout)}
+    found["window_everywhere"] = window_everywhere(layout)
+    return {row: one for row, one in found.items() if one is not None}
+
+
+def _untrained(teacher: Teacher, layout: Layout) -> Callable[[], nn.Module]:
+    return lambda: build(teacher, layout)[0]
 
 
 def rows_left_out(student: nn.Module, twin: bool) -> list[dict]:

@@ -1,16 +1,19 @@
 """What a report shows of a student beside numbers: its matrices next to attention's, and a text it goes on with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import GenerationConfig
 
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.stages.stage import observed
 from distill.text.encoding import prompt
+from teachers.teacher import Teacher
 from teachers.weights import LogitRules
 
 PICTURE_TOKENS = 96
@@ -23,7 +26,7 @@ NEW_TOKENS = 48
 def collect(session: Session, student, folder: RunDir) -> None:
     """Write matrices.npz and samples.json into a run folder."""
     np.savez_compressed(folder.path / "matrices.npz", **matrices(session, student))
-    folder.write("samples.json", continuations(session, student))
+    folder.write("samples.json", continuations(session.teacher, student))
 
 
 def matrices(session: Session, student) -> dict[str, np.ndarray]:
@@ -74,14 +77,29 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     return [items[place] for place in sorted(set(places.tolist()))]
 
 
-def continuations(session: Session, student) -> dict[str, str]:
-    """The same prompt continued greedily by teacher and student."""
-    tokenizer = session.teacher.tokenizer
-    ids = torch.tensor([prompt(tokenizer, PROMPT)], device=session.teacher.device)
-    mask = torch.ones_like(ids)
+def continuations(teacher: Teacher, student, tokens: int = NEW_TOKENS) -> dict[str, str]:
+    """The same prompt continued greedily by teacher and student, as far as the teacher has positions."""
+    tokenizer, positions = teacher.tokenizer, teacher.positions(student.layout.meta_tokens)
+    ids = torch.tensor([prompt(tokenizer, PROMPT)], device=teacher.device)
+    mask, length = torch.ones_like(ids), ids.shape[1]
+    room = tokens if positions is None else max(0, min(tokens, positions - length))
     texts = {"prompt": PROMPT}
-    for name, model in (("teacher", session.teacher.model), ("student", student)):
-        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-        out = model.generate(input_ids=ids, attention_mask=mask, **options)
-        texts[name] = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    for name, model in (("teacher", teacher.model), ("student", student)):
+        with greedy(model, tokenizer):
+            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room) if room else ids
+        texts[name] = tokenizer.decode(out[0, length:], skip_special_tokens=True)
     return texts
+
+
+@contextmanager
+def greedy(model, tokenizer) -> Iterator[None]:
+    """Inside the block a model takes its likeliest token and nothing else that its own settings ask for (beams, banned
+    words, watermarks ...)."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own

@@ -75,7 +75,6 @@ def _judge(
     check_teacher(student, session.teacher, student_path)
     identity = check_identity(session.teacher, student.layout)
     twin = folder.path / "twin" / "student" if folder else None
-    suite, too_long = suite.within(getattr(session.teacher.config, "max_position_embeddings", None))
     with console.status("") as status:
 
         def say(what: str) -> None:
@@ -87,7 +86,7 @@ def _judge(
         judged = judge_session(session, student, twin, suite, say=say, overlaps=folder is not None)
     if folder and not heldout and judged.get("overlap") is None:  # the training text is gone, but the run compared it
         judged["overlap"] = folder.read("evaluations.json", {}).get("final", {}).get("overlap")
-    return {"target": str(target), "identity": identity, **judged, "not_run": too_long + judged["not_run"]}
+    return {"target": str(target), "identity": identity, **judged}
 
 
 def _laid_out(folder: RunDir) -> Recipe:

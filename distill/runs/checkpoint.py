@@ -33,7 +33,8 @@ class RunState:
     """Where a run stands. `stage` is the index of the stage, `step` the steps it has taken, `done` whether it is over.
 
     window: the next window of training text. changed: names of the skeleton's parameters that stages have trained.
-    seconds: what a running stage has taken so far, over all the processes that took part in it.
+    seconds: what a running stage has taken so far, over all the processes that took part in it. teacher, recipe: their
+    fingerprints. digest: of everything else here, as it was saved; of earlier versions' states it and `recipe` are empty.
     """
 
     stage: int
@@ -46,6 +47,18 @@ class RunState:
     probe: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    recipe: str = ""
+    digest: str = ""
+
+    @property
+    def place(self) -> str:
+        """The name of its folder."""
+        return f"{self.stage}-{self.name}-{END if self.done else f'{self.step:07d}'}"
+
+    def hashed(self) -> str:
+        """What its digest should be."""
+        entries = {name: value for name, value in asdict(self).items() if name != "digest"}
+        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int) -> Path:
@@ -57,7 +70,7 @@ def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], k
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    target = folder / f"{state.stage}-{state.name}-{END if state.done else f'{state.step:07d}'}"
+    target = folder / state.place
     scratch = folder / f"{SCRATCH}{target.name}"
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -67,6 +80,7 @@ def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], k
             file = scratch / f"{name}.safetensors"
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, file)
             state.files[file.name] = _digest(file)
+        state.digest = state.hashed()
         (scratch / "state.json").write_text(json.dumps(asdict(state), indent=1))
         for file in scratch.iterdir():
             _sync(file)
@@ -123,6 +137,25 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint} is damaged ({error})") from error
     return state
+
+
+def check_origin(checkpoint: Path, state: RunState, recipe: str) -> None:
+    """Refuse a checkpoint that another run made, or whose state is not what was saved.
+
+    Args:
+        recipe: the fingerprint of the recipe that goes on.
+
+    Raises:
+        UserError: naming the checkpoint and what to do.
+    """
+    fix = "delete it to go on from the one before, or start again with --fresh"
+    if state.recipe and state.recipe != recipe:
+        raise UserError(
+            f"{checkpoint} was made by another recipe (fingerprint {state.recipe}, this one has {recipe}), so it was copied "
+            f"here from another run; {fix}"
+        )
+    if (state.digest and state.digest != state.hashed()) or checkpoint.name != state.place:
+        raise UserError(f"{checkpoint / 'state.json'} is not what was saved (it was edited, or its folder renamed); {fix}")
 
 
 def tensors_of(checkpoint: Path, name: str) -> dict[str, Tensor]:

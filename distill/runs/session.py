@@ -156,18 +156,21 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
 
 
 def check_length(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse windows that are longer than the teacher has positions for.
+    """Refuse windows, and passkeys that a recipe asks for, that are longer than the teacher has positions for.
 
     Raises:
         UserError: naming the key and both lengths.
     """
-    known = getattr(teacher.config, "max_position_embeddings", None)
-    meta, before = recipe.meta_tokens, f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
-    for key, length in (("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", recipe.evaluation.seq_len)):
-        if known and length and length + meta > known:
+    options, room = recipe.evaluation, teacher.positions(recipe.meta_tokens)
+    before = f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
+    lengths = [("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", options.seq_len)]
+    if "passkey" in options.model_fields_set:  # the usual ones are left out where they are too long
+        lengths += [("evaluation.passkey", length) for length in options.passkey]
+    for key, length in lengths:
+        if room is not None and length and length > room:
             raise UserError(
-                f"{key} is {length}{before}, but {recipe.teacher} has positions for {known} tokens; "
-                f"make it {known - meta} or less"
+                f"{key} is {length}{before}, but {recipe.teacher} has positions for {room + recipe.meta_tokens} tokens; "
+                f"make it {room} or less"
             )
 
 

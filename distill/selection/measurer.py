@@ -17,6 +17,7 @@ from distill.runs.stopper import Stopper
 from distill.selection.measures import Material
 from distill.selection.options import Options
 from distill.selection.switched import Switched, make_switched
+from teachers.fingerprint import difference
 
 FILE = "selection.json"  # in the run folder
 MATERIAL = "material"  # the fact that says which words and text are measured on
@@ -31,13 +32,14 @@ class Records:
         """writes: False for the processes of a run that only follow the first.
 
         Raises:
-            UserError: the file holds measurements of another teacher or text.
+            UserError: the file holds measurements of another teacher, recipe or text.
         """
         self.folder, self.writes = folder, writes
         self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts), "measured": {}}
         for name, value in facts.items():
-            known = self.content["facts"].get(name)
-            if known != value and not (name == MATERIAL and "chosen" in self.content):  # a choice that was made stands
+            known = self.content["facts"].get(name, value if name == "recipe" else "")  # earlier versions left that one out
+            chosen = name == MATERIAL and "chosen" in self.content  # a choice that was made stands
+            if difference(known, value) and not chosen:
                 raise UserError(
                     f"{folder.path / FILE}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
                     "back, or start again with --fresh"

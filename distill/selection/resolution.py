@@ -31,12 +31,16 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
         numbers}, cost {tokens, seconds, predicted_seconds}, note.
 
     Raises:
-        UserError: a budget that does not fit, or measurements of another teacher or text.
+        UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
         Interrupted: stopped early, with everything measured kept.
     """
     recipe, accelerator = session.recipe, session.accelerator
-    text = session.heldout_windows.meta["sha256"]
-    facts = {"teacher": session.teacher.fingerprint, "heldout_text": text, MATERIAL: READS}
+    facts = {
+        "recipe": recipe.fingerprint,
+        "teacher": session.teacher.fingerprint,
+        "heldout_text": session.heldout_windows.meta["sha256"],
+        MATERIAL: READS,
+    }
     records = Records(folder, facts, writes=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     chosen = records.content.get("chosen")

@@ -13,8 +13,7 @@ from torch import nn
 from distill.build import build, empty, layout_of
 from distill.console import new_console
 from distill.disk import writing
-from distill.errors import UserError
-from distill.evaluation.baselines import has_window_branch, twin_layout
+from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
 from distill.evaluation.rows import decimal, told
@@ -24,6 +23,7 @@ from distill.exporters import check_exports, export_student
 from distill.memory import enough_memory
 from distill.recipe import Recipe
 from distill.reports import headline, write_report
+from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
@@ -34,7 +34,8 @@ from distill.text.heldout import Heldout
 from distill.text.overlap import sentence, suspicious
 from distill.training import trackers
 from distill.training.pipeline import Pipeline
-from distill.training.twin import known_results, twin_recipe
+from distill.training.rehearsal import rehearse, rehearse_report
+from distill.training.twin import check_twin, known_results, twin_recipe
 from students.config import Layout
 
 
@@ -123,6 +124,9 @@ class Run:
                 f"  [yellow]warning[/]: {sentence(found)}: what is judged on them is not held out; take them out of "
                 "data.train or data.heldout"
             )
+        if self.main and checkpoint.latest(self.folder.checkpoints) is None:
+            rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
+            rehearse_report(self.session, pipeline.student, self.folder)
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
             with accelerator.autocast():
@@ -186,10 +190,7 @@ def check_layout(session: Session) -> None:
     layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
     check_student(recipe, empty(teacher, layout), recipe.name)
     check_exports(recipe, layout, teacher.config.model_type)
-    if recipe.twin and not has_window_branch(layout):
-        raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
-    if recipe.twin:
-        check_student(twin_recipe(recipe, layout), empty(teacher, twin_layout(layout)), f"{recipe.name} (twin)")
+    check_twin(recipe, layout, teacher)
 
 
 def save_student(pipeline: Pipeline) -> None:

@@ -16,6 +16,7 @@ from distill.runs.run_dir import FORMAT, RunDir, versions
 from distill.runs.session import Session
 from distill.stages.probe import differs, probe
 from distill.training.stage_run import StageRun
+from teachers.fingerprint import difference
 
 PROBE_TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; reductions on a GPU differ from run to run
 
@@ -40,12 +41,16 @@ class Saves:
             UserError: it was another teacher or text.
         """
         session = self.session
+        known = self.folder.read("run.json", {})
+        if part := difference(known.get("teacher", self.teacher.fingerprint), self.teacher.fingerprint):
+            raise UserError(
+                f"{self.folder.path}: the teacher is not the one this run was started with: they differ in the {part}; "
+                "bring it back, or start again with --fresh"
+            )
         facts = {
-            "teacher": self.teacher.fingerprint,
             "train_text": session.windows.meta["sha256"],
             "heldout_text": session.heldout_windows.meta["sha256"],
         }
-        known = self.folder.read("run.json", {})
         for name, value in facts.items():
             if known.get(name, value) != value:
                 raise UserError(
@@ -58,6 +63,7 @@ class Saves:
             )
         if self.accelerator.is_main_process:
             facts |= {"stopped": None} if "stopped" in known else {}  # it is tried again
+            facts["teacher"] = self.teacher.fingerprint
             self.folder.update("run.json", **facts, **({} if known else {"format": FORMAT, "versions": versions()}))
 
     # saving
@@ -84,7 +90,7 @@ class Saves:
         if not self.accelerator.is_main_process:
             return
         changed = self.changed if done else self.changed | this.stage.changed(done=False)
-        state = this.state(self.teacher.fingerprint, done)
+        state = this.state(self.teacher.fingerprint, self.recipe.fingerprint, done)
         state.changed = sorted(changed)
         state.probe = probed or self.measure_probe()
         tensors = {"student": checkpoint.student_tensors(self.student, changed), "rng": checkpoint.random_tensors()}
@@ -102,18 +108,20 @@ class Saves:
             reinstate: gives the student the modules that finished stages left in it.
 
         Raises:
-            UserError: it was made with another teacher, or did not come back as it was saved.
+            UserError: it was made with another teacher or by another recipe, was edited, or did not come back as it was
+                saved.
         """
         state = self._newest()
         if state is None:
             self.folder.forget_after(-1, 0)
             return None
         path = checkpoint.latest(self.folder.checkpoints)
-        if state.teacher != self.teacher.fingerprint:
+        if part := difference(state.teacher, self.teacher.fingerprint):
             raise UserError(
-                f"{path} was made with another teacher than {self.recipe.teacher} (fingerprints {state.teacher} and "
-                f"{self.teacher.fingerprint}); bring that one back, or start again with --fresh"
+                f"{path} was made with another teacher than {self.recipe.teacher}: they differ in the {part} (fingerprints "
+                f"{state.teacher} and {self.teacher.fingerprint}); bring that one back, or start again with --fresh"
             )
+        checkpoint.check_origin(path, state, self.recipe.fingerprint)
         self.folder.forget_after(state.stage, math.inf if state.done else state.step)
         self.console.print(f"  going on after {'the end of' if state.done else f'step {state.step} of'} stage {state.name}")
         reinstate(state)

@@ -3,12 +3,27 @@
 What a student gains over its twin, it owes to its states; see `evaluation.baselines`.
 """
 
-from distill.evaluation.baselines import twin_layout, window_layout
+from distill.build import empty
+from distill.errors import UserError
+from distill.evaluation.baselines import has_window_branch, twin_layout, window_layout
 from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
-from distill.stages import stages_of
+from distill.stages import check_student, stages_of
 from students.config import Layout
+from teachers.teacher import Teacher
+
+
+def check_twin(recipe: Recipe, layout: Layout, teacher: Teacher) -> None:
+    """Refuse a twin that cannot be, where the recipe asks for one. The teacher's weights may be on the meta device.
+
+    Raises:
+        UserError: naming the recipe and what does not fit.
+    """
+    if recipe.twin and not has_window_branch(layout):
+        raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
+    if recipe.twin:
+        check_student(twin_recipe(recipe, layout), empty(teacher, twin_layout(layout)), f"{recipe.name} (twin)")
 
 
 def twin_recipe(recipe: Recipe, layout: Layout) -> Recipe:

@@ -28,7 +28,7 @@ class Recurrent(Mixer):
         self.sharing = shape.n_heads // shape.n_kv_heads  # heads that share a key head
         self.logit_scale, self.qk_norm = shape.logit_scale, shape.qk_norm
 
-    def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Conv1d, activation: str | None, context: Context) -> Tensor:
+    def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Module, activation: str | None, context: Context) -> Tensor:
         """The short convolution, its tail kept in the state."""
         initial = None
         if context.state is not None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,8 @@ def test_a_resumed_stage_counts_its_seconds_and_reads_each_file_once(tiny_recipe
     (state,) = tmp_path.glob("tiny-*/checkpoints/1-align-*/state.json")
     content = json.loads(state.read_text())
     assert 0 < content["seconds"] < 600
-    state.write_text(json.dumps(content | {"seconds": 10_000.0}))
+    longer = checkpoint.RunState(**content | {"seconds": 10_000.0})
+    state.write_text(json.dumps(asdict(longer) | {"digest": longer.hashed()}))
     read, digest = [], checkpoint._digest
     monkeypatch.setattr(checkpoint, "_digest", lambda file: (read.append(file), digest(file))[1])
     monkeypatch.setattr(runner.Run, "conclude", lambda self: None)

@@ -16,7 +16,7 @@ from distill.stages.scales import OutputScales
 from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
-from tests.teachers.tiny import tiny_teacher
+from tests.teachers.tiny import EVERY, tiny_teacher
 
 LAYOUTS = {
     "discrete": {"mixer": "discrete_mamba2"},
@@ -123,10 +123,13 @@ def test_lora_gives_gradients_to_adapters_and_mixers_only(teacher):
     assert any("lora_A" in name for name in with_gradients)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "granite-3.1-2b-base"])
+DROPOUT = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "router_jitter_noise")
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_nothing_drops_out_where_layers_are_recomputed(name):
     """transformers recomputes in training mode; a copy of a teacher whose config has dropout still agrees with it."""
-    teacher = tiny_teacher(name, attention_dropout=0.5, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    teacher = tiny_teacher(name, **dict.fromkeys(DROPOUT, 0.5))
     student, _ = build(teacher, Layout("A" * teacher.n_layers))
     options = Imitate.Options(tokens=1, lr=1.0, train="all", activation_checkpointing=True)
     stage = Imitate(teacher, student, options)

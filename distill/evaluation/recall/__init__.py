@@ -81,6 +81,12 @@ def recall(
     return cells
 
 
+def passkey_lengths(tokenizer, lengths: Sequence[int]) -> dict[int, int]:
+    """The tokens that a passkey's text of each length takes: more than the length where its smallest form is longer."""
+    tokens = Tokens(tokenizer)
+    return {length: max(len(marked.ids) for marked in make(tokens, "passkey", length, 4)) for length in lengths}
+
+
 def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, list[dict]]:
     """Every family but the passkey: {family: cells}."""
     found = {}

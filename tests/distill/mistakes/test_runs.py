@@ -76,6 +76,54 @@ def test_a_checkpoint_of_another_teacher(copied_place, refuse):
     refuse(copied_place, ["run", "half.yaml"], ["was made with another teacher than", "fingerprints 0000", "--fresh"])
 
 
+def step(state):
+    return state | {"step": 2}
+
+
+def window(state):
+    return state | {"window": 0}
+
+
+def probed(state):
+    return state | {"probe": {name: value * 1.00001 for name, value in state["probe"].items()}}
+
+
+def trained(state):
+    return state | {"changed": ["model.norm.weight"]}
+
+
+@pytest.mark.parametrize("edit", [step, window, probed, trained])
+def test_a_checkpoint_whose_state_was_edited(copied_place, refuse, edit):
+    newest = checkpoint.latest(run_folder(copied_place, "half") / "checkpoints") / "state.json"
+    newest.write_text(json.dumps(edit(json.loads(newest.read_text()))))
+    refuse(copied_place, ["run", "half.yaml"], ["state.json is not what was saved", "delete it to go on from", "--fresh"])
+
+
+def test_a_checkpoint_that_was_renamed(copied_place, refuse):
+    newest = checkpoint.latest(run_folder(copied_place, "half") / "checkpoints")
+    newest.rename(newest.with_name("1-align-0000040"))
+    refuse(copied_place, ["run", "half.yaml"], ["1-align-0000040/state.json is not what was saved", "its folder renamed"])
+
+
+def test_a_checkpoint_of_another_recipe(copied_place, refuse):
+    """Its tensors fit, and its teacher is the same: only the recipe that made it says whose it is."""
+    ours = run_folder(copied_place, "half") / "checkpoints"
+    theirs = checkpoint.latest(run_folder(copied_place, "short") / "checkpoints")
+    shutil.copytree(theirs, ours / theirs.name)
+    refuse(copied_place, ["run", "half.yaml"], ["was made by another recipe (fingerprint ", "copied here from another run"])
+
+
+def test_a_checkpoint_of_an_earlier_version(copied_place, monkeypatch):
+    """It names no recipe and has no digest, and its teacher's fingerprint knew only weights."""
+    newest = checkpoint.latest(run_folder(copied_place, "half") / "checkpoints") / "state.json"
+    state = json.loads(newest.read_text())
+    del state["recipe"], state["digest"]
+    newest.write_text(json.dumps(state | {"teacher": state["teacher"].partition("-")[0]}))
+    monkeypatch.setattr(Stopper, "due", lambda self: "enough")
+    with pytest.raises(Interrupted):
+        distill.run("half.yaml", runs="runs")
+
+
 def half_written(newest):
     shutil.copytree(newest, newest.with_name(f"{checkpoint.SCRATCH}1-align-0000009"))
     return []
@@ -218,7 +266,21 @@ def test_another_teacher_of_the_same_sizes(place, tiny_teacher, tmp_path, refuse
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] += 0.1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    refuse(place, ["eval", "runs/finished", "--teacher", folder], ["was distilled from", "pass its own teacher with --t"])
+    said = ["was distilled from", "they differ in the weights; pass its own teacher"]
+    refuse(place, ["eval", "runs/finished", "--teacher", folder], said)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"rope_theta": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"hidden_act": "gelu"}],
+)
+def test_another_teacher_of_the_same_weights(place, tiny_teacher, tmp_path, refuse, entries):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+    if "rope_theta" in entries:
+        config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | entries))
+    refuse(place, ["eval", "runs/finished", "--teacher", folder], ["was distilled from", "they differ in the config; pass"])
 
 
 @pytest.mark.parametrize("verb", ["eval", "report"])

@@ -120,7 +120,7 @@ DAMAGES = {
     "scales of quantised weights": (
         weights(lambda t: t.update({UP.replace("weight", "weight_scale_inv"): torch.ones(1)})),
         "run",
-        ["no place for model.layers.2.mlp.up_proj.weight_scale_inv", "mend config.json"],
+        ["no place for model.layers.2.mlp.up_proj.weight_scale_inv", "has quantised weights", "load the model that it was"],
     ),
     "an adapter": (written("adapter_config.json", b"{}"), "run", ["has an adapter beside it", "merge_and_unload"]),
     "no tokenizer": (without("tokenizer.json"), "run", ["its tokenizer: ", "save the tokenizer that the model was"]),
