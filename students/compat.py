@@ -6,8 +6,9 @@ classes that override them, with the same note.
 
 import inspect
 from contextlib import AbstractContextManager
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
@@ -22,7 +23,9 @@ __all__ = [
     "CONFIG_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "accelerate_hook",
     "attention_implementation",
+    "brings_code",
     "experts_for_decoding",
     "fake_tensors",
     "has_global_hooks",
@@ -39,6 +42,16 @@ CACHE = next(
     for name in ("cache", "past_key_values")
     if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 )
+
+
+def brings_code(config: PretrainedConfig) -> bool:
+    """Whether saving a config also saves its class's code: it came from a folder that holds it. 5.17, 5.24."""
+    return config._auto_class is not None
+
+
+def accelerate_hook(module: nn.Module) -> Any:
+    """What accelerate (1.1 to 1.15) has put around a module to load its parameters; None where there is nothing."""
+    return module.__dict__.get("_hf_hook")
 
 
 def attention_implementation(config: PretrainedConfig) -> str | None:

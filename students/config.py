@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
+from students.compat import brings_code
 from students.mixers import check_options, has_own_window, make_mixer, mixer_class
 from students.mixers.mixer import Mixer, Shape
 
@@ -164,7 +165,7 @@ class StudentConfigMixin:
     def to_dict(self) -> dict:
         """Without an auto_map where no code comes along: read from a portable folder, a config may be saved elsewhere."""
         entries = super().to_dict()
-        if self._auto_class is None:
+        if not brings_code(self):
             entries.pop("auto_map", None)
         return entries
 

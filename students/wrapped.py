@@ -8,12 +8,13 @@ else is here reads a plain layer's weight and calls any other.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from students.compat import has_global_hooks
+from students.compat import accelerate_hook, has_global_hooks
 from students.shapes import Float
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights that are numbers as they stand
@@ -102,18 +103,18 @@ def accepted(layer: nn.Module, x: Tensor) -> Tensor:
 def loaded(modules: Iterable[nn.Module]) -> AbstractContextManager:
     """Inside the block, the parameters that accelerate has taken out of these modules themselves are in memory.
 
-    For modules whose parts are used without calling the module. Hooks of accelerate 1.1 to 1.15.
+    For modules whose parts are used without calling the module.
     """
-    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+    hooked = [(module, hook) for module in modules if (hook := accelerate_hook(module)) is not None]
     return _loaded(hooked) if hooked else _NOTHING
 
 
 @contextmanager
-def _loaded(hooked: list[nn.Module]) -> Iterator[None]:
+def _loaded(hooked: list[tuple[nn.Module, Any]]) -> Iterator[None]:
     with ExitStack() as stack:
-        for module in hooked:
-            module._hf_hook.pre_forward(module)
-            stack.callback(module._hf_hook.post_forward, module, None)
+        for module, hook in hooked:
+            hook.pre_forward(module)
+            stack.callback(hook.post_forward, module, None)
         yield
 
 

@@ -37,6 +37,7 @@ class Branches(Mixer):
     """
 
     beside: ClassVar[str]
+    composed = True
 
     def __init__(self, ssm: Mixer, attention: Attention) -> None:
         super().__init__()

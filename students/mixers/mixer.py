@@ -130,6 +130,7 @@ class Mixer(nn.Module):
     per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
     lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
     only_attention: ClassVar[bool] = False  # whether it is softmax attention and nothing beside it
+    composed: ClassVar[bool] = False  # whether it is made of other mixers, which it uses part by part
     shares: ClassVar[bool] = False  # whether layers of one letter share parameters (`tie`)
     ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by names of `Projections`, it has no place for
     copied: ClassVar[tuple[str, ...]] = ()  # what the names of the parameters begin with that are copied from attention
@@ -193,7 +194,9 @@ class Mixer(nn.Module):
 
     def _branches(self) -> list["Mixer"]:
         """The mixers that this one is composed of, which nobody calls as modules."""
-        inside = [child for child in self._modules.values() if isinstance(child, Mixer)]
+        if not self.composed:
+            return []
+        inside = [child for child in self.children() if isinstance(child, Mixer)]
         return inside + [part for child in inside for part in child._branches()]
 
     def step(self, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t d"]:

@@ -44,6 +44,7 @@ class SplitHeads(Mixer):
         ValueError: heads that do not exist or stand twice, all heads, or an ssm that is no SSM mixer.
     """
 
+    composed = True
     zero_options = frozenset({"sinks"})
     layer_options = frozenset({"keep"})
 
