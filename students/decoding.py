@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from students.cache import MixerState
 from students.compat import CACHE, attention_implementation, experts_for_decoding
-from students.inputs import Inputs, ends_in_padding
+from students.inputs import Inputs
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
@@ -36,7 +36,7 @@ class Decoder:
         model: a student, or another causal language model of transformers whose attention takes a 4-D mask. cache: its
             cache, with a prompt of one token or more (`new_cache()`, or `DynamicCache(config=model.config)`); until
             `release` nobody else may use it. tokens: how many are to come at most; each attends to room for them all.
-        attention_mask: the prompt's, where it is padded on the left. graph: whether to capture (default: on a GPU; one
+        attention_mask: the prompt's, where it is padded, wherever that is. graph: whether to capture (default: on a GPU; one
             thread at a time, and with autocast and inference mode as they will be when it is called).
 
     Raises:
@@ -60,6 +60,8 @@ class Decoder:
         self.states: list[StaticState] = []
         _check_text(cache, tokens, attention_mask)
         kinds = _check_layers(model, cache)
+        if attention_mask is not None and hasattr(model, "check_windows"):
+            model.check_windows(attention_mask, tokens)
         try:
             self._hold(kinds, tokens, attention_mask, graph)
         except BaseException:
@@ -194,9 +196,9 @@ def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> Non
     seen = cache.get_seq_length()
     if not seen or tokens < 1:
         raise ValueError(f"a decoder goes on with a text: the cache holds {seen} tokens and {tokens} are to come")
-    if attention_mask is not None and (attention_mask.shape[1] != seen or ends_in_padding(attention_mask)):
+    if attention_mask is not None and (attention_mask.shape[1] != seen or not bool(attention_mask.any(1).all())):
         raise ValueError(
-            f"the attention_mask must be that of the {seen} tokens in the cache, with padding on the left alone"
+            f"the attention_mask must be that of the {seen} tokens in the cache, and no row of it padding throughout"
         )
 
 

@@ -6,6 +6,7 @@ student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import BaseStreamer, GenerationMode
 
 from students.compat import CACHE, pad_token, prefill
@@ -25,13 +26,14 @@ def replayed(
     """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
 
     transformers hands its streamer to no such function: `functools.partial(students.replayed, streamer=streamer)` does.
+    It needs a cache and makes one, also where `use_cache: false` was left in a model's config.json by its training.
     Room is taken for all of `max_new_tokens` (or `max_length`) and every token attends to it: ask for no more than needed.
 
     Raises:
-        ValueError: anything but greedy search and sampling, no cache, more to return than the tokens, or positions that are
+        ValueError: anything but greedy search and sampling, more to return than the tokens, or positions that are
             not the attention_mask's. GraphError: see `Decoder`.
     """
-    for name, wanted in (("num_beams", 1), ("use_cache", True), ("return_dict_in_generate", False)):
+    for name, wanted in (("num_beams", 1), ("return_dict_in_generate", False)):
         if getattr(generation_config, name) not in (wanted, None):
             raise ValueError(f"decoding in place knows no {name} = {getattr(generation_config, name)}; leave it {wanted}")
     mode = generation_config.get_generation_mode()
@@ -40,7 +42,14 @@ def replayed(
     mask, positions, decoder = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"), None
     latest = input_ids.shape[1] - 1 if mask is None else mask.sum(1) - 1
     if positions is not None and bool((positions[..., -1] != latest).any()):
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "a row of the attention_mask ends in padding, behind which this model cannot go on; pad on the left"
+            )
         raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
+    model_kwargs["use_cache"] = True
+    if model_kwargs.get(CACHE) is None:
+        model_kwargs[CACHE] = _new_cache(model)
     logits = prefill(model, input_ids, generation_config, model_kwargs).logits[:, -1].clone()  # not the whole prompt's
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
@@ -66,6 +75,12 @@ def replayed(
     if streamer is not None:
         streamer.end()
     return input_ids
+
+
+def _new_cache(model: PreTrainedModel) -> Cache:
+    if hasattr(model, "new_cache"):
+        return model.new_cache()
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def _choice(scores: Float[Tensor, "b v"], sample: bool) -> Int[Tensor, " b"]:

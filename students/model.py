@@ -6,6 +6,7 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,10 +23,12 @@ from students.compat import (
     set_attention_implementation,
 )
 from students.config import Layout, Place, Shapes, from_dict, to_dict
-from students.inputs import Inputs, checked, ends_in_padding
+from students.generating import Generating
+from students.inputs import Inputs, checked
 from students.kernels.documents import marked_positions
 from students.meta_tokens import MetaTokens, TextCache
 from students.mixers.mixer import Mixer, SharedKeys
+from students.padding import Unpadded, check_windows, ends_filled
 from students.shapes import Float, Int
 from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
@@ -33,7 +36,7 @@ from students.slot import MixerSlot
 PREFIX = "distill_"
 
 
-class StudentMixin:
+class StudentMixin(Generating):
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     # A recurrent state cannot be rolled back: assisted generation refuses with a clear error (transformers 5.17, 5.24).
@@ -104,12 +107,11 @@ class StudentMixin:
         self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         if cache is None and self._caches(inputs, use_cache):
-            cache = self.new_cache()
-            inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
-        use_cache = cache is not None and use_cache is not False
+            inputs = replace(inputs, cache=self.new_cache())
+        use_cache = inputs.cache is not None and use_cache is not False
         rest["logits_to_keep"] = logits_to_keep  # named above: `generate` asks for the last token's alone where it can
-        with self._prefixed(inputs) as inputs:
-            return super().forward(**self._arguments(inputs, use_cache), **rest)
+        with self._prefixed(inputs) as prefixed, self._ends_filled(inputs):
+            return super().forward(**self._arguments(prefixed, use_cache), **rest)
 
     def hidden(
         self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None, cache: Cache | None = None
@@ -149,26 +151,51 @@ class StudentMixin:
             raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
 
     def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
-        """Whether a call without a cache gets one: never packed documents, and not by default what ends in padding."""
+        """Whether a call without a cache gets one: never packed documents."""
         if inputs.documents is not None and inputs.attention_mask is None:
             return False
-        if use_cache is not None:
-            return use_cache
-        return self.config.use_cache and (inputs.attention_mask is None or not ends_in_padding(inputs.attention_mask))
+        return self.config.use_cache if use_cache is None else use_cache
 
     def _prefixed(self, inputs: Inputs) -> AbstractContextManager[Inputs]:
         """The inputs with meta tokens, where the student has any."""
         return nullcontext(inputs) if self.meta_tokens is None else self.meta_tokens.before(inputs, self.base_model)
 
+    def _ends_filled(self, inputs: Inputs) -> AbstractContextManager[None]:
+        """While the block runs, a row that ends in padding has its last token's hidden state there."""
+        if inputs.documents is None or inputs.attention_mask is None or not self.layout.converted:
+            return nullcontext()
+        return ends_filled(self.base_model, inputs.documents >= 0)
+
+    def check_windows(self, mask: Int[Tensor, "b s"], to_come: int = 0) -> None:
+        """Refuse padding inside a text, with so many tokens to come, where attention that stays counts it among the tokens
+        of its window.
+
+        Raises:
+            ValueError: naming the layer.
+        """
+        if self.layout.converted:  # with nothing swapped it is the teacher, its windows included
+            check_windows(mask, self._kept_windows, to_come)
+
+    @functools.cached_property
+    def _kept_windows(self) -> dict[int, int]:
+        """The windows of the attention layers that stay, by layer."""
+        layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
+        windows = {i: getattr(layer, "sliding_window", None) for i, layer in enumerate(layers)}
+        return {index: window for index, window in windows.items() if window and index not in self.layout.converted}
+
     def _arguments(self, inputs: Inputs, use_cache: bool) -> dict:
         """The inputs as the skeleton takes them."""
-        documents, position_ids = inputs.documents, inputs.position_ids
-        if self.place.documents == "positions" and documents is not None:
-            position_ids = marked_positions(position_ids, documents, inputs.attention_mask)
-            documents = None
+        documents, mask, unpadded = inputs.documents, inputs.attention_mask, None
+        past = 0 if inputs.cache is None else inputs.cache.get_seq_length()
+        if mask is not None:
+            self.check_windows(mask)
+        by_positions = self.place.documents == "positions"
+        position_ids = self._marked(inputs, past) if by_positions else inputs.position_ids
+        if documents is not None and mask is not None and not by_positions:
+            unpadded = Unpadded.of(documents, past > 0, inputs.cache is not None)
         arguments = {
             "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
+            "attention_mask": mask,
             "position_ids": position_ids,
             CACHE: inputs.cache,
             "inputs_embeds": inputs.inputs_embeds,
@@ -176,18 +203,19 @@ class StudentMixin:
         }
         if self.givers:
             arguments["shared_keys"] = {giver: SharedKeys() for giver in self.givers.values()}
-        return arguments if documents is None else arguments | {"document_ids": documents}
+        arguments |= {} if unpadded is None else {"unpadded": unpadded}
+        return arguments if documents is None or by_positions else arguments | {"document_ids": documents}
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
-        """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
-        if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
-            return
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation {generation_config.cache_implementation!r} cannot hold a student's states; "
-                "leave it unset"
-            )
-        model_kwargs[CACHE] = self.new_cache()
+    def _marked(self, inputs: Inputs, past: int) -> Int[Tensor, "rows t"] | None:
+        """Positions that say what is padding, and where documents begin."""
+        documents, positions, masked = inputs.documents, inputs.position_ids, inputs.attention_mask is not None
+        if documents is None and (positions is None or not masked or inputs.cache is not None):
+            return None if positions is None else positions.long()
+        rows, time = inputs.size
+        if positions is None:
+            positions = torch.arange(past, past + time, device=documents.device)[None]
+        documents = torch.zeros_like(positions.expand(rows, -1)) if documents is None else documents
+        return marked_positions(positions, documents, packed=not masked)
 
 
 class FamilyDoor:

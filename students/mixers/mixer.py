@@ -75,6 +75,11 @@ class SharedKeys:
 
     def __init__(self) -> None:
         self._kept: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
+        self._parts: dict[int, SharedKeys] = {}
+
+    def part(self, number: int) -> "SharedKeys":
+        """Those of some rows alone, where rows go through the layers in parts."""
+        return self._parts.setdefault(number, SharedKeys())
 
     def write(
         self,
