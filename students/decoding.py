@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from students.cache import MixerState
 from students.compat import CACHE, attention_implementation, experts_for_decoding
 from students.inputs import Inputs
+from students.rotary import LengthRules
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
@@ -41,7 +42,8 @@ class Decoder:
 
     Raises:
         GraphError: a layer of the cache or an attention that cannot be held in place, or work that cannot be captured
-            because the GPU has to be waited for in its midst. The cache is as it was.
+            because the GPU has to be waited for in its midst, or more tokens than may come before the rotary embedding
+            changes for the whole text (`students.rotary`). The cache is as it was.
         ValueError: an empty cache, no tokens to come, or a mask that is not the prompt's.
     """
 
@@ -62,6 +64,8 @@ class Decoder:
         kinds = _check_layers(model, cache)
         if attention_mask is not None and hasattr(model, "check_windows"):
             model.check_windows(attention_mask, tokens)
+        if refusal := LengthRules.of(model.config).refusal(_longest(cache, attention_mask), tokens):
+            raise GraphError(refusal)
         try:
             self._hold(kinds, tokens, attention_mask, graph)
         except BaseException:
@@ -200,6 +204,10 @@ def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> Non
         raise ValueError(
             f"the attention_mask must be that of the {seen} tokens in the cache, and no row of it padding throughout"
         )
+
+
+def _longest(cache: Cache, attention_mask: Tensor | None) -> int:
+    return cache.get_seq_length() if attention_mask is None else int(attention_mask.sum(1).max())
 
 
 def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:

@@ -5,6 +5,7 @@ from transformers import GenerationConfig
 
 from students.compat import CACHE
 from students.padding import last_columns
+from students.rotary import lengths
 from students.shapes import Int
 
 
@@ -24,6 +25,8 @@ class Generating:
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
         """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
         self._prepare_ends(generation_config, model_kwargs)
+        if self.length_rules:
+            generation_config.prefill_chunk_size = None  # a later chunk might change how the earlier ones are rotated
         if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
@@ -32,6 +35,18 @@ class Generating:
                 "leave it unset"
             )
         model_kwargs[CACHE] = self.new_cache()
+
+    def prepare_inputs_for_generation(self, input_ids: Int[Tensor, "b s"], *more, **options) -> dict:
+        """transformers' own, without the cache where it is out of date: the whole text then fills another one."""
+        cache, positions = options.get(CACHE), options.get("position_ids")
+        past = cache.get_seq_length() if self.length_rules and cache is not None else 0
+        total = input_ids.shape[1] if positions is None else positions.shape[-1]
+        if past and total == input_ids.shape[1] > past:
+            positions = None if positions is None else positions[..., past:].expand(len(input_ids), -1)
+            before, after = lengths(past, total - past, positions, options.get("attention_mask"))
+            if self.length_rules.refusal(before, after - before):
+                options |= {CACHE: None, "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, *more, **options)
 
     def _prepare_ends(self, generation_config: GenerationConfig, model_kwargs: dict) -> None:
         """Let a row that ends in padding go on from its last token's position.

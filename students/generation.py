@@ -4,14 +4,16 @@ student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import BaseStreamer, GenerationMode
 
 from students.compat import CACHE, pad_token, prefill
 from students.decoding import Decoder
+from students.rotary import LengthRules
 from students.shapes import Float, Int
+from students.static_cache import GraphError
 
 
 def replayed(
@@ -47,10 +49,15 @@ def replayed(
                 "a row of the attention_mask ends in padding, behind which this model cannot go on; pad on the left"
             )
         raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
+    rules = LengthRules.of(model.config)
+    if rules:
+        generation_config.prefill_chunk_size = None  # a later chunk might change how the earlier ones are rotated
     model_kwargs["use_cache"] = True
     if model_kwargs.get(CACHE) is None:
         model_kwargs[CACHE] = _new_cache(model)
-    logits = prefill(model, input_ids, generation_config, model_kwargs).logits[:, -1].clone()  # not the whole prompt's
+    out = prefill(model, input_ids, generation_config, model_kwargs)
+    model_kwargs[CACHE] = getattr(out, CACHE)  # another one, where that of an earlier text was out of date
+    logits = out.logits[:, -1].clone()  # not the whole prompt's
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
@@ -65,16 +72,43 @@ def replayed(
             unfinished = unfinished & ~stopping_criteria(input_ids, None)
             if not unfinished.any():
                 break
-            if decoder is None:
-                left = generation_config.max_length - input_ids.shape[1]
-                decoder = Decoder(model, model_kwargs[CACHE], left, mask)
+            if decoder is None or not decoder.left:
+                _given_back(decoder)
+                decoder, cache = None, model_kwargs[CACHE]
+                seen = cache.get_seq_length()
+                held = None if mask is None else nn.functional.pad(mask, (0, seen - mask.shape[1]), value=1)
+                longest = seen if held is None else int(held.sum(1).max())
+                room, left = rules.room(longest), generation_config.max_length - input_ids.shape[1]
+                if room == 0:  # from this token on the whole text is rotated otherwise
+                    if input_ids.shape[1] != seen + 1:
+                        raise GraphError(f"{rules.refusal(longest, 1)}; input_ids do not hold it")
+                    logits = _anew(model, input_ids, held, model_kwargs)
+                    continue
+                decoder = Decoder(model, cache, left if room is None else min(left, room), held)
             logits = decoder(token[:, None])
     finally:
-        if decoder is not None:
-            decoder.release()
+        _given_back(decoder)
     if streamer is not None:
         streamer.end()
     return input_ids
+
+
+def _given_back(decoder: Decoder | None) -> None:
+    if decoder is not None:
+        decoder.release()
+
+
+def _anew(
+    model: PreTrainedModel, input_ids: Int[Tensor, "b s"], mask: Int[Tensor, "b s"] | None, model_kwargs: dict
+) -> Float[Tensor, "b v"]:
+    """What follows a text that is computed from its beginning, into a cache that takes the old one's place."""
+    model_kwargs[CACHE] = _new_cache(model)
+    where = {}
+    if mask is not None:
+        mask = nn.functional.pad(mask, (0, 1), value=1)
+        where = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    arguments = {CACHE: model_kwargs[CACHE], "use_cache": True, "logits_to_keep": 1, **where}
+    return model(input_ids=input_ids, **arguments).logits[:, -1].clone()
 
 
 def _new_cache(model: PreTrainedModel) -> Cache:

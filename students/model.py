@@ -29,6 +29,7 @@ from students.kernels.documents import marked_positions
 from students.meta_tokens import MetaTokens, TextCache
 from students.mixers.mixer import Mixer, SharedKeys
 from students.padding import Unpadded, check_windows, ends_filled
+from students.rotary import LengthRules, forget_lengths, lengths
 from students.shapes import Float, Int
 from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
@@ -60,7 +61,10 @@ class StudentMixin(Generating):
         # transformers (5.17, 5.24) gives each model a set of its own in `post_init`, and reads it when weights are loaded.
         self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens
-        self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
+        self.length_rules = LengthRules.of(config)
+        forget_lengths(self)
+        width, before_zero = self.get_input_embeddings().embedding_dim, bool(self.length_rules)
+        self.meta_tokens = MetaTokens(count, width, before_zero=before_zero) if count else None
 
     @property
     def mixers(self) -> dict[int, Mixer]:
@@ -101,11 +105,13 @@ class StudentMixin(Generating):
         The cache may be called `cache` or `past_key_values` in any version of transformers.
 
         Raises:
-            ValueError: inputs that slots cannot honour (see `inputs.checked`).
+            ValueError: inputs that slots cannot honour (see `inputs.checked`), or a cache that is out of date behind a
+                length at which the rotary embedding changes.
         """
         cache = past_key_values if cache is None else cache
         self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
+        self._check_length(inputs)
         if cache is None and self._caches(inputs, use_cache):
             inputs = replace(inputs, cache=self.new_cache())
         use_cache = inputs.cache is not None and use_cache is not False
@@ -149,6 +155,14 @@ class StudentMixin(Generating):
         states = [isinstance(layer, MixerState) for layer in cache.layers]
         if [index for index, is_state in enumerate(states) if is_state] != self.layout.converted:
             raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
+
+    def _check_length(self, inputs: Inputs) -> None:
+        """Refuse tokens behind keys that were turned for a shorter text."""
+        past = inputs.cache.get_seq_length() if self.length_rules and inputs.cache is not None else 0
+        if past:
+            before, after = lengths(past, inputs.size[1], inputs.position_ids, inputs.attention_mask)
+            if refusal := self.length_rules.refusal(before, after - before):
+                raise ValueError(refusal)
 
     def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
         """Whether a call without a cache gets one: never packed documents."""
@@ -273,6 +287,7 @@ def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shap
     model_class = student_class(skeleton.model_type)
     entries = {key: value for key, value in skeleton.to_dict().items() if key not in ("model_type", "architectures")}
     entries.pop("quantization_config", None)
+    entries["use_cache"] = True  # some training of the teacher may have left it false
     config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shapes)})
     set_attention_implementation(config, attention_implementation(skeleton))
     with torch.device("meta"):

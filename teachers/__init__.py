@@ -61,4 +61,5 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(location, **trust)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
+    forget_lengths(model)
     return Teacher(reference, model, tokenizer, family, tuple(ignored))

@@ -44,6 +44,24 @@ class Teacher:
         """How many decoder layers there are."""
         return self.config.num_hidden_layers
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens of a text that it has positions for, `max_position_embeddings` unless its rotary embedding is stretched from
+        that length on: YaRN to `factor` times its original length, linear and dynamic scaling to `factor` times the
+        config's. Llama 3's and longrope's configs count the stretched length already. None where nothing says.
+        """
+        known = getattr(self.config, "max_position_embeddings", None)
+        if known is None:
+            return None
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        entries = [entry for entry in (rope, *rope.values()) if isinstance(entry, dict) and entry.get("factor")]
+        for entry in entries:
+            kind = entry.get("rope_type") or entry.get("type")
+            if kind in ("yarn", "linear", "dynamic"):
+                original = entry.get("original_max_position_embeddings") if kind != "dynamic" else None
+                known = max(known, int(entry["factor"] * (original or known)))
+        return known
+
     def slot(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
         return getattr(self.model.get_submodule(self.family.layers)[layer], self.family.slot)

@@ -75,7 +75,7 @@ def _judge(
     check_teacher(student, session.teacher, student_path)
     identity = check_identity(session.teacher, student.layout)
     twin = folder.path / "twin" / "student" if folder else None
-    suite, too_long = suite.within(getattr(session.teacher.config, "max_position_embeddings", None))
+    suite, too_long = suite.within(session.teacher.positions)
     with console.status("") as status:
 
         def say(what: str) -> None:

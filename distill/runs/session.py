@@ -119,7 +119,7 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
     Raises:
         UserError: naming the key and both lengths.
     """
-    known = getattr(teacher.config, "max_position_embeddings", None)
+    known = teacher.positions
     meta, before = recipe.meta_tokens, f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
     for key, length in (("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", recipe.evaluation.seq_len)):
         if known and length and length + meta > known:
