@@ -4,8 +4,8 @@ longrope (arXiv 2402.13753) has two sets of factors: short ones, and long ones f
 the original length. Dynamic NTK has others for every length beyond it. transformers turns a call's keys by the rule for the
 length so far and leaves those of earlier calls as they are; what a text comes to is what it comes to when all of it is
 computed at once. So a cache serves up to the original length, longrope's also when all that it holds came after the change,
-and the token in between needs the text anew. And transformers' dynamic embedding goes on with the factors of the longest text
-that it has ever seen; `forget_lengths` lets each call have its own.
+and the token in between needs the text anew. And transformers' dynamic embedding goes on with the factors of the longest
+text that it has ever seen; `forget_lengths` lets each call have its own.
 """
 
 from dataclasses import dataclass
@@ -65,8 +65,8 @@ class LengthRules:
             return None
         rule = next(rule for rule in self.rules if rule.room(length) == room)
         return (
-            f"the {rule.kind} rotary embedding changes behind {rule.longest} tokens, and the {length} in the cache are turned "
-            f"as those of a shorter text: {room} more may come, then compute the whole text anew"
+            f"the {rule.kind} rotary embedding changes behind {rule.longest} tokens, and the {length} in the cache are "
+            f"turned as those of a shorter text: {room} more may come, then compute the whole text anew"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from teachers.checks import check_files, check_tokenizer, check_weights, keep_own_head, loading
+from teachers.compat import forget_lengths
 from teachers.families import FAMILIES, family_of
 from teachers.quiet import no_bars_in_logs
 from teachers.source import resolve

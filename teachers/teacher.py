@@ -46,21 +46,22 @@ class Teacher:
 
     @property
     def positions(self) -> int | None:
-        """Tokens of a text that it has positions for, `max_position_embeddings` unless its rotary embedding is stretched from
-        that length on: YaRN to `factor` times its original length, linear and dynamic scaling to `factor` times the
-        config's. Llama 3's and longrope's configs count the stretched length already. None where nothing says.
+        """Tokens of a text that it has positions for: `max_position_embeddings`, or more where its rotary embedding is
+        stretched beyond that: YaRN (and linear scaling that names an original length) to `factor` times the original length,
+        dynamic NTK to `factor` times the config's. Configs of Llama 3, longrope and linear scaling (Gemma 3) count the
+        stretched length already. None where nothing says.
         """
         known = getattr(self.config, "max_position_embeddings", None)
-        if known is None:
-            return None
         rope = getattr(self.config, "rope_parameters", None) or {}
-        entries = [entry for entry in (rope, *rope.values()) if isinstance(entry, dict) and entry.get("factor")]
-        for entry in entries:
-            kind = entry.get("rope_type") or entry.get("type")
-            if kind in ("yarn", "linear", "dynamic"):
-                original = entry.get("original_max_position_embeddings") if kind != "dynamic" else None
-                known = max(known, int(entry["factor"] * (original or known)))
-        return known
+        served = [] if known is None else [known]
+        for entry in (rope, *rope.values()) if served else ():
+            if not isinstance(entry, dict) or not entry.get("factor"):
+                continue
+            kind, original = entry.get("rope_type") or entry.get("type"), entry.get("original_max_position_embeddings")
+            original = known if kind == "dynamic" else original
+            if kind in ("yarn", "linear", "dynamic") and original:
+                served.append(int(entry["factor"] * original))
+        return max(served, default=None)
 
     def slot(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
