@@ -1,10 +1,20 @@
 """What a slot remembers between calls of a generating student: one layer of transformers' own `Cache`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from students.kernels.documents import NOWHERE, PADDING
 from students.shapes import Bool, Int
+
+
+def empty_place(name: str) -> int:
+    """What stands in a state's tensor of this name where a row has no token."""
+    if name.endswith(("document", "documents")):
+        return NOWHERE
+    return PADDING if name.endswith("positions") else 0
 
 
 class MixerState(CacheLayerMixin):
@@ -53,6 +63,29 @@ class MixerState(CacheLayerMixin):
         """The same state, with `prefix` before every name: for a mixer made of mixers."""
         return ScopedState(self, prefix)
 
+    def rows(self, rows: Int[Tensor, " r"]) -> "MixerState":
+        """A state of these rows alone, for a call that the others take no part in."""
+        part = MixerState()
+        part.length, part.is_initialized, part.last_document = self.length, self.is_initialized, self.last_document
+        part.tensors = dict(self.tensors)
+        part.batch_select_indices(rows)
+        return part
+
+    def join(self, parts: Sequence[tuple[Int[Tensor, " r"], "MixerState"]], batch: int, tokens: int) -> None:
+        """Take over rows from states that went on by themselves; the others stay. The call was of so many tokens a row.
+
+        Where rows have become longer than others, these get empty places in front.
+        """
+        names = dict.fromkeys(name for state in (self, *(part for _, part in parts)) for name in state.tensors)
+        for name in names:
+            found = [(rows, part.tensors[name]) for rows, part in parts if name in part.tensors]
+            old = [] if name not in self.tensors else [(slice(None), self.tensors[name])]
+            self.tensors[name] = _joined(name, old + found, batch)
+        if self.last_document is not None:
+            for rows, part in parts:
+                self.last_document = self.last_document.index_copy(0, rows, part.last_document)
+        self.length += tokens
+
     def get_seq_length(self) -> int:
         return self.length
 
@@ -84,7 +117,7 @@ class MixerState(CacheLayerMixin):
         self._map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda tensor: tensor[indices])
+        self._map(lambda tensor: tensor[indices.to(tensor.device)])
 
     def offload(self) -> None:
         raise NotImplementedError("a mixer's state is small and stays on its layer's device; use a cache without offloading")
@@ -95,6 +128,22 @@ class MixerState(CacheLayerMixin):
         self.tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
         if self.last_document is not None:
             self.last_document = change(self.last_document)
+
+
+def _joined(name: str, found: list[tuple[Tensor | slice, Tensor]], batch: int) -> Tensor:
+    """One tensor of rows that come from several, a later one's in place of an earlier one's."""
+    latest = found[-1][1]
+    if latest.dim() < 2:
+        whole = latest.new_full((batch,), empty_place(name))
+    else:
+        longest = max(tensor.shape[1] for _, tensor in found)
+        whole = latest.new_full((batch, longest, *latest.shape[2:]), empty_place(name))
+    for rows, tensor in found:
+        if tensor.dim() < 2:
+            whole[rows] = tensor
+        else:
+            whole[rows, whole.shape[1] - tensor.shape[1] :] = tensor.to(whole.dtype)
+    return whole
 
 
 class ScopedState:

@@ -20,7 +20,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from students.cache import MixerState
 from students.compat import CACHE, attention_implementation, experts_for_decoding
-from students.inputs import Inputs, ends_in_padding
+from students.inputs import Inputs
+from students.rotary import LengthRules
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
@@ -36,12 +37,13 @@ class Decoder:
         model: a student, or another causal language model of transformers whose attention takes a 4-D mask. cache: its
             cache, with a prompt of one token or more (`new_cache()`, or `DynamicCache(config=model.config)`); until
             `release` nobody else may use it. tokens: how many are to come at most; each attends to room for them all.
-        attention_mask: the prompt's, where it is padded on the left. graph: whether to capture (default: on a GPU; one
+        attention_mask: the prompt's, where it is padded, wherever that is. graph: whether to capture (default: on a GPU; one
             thread at a time, and with autocast and inference mode as they will be when it is called).
 
     Raises:
         GraphError: a layer of the cache or an attention that cannot be held in place, or work that cannot be captured
-            because the GPU has to be waited for in its midst. The cache is as it was.
+            because the GPU has to be waited for in its midst, or more tokens than may come before the rotary embedding
+            changes for the whole text (`students.rotary`). The cache is as it was.
         ValueError: an empty cache, no tokens to come, or a mask that is not the prompt's.
     """
 
@@ -60,6 +62,10 @@ class Decoder:
         self.states: list[StaticState] = []
         _check_text(cache, tokens, attention_mask)
         kinds = _check_layers(model, cache)
+        if attention_mask is not None and hasattr(model, "check_windows"):
+            model.check_windows(attention_mask, tokens)
+        if refusal := LengthRules.of(model.config).refusal(_longest(cache, attention_mask), tokens):
+            raise GraphError(refusal)
         try:
             self._hold(kinds, tokens, attention_mask, graph)
         except BaseException:
@@ -194,10 +200,14 @@ def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> Non
     seen = cache.get_seq_length()
     if not seen or tokens < 1:
         raise ValueError(f"a decoder goes on with a text: the cache holds {seen} tokens and {tokens} are to come")
-    if attention_mask is not None and (attention_mask.shape[1] != seen or ends_in_padding(attention_mask)):
+    if attention_mask is not None and (attention_mask.shape[1] != seen or not bool(attention_mask.any(1).all())):
         raise ValueError(
-            f"the attention_mask must be that of the {seen} tokens in the cache, with padding on the left alone"
+            f"the attention_mask must be that of the {seen} tokens in the cache, and no row of it padding throughout"
         )
+
+
+def _longest(cache: Cache, attention_mask: Tensor | None) -> int:
+    return cache.get_seq_length() if attention_mask is None else int(attention_mask.sum(1).max())
 
 
 def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:

@@ -4,13 +4,16 @@ student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import BaseStreamer, GenerationMode
 
 from students.compat import CACHE, pad_token, prefill
 from students.decoding import Decoder
+from students.rotary import LengthRules
 from students.shapes import Float, Int
+from students.static_cache import GraphError
 
 
 def replayed(
@@ -25,13 +28,14 @@ def replayed(
     """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
 
     transformers hands its streamer to no such function: `functools.partial(students.replayed, streamer=streamer)` does.
+    It needs a cache and makes one, also where `use_cache: false` was left in a model's config.json by its training.
     Room is taken for all of `max_new_tokens` (or `max_length`) and every token attends to it: ask for no more than needed.
 
     Raises:
-        ValueError: anything but greedy search and sampling, no cache, more to return than the tokens, or positions that are
+        ValueError: anything but greedy search and sampling, more to return than the tokens, or positions that are
             not the attention_mask's. GraphError: see `Decoder`.
     """
-    for name, wanted in (("num_beams", 1), ("use_cache", True), ("return_dict_in_generate", False)):
+    for name, wanted in (("num_beams", 1), ("return_dict_in_generate", False)):
         if getattr(generation_config, name) not in (wanted, None):
             raise ValueError(f"decoding in place knows no {name} = {getattr(generation_config, name)}; leave it {wanted}")
     mode = generation_config.get_generation_mode()
@@ -40,8 +44,20 @@ def replayed(
     mask, positions, decoder = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"), None
     latest = input_ids.shape[1] - 1 if mask is None else mask.sum(1) - 1
     if positions is not None and bool((positions[..., -1] != latest).any()):
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "a row of the attention_mask ends in padding, behind which this model cannot go on; pad on the left"
+            )
         raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
-    logits = prefill(model, input_ids, generation_config, model_kwargs).logits[:, -1].clone()  # not the whole prompt's
+    rules = LengthRules.of(model.config)
+    if rules:
+        generation_config.prefill_chunk_size = None  # a later chunk might change how the earlier ones are rotated
+    model_kwargs["use_cache"] = True
+    if model_kwargs.get(CACHE) is None:
+        model_kwargs[CACHE] = _new_cache(model)
+    out = prefill(model, input_ids, generation_config, model_kwargs)
+    model_kwargs[CACHE] = getattr(out, CACHE)  # another one, where that of an earlier text was out of date
+    logits = out.logits[:, -1].clone()  # not the whole prompt's
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
@@ -56,16 +72,49 @@ def replayed(
             unfinished = unfinished & ~stopping_criteria(input_ids, None)
             if not unfinished.any():
                 break
-            if decoder is None:
-                left = generation_config.max_length - input_ids.shape[1]
-                decoder = Decoder(model, model_kwargs[CACHE], left, mask)
+            if decoder is None or not decoder.left:
+                _given_back(decoder)
+                decoder, cache = None, model_kwargs[CACHE]
+                seen = cache.get_seq_length()
+                held = None if mask is None else nn.functional.pad(mask, (0, seen - mask.shape[1]), value=1)
+                longest = seen if held is None else int(held.sum(1).max())
+                room, left = rules.room(longest), generation_config.max_length - input_ids.shape[1]
+                if room == 0:  # from this token on the whole text is rotated otherwise
+                    if input_ids.shape[1] != seen + 1:
+                        raise GraphError(f"{rules.refusal(longest, 1)}; input_ids do not hold it")
+                    logits = _anew(model, input_ids, held, model_kwargs)
+                    continue
+                decoder = Decoder(model, cache, left if room is None else min(left, room), held)
             logits = decoder(token[:, None])
     finally:
-        if decoder is not None:
-            decoder.release()
+        _given_back(decoder)
     if streamer is not None:
         streamer.end()
     return input_ids
+
+
+def _given_back(decoder: Decoder | None) -> None:
+    if decoder is not None:
+        decoder.release()
+
+
+def _anew(
+    model: PreTrainedModel, input_ids: Int[Tensor, "b s"], mask: Int[Tensor, "b s"] | None, model_kwargs: dict
+) -> Float[Tensor, "b v"]:
+    """What follows a text that is computed from its beginning, into a cache that takes the old one's place."""
+    model_kwargs[CACHE] = _new_cache(model)
+    where = {}
+    if mask is not None:
+        mask = nn.functional.pad(mask, (0, 1), value=1)
+        where = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    arguments = {CACHE: model_kwargs[CACHE], "use_cache": True, "logits_to_keep": 1, **where}
+    return model(input_ids=input_ids, **arguments).logits[:, -1].clone()
+
+
+def _new_cache(model: PreTrainedModel) -> Cache:
+    if hasattr(model, "new_cache"):
+        return model.new_cache()
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def _choice(scores: Float[Tensor, "b v"], sample: bool) -> Int[Tensor, " b"]:

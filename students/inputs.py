@@ -38,7 +38,7 @@ def checked(
     """The inputs of a call, each token's document read off what says it.
 
     Raises:
-        ValueError: a mask that is not 2-D, document ids beside a mask or a cache, or padding behind a text that goes on.
+        ValueError: a mask that is not 2-D or not as wide as the text, or document ids beside a mask or a cache.
     """
     inputs = Inputs(input_ids, inputs_embeds)
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
@@ -53,35 +53,31 @@ def checked(
         )  # an id that comes back is a new document
         position_ids = positions(documents) if position_ids is None else position_ids
     elif attention_mask is not None:
-        if cache is None or _padded(attention_mask, time, cache):
-            documents = attention_mask[:, -time:].long() - 1  # tokens 0, padding -1
+        _check_width(attention_mask, time, cache)
+        documents = mask_documents(attention_mask, time)
     elif position_ids is not None and cache is None:
         documents = _packed(position_ids, rows)
     return Inputs(input_ids, inputs_embeds, attention_mask, position_ids, cache, documents)
 
 
-def ends_in_padding(attention_mask: Int[Tensor, "b s"]) -> bool:
-    """Whether some row's last token is none: no state can go on from there."""
-    return not bool(attention_mask[:, -1].all())
+def mask_documents(attention_mask: Int[Tensor, "b s"], time: int) -> Int[Tensor, "b t"] | None:
+    """The last tokens' documents, 0 for tokens and -1 for padding; None where all are tokens of texts that have begun.
 
-
-def _padded(attention_mask: Int[Tensor, "b s"], time: int, past: Cache) -> bool:
-    """Whether new tokens hold padding: only a prompt's beginning may. One token is never asked, the CPU would wait for it.
-
-    Raises:
-        ValueError: padding behind a text, which a state would go through.
+    Waits for the GPU.
     """
-    begun = past.get_seq_length() > 0
-    if (begun and time == 1) or bool(attention_mask[:, -time:].all()):
-        return False
-    if begun:
-        raise ValueError("there is padding behind text that the cache holds: a student's state cannot leave it out")
-    if ends_in_padding(attention_mask):
+    new, before = attention_mask[:, -time:].bool(), attention_mask[:, :-time].bool()
+    whole = new.all() if before.shape[1] == 0 else new.all() & before.any(1).all()
+    return None if bool(whole) else new.long() - 1
+
+
+def _check_width(attention_mask: Int[Tensor, "b s"], time: int, cache: Cache | None) -> None:
+    past = 0 if cache is None else cache.get_seq_length()
+    if attention_mask.shape[1] != past + time:
+        behind = f" behind {past} in the cache" if past else ""
         raise ValueError(
-            "the prompt, or its first chunk, ends in padding: generate with padding_side='left', and where there is a "
-            "prefill_chunk_size, one larger than the padding"
+            f"the attention_mask is {attention_mask.shape[1]} wide, but there are {time} tokens{behind}; it has to cover "
+            "them all"
         )
-    return True
 
 
 def _packed(position_ids: Int[Tensor, "rows t"], batch: int) -> Int[Tensor, "b t"] | None:

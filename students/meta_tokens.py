@@ -29,11 +29,14 @@ START = "drawn from a normal distribution with the mean and deviation of the tok
 
 
 class TextCache(Cache):
-    """A cache whose length counts the text and not the meta tokens before it. `whole`: the same layers, all counted."""
+    """A cache whose length counts the text and not the meta tokens before it. `whole`: the same layers, all counted.
+
+    first: columns of the call that they passed through with; 0 before it.
+    """
 
     def __init__(self, layers: list, meta_tokens: int) -> None:
         super().__init__(layers=layers)
-        self.meta_tokens = meta_tokens
+        self.meta_tokens, self.first = meta_tokens, 0
 
     @property
     def whole(self) -> Cache:
@@ -45,11 +48,15 @@ class TextCache(Cache):
 
 
 class MetaTokens(nn.Module):
-    """`count` learned embeddings, and the way into a skeleton's inputs and out of its outputs."""
+    """`count` learned embeddings, and the way into a skeleton's inputs and out of its outputs.
 
-    def __init__(self, count: int, width: int) -> None:
+    before_zero: whether the text's positions begin at 0, and not theirs.
+    """
+
+    def __init__(self, count: int, width: int, *, before_zero: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(count, width))
+        self.origin = -count if before_zero else 0  # the first one's position
 
     def forward(self) -> Float[Tensor, "count d"]:
         """The embeddings: called, so that whatever holds them elsewhere (offloading) brings them."""
@@ -80,16 +87,20 @@ class MetaTokens(nn.Module):
         Raises:
             ValueError: a cache without room for them.
         """
-        seats, cache = _seats(inputs, self.count), inputs.cache
+        cache = inputs.cache
         if cache is not None:
             if not isinstance(cache, TextCache) or cache.meta_tokens != self.count:
                 kind = type(cache).__name__
                 raise ValueError(f"a {kind} has no room for {self.count} meta tokens; use the student's new_cache()")
             inputs = replace(inputs, cache=cache.whole)
         if cache is not None and cache.whole.get_seq_length():
-            inputs, columns = self._behind(inputs, seats), None
+            inputs, columns = self._behind(inputs, _seats(inputs, self.count, cache.first), cache.get_seq_length()), None
         else:
+            first = inputs.size[1]
+            seats = _seats(inputs, self.count, first)
             inputs, columns = self._in_front(inputs, seats, body.get_input_embeddings()), seats.columns
+            if cache is not None:
+                cache.first = first
         hook = body.register_forward_hook(lambda *call: _text_alone(call[-1], columns, inputs.cache, cache))
         try:
             yield inputs
@@ -99,23 +110,30 @@ class MetaTokens(nn.Module):
     def _in_front(self, inputs: Inputs, seats: "Seats", embed: nn.Module) -> Inputs:
         embeds = embed(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
         given, mask, documents = inputs.position_ids, inputs.attention_mask, inputs.documents
+        embeds = seats.spread(embeds, self().to(embeds), 0.0)
+        positions = None if given is None else seats.positions(given) + self.origin
+        if given is None and self.origin:
+            positions = torch.arange(embeds.shape[1], device=embeds.device)[None] + self.origin
+        if mask is not None:
+            mask = seats.spread(mask, mask.new_ones(self.count), 0)
+            documents = None if documents is None else mask.long() - 1
+        elif documents is not None:
+            documents = seats.spread(documents, seats.of_starts(documents), FILLER)
         return replace(
-            inputs,
-            input_ids=None,
-            inputs_embeds=seats.spread(embeds, self().to(embeds), 0.0),
-            attention_mask=None if mask is None else seats.spread(mask, mask.new_ones(self.count), 0),
-            position_ids=None if given is None else seats.positions(given),
-            documents=None if documents is None else seats.spread(documents, seats.of_starts(documents), FILLER),
+            inputs, input_ids=None, inputs_embeds=embeds, attention_mask=mask, position_ids=positions, documents=documents
         )
 
-    def _behind(self, inputs: Inputs, seats: "Seats") -> Inputs:
+    def _behind(self, inputs: Inputs, seats: "Seats", past: int) -> Inputs:
         """They stand in the cache: the mask covers them there, and positions go on from theirs."""
-        given, mask = inputs.position_ids, inputs.attention_mask
-        return replace(
-            inputs,
-            attention_mask=None if mask is None else seats.spread(mask, mask.new_ones(self.count), 0),
-            position_ids=None if given is None else given + self.count,
-        )
+        positions, mask = inputs.position_ids, inputs.attention_mask
+        if positions is not None:
+            positions = positions + self.count + self.origin
+        elif self.origin or mask is not None:
+            index = torch.arange(past, past + inputs.size[1], device=_device(inputs))
+            positions = index[None] + self.count + self.origin - seats.distance(mask)
+        if mask is not None:
+            mask = seats.spread(mask, mask.new_ones(self.count), 0)
+        return replace(inputs, attention_mask=mask, position_ids=positions)
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,14 @@ class Seats:
         before = columns[rows, first][:, None] + torch.arange(-self.count, 0, device=tokens.device)
         return spread.index_put((rows[:, None], before), meta)
 
+    def distance(self, mask: Int[Tensor, "b s"] | None) -> Int[Tensor, "b 1"] | int:
+        """Columns from where a row's meta tokens end to its first token: padding that was not there when they came."""
+        if mask is None:
+            return 0
+        real = mask.bool()
+        first = torch.where(real.any(1), real.long().argmax(1), mask.shape[1])
+        return (first - self.starts.long().argmax(1))[:, None]
+
     def of_starts(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "start count"]:
         """What the starting tokens have, for the meta tokens before each."""
         return tokens[self.starts][:, None].expand(-1, self.count)
@@ -153,11 +179,15 @@ class Seats:
         return self.spread(positions + self.count * begun, self.of_starts(positions) + counted, 0)
 
 
-def _seats(inputs: Inputs, count: int) -> Seats:
-    """The seats of a call's tokens; of a mask's, where there is one, for it also covers what the cache holds."""
+def _seats(inputs: Inputs, count: int, first: int) -> Seats:
+    """The seats of a call's tokens; of a mask's, where there is one, for it also covers what the cache holds.
+
+    first: columns of the first call; no row's meta tokens come later.
+    """
     mask, documents = inputs.attention_mask, inputs.documents
     if mask is not None:
-        real = mask.bool()
+        real = mask.bool().clone()
+        real[:, first - 1] |= ~real[:, :first].any(1)
         return Seats(real & (real.cumsum(1) == 1), count)
     if documents is None:
         starts = torch.zeros(inputs.size, dtype=torch.bool, device=_device(inputs))

@@ -7,16 +7,17 @@ subclasses of transformers' own, made when first asked for. Weights that are not
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
+from students.arguments import SkeletonArguments
 from students.body import WatchedBody, own_call
 from students.cache import MixerState
 from students.compat import (
-    CACHE,
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -24,11 +25,11 @@ from students.compat import (
     set_attention_implementation,
 )
 from students.config import Layout, Place, Shapes, StudentConfigMixin, from_dict, to_dict
-from students.inputs import Inputs, checked, ends_in_padding
-from students.kernels.documents import marked_positions
+from students.generating import Generating
+from students.inputs import Inputs, checked
 from students.meta_tokens import MetaTokens, TextCache
 from students.mixers.mixer import Mixer
-from students.mixers.sharing import SharedKeys
+from students.rotary import LengthRules, forget_lengths
 from students.shapes import Float, Int
 from students.shared_keys import check_shared_keys
 from students.slot import MixerSlot
@@ -37,7 +38,7 @@ PREFIX = "distill_"
 OF = "_of_"  # in the names by which pickles know the classes of a family
 
 
-class StudentMixin(WatchedBody):
+class StudentMixin(WatchedBody, SkeletonArguments, Generating):
     """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
 
     # A recurrent state cannot be rolled back: assisted generation refuses with a clear error (transformers 5.17, 5.24).
@@ -61,7 +62,10 @@ class StudentMixin(WatchedBody):
         # transformers (5.17, 5.24) gives each model a set of its own in `post_init`, and reads it when weights are loaded.
         self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens
-        self.meta_tokens = MetaTokens(count, self.get_input_embeddings().embedding_dim) if count else None
+        self.length_rules = LengthRules.of(config)
+        forget_lengths(self)
+        width, before_zero = self.get_input_embeddings().embedding_dim, bool(self.length_rules)
+        self.meta_tokens = MetaTokens(count, width, before_zero=before_zero) if count else None
         self.watch_body()
 
     @property
@@ -105,7 +109,8 @@ class StudentMixin(WatchedBody):
         skeleton's own loss; what else the loss takes (`num_items_in_batch`, `shift_labels`) is handed on to it.
 
         Raises:
-            ValueError: inputs that slots cannot honour (see `inputs.checked`).
+            ValueError: inputs that slots cannot honour (see `inputs.checked`), or a cache that is out of date behind a
+                length at which the rotary embedding changes.
         """
         cache = past_key_values if cache is None else cache
         # Named above: `generate` asks for the last token's logits alone where it can, trainers look for labels.
@@ -121,12 +126,12 @@ class StudentMixin(WatchedBody):
         """What the skeleton takes for a call's inputs (see `forward`), while it runs."""
         self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
+        self._check_length(inputs)
         if cache is None and self._caches(inputs, use_cache):
-            cache = self.new_cache()
-            inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
-        use_cache = cache is not None and use_cache is not False
-        with self._prefixed(inputs) as inputs, own_call():
-            yield self._arguments(inputs, use_cache)
+            inputs = replace(inputs, cache=self.new_cache())
+        use_cache = inputs.cache is not None and use_cache is not False
+        with self._prefixed(inputs) as prefixed, self._ends_filled(inputs), own_call():
+            yield self._arguments(prefixed, use_cache)
 
     def hidden(
         self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None, cache: Cache | None = None
@@ -167,45 +172,14 @@ class StudentMixin(WatchedBody):
             raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
 
     def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
-        """Whether a call without a cache gets one: never packed documents, and not by default what ends in padding."""
+        """Whether a call without a cache gets one: never packed documents."""
         if inputs.documents is not None and inputs.attention_mask is None:
             return False
-        if use_cache is not None:
-            return use_cache
-        return self.config.use_cache and (inputs.attention_mask is None or not ends_in_padding(inputs.attention_mask))
+        return self.config.use_cache if use_cache is None else use_cache
 
     def _prefixed(self, inputs: Inputs) -> AbstractContextManager[Inputs]:
         """The inputs with meta tokens, where the student has any."""
         return nullcontext(inputs) if self.meta_tokens is None else self.meta_tokens.before(inputs, self.base_model)
-
-    def _arguments(self, inputs: Inputs, use_cache: bool) -> dict:
-        """The inputs as the skeleton takes them."""
-        documents, position_ids = inputs.documents, inputs.position_ids
-        if self.place.documents == "positions" and documents is not None:
-            position_ids = marked_positions(position_ids, documents, inputs.attention_mask)
-            documents = None
-        arguments = {
-            "input_ids": inputs.input_ids,
-            "attention_mask": inputs.attention_mask,
-            "position_ids": position_ids,
-            CACHE: inputs.cache,
-            "inputs_embeds": inputs.inputs_embeds,
-            "use_cache": use_cache,
-        }
-        if self.givers:
-            arguments["shared_keys"] = {giver: SharedKeys() for giver in self.givers.values()}
-        return arguments if documents is None else arguments | {"document_ids": documents}
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
-        """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
-        if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
-            return
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation {generation_config.cache_implementation!r} cannot hold a student's states; "
-                "leave it unset"
-            )
-        model_kwargs[CACHE] = self.new_cache()
 
 
 class FamilyDoor:
@@ -280,6 +254,7 @@ def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shap
     model_class = student_class(skeleton.model_type)
     entries = {key: value for key, value in skeleton.to_dict().items() if key not in ("model_type", "architectures")}
     entries.pop("quantization_config", None)
+    entries["use_cache"] = True  # some training of the teacher may have left it false
     config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shapes)})
     set_attention_implementation(config, attention_implementation(skeleton))
     with torch.device("meta"):

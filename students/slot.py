@@ -1,10 +1,14 @@
 """MixerSlot: what stands where an attention module stood, inside the skeleton's own layer."""
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from students.kernels.documents import documents_of
 from students.mixers.mixer import Context, Mixer
+from students.padding import Unpadded
 from students.shapes import Float
 
 
@@ -14,8 +18,9 @@ class MixerSlot(nn.Module):
     The skeleton passes hidden states, rotary tables and its cache by keyword; `document_ids` comes along as one more
     keyword from `Student.forward`. The cache is known by its type: families and versions of transformers call it
     `past_key_values`, `cache` or `layer_past`. The attention mask is not used: padding and packing are in the documents,
-    which in families that drop unknown keywords are read off the positions (`documents` is "positions"). `keys_of`: the
-    layer whose keys and values the mixer leaves for others or shares, if any; they travel as `shared_keys`.
+    which in families that drop unknown keywords are read off the positions (`documents` is "positions"). Padding that
+    mixers do not serve is taken out here; how, comes along as `unpadded`. `keys_of`: the layer whose keys and values the
+    mixer leaves for others or shares, if any; they travel as `shared_keys`.
     """
 
     def __init__(self, mixer: Mixer, layer_index: int, documents: str = "keywords", keys_of: int | None = None) -> None:
@@ -26,13 +31,39 @@ class MixerSlot(nn.Module):
     def forward(self, hidden_states: Float[Tensor, "b t d"], *unused, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
         """The mixer's output, and None where attention would return its weights."""
         cache = next((value for value in keywords.values() if isinstance(value, Cache)), None)
-        documents = keywords.get("document_ids")
+        documents, unpadded = keywords.get("document_ids"), keywords.get("unpadded")
+        state = None if cache is None else cache.layers[self.layer_index]
         if self.documents == "positions":
-            documents = documents_of(keywords["position_ids"], hidden_states.shape[0], cache is not None)
+            positions = keywords["position_ids"]
+            documents = documents_of(positions, hidden_states.shape[0], cache is not None)
+            if positions.dtype == torch.int32:  # they mark padding
+                unpadded = Unpadded.of(documents, state is not None and state.length > 0, state is not None)
         context = Context(
             documents=documents,
             rope=keywords.get("position_embeddings"),
-            state=None if cache is None else cache.layers[self.layer_index],
+            state=state,
             shared=None if self.keys_of is None else keywords["shared_keys"][self.keys_of],
         )
-        return self.mixer(hidden_states, context), None
+        mixed = self.mixer(hidden_states, context) if unpadded is None else self._in_parts(hidden_states, context, unpadded)
+        return mixed, None
+
+    def _in_parts(self, h: Float[Tensor, "b t d"], context: Context, unpadded: Unpadded) -> Float[Tensor, "b t d"]:
+        """The mixer's output where there are tokens, and 0 at padding between them."""
+        out, states, batch = torch.zeros_like(h), [], h.shape[0]
+        for number, part in enumerate(unpadded.parts):
+            state = context.state
+            if state is not None and part.rows is not None:
+                state = state.rows(part.rows)
+                states.append((part.rows.to(h.device), state))
+            own = replace(
+                context,
+                documents=part.documents.to(h.device),
+                rope=None if context.rope is None else tuple(part.taken(table, batch) for table in context.rope),
+                state=state,
+                shared=None if context.shared is None else context.shared.part(number),
+            )
+            mixed = self.mixer(part.taken(h, batch), own)
+            out = part.put(out.to(mixed.dtype), mixed)
+        if context.state is not None and (states or not unpadded.parts):
+            context.state.join(states, batch, h.shape[1])
+        return out

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from teachers.checks import check_tokenizer, check_weights, keep_own_head, loading
+from teachers.compat import forget_lengths
 from teachers.families import FAMILIES, family_of
 from teachers.files import folder_of
 from teachers.foreign import check_adapter_files, plain_config
@@ -66,4 +67,5 @@ def load(
         tokenizer = read_tokenizer(location)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
+    forget_lengths(model)
     return Teacher(reference, model, tokenizer, family, tuple(ignored), folder_of(location))

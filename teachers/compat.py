@@ -55,3 +55,16 @@ def add_attention(name: str, function: Callable, masks_of: str) -> None:
 def rotary_frequencies(kind: str, config: PretrainedConfig) -> Tensor:
     """The frequencies that a kind of scaling ("llama3" ...) makes of a config's rotary embedding. 5.17, 5.24."""
     return ROPE_INIT_FUNCTIONS[kind](config)[0]
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Let a dynamic rotary embedding be that of each call's own length: it would go on with the factors of the longest text
+    that it has ever seen. 5.17, 5.24."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached") and "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(module: nn.Module, arguments: tuple) -> None:
+    for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:  # one a kind of layer
+        setattr(module, name, 0)

@@ -30,7 +30,7 @@ class HarnessModel(TemplateLM):
     def __init__(self, teacher: Teacher, model: nn.Module | None) -> None:
         super().__init__()
         self.teacher, self.model, self.tokenizer = teacher, model, teacher.tokenizer
-        self.longest = getattr(teacher.config, "max_position_embeddings", None) or LONGEST
+        self.longest = teacher.positions() or LONGEST
         self.opening = opening(teacher.tokenizer)
 
     @property

@@ -130,7 +130,7 @@ def marked(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> list[Marked]:
     Cut on the left where the teacher has no positions for all; an empty context is the token that the tokenizer opens
     with, or the end of a text where it opens with none.
     """
-    tokenizer, limit = teacher.tokenizer, getattr(teacher.config, "max_position_embeddings", None)
+    tokenizer, limit = teacher.tokenizer, teacher.positions()
     start, texts = opening(tokenizer), []
     alone = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     for context, continuation in split(tokenizer, pairs):

@@ -42,7 +42,7 @@ class Material:
         Raises:
             UserError: the teacher has no positions for their length.
         """
-        options, known = self.options, getattr(self.teacher.config, "max_position_embeddings", None)
+        options, known = self.options, self.teacher.positions()
         if known and options.length > known:
             raise UserError(f"pattern.length is {options.length}, but {self.teacher.reference} has positions for {known}")
         tokens, seed = Tokens(self.teacher.tokenizer, SELECTING), -1 - self.session.recipe.seed

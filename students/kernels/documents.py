@@ -41,25 +41,27 @@ def restarts(positions: Int[Tensor, "rows t"]) -> Int[Tensor, "rows t"]:
 
 PADDING = -1  # the position, and the document, of a token that is none
 NOWHERE = torch.iinfo(torch.long).min  # the document of a place kept for a token that has not come yet
+MARK = -(2**30)  # the position of padding, where positions have to say what is padding: no token's
 
 
-def marked_positions(
-    positions: Int[Tensor, "b t"] | None, documents: Int[Tensor, "b t"], attention_mask: Int[Tensor, "b s"] | None
-) -> Int[Tensor, "b t"]:
-    """Positions that documents can be read off again: padding at -1, and counted from the mask where there is one.
+def marked_positions(positions: Int[Tensor, "rows t"], documents: Int[Tensor, "b t"], packed: bool) -> Int[Tensor, "b t"]:
+    """Positions that documents can be read off again, padding marked in them.
 
-    For families whose layers drop unknown keywords but hand positions on to their attention.
+    For families whose layers drop unknown keywords but hand positions on to their attention. What comes from a mask, one
+    document a row, is told from packed documents by its type, which needs no look at values: 32 bits.
     """
-    if attention_mask is not None:
-        positions = (attention_mask.long().cumsum(1) - 1)[:, -documents.shape[1] :]
-    return torch.where(documents < 0, torch.full_like(documents, PADDING), positions.expand_as(documents))
+    marked = torch.where(documents < 0, MARK, positions.expand_as(documents))
+    return marked if packed else marked.int()
 
 
-def documents_of(positions: Int[Tensor, "rows t"], batch: int, continued: bool) -> Int[Tensor, "b t"]:
-    """The reverse of `marked_positions`: padding is -1; documents are told apart by `restarts`.
+def documents_of(positions: Int[Tensor, "rows t"], batch: int, continued: bool) -> Int[Tensor, "b t"] | None:
+    """The reverse of `marked_positions`: padding is -1; packed documents are told apart by `restarts`.
 
-    continued: the tokens go on with a cache, whose rows hold one document each.
+    continued: the tokens go on with a cache, whose rows hold one document each; None where all of these do.
     """
+    one_each = positions.dtype == torch.int32
+    if continued and not one_each:
+        return None
     positions = positions.expand(batch, -1)
-    documents = torch.zeros_like(positions) if continued else restarts(positions)
-    return torch.where(positions < 0, torch.full_like(documents, PADDING), documents)
+    documents = torch.zeros_like(positions, dtype=torch.long) if one_each else restarts(positions)
+    return torch.where(positions == MARK, torch.full_like(documents, PADDING), documents)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from students.cache import MixerState, ScopedState
+from students.cache import MixerState, ScopedState, empty_place
 from students.kernels.attention import attention
-from students.kernels.documents import NOWHERE, PADDING
 from students.kernels.documents import positions as count_positions
 from students.mixers.derived import Derived, given
 from students.mixers.mixer import Context, Mixer, Shape
@@ -21,7 +20,6 @@ from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
 KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
-EMPTY = {"documents": NOWHERE, "positions": PADDING}  # of a place that no token has; 0 elsewhere
 
 
 def _by_head(parts: "AttentionParts") -> Float[Tensor, "b s h value"]:
@@ -254,4 +252,4 @@ class Attention(Mixer):
 
 def _places(like: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """So many places without a token in each part of a state."""
-    return {name: part.new_full((part.shape[0], count, *part.shape[2:]), EMPTY.get(name, 0)) for name, part in like.items()}
+    return {name: part.new_full((part.shape[0], count, *part.shape[2:]), empty_place(name)) for name, part in like.items()}

@@ -17,6 +17,14 @@ class SharedKeys:
     def __init__(self) -> None:
         self._graph = torch.is_grad_enabled()
         self._kept: tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None = None
+        self._parts: dict[int, SharedKeys] = {}
+
+    def part(self, number: int) -> "SharedKeys":
+        """Those of some rows alone, where rows go through the layers in parts."""
+        if number not in self._parts:
+            self._parts[number] = SharedKeys()
+            self._parts[number]._graph = self._graph
+        return self._parts[number]
 
     def write(
         self,

@@ -69,6 +69,33 @@ def test_a_prompts_logits_are_its_last_tokens(teacher, monkeypatch):
     assert set(seen) == {1}
 
 
+@pytest.mark.parametrize("function", [None, students.replayed])
+def test_a_cache_is_used_whatever_training_left_in_the_config(teacher, tmp_path, function):
+    """Unless a call says otherwise; no token but the prompt's goes through twice."""
+    student = student_of(teacher, *CASES["hymba"])
+    student.config.use_cache = student.generation_config.use_cache = False
+    student.save_pretrained(tmp_path)
+    student, ids, seen = students.load(tmp_path), text(2, 9), []
+    assert student.config.use_cache is False
+    student.lm_head.register_forward_pre_hook(lambda module, arguments: seen.append(student.model.last_size))
+    student.model.register_forward_pre_hook(
+        lambda module, a, k: setattr(
+            module, "last_size", (k.get("input_ids") if k.get("inputs_embeds") is None else k["inputs_embeds"]).shape[1]
+        ),
+        with_kwargs=True,
+    )
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    made = student.generate(ids, custom_generate=function, **options)
+    assert seen == [14, 1, 1]
+    assert torch.equal(made, student.generate(ids, use_cache=False, **options))
+    assert seen[3:] == [14, 15, 16]
+    model = teacher.model
+    model.generation_config.use_cache = False
+    assert torch.equal(
+        model.generate(ids, custom_generate=function, **options), model.generate(ids, use_cache=True, **options)
+    )
+
+
 def test_what_it_refuses(teacher):
     ids = text(2, 6)
     options = {"max_new_tokens": 3, "pad_token_id": 0, "custom_generate": students.replayed}

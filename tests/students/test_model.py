@@ -193,8 +193,10 @@ def test_what_a_student_refuses(student):
     ones = torch.ones_like(ids)
     right = ones.clone()
     right[0, 4:] = 0
-    with pytest.raises(ValueError, match="padding_side='left'"):
-        student.generate(ids, attention_mask=right, max_new_tokens=2, pad_token_id=0)
+    with pytest.raises(ValueError, match="row 0 of the attention_mask has no token among the last 2"):
+        student.generate(ids, attention_mask=right, max_new_tokens=2, pad_token_id=0, prefill_chunk_size=4)
+    with pytest.raises(ValueError, match="is 6 wide, but there are 4 tokens"):
+        student(ids[:, :4], attention_mask=ones)
     with pytest.raises(ValueError, match="2-D attention_mask"):
         student(ids, attention_mask=ones[:, None, None])
     with pytest.raises(ValueError, match="pack documents for training"):
@@ -271,20 +273,6 @@ def test_an_id_that_comes_back_is_a_new_document(teacher):
     ids = text(1, 12)
     back, new = (student.hidden(ids, torch.tensor([[0] * 4 + [1] * 4 + [last] * 4])) for last in (0, 2))
     assert torch.equal(back, new)
-
-
-def test_padding_behind_text_is_refused(teacher):
-    student, _ = build(teacher, Layout("MAMA", {"M": {"mixer": "discrete_mamba2"}}))
-    ids, ends = text(2, 8), torch.ones(2, 8, dtype=torch.long)
-    ends[0, -2:] = 0
-    out = student(ids, attention_mask=ends)
-    assert out.past_key_values is None  # nothing could go on from there
-    with pytest.raises(ValueError, match="ends in padding"):
-        student(ids, attention_mask=ends, use_cache=True)
-    cache = student(ids, attention_mask=torch.ones_like(ends)).past_key_values
-    holes = torch.cat([torch.ones_like(ends), torch.tensor([[0, 1, 1], [1, 1, 1]])], 1)
-    with pytest.raises(ValueError, match="padding behind text that the cache holds"):
-        student(text(2, 3), attention_mask=holes, past_key_values=cache)
 
 
 def test_a_cache_without_room_for_states_is_refused(teacher):

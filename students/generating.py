@@ -1,0 +1,76 @@
+"""What a student changes in transformers' `generate`: its cache, and prompts that end in padding."""
+
+from torch import Tensor
+from transformers import GenerationConfig
+
+from students.compat import CACHE
+from students.padding import last_columns
+from students.rotary import lengths
+from students.shapes import Int
+
+
+class Generating:
+    """Overrides of transformers' GenerationMixin, for the student's class."""
+
+    def generate(self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *more, **options):
+        """transformers' own, with a cache unless this call or the configuration handed to it says otherwise.
+
+        Training leaves `use_cache: false` behind in config.json and generation_config.json; it would compute the whole text
+        for every token.
+        """
+        if generation_config is None or generation_config.use_cache is None:
+            options.setdefault("use_cache", True)
+        return super().generate(inputs, generation_config, *more, **options)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
+        """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
+        self._prepare_ends(generation_config, model_kwargs)
+        if self.length_rules:
+            generation_config.prefill_chunk_size = None  # a later chunk might change how the earlier ones are rotated
+        if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
+            return
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation {generation_config.cache_implementation!r} cannot hold a student's states; "
+                "leave it unset"
+            )
+        model_kwargs[CACHE] = self.new_cache()
+
+    def prepare_inputs_for_generation(self, input_ids: Int[Tensor, "b s"], *more, **kwargs) -> dict:
+        """transformers' own, without the cache where it is out of date: the whole text then fills another one.
+
+        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come.
+        """
+        cache, positions = kwargs.get(CACHE), kwargs.get("position_ids")
+        past = cache.get_seq_length() if self.length_rules and cache is not None else 0
+        total = input_ids.shape[1] if positions is None else positions.shape[-1]
+        if past and total == input_ids.shape[1] > past:
+            positions = None if positions is None else positions[..., past:].expand(len(input_ids), -1)
+            before, after = lengths(past, total - past, positions, kwargs.get("attention_mask"))
+            if self.length_rules.refusal(before, after - before):
+                kwargs |= {CACHE: None, "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, *more, **kwargs)
+
+    def _prepare_ends(self, generation_config: GenerationConfig, model_kwargs: dict) -> None:
+        """Let a row that ends in padding go on from its last token's position.
+
+        Raises:
+            ValueError: a row has no token in the call whose logits the next token is drawn from.
+        """
+        mask: Int[Tensor, "b s"] | None = model_kwargs.get("attention_mask")
+        columns = None if mask is None or not self.layout.converted else last_columns(mask.bool())
+        if columns is None:
+            return
+        cache = model_kwargs.get(CACHE)
+        new = mask.shape[1] - (0 if cache is None else cache.get_seq_length())
+        chunk = generation_config.prefill_chunk_size or new
+        last = new % chunk or chunk
+        empty = (~mask[:, -last:].bool().any(1)).nonzero()
+        if len(empty):
+            raise ValueError(
+                f"row {int(empty[0])} of the attention_mask has no token among the last {last}, which are computed together "
+                "and tell what comes next: pad on the left, or leave out the row, or prefill_chunk_size if there is one"
+            )
+        positions = model_kwargs.get("position_ids")
+        if positions is not None:
+            model_kwargs["position_ids"] = positions.expand(len(mask), -1).gather(1, columns.to(positions.device))
