@@ -36,17 +36,20 @@ class Generating:
             )
         model_kwargs[CACHE] = self.new_cache()
 
-    def prepare_inputs_for_generation(self, input_ids: Int[Tensor, "b s"], *more, **options) -> dict:
-        """transformers' own, without the cache where it is out of date: the whole text then fills another one."""
-        cache, positions = options.get(CACHE), options.get("position_ids")
+    def prepare_inputs_for_generation(self, input_ids: Int[Tensor, "b s"], *more, **kwargs) -> dict:
+        """transformers' own, without the cache where it is out of date: the whole text then fills another one.
+
+        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come.
+        """
+        cache, positions = kwargs.get(CACHE), kwargs.get("position_ids")
         past = cache.get_seq_length() if self.length_rules and cache is not None else 0
         total = input_ids.shape[1] if positions is None else positions.shape[-1]
         if past and total == input_ids.shape[1] > past:
             positions = None if positions is None else positions[..., past:].expand(len(input_ids), -1)
-            before, after = lengths(past, total - past, positions, options.get("attention_mask"))
+            before, after = lengths(past, total - past, positions, kwargs.get("attention_mask"))
             if self.length_rules.refusal(before, after - before):
-                options |= {CACHE: None, "next_sequence_length": None}
-        return super().prepare_inputs_for_generation(input_ids, *more, **options)
+                kwargs |= {CACHE: None, "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, *more, **kwargs)
 
     def _prepare_ends(self, generation_config: GenerationConfig, model_kwargs: dict) -> None:
         """Let a row that ends in padding go on from its last token's position.
