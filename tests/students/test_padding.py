@@ -103,6 +103,7 @@ def test_a_window_that_counts_padding_is_refused():
 
 def test_gradients_pass_a_gap(teacher):
     student, ids = student_of(teacher, *CASES["windowed"]), text(4, 14)
+    student.requires_grad_(True)
     found = []
     for inputs in ([(ids, MASK, POSITIONS)], [(row, torch.ones_like(row), None) for row in rows_of(ids)]):
         student.zero_grad()
