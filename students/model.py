@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from students.arguments import SkeletonArguments
@@ -220,10 +220,12 @@ def student_class(family: str) -> type:
     namespace = {"config_class": config_class}
     if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
         namespace["_supports_sdpa"] = False  # it would leave the cap out; transformers 5.24 says so itself, 5.17 does not
-    return _named(family, (StudentMixin, skeleton), namespace)
+    # GenerationMixin, which the skeleton has already, stands in the list for transformers (5.17, 5.24): a remote class that
+    # has a `generate` of its own and no such base is loaded as a subclass, which pickles cannot find.
+    return _named(family, (StudentMixin, skeleton, GenerationMixin), namespace)
 
 
-def _named(family: str, bases: tuple[type, type], namespace: dict) -> type:
+def _named(family: str, bases: tuple[type, ...], namespace: dict) -> type:
     """A class called after the skeleton's; pickles know it by its family too, for families share some classes' names."""
     name = f"Distill{bases[1].__name__}"
     return type(name, bases, {**namespace, "__module__": __name__, "__qualname__": f"{name}{OF}{family}"})

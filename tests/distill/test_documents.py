@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from distill.recipe import TextSource
 from distill.text.encoding import Documents, opened, opening
 from distill.text.preparation import prepare
 from distill.text.windows import Windows
+from teachers.teacher import Teacher
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 LLAMA2 = (
@@ -123,18 +125,16 @@ def test_a_tokenizer_with_another_template_prepares_again(make, tmp_path, monkey
     assert counts == [2, 1]
 
 
-class Asked:
+def asked(tokenizer):
     """As much of a teacher as scoring reads."""
-
-    config = None
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    teacher = object.__new__(Teacher)
+    teacher.model, teacher.tokenizer = SimpleNamespace(config=None), tokenizer
+    return teacher
 
 
 def test_scoring_opens_a_context_once(make):
     made = make()
-    once, twice, none = marked(Asked(made), [("river", " lake"), ("<s>river", " lake"), ("", " lake")])
+    once, twice, none = marked(asked(made), [("river", " lake"), ("<s>river", " lake"), ("", " lake")])
     assert once.ids == twice.ids and once.ids[0] == made.bos_token_id != once.ids[1]
     assert none.ids[0] == made.bos_token_id and opening(made) == [made.bos_token_id]
 

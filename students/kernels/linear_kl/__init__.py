@@ -32,7 +32,7 @@ class Head(NamedTuple):
     softcap: float | None = None
     call: Callable[[Tensor], Tensor] | None = None
 
-    def logits(self, hidden: Float[Tensor, "t d"]) -> Float[Tensor, "t v"]:
+    def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         """What scale and softcap are then applied to."""
         if self.call is not None:
             return self.call(hidden)

@@ -89,11 +89,11 @@ cli.entry()
 
 
 def test_a_disk_that_takes_no_more(copied_place, monkeypatch):
-    """A real process that may write no file above 6 KB: the next checkpoint does not fit, and the last one stays."""
+    """A real process that may write no file above 30 KB: the next checkpoint does not fit, and the last one stays."""
     (folder,) = (copied_place / "runs").glob("half-*")
     newest = checkpoint.latest(folder / "checkpoints")
     before = hashes(newest)
-    command = [sys.executable, "-c", LIMITED, "6000", "run", "half.yaml"]
+    command = [sys.executable, "-c", LIMITED, "30000", "run", "half.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "300"})
     said = " ".join(done.stderr.split())
     assert done.returncode == 2 and "Traceback" not in said, said
