@@ -44,8 +44,8 @@ def matrices(session: Session, student) -> dict[str, np.ndarray]:
         attention = attention_matrix(seen.q, seen.k, session.teacher.logit_rules(seen.layer), batch.documents)[0]
         for head in spread(range(attention.shape[0]), PICTURE_HEADS):
             name = f"layer {seen.layer} head {head}"
-            found[f"{name} attention"] = attention[head].cpu().numpy()
-            found[f"{name} mixer"] = fitted(attention[head], terms[mixer.head_terms()[head]]).cpu().numpy()
+            found[f"{name} attention"] = attention[head].float().cpu().numpy()
+            found[f"{name} mixer"] = fitted(attention[head], terms[mixer.head_terms()[head]]).float().cpu().numpy()
     return found
 
 

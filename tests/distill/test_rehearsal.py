@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import namedtuple
 
+import numpy as np
 import pytest
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
@@ -203,3 +204,14 @@ def test_a_twin_without_a_window_is_no_plan(tiny_recipe):
     mixers = {"M": {"mixer": "discrete_mamba2"}}
     with pytest.raises(UserError, match="twin: true needs mixers with a window branch; this layout has none"):
         distill.plan(short(tiny_recipe, mixers=mixers, twin=True))
+
+
+# types
+
+
+def test_a_run_in_bfloat16_ends(tiny_recipe, tmp_path):
+    """As on a GPU: what is drawn and written down is float32."""
+    folder = run(short(tiny_recipe, precision="bfloat16"), runs=tmp_path)
+    with np.load(folder.path / "matrices.npz") as arrays:
+        assert len(arrays) and all(arrays[name].dtype == np.float32 for name in arrays)
+    assert (folder.path / "report.html").exists()
