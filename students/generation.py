@@ -99,7 +99,7 @@ def _given_back(decoder: Decoder | None) -> None:
 
 
 def _anew(
-    model: PreTrainedModel, input_ids: Int[Tensor, "b s"], mask: Int[Tensor, "b s"] | None, model_kwargs: dict
+    model: PreTrainedModel, input_ids: Int[Tensor, "b s"], mask: Int[Tensor, "b past"] | None, model_kwargs: dict
 ) -> Float[Tensor, "b v"]:
     """What follows a text that is computed from its beginning, into a cache that takes the old one's place."""
     model_kwargs[CACHE] = _new_cache(model)
