@@ -65,11 +65,14 @@ def run(
     Raises:
         UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
     """
+    from distill.console import new_console
     from distill.recipe_file import load
     from distill.runs.stopper import Stopper, deadline
-    from distill.training.runner import finished, opened, save_student
+    from distill.training.ending import finished
+    from distill.training.runner import opened, save_student
 
     recipe, stopper = load(recipe, overrides), Stopper(deadline(stop_after))
+    console = console or new_console(stderr=True)
     if not fresh and (folder := finished(recipe, Path(runs), console)):
         return folder
     with opened(recipe, Path(runs), fresh=fresh, stopper=stopper, console=console) as this:
@@ -280,9 +283,9 @@ def recipe_text(name: str) -> str:
     Raises:
         UserError: no such recipe.
     """
-    from distill.shipped import find
+    from distill.shipped import find_shipped
 
-    return find(name).read_text()
+    return find_shipped(name).read_text(encoding="utf-8")
 
 
 def copy_recipe(name: str, target: str | Path = ".") -> Path:

@@ -1,14 +1,36 @@
-"""Where text for people goes: a terminal with its colours, or plain lines wide enough for tables anywhere else."""
+"""Where text for people goes: a terminal with its colours, or plain lines wide enough for tables anywhere else.
+
+Every name in it is shown as it is: square brackets are no markup, colons no emoji, and what a terminal would act on stands
+there as its number. What stands out is said with `bold` and `warning`.
+"""
 
 import os
 
 from rich.console import Console
+from rich.text import Text
+
+from distill.errors import printable
 
 PLAIN_WIDTH = 140  # characters of a line where there is no terminal to ask
 
 
+class PlainConsole(Console):
+    """A console that shows text and does nothing else with it."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options) -> Text:  # every str that is printed comes through here, in tables too
+        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+
 def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console on the standard output or error; `quiet` prints nothing."""
-    console = Console(stderr=stderr, quiet=quiet)
+    console = PlainConsole(stderr=stderr, quiet=quiet)
     plain = not console.is_terminal and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, quiet=quiet, width=PLAIN_WIDTH) if plain else console
+    return PlainConsole(stderr=stderr, quiet=quiet, width=PLAIN_WIDTH) if plain else console
+
+
+def bold(text: str, style: str = "bold") -> Text:
+    """Text that stands out."""
+    return Text(printable(text), style)

@@ -4,7 +4,6 @@ import importlib.util
 from importlib import import_module
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from distill.runs.run_dir import versions
@@ -28,7 +27,7 @@ def table(found: dict[str, str]) -> Table:
     """The findings, to print."""
     rows = Table(box=None, show_header=False)
     for name, value in found.items():
-        rows.add_row(name, escape(value))  # [extra] is no markup
+        rows.add_row(name, value)
     return rows
 
 

@@ -1,14 +1,40 @@
-"""The exceptions that end a command in one message: the user can mend this, or asked for it."""
+"""The exceptions that end a command in one message, that the user can mend or asked for, and how messages are rendered."""
 
+import os
+import re
 import sys
 
+# What a terminal acts on instead of showing it: controls but line ends and tabs, marks that turn the direction of writing,
+# and halves of characters, which are bytes of a name that is no UTF-8.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-class UserError(Exception):
+
+def printable(text: object) -> str:
+    """Text that a terminal shows and does not act on: what it would act on stands there as its number, `\\x1b`."""
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
+
+
+class Message(Exception):
+    """An exception whose text is for people, wherever it is printed."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UserError(Message):
     """Something a user gave or has cannot be used; the message names the value, where it stands, and the fix."""
 
 
-class Interrupted(Exception):
+class Interrupted(Message):
     """The user, the system or a time limit asked to stop; everything is saved."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line, never an empty one: the system's reason where it gives one, else what the error
+    says, else its kind."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def nearest(word: str, known) -> str:
@@ -16,7 +42,7 @@ def nearest(word: str, known) -> str:
     from difflib import get_close_matches
 
     known = sorted(str(item) for item in known)
-    close = get_close_matches(str(word), known, n=1, cutoff=0.6)
+    close = get_close_matches(str(word)[:100], known, n=1, cutoff=0.6)  # the time grows with the word's length
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
 
 

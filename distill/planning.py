@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import students
 from distill.build import attention_shapes, build, layout_of
-from distill.errors import UserError
+from distill.console import bold
+from distill.errors import UserError, printable
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, check_exports, target
 from distill.loading import load_teacher, teacher_config
@@ -139,8 +141,9 @@ def check_plan(plan: Plan, recipe: Recipe) -> None:
 
 def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
     """Print a recipe's plan. place: where the recipe is."""
-    strip = "".join(f"[bold blue]{c}[/]" if c in plan.layout.mixers else c for c in plan.layout.pattern)
-    console.print(f"[bold]{recipe.name}[/]  {place}\nlayers   {strip}   (A keeps the teacher's attention)")
+    strip = [bold(c, "bold blue") if c in plan.layout.mixers else c for c in plan.layout.pattern]
+    console.print(Text.assemble(bold(recipe.name), printable(f"  {place}")))
+    console.print(Text.assemble("layers   ", *strip, "   (A keeps the teacher's attention)"))
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)
     if plan.selection:

@@ -8,11 +8,11 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from distill.errors import UserError, nearest
+from distill.errors import HIDDEN, UserError, nearest
 from distill.schema import Count, Letter, Name, Schema, explain
+from distill.yaml_file import dump
 
 DOCUMENTS = 32  # that a judged table rests on
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
@@ -133,7 +133,7 @@ class Recipe(Schema):
 
     def yaml(self) -> str:
         """The recipe as YAML; what was not given is left out."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        return dump(self.model_dump(mode="json", exclude_unset=True))
 
 
 def parse(entries: dict, where: str) -> Recipe:
@@ -142,6 +142,7 @@ def parse(entries: dict, where: str) -> Recipe:
     Raises:
         UserError: with every complaint, each naming its key.
     """
+    _check_text(entries, where)
     try:
         recipe = Recipe(**entries)
     except ValidationError as error:
@@ -155,3 +156,18 @@ def parse(entries: dict, where: str) -> Recipe:
     if not recipe.mixers:
         raise UserError(f"{where}: mixers is empty, so no layer would be converted; give a mixer for a letter of pattern")
     return recipe
+
+
+def _check_text(entries: Any, where: str) -> None:
+    """Refuse text that no file can be named by and no terminal should be given: escape characters, NUL, half characters."""
+    waiting = [("", entries)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, str) and (found := HIDDEN.search(value)):
+            raise UserError(
+                f"{where}: {place.lstrip('.') or 'a key'} is {value!r}, which holds the character {found[0]!r}, and that is "
+                "none of a text; take it out"
+            )
+        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, part in parts:
+            waiting += [("", key), (f"{place}.{key}", part)] if isinstance(key, str) else [(f"{place}.{key}", part)]

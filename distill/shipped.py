@@ -1,13 +1,11 @@
 """What comes with the package: recipes, which `distill recipes` lists and copies, configs of teachers, and text."""
 
-import shutil
+import os
 from pathlib import Path
 
-import yaml
-from rich.markup import escape
 from rich.table import Table
 
-from distill.disk import writing
+from distill.disk import new_file, writing
 from distill.errors import UserError, nearest
 
 
@@ -25,17 +23,31 @@ def find(reference: str | Path) -> Path:
     path = Path(reference)
     if path.is_file():
         return path
+    try:
+        return find_shipped(path)
+    except UserError as error:
+        said = str(error).partition("; ")[2]
+        raise UserError(f"there is no recipe {str(reference)!r}: no such file, and of the shipped ones {said}") from error
+
+
+def find_shipped(reference: str | Path) -> Path:
+    """The file of a shipped recipe, by its name; no other file is opened.
+
+    Raises:
+        UserError: there is none of that name.
+    """
     shipped = {file.stem: file for file in shipped_folder().glob("*.yaml")}
+    path = Path(reference)
     name = path.name.removesuffix(".yaml")
     if name in shipped and path.parent in (Path("."), Path("recipes")):
         return shipped[name]
-    raise UserError(f"there is no recipe {str(reference)!r}: no such file, and of the shipped ones {nearest(name, shipped)}")
+    raise UserError(f"there is no shipped recipe {str(reference)!r}; {nearest(name, shipped)}")
 
 
 def list_recipes() -> list[dict[str, str]]:
     """The shipped recipes: `recipe`, `teacher`, and `what` their first comment says."""
     return [
-        {"recipe": path.stem, "teacher": yaml.safe_load(path.read_text())["teacher"], "what": first_sentence(path)}
+        {"recipe": path.stem, "teacher": read(path)["teacher"], "what": first_sentence(path)}
         for path in sorted(shipped_folder().glob("*.yaml"))
     ]
 
@@ -46,7 +58,7 @@ def recipes_table(rows: list[dict[str, str]]) -> Table:
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*map(escape, row.values()))
+        table.add_row(*row.values())
     return table
 
 
@@ -66,11 +78,12 @@ def copy_shipped(name: str, target: Path) -> Path:
     Raises:
         UserError: no such recipe, a file in the way, or a place that cannot be written to.
     """
-    source = find(name)
+    source = find_shipped(name)
     target = target / source.name if target.is_dir() else target
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target} exists already; name another file")
     with writing(target, "name another file or folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with new_file(target) as opened:
+            opened.write(source.read_bytes())
     return target

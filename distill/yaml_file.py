@@ -1,32 +1,72 @@
-"""A YAML file as plain entries, and overrides (`key.sub=value`) put into them; what they mean is `distill.recipe`'s."""
+"""A YAML file as plain entries, and overrides (`key.sub=value`) put into them; what they mean is `distill.recipe`'s.
 
+What two versions of YAML read differently (`010`, `1:30`, `yes`), or what no recipe needs (tags, `<<`), is refused by name.
+"""
+
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill.errors import UserError, nearest
+from distill.errors import UserError, nearest, printable
+from distill.reading import MOST_DIGITS, read_text
+
+MOST_BYTES = 256 * 2**10  # of a recipe; the longest shipped one has 6 KiB
+MOST_DEPTH = 24  # of lists and mappings in each other
+MOST_ENTRIES = 20_000  # with every alias written out
+CUT = 200  # characters of what YAML's own reader says
+OLD = (  # plain values that YAML 1.1 and 1.2 read differently: how, and what to write instead
+    (r"[-+]?0[0-9_]+", "in base 8 by YAML 1.1 and in base 10 by YAML 1.2; write it without the leading zero"),
+    (r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", "in base 60 by YAML 1.1 and as text by YAML 1.2; write the number"),
+    ("yes|Yes|YES|on|On|ON", "as true by YAML 1.1 and as text by YAML 1.2; write true"),
+    ("no|No|NO|off|Off|OFF", "as false by YAML 1.1 and as text by YAML 1.2; write false"),
+)
+TEXT_TAGS = (None, "!", "tag:yaml.org,2002:str")  # the only tags that may be written out
 
 
 def read(path: Path) -> dict[str, Any]:
     """A file's entries.
 
     Raises:
-        UserError: it cannot be read, is no text or no YAML, or holds something else than a mapping of named keys.
+        UserError: it cannot be read, is no text or no YAML, too large, or holds something else than a mapping of named keys.
     """
     try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text file (byte {error.start} is not UTF-8); a recipe is a YAML file") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        text = read_text(path, most=MOST_BYTES, fix="a recipe is a small YAML file")
+    except UserError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            start = error.__cause__.start
+            raise UserError(f"{path} is no text file (byte {start} is not UTF-8); a recipe is a YAML file") from error
+        raise
+    entries = _load(text, f"{path} is not valid YAML")
     if not isinstance(entries, dict):
         found = "empty" if entries is None else f"a {type(entries).__name__}"
         raise UserError(f"{path} should be a mapping of keys, but is {found}")
     return entries
+
+
+def _load(text: str, where: str) -> Any:
+    """What a text of YAML says.
+
+    Raises:
+        UserError: it is none, in one line that begins with `where`.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        parts = [part for part in (error.context, error.problem) if part]
+        raise UserError(f"{where}: {_short(', '.join(parts) or 'it cannot be parsed')}{place}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {_short(str(error))}") from error
+    except (RecursionError, ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:  # of odd scalars
+        raise UserError(f"{where}: {_short(str(error) or type(error).__name__)}") from error
+
+
+def _short(said: str) -> str:
+    return printable(" ".join(said.split()))[:CUT]
 
 
 def override(entries: dict, given: str) -> None:
@@ -38,10 +78,7 @@ def override(entries: dict, given: str) -> None:
     key, equals, text = given.partition("=")
     if not equals or not key:
         raise UserError(f"override {given!r} should read key.sub=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {given!r}: its value is not valid YAML: {error}") from error
+    value = _load(text, f"override {given!r}: its value is not valid YAML")
     *path, last = _without_stage_names(entries, key.split("."))
     place = entries
     for part in path:
@@ -93,8 +130,70 @@ def _index(entries: list, part: str, given: str) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; here it is the number that everyone means. A key that is no
-    name or number, or given twice, is an error; a number becomes text, as it would in JSON."""
+    """YAML within bounds. YAML 1.1 reads 1e-3 as text; here it is the number that everyone means, and a date is text. A key
+    that is no name or number, or given twice, is an error; a number becomes text, as it would in JSON."""
+
+    def __init__(self, stream) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # entries of a node, aliases written out, by id
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent):
+            self._check_tag(event)
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"it is nested deeper than {MOST_DEPTH}", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._count(node, event)
+        return node
+
+    def compose_scalar_node(self, anchor):
+        event = self.peek_event()
+        node = super().compose_scalar_node(anchor)
+        if event.style is None and event.tag is None:
+            self._check_plain(node)
+        return node
+
+    def _check_tag(self, event: yaml.NodeEvent) -> None:
+        collection = isinstance(event, yaml.CollectionStartEvent)
+        if event.tag not in ((None, "!") if collection else TEXT_TAGS):
+            said = f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')!r} is not read here; leave it out"
+            raise yaml.constructor.ConstructorError(None, None, said, event.start_mark)
+
+    def _check_plain(self, node: yaml.ScalarNode) -> None:
+        """Refuse a plain value that two versions of YAML read differently."""
+        value, mark = node.value, node.start_mark
+        if value == "<<":
+            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read; write the keys out", mark)
+        for pattern, meaning in OLD:
+            if re.fullmatch(pattern, value):
+                said = f"{value} is read {meaning}, or '{value}' in quotes for text"
+                raise yaml.constructor.ConstructorError(None, None, said, mark)
+        digits, kind = value.lstrip("+-").replace("_", ""), node.tag.rpartition(":")[2]
+        long = kind == "int" and len(digits) > MOST_DIGITS
+        if long or (kind == "float" and digits[-1].isdigit() and math.isinf(float(digits))):
+            said = f"the number {digits[:8]}{'...' * long} is too large"
+            raise yaml.constructor.ConstructorError(None, None, said, mark)
+
+    def _count(self, node: yaml.Node, event: yaml.Event) -> None:
+        """Refuse aliases that write out to more than a recipe can hold, and those of themselves."""
+        if id(node) in self._sizes:
+            return
+        if isinstance(event, yaml.AliasEvent):  # of a node that is not whole yet
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} stands inside itself", event.start_mark
+            )
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        size = 1 + sum(self._sizes[id(part)] for part in parts)
+        if size > MOST_ENTRIES:
+            said = f"it holds more than {MOST_ENTRIES:,} entries, its aliases written out"
+            raise yaml.composer.ComposerError(None, None, said, node.start_mark)
+        self._sizes[id(node)] = size
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -109,8 +208,28 @@ class _Loader(yaml.SafeLoader):
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: text is quoted where a reader of either version would take it for something else."""
+
+
+OLD_TAGS = ("bool", "int", "float", "timestamp", "value", "merge")  # of YAML 1.1
+NEW_TAGS = (  # the core schema of YAML 1.2, with 0b, 1_000 and without 0o; by their first letters
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0x[0-9a-fA-F_]+|0b[01_]+|0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+     "-+.0123456789"),
+)  # fmt: skip
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in OLD_TAGS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in NEW_TAGS:
+    for _reader in (_Loader, _Dumper):
+        _reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+for _pattern, _ in OLD:
+    _Dumper.add_implicit_resolver("!old", re.compile(f"^(?:{_pattern})$"), None)
+
+
+def dump(entries: Any, **options: Any) -> str:
+    """Entries as YAML that `read` gives back as they are; options of PyYAML's `dump`."""
+    return yaml.dump(entries, Dumper=_Dumper, **{"sort_keys": False, **options})

@@ -6,7 +6,6 @@ and a second call measures only what is missing.
 """
 
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,8 +95,8 @@ def measure(recipe: Recipe, path: Path) -> dict:
         device; held-out kl, kl_error, agreement and perplexity; passkey {length: "recalled/trials"}; bytes of the cache at
         32k tokens in bf16; tokens_per_second of each stage that trains; seconds.
     """
-    if (path / "row.json").exists():
-        return json.loads((path / "row.json").read_text())
+    if known := RunDir(path).read("row.json"):
+        return known
     began = time.monotonic()
     session = Session.open(recipe)
     folder = RunDir.at(path, recipe, fresh=False)

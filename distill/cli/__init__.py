@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from distill.cli import bench_verbs, recipe_verbs, verbs
-from distill.errors import Interrupted, UserError, explains_itself
+from distill.errors import Interrupted, UserError, explains_itself, printable
 from distill.version import __version__
 
 app = typer.Typer(
@@ -27,10 +27,19 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", help="Say more about what happens.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")] = False,
 ) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Shown("%(name)s: %(message)s"))
     if version:
         print(__version__)
         raise typer.Exit
+
+
+class _Shown(logging.Formatter):
+    """Log lines of which a terminal shows everything and acts on nothing."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def entry() -> None:
@@ -44,7 +53,7 @@ def entry() -> None:
     except (UserError, ValueError) as error:
         if debug or not explains_itself(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

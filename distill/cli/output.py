@@ -32,22 +32,45 @@ def table_console(path: Path | None) -> "Console":
     return new_console(quiet=path == ALONE)
 
 
+def say(what: object) -> None:
+    """Print a line, a path for one, of which a terminal only shows what it would act on."""
+    from distill.errors import printable
+
+    print(printable(what))
+
+
 def check_json(path: Path | None) -> None:
     """Refuse a file that cannot be written before the work whose result it would hold."""
     if path is not None and path != ALONE:
         from distill.disk import check_writable
+        from distill.errors import UserError
 
         check_writable(path, "--json")
+        if path.exists() and not _is_json(path):
+            raise UserError(f"--json is {path}, which exists and is no JSON; name another file")
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is empty, or holds what a verb writes: one object or list of JSON."""
+    from distill.errors import UserError
+    from distill.reading import MOST_BYTES, Unreadable, parsed, read_text
+
+    try:
+        text = read_text(path, most=MOST_BYTES, fix="")
+        return not text or isinstance(parsed(text), dict | list)
+    except (UserError, Unreadable):
+        return False
 
 
 def write_json(path: Path | None, content: dict | list) -> None:
     """Write a verb's result to a file, or to the standard output for `-`; nothing where none is given."""
     from distill.strict_json import dumps
 
+    check_json(path)
     text = dumps(content, f"--json {path}", indent=1) if path is not None else ""
     if path == ALONE:
         print(text)
     elif path is not None:
-        from distill.runs.run_dir import write_text
+        from distill.disk import write_text
 
         write_text(path, text)

@@ -7,7 +7,7 @@ import typer
 
 import distill
 from distill.cli.arguments import Json, ShippedArgument
-from distill.cli.output import table_console, write_json
+from distill.cli.output import say, table_console, write_json
 
 app = typer.Typer(help="List, show and copy the recipes that come with the package.", no_args_is_help=True)
 
@@ -34,4 +34,4 @@ def cp(
     target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path("."),
 ) -> None:
     """Copy a shipped recipe, to change it."""
-    print(distill.copy_recipe(name, target))
+    say(distill.copy_recipe(name, target))

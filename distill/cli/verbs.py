@@ -8,7 +8,7 @@ import typer
 
 import distill
 from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
-from distill.cli.output import check_json, quiet_libraries, table_console, write_json
+from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
 from distill.selection import SCORERS
 
@@ -113,7 +113,7 @@ def report(
 ) -> None:
     """Write a run's report again, or one page that compares several runs."""
     quiet_libraries()
-    print(distill.report(*runs, out=out))
+    say(distill.report(*runs, out=out))
 
 
 def export(
@@ -123,7 +123,7 @@ def export(
 ) -> None:
     """Write a run's student in a form that other software loads."""
     quiet_libraries()
-    print(distill.export(run, to=to, out=out))
+    say(distill.export(run, to=to, out=out))
 
 
 def generate(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig
 
+from distill.disk import new_file
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.stages.stage import observed
@@ -16,6 +17,7 @@ from distill.text.encoding import prompt
 from teachers.teacher import Teacher
 from teachers.weights import LogitRules
 
+MATRICES, SAMPLES = "matrices.npz", "samples.json"  # in the run folder
 PICTURE_TOKENS = 96
 PICTURE_LAYERS, PICTURE_HEADS = 3, 2
 PROMPT = "The most important difference between a river and a lake is"
@@ -25,8 +27,10 @@ NEW_TOKENS = 48
 @torch.no_grad()
 def collect(session: Session, student, folder: RunDir) -> None:
     """Write matrices.npz and samples.json into a run folder."""
-    np.savez_compressed(folder.path / "matrices.npz", **matrices(session, student))
-    folder.write("samples.json", continuations(session.teacher, student))
+    found = matrices(session, student)
+    with new_file(folder.path / MATRICES) as opened:
+        np.savez_compressed(opened, **found)
+    folder.write(SAMPLES, continuations(session.teacher, student))
 
 
 def matrices(session: Session, student) -> dict[str, np.ndarray]:

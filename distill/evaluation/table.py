@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from distill.console import bold
+from distill.errors import printable
 from distill.evaluation.rows import NAMES, TITLES
 from distill.evaluation.suites import EVALUATIONS, evaluation
 from distill.text.overlap import sentence, suspicious
@@ -12,9 +14,11 @@ from distill.text.overlap import sentence, suspicious
 
 def show(judged: Mapping, console: Console) -> None:
     """Print every table that the results fill."""
-    console.print(f"[bold]{judged['suite']}[/]  {judged['pattern']}  on {judged['device']}, {judged['precision']}")
+    where = f"  {judged['pattern']}  on {judged['device']}, {judged['precision']}"
+    console.print(bold(judged["suite"]).append(printable(where), "not bold"))
     for _, title, table in tables(judged):
-        console.print(f"\n[bold]{title}[/]")
+        console.print()
+        console.print(bold(title))
         console.print(table)
     console.print(f"\n  {overlap_line(judged)}")
     for row in judged["rows"]:

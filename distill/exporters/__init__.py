@@ -3,13 +3,12 @@
 To add one: a file beside this one with a `Target`, and a line here.
 """
 
-import shutil
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.errors import UserError, nearest
+from distill.errors import UserError, nearest, reason_of
 from distill.exporters.target import Target
 
 if TYPE_CHECKING:
@@ -78,6 +77,9 @@ def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str
     Raises:
         UserError: no such target, a run without a finished student, a folder in the way, or one that cannot be written.
     """
+    from safetensors import SafetensorError
+
+    from distill.disk import new_folder, sweep
     from distill.runs.run_dir import RunDir
 
     chosen = target(to)
@@ -88,17 +90,18 @@ def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str
         raise UserError(f"{out} is a file; name a folder to write the export into")
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
         raise UserError(f"{out} is not empty, and was not written by an export; choose another folder")
-    scratch = out.with_name(f".{out.name}.writing")
+    for path in folder.student.rglob("*"):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, and an export takes no file from elsewhere along; put the file itself there")
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        chosen.write(folder.student, scratch)
-        (scratch / MARKER).write_text(f"{to}\n")
-        shutil.rmtree(out, ignore_errors=True)
-        scratch.rename(out)
-    except OSError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        sweep(out.parent)
+        with new_folder(out) as scratch:
+            scratch.rmdir()  # targets make it
+            chosen.write(folder.student, scratch)
+            (scratch / MARKER).write_text(f"{to}\n")
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the export to {out} could not be written: {error}; make room there, or name another folder"
+            f"the export to {out} could not be written: {str(error) or reason_of(error)}; make room there, or name another "
+            "folder"
         ) from error
     return out

@@ -4,21 +4,24 @@ page.py is what all have in common, run_page.py and comparison.py what each hold
 recall.py and layout.py draw. `distill.report(run)` and `distill report RUN` write them again from what a run folder holds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 from rich.console import Console
 
-from distill.errors import UserError
+from distill.disk import write_text
+from distill.errors import UserError, reason_of
+from distill.evaluation.records import evaluations_of
 from distill.reports.comparison import compare_page
+from distill.reports.page import HEAD, is_page
 from distill.reports.run_page import run_page
 from distill.reports.tables import headline, headline_cells, markdown_report
-from distill.runs.run_dir import RunDir, write_text
+from distill.runs.run_dir import RunDir
 
-__all__ = ["add_judgement", "headline", "headline_cells", "write_report", "write_reports"]
+__all__ = ["add_judgement", "headline", "headline_cells", "shown", "write_report", "write_reports"]
 COMPARISON = "comparison.html"
-JUDGEMENT = {"suite", "device", "precision", "pattern", "rows", "against_teacher", "chance", "layers", "not_run"}
 
 
 def write_reports(runs: Sequence[str | PathLike], out: str | Path | None = None) -> Path:
@@ -26,44 +29,72 @@ def write_reports(runs: Sequence[str | PathLike], out: str | Path | None = None)
     if not runs:
         raise UserError("no run folder is named; `distill report RUN`, or several to compare")
     folders = [RunDir.existing(run) for run in runs]
-    for folder in folders:
-        _check_judgements(folder)
-    target = Path(out) if out else None
-    if target is not None and (target.is_dir() or not target.parent.is_dir()):
-        raise UserError(f"--out is {target}, which is a folder or is in none; name a file in a folder that exists")
-    if len(folders) == 1 and target is None:
+    if len(folders) == 1 and out is None:
         return write_report(folders[0])
-    target = target or Path(COMPARISON)
-    write_text(target, run_page(folders[0]) if len(folders) == 1 else compare_page(folders))
+    target, named = Path(out or COMPARISON), "--out is " if out else ""
+    if target.is_dir() or not target.parent.is_dir():
+        raise UserError(f"{named}{target}, which is a folder or is in none; name a file in a folder that exists")
+    _check_ours(target, named)
+    with shown(folders):
+        page = run_page(folders[0]) if len(folders) == 1 else compare_page(folders)
+    write_text(target, page)
     return target
 
 
 def write_report(folder: RunDir) -> Path:
-    """Write report.html and report.md of a run, finished or not; the HTML file's path."""
+    """Write report.html and report.md of a run, finished or not; the HTML file's path.
+
+    Raises:
+        UserError: a file that it is made of is damaged, or it cannot be written.
+    """
     target = folder.path / "report.html"
-    write_text(target, run_page(folder))
-    write_text(folder.path / "report.md", markdown_report(folder, folder.read("evaluations.json", {})))
+    with shown([folder]):
+        page, text = run_page(folder), markdown_report(folder, evaluations_of(folder))
+    write_text(target, page)
+    write_text(folder.path / "report.md", text)
     return target
 
 
 def add_judgement(folder: RunDir, judged: Mapping, console: Console) -> None:
     """Keep what a suite found in its run's folder, and write the report again; where the folder cannot be written to, as
     a run of somebody else's, say so."""
-    suites = folder.read("evaluations.json", {}).get("suites", {})
+
+    def add(evaluations: dict) -> None:
+        evaluations["suites"] = {**evaluations.get("suites", {}), judged["suite"]: judged}
+
     try:
-        folder.update("evaluations.json", suites={**suites, judged["suite"]: judged})
+        folder.change("evaluations.json", add)
         write_report(folder)
     except UserError as error:
         console.print(f"  these results are not kept in the run folder: {error}")
 
 
-def _check_judgements(folder: RunDir) -> None:
-    """Refuse results that lack what `distill.evaluate` documents, as early development versions wrote them."""
-    evaluations = folder.read("evaluations.json", {})
-    for name, judged in {"final": evaluations.get("final"), **evaluations.get("suites", {})}.items():
-        if judged is not None and (missing := sorted(JUDGEMENT - set(judged))):
-            file = folder.path / "evaluations.json"
-            raise UserError(
-                f"{file}: {name} lacks {', '.join(missing)}: another version of distill wrote it; use that one, "
-                "or run again with --fresh"
-            )
+@contextmanager
+def shown(folders: Sequence[RunDir]) -> Iterator[None]:
+    """Say of results that are each in their form, but do not go together, whose they are.
+
+    Raises:
+        UserError: naming the folders, and what failed.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        places = ", ".join(str(folder.path / "evaluations.json") for folder in folders)
+        raise UserError(
+            f"what {places} holds does not go together, so that no page can be made of it ({type(error).__name__}: "
+            f"{reason_of(error)}); it was edited, or another version of distill wrote it: delete it, and the same `distill "
+            "run` judges again"
+        ) from error
+
+
+def _check_ours(file: Path, named: str) -> None:
+    """Refuse to write over what is no report.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if not file.exists():
+        return
+    with file.open("rb") as opened:
+        if not is_page(opened.read(HEAD)):
+            raise UserError(f"{named}{file}, which exists and is no report; name another file")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from distill.evaluation.pairing import paired
 from distill.evaluation.recall import in_sample
+from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import decimal
 from distill.recipe import Recipe
 from distill.reports import curves, recall
@@ -40,7 +41,7 @@ class ShownRun:
     @classmethod
     def of(cls, folder: RunDir) -> "ShownRun":
         """Read a folder."""
-        evaluations = folder.read("evaluations.json", {})
+        evaluations = evaluations_of(folder)
         return cls(folder.path.resolve().name, folder.laid_out(), folder.read("run.json", {}), evaluations, folder.metrics())
 
     @property

@@ -3,9 +3,8 @@
 import html
 from collections.abc import Mapping, Sequence
 
-import yaml
-
 from distill.reports.page import note
+from distill.yaml_file import dump
 
 NEUTRAL = 6  # the palette's colour of the teacher's attention
 
@@ -48,7 +47,7 @@ def meaning(pattern: str, mixers: Mapping[str, Mapping]) -> str:
         said = (
             "the teacher's attention"
             if options is None
-            else yaml.safe_dump(dict(options), default_flow_style=True, width=1e9)
+            else dump(dict(options), default_flow_style=True, width=1e9, sort_keys=True)
         )
         lines.append(note(f"{count}: {said.strip()}"))
     return "".join(lines)

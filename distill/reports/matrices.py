@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -10,17 +11,32 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from distill.errors import UserError
+from distill.reading import read_arrays
 from distill.reports.page import figures, note
 
+OTHER = {"attention": "mixer", "mixer": "attention"}
+MOST_SIDE = 1024  # tokens of a picture
+FIX = "delete it, and the same `distill run` makes it again"
 BLUE, RED = (37, 99, 201), (214, 69, 40)
 
 
 def matrices_html(file: Path) -> str:
     """Every head of a run's matrices.npz, its attention beside its mixer; nothing where there is no such file."""
-    if not file.exists():
+    if not os.path.lexists(file):
         return ""
-    with np.load(file) as arrays:
-        return pairs_html(dict(arrays)) + note("Square roots are shown, so that small weights are seen.")
+    arrays = read_arrays(file, fix=FIX)
+    for name, array in arrays.items():
+        kind = name.rpartition(" ")[2]
+        other = arrays.get(name.removesuffix(kind) + OTHER.get(kind, ""))
+        if other is None or array.dtype.kind != "f" or not 0 < len(array) <= MOST_SIDE or array.shape != array.shape[::-1]:
+            raise UserError(
+                f"{file} is damaged ({name!r}, {array.dtype} of shape {array.shape}, is no square matrix of an attention "
+                f"and its mixer with {MOST_SIDE} tokens at most); {FIX}"
+            )
+        if other.shape != array.shape:
+            raise UserError(f"{file} is damaged ({name!r} and its {OTHER[kind]} have different shapes); {FIX}")
+    return pairs_html(arrays) + note("Square roots are shown, so that small weights are seen.")
 
 
 def pairs_html(arrays: Mapping[str, Float[np.ndarray, "t t"]]) -> str:
@@ -31,6 +47,7 @@ def pairs_html(arrays: Mapping[str, Float[np.ndarray, "t t"]]) -> str:
 
 def matrix_pair(name: str, attention: Float[np.ndarray, "t t"], mixer: Float[np.ndarray, "t t"]) -> str:
     """Both matrices on one scale, with the relative error of the mixer's in Frobenius norm."""
+    attention, mixer = (np.nan_to_num(np.asarray(matrix, np.float64)) for matrix in (attention, mixer))
     error = np.linalg.norm(attention - mixer) / max(np.linalg.norm(attention), 1e-12)
     top = max(float(attention.max()), 1e-6)
     images = "".join(

@@ -55,6 +55,11 @@ code, pre { font-size: .85rem; } pre { white-space: pre-wrap; }
 """
 
 
+MAKER = "<meta name='generator' content='distill'>"  # in every page
+START = "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
+HEAD = 512  # bytes of a file that say whether it is a page of ours
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of a page. name: its anchor. body: HTML; where it is empty, `missing` says why."""
@@ -75,11 +80,17 @@ def page(title: str, note: str, sections: Sequence[Section]) -> str:
     links = "".join(f"<a href='#{section.name}'>{html.escape(section.title)}</a> " for section in sections)
     head = (
         "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<link rel='icon' href='data:,'><title>{html.escape(title)}</title><style>{STYLE}</style>"
+        f"{MAKER}<link rel='icon' href='data:,'><title>{html.escape(title)}</title><style>{STYLE}</style>"
     )
     body = f"<h1>{html.escape(title)}</h1><p class='note'>{html.escape(note)}</p><nav>{links}</nav>"
     body += "".join(section.html() for section in sections)
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>\n"
+
+
+def is_page(head: bytes) -> bool:
+    """Whether a file that begins so is a page that `page` made, or an empty one."""
+    said = head.decode(errors="replace")
+    return not head or (said.startswith(START) and MAKER in said)
 
 
 def text(plain: str) -> str:

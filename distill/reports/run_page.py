@@ -3,9 +3,9 @@
 import html
 from collections.abc import Mapping
 from dataclasses import replace
+from shlex import quote
 
-import yaml
-
+from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import NAMES, TITLES
 from distill.evaluation.suites import EVALUATIONS
 from distill.evaluation.table import overlap_line, tables
@@ -38,13 +38,13 @@ BY_SUITE = "`distill eval RUN --suite {}` measures it and adds it here"
 
 def run_page(folder: RunDir) -> str:
     """The whole page."""
-    recipe, evaluations = folder.laid_out(), folder.read("evaluations.json", {})
+    recipe, evaluations = folder.laid_out(), evaluations_of(folder)
     judged = evaluations.get("final")
     said = f"{recipe.teacher} distilled into a hybrid. KL is in nats a token; ± is one standard error over documents."
     sections = [
         _headline(evaluations),
         _layout(recipe, judged, folder.read("selection.json", {}).get("chosen")),
-        _story(evaluations, RunDir(folder.path / "twin").read("evaluations.json", {})),
+        _story(evaluations, evaluations_of(RunDir(folder.path / "twin"))),
         _losses(folder),
         _layers(evaluations),
         _breakdown(judged),
@@ -258,7 +258,7 @@ def _facts(folder: RunDir, evaluations: Mapping) -> Section:
     after = evaluations.get("after", {})
     spent = ", ".join(f"{entry.name} {entry.options.tokens:,}" for entry in stages_of(recipe))
     lines = [
-        ("command", f"distill run {recipe.name}.yaml    (with the recipe below)"),
+        ("command", f"distill run {quote(f'{recipe.name}.yaml')}    (with the recipe below)"),
         ("run folder", str(folder.path)),
         ("recipe", f"fingerprint {recipe.fingerprint}, seed {recipe.seed}"),
         ("tokens by stage", spent),
@@ -272,7 +272,8 @@ def _facts(folder: RunDir, evaluations: Mapping) -> Section:
         ("versions", ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())),
     ]
     for suite in evaluations.get("suites", {}).values():
-        lines.append(("judged by", f"distill eval {suite['target']} --suite {suite['suite']}    ({suite['device']})"))
-    text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        target = quote(suite.get("target") or str(folder.path))
+        lines.append(("judged by", f"distill eval {target} --suite {quote(suite['suite'])}    ({suite['device']})"))
+    text = recipe.yaml()
     shown = f"<details open><summary>{html.escape(recipe.name)}.yaml</summary><pre>{html.escape(text)}</pre></details>"
     return Section("facts", "How this was made", facts([line for line in lines if line[1]]) + shown)

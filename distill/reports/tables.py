@@ -142,7 +142,9 @@ def story_cells(evaluations: Mapping) -> tuple[list[str], list[list[str]]]:
         lines.append(["nothing: the windows alone", "", *fidelity_cells(evaluations["untrained"]), ""])
     for key, measured in evaluations.get("after", {}).items():
         stage = key.partition("-")[2]
-        own = f"{probe[stage]:.4f} -> {measured['probe'][stage]:.4f}" if stage in probe else ""
+        own = (
+            f"{probe[stage]:.4f} -> {measured['probe'][stage]:.4f}" if stage in probe and stage in measured["probe"] else ""
+        )
         lines.append([stage, f"{measured['seconds']:.0f}", *fidelity_cells(measured), own])
         probe = measured["probe"]
     return STORY, lines

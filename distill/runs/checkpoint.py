@@ -10,21 +10,30 @@ import hashlib
 import json
 import math
 import os
-import random
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.disk import FIX
-from distill.errors import UserError
+from distill.disk import FIX, refuse_link
+from distill.errors import UserError, reason_of
+from distill.memory import ran_out
+from distill.reading import read_json
+from distill.runs.records import Numbers, Record, Whole
 
 SCRATCH, DAMAGED = ".writing-", ".damaged-"
+PLACE = re.compile(r"(\d{1,6})-\w+-(\d{1,12}|end)")  # a checkpoint's folder
+FALL_BACK = "delete it to go on from the one before, or start again with --fresh"
+MOST_STATE = 16 * 2**20  # bytes of a state, whose longest part names what was trained
 END = "end"  # in the place of a step, where a stage is over
 
 
@@ -61,6 +70,31 @@ class RunState:
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
+Name = Annotated[str, Field(pattern=r"^(student|optimizer|stage|rng)\.safetensors$")]
+
+
+class _Schema(Record):
+    """What state.json holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Whole
+    name: Annotated[str, Field(pattern=r"^\w+$")]
+    step: Whole
+    done: bool
+    window: Whole
+    teacher: str
+    changed: list[str] = []
+    probe: Numbers = {}
+    files: dict[Name, str] = {}
+    seconds: float = 0.0
+    recipe: str = ""
+    digest: str = ""
+
+
+STATE = TypeAdapter(_Schema)
+
+
 def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int) -> Path:
     """Write a checkpoint and drop all but the last `keep`.
 
@@ -71,6 +105,8 @@ def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], k
         UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
     target = folder / state.place
+    refuse_link(folder)
+    refuse_link(target)
     scratch = folder / f"{SCRATCH}{target.name}"
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -130,11 +166,12 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
         UserError: a file is missing or damaged.
     """
     try:
-        state = RunState(**json.loads((checkpoint / "state.json").read_text()))
+        content = read_json(checkpoint / "state.json", STATE, fix="it is left out", most=MOST_STATE)
+        state = RunState(**content)
         for name, digest in state.files.items() if files else ():
             if _digest(checkpoint / name) != digest:
                 raise UserError(f"{checkpoint / name} is damaged")
-    except (OSError, TypeError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{checkpoint} is damaged ({error})") from error
     return state
 
@@ -148,7 +185,7 @@ def check_origin(checkpoint: Path, state: RunState, recipe: str) -> None:
     Raises:
         UserError: naming the checkpoint and what to do.
     """
-    fix = "delete it to go on from the one before, or start again with --fresh"
+    fix = FALL_BACK
     if state.recipe and state.recipe != recipe:
         raise UserError(
             f"{checkpoint} was made by another recipe (fingerprint {state.recipe}, this one has {recipe}), so it was copied "
@@ -162,6 +199,22 @@ def tensors_of(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """One file's tensors; empty where the checkpoint has no such file."""
     file = checkpoint / f"{name}.safetensors"
     return load_file(file) if file.exists() else {}
+
+
+@contextmanager
+def whole(checkpoint: Path) -> Iterator[None]:
+    """Say of tensors that do not come back from a checkpoint which one it is: a file that lies about its tensors, names or
+    shapes that nothing here has, random states that are none.
+
+    Raises:
+        UserError: naming the checkpoint and what to do.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if ran_out(error):
+            raise
+        raise UserError(f"{checkpoint} is damaged ({type(error).__name__}: {reason_of(error)}); {FALL_BACK}") from error
 
 
 def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:
@@ -202,35 +255,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Pa
         optimizer.state[parameter][key] = on_device
 
 
-def random_tensors() -> dict[str, Tensor]:
-    """Every random state that a stage could draw from."""
-    python = json.dumps(random.getstate()).encode()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    numpy = json.dumps([kind, keys.tolist(), position, has_gauss, cached]).encode()
-    states = {"torch": torch.get_rng_state(), "python": _bytes(python), "numpy": _bytes(numpy)}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def load_random(states: dict[str, Tensor]) -> None:
-    """Put the random states back."""
-    torch.set_rng_state(states["torch"])
-    version, internal, gauss = json.loads(bytes(states["python"].tolist()))
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = json.loads(bytes(states["numpy"].tolist()))
-    np.random.set_state((kind, np.asarray(keys, np.uint32), position, has_gauss, cached))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def _bytes(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
 def _all(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [path for path in folder.glob("*-*-*") if not path.name.startswith(".") and (path / "state.json").exists()]
+    found = [path for path in folder.glob("*-*-*") if PLACE.fullmatch(path.name) and os.path.lexists(path / "state.json")]
 
     def age(path: Path) -> tuple[int, float]:
         stage, _, step = path.name.split("-")

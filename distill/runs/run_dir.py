@@ -11,17 +11,19 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill.disk import FIX, writing
-from distill.errors import UserError
+from distill.disk import append_line, refuse_link, sweep, write_text
+from distill.errors import UserError, reason_of
+from distill.reading import read_json, read_lines, read_text
 from distill.recipe import Recipe, parse
+from distill.runs.records import SCHEMAS, STEP
 from distill.stages import check_stages
 from distill.strict_json import dumps
 from distill.version import __version__
@@ -30,6 +32,7 @@ from distill.yaml_file import read
 FORMAT = 1  # of a run folder: raise it where one of an earlier version can no longer be read or gone on with
 VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "triton", "tokenizers", "safetensors")
 ELSEWHERE = "free it, or make runs elsewhere with --runs"
+LOCK, LOCK_SECONDS = ".changing", 30  # a file that whoever changes a file of the folder holds, for milliseconds
 
 
 class RunDir:
@@ -63,11 +66,17 @@ class RunDir:
         """As `open`, for a folder of this path."""
         folder = cls(path)
         try:
+            if path.is_symlink() and not (path / "recipe.yaml").is_file():  # a run that was moved may be linked to
+                refuse_link(path)
             if fresh and path.exists():
                 shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the run folder {path} cannot be made: {error.strerror}; {ELSEWHERE}") from error
+            for place in (path, path / "checkpoints"):
+                for entry in place.iterdir() if place.is_dir() else ():
+                    refuse_link(entry)
+            sweep(path)
+        except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+            raise UserError(f"the run folder {path} cannot be made: {reason_of(error)}; {ELSEWHERE}") from error
         folder.check_format()
         file = path / "recipe.yaml"
         if file.exists() and folder.recipe().fingerprint != recipe.fingerprint:
@@ -175,12 +184,8 @@ class RunDir:
             UserError: the file is damaged.
         """
         file = self.path / name
-        if not file.exists():
-            return default
-        try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}); delete it to have it made again") from error
+        schema, fix = SCHEMAS[name]
+        return read_json(file, schema, fix=fix) if os.path.lexists(file) else default
 
     def write(self, name: str, content: Any) -> None:
         """Replace a JSON file of the folder, never leaving half of one."""
@@ -188,28 +193,43 @@ class RunDir:
 
     def update(self, name: str, **entries: Any) -> dict:
         """Add entries to a JSON mapping of the folder."""
-        content = {**self.read(name, {}), **entries}
-        self.write(name, content)
+        return self.change(name, lambda content: content.update(entries))
+
+    def change(self, name: str, how: Callable[[dict], Any]) -> dict:
+        """Change a JSON mapping of the folder as it is at that moment: no other process changes it meanwhile.
+
+        Raises:
+            UserError: the file is damaged, or the folder cannot be written to.
+        """
+        lock = self.path / LOCK
+        refuse_link(lock)
+        try:
+            with FileLock(lock, timeout=LOCK_SECONDS):
+                content = self.read(name, {})
+                how(content)
+                self.write(name, content)
+        except Timeout as error:
+            raise UserError(
+                f"{self.path / name} was not changed: another process holds {lock} for {LOCK_SECONDS} s now; wait for it"
+            ) from error
+        except OSError as error:
+            raise UserError(f"{self.path / name} cannot be written: {reason_of(error)}; {ELSEWHERE}") from error
         return content
 
     def log(self, **entry: Any) -> None:
         """Append one line to metrics.jsonl."""
         file = self.path / "metrics.jsonl"
-        line = dumps(entry, str(file))
-        with writing(file), file.open("a") as lines:
-            lines.write(line + "\n")
+        append_line(file, dumps(entry, str(file)))
 
     def metrics(self) -> list[dict]:
-        """Every whole line of metrics.jsonl."""
+        """Every whole line of metrics.jsonl.
+
+        Raises:
+            UserError: a line that is not the last is damaged.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        whole = []
-        for line in lines:
-            try:
-                whole.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # the end of a line that a kill cut short
-        return whole
+        fix = "take the line out, or delete the file: curves are drawn from it, and nothing else is"
+        return read_lines(file, STEP, fix=fix) if os.path.lexists(file) else []
 
     def forget_after(self, stage: int, step: float) -> None:
         """Drop the metrics of steps that a resumed run will take again."""
@@ -238,15 +258,16 @@ def alone(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     owner = path.with_name(f".{path.name}.owner")
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place)
+    refuse_link(place)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:  # an OSError too
-        holder = owner.read_text() if owner.exists() else "another process"
-        raise UserError(f"{path} is in use by {holder}; wait for it, or stop it first") from error
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be written to: {error.strerror}; {ELSEWHERE}") from error
+        raise UserError(f"{path} is in use by {_holder(owner)}; wait for it, or stop it first") from error
+    except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+        raise UserError(f"{path.parent} cannot be written to: {reason_of(error)}; {ELSEWHERE}") from error
     try:
         write_text(owner, f"process {os.getpid()} on {platform.node()}")
         yield
@@ -255,20 +276,12 @@ def alone(path: str | Path) -> Iterator[None]:
         lock.release()
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+def _holder(owner: Path) -> str:
+    """Who has a folder, in one line."""
     try:
-        scratch.write_text(text)
-        scratch.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise UserError(f"{file} cannot be written: {error.strerror}; {FIX}") from error
+        return " ".join(read_text(owner, most=200, fix="").split()) or "another process"
+    except UserError:
+        return "another process"
 
 
 def versions() -> dict[str, str]:

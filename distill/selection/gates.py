@@ -17,6 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from distill.errors import UserError
 from distill.evaluation.recall.families import make
 from distill.evaluation.recall.item import Tokens
 from distill.evaluation.recall.wording import SELECTING
@@ -24,7 +25,7 @@ from distill.evaluation.scoring import Marked, last_hidden, padded
 from distill.output_head import head_of
 from distill.recipe import Selected
 from distill.schema import Count
-from distill.selection.measurer import Measurer
+from distill.selection.measurer import FILE, Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of
 from distill.text.heldout import Heldout
@@ -112,6 +113,11 @@ class Gates(Scorer):
     def _resume(self, measurer: Measurer) -> tuple[GateState, dict]:
         saved = measurer.records.content
         state = GateState.read(saved["gates"]) if "gates" in saved else GateState.new(measurer.layers)
+        if {len(vector) for vector in (state.logits, state.first, state.second)} != {measurer.layers}:
+            raise UserError(
+                f"{measurer.records.folder.path / FILE}: its gates are not those of {measurer.layers} layers; delete it "
+                "to have it measured again"
+            )
         return state, dict(saved.get("trained", {"tokens": 0, "seconds": 0.0}))
 
     def _step(self, measurer: Measurer, state: GateState, budget: float) -> int:

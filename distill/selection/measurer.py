@@ -35,7 +35,8 @@ class Records:
             UserError: the file holds measurements of another teacher, recipe or text.
         """
         self.folder, self.writes = folder, writes
-        self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts), "measured": {}}
+        self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts)}
+        self.content = {"facts": {}, "measured": {}, **self.content}
         for name, value in facts.items():
             known = self.content["facts"].get(name, value if name == "recipe" else "")  # earlier versions left that one out
             chosen = name == MATERIAL and "chosen" in self.content  # a choice that was made stands

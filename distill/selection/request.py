@@ -1,5 +1,6 @@
 """What `distill select` asks for: a recipe made to select its layout, and the recipe with the chosen one written."""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from distill.console import new_console
-from distill.errors import UserError
+from distill.disk import write_text
+from distill.errors import UserError, printable
 from distill.memory import enough_memory
 from distill.recipe import Recipe
-from distill.runs.run_dir import RunDir, alone, write_text
+from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection import SCORERS, scorer_class
@@ -69,7 +71,7 @@ def check_free(file: Path) -> None:
     Raises:
         UserError: naming the file.
     """
-    if file.exists():
+    if os.path.lexists(file):
         raise UserError(f"--write is {file}, which exists already; name another file")
     if not file.parent.is_dir():
         raise UserError(f"--write is {file}, but there is no folder {file.parent}; make it, or name another file")
@@ -80,4 +82,4 @@ def _write(recipe: Recipe, file: Path, chosen: dict[str, Any]) -> None:
     options = {name: value for name, value in chosen["options"].items() if value is not None}
     unnamed = recipe.model_copy()
     unnamed.model_fields_set.discard("name")
-    write_text(file, f"# The layout was selected: {options}\n{unnamed.yaml()}")
+    write_text(file, f"# The layout was selected: {printable(options)}\n{unnamed.yaml()}")

@@ -5,16 +5,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from distill.errors import printable
 from students.config import KEEP
 
 MORE = 8  # rows of the ranking shown below the last that is kept
 TITLES = {"teacher": "teacher", "chosen": "chosen layout, untrained", "even": "as much evenly spread, untrained"}
 
 
-def strip(pattern: str) -> str:
+def strip(pattern: str) -> Text:
     """A layout as one line, its mixers standing out."""
-    return "".join(letter if letter == KEEP else f"[bold blue]{letter}[/]" for letter in pattern)
+    return Text.assemble(*((letter, "" if letter == KEEP else "bold blue") for letter in printable(pattern)))
 
 
 def show(chosen: Mapping[str, Any], console: Console) -> None:
@@ -28,7 +30,7 @@ def show(chosen: Mapping[str, Any], console: Console) -> None:
     if any(entry["score"] is not None for entry in chosen["ranking"]):
         console.print(ranking_table(chosen))
     console.print(models_table(chosen["models"]))
-    console.print(f"layers   {strip(chosen['pattern'])}   (A keeps the teacher's attention)")
+    console.print(Text.assemble("layers   ", strip(chosen["pattern"]), "   (A keeps the teacher's attention)"))
     if chosen["heads"] is not None:
         heads = "; ".join(f"{layer}: {', '.join(map(str, heads))}" for layer, heads in chosen["heads"].items())
         console.print(f"heads    {heads}", highlight=False)

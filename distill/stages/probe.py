@@ -4,6 +4,8 @@ Each loss is measured from scratch (the orient scale and the align power come fr
 on the student's weights alone.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -48,8 +50,13 @@ def judged_layer_errors(probed: dict[str, float]) -> dict[str, float]:
 
 def differs(before: dict[str, float], now: dict[str, float], tolerance: float) -> list[str]:
     """The stages whose loss is not what it was, relative to `tolerance`."""
-    return [
-        name
-        for name in probed_stages()
-        if name in before and name in now and abs(before[name] - now[name]) > tolerance * max(abs(before[name]), 1e-6)
-    ]
+
+    def same(name: str) -> bool:  # nothing is the same as nan
+        return abs(before[name] - now[name]) <= tolerance * max(abs(before[name]), 1e-6)
+
+    return [name for name in probed_stages() if name in before and name in now and not same(name)]
+
+
+def finite(losses: dict[str, float]) -> dict[str, float]:
+    """What of a probe can be written down: the losses that are numbers."""
+    return {name: loss for name, loss in losses.items() if math.isfinite(loss)}

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import broadcast
 from rich.console import Console
+from rich.text import Text
 
 from distill.build import build, layout_of, recall_transfers, transfer_report
+from distill.console import bold
 from distill.errors import Interrupted, UserError
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.nonfinite import NotFinite
@@ -20,6 +22,7 @@ from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.stages import StageEntry, stages_of
+from distill.stages.probe import finite
 from distill.stages.stage import Stage
 from distill.text.heldout import Heldout
 from distill.training import trackers
@@ -157,23 +160,38 @@ class Pipeline:
         """Evaluate and checkpoint a stage that is over."""
         entry, seconds = this.entry, this.seconds
         if self.accelerator.is_main_process:
-            measured = {}
-            if self.every_stage or entry is self.stages[-1]:
-                try:
-                    with self.accelerator.autocast():
-                        measured = fidelity(self.teacher, self.student, heldout)
-                except NotFinite as error:
-                    raise self._went_wrong(f"{entry.name}, on held-out text", error) from error
-            measured["probe"] = self.saves.measure_probe()
-            evaluations = self.folder.read("evaluations.json", {})
-            after = {**evaluations.get("after", {}), entry.key: {**measured, "seconds": round(seconds, 1)}}
-            self.folder.write("evaluations.json", {**evaluations, "after": after})
+            measured = self._measured(entry, heldout)
+            measured["probe"] = finite(self.saves.measure_probe())
+
+            def add(evaluations: dict) -> None:
+                found = {**measured, "seconds": round(seconds, 1)}
+                evaluations["after"] = {**evaluations.get("after", {}), entry.key: found}
+
+            self.folder.change("evaluations.json", add)
             if entry.kind.records:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = told(measured) if "kl" in measured else ""
-            self.console.print(f"  [bold]{entry.name:<10}[/] {seconds:5.0f} s   {found}")
+            self.console.print(Text.assemble("  ", bold(f"{entry.name:<10}"), f" {seconds:5.0f} s   {found}"))
             self.saves.save(this, done=True, probed=measured["probe"])
         self.accelerator.wait_for_everyone()
+
+    def _measured(self, entry: StageEntry, heldout: Heldout) -> dict:
+        """Fidelity after a stage, where it is asked for. Where it is not finite there is nothing to go on with, but what the
+        last stage made is kept, and judging it says what is wrong.
+
+        Raises:
+            NonFinite: an output is not finite, and further stages would train on it.
+        """
+        last = entry is self.stages[-1]
+        if not (self.every_stage or last):
+            return {}
+        try:
+            with self.accelerator.autocast():
+                return fidelity(self.teacher, self.student, heldout)
+        except NotFinite as error:
+            if last:
+                return {}
+            raise self._went_wrong(f"{entry.name}, on held-out text", error) from error
 
     def _reinstate(self, state: RunState) -> None:
         """Give the student the modules that finished stages left in it."""

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from distill.build import empty
-from distill.errors import UserError
+from distill.errors import UserError, reason_of
 from distill.evaluation.recall import passkey_lengths
+from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import layouts
 from distill.evaluation.samples import continuations, matrices
 from distill.evaluation.suites import suite_of_run
@@ -78,7 +79,7 @@ def rehearse_report(session: Session, student: nn.Module, folder: RunDir) -> Non
         matrices(session, student)
     with _tried(recipe, "write its report"):
         run_page(folder)
-        markdown_report(folder, folder.read("evaluations.json", {}))
+        markdown_report(folder, evaluations_of(folder))
 
 
 def check_questions(recipe: Recipe, teacher: Teacher) -> None:
@@ -135,8 +136,7 @@ def _tried(recipe: Recipe, what: str) -> Iterator[None]:
     except Exception as error:
         if ran_out(error):
             raise
-        said = " ".join(str(error).split()) or "no reason given"
         raise UserError(
-            f"{recipe.name}: at its end the run could not {what}: {type(error).__name__}: {said}; mend that first, nothing "
-            "has been trained yet"
+            f"{recipe.name}: at its end the run could not {what}: {type(error).__name__}: {reason_of(error)}; mend that "
+            "first, nothing has been trained yet"
         ) from error

@@ -1,6 +1,5 @@
 """A run: the student, its twin if asked for, their evaluation, the report and the exports, all in one folder."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -8,21 +7,21 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 from torch import nn
 
 from distill.build import build, empty, layout_of
-from distill.console import new_console
-from distill.disk import writing
+from distill.console import bold, new_console
+from distill.disk import new_folder, writing
+from distill.errors import printable
 from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
+from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import decimal, told
-from distill.evaluation.samples import collect
-from distill.evaluation.target import judge_session
-from distill.exporters import check_exports, export_student
+from distill.exporters import check_exports
 from distill.memory import enough_memory
 from distill.recipe import Recipe
-from distill.reports import headline, write_report
 from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
@@ -33,9 +32,10 @@ from distill.stages import adapters, check_student
 from distill.text.heldout import Heldout
 from distill.text.overlap import sentence, suspicious
 from distill.training import trackers
+from distill.training.ending import STUDENT, Ending, files_in, made, show_end, state_of, write_down
 from distill.training.pipeline import Pipeline
 from distill.training.rehearsal import rehearse, rehearse_report
-from distill.training.twin import check_twin, known_results, twin_recipe
+from distill.training.twin import check_twin, twin_recipe
 from students.config import Layout
 
 
@@ -68,7 +68,7 @@ class Run:
         if not recipe.selects:
             return
         resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
-        self.console.print(f"  layout selected by {chosen['by']}: {strip(resolved.pattern)}")
+        self.console.print(Text.assemble(f"  layout selected by {chosen['by']}: ", strip(resolved.pattern)))
         self.session = self.session.with_recipe(resolved)
         check_layout(self.session)
 
@@ -84,28 +84,18 @@ class Run:
             return None
         session = self.session.with_recipe(twin_recipe(self.session.recipe, self.layout))
         folder = RunDir.at(self.folder.path / "twin", session.recipe, fresh=False)
-        self.console.print("  [bold]twin[/]: the same windows, trained alone")
+        self.console.print(Text.assemble("  ", bold("twin"), ": the same windows, trained alone"))
         self.twin_made = True
         return Pipeline(session, folder, self.console, self.stopper, every_stage=False)
 
     def conclude(self) -> None:
-        """Judge every row, write the report and the exports."""
+        """Judge every row, draw, write the report and the exports; of an earlier attempt only what is missing."""
         if not self.main:
             return
-        session, folder, student, twin = self.session, self.folder, self.student, self.folder.path / "twin" / "student"
-        evaluations = folder.read("evaluations.json", {})
-        self.console.print("  judging the student, its baselines and the teacher")
-        known = known_results(session.recipe, folder, student.layout)
-        judged = judge_session(session, student, twin if twin.exists() else None, known=known)
-        folder.write("evaluations.json", {**evaluations, "final": judged})
-        with writing(f"the report in {folder.path}"):
-            collect(session, student, folder)
-            write_report(folder)
-        for target in session.recipe.export:
-            written = export_student(folder.path, to=target, out=folder.path / "export" / target)
-            self.console.print(f"  exported to {written}")
-        folder.update("run.json", finished=True)
-        show_end(folder, self.console)
+        of = state_of(self.folder)
+        session, student = self.session, self.student
+        Ending(session.recipe, self.folder, self.console, lambda: session, lambda: student, of).finish()
+        show_end(self.folder, self.console)
 
     def _announce(self, pipeline: Pipeline) -> None:
         """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
@@ -115,14 +105,17 @@ class Run:
             f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer "
             f"({accelerator.device}, {precision})"
         )
-        evaluations = self.folder.read("evaluations.json", {})
+        evaluations = evaluations_of(self.folder)
         if "identity" not in evaluations and self.main:
-            evaluations["identity"] = check_identity(pipeline.teacher, layout)
-            self.folder.write("evaluations.json", evaluations)
+            found = check_identity(pipeline.teacher, layout)
+            self.folder.update("evaluations.json", identity=found)
         if self.main and (found := self.session.overlap) and suspicious(found):
             self.console.print(
-                f"  [yellow]warning[/]: {sentence(found)}: what is judged on them is not held out; take them out of "
-                "data.train or data.heldout"
+                Text.assemble(
+                    ("  warning", "yellow"),
+                    f": {sentence(found)}: what is judged on them is not held out; take them out of data.train or "
+                    "data.heldout",
+                )
             )
         if self.main and checkpoint.latest(self.folder.checkpoints) is None:
             rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
@@ -131,25 +124,13 @@ class Run:
             student, _ = build(pipeline.teacher, twin_layout(layout))
             with accelerator.autocast():
                 evaluations["untrained"] = fidelity(pipeline.teacher, student, self.heldout)
-            self.folder.write("evaluations.json", evaluations)
+            self.folder.update("evaluations.json", untrained=evaluations["untrained"])
         if "untrained" in evaluations:
             measured = evaluations["untrained"]
             self.console.print(
                 f"  {'untrained':<10}            {told(measured)}   (the windows alone; teacher "
                 f"{decimal(measured['teacher_perplexity'], 2)})"
             )
-
-
-def finished(recipe: Recipe, runs: Path, console: Console | None) -> RunDir | None:
-    """The folder of a run that is over, after showing how it ended; None where there is something to do.
-
-    Raises:
-        UserError: the folder is another recipe's.
-    """
-    folder = RunDir.finished(recipe, runs)
-    if folder is not None:
-        show_end(folder, console or new_console(stderr=True))
-    return folder
 
 
 @contextmanager
@@ -169,7 +150,9 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
     with alone(path) if main else nullcontext():
         with session.accelerator.main_process_first():
             folder = RunDir.open(recipe, runs, fresh and main)
-        console.print(f"[bold]{recipe.name}[/]  {folder.path}")
+        if main and folder.read("run.json", {}).get("finished"):  # what comes may be stopped before it is again
+            folder.update("run.json", finished=False)
+        console.print(Text.assemble(bold(recipe.name), printable(f"  {folder.path}")))
         try:
             with enough_memory("the run", "data.micro_batch, data.seq_len or evaluation.tokens"):
                 yield Run(session, folder, console, stopper)
@@ -198,20 +181,13 @@ def save_student(pipeline: Pipeline) -> None:
     if not pipeline.accelerator.is_main_process:
         return
     student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder
+    of = state_of(folder)
+    if of and made(folder, STUDENT, of):
+        return
     student.config.distill["teacher"] = {"reference": teacher.reference, "fingerprint": teacher.fingerprint}
     if (selected := pipeline.recipe.selected) is not None:
         student.config.distill["selected"] = selected.model_dump()
-    scratch = folder.path / ".student"
-    with writing(folder.student):
-        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed here
+    with writing(folder.student), new_folder(folder.student) as scratch:
         adapters.save(student, scratch)
         teacher.tokenizer.save_pretrained(scratch)
-        if folder.student.exists():
-            shutil.rmtree(folder.student)
-        scratch.rename(folder.student)
-
-
-def show_end(folder: RunDir, console: Console) -> None:
-    """The table that ends a run, and where the report is."""
-    console.print(headline(folder.read("evaluations.json")["final"]))
-    console.print(f"  report: {folder.path / 'report.html'}")
+    write_down(folder, STUDENT, of, files_in(folder.student))

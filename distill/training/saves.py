@@ -10,11 +10,11 @@ from rich.console import Console
 from torch import nn
 
 from distill.errors import UserError
-from distill.runs import checkpoint
+from distill.runs import checkpoint, random_states
 from distill.runs.checkpoint import RunState
 from distill.runs.run_dir import FORMAT, RunDir, versions
 from distill.runs.session import Session
-from distill.stages.probe import differs, probe
+from distill.stages.probe import differs, finite, probe
 from distill.training.stage_run import StageRun
 from teachers.fingerprint import difference
 
@@ -92,8 +92,8 @@ class Saves:
         changed = self.changed if done else self.changed | this.stage.changed(done=False)
         state = this.state(self.teacher.fingerprint, self.recipe.fingerprint, done)
         state.changed = sorted(changed)
-        state.probe = probed or self.measure_probe()
-        tensors = {"student": checkpoint.student_tensors(self.student, changed), "rng": checkpoint.random_tensors()}
+        state.probe = probed or finite(self.measure_probe())
+        tensors = {"student": checkpoint.student_tensors(self.student, changed), "rng": random_states.random_tensors()}
         if not done:
             tensors["optimizer"] = this.trainer.optimizer_state()
             tensors["stage"] = dict(this.stage.named_buffers())
@@ -127,8 +127,9 @@ class Saves:
         reinstate(state)
         if state.done:
             self.changed = set(state.changed)
-            checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
-            checkpoint.load_random(checkpoint.tensors_of(path, "rng"))
+            with checkpoint.whole(path):
+                checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
+                random_states.load_random(checkpoint.tensors_of(path, "rng"))
             self._check_probe(state, path)
         return state
 
@@ -140,12 +141,14 @@ class Saves:
         """
         path = checkpoint.latest(self.folder.checkpoints)
         self.changed = set(state.changed) - this.stage.changed(done=False)
-        checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
-        for name, tensor in checkpoint.tensors_of(path, "stage").items():
-            this.stage.get_buffer(name).copy_(tensor)
-        this.trainer.restore(checkpoint.tensors_of(path, "optimizer"))
+        with checkpoint.whole(path):
+            checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
+            for name, tensor in checkpoint.tensors_of(path, "stage").items():
+                this.stage.get_buffer(name).copy_(tensor)
+            this.trainer.restore(checkpoint.tensors_of(path, "optimizer"))
         self._check_probe(state, path)
-        checkpoint.load_random(checkpoint.tensors_of(path, "rng"))
+        with checkpoint.whole(path):
+            random_states.load_random(checkpoint.tensors_of(path, "rng"))
 
     def where_to_go_on(self) -> str:
         """Where the last checkpoint is, for a message that ends a run early."""

@@ -6,6 +6,7 @@ What a student gains over its twin, it owes to its states; see `evaluation.basel
 from distill.build import empty
 from distill.errors import UserError
 from distill.evaluation.baselines import has_window_branch, twin_layout, window_layout
+from distill.evaluation.records import evaluations_of
 from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
@@ -51,11 +52,11 @@ def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, d
 
     def last(evaluations: dict) -> dict:
         after = list(evaluations.get("after", {}).values())
-        return {"fidelity": after[-1]} if after else {}
+        return {"fidelity": after[-1]} if after and "kl" in after[-1] else {}
 
-    found = folder.read("evaluations.json")
+    found = evaluations_of(folder)
     known = {"student": last(found)}
-    if twin_layout(layout) == window_layout(layout):
+    if twin_layout(layout) == window_layout(layout) and "untrained" in found:
         known["window_layout"] = {"fidelity": found["untrained"]}
     twin = folder.path / "twin"
-    return {**known, "twin": last(RunDir(twin).read("evaluations.json"))} if twin.exists() else known
+    return {**known, "twin": last(evaluations_of(RunDir(twin)))} if twin.exists() else known

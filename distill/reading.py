@@ -1,0 +1,242 @@
+"""Whatever is read back from a file is read here: a plain file of bounded size, UTF-8, JSON as its standard has it, no code.
+
+A file that is not what it should be is one `UserError` with its name, what is wrong in it and the fix, whoever wrote it.
+"""
+
+import io
+import json
+import math
+import os
+import reprlib
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from distill.errors import UserError, reason_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_BYTES = 64 * 2**20  # of a file of JSON; a thousand times what a run writes
+MOST_DEPTH = 64  # of lists and mappings in each other
+MOST_DIGITS = 18  # of a whole number: what 64 bits hold
+MOST_LINE = 2**20  # bytes of a line of JSON lines
+MOST_LINES_BYTES = 512 * 2**20  # of a file of them
+ARRAY_KINDS = "fiub"  # floats, whole numbers, booleans: what an array may hold
+
+
+class Unreadable(ValueError):
+    """Why content is not what it should be; whoever knows the file makes a message of it."""
+
+
+def read_bytes(file: Path, *, most: int, fix: str) -> bytes:
+    """What a plain file holds.
+
+    Args:
+        most: bytes. fix: what to do about a file that cannot be used, for the message.
+
+    Raises:
+        UserError: there is no such file, it is a folder or a pipe, cannot be read or is larger.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as opened:
+            known = os.fstat(handle)
+            if not stat.S_ISREG(known.st_mode):
+                raise UserError(f"{file} is {'a folder' if stat.S_ISDIR(known.st_mode) else 'no plain file'}; {fix}")
+            content = opened.read(most + 1) if known.st_size <= most else None
+    except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+        raise UserError(f"{file} cannot be read: {reason_of(error)}; {fix}") from error
+    if content is None or len(content) > most:
+        raise UserError(f"{file} is {size_of(max(known.st_size, most + 1))}, and at most {size_of(most)} are read; {fix}")
+    return content
+
+
+def read_text(file: Path, *, most: int, fix: str) -> str:
+    """A plain file as text.
+
+    Raises:
+        UserError: as `read_bytes`, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(file, most=most, fix=fix).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged (byte {error.start} is not UTF-8); {fix}") from error
+
+
+def read_json(file: Path, schema: TypeAdapter, *, fix: str, most: int = MOST_BYTES) -> Any:
+    """A file of JSON, checked by a schema and given as it is written.
+
+    Raises:
+        UserError: as `read_text`, or it is no JSON, or not what the schema says, naming the place.
+    """
+    text = read_text(file, most=most, fix=fix)
+    try:
+        return checked(parsed(text), schema)
+    except Unreadable as error:
+        raise UserError(f"{file} is damaged ({error}); {fix}") from error
+
+
+def read_lines(file: Path, schema: TypeAdapter, *, fix: str) -> list[Any]:
+    """A file of JSON lines, each checked; a last line that was cut short, as by a kill, is left out.
+
+    Raises:
+        UserError: as `read_bytes`, or naming the line that is no JSON or not what the schema says.
+    """
+    lines = read_bytes(file, most=MOST_LINES_BYTES, fix=fix).split(b"\n")
+    found, last = [], len(lines)
+    for number, line in enumerate(lines, 1):
+        if not line.strip() and number == last:
+            break
+        try:
+            if len(line) > MOST_LINE:
+                raise Unreadable(f"it is {size_of(len(line))} long, and a line has at most {size_of(MOST_LINE)}")
+            found.append(checked(parsed(line.decode()), schema))
+        except (Unreadable, UnicodeDecodeError) as error:
+            if number == last:
+                break
+            said = error if isinstance(error, Unreadable) else f"byte {error.start} is not UTF-8"
+            raise UserError(f"{file} is damaged (line {number}: {said}); {fix}") from error
+    return found
+
+
+def parsed(text: str) -> Any:
+    """JSON as its standard has it, in bounds.
+
+    Raises:
+        Unreadable: no JSON, a key twice, a number that is none or too long, text that is no Unicode, or nested too deep.
+    """
+    if not text.strip():
+        raise Unreadable("it is empty")
+    try:
+        content = json.loads(
+            text, object_pairs_hook=_mapping, parse_constant=_no_number, parse_float=_finite, parse_int=_whole
+        )
+    except json.JSONDecodeError as error:
+        ends = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        raise Unreadable(f"{'it ends early' if ends else error.msg}, line {error.lineno} column {error.colno}") from error
+    except RecursionError as error:
+        raise Unreadable(f"it is nested deeper than {MOST_DEPTH}") from error
+    _check_depth(content)
+    return content
+
+
+def checked(content: Any, schema: TypeAdapter) -> Any:
+    """Content as it is, once a schema has looked at it.
+
+    Raises:
+        Unreadable: naming the place, the value and what it should be.
+    """
+    try:
+        schema.validate_python(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "it"
+        if problem["type"] == "missing":
+            raise Unreadable(f"{place} is missing") from error
+        said = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        said = said.replace("valid dictionary", "valid mapping")
+        raise Unreadable(f"{place} is {reprlib.repr(problem['input'])}: {said}") from error
+    return content
+
+
+def read_arrays(file: Path, *, fix: str, most: int = MOST_BYTES, dimensions: int = 2) -> "dict[str, np.ndarray]":
+    """The arrays of a .npz, whose types and shapes are looked at before anything is allocated; no pickle is opened.
+
+    Args:
+        most: bytes of the file, and of all its arrays together. dimensions: that each of them has.
+
+    Raises:
+        UserError: as `read_bytes`, or it is no such archive, or an array is not of numbers, too large or cut short.
+    """
+    content = read_bytes(file, most=most, fix=fix)
+    try:
+        return dict(_arrays(content, most, dimensions))
+    except Unreadable as error:
+        raise UserError(f"{file} is damaged ({error}); {fix}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{file} is damaged ({reason_of(error)}); {fix}") from error
+
+
+def size_of(count: int) -> str:
+    """Bytes, for people."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count} bytes"
+
+
+def _arrays(content: bytes, most: int, dimensions: int) -> "Iterator[tuple[str, np.ndarray]]":
+    import numpy as np
+
+    if not content:
+        raise Unreadable("it is empty")
+    left = most
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as packed:
+                version = np.lib.format.read_magic(packed)
+                if version not in ((1, 0), (2, 0)):
+                    raise Unreadable(f"{member.filename}: format {version} is not known")
+                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, fortran, kind = header(packed)
+                if kind.kind not in ARRAY_KINDS or kind.hasobject:
+                    raise Unreadable(f"{member.filename} holds {kind}, not numbers")
+                if len(shape) != dimensions or any(length < 0 for length in shape):
+                    raise Unreadable(f"{member.filename} has the shape {shape}, not {dimensions} dimensions")
+                size = prod(shape) * kind.itemsize
+                left -= size
+                if left < 0:
+                    raise Unreadable(f"{member.filename} has the shape {shape}: more than {size_of(most)} in all")
+                data = packed.read(size)
+                if len(data) != size:
+                    raise Unreadable(f"{member.filename} ends early")
+            array = np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C")
+            yield member.filename.removesuffix(".npy"), array
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise Unreadable(f"the key {reprlib.repr(twice)} stands twice")
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise Unreadable(f"{word} is no number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise Unreadable(f"the number {reprlib.repr(digits)} is too large")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
+        raise Unreadable(f"the number {reprlib.repr(digits)} has more than {MOST_DIGITS} digits")
+    return int(digits)
+
+
+def _check_depth(content: Any) -> None:
+    waiting = [(content, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MOST_DEPTH:
+            raise Unreadable(f"it is nested deeper than {MOST_DEPTH}")
+        if isinstance(value, dict):
+            waiting += [(part, depth + 1) for part in value.values()]
+            waiting += [(key, depth) for key in value]
+        elif isinstance(value, list):
+            waiting += [(part, depth + 1) for part in value]
+        elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise Unreadable(f"the text {reprlib.repr(value)} is half a character")

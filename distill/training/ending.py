@@ -1,0 +1,244 @@
+"""The end of a run, in parts: its student, its judgement, pictures and samples, the report, every export.
+
+Each part is written down in run.json when it is made, with its files and the state of the student that it is of. The same
+command makes what is missing: after a part that failed or was killed, and after files of a finished run were deleted.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from distill.errors import UserError, reason_of
+from distill.evaluation.nonfinite import NotFinite
+from distill.evaluation.records import evaluations_of
+from distill.evaluation.samples import MATRICES, SAMPLES, collect
+from distill.evaluation.target import judge_session
+from distill.exporters import export_student
+from distill.loading import check_teacher, load_student
+from distill.memory import ran_out
+from distill.recipe import Recipe
+from distill.reports import headline, shown, write_report
+from distill.runs import checkpoint
+from distill.runs.run_dir import RunDir, alone
+from distill.runs.session import Session
+from distill.training.twin import known_results
+
+STUDENT, JUDGED, PICTURES, REPORT = "student", "judged", "pictures", "report"
+USUAL = {  # files of parts, where an earlier version did not write them down
+    STUDENT: ["student/config.json"],
+    PICTURES: [MATRICES, SAMPLES],
+    REPORT: ["report.html", "report.md"],
+}
+
+
+def parts_of(recipe: Recipe) -> list[str]:
+    """The parts of a run's end, in order."""
+    return [STUDENT, JUDGED, PICTURES, REPORT, *(f"export/{kind}" for kind in recipe.export)]
+
+
+def state_of(folder: RunDir) -> str:
+    """What says which state the student of a folder has: the digest of its last checkpoint; empty where there is none."""
+    path = checkpoint.latest(folder.checkpoints)
+    return checkpoint.read_state(path, files=False).digest if path else ""
+
+
+def made(folder: RunDir, part: str, of: str = "", finished: bool = False) -> bool:
+    """Whether a part is made and all its files are there.
+
+    Args:
+        of: the state that it should be of, where that is known. finished: that the run which the folder belongs to is.
+    """
+    known = folder.read("run.json", {})
+    record = known.get("ended", {}).get(part)
+    if record is None and not (known.get("finished") or finished):
+        return False
+    if record is not None and of and record["of"] != of:
+        return False
+    if part == JUDGED:
+        return evaluations_of(folder).get("final") is not None
+    usual = USUAL.get(part, [f"{part}/config.json"])
+    files = usual if record is None else record["files"]
+    return bool(files) and all((folder.path / name).is_file() for name in files)
+
+
+def write_down(folder: RunDir, part: str, of: str, files: list[Path]) -> None:
+    """Note that a part is made."""
+    named = sorted(str(file.relative_to(folder.path)) for file in files)
+
+    def add(facts: dict) -> None:
+        facts["ended"] = {**facts.get("ended", {}), part: {"of": of, "files": named}}
+
+    folder.change("run.json", add)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every file below a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@dataclass
+class Ending:
+    """A run whose student and twin are saved, at its end.
+
+    session, student: made where a part asks for them. of: see `state_of`.
+    """
+
+    recipe: Recipe
+    folder: RunDir
+    console: Console
+    session: Callable[[], Session]
+    student: Callable[[], nn.Module]
+    of: str
+
+    @cached_property
+    def _session(self) -> Session:
+        return self.session()
+
+    @cached_property
+    def _student(self) -> nn.Module:
+        return self.student()
+
+    def finish(self) -> None:
+        """Make every part that is missing. One that fails does not keep the others from being made.
+
+        Raises:
+            UserError: of the first part that failed, saying that the student is saved, and how it is tried again.
+        """
+        failures: list[UserError] = []
+        for part, make in self._makers():
+            if not made(self.folder, part, self.of):
+                try:
+                    with self._tried(part):
+                        write_down(self.folder, part, self.of, make())
+                except UserError as error:
+                    failures.append(error)
+                else:
+                    if part in (JUDGED, PICTURES):  # the page shows them
+                        self._forget(REPORT)
+        if failures:
+            raise failures[0]
+        self.folder.update("run.json", finished=True)
+
+    def _makers(self) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
+        yield JUDGED, self._judge
+        yield PICTURES, self._draw
+        yield REPORT, self._report
+        for kind in self.recipe.export:
+            yield f"export/{kind}", lambda kind=kind: self._export(kind)
+
+    def _judge(self) -> list[Path]:
+        folder, twin = self.folder, self.folder.path / "twin" / "student"
+        self.console.print("  judging the student, its baselines and the teacher")
+        known = known_results(self.recipe, folder, self._student.layout)
+        try:
+            judged = judge_session(self._session, self._student, twin if twin.exists() else None, known=known)
+        except NotFinite as error:
+            said = f"judging the student: {error}"
+            folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would come to this again")
+            raise NotFinite(said) from error
+        folder.update("evaluations.json", final=judged)
+        return []
+
+    def _draw(self) -> list[Path]:
+        collect(self._session, self._student, self.folder)
+        return [self.folder.path / MATRICES, self.folder.path / SAMPLES]
+
+    def _report(self) -> list[Path]:
+        page = write_report(self.folder)
+        return [page, page.with_suffix(".md")]
+
+    def _export(self, kind: str) -> list[Path]:
+        written = export_student(self.folder.path, to=kind, out=self.folder.path / "export" / kind)
+        self.console.print(f"  exported to {written}")
+        return files_in(written)
+
+    def _forget(self, part: str) -> None:
+        self.folder.change("run.json", lambda facts: facts.get("ended", {}).pop(part, None))
+
+    @contextmanager
+    def _tried(self, part: str) -> Iterator[None]:
+        """Say of whatever fails in the block that the student is not lost, and how it is tried again."""
+        try:
+            yield
+        except Exception as error:  # what libraries raise here is of every type
+            if ran_out(error):
+                raise
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
+            raise UserError(
+                f"{said}; the student is saved in {self.folder.student}, and the same command tries this part of the run's "
+                f"end again ({part})"
+            ) from error
+
+
+def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
+    """The folder of a run that is over, after making what was deleted of its end and showing how it ended; None where the
+    run itself has something to do.
+
+    Raises:
+        UserError: the folder is another recipe's, or its student is gone with the checkpoint that could make it again.
+    """
+    folder = RunDir.finished(recipe, runs)
+    if folder is None:
+        return None
+    laid_out = folder.laid_out()
+    students = [folder, RunDir(folder.path / "twin")] if recipe.twin else [folder]
+    for one in students:
+        if not made(one, STUDENT, finished=True):
+            _check_saved(one)
+            console.print(f"  {one.student} is not whole any more; it is saved again from the last checkpoint")
+            return None
+    if gone := [part for part in parts_of(recipe) if not made(folder, part)]:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{folder.path} lacks {', '.join(gone)}; one process makes that: leave out the launcher")
+        console.print(f"  {folder.path} lacks {', '.join(gone)}: made again")
+        with alone(folder.path):
+            _mend(laid_out, folder, console)
+    show_end(folder, console)
+    return folder
+
+
+def show_end(folder: RunDir, console: Console) -> None:
+    """The table that ends a run, and where the report is."""
+    with shown([folder]):
+        console.print(headline(evaluations_of(folder)["final"]))
+    console.print(f"  report: {folder.path / 'report.html'}")
+
+
+def _mend(recipe: Recipe, folder: RunDir, console: Console) -> None:
+    """Make what is missing beside a saved student; a teacher is loaded only where something has to be measured."""
+    session = None
+
+    def opened() -> Session:
+        nonlocal session
+        session = session or Session.open(recipe, folder.path)
+        return session
+
+    def student() -> nn.Module:
+        teacher = opened().teacher
+        found = load_student(folder.student).to(teacher.device)
+        check_teacher(found, teacher, folder.student)
+        return found
+
+    of = folder.read("run.json", {}).get("ended", {}).get(STUDENT, {}).get("of", "")
+    Ending(recipe, folder, console, opened, student, of).finish()
+
+
+def _check_saved(folder: RunDir) -> None:
+    """Refuse to train again unasked where the student of a finished run is gone and its last checkpoint too.
+
+    Raises:
+        UserError: naming both, and the fix.
+    """
+    path = checkpoint.latest(folder.checkpoints)
+    state = checkpoint.read_state(path, files=False) if path else None
+    if state is None or not state.done or state.stage != len(folder.laid_out().stages) - 1:
+        raise UserError(
+            f"{folder.path}: this run is finished, but its student in {folder.student} is not whole any more, and the "
+            f"checkpoint that it was saved from is gone; bring one of them back, or train again with --fresh"
+        )
