@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
@@ -11,7 +12,8 @@ import students
 import teachers
 from distill.errors import UserError
 from distill.memory import ran_out
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Selected
+from distill.schema import Schema, explain
 from distill.shipped import shipped_folder
 from teachers.checks import loading
 from teachers.fingerprint import difference
@@ -84,6 +86,33 @@ def load_student(path: str | Path) -> nn.Module:
         ) from error
 
 
+class MadeFrom(Schema):
+    """What a student says of its teacher; nothing, where another program made it."""
+
+    reference: str | None = None
+    fingerprint: str | None = None
+
+
+class MadeOf(Schema):
+    """What a student's config.json says of how it was made."""
+
+    teacher: MadeFrom = MadeFrom()
+    selected: Selected | None = None
+
+
+def made_of(student: nn.Module, path: str | Path) -> MadeOf:
+    """A student's teacher, and what selected its layout.
+
+    Raises:
+        UserError: its config.json holds something else there.
+    """
+    entries = {name: value for name, value in student.config.distill.items() if name in MadeOf.model_fields}
+    try:
+        return MadeOf(**entries)
+    except ValidationError as error:
+        raise UserError(explain(error, f"{path}: config.json's distill", MadeOf)) from error
+
+
 def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> None:
     """Refuse to compare a student with a teacher that is not its own.
 
@@ -95,10 +124,10 @@ def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> Non
             f"{path} has a vocabulary of {student.config.vocab_size}, but the teacher {teacher.reference} one of "
             f"{teacher.config.vocab_size}: they cannot be compared token by token"
         )
-    made_from = student.config.distill.get("teacher", {})
-    if part := difference(made_from.get("fingerprint", teacher.fingerprint), teacher.fingerprint):
+    made_from = made_of(student, path).teacher
+    if part := difference(made_from.fingerprint or teacher.fingerprint, teacher.fingerprint):
         raise UserError(
-            f"{path} was distilled from {made_from['reference']} (fingerprint {made_from['fingerprint']}), not from "
+            f"{path} was distilled from {made_from.reference} (fingerprint {made_from.fingerprint}), not from "
             f"{teacher.reference} (fingerprint {teacher.fingerprint}): they differ in the {part}; pass its own "
             "teacher with --teacher"
         )

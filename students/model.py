@@ -48,6 +48,9 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         super().__init__(config)
         self.layout, self.place, shapes = from_dict(config.distill)
         layers = self.get_submodule(self.place.layers)
+        pattern = self.layout.pattern
+        if len(layers) != len(pattern):
+            raise ValueError(f"the layout's pattern {pattern!r} is for {len(pattern)} layers, not {len(layers)}")
         self.givers = self.layout.givers
         keys_of = {giver: giver for giver in self.givers.values()} | self.givers
         for index in self.layout.converted:

@@ -5,6 +5,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from distill.errors import UserError
@@ -13,11 +14,12 @@ from distill.evaluation.judging import judge_session
 from distill.evaluation.suite import Suite
 from distill.evaluation.suites import find_suite
 from distill.evaluation.task_files import check_folder
-from distill.loading import check_teacher, load_student
+from distill.loading import check_teacher, load_student, made_of
 from distill.memory import enough_memory
 from distill.recipe import Data, Recipe, Selected, TextSource
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
+from distill.schema import explain
 
 SHIPPED_HELDOUT = TextSource(path="shipped:heldout.jsonl.xz")
 
@@ -65,7 +67,7 @@ def _judge(
     student_path = folder.student if folder else target
     if folder and not student_path.exists():
         raise UserError(f"{folder.path} has no finished student yet; {folder.why_unfinished}")
-    student = load_student(student_path)
+    student, written = load_student(student_path), _written(student_path)
     recipe = _laid_out(folder) if folder else _recipe_for(student, student_path, teacher)
     changes = {"teacher": teacher} if teacher else {}
     if heldout:
@@ -85,8 +87,21 @@ def _judge(
         twin = twin if twin and twin.exists() else None
         judged = judge_session(session, student, twin, suite, say=say, overlaps=folder is not None)
     if folder and not heldout and judged.get("overlap") is None:  # the training text is gone, but the run compared it
-        judged["overlap"] = folder.read("evaluations.json", {}).get("final", {}).get("overlap")
+        judged["overlap"] = (folder.read("evaluations.json", {}).get("final") or {}).get("overlap")
+    if folder and _written(student_path) != written:
+        raise UserError(
+            f"{student_path} was replaced while it was judged, so these are another student's results; judge again"
+        )
     return {"target": str(target), "identity": identity, **judged}
+
+
+def _written(student: str | Path) -> tuple[int, int] | None:
+    """Which folder a student lies in, so that another of the same name is told apart; None of one that is not here."""
+    try:
+        found = os.stat(student)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _laid_out(folder: RunDir) -> Recipe:
@@ -102,18 +117,14 @@ def _laid_out(folder: RunDir) -> Recipe:
 
 def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
     """What a checkpoint outside a run folder is judged with."""
-    reference = teacher or student.config.distill.get("teacher", {}).get("reference")
+    made = made_of(student, path)
+    reference = teacher or made.teacher.reference
     if reference is None:
         raise UserError(f"{path} does not say which teacher it was distilled from; pass it with --teacher")
     data = Data(train=[SHIPPED_HELDOUT], heldout=[SHIPPED_HELDOUT], seq_len=512, batch=1)
     layout = student.layout
-    selected = student.config.distill.get("selected")
-    return Recipe(
-        name="eval",
-        teacher=reference,
-        pattern=layout.pattern,
-        mixers=layout.mixers,
-        selected=selected and Selected(**selected),
-        data=data,
-        stages=[],
-    )
+    entries = {"name": "eval", "teacher": reference, "pattern": layout.pattern, "mixers": layout.mixers, "stages": []}
+    try:
+        return Recipe(**entries, selected=made.selected, data=data)
+    except ValidationError as error:
+        raise UserError(explain(error, str(path), Recipe)) from error

@@ -108,11 +108,18 @@ class Cost(Record):
     predicted_seconds: float
 
 
+class Scored(Record):
+    """What a scorer was given; the rest of it is its own."""
+
+    families: list[str] = []
+    names: list[str] = []
+
+
 class Chosen(Record):
     """What a selection chose."""
 
     by: str
-    options: dict[str, Any]
+    options: Scored
     pattern: Annotated[str, Field(min_length=1, pattern="^[A-Z]+$")]
     mixers: dict[str, dict[str, Any]]
     layers: list[Whole]
