@@ -1,5 +1,6 @@
 """Load teachers and students by name; a failure becomes one `UserError`."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 import students
 import teachers
-from distill.errors import UserError
+from distill.errors import UserError, reason_of
 from distill.memory import ran_out
 from distill.recipe import Recipe, Selected
 from distill.schema import Schema, explain
@@ -71,7 +72,7 @@ def load_student(path: str | Path) -> nn.Module:
     Raises:
         UserError: there is none, or its files are damaged.
     """
-    if not Path(path).exists() and str(path).count("/") != 1:  # a hub id has one; anything else would be asked for in vain
+    if not os.path.exists(path) and str(path).count("/") != 1:  # a hub id has one; anything else would be asked for in vain
         raise UserError(
             f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
         )
@@ -80,9 +81,8 @@ def load_student(path: str | Path) -> nn.Module:
     except Exception as error:  # what transformers raises on damaged files is of every type
         if ran_out(error):
             raise
-        said = " ".join(str(error).split())
         raise UserError(
-            f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
+            f"{path} cannot be loaded as a student: {reason_of(error)}; name a run folder or a whole student's folder"
         ) from error
 
 

@@ -6,6 +6,7 @@ key. Overrides are applied before anything is checked; lists are indexed (`stage
 """
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -72,7 +73,7 @@ def check_run(path: str | PathLike) -> None:
     """
     for name in ("recipe.yaml", "resolved.yaml"):
         file = Path(path) / name
-        if file.is_file():
+        if os.path.isfile(file):
             check(read(file), str(file))
 
 

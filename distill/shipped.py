@@ -21,7 +21,7 @@ def find(reference: str | Path) -> Path:
         UserError: there is none.
     """
     path = Path(reference)
-    if path.is_file():
+    if os.path.isfile(path):  # False of names that no file can have, too
         return path
     try:
         return find_shipped(path)

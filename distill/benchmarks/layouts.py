@@ -16,6 +16,7 @@ from rich.table import Table
 
 from distill.errors import UserError, nearest
 from distill.evaluation.recall import recall
+from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import decimal, error_of
 from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
@@ -106,7 +107,9 @@ def measure(recipe: Recipe, path: Path) -> dict:
     student, options = pipeline.student, recipe.evaluation
     with session.accelerator.autocast():
         cells = recall(session.teacher, student, "passkey", options.passkey, options.passkey_trials)
-    found = list(folder.read("evaluations.json")["after"].values())[-1]  # the pipeline judged the last stage
+    found = list(evaluations_of(folder).get("after", {"": {}}).values())[-1]  # the pipeline judged the last stage
+    if "kl" not in found:
+        raise UserError(f"{path}: what its last stage came to is not known, or not finite; delete the folder to train again")
     row = {
         "device": str(session.accelerator.device), "pattern": student.layout.pattern,
         "kl": found["kl"], "kl_error": found["kl_error"], "agreement": found["agreement"], "perplexity": found["perplexity"],

@@ -1,13 +1,14 @@
 """The command line. Every verb is one call of the Python API; nothing heavy is imported until a verb needs it."""
 
 import logging
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from distill.cli import bench_verbs, recipe_verbs, verbs
-from distill.errors import Interrupted, UserError, explains_itself, printable
+from distill.errors import Interrupted, UserError, explains_itself, printable, reason_of
 from distill.version import __version__
 
 app = typer.Typer(
@@ -50,6 +51,14 @@ def entry() -> None:
     except Interrupted as reason:
         print(f"stopped: {reason}", file=sys.stderr)
         sys.exit(3)
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        print(f"error: {printable(error.filename)} cannot be used: {reason_of(error)}", file=sys.stderr)
+        sys.exit(2)
     except (UserError, ValueError) as error:
         if debug or not explains_itself(error):
             raise

@@ -39,7 +39,7 @@ def judge_target(
     """
     chosen = dataclasses.replace(find_suite(suite), task_source=task_source(tasks))
     with enough_memory(f"judging {target}", "evaluation.tokens or evaluation.seq_len in its recipe, or judge it on a CPU"):
-        folder = RunDir.existing(target) if (Path(target) / "recipe.yaml").is_file() else None
+        folder = RunDir.existing(target) if os.path.isfile(Path(target) / "recipe.yaml") else None
         return _judge(target, folder, teacher, heldout, chosen, console or Console(quiet=True)), folder
 
 

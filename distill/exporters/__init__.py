@@ -97,7 +97,10 @@ def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str
         sweep(out.parent)
         with new_folder(out) as scratch:
             scratch.rmdir()  # targets make it
-            chosen.write(folder.student, scratch)
+            try:
+                chosen.write(folder.student, scratch)
+            except (LookupError, TypeError, ValueError) as error:  # of files that were edited
+                raise UserError(f"the student in {folder.student} cannot be exported: {reason_of(error)}") from error
             (scratch / MARKER).write_text(f"{to}\n")
     except (OSError, SafetensorError) as error:
         raise UserError(

@@ -10,10 +10,16 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from distill.exporters.target import Target
+from distill.reading import read_json
+from distill.runs.records import Record
 
 CODE = "modeling_distill"
+FIX = "delete it, and the same `distill run` saves the student again"
 IMPORT = re.compile(r"^([ \t]*)from (students[\w.]*) import ", re.MULTILINE)
 TARGET = re.compile(r'"(students[\w.]*):')  # an entry of a table of classes
 KERNEL = re.compile(r'Deferred\("(students[\w.]*)", "(\w+)"\)')
@@ -52,6 +58,12 @@ for each in ({model}, {config}):  # `save_pretrained` copies the file that a cla
 '''
 
 
+class Config(Record):
+    """What is read of a student's config.json."""
+
+    model_type: Annotated[str, Field(pattern=r"^distill_\w+$")]
+
+
 class Portable(Target):
     """The portable folder; every layout fits."""
 
@@ -60,10 +72,10 @@ class Portable(Target):
     def write(self, student: Path, out: Path) -> None:
         from distill.stages import adapters
 
+        config = read_json(student / "config.json", TypeAdapter(Config), fix=FIX)
+        family = config["model_type"].removeprefix("distill_")
         shutil.copytree(student, out)
         adapters.merge_saved(out)
-        config = json.loads((out / "config.json").read_text())
-        family = config["model_type"].removeprefix("distill_")
         modules = flattened()
         for name, text in modules.items():
             (out / name).write_text(text)

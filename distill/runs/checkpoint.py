@@ -125,8 +125,9 @@ def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], k
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
+        said = str(error) or reason_of(error)
         raise UserError(
-            f"the checkpoint {target} could not be written ({error}); earlier ones are untouched: {FIX}"
+            f"the checkpoint {target} could not be written ({said}); earlier ones are untouched: {FIX}"
         ) from error
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -172,7 +173,7 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
             if _digest(checkpoint / name) != digest:
                 raise UserError(f"{checkpoint / name} is damaged")
     except OSError as error:
-        raise UserError(f"{checkpoint} is damaged ({error})") from error
+        raise UserError(f"{checkpoint} is damaged ({reason_of(error)})") from error
     return state
 
 

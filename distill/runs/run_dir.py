@@ -96,7 +96,7 @@ class RunDir:
             UserError: as `open`.
         """
         path = cls.path_of(recipe, runs)
-        if not (path / "recipe.yaml").exists():
+        if not os.path.exists(path / "recipe.yaml"):
             return None
         folder = cls.at(path, recipe, fresh=False)
         return folder if folder.read("run.json", {}).get("finished") else None
@@ -109,7 +109,7 @@ class RunDir:
             UserError: it does not.
         """
         path = Path(reference)
-        if not (path / "recipe.yaml").is_file():
+        if not os.path.isfile(path / "recipe.yaml"):
             raise UserError(f"{path} is no run folder: it has no recipe.yaml")
         folder = cls(path)
         folder.check_format()

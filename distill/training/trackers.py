@@ -3,7 +3,7 @@
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from distill.errors import UserError
+from distill.errors import UserError, reason_of
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.stages import stages_of
@@ -53,7 +53,7 @@ def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) 
         accelerator.init_trackers(recipe.name, init_kwargs={key: arguments.get(key, {}) for key in recipe.trackers})
     except Exception as error:  # each service fails in its own ways
         accelerator.trackers = []  # one that did not start cannot be finished
-        raise UserError(f"trackers: {', '.join(recipe.trackers)} cannot start: {error}") from error
+        raise UserError(f"trackers: {', '.join(recipe.trackers)} cannot start: {reason_of(error)}") from error
 
 
 def finish(accelerator: Accelerator) -> None:
