@@ -31,7 +31,9 @@ class Interrupted(Message):
 
 def reason_of(error: BaseException) -> str:
     """Why something failed, in one line, never an empty one: the system's reason where it gives one, else what the error
-    says, else its kind."""
+    says, else its kind; what only a programmer understands is left to --debug."""
+    if isinstance(error, LookupError | TypeError | AttributeError | AssertionError | NameError):
+        return "something inside that this message cannot name; --debug shows it"
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or os.strerror(error.errno)
     return " ".join(str(error).split()) or type(error).__name__

@@ -45,14 +45,16 @@ def read_bytes(file: Path, *, most: int, fix: str) -> bytes:
         UserError: there is no such file, it is a folder or a pipe, cannot be read or is larger.
     """
     try:
+        known = os.stat(file)
+        if not stat.S_ISREG(known.st_mode):
+            raise UserError(f"{file} is {'a folder' if stat.S_ISDIR(known.st_mode) else 'no plain file'}; {fix}")
         handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as opened:
-            known = os.fstat(handle)
-            if not stat.S_ISREG(known.st_mode):
-                raise UserError(f"{file} is {'a folder' if stat.S_ISDIR(known.st_mode) else 'no plain file'}; {fix}")
             content = opened.read(most + 1) if known.st_size <= most else None
-    except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+    except OSError as error:
         raise UserError(f"{file} cannot be read: {reason_of(error)}; {fix}") from error
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read: no file can have that name; {fix}") from error
     if content is None or len(content) > most:
         raise UserError(f"{file} is {size_of(max(known.st_size, most + 1))}, and at most {size_of(most)} are read; {fix}")
     return content
@@ -181,11 +183,14 @@ def _arrays(content: bytes, most: int, dimensions: int) -> "Iterator[tuple[str, 
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for member in archive.infolist():
             with archive.open(member) as packed:
-                version = np.lib.format.read_magic(packed)
-                if version not in ((1, 0), (2, 0)):
-                    raise Unreadable(f"{member.filename}: format {version} is not known")
-                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, kind = header(packed)
+                try:
+                    version = np.lib.format.read_magic(packed)
+                    header = (
+                        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    )
+                    shape, fortran, kind = header(packed)
+                except (ValueError, TypeError, LookupError, SyntaxError) as error:
+                    raise Unreadable(f"{member.filename} has no header of an array") from error
                 if kind.kind not in ARRAY_KINDS or kind.hasobject:
                     raise Unreadable(f"{member.filename} holds {kind}, not numbers")
                 if len(shape) != dimensions or any(length < 0 for length in shape):

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from distill.errors import UserError, nearest
 from distill.evaluation.recall import recall
-from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import decimal, error_of
+from distill.evaluation.stored import evaluations_of
 from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.recipe_file import check

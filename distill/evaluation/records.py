@@ -1,22 +1,15 @@
-"""evaluations.json as it is read back: what each evaluation's results are, so that tables never meet anything else.
+"""The schemas of evaluations: what each one's results are when they are read back, so that tables never meet anything else.
 
 What earlier versions did not write (documents, paired differences) may be missing; what is there has its type.
 """
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 
-from distill.errors import UserError
 from distill.evaluation.rows import TITLES
-from distill.reading import Unreadable, checked
-from distill.runs.records import SCHEMAS, Numbers, Record, Whole
-from distill.runs.run_dir import RunDir
+from distill.runs.records import Numbers, Record, Whole
 
-FILE = "evaluations.json"
-JUDGEMENT = {"suite", "device", "precision", "pattern", "rows", "against_teacher", "chance", "layers", "not_run"}
 Length, Count = Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
 Row = Literal[tuple(TITLES)]
 
@@ -145,6 +138,80 @@ class Rows(Record):
     student: Results
 
 
+class Difference(Record):
+    """A paired difference, see `pairing.paired`."""
+
+    difference: float
+    error: float | None
+    lower: Whole
+    documents: Whole
+
+
+class AgainstStudent(Record):
+    """What the student is less a row; nothing where they were judged on other documents."""
+
+    kl: Difference | None = None
+    nll: Difference | None = None
+    agreement: Difference | None = None
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if len({value is None for value in (self.kl, self.nll, self.agreement)}) != 1:
+            raise ValueError("it should have kl, nll and agreement, or none of them")
+        return self
+
+
+class Share(Record):
+    """What is recalled, as a share of what the teacher recalls."""
+
+    length: Length
+    depth: float | None = None
+    share: float | None
+
+
+class Recovery(Record):
+    """See `comparison.recovery`."""
+
+    score: float | None
+    error: float | None = None
+    tasks: list[str] = []
+
+    @model_validator(mode="after")
+    def _both(self):
+        if (self.score is None) != (self.error is None):
+            raise ValueError("it should have a score with its error, or neither")
+        return self
+
+
+class Crossover(Record):
+    """From which length a row is faster than the teacher."""
+
+    batch: Count
+    first_token: Length | None = None
+    decode: Length | None = None
+    graph_decode: Length | None = None
+
+
+class Wins(Record):
+    """A task against the teacher, see `comparison.wins_and_ties`."""
+
+    win: float
+    tie: float
+    win_or_tie: float
+    difference: float
+    difference_error: float | None
+
+
+class AgainstTeacher(Record):
+    """What a row is beside the teacher, where both were measured."""
+
+    passkey: list[Share] | None = None
+    recall: dict[str, list[Share]] | None = None
+    tasks: dict[str, Wins] | None = None
+    recovery: Recovery | None = None
+    speed: list[Crossover] | None = None
+
+
 class LeftOut(Record):
     """What was not run, and why."""
 
@@ -183,8 +250,8 @@ class Judgement(Record):
     precision: str
     pattern: Annotated[str, Field(pattern="^[A-Z]+$")]
     rows: dict[Row, Results]
-    against_teacher: dict[Row, dict[str, Any]]
-    against_student: dict[Row, dict[str, dict[str, float | None]]] = {}
+    against_teacher: dict[Row, AgainstTeacher]
+    against_student: dict[Row, AgainstStudent] = {}
     chance: Numbers
     in_sample: InSample = InSample()
     layers: dict[Annotated[str, Field(pattern=r"^(.*_)?\d{1,6}$")], float]
@@ -196,6 +263,16 @@ class Judgement(Record):
     def _both_ends(self):
         if missing := {"teacher", "student"} - set(self.rows):
             raise ValueError(f"its rows should have the {' and the '.join(sorted(missing))}")
+        teacher = self.rows["teacher"]
+        for row, results in self.rows.items():
+            beside = self.against_teacher.get(row) or AgainstTeacher()
+            asked = {len(cells) for cells in (results.passkey, teacher.passkey, beside.passkey) if cells}
+            if len(asked) > 1:
+                raise ValueError(f"the {row} should have as many lengths of passkeys as the teacher")
+            timed = results.speed and teacher.speed and len(results.speed.cells) != len(teacher.speed.cells)
+            missing = {family for family in teacher.recall if results.recall and not results.recall.get(family)}
+            if timed or missing:
+                raise ValueError(f"the {row} should have as many cells of speed and recall as the teacher")
         return self
 
 
@@ -204,48 +281,3 @@ class After(Record):
 
     probe: Numbers
     seconds: float
-
-
-JUDGED, FIDELITY, AFTER = TypeAdapter(Judgement), TypeAdapter(Fidelity), TypeAdapter(After)
-STAGE = re.compile(r"\d{1,6}-\w+")
-
-
-def evaluations_of(folder: RunDir) -> dict:
-    """Every evaluation of a run so far, each as its schema says.
-
-    Raises:
-        UserError: the file is damaged, or another version wrote it.
-    """
-    content = folder.read(FILE, {})
-    try:
-        _check(content, folder.path)
-    except Unreadable as error:
-        raise UserError(f"{folder.path / FILE} is damaged ({error}); {SCHEMAS[FILE][1]}") from error
-    return content
-
-
-def _check(content: Mapping, folder: Any) -> None:
-    if content.get("untrained") is not None:
-        _of("untrained", content["untrained"], FIDELITY)
-    for stage, measured in content.get("after", {}).items():
-        if not STAGE.fullmatch(stage):
-            raise Unreadable(f"after.{stage} is no stage's name")
-        _of(f"after.{stage}", measured, AFTER)
-        if "kl" in measured:
-            _of(f"after.{stage}", measured, FIDELITY)
-    for name, judged in {"final": content.get("final"), **content.get("suites", {})}.items():
-        if judged is None:
-            continue
-        if missing := sorted(JUDGEMENT - set(judged)):
-            raise UserError(
-                f"{folder / FILE}: {name} lacks {', '.join(missing)}: another version of distill wrote it; use that one, "
-                "or run again with --fresh"
-            )
-        _of(name, judged, JUDGED)
-
-
-def _of(place: str, content: Any, schema: TypeAdapter) -> None:
-    try:
-        checked(content, schema)
-    except Unreadable as error:
-        raise Unreadable(f"{place}.{error}") from error

@@ -100,7 +100,11 @@ def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str
             try:
                 chosen.write(folder.student, scratch)
             except (LookupError, TypeError, ValueError) as error:  # of files that were edited
-                raise UserError(f"the student in {folder.student} cannot be exported: {reason_of(error)}") from error
+                said = reason_of(error) if type(error) is ValueError else "its files were edited"
+                raise UserError(
+                    f"the student in {folder.student} cannot be exported: {said}; delete it, and the same `distill "
+                    "run` saves it again"
+                ) from error
             (scratch / MARKER).write_text(f"{to}\n")
     except (OSError, SafetensorError) as error:
         raise UserError(

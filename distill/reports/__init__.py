@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from distill.disk import write_text
-from distill.errors import UserError, reason_of
-from distill.evaluation.records import evaluations_of
+from distill.errors import UserError
+from distill.evaluation.stored import evaluations_of
 from distill.reports.comparison import compare_page
 from distill.reports.page import HEAD, is_page
 from distill.reports.run_page import run_page
@@ -81,9 +81,8 @@ def shown(folders: Sequence[RunDir]) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         places = ", ".join(str(folder.path / "evaluations.json") for folder in folders)
         raise UserError(
-            f"what {places} holds does not go together, so that no page can be made of it ({type(error).__name__}: "
-            f"{reason_of(error)}); it was edited, or another version of distill wrote it: delete it, and the same `distill "
-            "run` judges again"
+            f"what {places} holds does not go together, so that nothing can be shown of it: it was edited, or another "
+            "version of distill wrote it; delete it, and the same `distill run` judges again (--debug shows what failed)"
         ) from error
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from distill.evaluation.pairing import paired
 from distill.evaluation.recall import in_sample
-from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import decimal
+from distill.evaluation.stored import evaluations_of
 from distill.recipe import Recipe
 from distill.reports import curves, recall
 from distill.reports.layout import kinds_of, strip

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from shlex import quote
 
-from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import NAMES, TITLES
+from distill.evaluation.stored import evaluations_of
 from distill.evaluation.suites import EVALUATIONS
 from distill.evaluation.table import overlap_line, tables
 from distill.reports import curves, recall

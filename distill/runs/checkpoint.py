@@ -215,7 +215,9 @@ def whole(checkpoint: Path) -> Iterator[None]:
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if ran_out(error):
             raise
-        raise UserError(f"{checkpoint} is damaged ({type(error).__name__}: {reason_of(error)}); {FALL_BACK}") from error
+        known = isinstance(error, OSError | SafetensorError)
+        said = reason_of(error) if known else "its tensors are not those of this student's run"
+        raise UserError(f"{checkpoint} is damaged ({said}); {FALL_BACK}") from error
 
 
 def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:

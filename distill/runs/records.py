@@ -49,7 +49,7 @@ class Step(Record):
 
 
 class Evaluations(Record):
-    """evaluations.json; `distill.evaluation.records` has what its entries hold."""
+    """evaluations.json; `distill.evaluation.records` says what its entries hold."""
 
     identity: dict[str, Any] | None = None
     untrained: dict[str, Any] | None = None

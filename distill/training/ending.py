@@ -16,8 +16,8 @@ from torch import nn
 
 from distill.errors import UserError, reason_of
 from distill.evaluation.nonfinite import NotFinite
-from distill.evaluation.records import evaluations_of
 from distill.evaluation.samples import MATRICES, SAMPLES, collect
+from distill.evaluation.stored import evaluations_of
 from distill.evaluation.target import judge_session
 from distill.exporters import export_student
 from distill.loading import check_teacher, load_student
@@ -169,10 +169,9 @@ class Ending:
         except Exception as error:  # what libraries raise here is of every type
             if ran_out(error):
                 raise
-            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
             raise UserError(
-                f"{said}; the student is saved in {self.folder.student}, and the same command tries this part of the run's "
-                f"end again ({part})"
+                f"{reason_of(error)}; the student is saved in {self.folder.student}, and the same command tries this part "
+                f"of the run's end again ({part})"
             ) from error
 
 

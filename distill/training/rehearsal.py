@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoTokenizer
 from distill.build import empty
 from distill.errors import UserError, reason_of
 from distill.evaluation.recall import passkey_lengths
-from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import layouts
 from distill.evaluation.samples import continuations, matrices
+from distill.evaluation.stored import evaluations_of
 from distill.evaluation.suites import suite_of_run
 from distill.exporters import target
 from distill.memory import ran_out

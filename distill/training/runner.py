@@ -17,8 +17,8 @@ from distill.errors import printable
 from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
-from distill.evaluation.records import evaluations_of
 from distill.evaluation.rows import decimal, told
+from distill.evaluation.stored import evaluations_of
 from distill.exporters import check_exports
 from distill.memory import enough_memory
 from distill.recipe import Recipe

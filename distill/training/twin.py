@@ -6,7 +6,7 @@ What a student gains over its twin, it owes to its states; see `evaluation.basel
 from distill.build import empty
 from distill.errors import UserError
 from distill.evaluation.baselines import has_window_branch, twin_layout, window_layout
-from distill.evaluation.records import evaluations_of
+from distill.evaluation.stored import evaluations_of
 from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
