@@ -74,7 +74,7 @@ def test_files_that_are_none(tmp_path):
         ("sparse", "is 1024 GiB, and at most 100 bytes"),
         ("gone", "cannot be read: No such file or directory; mend it"),
         ("x" * 300, "cannot be read: File name too long; mend it"),
-        ("a\0b", "cannot be read: embedded null byte; mend it"),
+        ("a\0b", "cannot be read: no file can have that name; mend it"),
     ):
         with pytest.raises(UserError, match=said):
             read_text(tmp_path / name, most=100, fix="mend it")
@@ -126,8 +126,8 @@ ARCHIVES = {
     "three dimensions": (archive(a=array_file("(1, 2, 2)")), r"has the shape \(1, 2, 2\), not 2 dimensions"),
     "cut short": (archive(a=array_file(data=b"\0" * 15)), r"a\.npy ends early"),
     "more in all": (archive(a=array_file("(4096, 4096)", data=LONG), b=array_file()), "more than 64 MiB in all"),
-    "code in a header": (archive(a=array_file("__import__('os').abort()")), "header"),
-    "no array": (archive(a=b"text"), "."),
+    "code in a header": (archive(a=array_file("__import__('os').abort()")), "has no header of an array"),
+    "no array": (archive(a=b"text"), r"a\.npy has no header of an array"),
     "flipped bytes": (archive(a=array_file())[:40] + b"\xff" * 20 + archive(a=array_file())[60:], "."),
 }
 
@@ -162,7 +162,7 @@ def test_nothing_is_written_through_links(tmp_path):
         lambda: new_folder(link).__enter__(),
         lambda: check_writable(link, "--json"),
     ):
-        with pytest.raises(UserError, match="link is a link to .*secret, and nothing is written through links"):
+        with pytest.raises(UserError, match=r"link is a link to .*secret, and nothing is written through links"):
             write()
     assert secret.read_text() == "kept" and sorted(path.name for path in tmp_path.iterdir()) == ["link", "secret"]
     dangling = tmp_path / "dangling"
@@ -233,7 +233,7 @@ def test_yaml_that_is_refused(tmp_path, text, said):
     assert str(refused.value).startswith(f"{tmp_path / 'r.yaml'} is not valid YAML: ") and said in str(refused.value)
     assert "\n" not in str(refused.value)
     if "\n" not in text:
-        with pytest.raises(UserError, match="override .*: its value is not valid YAML"):
+        with pytest.raises(UserError, match=r"override .*: its value is not valid YAML"):
             override({"k": 1}, f"k={text.removeprefix('a: ') if text.startswith('a: ') else '{' + text + '}'}")
 
 
@@ -251,8 +251,11 @@ def test_yaml_means_what_it_says(tmp_path):
         read(tmp_path / "large.yaml")
 
 
-@pytest.mark.parametrize("value", ["yes", "No", "off", "09", "010", "1e-3", "12:30", "2026-01-01", "null", "0x1f", ".inf", "<<",
-                                   "=", "1_0", "a: b", "", " ", "\u00e9", "'", 1e-5, 1e300, -0.0, 12, True, None, [], {}])  # fmt: skip
+TEXTS = "yes No off 09 010 1e-3 12:30 2026-01-01 null 0x1f .inf << = 1_0 a:\nb".split(" ")
+OTHERS = ["", "a: b", " ", "\u00e9", "'", 1e-5, 1e300, -0.0, 12, True, None, [], {}]
+
+
+@pytest.mark.parametrize("value", [*TEXTS, *OTHERS])
 def test_what_is_written_is_read_back(tmp_path, value):
     (tmp_path / "r.yaml").write_text(dump({"a": [value]}))
     (found,) = read(tmp_path / "r.yaml")["a"]
