@@ -169,7 +169,8 @@ class Ending:
         except Exception as error:  # what libraries raise here is of every type
             if ran_out(error):
                 raise
-            raise UserError(
+            kind = type(error) if isinstance(error, UserError) else UserError
+            raise kind(
                 f"{reason_of(error)}; the student is saved in {self.folder.student}, and the same command tries this part "
                 f"of the run's end again ({part})"
             ) from error
