@@ -36,7 +36,8 @@ FLOORS = (
     ("loading", "text"),
     ("build", "output_head", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "schema", "strict_json", "yaml_file"),
-    ("compat", "console", "errors", "version"),
+    ("console", "reading"),
+    ("compat", "errors", "version"),
 )
 
 
