@@ -120,9 +120,9 @@ def append_line(file: Path, line: str) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that no longer live were writing in a folder when they ended."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        found = SCRATCH.fullmatch(path.name)
-        if found and not _lives(int(found[1])):
+    with suppress(OSError):
+        dead = [path for path in folder.iterdir() if (found := SCRATCH.fullmatch(path.name)) and not _lives(int(found[1]))]
+        for path in dead:
             with suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

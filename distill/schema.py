@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from distill.errors import nearest
 
+LONGEST = 200  # bytes of a name, which a fingerprint and the names of files beside the folder come on top of
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 ALTERNATIVE = re.compile(r"\[|^(constrained-)?(float|int|str)$")  # a part that pydantic adds to a key, naming no key
 WORDS = {
@@ -31,6 +32,8 @@ def _count(value: Any) -> Any:
 def _name(value: str) -> str:
     if not re.fullmatch(r"[^/\\\s.][^/\\\n]*", value):
         raise ValueError("it should be a name that a folder may have, without / and not beginning with a dot")
+    if len(value.encode()) > LONGEST:
+        raise ValueError(f"it should be a name that a folder may have, of {LONGEST} bytes at most")
     return value
 
 

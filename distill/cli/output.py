@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ALONE = Path("-")  # for --json
+OWN = ("recipe.yaml", "config.json")  # files that make a folder a run's or a model's
 
 
 def quiet_libraries() -> None:
@@ -48,6 +49,8 @@ def check_json(path: Path | None) -> None:
         check_writable(path, "--json")
         if path.exists() and not _is_json(path):
             raise UserError(f"--json is {path}, which exists and is no JSON; name another file")
+        if path.exists() and _of_a_folder(path):
+            raise UserError(f"--json is {path}, which is a file of a run or a model; name another file")
 
 
 def _is_json(path: Path) -> bool:
@@ -60,6 +63,11 @@ def _is_json(path: Path) -> bool:
         return not text or isinstance(parsed(text), dict | list)
     except (UserError, Unreadable):
         return False
+
+
+def _of_a_folder(path: Path) -> bool:
+    """Whether a file stands in the folder of a run or a model."""
+    return any((folder / name).is_file() for folder in list(path.resolve().parents)[:3] for name in OWN)
 
 
 def write_json(path: Path | None, content: dict | list) -> None:

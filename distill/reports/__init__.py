@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill.disk import write_text
-from distill.errors import UserError
+from distill.errors import UserError, printable
 from distill.evaluation.stored import evaluations_of
 from distill.reports.comparison import compare_page
 from distill.reports.page import HEAD, is_page
@@ -37,7 +37,7 @@ def write_reports(runs: Sequence[str | PathLike], out: str | Path | None = None)
     _check_ours(target, named)
     with shown(folders):
         page = run_page(folders[0]) if len(folders) == 1 else compare_page(folders)
-    write_text(target, page)
+    write_text(target, printable(page))
     return target
 
 
@@ -50,8 +50,8 @@ def write_report(folder: RunDir) -> Path:
     target = folder.path / "report.html"
     with shown([folder]):
         page, text = run_page(folder), markdown_report(folder, evaluations_of(folder))
-    write_text(target, page)
-    write_text(folder.path / "report.md", text)
+    write_text(target, printable(page))
+    write_text(folder.path / "report.md", printable(text))
     return target
 
 

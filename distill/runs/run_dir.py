@@ -269,6 +269,7 @@ def alone(path: str | Path) -> Iterator[None]:
     except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
         raise UserError(f"{path.parent} cannot be written to: {reason_of(error)}; {ELSEWHERE}") from error
     try:
+        sweep(path.parent)
         write_text(owner, f"process {os.getpid()} on {platform.node()}")
         yield
     finally:

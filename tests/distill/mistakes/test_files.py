@@ -119,7 +119,7 @@ FINISHED = [
     ("evaluations.json", changed(["final", "not_run", 0, "rows"], "x"), None, ["not_run.0.rows is 'x'", "valid list"]),
     ("metrics.jsonl", written('{"loss": 1}\n{}\n'), None, ["metrics.jsonl is damaged (line 1: ", "take the line out"]),
     ("metrics.jsonl", written(b"\xff\n\n"), None, ["metrics.jsonl is damaged (line 1: byte 0 is not UTF-8)"]),
-    ("metrics.jsonl", grown, None, ["metrics.jsonl is 8 GiB, and at most 512 MiB are read"]),
+    ("metrics.jsonl", grown, None, ["metrics.jsonl is 8 GiB, and at most 256 MiB are read"]),
     ("samples.json", written('{"prompt": 5}'), None, ["samples.json is damaged (prompt is 5", "makes it again"]),
     ("samples.json", written('{"prompt": "a", "teacher": "b"}'), None, ["samples.json is damaged (student is missing)"]),
     ("selection.json", written('{"chosen": {"by": "kl"}}'), None, ["selection.json is damaged (chosen.options is missing)"]),
