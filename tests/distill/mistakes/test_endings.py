@@ -43,9 +43,7 @@ def test_a_report_that_was_deleted_is_written_again(copied_place, monkeypatch, c
     said = capsys.readouterr().err
     assert "lacks report: made again" in said and str(folder.name) in said
     after = hashes(folder)
-    assert {name: after[name] for name in before if name != "run.json"} == {
-        n: h for n, h in before.items() if n != "run.json"
-    }
+    assert {name for name in before if after[name] != before[name]} <= {"run.json", "report.html"}  # a page says where it is
     again()
     assert "made again" not in capsys.readouterr().err and hashes(folder) == after
 
@@ -95,10 +93,7 @@ def failing(error):
     ("error", "said"),
     [
         (NotFinite("student, fidelity: layer 2 is not finite"), "judging the student: student, fidelity: layer 2"),
-        (UserError("no room"), "no room"),
-        (RuntimeError("cuDNN error"), "cuDNN error"),
         (KeyError("x"), "something inside that this message cannot name; --debug shows it"),
-        (OSError(28, "No space left on device"), "No space left on device"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -137,9 +132,7 @@ def test_a_last_stage_that_is_not_finite_on_heldout_text_is_saved(copied_place, 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "fidelity", failing(error))
         patch.setattr(ending, "judge_session", failing(error))
-        refuse(
-            copied_place, ["run", "half.yaml"], ["judging the student: the student's logits are not finite", "is saved in"]
-        )
+        assert "judging the student: the student's logits are not finite; the student is saved in" in refused("half")
     last = checkpoint.latest(folder.checkpoints)
     assert last.name == "1-align-end" and "the student's logits" in folder.read("run.json")["stopped"]
     weights = load_file(folder.student / "model.safetensors")

@@ -46,8 +46,8 @@ def without(*at):
     return damage
 
 
-def grown(file):
-    os.truncate(file, 2**33)  # takes no room on the disk
+def grown(mebibytes):
+    return lambda file: os.truncate(file, mebibytes * 2**20)  # takes no room on the disk
 
 
 def piped(file):
@@ -74,9 +74,9 @@ FINISHED = [
     ("run.json", changed(["versions"], ["torch"]), None, ["run.json is damaged (versions is ['torch']", "valid mapping"]),
     ("run.json", changed(["finished"], "yes"), "run", ["finished is 'yes': it should be a valid boolean"]),
     ("run.json", written("[" * 100_000), "run", ["run.json is damaged (it is nested deeper than 64)"]),
-    ("run.json", grown, "run", ["run.json is 8 GiB, and at most 64 MiB are read; delete it to have it made again"]),
+    ("run.json", grown(65), "run", ["run.json is 65 MiB, and at most 64 MiB are read; delete it to have it made again"]),
     ("run.json", piped, "run", ["run.json is no plain file; delete it to have it made again"]),
-    ("recipe.yaml", grown, "run", ["recipe.yaml is 8 GiB, and at most 256 KiB are read"]),
+    ("recipe.yaml", grown(1), "run", ["recipe.yaml is 1 MiB, and at most 256 KiB are read"]),
     ("recipe.yaml", written("name: &a [*a]"), None, ["recipe.yaml is not valid YAML: the alias *a stands inside itself"]),
     ("resolved.yaml", written("name: 010"), None, ["resolved.yaml is not valid YAML: 010 is read in base 8 by YAML 1.1"]),
     ("evaluations.json", written("{"), None, ["evaluations.json is damaged (it ends early, line 1 column 2)", AGAIN]),
@@ -119,7 +119,6 @@ FINISHED = [
     ("evaluations.json", changed(["final", "not_run", 0, "rows"], "x"), None, ["not_run.0.rows is 'x'", "valid list"]),
     ("metrics.jsonl", written('{"loss": 1}\n{}\n'), None, ["metrics.jsonl is damaged (line 1: ", "take the line out"]),
     ("metrics.jsonl", written(b"\xff\n\n"), None, ["metrics.jsonl is damaged (line 1: byte 0 is not UTF-8)"]),
-    ("metrics.jsonl", grown, None, ["metrics.jsonl is 8 GiB, and at most 256 MiB are read"]),
     ("samples.json", written('{"prompt": 5}'), None, ["samples.json is damaged (prompt is 5", "makes it again"]),
     ("samples.json", written('{"prompt": "a", "teacher": "b"}'), None, ["samples.json is damaged (student is missing)"]),
     ("selection.json", written('{"chosen": {"by": "kl"}}'), None, ["selection.json is damaged (chosen.options is missing)"]),
