@@ -50,14 +50,28 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_other(path: Path) -> None:
+    """Refuse to write a file where something else stands: a link, a folder, or a device or pipe, which a file that takes its
+    name would remove from the machine.
+
+    Raises:
+        UserError: naming what stands there.
+    """
+    refuse_link(path)
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(
+            f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, and is not written over; name another"
+        )
+
+
 @contextmanager
 def new_file(target: Path) -> Iterator[BinaryIO]:
     """A new file in the target's folder, which takes the target's name when the block ends well, and goes when it does not.
 
     Raises:
-        UserError: the target is a link, or it cannot be written.
+        UserError: the target is no plain file, or it cannot be written.
     """
-    refuse_link(target)
+    refuse_other(target)
     scratch = None
     try:
         handle, scratch = tempfile.mkstemp(prefix=_scratch(target), suffix="~", dir=target.parent)
@@ -111,7 +125,7 @@ def append_line(file: Path, line: str) -> None:
     Raises:
         UserError: it is a link, or cannot be written.
     """
-    refuse_link(file)
+    refuse_other(file)
     with writing(file):
         handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         with open(handle, "a", encoding="utf-8") as lines:
@@ -138,7 +152,7 @@ def check_writable(path: Path, option: str) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{option} is {path}, which is a folder; name a file")
-        refuse_link(path)
+        refuse_other(path)
         with tempfile.TemporaryFile(prefix=_scratch(path), dir=path.parent):  # the file itself is only ever replaced
             pass
     except OSError as error:

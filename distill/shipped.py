@@ -7,6 +7,7 @@ from rich.table import Table
 
 from distill.disk import new_file, writing
 from distill.errors import UserError, nearest
+from distill.yaml_file import read
 
 
 def shipped_folder() -> Path:

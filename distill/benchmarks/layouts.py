@@ -6,6 +6,7 @@ and a second call measures only what is missing.
 """
 
 import itertools
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence

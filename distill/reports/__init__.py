@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distill.disk import write_text
+from distill.disk import refuse_other, write_text
 from distill.errors import UserError, printable
 from distill.evaluation.stored import evaluations_of
 from distill.reports.comparison import compare_page
@@ -92,6 +92,7 @@ def _check_ours(file: Path, named: str) -> None:
     Raises:
         UserError: naming the file.
     """
+    refuse_other(file)  # opening a pipe would wait for a writer
     if not file.exists():
         return
     with file.open("rb") as opened:
