@@ -7,6 +7,8 @@ import sys
 # What a terminal acts on instead of showing it: controls but line ends and tabs, marks that turn the direction of writing,
 # and halves of characters, which are bytes of a name that is no UTF-8.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST, KEPT = 3000, 60  # characters of a message, and of each end of a word without end
+ENDLESS = re.compile(r"\S{400,}")
 
 
 def printable(text: object) -> str:
@@ -14,11 +16,17 @@ def printable(text: object) -> str:
     return HIDDEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), str(text))
 
 
+def shortened(text: str) -> str:
+    """A message that can be read: of a value without end only its beginning and end are shown."""
+    text = ENDLESS.sub(lambda found: f"{found[0][:KEPT]}...{found[0][-KEPT:]}", text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 10 * KEPT]} ... {text[-9 * KEPT :]}"
+
+
 class Message(Exception):
     """An exception whose text is for people, wherever it is printed."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return shortened(printable(super().__str__()))
 
 
 class UserError(Message):

@@ -195,11 +195,11 @@ def _arrays(content: bytes, most: int, dimensions: int) -> "Iterator[tuple[str, 
                 if kind.kind not in ARRAY_KINDS or kind.hasobject:
                     raise Unreadable(f"{member.filename} holds {kind}, not numbers")
                 if len(shape) != dimensions or any(length < 0 for length in shape):
-                    raise Unreadable(f"{member.filename} has the shape {shape}, not {dimensions} dimensions")
+                    raise Unreadable(f"{member.filename} has the shape {list(shape)}, not {dimensions} dimensions")
                 size = prod(shape) * kind.itemsize
                 left -= size
                 if left < 0:
-                    raise Unreadable(f"{member.filename} has the shape {shape}: more than {size_of(most)} in all")
+                    raise Unreadable(f"{member.filename} has the shape {list(shape)}: more than {size_of(most)} in all")
                 data = packed.read(size)
                 if len(data) != size:
                     raise Unreadable(f"{member.filename} ends early")

@@ -123,7 +123,7 @@ ARCHIVES = {
     "text": (archive(a=array_file(kind="<U4")), r"a\.npy holds <U4, not numbers"),
     "a shape beyond memory": (archive(a=array_file("(1099511627776, 1099511627776)")), "more than 64 MiB in all"),
     "a negative shape": (archive(a=array_file("(-1, 4)")), "not 2 dimensions"),
-    "three dimensions": (archive(a=array_file("(1, 2, 2)")), r"has the shape \(1, 2, 2\), not 2 dimensions"),
+    "three dimensions": (archive(a=array_file("(1, 2, 2)")), r"has the shape \[1, 2, 2\], not 2 dimensions"),
     "cut short": (archive(a=array_file(data=b"\0" * 15)), r"a\.npy ends early"),
     "more in all": (archive(a=array_file("(4096, 4096)", data=LONG), b=array_file()), "more than 64 MiB in all"),
     "code in a header": (archive(a=array_file("__import__('os').abort()")), "has no header of an array"),
@@ -269,6 +269,8 @@ def test_messages_are_text():
     hostile = "\x1b[31mred\x07\0\u202e\x9b\ud800 [red]x[/] \u00e9\n\ttab"
     shown = r"\x1b[31mred\x07\x00\u202e\x9b\ud800 [red]x[/] " + "\u00e9\n\ttab"
     assert printable(hostile) == shown == str(UserError(hostile))
+    assert str(UserError(f"name is {'x' * 9000!r}: too long")) == f"name is '{'x' * 59}...{'x' * 58}': too long"
+    assert len(str(UserError("a b " * 9000))) <= 3000 and str(UserError("x" * 399)) == "x" * 399
     assert reason_of(OSError()) == "OSError" and reason_of(OSError(28, "No space")) == "No space"
     assert reason_of(OSError("4096 requested\nand 100 written")) == "4096 requested and 100 written"
     assert "KeyError" not in reason_of(KeyError("x")) and "--debug" in reason_of(KeyError("x"))
