@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,16 @@ def test_running_again_changes_nothing(finished):
     before = weights(finished.path)
     again = run(finished.recipe(), runs=finished.path.parent)
     assert same(before, weights(again.path))
+
+
+@pytest.mark.parametrize("gone", ["export/portable/students_model.py", "twin/student/model.safetensors"])
+def test_what_was_deleted_of_exports_and_twin_is_made_again(finished, tmp_path, gone):
+    shutil.copytree(finished.path, folder := tmp_path / finished.path.name)
+    before = (folder / gone).read_bytes()
+    (folder / gone).unlink()
+    again = run(finished.recipe(), runs=tmp_path)
+    assert (folder / gone).read_bytes() == before and same(weights(finished.path), weights(again.path))
+    assert again.read("evaluations.json") == finished.read("evaluations.json") and again.read("run.json")["finished"]
 
 
 def test_the_twin_trains_the_windows_alone(tiny_recipe):
