@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from distill.cli import bench_verbs, recipe_verbs, verbs
-from distill.errors import Interrupted, UserError, explains_itself, printable, reason_of
+from distill.errors import Interrupted, UserError, explains_itself, printable, reason_of, shortened
 from distill.version import __version__
 
 app = typer.Typer(
@@ -57,12 +57,12 @@ def entry() -> None:
     except OSError as error:
         if debug or error.filename is None:
             raise
-        print(f"error: {printable(error.filename)} cannot be used: {reason_of(error)}", file=sys.stderr)
+        print(f"error: {shortened(printable(error.filename))} cannot be used: {reason_of(error)}", file=sys.stderr)
         sys.exit(2)
     except (UserError, ValueError) as error:
         if debug or not explains_itself(error):
             raise
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print(f"error: {shortened(printable(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

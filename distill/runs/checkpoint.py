@@ -173,7 +173,7 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
             if _digest(checkpoint / name) != digest:
                 raise UserError(f"{checkpoint / name} is damaged")
     except OSError as error:
-        raise UserError(f"{checkpoint} is damaged ({reason_of(error)})") from error
+        raise UserError(f"{checkpoint} is damaged ({Path(error.filename or '').name}: {reason_of(error)})") from error
     return state
 
 
