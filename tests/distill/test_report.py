@@ -287,7 +287,8 @@ def test_a_selection_is_shown_with_its_layout(copied):
         for name, score in (("2", 5.25), ("1", 0.5))
     ]
     chosen = {
-        "by": "recall", "cost": {"seconds": 6.0, "tokens": 10, "predicted_seconds": 5.0}, "heads": None, "note": "a note",
+        "by": "recall", "options": {"by": "recall"}, "pattern": "AM", "mixers": {"M": {"mixer": "mamba2"}}, "layers": [0],
+        "cost": {"seconds": 6.0, "tokens": 10, "predicted_seconds": 5.0}, "heads": None, "note": "a note",
         "models": {"teacher": numbers, "chosen": numbers | {"kl": 0.156}, "even": numbers | {"recalled": 0.0}},
         "ranking": ranking,
     }  # fmt: skip
