@@ -9,6 +9,7 @@ from rich.console import Console
 from distill.console import new_console
 from distill.errors import UserError
 from distill.memory import enough_memory
+from distill.ranges import KEPT
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir, alone, write_text
 from distill.runs.session import Session
@@ -46,7 +47,7 @@ def ask_for_selection(entries: dict, where: str, by: str | None, keep: int | flo
     Raises:
         UserError: the recipe's pattern says nothing of how much to keep, and neither did the user.
     """
-    pattern = entries.get("pattern")
+    pattern, keep = entries.get("pattern"), KEPT.check(keep, "--keep")
     scorer = by or (pattern.get("by") if isinstance(pattern, dict) else None) or DEFAULT
     reading = [name for name in SCORERS if "tasks" in scorer_class(name).Options.model_fields]
     if scorer in reading and tasks is None and not (isinstance(pattern, dict) and "tasks" in pattern):
