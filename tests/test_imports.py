@@ -36,7 +36,7 @@ FLOORS = (
     ("loading", "text"),
     ("build", "output_head", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "schema", "strict_json", "yaml_file"),
-    ("ranges",),
+    ("processes", "ranges"),
     ("compat", "console", "errors", "version"),
 )
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from distill import processes
 from distill.compat import forget_precision
 from distill.errors import UserError
 from distill.loading import load_teacher
@@ -136,11 +137,11 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     """accelerate's device and precision as the recipe asks.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: a GPU is asked for and there is none, or one process was started where several were asked for.
     """
+    processes.check_launch()
+    check_device(recipe)
     cuda = torch.cuda.is_available()
-    if recipe.device == "cuda" and not cuda:
-        raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
     on_gpu = cuda and recipe.device != "cpu"
     wide = recipe.precision == "float32" or (recipe.precision == "auto" and not on_gpu)
     if on_gpu and not wide:
@@ -153,6 +154,16 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
         log_with=(recipe.trackers or None) if project else None,  # what only judges a run tells no tracker
         project_dir=project,
     )
+
+
+def check_device(recipe: Recipe) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
 
 
 def check_length(recipe: Recipe, teacher: Teacher) -> None:

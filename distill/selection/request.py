@@ -1,5 +1,6 @@
 """What `distill select` asks for: a recipe made to select its layout, and the recipe with the chosen one written."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,27 @@ from distill.selection import SCORERS, scorer_class
 from distill.selection.checking import selection_options
 from distill.selection.resolution import resolve
 from students.config import KEEP
+from teachers.teacher import Teacher
 
 DEFAULT = "recall"  # the scorer where neither recipe nor command names one
 
 
 def select_layout(
-    recipe: Recipe, *, runs: str | Path, fresh: bool, write: str | Path | None, console: Console | None
+    recipe: Recipe,
+    check: Callable[[Recipe, Teacher], object],
+    *,
+    runs: str | Path,
+    fresh: bool,
+    write: str | Path | None,
+    console: Console | None,
 ) -> dict[str, Any]:
-    """Choose the layout of a recipe that asks for it; see `distill.select`."""
+    """Choose the layout of a recipe that asks for it; see `distill.select`. check: refuses what a run would, before anything
+    is measured."""
     console = console or new_console(stderr=True)
     options = selection_options(recipe)
     trains = scorer_class(options.by).trains_on(options) > 0 or options.stand_in == "mixer"
     session = Session.open(recipe, trains=trains)
+    check(recipe, session.teacher)
     main, path = session.accelerator.is_main_process, RunDir.path_of(recipe, Path(runs))
     with alone(path) if main else nullcontext():
         with session.accelerator.main_process_first():

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from distill.build import build, empty, layout_of
+from distill.build import build
 from distill.console import new_console
 from distill.disk import writing
 from distill.evaluation.baselines import twin_layout
@@ -19,7 +19,7 @@ from distill.evaluation.identity import check_identity
 from distill.evaluation.rows import decimal, told
 from distill.evaluation.samples import collect
 from distill.evaluation.target import judge_session
-from distill.exporters import check_exports, export_student
+from distill.exporters import export_student
 from distill.memory import enough_memory
 from distill.recipe import Recipe
 from distill.reports import headline, write_report
@@ -27,15 +27,16 @@ from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.selection.resolution import even_recipe, resolve
+from distill.selection.resolution import resolve
 from distill.selection.tables import strip
-from distill.stages import adapters, check_student
+from distill.stages import adapters
 from distill.text.heldout import Heldout
 from distill.text.overlap import sentence, suspicious
 from distill.training import trackers
+from distill.training.checks import check_fit, check_here, check_memory
 from distill.training.pipeline import Pipeline
 from distill.training.rehearsal import rehearse, rehearse_report
-from distill.training.twin import check_twin, known_results, twin_recipe
+from distill.training.twin import known_results, twin_recipe
 from students.config import Layout
 
 
@@ -70,7 +71,7 @@ class Run:
         resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
         self.console.print(f"  layout selected by {chosen['by']}: {strip(resolved.pattern)}")
         self.session = self.session.with_recipe(resolved)
-        check_layout(self.session)
+        check_fit(resolved, self.session.teacher)
 
     def next_student(self) -> Pipeline | None:
         """The student's way through its stages, then its twin's where the recipe asks for one, then None. Ask again when the
@@ -159,11 +160,11 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
     Raises:
         UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
     """
-    trackers.check(recipe)
+    check_here(recipe)
     console, path = console or new_console(stderr=True), RunDir.path_of(recipe, runs)
     with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
         session = Session.open(recipe, path)
-    check_layout(session)
+    check_memory(recipe, check_fit(recipe, session.teacher), session.teacher.device)
     main = session.accelerator.is_main_process
     console = console if main else Console(quiet=True)
     with alone(path) if main else nullcontext():
@@ -176,21 +177,6 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
         finally:
             trackers.finish(session.accelerator)
     session.accelerator.end_training()
-
-
-def check_layout(session: Session) -> None:
-    """Refuse a layout, a rate or a twin that cannot be, before a folder is made and the student has trained.
-
-    Raises:
-        UserError: naming the recipe and what does not fit.
-    """
-    recipe, teacher = session.recipe, session.teacher
-    if recipe.selects:  # the layout is not known yet, but one like it is
-        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
-    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
-    check_student(recipe, empty(teacher, layout), recipe.name)
-    check_exports(recipe, layout, teacher.config.model_type)
-    check_twin(recipe, layout, teacher)
 
 
 def save_student(pipeline: Pipeline) -> None:
