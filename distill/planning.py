@@ -1,5 +1,5 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is trained or written, and nothing loaded
-unless the plan is to be checked."""
+or prepared unless the plan is to be checked."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from distill.build import attention_shapes, build
 from distill.errors import UserError
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
-from distill.loading import load_teacher, teacher_config
+from distill.loading import teacher_config
 from distill.memory import enough_memory
 from distill.recipe import Recipe
-from distill.runs.session import make_accelerator
+from distill.runs.session import Session
 from distill.selection.checking import selection_options
 from distill.selection.options import described
 from distill.selection.resolution import TRAINING, cost_of
 from distill.stages import stages_of
-from distill.training.checks import check_fit, check_here, check_memory
+from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
 from students.config import KEEP, Layout, Place, Shapes
 from students.state_size import state_bytes
@@ -113,17 +113,17 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def check_plan(plan: Plan, recipe: Recipe) -> None:
-    """Load the teacher and try what a run tries before it trains: that a student of it is the same model with nothing and
-    with plain attention swapped in, that the student of the plan can be built whole, and what the end of the run needs.
-    `plan.identity` has the numbers.
+    """Load the teacher, prepare the text and try what a run tries before it trains: that a student of the teacher is the
+    same model with nothing and with plain attention swapped in, that the student of the plan can be built whole, and what
+    the end of the run needs. `plan.identity` has the numbers.
 
     Raises:
-        UserError: what the teacher, the check or the rehearsal refuses.
+        UserError: what the teacher, the text, the check or the rehearsal refuses.
     """
-    device = make_accelerator(recipe, None).device
+    session = Session.open(recipe)
+    teacher = session.teacher
+    check_session(session)
     with enough_memory(f"checking {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
-        teacher = load_teacher(recipe, device)
-        check_memory(recipe, check_fit(recipe, teacher), device)
         plan.identity = check_identity(teacher, plan.layout)
         rehearse(recipe, teacher, build(teacher, plan.layout)[0])
 

@@ -19,6 +19,7 @@ from students.config import KEEP
 
 READS = "words and held-out text that no table reads"  # earlier versions' measurements are of others: not to be mixed
 JUDGED = ("recall", "kl")  # what the teacher, the choice and an even layout are measured by in the end
+MEMORY = "pattern.length, pattern.trials or pattern.tokens, or set device=cpu"  # what helps where it does not suffice
 TRAINING = 4.0  # times that a token of training costs of one of a measurement: both branches, backward, and the teacher
 
 

@@ -134,7 +134,7 @@ class Imitate(Stage):
     @classmethod
     def check(cls, student: nn.Module, options: "Imitate.Options", last: bool) -> None:
         if options.train == "lora":
-            adapters.targets(student, options.lora.targets)
+            adapters.check_rank(adapters.targets(student, options.lora.targets), options.lora.rank)
             if options.lora.save == "adapters" and not last:
                 raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
 

@@ -1,7 +1,8 @@
 """What a recipe asks for that cannot be, found before anything is made. `plan`, `run` and `select` refuse by these alone.
 
 `check_here` needs nothing but the recipe and this machine, `check_fit` the sizes of the teacher too, whose weights may be on
-the meta device: so a plan, which loads none, says what a run would say.
+the meta device: so a plan, which loads none, says what a run would say. `check_session` needs what a run opens, and so does
+`plan --check`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from distill.errors import UserError
 from distill.exporters import check_exports
 from distill.memory import check_room_for
 from distill.recipe import Recipe
-from distill.runs.session import check_device, check_length
+from distill.runs.session import Session, check_device, check_length
 from distill.selection.checking import check_lengths, selection_options
 from distill.selection.resolution import cost_of, even_recipe
 from distill.selection.switched import check_stand_in
@@ -130,6 +131,19 @@ def _windows_in(options: Mapping, place: str) -> Iterator[tuple[str, int]]:
             yield from _windows_in(value, f"{place}.{name}")
         elif name in WINDOWS and isinstance(value, int):
             yield f"{place}.{name}", value
+
+
+def check_session(session: Session) -> Fit:
+    """As `check_fit`, with the text and the memory of the device that are known by now.
+
+    Raises:
+        UserError: as `check_fit`; memory or text that does not suffice.
+    """
+    fit = check_fit(session.recipe, session.teacher)
+    check_memory(session.recipe, fit, session.teacher.device)
+    if session.recipe.selects:
+        session.check_selection_text()
+    return fit
 
 
 def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,13 +27,14 @@ from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
+from distill.selection.resolution import MEMORY as MEMORY_OF_SELECTION
 from distill.selection.resolution import resolve
 from distill.selection.tables import strip
 from distill.stages import adapters
 from distill.text.heldout import Heldout
 from distill.text.overlap import sentence, suspicious
 from distill.training import trackers
-from distill.training.checks import check_fit, check_here, check_memory
+from distill.training.checks import check_fit, check_here, check_session
 from distill.training.pipeline import Pipeline
 from distill.training.rehearsal import rehearse, rehearse_report
 from distill.training.twin import known_results, twin_recipe
@@ -56,7 +57,8 @@ class Run:
     @cached_property
     def heldout(self) -> Heldout:
         """The text that every student is judged on after its stages."""
-        return self.session.heldout(self.session.recipe.evaluation.tokens)
+        with self._judging("reading held-out text"):
+            return self.session.heldout(self.session.recipe.evaluation.tokens)
 
     @property
     def main(self) -> bool:
@@ -68,7 +70,8 @@ class Run:
         recipe = self.session.recipe
         if not recipe.selects:
             return
-        resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
+        with enough_memory("the selection", MEMORY_OF_SELECTION):
+            resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
         self.console.print(f"  layout selected by {chosen['by']}: {strip(resolved.pattern)}")
         self.session = self.session.with_recipe(resolved)
         check_fit(resolved, self.session.teacher)
@@ -97,7 +100,8 @@ class Run:
         evaluations = folder.read("evaluations.json", {})
         self.console.print("  judging the student, its baselines and the teacher")
         known = known_results(session.recipe, folder, student.layout)
-        judged = judge_session(session, student, twin if twin.exists() else None, known=known)
+        with self._judging("judging the student"):
+            judged = judge_session(session, student, twin if twin.exists() else None, known=known)
         folder.write("evaluations.json", {**evaluations, "final": judged})
         with writing(f"the report in {folder.path}"):
             collect(session, student, folder)
@@ -107,6 +111,15 @@ class Run:
             self.console.print(f"  exported to {written}")
         folder.update("run.json", finished=True)
         show_end(folder, self.console)
+
+    def _judging(self, doing: str) -> AbstractContextManager[None]:
+        """What to lower where the memory does not suffice for held-out text."""
+        options, data = self.session.recipe.evaluation, self.session.recipe.data
+        return enough_memory(
+            doing,
+            f"evaluation.tokens (now {options.tokens}), evaluation.final_tokens (now {options.final_tokens or 'as many'}) "
+            f"or evaluation.seq_len (now {options.seq_len or data.seq_len})",
+        )
 
     def _announce(self, pipeline: Pipeline) -> None:
         """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
@@ -130,7 +143,7 @@ class Run:
             rehearse_report(self.session, pipeline.student, self.folder)
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
-            with accelerator.autocast():
+            with self._judging("judging the untrained windows"), accelerator.autocast():
                 evaluations["untrained"] = fidelity(pipeline.teacher, student, self.heldout)
             self.folder.write("evaluations.json", evaluations)
         if "untrained" in evaluations:
@@ -164,7 +177,7 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
     console, path = console or new_console(stderr=True), RunDir.path_of(recipe, runs)
     with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
         session = Session.open(recipe, path)
-    check_memory(recipe, check_fit(recipe, session.teacher), session.teacher.device)
+    check_session(session)
     main = session.accelerator.is_main_process
     console = console if main else Console(quiet=True)
     with alone(path) if main else nullcontext():
@@ -172,7 +185,7 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
             folder = RunDir.open(recipe, runs, fresh and main)
         console.print(f"[bold]{recipe.name}[/]  {folder.path}")
         try:
-            with enough_memory("the run", "data.micro_batch, data.seq_len or evaluation.tokens"):
+            with enough_memory("the run"):  # where it can be said what to lower, that is said inside
                 yield Run(session, folder, console, stopper)
         finally:
             trackers.finish(session.accelerator)
