@@ -32,6 +32,11 @@ def enough_memory(doing: str, lower: str | None = None) -> Iterator[None]:
         raise UserError(f"{doing} ran out of memory: {fix}. ({first})") from error
 
 
+def or_cpu(device: torch.device) -> str:
+    """What helps too where it was a GPU's memory that did not suffice."""
+    return ", or set device=cpu" if device.type == "cuda" else ""
+
+
 def capacity(device: torch.device) -> int:
     """All the memory of a device, in bytes: of a CPU the machine's, or what its control group allows where that is less."""
     if device.type == "cuda":
@@ -43,11 +48,11 @@ def capacity(device: torch.device) -> int:
         return machine
 
 
-def check_room_for(count: float, device: torch.device, what: str, lower: str) -> None:
+def check_room_for(count: float, device: torch.device, what: str, instead: str) -> None:
     """Refuse what would take more than all the memory of a device.
 
     Args:
-        count: bytes. what: what takes them. lower: what to ask for instead.
+        count: bytes. what: what takes them. instead: what to ask for.
 
     Raises:
         UserError: giving both sizes.
@@ -56,7 +61,7 @@ def check_room_for(count: float, device: torch.device, what: str, lower: str) ->
     if count > room:
         raise UserError(
             f"{what} take {count / 2**30:,.1f} GiB, and the memory of this {device.type} is {room / 2**30:,.1f} GiB; ask "
-            f"for {lower}"
+            f"for {instead}"
         )
 
 

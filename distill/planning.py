@@ -16,7 +16,7 @@ from distill.errors import UserError
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
 from distill.loading import teacher_config
-from distill.memory import enough_memory
+from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.selection.checking import selection_options
@@ -123,7 +123,8 @@ def check_plan(plan: Plan, recipe: Recipe) -> None:
     session = Session.open(recipe)
     teacher = session.teacher
     check_session(session)
-    with enough_memory(f"checking {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
+    smaller = f"the teacher's size (choose a smaller one){or_cpu(teacher.device)}"
+    with enough_memory(f"checking {recipe.teacher}", smaller):
         plan.identity = check_identity(teacher, plan.layout)
         rehearse(recipe, teacher, build(teacher, plan.layout)[0])
 

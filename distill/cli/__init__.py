@@ -12,7 +12,7 @@ from distill.cli import bench_verbs, recipe_verbs, verbs
 from distill.errors import Interrupted, UserError, explains_itself
 from distill.version import __version__
 
-PATIENCE = 5.0  # seconds that other processes than the first wait before they say what ended them
+PATIENCE = 30.0  # seconds that other processes than the first wait before they say what ended them
 
 app = typer.Typer(
     name="distill",

@@ -13,7 +13,7 @@ from distill import processes
 from distill.compat import forget_precision
 from distill.errors import UserError
 from distill.loading import load_teacher
-from distill.memory import enough_memory
+from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
 from distill.stages import stages_of
 from distill.text.by_document import DocumentWindows, selection_begins
@@ -45,7 +45,8 @@ class Session:
         """
         accelerator = make_accelerator(recipe, project)
         set_seed(recipe.seed)
-        with enough_memory(f"loading {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
+        smaller = f"the teacher's size (choose a smaller one){or_cpu(accelerator.device)}"
+        with enough_memory(f"loading {recipe.teacher}", smaller):
             teacher = load_teacher(recipe, accelerator.device)
         check_length(recipe, teacher)
         with accelerator.main_process_first():  # the others find the text prepared

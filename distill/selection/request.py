@@ -17,7 +17,7 @@ from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection import SCORERS, scorer_class
 from distill.selection.checking import selection_options
-from distill.selection.resolution import MEMORY, resolve
+from distill.selection.resolution import resolve, what_to_lower
 from students.config import KEEP
 from teachers.teacher import Teacher
 
@@ -44,7 +44,7 @@ def select_layout(
     with alone(path) if main else nullcontext():
         with session.accelerator.main_process_first():
             folder = RunDir.open(recipe, Path(runs), fresh and main)
-        with enough_memory("the selection", MEMORY):
+        with enough_memory("the selection", what_to_lower(session)):
             resolved, chosen = resolve(session, folder, console if main else Console(quiet=True), Stopper())
     if write is not None and main:
         _write(resolved, Path(write), chosen)

@@ -28,6 +28,7 @@ from distill.training.twin import check_twin
 from students.config import Layout
 from teachers.teacher import Teacher
 
+FLOAT, TRAINED = 4, 16  # bytes of a parameter in float32; of one that trains, with its gradient and AdamW's two moments
 WINDOWS = ("window", "size")  # options of mixers, and of their window branches, that are lengths of text
 
 
@@ -147,18 +148,21 @@ def check_session(session: Session) -> Fit:
 
 
 def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
-    """Refuse a student whose mixers alone, with what trains them, are larger than all the memory of the device.
+    """Refuse mixers, or a stage with what trains it, that are larger than all the memory of the device.
 
     Raises:
-        UserError: naming both sizes and the mixers' options.
+        UserError: naming both sizes, the stage and the mixers' options.
     """
-    mixers = sum(parameter.numel() for parameter in nn.ModuleList(fit.student.mixers.values()).parameters())
-    counts = (entry.kind.count(fit.student, entry.options) for entry in stages_of(recipe))
-    most = max(counts, default=0)  # trained at once: the weights, their gradients and AdamW's two moments
     said = "; ".join(f"{letter}: {options}" for letter, options in fit.recipe.mixers.items())
-    check_room_for(
-        4 * (max(mixers, most) + 3 * most),
-        device,
-        f"{recipe.name}: the mixers and what trains them",
-        f"smaller options of the mixers ({said}), fewer converted layers, or a stage that trains less (train: mixers)",
-    )
+    smaller = f"smaller options of the mixers ({said}) or fewer converted layers"
+    mixers = sum(parameter.numel() for parameter in nn.ModuleList(fit.student.mixers.values()).parameters())
+    check_room_for(FLOAT * mixers, device, f"{recipe.name}: the mixers", smaller)
+    for entry in stages_of(recipe):
+        trained = entry.kind.count(fit.student, entry.options)
+        less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
+        check_room_for(
+            TRAINED * trained,
+            device,
+            f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments",
+            f"{smaller}{less}",
+        )

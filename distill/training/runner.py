@@ -27,8 +27,7 @@ from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.selection.resolution import MEMORY as MEMORY_OF_SELECTION
-from distill.selection.resolution import resolve
+from distill.selection.resolution import resolve, what_to_lower
 from distill.selection.tables import strip
 from distill.stages import adapters
 from distill.text.heldout import Heldout
@@ -70,7 +69,7 @@ class Run:
         recipe = self.session.recipe
         if not recipe.selects:
             return
-        with enough_memory("the selection", MEMORY_OF_SELECTION):
+        with enough_memory("the selection", what_to_lower(self.session)):
             resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
         self.console.print(f"  layout selected by {chosen['by']}: {strip(resolved.pattern)}")
         self.session = self.session.with_recipe(resolved)

@@ -118,12 +118,18 @@ def test_a_checked_plan_refuses_what_a_run_refuses(copied_place, tmp_path, monke
 
 def test_mixers_larger_than_the_memory(place, tmp_path, monkeypatch):
     """Before anything trains: 16,384 states a channel may be meant, but not on this machine."""
-    monkeypatch.setattr("distill.memory.capacity", lambda device: 2**22)
+    monkeypatch.setattr("distill.memory.capacity", lambda device: 2**23)
     monkeypatch.setattr(Pipeline, "__init__", lambda *unused: pytest.fail("a student was made"))
+    wide, little = "mixers.M={mixer: mamba2, d_state: 4096}", "mixers.M={mixer: mamba2, d_state: 1000}"
+    said = (
+        (wide, r"tiny: the mixers take .* GiB, .* this cpu is 0\.0 GiB; ask for smaller options .*'d_state': 4096"),
+        (little, r"tiny: the [\d,]+ parameters of stage orient, their gradients and AdamW's moments take .* GiB"),
+    )
     for verb, options in ((distill.plan, {"check": True}), (distill.run, {"runs": tmp_path})):
-        with pytest.raises(UserError, match=r"tiny: the mixers and what trains them take .* GiB, .* this cpu is 0\.0"):
-            verb("tiny.yaml", overrides=["mixers.M={mixer: mamba2, d_state: 4096}"], **options)
-    assert distill.plan("tiny.yaml").bytes < 2**22  # and what fits is no matter
+        for override, part in said:
+            with pytest.raises(UserError, match=part):
+                verb("tiny.yaml", overrides=[override], **options)
+    assert distill.plan("tiny.yaml").bytes < 2**23  # and what fits is no matter
 
 
 def test_select_refuses_it_before_it_measures(place, tmp_path, monkeypatch):
