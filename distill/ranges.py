@@ -26,7 +26,8 @@ DISTANT = 10**9  # steps or tokens that somebody counts up to
 class Range:
     """Numbers from `low` to `high`, both among them unless `above` or `below` leaves the lower or the upper one out.
 
-    whole: only whole numbers, which `check` and options ask for; a schema's field says it by its type.
+    whole: only whole numbers, which `check` and options ask for; a schema's field says it by its type. or_zero: 0 too, which
+    then means something else than a small number.
     """
 
     low: float
@@ -34,15 +35,18 @@ class Range:
     whole: bool = False
     above: bool = False
     below: bool = False
+    or_zero: bool = False
 
     def __str__(self) -> str:
         kind = "whole number" if self.whole else "number"
         first = f"above {_said(self.low)}" if self.above else f"from {_said(self.low)}"
         last = f"and below {_said(self.high)}" if self.below else f"{'up ' if self.above else ''}to {_said(self.high)}"
-        return f"a {kind} {first} {last}"
+        return f"{'0 or ' if self.or_zero else ''}a {kind} {first} {last}"
 
     def __contains__(self, value: float) -> bool:
         """Whether a number is one of these; NaN is in no range."""
+        if self.or_zero and value == 0:
+            return True
         over = value > self.low if self.above else value >= self.low
         return over and (value < self.high if self.below else value <= self.high)
 
@@ -101,7 +105,7 @@ SHARE = Range(0, 1)
 # of the command line and the Python API
 MINUTES = Range(0, 1e6, above=True)  # that a run may be given
 NEW_TOKENS = whole(1, LONGEST)
-TEMPERATURE = Range(0, 1e3)  # of sampling; 0 takes the likeliest token
+TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
 KEPT = Range(0, MANY, above=True)  # layers or heads, or a share of them
 
 

@@ -92,8 +92,8 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
     if recipe.selects:  # the layout is not known yet, but one like it is
         recipe = _even(recipe, teacher)
     layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
-    _check_windows(given, teacher)
     student = empty(teacher, layout)
+    _check_windows(given, teacher)
     check_student(recipe, student, recipe.name)
     check_exports(recipe, layout, teacher.config.model_type)
     check_twin(recipe, layout, teacher)

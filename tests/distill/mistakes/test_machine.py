@@ -64,7 +64,11 @@ def test_out_of_memory_in_a_stage(copied_place, monkeypatch, refuse, stage, meth
             "distill.training.runner.fidelity",
             ["judging the untrained windows ran out", "evaluation.tokens (now 256)"],
         ),
-        (["run", "tiny.yaml"], "distill.text.preparation._write", ["preparing the text of data.heldout", "the size of its files"]),
+        (
+            ["run", "tiny.yaml"],
+            "distill.text.preparation._write",
+            ["preparing the text of data.heldout", "the size of its files"],
+        ),
         (["eval", "runs/finished"], "distill.evaluation.judging.judge_all", ["judging runs/finished", "--suite (now quick"]),
         (["generate", "runs/finished", "hi"], "distill.generation.load_student", ["generating with", "--tokens (now 64)"]),
     ],

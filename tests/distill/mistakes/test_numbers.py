@@ -216,9 +216,19 @@ def test_what_is_no_count(tiny_recipe, given):
         (["select", "tiny.yaml", "--keep", "5"], ["pattern.keep is 5, which leaves none of 4 layers to convert"]),
         (["generate", "runs/finished", "x", "--tokens", "0"], ["--tokens is 0", "a whole number from 1 to 1,048,576"]),
         (["generate", "runs/finished", "x", "--tokens", str(10**12)], [f"--tokens is {10**12}", "a whole number from 1"]),
-        (["generate", "runs/finished", "x", "--temperature", "nan"], ["--temperature is nan", "a number from 0 to 1,000"]),
-        (["generate", "runs/finished", "x", "--temperature", "-1"], ["--temperature is -1.0", "a number from 0 to 1,000"]),
-        (["generate", "runs/finished", "x", "--temperature", "inf"], ["--temperature is inf", "a number from 0 to 1,000"]),
+        (
+            ["generate", "runs/finished", "x", "--temperature", "nan"],
+            ["--temperature is nan", "0 or a number from"],
+        ),
+        (
+            ["generate", "runs/finished", "x", "--temperature", "-1"],
+            ["--temperature is -1.0", "0 or a number from"],
+        ),
+        (
+            ["generate", "runs/finished", "x", "--temperature", "inf"],
+            ["--temperature is inf", "from 0.001 to 1,000"],
+        ),
+        (["generate", "runs/finished", "x", "--temperature", "1e-300"], ["--temperature is 1e-300", "0 or a number from"]),
         (["plan", "tiny.yaml", "mixers.M.d_state=1000000"], ["d_state is 1000000", "a whole number from 1 to 16,384"]),
         (["run", "tiny.yaml", "mixers.M.window.size=100000000"], ["size is 100000000", "from 1 to 1,048,576"]),
     ],
