@@ -221,9 +221,7 @@ def generate(
             template, or a student that cannot be captured as a graph.
     """
     from distill.generation import generated
-    from distill.ranges import NEW_TOKENS, TEMPERATURE
 
-    tokens, temperature = NEW_TOKENS.check(tokens, "--tokens"), TEMPERATURE.check(temperature, "--temperature")
     options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
     return generated(Path(target), prompt, stream=stream, **options)
 
