@@ -83,6 +83,8 @@ OVERRIDES = [
     ("run", ["novalue"], ["override 'novalue' should read key.sub=value"]),
     ("plan", ["stages.9.lr=1"], ["there is no '9' here", "initialise, orient"]),
     ("plan", ["stages.aline.lr=1"], ["there is no 'aline' here", "did you mean 'align'"]),
+    ("plan", ["stages.².lr=1"], ["there is no '²' here", "initialise, orient"]),
+    ("run", ["data.train." + "9" * 5000 + ".weight=1.0"], ["there is no '99999"]),
     ("run", ["seed=[1"], ["override 'seed=[1': its value is not valid YAML"]),
     ("plan", ["pattern.x=1"], ["pattern is 'AM' and has no parts"]),
 ]
