@@ -177,10 +177,15 @@ def test_keys_of_a_selection(tiny_teacher, text_files, key):
 def test_what_is_in_use_is_in_the_ranges(tiny_teacher, text_files):
     """The ends themselves, and a 0 that was written as -0."""
     entries = tiny_entries(tiny_teacher, text_files)
-    entries["data"] |= {"seq_len": 2**20, "batch": 65_536, "limit": "10000B"}
+    entries["data"] |= {"seq_len": 2**10, "batch": 65_536, "limit": "10000B"}
     entries["stages"][1]["orient"] |= {"lr": 100, "final": -0.0, "clip": 1e-12, "betas": [0.0, 0.999999]}
     recipe = check(entries | {"seed": 2**32 - 1}, "tiny.yaml")
-    assert recipe.data.limit == 10**13 and recipe.data.seq_len == 2**20
+    assert recipe.data.limit == 10**13 and recipe.data.batch == 65_536
+    entries["data"] |= {"seq_len": 2**20, "batch": 64}
+    assert check(entries, "tiny.yaml").data.seq_len == 2**20
+    entries["stages"][2]["align"]["batch"] = 65
+    with pytest.raises(UserError, match=r"stages\.2: an optimizer step of align would read 68,157,440 tokens"):
+        check(entries, "tiny.yaml")
     plain = tiny_entries(tiny_teacher, text_files)
     plain["stages"][1]["orient"]["final"] = 0.0
     signed = tiny_entries(tiny_teacher, text_files)
