@@ -114,11 +114,14 @@ def select(
 
     from distill.recipe_file import load
     from distill.selection.request import ask_for_selection, check_free, select_layout
+    from distill.training.checks import check_fit, check_here
 
     if write is not None:
         check_free(Path(write))
     change = partial(ask_for_selection, by=by, keep=keep, tasks=None if tasks is None else str(tasks))
-    return select_layout(load(recipe, overrides, change), runs=runs, fresh=fresh, write=write, console=console)
+    recipe = load(recipe, overrides, change)
+    check_here(recipe, trains=False)
+    return select_layout(recipe, check_fit, runs=runs, fresh=fresh, write=write, console=console)
 
 
 def evaluate(

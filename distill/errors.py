@@ -56,6 +56,15 @@ def nearest(word: str, known) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A value as messages show it: as Python writes it, cut where it is long; of a number of thousands of digits that."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 def explains_itself(error: Exception) -> bool:
     """Whether a message says all that is needed: of a UserError, or of kernels that were asked for and cannot be had."""
     kernels = sys.modules.get("students.kernels")  # not imported for its own sake: --help should be quick

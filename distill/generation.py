@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, BatchEncoding, TextStreamer
 from distill.errors import UserError
 from distill.loading import load_student
 from distill.memory import enough_memory
+from distill.ranges import NEW_TOKENS, TEMPERATURE
 from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
@@ -22,10 +23,7 @@ def generated(
     path = target / "student" if (target / "recipe.yaml").is_file() else target
     if not path.exists():
         raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
-    if tokens < 1:
-        raise UserError(f"--tokens is {tokens}; ask for 1 or more")
-    if temperature < 0:
-        raise UserError(f"--temperature is {temperature:g}; it is 0 (the likeliest token) or more")
+    tokens, temperature = NEW_TOKENS.check(tokens, "--tokens"), TEMPERATURE.check(temperature, "--temperature")
     with enough_memory(f"generating with {path}", f"--tokens (now {tokens}) or the length of the prompt"):
         student = load_student(path).to("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = _tokenizer(path)

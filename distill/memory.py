@@ -1,7 +1,9 @@
 """Running out of memory, said as what to lower."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,11 +13,11 @@ SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")  # of 
 
 
 @contextmanager
-def enough_memory(doing: str, lower: str) -> Iterator[None]:
+def enough_memory(doing: str, lower: str | None = None) -> Iterator[None]:
     """Turn an allocator's failure inside the block into a message.
 
     Args:
-        doing: what runs. lower: the keys to lower, with their values.
+        doing: what runs. lower: the keys to lower, with their values; None where no key helps.
 
     Raises:
         UserError: the memory did not suffice.
@@ -26,7 +28,41 @@ def enough_memory(doing: str, lower: str) -> Iterator[None]:
         if not ran_out(error):
             raise
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{doing} ran out of memory: lower {lower}. ({first})") from error
+        fix = f"lower {lower}" if lower else "free some, or use a machine that has more"
+        raise UserError(f"{doing} ran out of memory: {fix}. ({first})") from error
+
+
+def or_cpu(device: torch.device) -> str:
+    """What helps too where it was a GPU's memory that did not suffice."""
+    return ", or set device=cpu" if device.type == "cuda" else ""
+
+
+def capacity(device: torch.device) -> int:
+    """All the memory of a device, in bytes: of a CPU the machine's, or what its control group allows where that is less."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no control groups, or one that sets no limit ("max")
+        return machine
+
+
+def check_room_for(count: float, device: torch.device, what: str, instead: str) -> None:
+    """Refuse what would take more than all the memory of a device.
+
+    Args:
+        count: bytes. what: what takes them. instead: what to ask for.
+
+    Raises:
+        UserError: giving both sizes.
+    """
+    room = capacity(device)
+    if count > room:
+        raise UserError(
+            f"{what} take {count / 2**30:,.1f} GiB, and the memory of this {device.type} is {room / 2**30:,.1f} GiB; ask "
+            f"for {instead}"
+        )
 
 
 def ran_out(error: BaseException) -> bool:

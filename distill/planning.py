@@ -1,5 +1,5 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is trained or written, and nothing loaded
-unless the plan is to be checked."""
+or prepared unless the plan is to be checked."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,22 +12,21 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import students
-from distill.build import attention_shapes, build, layout_of
+from distill.build import attention_shapes, build
 from distill.console import bold
 from distill.errors import UserError, printable
 from distill.evaluation.identity import check_identity
-from distill.exporters import EXPORTERS, check_exports, target
-from distill.loading import load_teacher, teacher_config
-from distill.memory import enough_memory
+from distill.exporters import EXPORTERS, target
+from distill.loading import teacher_config
+from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
-from distill.runs.session import check_length, make_accelerator
+from distill.runs.session import Session
 from distill.selection.checking import selection_options
 from distill.selection.options import described
-from distill.selection.resolution import TRAINING, cost_of, even_recipe
-from distill.stages import check_student, stages_of
-from distill.training import trackers
+from distill.selection.resolution import TRAINING, cost_of
+from distill.stages import stages_of
+from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
-from distill.training.twin import check_twin
 from students.config import KEEP, Layout, Place, Shapes
 from students.state_size import state_bytes
 from teachers.checks import loading
@@ -79,22 +78,15 @@ def make_plan(recipe: Recipe) -> Plan:
     """Work out a recipe's numbers.
 
     Raises:
-        UserError: a layout that does not fit, or a teacher whose config cannot be found.
+        UserError: what `run` would refuse (see `training.checks`), or a teacher whose config cannot be found.
     """
+    check_here(recipe)
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
-    recipe, selection = _selected(recipe, config)
-    layout = layout_of(recipe.pattern, recipe.mixers, config.num_hidden_layers, recipe.name, recipe.meta_tokens)
-    place = Place(family.layers, family.slot, family.documents)
     meta = Teacher(recipe.teacher, teacher, None, family)
-    shapes = attention_shapes(meta)
-    try:
-        student = students.build(config, layout, place, shapes)
-    except ValueError as error:
-        raise UserError(f"{recipe.name}: the layout cannot be built: {error}") from error
-    check_student(recipe, student, recipe.name)
-    check_exports(recipe, layout, config.model_type)
-    check_twin(recipe, layout, meta)
+    fit, selection = check_fit(recipe, meta), _selection(recipe, meta)
+    recipe, layout, student = fit.recipe, fit.layout, fit.student
+    place, shapes = Place(family.layers, family.slot, family.documents), attention_shapes(meta)
     sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
     mixers = _parameters(nn.ModuleList(student.mixers.values()))
     with torch.device("meta"):  # untied: a block that several layers share computes in each of them
@@ -123,18 +115,18 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def check_plan(plan: Plan, recipe: Recipe) -> None:
-    """Load the teacher and try what a run tries before it trains: that a student of it is the same model with nothing and
-    with plain attention swapped in, that the student of the plan can be built whole, and what the end of the run needs.
-    `plan.identity` has the numbers.
+    """Load the teacher, prepare the text and try what a run tries before it trains: that a student of the teacher is the
+    same model with nothing and with plain attention swapped in, that the student of the plan can be built whole, and what
+    the end of the run needs. `plan.identity` has the numbers.
 
     Raises:
-        UserError: what the teacher, the check or the rehearsal refuses.
+        UserError: what the teacher, the text, the check or the rehearsal refuses.
     """
-    trackers.check(recipe)
-    device = make_accelerator(recipe, None).device
-    with enough_memory(f"checking {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
-        teacher = load_teacher(recipe, device)
-        check_length(recipe, teacher)
+    session = Session.open(recipe)
+    teacher = session.teacher
+    check_session(session)
+    smaller = f"the teacher's size (choose a smaller one){or_cpu(teacher.device)}"
+    with enough_memory(f"checking {recipe.teacher}", smaller):
         plan.identity = check_identity(teacher, plan.layout)
         rehearse(recipe, teacher, build(teacher, plan.layout)[0])
 
@@ -192,14 +184,13 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         )
 
 
-def _selected(recipe: Recipe, config) -> tuple[Recipe, dict | None]:
-    """A recipe whose layout is selected with an even one of the same budget, and what the selection does."""
+def _selection(recipe: Recipe, teacher: Teacher) -> dict | None:
+    """What the selection of a recipe's layout does; None where it is written out."""
     if not recipe.selects:
-        return recipe, None
-    options, depth, heads = selection_options(recipe), config.num_hidden_layers, config.num_attention_heads
-    even = even_recipe(recipe, depth, heads)
-    tokens, training = cost_of(options, depth, heads)
-    return even, {**described(options), "tokens": tokens, "training_tokens": training}
+        return None
+    options = selection_options(recipe)
+    tokens, training = cost_of(options, teacher.n_layers, teacher.config.num_attention_heads)
+    return {**described(options), "tokens": tokens, "training_tokens": training}
 
 
 def _selection_tokens(selection: dict | None) -> float:

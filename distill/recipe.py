@@ -8,14 +8,19 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from distill.errors import HIDDEN, UserError, nearest
-from distill.schema import Count, Letter, Name, Schema, explain
+from distill.ranges import DISTANT, LONGEST, MANY, Range, whole
+from distill.schema import Count, Letter, Name, Schema, count, explain
 from distill.yaml_file import dump
 
 DOCUMENTS = 32  # that a judged table rests on
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
+
+Length = Annotated[int, whole(8, LONGEST)]  # of a window of text
+FewTokens = Annotated[int, BeforeValidator(count), whole(1, LONGEST)]  # that are read at once
+Batch = Annotated[int, whole(1, 65_536)]  # windows at a time
 
 
 class TextSource(Schema):
@@ -28,7 +33,7 @@ class TextSource(Schema):
     split: str = "train"
     column: str = "text"
     label: str | None = None
-    weight: Annotated[float, Field(gt=0)] | None = None
+    weight: Annotated[float, Range(1e-6, 1e6)] | None = None
     documents: Literal["file", "paragraphs", "lines"] | None = None
 
     @model_validator(mode="after")
@@ -43,9 +48,9 @@ class Data(Schema):
 
     train: Annotated[list[TextSource], Field(min_length=1)]
     heldout: Annotated[list[TextSource], Field(min_length=1)]
-    seq_len: Annotated[int, Field(ge=8)]
-    batch: Annotated[int, Field(ge=1)]
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    seq_len: Length
+    batch: Batch
+    micro_batch: Batch | None = None
     separator: str | None = None
     long_documents: Literal["shuffled", "in_order"] = "shuffled"
     limit: Count | None = None
@@ -60,11 +65,11 @@ class EvaluationOptions(Schema):
 
     tokens: Count = 16_384
     final_tokens: Count | None = None
-    documents: Annotated[int, Field(ge=1)] = DOCUMENTS
-    seq_len: Annotated[int, Field(ge=8)] | None = None
-    probe_tokens: Count = 1024
-    passkey: list[Annotated[int, Field(ge=64)]] = [256, 512]
-    passkey_trials: Annotated[int, Field(ge=1)] = 10
+    documents: Annotated[int, whole(1, MANY)] = DOCUMENTS
+    seq_len: Length | None = None
+    probe_tokens: FewTokens = 1024
+    passkey: Annotated[list[Annotated[int, whole(64, LONGEST)]], Field(max_length=64)] = [256, 512]
+    passkey_trials: Annotated[int, whole(1, MANY)] = 10
 
 
 class Selected(Schema):
@@ -79,9 +84,9 @@ class Selected(Schema):
 class Checkpoints(Schema):
     """How often a stage saves itself: after so many minutes, or steps."""
 
-    minutes: Annotated[float, Field(gt=0)] = 5.0
-    steps: Annotated[int, Field(ge=1)] | None = None
-    keep: Annotated[int, Field(ge=1)] = 2
+    minutes: Annotated[float, Range(0, 1e5, above=True)] = 5.0
+    steps: Annotated[int, whole(1, DISTANT)] | None = None
+    keep: Annotated[int, whole(1, MANY)] = 2
 
 
 class Recipe(Schema):
@@ -98,7 +103,7 @@ class Recipe(Schema):
     teacher_ignore: list[str] = []
     pattern: str | dict[str, Any]
     mixers: dict[Letter, dict[str, Any]]
-    meta_tokens: Annotated[int, Field(ge=0)] = 0
+    meta_tokens: Annotated[int, whole(0, 65_536)] = 0
     selected: Selected | None = None
     data: Data
     stages: list[dict[str, dict[str, Any]]]
@@ -109,7 +114,7 @@ class Recipe(Schema):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoints: Checkpoints = Checkpoints()
     trackers: list[str] = []
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
 
     @property
     def selects(self) -> bool:

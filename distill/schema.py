@@ -4,15 +4,17 @@ The options of a recipe's stages, of a scorer and the recipe itself are schemas;
 """
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from distill.errors import nearest
+from distill.errors import nearest, shown
+from distill.ranges import whole
 
 LONGEST = 200  # bytes of a name, which a fingerprint and the names of files beside the folder come on top of
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
-ALTERNATIVE = re.compile(r"\[|^(constrained-)?(float|int|str)$")  # a part that pydantic adds to a key, naming no key
+ALTERNATIVE = re.compile(r"[\[(]|^(float|int|str)$")  # a part that pydantic adds to a key, naming no key
 WORDS = {
     "Input should": "it should",
     "dictionary": "mapping",
@@ -21,12 +23,15 @@ WORDS = {
 }
 
 
-def _count(value: Any) -> Any:
+def count(value: Any) -> Any:
     """24000, "24k", "80M" or "2.8B" as a whole number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMB]?)", str(value).replace("_", ""))
-    if isinstance(value, bool) or not match:
-        raise ValueError(f"{value!r} is no count; write it like 24000, 24k, 80M or 2.8B")
-    return round(float(match[1]) * MULTIPLES[match[2]])
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([kMB]?)", str(value).replace("_", ""), re.ASCII)
+    number = Decimal(match[1]) * MULTIPLES[match[2]] if match and not isinstance(value, bool) else None
+    if number is None or number != int(number):
+        raise ValueError(f"{shown(value)} is no count; write it like 24000, 24k, 80M or 2.8B")
+    return int(number)
 
 
 def _name(value: str) -> str:
@@ -43,7 +48,7 @@ def _letter(value: str) -> str:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(count), whole(1, 10**13)]  # of tokens; the largest trainings read some 10^13
 Name, Letter = Annotated[str, AfterValidator(_name)], Annotated[str, AfterValidator(_letter)]
 
 
@@ -82,7 +87,7 @@ def _reason(problem: dict, place: list[str], schema: type[Schema]) -> str:
     for pydantic, ours in WORDS.items():
         said = said.replace(pydantic, ours)
     whole_entry = isinstance(problem["input"], dict) and problem["type"] == "value_error"  # it would bury the message
-    return f": {said}" if whole_entry else f" is {problem['input']!r}: {said}"
+    return f": {said}" if whole_entry else f" is {shown(problem['input'])}: {said}"
 
 
 def _schema_at(schema: type[Schema], place: list[str]) -> type[Schema]:

@@ -94,7 +94,7 @@ def override(entries: dict, given: str) -> None:
 def _without_stage_names(entries: dict, parts: list[str]) -> list[str]:
     """`stages.1.align.lr`, as the YAML has it, as `stages.1.lr`: by its number a stage stands for its options."""
     listed = entries.get(parts[0])
-    if len(parts) < 4 or not isinstance(listed, list) or not parts[1].isdigit() or int(parts[1]) >= len(listed):
+    if len(parts) < 4 or not isinstance(listed, list) or parts[1] not in map(str, range(len(listed))):
         return parts
     entry = listed[int(parts[1])]
     named = isinstance(entry, dict) and list(entry) == [parts[2]] and isinstance(entry[parts[2]], dict)
@@ -123,7 +123,7 @@ def _index(entries: list, part: str, given: str) -> int:
         )
     if part in names:
         return names.index(part)
-    if part.isdigit() and int(part) < len(entries):
+    if part in map(str, range(len(entries))):
         return int(part)
     known = [name for name in names if name] or range(len(entries))
     raise UserError(f"override {given!r}: there is no {part!r} here; {nearest(part, known)}")

@@ -12,9 +12,10 @@ from tests.browser.chromium import find as find_chromium
 
 os.environ.setdefault("TRITON_INTERPRET", "1" if not torch.cuda.is_available() else "0")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may load from the hub here
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a second thread of each would only wait
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+# One thread, here and in the processes that tests start: the models are tiny, and where something else takes a core a second
+# thread only waits, 30 s for a second's work in bfloat16.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 with torch.device("meta"):
     torch.empty(0)  # torch lists its constructors on first use: were they patched by then, "meta" would take real memory

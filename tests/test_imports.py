@@ -37,6 +37,7 @@ FLOORS = (
     ("build", "output_head", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),
+    ("processes", "ranges"),
     ("compat", "errors", "version"),
 )
 

@@ -15,15 +15,15 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from distill.benchmarks.check import relative_error
-from distill.build import build, layout_of
+from distill.build import build
 from distill.loading import teacher_config
 from distill.recipe import Recipe
 from distill.runs.progress import StepReport
 from distill.runs.run_dir import versions
 from distill.runs.session import make_accelerator
-from distill.selection.resolution import even_recipe
 from distill.stages import StageEntry, stages_of
 from distill.text.windows import Batch
+from distill.training.checks import check_fit
 from distill.training.trainer import Trainer
 from students import kernels
 from teachers.families import family_of
@@ -64,7 +64,7 @@ def run(recipe: Recipe, *, references: bool = True, profile: bool = True) -> dic
         device, versions, and one row a stage and back end: tokens/s, seconds a step, GiB, loss, kernels.
 
     Raises:
-        UserError: its teacher's config cannot be found or read.
+        UserError: its teacher's config cannot be found or read, or what a run would refuse of its options.
     """
     cuda = torch.cuda.is_available() and recipe.device != "cpu"
     backends = ["triton", *(["reference"] if references else [])] if cuda else ["reference"]
@@ -106,9 +106,8 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     accelerator = make_accelerator(recipe, None)
     torch.manual_seed(recipe.seed)
     teacher = random_teacher(teacher_config(recipe), accelerator.device)
-    if recipe.selects:  # nothing is measured here: an even layout of the same budget takes the same time
-        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
-    student, _ = build(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens))
+    fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
+    recipe, (student, _) = fit.recipe, build(teacher, fit.layout)
     stage = entry.make(teacher, student)
     text = RandomText(recipe.data.seq_len, teacher.config.vocab_size)
     batch, micro = entry.batch(recipe.data), entry.micro_batch(recipe.data)

@@ -3,13 +3,17 @@
 import logging
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
 
+from distill import processes
 from distill.cli import bench_verbs, recipe_verbs, verbs
 from distill.errors import Interrupted, UserError, explains_itself, printable, reason_of, shortened
 from distill.version import __version__
+
+PATIENCE = 30.0  # seconds that other processes than the first wait before they say what ended them
 
 app = typer.Typer(
     name="distill",
@@ -43,11 +47,22 @@ class _Shown(logging.Formatter):
         return printable(super().format(record))
 
 
+def _run() -> None:
+    """The verb. Of several processes the first says at once what ends it; the others wait, as what ends them is mostly the
+    same, or that the first is gone, and whoever started them ends them when that one is."""
+    try:
+        app(prog_name="distill")  # also where it is called by python -m
+    except Exception:
+        if processes.rank():
+            time.sleep(PATIENCE)
+        raise
+
+
 def entry() -> None:
     """The program: user errors end in one message and exit code 2, without a traceback unless asked for."""
     debug = "--debug" in sys.argv
     try:
-        app(prog_name="distill")  # also where it is called by python -m
+        _run()
     except Interrupted as reason:
         print(f"stopped: {reason}", file=sys.stderr)
         sys.exit(3)

@@ -10,6 +10,7 @@ import distill
 from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
+from distill.ranges import KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -49,7 +50,10 @@ def run(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run of it left.")] = False,
     runs: RunsOption = Path("runs"),
-    stop_after: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(help="Save and stop after so many minutes.", callback=MINUTES.option("--stop-after")),
+    ] = None,
 ) -> None:
     """Run a recipe, or go on where an earlier run of it stopped."""
     quiet_libraries()
@@ -63,7 +67,10 @@ def select(
         str | None,
         typer.Option(help=f"The scorer, recall by default: {', '.join(SCORERS)}.", autocompletion=names_of(SCORERS)),
     ] = None,
-    keep: Annotated[float | None, typer.Option(help="Layers (or heads) that stay attention: a number or a share.")] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Layers (or heads) that stay attention: a number or a share.", callback=KEPT.option("--keep")),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Task files, for --by task.", metavar="FOLDER")] = None,
     write: Annotated[Path | None, typer.Option(help="Write the recipe with the chosen layout.", metavar="FILE")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
@@ -129,9 +136,12 @@ def export(
 def generate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a student's folder.")],
     prompt: Annotated[str, typer.Argument(help="What to go on from.")],
-    tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
+    tokens: Annotated[int, typer.Option(help="New tokens at most.", callback=NEW_TOKENS.option("--tokens"))] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, more samples.")] = 0.0,
+    temperature: Annotated[
+        float,
+        typer.Option(help="0 takes the likeliest token, more samples.", callback=TEMPERATURE.option("--temperature")),
+    ] = 0.0,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="On a GPU, a token is one CUDA graph.")] = True,
 ) -> None:
     """Let a student go on with a text."""

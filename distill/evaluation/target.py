@@ -5,6 +5,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -38,7 +39,8 @@ def judge_target(
         the judgement, and the run folder where the target is one.
     """
     chosen = dataclasses.replace(find_suite(suite), task_source=task_source(tasks))
-    with enough_memory(f"judging {target}", "evaluation.tokens or evaluation.seq_len in its recipe, or judge it on a CPU"):
+    on_cpu = ", or judge it on a CPU: CUDA_VISIBLE_DEVICES= before the command" if torch.cuda.is_available() else ""
+    with enough_memory(f"judging {target}", f"--suite (now {suite}, and quick is the least){on_cpu}"):
         folder = RunDir.existing(target) if os.path.isfile(Path(target) / "recipe.yaml") else None
         return _judge(target, folder, teacher, heldout, chosen, console or Console(quiet=True)), folder
 

@@ -43,7 +43,8 @@ class RunState:
 
     window: the next window of training text. changed: names of the skeleton's parameters that stages have trained.
     seconds: what a running stage has taken so far, over all the processes that took part in it. teacher, recipe: their
-    fingerprints. digest: of everything else here, as it was saved; of earlier versions' states it and `recipe` are empty.
+    fingerprints. processes: how many took its steps. digest: of everything else here, as it was saved; of earlier versions'
+    states it and `recipe` are empty, and `processes` is 0.
     """
 
     stage: int
@@ -57,6 +58,7 @@ class RunState:
     files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     recipe: str = ""
+    processes: int = 0
     digest: str = ""
 
     @property
@@ -66,7 +68,8 @@ class RunState:
 
     def hashed(self) -> str:
         """What its digest should be."""
-        entries = {name: value for name, value in asdict(self).items() if name != "digest"}
+        left_out = {"digest"} if self.processes else {"digest", "processes"}
+        entries = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 

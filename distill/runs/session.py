@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from distill import processes
 from distill.compat import forget_precision
 from distill.errors import UserError
 from distill.loading import load_teacher
-from distill.memory import enough_memory, ran_out
+from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
 from distill.stages import stages_of
 from distill.text.by_document import DocumentWindows, selection_begins
@@ -22,6 +23,8 @@ from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
 from teachers.source import cache_folder
 from teachers.teacher import Teacher
+
+SHORTEST = 8  # tokens of a text that a recipe can ask for
 
 
 @dataclass
@@ -42,10 +45,11 @@ class Session:
         """
         accelerator = make_accelerator(recipe, project)
         set_seed(recipe.seed)
-        with enough_memory(f"loading {recipe.teacher}", "the teacher's size (choose a smaller one), or set device=cpu"):
+        smaller = f"the teacher's size (choose a smaller one){or_cpu(accelerator.device)}"
+        with enough_memory(f"loading {recipe.teacher}", smaller):
             teacher = load_teacher(recipe, accelerator.device)
         check_length(recipe, teacher)
-        with accelerator.main_process_first():
+        with accelerator.main_process_first():  # the others find the text prepared
             session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
             if trains:
                 _ = session.windows  # now, so that a mistake in the text shows before anything is written
@@ -95,14 +99,23 @@ class Session:
             UserError: the text is too short to have such a part, or none of it can be scored.
         """
         windows = self.heldout_windows
+        self.check_selection_text()
+        first, probed = selection_begins(windows.folder), self._probed()[0] * windows.seq_len
+        last = probed if probed >= first + windows.seq_len else None
+        return self._heldout(DocumentWindows(windows.folder, windows.seq_len, first, last), tokens)
+
+    def check_selection_text(self) -> None:
+        """Refuse held-out text that has no part for a selection to read.
+
+        Raises:
+            UserError: giving its size.
+        """
+        windows = self.heldout_windows
         if windows.count < 2:
             raise UserError(
                 f"the held-out text is {windows.meta['tokens']:,} tokens, one window of {windows.seq_len}: a selection "
                 "needs text that its student is not judged by; name more under data.heldout, or shorter windows"
             )
-        first, probed = selection_begins(windows.folder), self._probed()[0] * windows.seq_len
-        last = probed if probed >= first + windows.seq_len else None
-        return self._heldout(DocumentWindows(windows.folder, windows.seq_len, first, last), tokens)
 
     def probe_batch(self) -> Batch:
         """The fixed batch that checkpoints are checked on: the last of the held-out text."""
@@ -136,11 +149,11 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     """accelerate's device and precision as the recipe asks.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: a GPU is asked for and there is none, or one process was started where several were asked for.
     """
+    processes.check_launch()
+    check_device(recipe)
     cuda = torch.cuda.is_available()
-    if recipe.device == "cuda" and not cuda:
-        raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
     on_gpu = cuda and recipe.device != "cpu"
     wide = recipe.precision == "float32" or (recipe.precision == "auto" and not on_gpu)
     if on_gpu and not wide:
@@ -155,6 +168,16 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     )
 
 
+def check_device(recipe: Recipe) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
+
+
 def check_length(recipe: Recipe, teacher: Teacher) -> None:
     """Refuse windows, and passkeys that a recipe asks for, that are longer than the teacher has positions for.
 
@@ -162,6 +185,11 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
         UserError: naming the key and both lengths.
     """
     options, room = recipe.evaluation, teacher.positions(recipe.meta_tokens)
+    if room is not None and room < SHORTEST:
+        raise UserError(
+            f"meta_tokens is {recipe.meta_tokens}, but {recipe.teacher} has positions for {room + recipe.meta_tokens} "
+            f"tokens, which leaves {max(room, 0)} for a text; make it {room + recipe.meta_tokens - SHORTEST} or less"
+        )
     before = f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
     lengths = [("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", options.seq_len)]
     if "passkey" in options.model_fields_set:  # the usual ones are left out where they are too long
@@ -185,10 +213,10 @@ def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True) -> Win
         )
     try:
         options = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make}
-        folder = prepare(sources, tokenizer, where=f"data.{part}", **options)
+        less = f"data.limit (now {limit} tokens)" if part == "train" else "the size of its files or of their documents"
+        with enough_memory(f"preparing the text of data.{part}", less):
+            folder = prepare(sources, tokenizer, where=f"data.{part}", **options)
     except (OSError, EOFError, StopIteration, RuntimeError, ValueError) as error:  # of full disks and of cut or odd files
-        if ran_out(error):
-            raise
         files = ", ".join(source.path or source.hub for source in sources)
         raise UserError(
             f"data.{part} could not be prepared from {files}: {error or 'a file is empty or ends early'}; the files must be "

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from distill.errors import UserError
+from distill.ranges import MINUTES
 
 
 @dataclass
@@ -48,8 +48,7 @@ def deadline(minutes: float | None) -> float:
     """The monotonic time at which so many minutes are over.
 
     Raises:
-        UserError: they are not more than 0.
+        UserError: they are not in `MINUTES`.
     """
-    if minutes is not None and minutes <= 0:
-        raise UserError(f"--stop-after is {minutes:g}; it takes minutes, more than 0")
+    MINUTES.check(minutes, "--stop-after")
     return math.inf if minutes is None else time.monotonic() + 60 * minutes

@@ -8,6 +8,7 @@ from distill.schema import explain
 from distill.selection import SCORERS, scorer_class
 from distill.selection.options import Options, rest_of
 from students.config import KEEP
+from teachers.teacher import Teacher
 
 
 def selection_options(recipe: Recipe, where: str | None = None) -> Options:
@@ -40,6 +41,21 @@ def check_selection(recipe: Recipe, where: str) -> None:
     """
     if recipe.selects:
         selection_options(recipe, where)
+
+
+def check_lengths(recipe: Recipe, options: Options, teacher: Teacher) -> None:
+    """Refuse texts and windows of a selection that are longer than the teacher has positions for.
+
+    Raises:
+        UserError: naming the key and both lengths.
+    """
+    known = teacher.positions()
+    for name in ("length", "window"):
+        if known is not None and (asked := getattr(options, name)) > known:
+            raise UserError(
+                f"{recipe.name}: pattern.{name} is {asked}, but {teacher.reference} has positions for {known} tokens; make "
+                f"it {known} or less"
+            )
 
 
 def _check_rest(recipe: Recipe, options: Options, where: str) -> None:

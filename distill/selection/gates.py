@@ -14,7 +14,6 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from distill.errors import UserError
@@ -23,11 +22,13 @@ from distill.evaluation.recall.item import Tokens
 from distill.evaluation.recall.wording import SELECTING
 from distill.evaluation.scoring import Marked, last_hidden, padded
 from distill.output_head import head_of
+from distill.ranges import SHARE
 from distill.recipe import Selected
 from distill.schema import Count
 from distill.selection.measurer import FILE, Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of
+from distill.stages.stage import Rate
 from distill.text.heldout import Heldout
 from students.kernels.linear_kl import linear_kl
 
@@ -76,8 +77,8 @@ class GateOptions(Options):
     made-up recall texts, the others reading the recipe's training text. save: steps between two saves."""
 
     training_tokens: Count = 20_000_000
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    retrieval: Annotated[float, Field(ge=0, le=1)] = 0.5
+    lr: Rate = 0.05
+    retrieval: Annotated[float, SHARE] = 0.5
     save: Whole = 20
 
 

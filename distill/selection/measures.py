@@ -37,14 +37,8 @@ class Material:
 
     @cached_property
     def texts(self) -> dict[str, list[Marked]]:
-        """The recall texts by family, in words and with a seed that no evaluation has.
-
-        Raises:
-            UserError: the teacher has no positions for their length.
-        """
-        options, known = self.options, self.teacher.positions()
-        if known and options.length > known:
-            raise UserError(f"pattern.length is {options.length}, but {self.teacher.reference} has positions for {known}")
+        """The recall texts by family, in words and with a seed that no evaluation has."""
+        options = self.options
         tokens, seed = Tokens(self.teacher.tokenizer, SELECTING), -1 - self.session.recipe.seed
         return {family: make(tokens, family, options.length, options.trials, seed=seed) for family in options.families}
 

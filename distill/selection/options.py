@@ -6,11 +6,12 @@ from pydantic import Field, model_validator
 
 from distill.errors import nearest
 from distill.evaluation.recall.families import FAMILIES
+from distill.ranges import LONGEST, MANY, Range, whole
 from distill.recipe import Recipe
 from distill.schema import Count, Schema
 
-Whole = Annotated[int, Field(ge=1)]
-Part = Annotated[float, Field(gt=0, lt=1)]
+Whole = Annotated[int, whole(1, MANY)]
+Part = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 class Options(Schema):
@@ -28,12 +29,12 @@ class Options(Schema):
     keep: Whole | Part
     by: str
     rest: str | None = None
-    protect: list[Annotated[int, Field(ge=0)]] = [0]
+    protect: list[Annotated[int, whole(0, MANY)]] = [0]
     stand_in: Literal["window", "mixer"] = "window"
-    window: Whole = 64
-    sinks: Annotated[int, Field(ge=0)] = 4
+    window: Annotated[int, whole(1, LONGEST)] = 64
+    sinks: Annotated[int, whole(0, LONGEST)] = 4
     families: Annotated[list[str], Field(min_length=1)] = ["key_value", "passkey"]
-    length: Annotated[int, Field(ge=64)] = 512
+    length: Annotated[int, whole(64, LONGEST)] = 512
     trials: Whole = 6
     tokens: Count = 2048
 

@@ -1,6 +1,7 @@
 """What `distill select` asks for: a recipe made to select its layout, and the recipe with the chosen one written."""
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,41 @@ from distill.console import new_console
 from distill.disk import write_text
 from distill.errors import UserError, printable
 from distill.memory import enough_memory
+from distill.ranges import KEPT
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection import SCORERS, scorer_class
 from distill.selection.checking import selection_options
-from distill.selection.resolution import resolve
+from distill.selection.resolution import resolve, what_to_lower
 from students.config import KEEP
+from teachers.teacher import Teacher
 
 DEFAULT = "recall"  # the scorer where neither recipe nor command names one
 
 
 def select_layout(
-    recipe: Recipe, *, runs: str | Path, fresh: bool, write: str | Path | None, console: Console | None
+    recipe: Recipe,
+    check: Callable[[Recipe, Teacher], object],
+    *,
+    runs: str | Path,
+    fresh: bool,
+    write: str | Path | None,
+    console: Console | None,
 ) -> dict[str, Any]:
-    """Choose the layout of a recipe that asks for it; see `distill.select`."""
+    """Choose the layout of a recipe that asks for it; see `distill.select`. check: refuses what a run would, before anything
+    is measured."""
     console = console or new_console(stderr=True)
     options = selection_options(recipe)
     trains = scorer_class(options.by).trains_on(options) > 0 or options.stand_in == "mixer"
     session = Session.open(recipe, trains=trains)
+    check(recipe, session.teacher)
     main, path = session.accelerator.is_main_process, RunDir.path_of(recipe, Path(runs))
     with alone(path) if main else nullcontext():
         with session.accelerator.main_process_first():
             folder = RunDir.open(recipe, Path(runs), fresh and main)
-        with enough_memory("the selection", "pattern.length, pattern.trials or pattern.tokens, or set device=cpu"):
+        with enough_memory("the selection", what_to_lower(session)):
             resolved, chosen = resolve(session, folder, console if main else Console(quiet=True), Stopper())
     if write is not None and main:
         _write(resolved, Path(write), chosen)
@@ -48,7 +59,7 @@ def ask_for_selection(entries: dict, where: str, by: str | None, keep: int | flo
     Raises:
         UserError: the recipe's pattern says nothing of how much to keep, and neither did the user.
     """
-    pattern = entries.get("pattern")
+    pattern, keep = entries.get("pattern"), KEPT.check(keep, "--keep")
     scorer = by or (pattern.get("by") if isinstance(pattern, dict) else None) or DEFAULT
     reading = [name for name in SCORERS if "tasks" in scorer_class(name).Options.model_fields]
     if scorer in reading and tasks is None and not (isinstance(pattern, dict) and "tasks" in pattern):

@@ -5,6 +5,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from distill.memory import or_cpu
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
@@ -56,6 +57,11 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
     if accelerator.is_main_process:
         folder.resolve(resolved)
     return resolved, chosen
+
+
+def what_to_lower(session: Session) -> str:
+    """The keys that a selection's memory grows with."""
+    return f"pattern.length, pattern.trials or pattern.tokens{or_cpu(session.accelerator.device)}"
 
 
 def even_recipe(recipe: Recipe, layers: int, heads: int) -> Recipe:

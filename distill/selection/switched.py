@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.build import build
+from distill.build import build, empty, layout_of
 from distill.errors import UserError
 from distill.evaluation.baselines import UNTRAINED
+from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.selection.options import Options, rest_of
 from distill.stages import stages_of
@@ -77,16 +78,31 @@ def make_switched(session: Session, options: Options) -> Switched:
     if options.stand_in == "window":
         layout = Layout(STAND_IN * teacher.n_layers, {STAND_IN: untrained(options)})
         return Switched(teacher, build(teacher, layout)[0])
-    rest = (rest_of(recipe, options) * teacher.n_layers)[: teacher.n_layers]
-    layout = Layout.over(teacher.n_layers, rest, {name: recipe.mixers[name] for name in set(rest)})
-    student, transfers = build(teacher, layout)
-    if student.givers:
+    student, transfers = build(teacher, _mixers_everywhere(recipe, options, teacher.n_layers))
+    stages_of(recipe)[0].make(teacher, student, transfers).begin(session.calibration(0))
+    return Switched(teacher, student)
+
+
+def check_stand_in(recipe: Recipe, options: Options, teacher: Teacher) -> None:
+    """Refuse stand-ins that cannot be. The teacher's weights may be on the meta device.
+
+    Raises:
+        UserError: as `make_switched`, or a mixer refuses its options.
+    """
+    if options.stand_in == "mixer":
+        empty(teacher, _mixers_everywhere(recipe, options, teacher.n_layers))
+
+
+def _mixers_everywhere(recipe: Recipe, options: Options, layers: int) -> Layout:
+    """The recipe's own mixers in every layer."""
+    rest = (rest_of(recipe, options) * layers)[:layers]
+    layout = layout_of(rest, {name: recipe.mixers[name] for name in set(rest)}, layers, recipe.name)
+    if any(options.get("share_kv") for options in layout.mixers.values()):
         raise UserError(
             f"{recipe.name}: pattern.stand_in is 'mixer', but a mixer shares another layer's keys and values, which "
             "would be missing where that layer keeps its attention; use stand_in: window"
         )
-    stages_of(recipe)[0].make(teacher, student, transfers).begin(session.calibration(0))
-    return Switched(teacher, student)
+    return layout
 
 
 def untrained(options: Options) -> dict:

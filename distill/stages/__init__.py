@@ -19,6 +19,7 @@ STAGES = {
     "align": "distill.stages.align:Align",
     "imitate": "distill.stages.imitate:Imitate",
 }
+STEP = 2**26  # tokens of an optimizer step, four times what the largest trainings read
 TEXTS = ("plain",)  # forms of text that a recipe's data can have
 
 
@@ -97,6 +98,12 @@ def check_stages(recipe: Recipe, where: str) -> None:
             raise UserError(
                 f"{where}: stages.{entry.index}: {entry.name} reads text in the form {entry.kind.text!r}, and data.train "
                 f"gives {', '.join(TEXTS)} text"
+            )
+        batch, length = entry.batch(recipe.data), recipe.data.seq_len
+        if entry.kind.trains and batch * length > STEP:
+            raise UserError(
+                f"{where}: stages.{entry.index}: an optimizer step of {entry.name} would read {batch * length:,} tokens, "
+                f"{batch:,} windows of {length:,}, and {STEP:,} is the most; lower data.batch, its own batch or data.seq_len"
             )
         seen.add(entry.name)
     if recipe.meta_tokens and not any(entry.kind.whole_student for entry in entries):

@@ -68,6 +68,18 @@ def parameters_of(linear: dict[str, nn.Module], rank: int) -> int:
     return sum(rank * sum(module.weight.shape) for module in linear.values())
 
 
+def check_rank(linear: dict[str, nn.Module], rank: int) -> None:
+    """Refuse adapters of a rank that one of their layers cannot have.
+
+    Raises:
+        ValueError: naming the narrowest layer.
+    """
+    narrowest = min(linear, key=lambda name: min(linear[name].weight.shape))
+    width = min(linear[narrowest].weight.shape)
+    if rank > width:
+        raise ValueError(f"lora.rank is {rank}, but {narrowest} has no more than rank {width}; make it {width} or less")
+
+
 def add(student: nn.Module, names: Sequence[str], rank: int, alpha: float) -> None:
     """Put adapters on linear layers, in place; their B is zero, so that the student stays what it was."""
     from peft import LoraConfig, inject_adapter_in_model

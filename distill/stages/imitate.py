@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.compat import keep_layers, recompute_layers
 from distill.output_head import head_of
+from distill.ranges import SHARE, Range, whole
 from distill.schema import Schema
 from distill.stages import adapters
 from distill.stages.nonfinite import first_nonfinite
@@ -31,8 +32,8 @@ class Lora(Schema):
     save: "merged" into the weights when the stage ends, or as "adapters" beside them, which only a last stage can leave.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    rank: Annotated[int, whole(1, 65_536)] = 16
+    alpha: Annotated[float, Range(0, 1e6, above=True)] = 32.0
     targets: Annotated[list[str], Field(min_length=1)] | None = None
     save: Literal["merged", "adapters"] = "merged"
 
@@ -52,10 +53,10 @@ class Imitate(Stage):
         reserved: ClassVar[frozenset[str]] = frozenset({"teacher", "offline_logits"})
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-        temperature: Annotated[float, Field(gt=0)] = 1.0
-        ce: Annotated[float, Field(ge=0, le=1)] = 0.0
-        hidden: Annotated[float, Field(ge=0)] = 0.0
-        scale: Annotated[float, Field(gt=0)] = 1.0
+        temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+        ce: Annotated[float, SHARE] = 0.0
+        hidden: Annotated[float, Range(0, 1e6)] = 0.0
+        scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
         train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
         lora: Lora = Lora()
         activation_checkpointing: bool = False
@@ -133,7 +134,7 @@ class Imitate(Stage):
     @classmethod
     def check(cls, student: nn.Module, options: "Imitate.Options", last: bool) -> None:
         if options.train == "lora":
-            adapters.targets(student, options.lora.targets)
+            adapters.check_rank(adapters.targets(student, options.lora.targets), options.lora.rank)
             if options.lora.save == "adapters" and not last:
                 raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
 

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from distill.ranges import SHARE, Range
+from distill.recipe import Batch as BatchSize
 from distill.schema import Count, Schema
 from distill.text.windows import Batch, Calibration
 from students.mixers.mixer import Context
@@ -18,7 +20,8 @@ from teachers.teacher import Teacher
 
 ROLES = ("new", "ssm", "window", "norms", "rest")
 Transfers = dict[int, Transfer]  # by layer, where its mixer's parameters came from
-Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Range(0, 100, above=True)]
+Beta = Annotated[float, Range(0, 1, below=True)]
 
 
 class StageOptions(Schema):
@@ -36,16 +39,16 @@ class TrainingOptions(StageOptions):
     batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*).
     """
 
-    lr: Annotated[float, Field(gt=0)] | dict[Literal[ROLES], Annotated[float, Field(gt=0)]]
+    lr: Rate | dict[Literal[ROLES], Rate]
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
-    decay: Annotated[float, Field(ge=0, le=1)] = 0.2
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    batch: Annotated[int, Field(ge=1)] | None = None
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
-    betas: tuple[Share, Share] = Field((0.9, 0.95), strict=False)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    warmup: Annotated[float, SHARE] = 0.1
+    decay: Annotated[float, SHARE] = 0.2
+    final: Annotated[float, SHARE] = 0.0
+    batch: BatchSize | None = None
+    micro_batch: BatchSize | None = None
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
+    weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    clip: Annotated[float, Range(0, 1e9, above=True)] | None = 1.0
 
     @model_validator(mode="after")
     def _shares(self):

@@ -6,7 +6,7 @@ command makes what is missing: after a part that failed or was killed, and after
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from distill.evaluation.stored import evaluations_of
 from distill.evaluation.target import judge_session
 from distill.exporters import export_student
 from distill.loading import check_teacher, load_student
-from distill.memory import ran_out
+from distill.memory import enough_memory, ran_out
 from distill.recipe import Recipe
 from distill.reports import headline, shown, write_report
 from distill.runs import checkpoint
@@ -82,6 +82,16 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+def judging(recipe: Recipe, doing: str) -> AbstractContextManager[None]:
+    """What to lower where the memory does not suffice for held-out text."""
+    options, data = recipe.evaluation, recipe.data
+    return enough_memory(
+        doing,
+        f"evaluation.tokens (now {options.tokens}), evaluation.final_tokens (now {options.final_tokens or 'as many'}) "
+        f"or evaluation.seq_len (now {options.seq_len or data.seq_len})",
+    )
+
+
 @dataclass
 class Ending:
     """A run whose student and twin are saved, at its end.
@@ -137,7 +147,8 @@ class Ending:
         self.console.print("  judging the student, its baselines and the teacher")
         known = known_results(self.recipe, folder, self._student.layout)
         try:
-            judged = judge_session(self._session, self._student, twin if twin.exists() else None, known=known)
+            with judging(self.recipe, "judging the student"):
+                judged = judge_session(self._session, self._student, twin if twin.exists() else None, known=known)
         except NotFinite as error:
             said = f"judging the student: {error}"
             folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would come to this again")

@@ -186,7 +186,8 @@ class Pipeline:
         if not (self.every_stage or last):
             return {}
         try:
-            with self.accelerator.autocast():
+            lower = f"evaluation.tokens (now {self.recipe.evaluation.tokens}) or evaluation.seq_len"
+            with enough_memory(f"judging after {entry.name}", lower), self.accelerator.autocast():
                 return fidelity(self.teacher, self.student, heldout)
         except NotFinite as error:
             if last:
@@ -208,13 +209,15 @@ class Pipeline:
                 broadcast(tensor)
 
     def _what_to_lower(self, entry: StageEntry) -> str:
-        options, data = entry.options, self.recipe.data
-        key = f"stages.{entry.name}.micro_batch" if hasattr(options, "micro_batch") else "data.micro_batch"
+        """The keys of a stage that its memory grows with, as overrides take them."""
+        options, data, one = entry.options, self.recipe.data, entry.micro_batch(self.recipe.data) == 1
+        twice = sum(other.name == entry.name for other in self.stages) > 1
+        stage = f"stages.{entry.index if twice else entry.name}"
+        key = f"{stage}.micro_batch" if hasattr(options, "micro_batch") else "data.micro_batch"
+        windows = "" if one else f"{key} (now {entry.micro_batch(data)} windows at a time) or "
         spared = getattr(options, "activation_checkpointing", True)
-        return (
-            f"{key} (now {entry.micro_batch(data)} windows at a time) or data.seq_len (now {data.seq_len} tokens)"
-            f"{'' if spared else f', or set stages.{entry.name}.activation_checkpointing: true'}"
-        )
+        also = "" if spared else f", or set {stage}.activation_checkpointing=true"
+        return f"{windows}data.seq_len (now {data.seq_len} tokens){also}"
 
     def _log(self, this: StageRun, report: StepReport, progress: StageProgress) -> None:
         """One step's line: on the screen, in metrics.jsonl and for the trackers."""

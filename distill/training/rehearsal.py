@@ -96,7 +96,7 @@ def check_questions(recipe: Recipe, teacher: Teacher) -> None:
         if room is not None and tokens > room:
             raise UserError(
                 f"evaluation.passkey is {list(recipe.evaluation.passkey)}, and the shortest text of {length} takes {tokens} "
-                f"tokens of {recipe.teacher}, which has positions for {room}; take it out (evaluation.passkey=[])"
+                f"tokens of {recipe.teacher}, which has positions for {room}; take it out ('evaluation.passkey=[]')"
             )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from distill.build import build, empty, layout_of
+from distill.build import build
 from distill.console import bold, new_console
 from distill.disk import new_folder, writing
 from distill.errors import printable
@@ -19,23 +19,23 @@ from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
 from distill.evaluation.rows import decimal, told
 from distill.evaluation.stored import evaluations_of
-from distill.exporters import check_exports
 from distill.memory import enough_memory
 from distill.recipe import Recipe
 from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.selection.resolution import even_recipe, resolve
+from distill.selection.resolution import resolve, what_to_lower
 from distill.selection.tables import strip
-from distill.stages import adapters, check_student
+from distill.stages import adapters
 from distill.text.heldout import Heldout
 from distill.text.overlap import sentence, suspicious
 from distill.training import trackers
-from distill.training.ending import STUDENT, Ending, files_in, made, show_end, state_of, write_down
+from distill.training.checks import check_fit, check_here, check_session
+from distill.training.ending import STUDENT, Ending, files_in, judging, made, show_end, state_of, write_down
 from distill.training.pipeline import Pipeline
 from distill.training.rehearsal import rehearse, rehearse_report
-from distill.training.twin import check_twin, twin_recipe
+from distill.training.twin import twin_recipe
 from students.config import Layout
 
 
@@ -55,7 +55,8 @@ class Run:
     @cached_property
     def heldout(self) -> Heldout:
         """The text that every student is judged on after its stages."""
-        return self.session.heldout(self.session.recipe.evaluation.tokens)
+        with self._judging("reading held-out text"):
+            return self.session.heldout(self.session.recipe.evaluation.tokens)
 
     @property
     def main(self) -> bool:
@@ -67,10 +68,11 @@ class Run:
         recipe = self.session.recipe
         if not recipe.selects:
             return
-        resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
+        with enough_memory("the selection", what_to_lower(self.session)):
+            resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
         self.console.print(Text.assemble(f"  layout selected by {chosen['by']}: ", strip(resolved.pattern)))
         self.session = self.session.with_recipe(resolved)
-        check_layout(self.session)
+        check_fit(resolved, self.session.teacher)
 
     def next_student(self) -> Pipeline | None:
         """The student's way through its stages, then its twin's where the recipe asks for one, then None. Ask again when the
@@ -122,7 +124,7 @@ class Run:
             rehearse_report(self.session, pipeline.student, self.folder)
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
-            with accelerator.autocast():
+            with judging(self.session.recipe, "judging the untrained windows"), accelerator.autocast():
                 evaluations["untrained"] = fidelity(pipeline.teacher, student, self.heldout)
             self.folder.update("evaluations.json", untrained=evaluations["untrained"])
         if "untrained" in evaluations:
@@ -140,11 +142,11 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
     Raises:
         UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
     """
-    trackers.check(recipe)
+    check_here(recipe)
     console, path = console or new_console(stderr=True), RunDir.path_of(recipe, runs)
     with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
         session = Session.open(recipe, path)
-    check_layout(session)
+    check_session(session)
     main = session.accelerator.is_main_process
     console = console if main else Console(quiet=True)
     with alone(path) if main else nullcontext():
@@ -154,26 +156,11 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
             folder.update("run.json", finished=False)
         console.print(Text.assemble(bold(recipe.name), printable(f"  {folder.path}")))
         try:
-            with enough_memory("the run", "data.micro_batch, data.seq_len or evaluation.tokens"):
+            with enough_memory("the run"):  # where it can be said what to lower, that is said inside
                 yield Run(session, folder, console, stopper)
         finally:
             trackers.finish(session.accelerator)
     session.accelerator.end_training()
-
-
-def check_layout(session: Session) -> None:
-    """Refuse a layout, a rate or a twin that cannot be, before a folder is made and the student has trained.
-
-    Raises:
-        UserError: naming the recipe and what does not fit.
-    """
-    recipe, teacher = session.recipe, session.teacher
-    if recipe.selects:  # the layout is not known yet, but one like it is
-        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
-    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
-    check_student(recipe, empty(teacher, layout), recipe.name)
-    check_exports(recipe, layout, teacher.config.model_type)
-    check_twin(recipe, layout, teacher)
 
 
 def save_student(pipeline: Pipeline) -> None:

@@ -90,7 +90,8 @@ class Saves:
         if not self.accelerator.is_main_process:
             return
         changed = self.changed if done else self.changed | this.stage.changed(done=False)
-        state = this.state(self.teacher.fingerprint, self.recipe.fingerprint, done)
+        about = self.teacher.fingerprint, self.recipe.fingerprint, self.accelerator.num_processes
+        state = this.state(*about, done)
         state.changed = sorted(changed)
         state.probe = probed or finite(self.measure_probe())
         tensors = {"student": checkpoint.student_tensors(self.student, changed), "rng": random_states.random_tensors()}
@@ -124,6 +125,7 @@ class Saves:
         checkpoint.check_origin(path, state, self.recipe.fingerprint)
         self.folder.forget_after(state.stage, math.inf if state.done else state.step)
         self.console.print(f"  going on after {'the end of' if state.done else f'step {state.step} of'} stage {state.name}")
+        self._tell_of_processes(state)
         reinstate(state)
         if state.done:
             self.changed = set(state.changed)
@@ -132,6 +134,17 @@ class Saves:
                 random_states.load_random(checkpoint.tensors_of(path, "rng"))
             self._check_probe(state, path)
         return state
+
+    def _tell_of_processes(self, state: RunState) -> None:
+        """Say where another number of processes goes on: each sums its share of a batch, and the last bits differ."""
+        before, now = state.processes, self.accelerator.num_processes
+        if before and before != now:
+            self.console.print(
+                f"  [yellow]warning[/]: the steps so far were taken with processes={before}, and this goes on with "
+                f"processes={now}: gradients are summed in another order, so the student will differ in its last bits from "
+                "that of a run with one number of processes",
+                highlight=False,
+            )
 
     def restore(self, state: RunState, this: StageRun) -> None:
         """Put the weights, buffers, optimizer and random states of a running stage back.

@@ -36,9 +36,10 @@ class StageRun:
         """Forget the trainer, whose optimizer holds twice the memory of what it trains, once the steps are taken."""
         self.trainer = None
 
-    def state(self, teacher: str, recipe: str, done: bool) -> RunState:
-        """What a checkpoint says of it. teacher, recipe: their fingerprints. done: whether the stage is over."""
+    def state(self, teacher: str, recipe: str, processes: int, done: bool) -> RunState:
+        """What a checkpoint says of it. teacher, recipe: their fingerprints. processes: how many take its steps. done:
+        whether the stage is over."""
         where = {"window": self.next_window, "step": 0} if done else {"window": self.window, "step": self.step}
         seconds = 0.0 if done else self.seconds
-        about = {"teacher": teacher, "recipe": recipe, "seconds": seconds}
+        about = {"teacher": teacher, "recipe": recipe, "processes": processes, "seconds": seconds}
         return RunState(self.entry.index, self.entry.name, done=done, **about, **where)

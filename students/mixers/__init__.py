@@ -27,6 +27,8 @@ MIXERS = {
     "split_heads": "students.mixers.split_heads:SplitHeads",
     "parallel_heads": "students.mixers.parallel_heads:ParallelHeads",
 }
+IN_TOKENS = frozenset({"window", "size", "sinks", "lag"})  # options that are lengths
+LONGEST, WIDEST = 2**20, 2**14  # of lengths in tokens; of widths, ranks and counts of blocks
 
 
 def mixer_class(name: str) -> type[Mixer]:
@@ -64,6 +66,13 @@ def check_options(name: str, options: Iterable[str], where: str = "") -> None:
         )
 
 
+def range_of(option: str, kind: type[Mixer]) -> tuple[int, int]:
+    """The smallest and the largest number that a mixer takes as an option: more than any use needs, and less than what could
+    only be a slip of the hand and would take all memory."""
+    low = 0 if option in kind.zero_options else 1
+    return low, kind.largest_options.get(option, LONGEST if option in IN_TOKENS else WIDEST)
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]!r}? " if close else ""
@@ -82,7 +91,7 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     check_options(name, options)
     options = dict(options)
     if has_own_window(name) or "window" not in options:
-        _check_values(f"mixer {name}", options, _types_of(name), mixer_class(name))
+        _check_values(f"mixer {name}", options, _types_of(name), mixer_class(name), shape)
         return mixer_class(name)(shape, **options)
     if not isinstance(options["window"], dict):
         raise ValueError(f"the window of mixer {name} is {options['window']!r}; write it as window: {{size: 64}}")
@@ -97,14 +106,18 @@ def _types_of(name: str) -> dict:
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-def _check_values(where: str, options: dict, types: dict, kind: type[Mixer]) -> None:
-    """Refuse values of another type, and numbers below 1, or below 0 where the mixer's class lets them be 0."""
+def _check_values(where: str, options: dict, types: dict, kind: type[Mixer], shape: Shape) -> None:
+    """Refuse values of another type, numbers outside of their range, and ranks above the width that they go through."""
     for key, value in options.items():
         number = isinstance(value, int) and not isinstance(value, bool)
         if not isinstance(value, types[key]) or (isinstance(value, bool) and not isinstance(True, types[key])):
             raise ValueError(f"{where}: {key} is {value!r}, which is no {getattr(types[key], '__name__', types[key])}")
-        if number and value < (0 if key in kind.zero_options else 1):
-            raise ValueError(f"{where}: {key} is {value}, which is too small")
+        low, high = range_of(key, kind)
+        if number and not low <= value <= high:
+            small = "small" if value < low else "large"
+            raise ValueError(f"{where}: {key} is {value}, which is too {small}: it is a whole number from {low} to {high:,}")
+        if number and key.endswith("_rank") and value > shape.d_model:
+            raise ValueError(f"{where}: {key} is {value}, but what it goes through is {shape.d_model} wide; make it less")
 
 
 def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
@@ -117,8 +130,8 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
     if isinstance(window["size"], int) and window["size"] < 1:
         raise ValueError(f"a window of {window['size']} tokens sees nothing; its size must be at least 1")
     size, own, kind = window["size"], window.get("own", True), mixer_class(name)
-    _check_values(f"the window of mixer {name}", window, known, Windowed)
-    _check_values(f"mixer {name}", options, _types_of(name), kind)
+    _check_values(f"the window of mixer {name}", window, known, Windowed, shape)
+    _check_values(f"mixer {name}", options, _types_of(name), kind, shape)
     lag = _lag(name, size, window)
     if not own and not kind.lends:
         raise ValueError(f"mixer {name} has no q, k and v that a window could borrow; set own: true")

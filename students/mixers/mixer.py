@@ -137,6 +137,7 @@ class Mixer(nn.Module):
     copied_role: ClassVar[str] = "ssm"  # the role of these, see `roles`
     float32: ClassVar[frozenset[str]] = frozenset()  # names of parameters, buffers or modules that no cast makes narrower
     zero_options: ClassVar[frozenset[str]] = frozenset()  # numbers among the options that may be 0; the others are 1 or more
+    largest_options: ClassVar[dict[str, int]] = {"d_conv": 256}  # the largest values of numbers that others are wider than
     hidden_options: ClassVar[frozenset[str]] = frozenset()  # options for composed mixers alone, which no layout may give
     layer_options: ClassVar[frozenset[str]] = frozenset()  # options that a layout may also give layer by layer
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch

@@ -40,7 +40,7 @@ def failing(error):
         (Initialise, "begin", torch.OutOfMemoryError(GPU_SAYS), ["stage initialise", "lower data.micro_batch (now 4"]),
         (Align, "losses", torch.OutOfMemoryError(GPU_SAYS), ["stage align", "stages.align.micro_batch (now 4 windows"]),
         (Align, "losses", RuntimeError(CPU_SAYS), ["stage align", "or data.seq_len (now 32 tokens)", "can't allocate"]),
-        (Imitate, "losses", MemoryError(), ["stage imitate", "set stages.imitate.activation_checkpointing: true"]),
+        (Imitate, "losses", MemoryError(), ["stage imitate", "set stages.imitate.activation_checkpointing=true"]),
     ],
     ids=["initialise", "align on a GPU", "align on a CPU", "imitate"],
 )
@@ -58,17 +58,41 @@ def test_out_of_memory_in_a_stage(copied_place, monkeypatch, refuse, stage, meth
 @pytest.mark.parametrize(
     ("command", "place_of_it", "parts"),
     [
-        (["run", "tiny.yaml"], "distill.runs.session.load_teacher", ["loading ", "choose a smaller one", "device=cpu"]),
-        (["run", "tiny.yaml"], "distill.training.runner.fidelity", ["the run ran out", "evaluation.tokens"]),
-        (["eval", "runs/finished"], "distill.evaluation.judging.judge_all", ["judging runs/finished", "evaluation.tokens"]),
+        (["run", "tiny.yaml"], "distill.runs.session.load_teacher", ["loading ", "choose a smaller one"]),
+        (
+            ["run", "tiny.yaml"],
+            "distill.training.runner.fidelity",
+            ["judging the untrained windows ran out", "evaluation.tokens (now 256)"],
+        ),
+        (
+            ["run", "tiny.yaml"],
+            "distill.text.preparation._write",
+            ["preparing the text of data.heldout", "the size of its files"],
+        ),
+        (["eval", "runs/finished"], "distill.evaluation.judging.judge_all", ["judging runs/finished", "--suite (now quick"]),
         (["generate", "runs/finished", "hi"], "distill.generation.load_student", ["generating with", "--tokens (now 64)"]),
     ],
-    ids=["loading", "the bar", "judging", "generating"],
+    ids=["loading", "the bar", "the text", "judging", "generating"],
 )
 def test_out_of_memory_elsewhere(place, tmp_path, monkeypatch, refuse, command, place_of_it, parts):
+    """What is named to be lowered is what helps there: micro-batches do not, outside of a stage."""
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(place_of_it, failing(torch.OutOfMemoryError(GPU_SAYS)))
     runs = ["--runs", tmp_path] if command[0] == "run" else []
-    refuse(place, [*command, *runs], [*parts, "ran out of memory: lower "])
+    said = refuse(place, [*command, *runs], [*parts, "ran out of memory: lower "])
+    assert "micro_batch" not in said
+
+
+def test_what_to_lower_can_be_typed(place, monkeypatch, tmp_path):
+    """Of two stages of a name the number says which, as overrides do; micro-batches of one window get no smaller."""
+    monkeypatch.setattr(Align, "losses", failing(MemoryError()))
+    monkeypatch.setattr("distill.training.saves.probe", lambda *arguments: {})
+    twice = "stages=[{initialise: {tokens: 128}}, {align: {tokens: 128, lr: 1e-3}}, {align: {tokens: 128, lr: 1e-3}}]"
+    with pytest.raises(UserError, match=r"lower stages\.1\.micro_batch \(now 4 windows at a time\) or data\.seq_len"):
+        distill.run("tiny.yaml", overrides=[twice], runs=tmp_path)
+    assert distill.plan("tiny.yaml", overrides=[twice, "stages.1.micro_batch=2"]).tokens["align (2)"] == 128
+    with pytest.raises(UserError, match=r"stage align ran out of memory: lower data\.seq_len \(now 32 tokens\)\. \("):
+        distill.run("tiny.yaml", overrides=[twice, "data.micro_batch=1"], runs=tmp_path)
 
 
 def test_another_error_is_no_lack_of_memory(place, monkeypatch):

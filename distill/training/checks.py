@@ -1,0 +1,168 @@
+"""What a recipe asks for that cannot be, found before anything is made. `plan`, `run` and `select` refuse by these alone.
+
+`check_here` needs nothing but the recipe and this machine, `check_fit` the sizes of the teacher too, whose weights may be on
+the meta device: so a plan, which loads none, says what a run would say. `check_session` needs what a run opens, and so does
+`plan --check`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distill import processes
+from distill.build import empty, layout_of
+from distill.errors import UserError
+from distill.exporters import check_exports
+from distill.memory import check_room_for
+from distill.recipe import Recipe
+from distill.runs.session import Session, check_device, check_length
+from distill.selection.checking import check_lengths, selection_options
+from distill.selection.resolution import cost_of, even_recipe
+from distill.selection.switched import check_stand_in
+from distill.stages import check_student, stages_of
+from distill.text.sources import files_of
+from distill.training import trackers
+from distill.training.twin import check_twin
+from students.config import Layout
+from teachers.teacher import Teacher
+
+FLOAT, TRAINED = 4, 16  # bytes of a parameter in float32; of one that trains, with its gradient and AdamW's two moments
+WINDOWS = ("window", "size")  # options of mixers, and of their window branches, that are lengths of text
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A recipe that fits its teacher. recipe: with its layout, an even one where the run is to select it. student: without
+    weights."""
+
+    recipe: Recipe
+    layout: Layout
+    student: nn.Module
+
+
+def check_here(recipe: Recipe, trains: bool = True) -> None:
+    """Refuse what this machine cannot do: a device or a tracker that it lacks, text that is not there, a batch that the
+    processes of the run cannot share.
+
+    Args:
+        trains: whether the stages will run; without, nothing is said of the training text, trackers and batches.
+
+    Raises:
+        UserError: naming the key and the value.
+    """
+    processes.check_launch()
+    check_device(recipe)
+    for part in ("heldout", "train") if trains else ("heldout",):
+        for index, source in enumerate(getattr(recipe.data, part)):
+            files_of(source, f"data.{part}.{index}")
+    if trains:
+        trackers.check(recipe)
+        check_shared(recipe, processes.count())
+
+
+def check_shared(recipe: Recipe, count: int) -> None:
+    """Refuse batches that so many processes cannot share.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for entry in stages_of(recipe):
+        batch, own = entry.batch(recipe.data), getattr(entry.options, "batch", None)
+        if entry.kind.trains and batch % count:
+            key = f"stages.{entry.index}.{entry.name}.batch" if own else "data.batch"
+            raise UserError(
+                f"{recipe.name}: {key} is {batch}, and a batch of {batch} windows cannot be shared by {count} processes; "
+                f"make it a multiple of {count}"
+            )
+
+
+def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
+    """Refuse lengths beyond the teacher's positions, and a selection, layout, option, rate, export or twin that cannot be.
+
+    Args:
+        teacher: its weights may be on the meta device, and it needs no tokenizer.
+
+    Raises:
+        UserError: naming the recipe and what does not fit.
+    """
+    check_length(recipe, teacher)
+    given = recipe
+    if recipe.selects:  # the layout is not known yet, but one like it is
+        recipe = _even(recipe, teacher)
+    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
+    student = empty(teacher, layout)
+    _check_windows(given, teacher)
+    check_student(recipe, student, recipe.name)
+    check_exports(recipe, layout, teacher.config.model_type)
+    check_twin(recipe, layout, teacher)
+    return Fit(recipe, layout, student)
+
+
+def _even(recipe: Recipe, teacher: Teacher) -> Recipe:
+    """The recipe with an even layout, once its selection can run: its lengths, its stand-ins, its budget, its task files."""
+    options, sizes = selection_options(recipe), (teacher.n_layers, teacher.config.num_attention_heads)
+    check_lengths(recipe, options, teacher)
+    check_stand_in(recipe, options, teacher)
+    even = even_recipe(recipe, *sizes)
+    cost_of(options, *sizes)
+    return even
+
+
+def _check_windows(recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse windows of mixers that are wider than any text the teacher has positions for.
+
+    Raises:
+        UserError: naming the key.
+    """
+    room = teacher.positions(recipe.meta_tokens)
+    for letter, options in recipe.mixers.items():
+        for key, width in _windows_in(options, f"mixers.{letter}"):
+            if room is not None and width > room:
+                raise UserError(
+                    f"{recipe.name}: {key} is {width}, but {teacher.reference} has positions for {room} tokens, so that it "
+                    f"would be no window; make it {room} or less"
+                )
+
+
+def _windows_in(options: Mapping, place: str) -> Iterator[tuple[str, int]]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _windows_in(value, f"{place}.{name}")
+        elif name in WINDOWS and isinstance(value, int):
+            yield f"{place}.{name}", value
+
+
+def check_session(session: Session) -> Fit:
+    """As `check_fit`, with the text and the memory of the device that are known by now.
+
+    Raises:
+        UserError: as `check_fit`; memory or text that does not suffice.
+    """
+    fit = check_fit(session.recipe, session.teacher)
+    check_memory(session.recipe, fit, session.teacher.device)
+    if session.recipe.selects:
+        session.check_selection_text()
+    return fit
+
+
+def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
+    """Refuse mixers, or a stage with what trains it, that are larger than all the memory of the device.
+
+    Raises:
+        UserError: naming both sizes, the stage and the mixers' options.
+    """
+    said = "; ".join(f"{letter}: {options}" for letter, options in fit.recipe.mixers.items())
+    smaller = f"smaller options of the mixers ({said}) or fewer converted layers"
+    mixers = sum(parameter.numel() for parameter in nn.ModuleList(fit.student.mixers.values()).parameters())
+    check_room_for(FLOAT * mixers, device, f"{recipe.name}: the mixers", smaller)
+    for entry in stages_of(recipe):
+        trained = entry.kind.count(fit.student, entry.options)
+        less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
+        check_room_for(
+            TRAINED * trained,
+            device,
+            f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments",
+            f"{smaller}{less}",
+        )
