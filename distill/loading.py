@@ -13,7 +13,7 @@ from distill.errors import UserError
 from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
-from teachers.checks import loading
+from teachers import folder
 from teachers.fingerprint import difference
 from teachers.foreign import plain_config
 from teachers.gguf import read
@@ -55,8 +55,7 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         location = source.location
         if source.kind == "gguf":
             return config_of(read(Path(location)))[0]
-        with loading(recipe.teacher, "config"):
-            config = AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+        config = folder.teacher_config(recipe.teacher, location, recipe.teacher_trust_remote_code)
         plain_config(recipe.teacher, config, location)
         return config
     except (OSError, ValueError, ImportError) as error:

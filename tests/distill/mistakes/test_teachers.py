@@ -87,7 +87,7 @@ DAMAGES = {
     "no weights": (without("model.safetensors"), "run", ["has a config.json but no weights (*.safetensors)"]),
     "half a config": (cut("config.json", 20), "plan", ["config.json' is not a valid JSON file", "bring back its config"]),
     "a config of nothing": (written("config.json", b"{}"), "plan", ["`model_type`", "bring back its config.json"]),
-    "odd heads": (config(num_attention_heads=5), "plan", ["not a multiple of the number of attention heads (5)"]),
+    "odd heads": (config(num_attention_heads=5), "plan", ["num_key_value_heads is 2, which does not divide the 5 attention heads"]),
     "another family": (config(model_type="t5"), "plan", ["is a 't5' model; this version distils"]),
     "an unknown type": (config(model_type="zebra"), "run", ["has model type `zebra`", "bring back its config.json"]),
     "remote code": (config(**ZEBRA), "run", ["modelling code of its own", "set teacher_trust_remote_code: true"]),
