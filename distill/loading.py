@@ -13,11 +13,9 @@ from distill.errors import UserError
 from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
-from teachers import folder
+from teachers import folder, gguf
 from teachers.fingerprint import difference
 from teachers.foreign import plain_config
-from teachers.gguf import read
-from teachers.gguf_config import config_of
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -36,7 +34,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
             allow_pickle=recipe.teacher_pickle,
             ignore=recipe.teacher_ignore,
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 
 
@@ -54,7 +52,7 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
         if source.kind == "gguf":
-            return config_of(read(Path(location)))[0]
+            return gguf.config(Path(location))
         config = folder.teacher_config(recipe.teacher, location, recipe.teacher_trust_remote_code)
         plain_config(recipe.teacher, config, location)
         return config
