@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import students
 import teachers
@@ -14,8 +14,9 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
 from teachers import folder, gguf
+from teachers.checks import check_size
 from teachers.fingerprint import difference
-from teachers.foreign import plain_config
+from teachers.foreign import ADAPTER_FILES, plain_config
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -60,25 +61,54 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         raise UserError(f"teacher: {error}") from error
 
 
-def load_student(path: str | Path) -> nn.Module:
+def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module:
     """A student from a folder or a hub id, ready to be judged.
 
+    Args:
+        trust_remote_code: run code that lies in its folder, where it is no student of this version's making.
+
     Raises:
-        UserError: there is none, or its files are damaged.
+        UserError: there is none, its files are damaged, or only code of its own could load it.
     """
     if not Path(path).exists() and str(path).count("/") != 1:  # a hub id has one; anything else would be asked for in vain
         raise UserError(
             f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
         )
     try:
-        return students.load(path).eval()
+        if Path(path).is_dir():
+            _check_student_folder(Path(path), trust_remote_code)
+        return students.load(path, trust_remote_code=trust_remote_code).eval()
     except Exception as error:  # what transformers raises on damaged files is of every type
         if ran_out(error):
             raise
         said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            raise UserError(
+                f"{path} is no student that this version knows, and comes with code of its own, which is not run: if you have "
+                "read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
+            ) from error
+        if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
+            said = f"the entries of its config.json do not fit each other ({said[:200]!r})"
         raise UserError(
             f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
         ) from error
+
+
+def _check_student_folder(path: Path, trust_remote_code: bool) -> None:
+    """Refuse damaged files before transformers reads them, and a config that describes far more than the weights hold.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    folder.check_files(path)
+    folder.read_config(path / folder.CONFIG)
+    folder.check_settings(path)
+    folder.check_weight_files(path, allow_pickle=False)
+    for name in ADAPTER_FILES:
+        if Path(name).suffix in folder.PICKLES and (path / name).exists():
+            raise ValueError(f"{name} is an adapter as a pickle, and unpickling runs code: convert it to safetensors")
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    check_size(str(path), lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
 
 
 def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> None:

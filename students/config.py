@@ -1,4 +1,4 @@
-"""A student's layout, and where it lives: under the key `distill` of the skeleton's own config.json."""
+"""A student's layout, its place in the skeleton and the attention that it was made from; `entry.py` writes them down."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -8,7 +8,6 @@ from students.mixers import check_options, has_own_window, make_mixer, mixer_cla
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -181,22 +180,3 @@ def _text_keys(options: dict) -> dict:
     """Options whose layers are named as JSON will name them."""
     by_layer = _by_layer(options).items()
     return options | {name: {str(layer): value for layer, value in values.items()} for name, values in by_layer}
-
-
-def to_dict(layout: Layout, place: Place, shapes: Shapes) -> dict:
-    """What config.json holds under `distill`."""
-    attention = {**asdict(shapes.shape), "exceptions": {str(layer): changes for layer, changes in shapes.exceptions.items()}}
-    return {"format": FORMAT, "layout": asdict(layout), "place": asdict(place), "attention": attention}
-
-
-def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
-    """The reverse of `to_dict`.
-
-    Raises:
-        ValueError: the entry was written in another format.
-    """
-    if entry.get("format") != FORMAT:
-        raise ValueError(f"config.json's `distill` entry has format {entry.get('format')!r}; this version reads {FORMAT}")
-    attention = dict(entry["attention"])
-    exceptions = {int(layer): changes for layer, changes in attention.pop("exceptions").items()}
-    return Layout(**entry["layout"]), Place(**entry["place"]), Shapes(Shape(**attention), exceptions)

@@ -13,7 +13,7 @@ from teachers.families import FAMILIES, family_of
 from teachers.files import folder_of
 from teachers.folder import check_folder, teacher_config
 from teachers.foreign import check_adapter_files, plain_config
-from teachers.quiet import no_bars_in_logs
+from teachers.quiet import no_bars_in_logs, no_panics
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -66,7 +66,7 @@ def load(
         )
     ignored = check_weights(reference, location, model, info, ignore)
     keep_own_head(model)
-    with loading(reference, "tokenizer"):
+    with loading(reference, "tokenizer"), no_panics():
         tokenizer = read_tokenizer(location)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)

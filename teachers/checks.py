@@ -12,13 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from teachers.files import stored_tensors
 from teachers.fingerprint import PROBES
 from teachers.foreign import MERGE, check_tensors
+from teachers.quiet import no_panics
 
 FIXES = {
     "GGUF file": "download it again",
     "config": "bring back its config.json",
+    "generation settings": "bring back its generation_config.json, or take it away",
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
 }
+RUNS = tuple(500 * part for part in (" ", "a", "A", "1", "!", "\n", "\u00e9", "a ", "a1"))  # where expressions backtrack
 SHOWN = 3  # tensors that a message names
 SPARE = 2**26  # values that a model may have beyond its files before it is not even tried
 # Tensors that old checkpoints hold and no model reads: tables that are computed today, causal masks.
@@ -39,7 +42,9 @@ def loading(reference: str, part: str) -> Iterator[None]:
     except BaseException as error:  # tokenizers panics with a class of its own, which is no Exception
         if not isinstance(error, Exception) and not panicked(error):
             raise
-        said = re.sub(r"\s*\n\s*", " ", str(error).strip()).rstrip(".") or f"it raised {type(error).__name__}"
+        said = re.sub(r"\s*\n\s*", " ", str(error).strip()).rstrip(".")
+        if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
+            said = f"its entries do not fit each other, or what transformers expects of them ({said[:200]!r})"
         if "trust_remote_code" in said:
             raise ValueError(
                 f"teacher {reference!r} comes with modelling code of its own, which loading it would run: set "
@@ -183,8 +188,8 @@ def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTraine
             f"{reference}: the tokenizer has {entries} entries, but the model embeds only {embedded}; they do not "
             f"belong together: {FIXES['tokenizer']}"
         )
-    with loading(reference, "tokenizer"):
-        highest = max((max(tokenizer(text)["input_ids"], default=0) for text in PROBES), default=0)
+    with loading(reference, "tokenizer"), no_panics():
+        highest = max(max(tokenizer(text)["input_ids"], default=0) for text in (*PROBES, *RUNS))
     if highest >= embedded:
         raise ValueError(
             f"{reference}: the tokenizer gives the token {highest}, but the model embeds only {embedded}: {FIXES['tokenizer']}"

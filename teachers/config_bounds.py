@@ -85,6 +85,23 @@ ROPE: dict[str, Rule] = {
     **dict.fromkeys(("attention_factor", "mscale", "mscale_all_dim"), real(0, _LARGEST)),
     **dict.fromkeys(("long_factor", "short_factor"), listed(_POSITIVE)),
 }
+_SETTING, _COUNT = real(-1e6, 1e6), whole(-1, POSITIONS)
+GENERATION: dict[str, Rule] = {  # of generation_config.json
+    **dict.fromkeys(
+        ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"), _TOKEN
+    ),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), listed(whole(-1, TOKENS))),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"), _SETTING),
+    **dict.fromkeys(("repetition_penalty", "length_penalty", "penalty_alpha", "diversity_penalty", "max_time"), _SETTING),
+    **dict.fromkeys(
+        ("top_k", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "no_repeat_ngram_size"), _COUNT
+    ),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "prefill_chunk_size"), whole(1, 2**20)),
+    **dict.fromkeys(("do_sample", "use_cache", "output_scores", "output_logits", "return_dict_in_generate"), _TRUTH),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "renormalize_logits", "remove_invalid_values"), _TRUTH),
+    "stop_strings": listed(_TEXT, single=True),
+    "cache_implementation": _TEXT,
+}
 # Entries that would fetch a kernel from the hub and run it.
 CHOOSE_CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 KNOWN_CODE = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm")
@@ -109,6 +126,15 @@ def check_config(entries: Mapping[str, Any], file: str) -> None:
     if layers is not None and types is not None and len(types) != layers:
         raise ValueError(f"{file}: layer_types has {len(types)} entries for {layers} layers (num_hidden_layers)")
     _check_heads(entries, file)
+
+
+def check_generation(entries: Mapping[str, Any], file: str) -> None:
+    """Refuse a setting of generation_config.json of another type, or that no model has.
+
+    Raises:
+        ValueError: naming setting, value and range.
+    """
+    _check(entries, GENERATION, file)
 
 
 def _check_rope(entries: Mapping[str, Any], where: str) -> None:

@@ -15,11 +15,14 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import cached_file
 
 from teachers.checks import loading
-from teachers.config_bounds import check_config, shown
+from teachers.config_bounds import check_config, check_generation, shown
 from teachers.files import INDEX, WHOLE, folder_of
 
-CONFIG = "config.json"
-SMALL, LARGE = 64 * 2**20, 512 * 2**20  # bytes of a JSON file; of tokenizer.json and an index, which name every token, tensor
+CONFIG, SETTINGS = "config.json", "generation_config.json"
+SMALL, LARGE = (
+    64 * 2**20,
+    512 * 2**20,
+)  # bytes of a JSON file; of tokenizer.json and an index, which name every token, tensor
 HEADER = 100 * 2**20  # bytes of the header of a safetensors file, as safetensors itself has it
 # Endings of the files that transformers reads of a folder without being asked for them one by one.
 READ = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".py", ".tiktoken")
@@ -49,6 +52,9 @@ def check_folder(reference: str, location: str, allow_pickle: bool) -> None:
         ValueError: naming the teacher and the file.
     """
     consent = "teacher_pickle: true"
+    with loading(reference, "generation settings"):
+        if Path(location).is_dir():
+            check_settings(Path(location))
     with loading(reference, "weights"):
         if Path(location).is_dir():
             check_weight_files(Path(location), allow_pickle, consent)
@@ -128,6 +134,12 @@ def check_files(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in READ and (file.is_symlink() or not file.is_dir()):
             check_own(file)
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse generation settings that are damaged; a folder may have none."""
+    if (folder / SETTINGS).exists() or (folder / SETTINGS).is_symlink():
+        check_generation(read_json(folder / SETTINGS), SETTINGS)
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -262,4 +274,3 @@ def check_templates(found: Any, file: str) -> None:
     texts += list(found.values()) if isinstance(found, dict) else [] if isinstance(found, list) else [found]
     if found is not None and not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{file}: chat_template is {shown(found)}; it should be text, or several texts by name")
-

@@ -68,7 +68,9 @@ class _Walk:
             kind, what = self.number("I", f"the type of {name!r}"), f"its entry {name!r}"
             if name == "general.alignment":
                 if kind != 4 or (alignment := self.number("I", what)) not in ALIGNMENTS:
-                    raise ValueError(f"general.alignment is {alignment} of type {kind}; it should be a power of two (uint32)")
+                    raise ValueError(
+                        f"general.alignment is {alignment} of type {kind}; it should be a power of two (uint32)"
+                    )
             else:
                 self.value(kind, what)
         return alignment
@@ -149,4 +151,3 @@ class _Walk:
         if length > self.size - self.at:
             raise ValueError(f"it ends early: {what} needs {length:,} bytes at {self.at:,}, and the file has {self.size:,}")
         self.at += length
-

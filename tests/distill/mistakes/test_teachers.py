@@ -87,7 +87,11 @@ DAMAGES = {
     "no weights": (without("model.safetensors"), "run", ["has a config.json but no weights (*.safetensors)"]),
     "half a config": (cut("config.json", 20), "plan", ["config.json' is not a valid JSON file", "bring back its config"]),
     "a config of nothing": (written("config.json", b"{}"), "plan", ["`model_type`", "bring back its config.json"]),
-    "odd heads": (config(num_attention_heads=5), "plan", ["num_key_value_heads is 2, which does not divide the 5 attention heads"]),
+    "odd heads": (
+        config(num_attention_heads=5),
+        "plan",
+        ["num_key_value_heads is 2, which does not divide the 5 attention heads"],
+    ),
     "another family": (config(model_type="t5"), "plan", ["is a 't5' model; this version distils"]),
     "an unknown type": (config(model_type="zebra"), "run", ["has model type `zebra`", "bring back its config.json"]),
     "remote code": (config(**ZEBRA), "run", ["modelling code of its own", "set teacher_trust_remote_code: true"]),
@@ -157,7 +161,11 @@ def test_references(place, refuse, verb, reference, parts):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "it has 0 bytes, and the shortest header has 24"), (b"\x00" * 4096, "magic"), (b"GGUF\x03\0\0\0" + b"\x07" * 64, "")],
+    [
+        (b"", "it has 0 bytes, and the shortest header has 24"),
+        (b"\x00" * 4096, "magic"),
+        (b"GGUF\x03\0\0\0" + b"\x07" * 64, ""),
+    ],
     ids=["empty", "corrupt", "truncated"],
 )
 @pytest.mark.parametrize("verb", ["plan", "run"])
