@@ -192,7 +192,8 @@ def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTraine
         highest = max(max(tokenizer(text)["input_ids"], default=0) for text in (*PROBES, *RUNS))
     if highest >= embedded:
         raise ValueError(
-            f"{reference}: the tokenizer gives the token {highest}, but the model embeds only {embedded}: {FIXES['tokenizer']}"
+            f"{reference}: the tokenizer gives the token {highest}, but the model embeds only {embedded}: "
+            f"{FIXES['tokenizer']}"
         )
 
 

@@ -77,8 +77,8 @@ def _fetched(location: str, name: str) -> Path | None:
 
 
 def check_own(file: Path) -> None:
-    """Refuse what is no plain file, and a link that leaves the file's folder. In the cache of the hub, files are links to the
-    `blobs` beside the snapshots.
+    """Refuse what is no plain file, and a link that leaves the file's folder. In the cache of the hub, files are links to
+    the `blobs` beside the snapshots.
 
     Raises:
         ValueError: naming where it leads.

@@ -113,7 +113,8 @@ def _rope(facts: Facts, head_dim: int) -> dict:
     """Rotary parameters of the whole head: plain, linear, yarn, or llama3 by its stored divisors."""
     if (rotated := facts.get("rope.dimension_count", head_dim, _SIZE)) != head_dim:
         raise ValueError(
-            f"{facts.path}: {facts.architecture}.rope.dimension_count is {rotated} of heads of {head_dim}; partial rotary embedding is not read for this architecture"
+            f"{facts.path}: {facts.architecture}.rope.dimension_count is {rotated} of heads of {head_dim}; partial "
+            "rotary embedding is not read for this architecture"
         )
     theta = {"rope_theta": float(facts.get("rope.freq_base", 10_000.0, _BASE))}
     scaling = facts.get("rope.scaling.type", "linear", _TEXT)  # as llama.cpp: a factor alone is linear
@@ -128,8 +129,8 @@ def _rope(facts: Facts, head_dim: int) -> dict:
     plain = scaling == "none" or (scaling == "linear" and factor == 1.0)
     if scaling not in ("none", "linear", "yarn") or (divided and not plain):
         raise ValueError(
-            f"{facts.path}: {facts.architecture}.rope.scaling.type {scaling!r}{' beside rope_freqs.weight' if divided else ''} "
-            "is not read here; load the original checkpoint instead"
+            f"{facts.path}: {facts.architecture}.rope.scaling.type {shown(scaling)}"
+            f"{' beside rope_freqs.weight' if divided else ''} is not read here; load the original checkpoint instead"
         )
     if divided:
         return llama3_rope(divisors, theta["rope_theta"], facts.path)

@@ -18,7 +18,8 @@ from distill.build import build
 from distill.compat import keep_layers, recompute_layers
 from distill.errors import UserError
 from distill.text.windows import Batch
-from students.config import Layout, Shapes, from_dict
+from students.config import Layout, Shapes
+from students.entry import from_dict
 from students.kernels import backend
 from students.mixers import make_mixer
 from students.mixers.transfer import Projections
