@@ -172,8 +172,8 @@ def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:
         if not panicked(error) and not isinstance(error, OverflowError | TypeError | ValueError):
             raise
         raise UserError(
-            f"the tokenizer in {path} breaks off on this prompt: {' '.join(str(error).split())}; copy the teacher's tokenizer "
-            "files there"
+            f"the tokenizer in {path} breaks off on this prompt: {' '.join(str(error).split())}; copy the teacher's "
+            "tokenizer files there"
         ) from error
     if not ids:
         raise UserError(f"the prompt {prompt[:60]!r} holds no token to go on from; give it a word")

@@ -84,8 +84,8 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module
         said = " ".join(str(error).split())
         if "trust_remote_code" in said:
             raise UserError(
-                f"{path} is no student that this version knows, and comes with code of its own, which is not run: if you have "
-                "read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
+                f"{path} is no student that this version knows, and comes with code of its own, which is not run: if you "
+                "have read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
             ) from error
         if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
             said = f"the entries of its config.json do not fit each other ({said[:200]!r})"

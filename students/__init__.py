@@ -43,8 +43,8 @@ def load(path: str | Path, *, trust_remote_code: bool = False, **options):
     if mismatched := sorted(info["mismatched_keys"]):  # these too
         name, found, wanted = mismatched[0]
         raise ValueError(
-            f"{path}: {name} has the shape {list(found)}, but by config.json it is {list(wanted)}; config and weights do not "
-            "belong together"
+            f"{path}: {name} has the shape {list(found)}, but by config.json it is {list(wanted)}; config and weights do "
+            "not belong together"
         )
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.itemsize > 1 and not bool(tensor.isfinite().all()):

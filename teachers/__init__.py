@@ -16,6 +16,7 @@ from teachers.foreign import check_adapter_files, plain_config
 from teachers.quiet import no_bars_in_logs, no_panics
 from teachers.source import resolve
 from teachers.teacher import Teacher
+from teachers.weights import check_row
 
 __all__ = ["FAMILIES", "Teacher", "load"]
 
@@ -64,6 +65,7 @@ def load(
         model, info = AutoModelForCausalLM.from_pretrained(
             location, config=config, dtype=dtype, **attention, **safetensors, **checked, **trust
         )
+    check_row(model, family, reference)
     ignored = check_weights(reference, location, model, info, ignore)
     keep_own_head(model)
     with loading(reference, "tokenizer"), no_panics():

@@ -175,8 +175,8 @@ def keep_own_head(model: PreTrainedModel) -> None:
 
 
 def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more entries than the model has embeddings, one that breaks off on some text, or one that gives
-    tokens beyond its own entries.
+    """Refuse a tokenizer with more entries than the model has embeddings, one that breaks off on some text, or one that
+    gives tokens beyond its own entries.
 
     Raises:
         ValueError: giving both numbers.
