@@ -87,7 +87,7 @@ def _read(pipe: int) -> bytes | None:
     """Everything up to a bit more than the longest; None where it does not end in time."""
     import time
 
-    end, found = time.monotonic() + SECONDS, b""
+    end, found = time.monotonic() + SECONDS, bytearray()
     while len(found) <= LONGEST + 1:
         if not select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
             return None
@@ -95,4 +95,4 @@ def _read(pipe: int) -> bytes | None:
         if not part:
             break
         found += part
-    return found
+    return bytes(found)

@@ -10,14 +10,14 @@ from transformers import AutoTokenizer, BatchEncoding, LogitsProcessor, LogitsPr
 
 from distill.chat import render
 from distill.errors import UserError
-from distill.loading import load_student
+from distill.loading import check_student_files, load_student
 from distill.memory import enough_memory
 from distill.stages.nonfinite import first_nonfinite
 from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
 from teachers.checks import panicked
-from teachers.folder import check_files, check_tokenizer_files
+from teachers.folder import check_tokenizer_files
 from teachers.quiet import no_panics
 from teachers.teacher import positions_of
 
@@ -43,10 +43,11 @@ def generated(
         raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
     _check_options(prompt, tokens, temperature)
     with enough_memory(f"generating with {path}", f"--tokens (now {tokens}) or the length of the prompt"):
+        check_student_files(path)
         tokenizer = _tokenizer(path, trust_remote_code)
         inputs = _encode(tokenizer, prompt, chat, path)
         student = load_student(path, trust_remote_code).to("cuda" if torch.cuda.is_available() else "cpu")
-        _check_fit(student, inputs["input_ids"], tokens, path)
+        _check_fit(student, tokenizer, inputs["input_ids"], tokens, path)
         inputs = inputs.to(student.device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         streamer = None if stream is None else Streamer(stream, tokenizer, skip_prompt=chat, skip_special_tokens=True)
@@ -67,7 +68,7 @@ def generated(
         except GraphError as error:
             raise UserError(f"{error}: --no-graphs") from error
         except (ValueError, TypeError) as error:  # settings of generation_config.json that contradict each other
-            said = " ".join(str(error).split())
+            said = " ".join(str(error).split()) if isinstance(error, ValueError) else "a setting is of another type"
             raise UserError(f"{path} cannot generate: {said}; look at its generation_config.json") from error
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -117,12 +118,13 @@ def _check_options(prompt: str, tokens: int, temperature: float) -> None:
         ) from error
 
 
-def _check_fit(student: nn.Module, ids: torch.Tensor, tokens: int, path: Path) -> None:
+def _check_fit(student: nn.Module, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
     """Refuse tokens that a student does not embed, and more than it has positions for: where attention stays."""
-    embedded, last = student.get_input_embeddings().num_embeddings, int(ids.max())
+    embedded = student.get_input_embeddings().num_embeddings
+    last = max(int(ids.max()), max(tokenizer.get_vocab().values(), default=0))
     if last >= embedded:
         raise UserError(
-            f"the tokenizer in {path} gives the token {last}, but the student embeds only {embedded}; copy the teacher's "
+            f"the tokenizer in {path} has the token {last}, but the student embeds only {embedded}; copy the teacher's "
             "tokenizer files there"
         )
     whole = len(student.layout.converted) == len(student.layout.pattern) and not hasattr(student.config, "n_positions")
@@ -142,7 +144,6 @@ def _check_fit(student: nn.Module, ids: torch.Tensor, tokens: int, path: Path) -
 def _tokenizer(path: Path, trust_remote_code: bool):
     try:
         if path.is_dir():
-            check_files(path)
             check_tokenizer_files(path)
         with no_panics():
             return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

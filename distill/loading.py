@@ -1,6 +1,8 @@
 """Load teachers and students by name; a failure becomes one `UserError`."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -74,11 +76,20 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module
         raise UserError(
             f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
         )
-    try:
+    check_student_files(path)
+    with _as_student(path):
         if Path(path).is_dir():
-            _check_student_folder(Path(path), trust_remote_code)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            check_size(str(path), lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
         return students.load(path, trust_remote_code=trust_remote_code).eval()
-    except Exception as error:  # what transformers raises on damaged files is of every type
+
+
+@contextmanager
+def _as_student(path: str | Path) -> Iterator[None]:
+    """Turn what transformers raises inside the block on damaged files, which is of every type, into a message."""
+    try:
+        yield
+    except Exception as error:
         if ran_out(error):
             raise
         said = " ".join(str(error).split())
@@ -88,27 +99,29 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module
                 "have read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
             ) from error
         if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
-            said = f"the entries of its config.json do not fit each other ({said[:200]!r})"
+            said = "the entries of its config.json or generation_config.json do not fit each other"
         raise UserError(
             f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
         ) from error
 
 
-def _check_student_folder(path: Path, trust_remote_code: bool) -> None:
-    """Refuse damaged files before transformers reads them, and a config that describes far more than the weights hold.
+def check_student_files(path: str | Path) -> None:
+    """Refuse damaged files of a student's folder before transformers reads them; a hub id's are left to it.
 
     Raises:
-        ValueError: naming the file.
+        UserError: naming the file.
     """
-    folder.check_files(path)
-    folder.read_config(path / folder.CONFIG)
-    folder.check_settings(path)
-    folder.check_weight_files(path, allow_pickle=False)
-    for name in ADAPTER_FILES:
-        if Path(name).suffix in folder.PICKLES and (path / name).exists():
-            raise ValueError(f"{name} is an adapter as a pickle, and unpickling runs code: convert it to safetensors")
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    check_size(str(path), lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+    if not Path(path).is_dir():
+        return
+    place = Path(path)
+    with _as_student(path):
+        folder.check_files(place)
+        folder.read_config(place / folder.CONFIG)
+        folder.check_settings(place)
+        folder.check_weight_files(place, allow_pickle=False)
+        for name in ADAPTER_FILES:
+            if Path(name).suffix in folder.PICKLES and (place / name).exists():
+                raise ValueError(f"{name} is an adapter as a pickle, and unpickling runs code: convert it to safetensors")
 
 
 def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> None:

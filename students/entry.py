@@ -13,6 +13,7 @@ from students.mixers.mixer import Shape
 FORMAT = 2
 LAYERS, WIDTH, META, NUMBER = 1024, 2**20, 2**16, 2**31  # the most of each; NUMBER of any option of a mixer
 WHERE = "config.json's `distill` entry"
+DOCUMENTS = ("keywords", "positions")  # how they reach a slot, see `Place`
 _WHOLE = ("d_model", "n_heads", "n_kv_heads", "head_dim")
 
 
@@ -37,6 +38,9 @@ def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
     for name, value in place.items():
         if not isinstance(value, str) or not all(part.isidentifier() or part.isdigit() for part in value.split(".")):
             raise _wrong(f"place.{name}", value, "names joined by dots")
+    if place.get("documents", "keywords") not in DOCUMENTS:
+        raise _wrong("place.documents", place["documents"], f"one of {', '.join(DOCUMENTS)}")
+    _check_teacher(entry.get("teacher", {}))
     attention = dict(_mapping(entry, "attention"))
     exceptions = attention.pop("exceptions", {})
     shape = _shape(attention, "attention", whole=True)
@@ -48,6 +52,13 @@ def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
             raise _wrong("attention.exceptions", layer, f"a layer from 0 to {len(layout.pattern) - 1}")
         found[int(layer)] = _shape(changes, f"attention.exceptions.{layer}", whole=False)
     return layout, Place(**place), Shapes(Shape(**shape), found)
+
+
+def _check_teacher(found: Any) -> None:
+    """Refuse a word on the teacher that is none."""
+    texts = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    if not texts or set(found) not in (set(), {"reference", "fingerprint"}):
+        raise _wrong("teacher", found, "a mapping of its reference and fingerprint, both text")
 
 
 def _mapping(entry: Mapping[str, Any], key: str, kind: type | None = None) -> dict:

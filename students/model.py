@@ -79,7 +79,9 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         for part in self.place.layers.split("."):
             found = getattr(found, part, None)
         layers = found if isinstance(found, torch.nn.ModuleList) else ()
-        if len(layers) != len(self.layout.pattern) or not all(hasattr(layer, self.place.name) for layer in layers):
+        if len(layers) != len(self.layout.pattern) or not all(
+            isinstance(getattr(layer, self.place.name, None), torch.nn.Module) for layer in layers
+        ):
             raise ValueError(
                 f"by config.json's `distill` entry {len(self.layout.pattern)} layers have their attention in "
                 f"{self.place.layers}.*.{self.place.name}, but {type(self).__name__} has {len(layers)} layers there; "

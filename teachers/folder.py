@@ -111,7 +111,10 @@ def read_json(file: Path, most: int = SMALL) -> dict[str, Any]:
         content = json.loads(file.read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
         raise ValueError(f"{file.name} is not a valid JSON file: it is nested too deeply") from error
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except UnicodeDecodeError as error:
+        said = f"it is not UTF-8: {error.reason} at byte {error.start}"
+        raise ValueError(f"{file.name!r} is not a valid JSON file: {said}") from error
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file.name!r} is not a valid JSON file: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} holds a {type(content).__name__}, where an object ({{...}}) belongs")
@@ -260,6 +263,10 @@ def check_tokenizer_files(folder: Path) -> None:
         check_own(file)
         if (size := file.stat().st_size) > SMALL:
             raise ValueError(f"{file.name} has {size:,} bytes, which is no chat template")
+        try:
+            file.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file.name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def check_templates(found: Any, file: str) -> None:

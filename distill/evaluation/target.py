@@ -5,6 +5,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from distill.errors import UserError
@@ -18,6 +19,7 @@ from distill.memory import enough_memory
 from distill.recipe import Data, Recipe, Selected, TextSource
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
+from distill.schema import explain
 
 SHIPPED_HELDOUT = TextSource(path="shipped:heldout.jsonl.xz")
 
@@ -113,7 +115,15 @@ def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
         teacher=reference,
         pattern=layout.pattern,
         mixers=layout.mixers,
-        selected=selected and Selected(**selected),
+        selected=None if selected is None else _selected(selected, path),
         data=data,
         stages=[],
     )
+
+
+def _selected(entry: object, path: str | Path) -> Selected:
+    """What a student's config.json says of how its layout was selected."""
+    try:
+        return Selected.model_validate(entry)
+    except ValidationError as error:
+        raise UserError(explain(error, f"{path}: `selected` in the `distill` entry of config.json", Selected)) from error
