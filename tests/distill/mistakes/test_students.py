@@ -97,7 +97,8 @@ def index_of(name):
 def linked(name):
     def damage(folder):
         (folder / name).unlink()
-        (folder / name).symlink_to(folder.parent.parent / "tiny.yaml")
+        (folder.parent / "secret").write_text("a: secret")
+        (folder / name).symlink_to(folder.parent / "secret")
 
     return damage
 
@@ -210,6 +211,14 @@ DAMAGES = {
         vocabulary(lambda t: t.update(pre_tokenizer=REGEX)),
         ["Oniguruma error: end pattern with unmatc"],
     ),
+    "an expression that never comes to an end": (
+        vocabulary(lambda t: t.update(pre_tokenizer=REGEX | {"pattern": {"Regex": "((a|aa|h| |p)+)+$x"}})),
+        ["breaks off on this prompt: ", "retry-limit-in-match over"],
+    ),
+    "a table of characters that is none": (
+        vocabulary(lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
+        ["cannot be loaded: Precompiled", "tokenizer files there"],
+    ),
     "a token beyond": (vocabulary(lambda t: t["added_tokens"].append(ADDED)), ["has the token 320", "embeds only 320"]),
     "a template that is a number": (tokenizer(chat_template=5), ["tokenizer_config.json: chat_template is 5; it should be"]),
 }
@@ -225,7 +234,7 @@ def student(place, tmp_path):
 def test_damaged_students(place, student, refuse, name):
     damage, parts = DAMAGES[name]
     damage(student)
-    refuse(place, ["generate", student, "a river", "--tokens", "2"], parts)
+    refuse(place, ["generate", student, "a happy" + 60 * "a", "--tokens", "2"], parts)
     assert not (student.parent / RAN).exists(), "code of the folder ran"
 
 
@@ -239,7 +248,10 @@ def test_damaged_students_are_not_judged(place, student, refuse):
 
 def generates(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["distill", "generate", *map(str, arguments)])
-    cli.entry()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.entry()
+    assert not ended.value.code
     return capsys.readouterr().out
 
 
