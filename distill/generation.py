@@ -16,7 +16,7 @@ from distill.stages.nonfinite import first_nonfinite
 from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
-from teachers.checks import panicked
+from teachers.checks import panicked, plain
 from teachers.folder import check_tokenizer_files
 from teachers.quiet import no_panics
 from teachers.teacher import positions_of
@@ -68,7 +68,7 @@ def generated(
         except GraphError as error:
             raise UserError(f"{error}: --no-graphs") from error
         except (ValueError, TypeError) as error:  # settings of generation_config.json that contradict each other
-            said = " ".join(str(error).split()) if isinstance(error, ValueError) else "a setting is of another type"
+            said = plain(str(error)) if isinstance(error, ValueError) else "a setting is of another type"
             raise UserError(f"{path} cannot generate: {said}; look at its generation_config.json") from error
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -150,7 +150,7 @@ def _tokenizer(path: Path, trust_remote_code: bool):
     except BaseException as error:  # what transformers raises on damaged files is of every type
         if not isinstance(error, Exception) and not panicked(error):
             raise
-        said = " ".join(str(error).split())
+        said = plain(str(error))
         if "trust_remote_code" in said:
             raise UserError(f"the tokenizer in {path} comes with code of its own, which is not run: {TRUST}") from error
         if isinstance(error, TypeError | AttributeError | KeyError | IndexError) or not said:
@@ -173,7 +173,7 @@ def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:
         if not panicked(error) and not isinstance(error, OverflowError | TypeError | ValueError):
             raise
         raise UserError(
-            f"the tokenizer in {path} breaks off on this prompt: {' '.join(str(error).split())}; copy the teacher's "
+            f"the tokenizer in {path} breaks off on this prompt: {plain(str(error))}; copy the teacher's "
             "tokenizer files there"
         ) from error
     if not ids:

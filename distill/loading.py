@@ -16,7 +16,7 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.shipped import shipped_folder
 from teachers import folder, gguf
-from teachers.checks import check_size
+from teachers.checks import check_size, plain
 from teachers.fingerprint import difference
 from teachers.foreign import ADAPTER_FILES, plain_config
 from teachers.source import resolve
@@ -92,7 +92,7 @@ def _as_student(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if ran_out(error):
             raise
-        said = " ".join(str(error).split())
+        said = plain(str(error))
         if "trust_remote_code" in said:
             raise UserError(
                 f"{path} is no student that this version knows, and comes with code of its own, which is not run: if you "

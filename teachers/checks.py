@@ -42,7 +42,7 @@ def loading(reference: str, part: str) -> Iterator[None]:
     except BaseException as error:  # tokenizers panics with a class of its own, which is no Exception
         if not isinstance(error, Exception) and not panicked(error):
             raise
-        said = re.sub(r"\s*\n\s*", " ", str(error).strip()).rstrip(".")
+        said = plain(str(error)).rstrip(".")
         if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
             said = f"its entries do not fit each other, or what transformers expects of them ({said[:200]!r})"
         if "trust_remote_code" in said:
@@ -52,6 +52,13 @@ def loading(reference: str, part: str) -> Iterator[None]:
             ) from error
         fix = "" if "huggingface.co" in said else f"; {FIXES[part]}"  # the hub's own messages say what to do
         raise ValueError(f"teacher {reference!r} could not be loaded: its {part}: {said}{fix}") from error
+
+
+def plain(said: str, most: int = 600) -> str:
+    """What a library says, as part of a message: one line without control characters and names of Python's classes, cut
+    where it is long."""
+    said = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(re.sub(r"\x1b\[[\d;]*m|[\x00-\x1f\x7f-\x9f]+", " ", said).split()))
+    return said if len(said) <= most else f"{said[: most - 3]}..."
 
 
 def panicked(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from teachers.checks import panicked
+from teachers.checks import panicked, plain
 from teachers.gguf_config import Architecture, config_of
 from teachers.gguf_facts import Facts
 from teachers.gguf_header import check_header
@@ -69,12 +69,12 @@ def _as_model(path: Path) -> Iterator[None]:
     ValueError."""
     try:
         yield
-    except (ValueError, ImportError, OSError, MemoryError, KeyboardInterrupt):
+    except (ImportError, OSError, MemoryError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not panicked(error):
-            raise
-        said = " ".join(str(error).split()) or f"it raised {type(error).__name__}"
+        if str(path) in str(error) or (not isinstance(error, Exception) and not panicked(error)):
+            raise  # one of ours names the file
+        said = plain(str(error)) or "its entries do not fit each other"
         raise ValueError(f"{path} holds no model that could be rebuilt: {said}; download it again") from error
 
 
