@@ -56,8 +56,8 @@ def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
 
 def _check_teacher(found: Any) -> None:
     """Refuse a word on the teacher that is none."""
-    texts = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
-    if not texts or set(found) not in (set(), {"reference", "fingerprint"}):
+    texts = found.values() if isinstance(found, dict) else [found]
+    if not all(value is None or isinstance(value, str) for value in texts) or isinstance(found, str):
         raise _wrong("teacher", found, "a mapping of its reference and fingerprint, both text")
 
 

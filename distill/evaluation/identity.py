@@ -54,8 +54,8 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
         and how long the check took ("seconds").
 
     Raises:
-        UserError: the teacher is not what its files hold, or its logits are not finite, a part of the student was given no value, or the two differ,
-            naming the first layer that does.
+        UserError: the teacher is not what its files hold, or its logits are not finite, a part of the
+            student was given no value, or the two differ, naming the first layer that does.
     """
     began = time.monotonic()
     try:
