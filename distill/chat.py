@@ -6,6 +6,8 @@ import signal
 from contextlib import suppress
 
 from distill.errors import UserError
+from teachers.checks import plain
+from teachers.quiet import no_panics
 
 SECONDS, MEMORY = 10, 2**30  # that a template may take; published ones take milliseconds
 LONGEST = 2**24  # bytes of a rendered chat
@@ -26,7 +28,7 @@ def render(tokenizer, turns: list[dict[str, str]], where: str, *, answer: bool =
 
     said, reason = _limited(work) if hasattr(os, "fork") else _tried(work)
     if reason is not None:
-        raise UserError(f"the chat template of {where} {reason}; mend it, or leave --chat out")
+        raise UserError(f"the chat template of {where} {plain(reason)}; mend it, or leave --chat out")
     return said
 
 
@@ -46,9 +48,10 @@ def _tried(work) -> tuple[str, str | None]:
 def _limited(work) -> tuple[str, str | None]:
     """As `_tried`, in a child process: nothing else ends a loop, or a string of 10 GB."""
     reads, writes = os.pipe()
-    child = os.fork()
-    if not child:
-        _in_child(work, reads, writes)
+    with no_panics():  # tokenizers says on the standard error that it was forked
+        child = os.fork()
+        if not child:
+            _in_child(work, reads, writes)
     os.close(writes)
     try:
         found = _read(reads)
