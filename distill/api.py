@@ -207,6 +207,7 @@ def generate(
     chat: bool = False,
     temperature: float = 0.0,
     graphs: bool = True,
+    trust_remote_code: bool = False,
     stream: TextIOBase | None = None,
 ) -> str:
     """Let a student go on with a text.
@@ -214,18 +215,21 @@ def generate(
     Args:
         target: a run folder or a student's folder. tokens: new ones at most. chat: wrap the prompt in the tokenizer's chat
             template. temperature: 0 takes the likeliest token, more samples. graphs: on a GPU, replay each token as one CUDA
-            graph. stream: where the text is also written while it comes, `sys.stdout` for one.
+            graph. trust_remote_code: run code that lies in the folder, where no installed code can load it; nothing asks.
+            stream: where the text is also written while it comes, `sys.stdout` for one.
 
     Returns:
         the new text.
 
     Raises:
-        UserError: no finished student there, options out of range, an empty prompt, a chat asked of a tokenizer without a
-            template, or a student that cannot be captured as a graph.
+        UserError: no finished student there, one that is damaged or whose logits are not finite, options out of range, a
+            prompt that is empty, no UTF-8 or longer than the student has positions for, a chat asked of a tokenizer without
+            a template or with one that fails or does not end, or a student that cannot be captured as a graph.
     """
     from distill.generation import generated
 
     options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
+    options["trust_remote_code"] = trust_remote_code
     return generated(Path(target), prompt, stream=stream, **options)
 
 

@@ -5,39 +5,71 @@ from io import TextIOBase
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, BatchEncoding, TextStreamer
+from torch import nn
+from transformers import AutoTokenizer, BatchEncoding, LogitsProcessor, LogitsProcessorList, TextStreamer
 
+from distill.chat import render
 from distill.errors import UserError
-from distill.loading import load_student
+from distill.loading import check_student_files, load_student
 from distill.memory import enough_memory
 from distill.ranges import NEW_TOKENS, TEMPERATURE
+from distill.stages.nonfinite import first_nonfinite
 from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
+from teachers.checks import panicked, plain
+from teachers.folder import check_tokenizer_files
+from teachers.quiet import no_panics
+from teachers.teacher import positions_of
+
+TRUST = "give --trust-remote-code if you have read it and trust it"
 
 
 def generated(
-    target: Path, prompt: str, *, tokens: int, chat: bool, temperature: float, graphs: bool, stream: TextIOBase | None
+    target: Path,
+    prompt: str,
+    *,
+    tokens: int,
+    chat: bool,
+    temperature: float,
+    graphs: bool,
+    trust_remote_code: bool,
+    stream: TextIOBase | None,
 ) -> str:
     """What a student says; see `distill.generate`."""
     path = target / "student" if (target / "recipe.yaml").is_file() else target
     if not path.exists():
         raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
     tokens, temperature = NEW_TOKENS.check(tokens, "--tokens"), TEMPERATURE.check(temperature, "--temperature")
+    _check_prompt(prompt)
     with enough_memory(f"generating with {path}", f"--tokens (now {tokens}) or the length of the prompt"):
-        student = load_student(path).to("cuda" if torch.cuda.is_available() else "cpu")
-        tokenizer = _tokenizer(path)
-        inputs = _encode(tokenizer, prompt, chat, path).to(student.device)
+        check_student_files(path)
+        tokenizer = _tokenizer(path, trust_remote_code)
+        inputs = _encode(tokenizer, prompt, chat, path)
+        student = load_student(path, trust_remote_code).to("cuda" if torch.cuda.is_available() else "cpu")
+        _check_fit(student, tokenizer, inputs["input_ids"], tokens, path)
+        inputs = inputs.to(student.device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         streamer = None if stream is None else Streamer(stream, tokenizer, skip_prompt=chat, skip_special_tokens=True)
         if graphs and student.device.type == "cuda":  # transformers hands its streamer to no function of others
             sampling["custom_generate"] = functools.partial(replayed, streamer=streamer)
         try:
             out = student.generate(
-                **inputs, max_new_tokens=tokens, streamer=streamer, pad_token_id=tokenizer.pad_token_id, **sampling
+                **inputs,
+                **sampling,
+                max_new_tokens=tokens,
+                num_beams=1,
+                streamer=streamer,
+                logits_processor=LogitsProcessorList([Finite(student, path)]),
+                pad_token_id=tokenizer.pad_token_id,
+                tokenizer=tokenizer,  # for stop strings among the student's settings
+                trust_remote_code=False,
             )
         except GraphError as error:
             raise UserError(f"{error}: --no-graphs") from error
+        except (ValueError, TypeError) as error:  # settings of generation_config.json that contradict each other
+            said = plain(str(error)) if isinstance(error, ValueError) else "a setting is of another type"
+            raise UserError(f"{path} cannot generate: {said}; look at its generation_config.json") from error
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -49,28 +81,95 @@ class Streamer(TextStreamer):
         self.stream = stream
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.stream.write(text + ("\n" if stream_end else ""))
+        coding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write(text.encode(coding, errors="replace").decode(coding) + ("\n" if stream_end else ""))
         self.stream.flush()
 
 
-def _tokenizer(path: Path):
+class Finite(LogitsProcessor):
+    """Ends a generation whose logits are not finite; the likeliest of them would be nonsense."""
+
+    def __init__(self, student: nn.Module, path: Path) -> None:
+        self.student, self.path = student, path
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not bool(scores.amax(-1).isfinite().all()):  # single ones may be ruled out by minus infinity
+            forward = functools.partial(self.student, input_ids, use_cache=False)
+            place = first_nonfinite(self.student, forward, self.student.place.layers) or "the output head"
+            raise UserError(
+                f"{self.path} gives logits that are not finite (NaN or infinite); the first such output is that of {place}: "
+                "its weights are damaged, or its training diverged"
+            )
+        return scores
+
+
+def _check_prompt(prompt: str) -> None:
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # what transformers raises on damaged files is of every type
-        said = " ".join(str(error).split())
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the prompt is not UTF-8: its character {error.start + 1} is none; give it as UTF-8 text"
+        ) from error
+
+
+def _check_fit(student: nn.Module, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
+    """Refuse tokens that a student does not embed, and more than it has positions for: where attention stays."""
+    embedded = student.get_input_embeddings().num_embeddings
+    last = max(int(ids.max()), max(tokenizer.get_vocab().values(), default=0))
+    if last >= embedded:
+        raise UserError(
+            f"the tokenizer in {path} has the token {last}, but the student embeds only {embedded}; copy the teacher's "
+            "tokenizer files there"
+        )
+    whole = len(student.layout.converted) == len(student.layout.pattern) and not hasattr(student.config, "n_positions")
+    room = None if whole else positions_of(student.config)
+    if room is None:
+        return
+    room, given = room - student.layout.meta_tokens, ids.shape[1]
+    if given >= room:
+        raise UserError(f"the prompt is {given:,} tokens, but {path} has positions for {room:,}; give it a shorter one")
+    if given + tokens > room:
+        raise UserError(
+            f"--tokens is {tokens:,} behind a prompt of {given:,} tokens, but {path} has positions for {room:,}; make it "
+            f"{room - given:,} or less"
+        )
+
+
+def _tokenizer(path: Path, trust_remote_code: bool):
+    try:
+        if path.is_dir():
+            check_tokenizer_files(path)
+        with no_panics():
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except BaseException as error:  # what transformers raises on damaged files is of every type
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        said = plain(str(error))
+        if "trust_remote_code" in said:
+            raise UserError(f"the tokenizer in {path} comes with code of its own, which is not run: {TRUST}") from error
+        if isinstance(error, TypeError | AttributeError | KeyError | IndexError) or not said:
+            said = "its files hold something else than a tokenizer's"
         raise UserError(
             f"the tokenizer in {path} cannot be loaded: {said}; copy the teacher's tokenizer files there"
         ) from error
 
 
-def _encode(tokenizer, prompt: str, chat: bool, path: Path):
+def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:
     """The prompt's tokens, in the chat template where asked for."""
     if chat and tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template; leave out --chat")
-    if chat:
-        turns = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if chat else encoding.prompt(tokenizer, prompt)
+    said = render(tokenizer, [{"role": "user", "content": prompt}], str(path), answer=True) if chat else prompt
+    try:
+        with no_panics():
+            bare = chat and tokenizer(said, add_special_tokens=False)["input_ids"]
+            ids = bare if chat else encoding.prompt(tokenizer, said)
+    except BaseException as error:
+        if not panicked(error) and not isinstance(error, OverflowError | TypeError | ValueError):
+            raise
+        raise UserError(
+            f"the tokenizer in {path} breaks off on this prompt: {plain(str(error))}; copy the teacher's "
+            "tokenizer files there"
+        ) from error
     if not ids:
-        raise UserError(f"the prompt {prompt!r} holds no token to go on from; give it a word")
+        raise UserError(f"the prompt {prompt[:60]!r} holds no token to go on from; give it a word")
     return BatchEncoding({"input_ids": [ids], "attention_mask": [[1] * len(ids)]}, tensor_type="pt")

@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import students
 import teachers
@@ -16,11 +18,10 @@ from distill.memory import ran_out
 from distill.recipe import Recipe, Selected
 from distill.schema import Schema, explain
 from distill.shipped import shipped_folder
-from teachers.checks import loading
+from teachers import folder, gguf
+from teachers.checks import check_size
 from teachers.fingerprint import difference
-from teachers.foreign import plain_config
-from teachers.gguf import read
-from teachers.gguf_config import config_of
+from teachers.foreign import ADAPTER_FILES, plain_config
 from teachers.source import resolve
 from teachers.teacher import Teacher
 
@@ -39,7 +40,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
             allow_pickle=recipe.teacher_pickle,
             ignore=recipe.teacher_ignore,
         )
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 
 
@@ -57,32 +58,53 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         source = resolve(recipe.teacher, recipe.teacher_pickle)
         location = source.location
         if source.kind == "gguf":
-            return config_of(read(Path(location)))[0]
-        with loading(recipe.teacher, "config"):
-            config = AutoConfig.from_pretrained(location, trust_remote_code=recipe.teacher_trust_remote_code)
+            return gguf.config(Path(location))
+        config = folder.teacher_config(recipe.teacher, location, recipe.teacher_trust_remote_code)
         plain_config(recipe.teacher, config, location)
         return config
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 
 
-def load_student(path: str | Path) -> nn.Module:
+def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module:
     """A student from a folder or a hub id, ready to be judged.
 
+    Args:
+        trust_remote_code: run code that lies in its folder, where it is no student of this version's making.
+
     Raises:
-        UserError: there is none, or its files are damaged.
+        UserError: there is none, its files are damaged, or only code of its own could load it.
     """
     if not os.path.exists(path) and str(path).count("/") != 1:  # a hub id has one; anything else would be asked for in vain
         raise UserError(
             f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
         )
+    check_student_files(path)
+    with _as_student(path):
+        if Path(path).is_dir():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            check_size(str(path), lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        return students.load(path, trust_remote_code=trust_remote_code).eval()
+
+
+@contextmanager
+def _as_student(path: str | Path) -> Iterator[None]:
+    """Turn what transformers raises inside the block on damaged files, which is of every type, into a message."""
     try:
-        return students.load(path).eval()
-    except Exception as error:  # what transformers raises on damaged files is of every type
+        yield
+    except Exception as error:
         if ran_out(error):
             raise
+        said = reason_of(error)
+        if "trust_remote_code" in said:
+            raise UserError(
+                f"{path} is no student that this version knows, and comes with code of its own, which is not run: if you "
+                "have read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
+            ) from error
+        if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
+            said = "the entries of its config.json or generation_config.json do not fit each other"
         raise UserError(
-            f"{path} cannot be loaded as a student: {reason_of(error)}; name a run folder or a whole student's folder"
+            f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
         ) from error
 
 
@@ -111,6 +133,25 @@ def made_of(student: nn.Module, path: str | Path) -> MadeOf:
         return MadeOf(**entries)
     except ValidationError as error:
         raise UserError(explain(error, f"{path}: config.json's distill", MadeOf)) from error
+
+
+def check_student_files(path: str | Path) -> None:
+    """Refuse damaged files of a student's folder before transformers reads them; a hub id's are left to it.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if not Path(path).is_dir():
+        return
+    place = Path(path)
+    with _as_student(path):
+        folder.check_files(place)
+        folder.read_config(place / folder.CONFIG)
+        folder.check_settings(place)
+        folder.check_weight_files(place, allow_pickle=False)
+        for name in ADAPTER_FILES:
+            if Path(name).suffix in folder.PICKLES and (place / name).exists():
+                raise ValueError(f"{name} is an adapter as a pickle, and unpickling runs code: convert it to safetensors")
 
 
 def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> None:

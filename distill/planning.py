@@ -32,6 +32,7 @@ from students.state_size import state_bytes
 from teachers.checks import loading
 from teachers.families import Family, family_of
 from teachers.teacher import Teacher
+from teachers.weights import check_row
 
 BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
 ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
@@ -208,7 +209,9 @@ def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
     try:
         family = family_of(config, recipe.teacher)
         with loading(recipe.teacher, "config"), torch.device("meta"):
-            return family, AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config)
+        check_row(model, family, recipe.teacher)
+        return family, model
     except ValueError as error:
         raise UserError(f"teacher: {error}") from error
 

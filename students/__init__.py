@@ -17,17 +17,36 @@ __all__ = ["Decoder", "GraphError", "Layout", "Place", "Shape", "Shapes", "build
 register_families()
 
 
-def load(path: str | Path, **options):
+def load(path: str | Path, *, trust_remote_code: bool = False, **options):
     """Load a student from a folder or a hub id; `options` go to transformers' `from_pretrained` (dtype, device_map ...).
 
+    It is built from the classes of this package: code that lies beside it never runs unless asked to, and nothing is
+    unpickled.
+
+    Args:
+        trust_remote_code: run the code of a folder that is no student of this version's making.
+
     Raises:
-        ValueError: what lies there is not a student of ours, or lacks some of its weights.
+        ValueError: what lies there is not a student of ours, lacks some of its weights, or has some of another shape or
+            that are not finite.
     """
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    usual = {"use_safetensors": True} | ({} if "quantization_config" in options else {"ignore_mismatched_sizes": True})
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, trust_remote_code=trust_remote_code, **usual | options
+    )
     if not hasattr(model, "layout"):
         raise ValueError(f"{path} holds a {type(model).__name__}, not a student made by distill")
     if missing := sorted(info["missing_keys"]):  # transformers would leave them random
         raise ValueError(f"{path} has no weights for {missing[0]} ({len(missing)} missing in all); its files are not whole")
+    if mismatched := sorted(info["mismatched_keys"]):  # these too
+        name, found, wanted = mismatched[0]
+        raise ValueError(
+            f"{path}: {name} has the shape {list(found)}, but by config.json it is {list(wanted)}; config and weights do "
+            "not belong together"
+        )
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not tensor.is_meta and tensor.itemsize > 1 and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path} has weights that are not finite (NaN or infinite), the first in {name}")
     return model

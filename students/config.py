@@ -1,18 +1,14 @@
-"""A student's layout, and where it lives: under the key `distill` of the skeleton's own config.json."""
+"""A student's layout, its place in the skeleton and the attention that it was made from; `entry.py` writes them down."""
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
 
 from students.compat import brings_code
 from students.mixers import check_options, has_own_window, make_mixer, mixer_class
 from students.mixers.mixer import Mixer, Shape
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
-FORMAT = 2
-WHERE = "config.json's distill"
 
 
 @dataclass(frozen=True)
@@ -200,74 +196,3 @@ def _text_keys(options: dict) -> dict:
     """Options whose layers are named as JSON will name them."""
     by_layer = _by_layer(options).items()
     return options | {name: {str(layer): value for layer, value in values.items()} for name, values in by_layer}
-
-
-def to_dict(layout: Layout, place: Place, shapes: Shapes) -> dict:
-    """What config.json holds under `distill`."""
-    attention = {**asdict(shapes.shape), "exceptions": {str(layer): changes for layer, changes in shapes.exceptions.items()}}
-    return {"format": FORMAT, "layout": asdict(layout), "place": asdict(place), "attention": attention}
-
-
-def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
-    """The reverse of `to_dict`.
-
-    Raises:
-        ValueError: the entry was written in another format, or is not what `to_dict` writes, naming the place.
-    """
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
-        found = entry.get("format") if isinstance(entry, dict) else entry
-        raise ValueError(f"config.json's `distill` entry has format {found!r}; this version reads {FORMAT}")
-    attention = entry.get("attention")
-    if not isinstance(attention, dict) or not isinstance(attention.get("exceptions"), dict):
-        raise ValueError(f"{WHERE}.attention is no mapping with the exceptions of its layers")
-    rule = {name: value for name, value in attention.items() if name != "exceptions"}
-    shape, exceptions = _made(Shape, rule, f"{WHERE}.attention"), {}
-    for layer, changes in attention["exceptions"].items():
-        if not layer.isdecimal() or not isinstance(changes, dict):
-            raise ValueError(f"{WHERE}.attention.exceptions: {layer!r} is no layer's mapping")
-        exceptions[int(layer)] = changes
-        _made(Shape, rule | changes, f"{WHERE}.attention.exceptions.{layer}")
-    layout = _made(Layout, entry.get("layout"), f"{WHERE}.layout")
-    layout.check()
-    return layout, _made(Place, entry.get("place"), f"{WHERE}.place"), Shapes(shape, exceptions)
-
-
-def _made(kind: type, entry: dict, where: str):
-    """An object of a dataclass from a mapping of its fields, each of its type; whole numbers are not negative.
-
-    Raises:
-        ValueError: naming the place.
-    """
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {str(entry)[:60]!r}, not a mapping")
-    types = get_type_hints(kind)
-    for name, value in entry.items():
-        if name not in types:
-            raise ValueError(f"{where}.{name} is not a key here")
-        if not _fits(value, types[name]):
-            raise ValueError(f"{where}.{name} is {str(value)[:60]!r}, which is no {_called(types[name])}")
-    for one in fields(kind):
-        if one.name not in entry and one.default is MISSING is one.default_factory:
-            raise ValueError(f"{where}.{one.name} is missing")
-    try:
-        return kind(**entry)
-    except ArithmeticError as error:
-        raise ValueError(f"{where} has a size of 0") from error
-
-
-def _fits(value, kind) -> bool:
-    """Whether a value read from JSON is of a type."""
-    if get_origin(kind) is dict:
-        inner = get_args(kind)[1]
-        return isinstance(value, dict) and all(_fits(part, get_origin(inner) or inner) for part in value.values())
-    if get_args(kind):  # one of several
-        return any(_fits(value, one) for one in get_args(kind))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    return isinstance(value, kind)
-
-
-def _called(kind) -> str:
-    return str(getattr(kind, "__name__", kind)) if not get_args(kind) else str(kind).replace("typing.", "")

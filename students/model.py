@@ -24,7 +24,8 @@ from students.compat import (
     attention_implementation,
     set_attention_implementation,
 )
-from students.config import Layout, Place, Shapes, StudentConfigMixin, from_dict, to_dict
+from students.config import Layout, Place, Shapes, StudentConfigMixin
+from students.entry import from_dict, to_dict
 from students.generating import Generating
 from students.inputs import Inputs, checked
 from students.meta_tokens import MetaTokens, TextCache
@@ -47,10 +48,7 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
         self.layout, self.place, shapes = from_dict(config.distill)
-        layers = self.get_submodule(self.place.layers)
-        pattern = self.layout.pattern
-        if len(layers) != len(pattern):
-            raise ValueError(f"the layout's pattern {pattern!r} is for {len(pattern)} layers, not {len(layers)}")
+        layers = self._layers()
         self.givers = self.layout.givers
         keys_of = {giver: giver for giver in self.givers.values()} | self.givers
         for index in self.layout.converted:
@@ -70,6 +68,26 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         width, before_zero = self.get_input_embeddings().embedding_dim, bool(self.length_rules)
         self.meta_tokens = MetaTokens(count, width, before_zero=before_zero) if count else None
         self.watch_body()
+
+    def _layers(self) -> torch.nn.ModuleList:
+        """The list of layers.
+
+        Raises:
+            ValueError: by config.json it is elsewhere, not as long as the layout, or without attention in the place named.
+        """
+        found: torch.nn.Module | None = self
+        for part in self.place.layers.split("."):
+            found = getattr(found, part, None)
+        layers = found if isinstance(found, torch.nn.ModuleList) else ()
+        if len(layers) != len(self.layout.pattern) or not all(
+            isinstance(getattr(layer, self.place.name, None), torch.nn.Module) for layer in layers
+        ):
+            raise ValueError(
+                f"by config.json's `distill` entry {len(self.layout.pattern)} layers have their attention in "
+                f"{self.place.layers}.*.{self.place.name}, but {type(self).__name__} has {len(layers)} layers there; "
+                "config.json does not belong together"
+            )
+        return layers
 
     @property
     def mixers(self) -> dict[int, Mixer]:

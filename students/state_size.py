@@ -12,7 +12,8 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from students.cache import MixerState
 from students.compat import fake_tensors, real_tensors
-from students.config import Layout, from_dict
+from students.config import Layout
+from students.entry import from_dict
 from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.sharing import SharedKeys
 

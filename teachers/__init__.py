@@ -1,19 +1,22 @@
 """Teachers: the Transformers that students learn from. Nothing here trains."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from teachers.checks import check_tokenizer, check_weights, keep_own_head, loading
+from teachers.checks import check_size, check_tokenizer, check_weights, keep_own_head, loading
 from teachers.compat import forget_lengths
 from teachers.families import FAMILIES, family_of
 from teachers.files import folder_of
+from teachers.folder import check_folder, teacher_config
 from teachers.foreign import check_adapter_files, plain_config
-from teachers.quiet import no_bars_in_logs
+from teachers.quiet import no_bars_in_logs, no_panics
 from teachers.source import resolve
 from teachers.teacher import Teacher
+from teachers.weights import check_row
 
 __all__ = ["FAMILIES", "Teacher", "load"]
 
@@ -40,7 +43,7 @@ def load(
             finite or without a place, an adapter, quantised weights, and a tokenizer with more entries than the model has
             embeddings.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve(reference, allow_pickle)
     location, read_tokenizer = source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
@@ -50,20 +53,22 @@ def load(
         location, read_tokenizer = str(gguf.converted(Path(location))), gguf_tokenizer.load
     check_adapter_files(reference, location)
     trust = {"trust_remote_code": trust_remote_code}
-    with loading(reference, "config"):
-        config = AutoConfig.from_pretrained(location, **trust)
+    config = teacher_config(reference, location, trust_remote_code)
     family = family_of(config, reference)
     plain_config(reference, config, location)
+    check_folder(reference, location, allow_pickle)
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     safetensors = {} if allow_pickle else {"use_safetensors": True}
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # by check_weights
     with loading(reference, "weights"), no_bars_in_logs():
+        check_size(location, lambda: AutoModelForCausalLM.from_config(deepcopy(config), **attention, **trust))
         model, info = AutoModelForCausalLM.from_pretrained(
             location, config=config, dtype=dtype, **attention, **safetensors, **checked, **trust
         )
+    check_row(model, family, reference)
     ignored = check_weights(reference, location, model, info, ignore)
     keep_own_head(model)
-    with loading(reference, "tokenizer"):
+    with loading(reference, "tokenizer"), no_panics():
         tokenizer = read_tokenizer(location)
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)

@@ -1,23 +1,29 @@
 """Whether what was loaded is a whole teacher: what transformers raises or passes over in silence, as one message each."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.files import stored_tensors
+from teachers.fingerprint import PROBES
 from teachers.foreign import MERGE, check_tensors
+from teachers.quiet import no_panics
 
 FIXES = {
     "GGUF file": "download it again",
     "config": "bring back its config.json",
+    "generation settings": "bring back its generation_config.json, or take it away",
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
 }
+RUNS = tuple(500 * part for part in (" ", "a", "A", "1", "!", "\n", "\u00e9", "a ", "a1"))  # where expressions backtrack
 SHOWN = 3  # tensors that a message names
+SPARE = 2**26  # values that a model may have beyond its files before it is not even tried
 # Tensors that old checkpoints hold and no model reads: tables that are computed today, causal masks.
 HARMLESS = ("*rotary_emb.inv_freq", "*.attn.bias", "*.attention.bias", "*.masked_bias", "*position_ids")
 
@@ -31,10 +37,14 @@ def loading(reference: str, part: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        said = re.sub(r"\s*\n\s*", " ", str(error).strip()).rstrip(".") or type(error).__name__
+    except BaseException as error:  # tokenizers panics with a class of its own, which is no Exception
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        said = plain(str(error)).rstrip(".")
+        if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
+            said = f"its entries do not fit each other, or what transformers expects of them ({said[:200]!r})"
         if "trust_remote_code" in said:
             raise ValueError(
                 f"teacher {reference!r} comes with modelling code of its own, which loading it would run: set "
@@ -42,6 +52,41 @@ def loading(reference: str, part: str) -> Iterator[None]:
             ) from error
         fix = "" if "huggingface.co" in said else f"; {FIXES[part]}"  # the hub's own messages say what to do
         raise ValueError(f"teacher {reference!r} could not be loaded: its {part}: {said}{fix}") from error
+
+
+def plain(said: str, most: int = 600) -> str:
+    """What a library says, as part of a message: one line without control characters and names of Python's classes, cut
+    where it is long."""
+    said = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(re.sub(r"\x1b\[[\d;]*m|[\x00-\x1f\x7f-\x9f]+", " ", said).split()))
+    return said if len(said) <= most else f"{said[: most - 3]}..."
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether code in Rust (tokenizers, safetensors) broke off: pyo3's PanicException, which is exported nowhere."""
+    return type(error).__name__ == "PanicException"
+
+
+def check_size(location: str, build: Callable[[], nn.Module]) -> None:
+    """Refuse a config that describes a far larger model than the files hold: what is missing there would be made up, in all
+    of its size.
+
+    Args:
+        build: makes the model; it is called on the meta device.
+
+    Raises:
+        ValueError: giving both numbers.
+    """
+    stored = stored_tensors(location)
+    if stored is None:
+        return
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in build().parameters())
+    held = sum(tensor.size for tensor in stored.values())
+    if wanted > 2 * held + SPARE:
+        raise ValueError(
+            f"by config.json the model has {wanted:,} values, but its files hold {held:,}; config and weights do not belong "
+            "together"
+        )
 
 
 def check_weights(
@@ -137,7 +182,8 @@ def keep_own_head(model: PreTrainedModel) -> None:
 
 
 def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more entries than the model has embeddings.
+    """Refuse a tokenizer with more entries than the model has embeddings, one that breaks off on some text, or one that
+    gives tokens beyond its own entries.
 
     Raises:
         ValueError: giving both numbers.
@@ -148,6 +194,13 @@ def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTraine
         raise ValueError(
             f"{reference}: the tokenizer has {entries} entries, but the model embeds only {embedded}; they do not "
             f"belong together: {FIXES['tokenizer']}"
+        )
+    with loading(reference, "tokenizer"), no_panics():
+        highest = max(max(tokenizer(text)["input_ids"], default=0) for text in (*PROBES, *RUNS))
+    if highest >= embedded:
+        raise ValueError(
+            f"{reference}: the tokenizer gives the token {highest}, but the model embeds only {embedded}: "
+            f"{FIXES['tokenizer']}"
         )
 
 

@@ -9,13 +9,17 @@ starts missing parameters at random.
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from teachers.gguf_config import Architecture, Facts, config_of
+from teachers.checks import panicked, plain
+from teachers.gguf_config import Architecture, config_of
+from teachers.gguf_facts import Facts
+from teachers.gguf_header import check_header
 from teachers.gguf_tokenizer import ends_of, suppressed, tokenizer_of
 from teachers.quiet import no_bars_in_logs
 from teachers.source import cache_folder
@@ -30,6 +34,7 @@ def converted(path: Path) -> Path:
         ImportError: the gguf package is not installed.
         ValueError: the file is not GGUF, is damaged, or holds a model that cannot be rebuilt exactly; says why.
     """
+    read(path)  # what is no model should not be hashed first
     digest = hashlib.sha256(CONVERTER.encode())
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -39,11 +44,38 @@ def converted(path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
         try:
-            _convert(path, scratch)
+            with _as_model(path):
+                _convert(path, scratch)
             _move_into_place(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def config(path: Path):
+    """The transformers config of a file's model, without its weights.
+
+    Raises:
+        ImportError, ValueError: see `converted`.
+    """
+    facts = read(path)
+    with _as_model(path):
+        return config_of(facts)[0]
+
+
+@contextmanager
+def _as_model(path: Path) -> Iterator[None]:
+    """Turn what libraries raise inside the block on entries that contradict each other, which is of every type, into
+    ValueError."""
+    try:
+        yield
+    except (ImportError, OSError, MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if str(path) in str(error) or (not isinstance(error, Exception) and not panicked(error)):
+            raise  # one of ours names the file
+        said = plain(str(error)) or "its entries do not fit each other"
+        raise ValueError(f"{path} holds no model that could be rebuilt: {said}; download it again") from error
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:
@@ -84,6 +116,7 @@ def read(path: Path) -> Facts:
     except ImportError as error:
         raise ImportError("reading GGUF files needs the gguf package: pip install 'distill-hybrids[gguf]'") from error
     try:
+        check_header(path)
         return Facts(GGUFReader(path), path)
     except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}; download it again") from error

@@ -14,78 +14,13 @@ from typing import Any
 import torch
 
 from teachers.compat import rotary_frequencies
+from teachers.config_bounds import EXPERTS, HEADS, LAYERS, POSITIONS, WIDTH, kind, listed, real, shown, whole
+from teachers.gguf_facts import Facts
 
 ORIGINAL_LENGTHS = (8192, 4096, 2048, 16384, 32768)  # tried for llama3 scaling; the file does not say
-# Entries that describe a model without changing what it computes.
-HARMLESS = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooling_type"}
-
-
-class Facts:
-    """A file's entries and the shapes of its tensors, by name; remembers which entries were asked for.
-
-    Names of entries are given without the architecture that they begin with in the file.
-    """
-
-    def __init__(self, reader, path: Path) -> None:
-        """reader: a gguf.GGUFReader."""
-        self.path, self._fields, self._asked = path, reader.fields, set()
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.taken: set[str] = set()  # tensors that became part of the config
-        self.architecture = self.general("general.architecture")
-
-    def general(self, name: str) -> Any:
-        """An entry by its whole name, None where there is none."""
-        return self._fields[name].contents() if name in self._fields else None
-
-    def names(self, start: str) -> list[str]:
-        """The whole names of the entries that begin so."""
-        return [name for name in self._fields if name.startswith(start)]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An entry of the model, `default` where there is none."""
-        self._asked.add(name)
-        found = self.general(f"{self.architecture}.{name}")
-        return default if found is None else found
-
-    def need(self, name: str) -> Any:
-        """An entry that must be there, a number and not one for each layer.
-
-        Raises:
-            ValueError: it is not.
-        """
-        found = self.get(name)
-        if found is None:
-            raise ValueError(f"{self.path} does not say {self.architecture}.{name}")
-        if isinstance(found, list):
-            raise ValueError(f"{self.path}: {self.architecture}.{name} differs from layer to layer, which is not supported")
-        return found
-
-    def rows(self, tensor: str) -> int:
-        """Output features of a tensor.
-
-        Raises:
-            ValueError: it is not there.
-        """
-        if tensor not in self.tensors:
-            raise ValueError(f"{self.path} has no tensor {tensor}")
-        return int(self.tensors[tensor].shape[-1])
-
-    def count(self, name: str) -> int:
-        """How many values a list has, by its whole name, without reading them."""
-        return len(self._fields[name].data) if name in self._fields else 0
-
-    def vector(self, tensor: str) -> torch.Tensor | None:
-        """A tensor that belongs to the config, None where there is none."""
-        if tensor not in self.tensors:
-            return None
-        self.taken.add(tensor)
-        return torch.tensor(self.tensors[tensor].data.copy(), dtype=torch.float32).flatten()
-
-    def unread(self) -> list[str]:
-        """Entries of the model that nobody asked for and that may matter."""
-        start = f"{self.architecture}."
-        names = {name.removeprefix(start) for name in self._fields if name.startswith(start)}
-        return sorted(start + name for name in names - self._asked - HARMLESS)
+_TEXT, _WINDOW = kind("text", str), whole(0, POSITIONS)
+_FACTOR, _BASE, _SIZE, _LENGTH = real(0, 1e6), real(1e-3, 1e12), whole(1, WIDTH), whole(1, POSITIONS)
+_CAP = real(1e-3, 1e6)
 
 
 @dataclass(frozen=True)
@@ -114,14 +49,14 @@ def config_of(facts: Facts) -> tuple[Any, Architecture]:
 
     if facts.architecture not in ARCHITECTURES:
         raise ValueError(
-            f"{facts.path} is a {facts.architecture!r} model; GGUF files are read of {', '.join(ARCHITECTURES)}: "
+            f"{facts.path} is a {shown(facts.architecture)} model; GGUF files are read of {', '.join(ARCHITECTURES)}: "
             "load the original checkpoint instead"
         )
     architecture = ARCHITECTURES[facts.architecture]
     entries = _usual(facts)
     entries |= architecture.config(facts, entries)
     if unread := facts.unread():
-        values = ", ".join(f"{name} = {str(facts.general(name))[:40]}" for name in unread)
+        values = ", ".join(f"{name} = {shown(facts.general(name))}" for name in unread)
         raise ValueError(f"{facts.path} says {values}, which cannot be honoured here; load the original checkpoint instead")
     config = AutoConfig.for_model(entries.pop("model_type", architecture.model_type), **entries)
     return config, architecture
@@ -129,20 +64,26 @@ def config_of(facts: Facts) -> tuple[Any, Architecture]:
 
 def _usual(facts: Facts) -> dict:
     """What every architecture states alike."""
-    heads = facts.need("attention.head_count")
-    key_heads = facts.need("attention.head_count_kv") if facts.get("attention.head_count_kv") is not None else heads
-    if facts.get("expert_count"):
+    heads = facts.need("attention.head_count", whole(1, HEADS))
+    stated = facts.get("attention.head_count_kv", single=True)
+    key_heads = heads if stated is None else facts.need("attention.head_count_kv", whole(1, HEADS))
+    if heads % key_heads:
+        raise ValueError(
+            f"{facts.path}: {facts.architecture}.attention.head_count_kv is {key_heads}, which does not divide the {heads} "
+            "heads; download it again"
+        )
+    if facts.get("expert_count", rule=whole(0, EXPERTS)):
         raise ValueError(f"{facts.path} is a mixture of experts, which is not read from GGUF; load the original checkpoint")
     entries = {
         "vocab_size": facts.rows("token_embd.weight"),
-        "hidden_size": facts.need("embedding_length"),
-        "intermediate_size": facts.need("feed_forward_length"),
-        "num_hidden_layers": facts.need("block_count"),
+        "hidden_size": facts.need("embedding_length", _SIZE),
+        "intermediate_size": facts.need("feed_forward_length", _SIZE),
+        "num_hidden_layers": facts.need("block_count", whole(1, LAYERS)),
         "num_attention_heads": heads,
         "num_key_value_heads": key_heads,
         "head_dim": _head_dim(facts, heads, key_heads),
-        "max_position_embeddings": facts.need("context_length"),
-        "rms_norm_eps": facts.need("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": facts.need("context_length", _LENGTH),
+        "rms_norm_eps": facts.need("attention.layer_norm_rms_epsilon", real(0, 1)),
         "tie_word_embeddings": "output.weight" not in facts.tensors,
     }
     return entries
@@ -154,43 +95,48 @@ def _head_dim(facts: Facts, heads: int, key_heads: int) -> int:
         rows, parts = facts.rows("blk.0.attn_qkv.weight"), heads + 2 * key_heads
     else:
         rows, parts = facts.rows("blk.0.attn_q.weight"), heads
-    head_dim = rows // parts
+    head_dim, over = divmod(rows, parts)
+    if over or not head_dim:
+        raise ValueError(
+            f"{facts.path}: {facts.architecture}.attention.head_count is {heads}, but the first layer's queries have {rows} "
+            "rows, which so many heads cannot share; download it again"
+        )
     for name in ("attention.key_length", "attention.value_length"):
-        if facts.get(name, head_dim) != head_dim:
+        if (width := facts.get(name, head_dim, _SIZE)) != head_dim:
             raise ValueError(
-                f"{facts.path}: {facts.architecture}.{name} is {facts.get(name)}, but the queries have heads of {head_dim}"
+                f"{facts.path}: {facts.architecture}.{name} is {width}, but the queries have heads of {head_dim}"
             )
     return head_dim
 
 
 def _rope(facts: Facts, head_dim: int) -> dict:
     """Rotary parameters of the whole head: plain, linear, yarn, or llama3 by its stored divisors."""
-    if facts.get("rope.dimension_count", head_dim) != head_dim:
+    if (rotated := facts.get("rope.dimension_count", head_dim, _SIZE)) != head_dim:
         raise ValueError(
-            f"{facts.path}: {facts.architecture}.rope.dimension_count is {facts.get('rope.dimension_count')} of heads of "
-            f"{head_dim}; partial rotary embedding is not read for this architecture"
+            f"{facts.path}: {facts.architecture}.rope.dimension_count is {rotated} of heads of {head_dim}; partial "
+            "rotary embedding is not read for this architecture"
         )
-    theta = {"rope_theta": float(facts.get("rope.freq_base", 10_000.0))}
-    kind = facts.get("rope.scaling.type", "linear")  # as llama.cpp: a factor alone is linear
-    factor = float(facts.get("rope.scaling.factor", 0.0)) or 1.0
-    original = facts.get("rope.scaling.original_context_length", facts.need("context_length"))
+    theta = {"rope_theta": float(facts.get("rope.freq_base", 10_000.0, _BASE))}
+    scaling = facts.get("rope.scaling.type", "linear", _TEXT)  # as llama.cpp: a factor alone is linear
+    factor = float(facts.get("rope.scaling.factor", 0.0, _FACTOR)) or 1.0
+    original = facts.get("rope.scaling.original_context_length", facts.need("context_length", _LENGTH), _LENGTH)
     betas = {
-        f"beta_{name}": float(facts.get(f"rope.scaling.yarn_beta_{name}", usual))
+        f"beta_{name}": float(facts.get(f"rope.scaling.yarn_beta_{name}", usual, _FACTOR))
         for name, usual in (("fast", 32), ("slow", 1))
     }
     divisors = facts.vector("rope_freqs.weight")
     divided = divisors is not None and not torch.allclose(divisors, torch.ones_like(divisors))
-    plain = kind == "none" or (kind == "linear" and factor == 1.0)
-    if kind not in ("none", "linear", "yarn") or (divided and not plain):
+    plain = scaling == "none" or (scaling == "linear" and factor == 1.0)
+    if scaling not in ("none", "linear", "yarn") or (divided and not plain):
         raise ValueError(
-            f"{facts.path}: {facts.architecture}.rope.scaling.type {kind!r}{' beside rope_freqs.weight' if divided else ''} "
-            "is not read here; load the original checkpoint instead"
+            f"{facts.path}: {facts.architecture}.rope.scaling.type {shown(scaling)}"
+            f"{' beside rope_freqs.weight' if divided else ''} is not read here; load the original checkpoint instead"
         )
     if divided:
         return llama3_rope(divisors, theta["rope_theta"], facts.path)
     if plain:
         return {"rope_type": "default", **theta}
-    if kind == "linear":
+    if scaling == "linear":
         return {"rope_type": "linear", "factor": factor, **theta}
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **betas, **theta}
 
@@ -226,7 +172,7 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
 
 def _llama(facts: Facts, entries: Mapping) -> dict:
     """Llama, and Mistral, whose only difference is a window that most of its files leave out."""
-    window = facts.get("attention.sliding_window")
+    window = facts.get("attention.sliding_window", rule=_WINDOW)
     found = {"rope_parameters": _rope(facts, entries["head_dim"])}
     if window:
         return found | {"model_type": "mistral", "sliding_window": window}
@@ -241,17 +187,23 @@ def _qwen(facts: Facts, entries: Mapping) -> dict:
 
 def _phi3(facts: Facts, entries: Mapping) -> dict:
     """Phi-3: part of the head rotated, and two sets of divisors of its frequencies, for short and for long text."""
-    dimensions = facts.get("rope.dimension_count", entries["head_dim"])
-    original = facts.get("rope.scaling.original_context_length", entries["max_position_embeddings"])
+    dimensions = facts.get("rope.dimension_count", entries["head_dim"], _SIZE)
+    original = facts.get("rope.scaling.original_context_length", entries["max_position_embeddings"], _LENGTH)
     rope = {
         "rope_type": "default",
-        "rope_theta": float(facts.get("rope.freq_base", 10_000.0)),
+        "rope_theta": float(facts.get("rope.freq_base", 10_000.0, _BASE)),
         "partial_rotary_factor": dimensions / entries["head_dim"],
     }
-    if facts.get("rope.scaling.type", "longrope") not in ("longrope", "none"):
-        raise ValueError(f"{facts.path}: phi3.rope.scaling.type {facts.get('rope.scaling.type')!r} is not read here")
+    if (scaling := facts.get("rope.scaling.type", "longrope", _TEXT)) not in ("longrope", "none"):
+        raise ValueError(f"{facts.path}: phi3.rope.scaling.type {scaling!r} is not read here")
     long, short = facts.vector("rope_factors_long.weight"), facts.vector("rope_factors_short.weight")
-    attention_factor = facts.get("rope.scaling.attn_factor")
+    for divisors in (long, short):
+        if divisors is not None and len(divisors) != dimensions // 2:
+            raise ValueError(
+                f"{facts.path} stores {len(divisors)} factors of rotary frequencies for {dimensions} rotated channels of a "
+                "head; download it again"
+            )
+    attention_factor = facts.get("rope.scaling.attn_factor", rule=_FACTOR)
     if long is not None and short is not None:
         rope |= {
             "rope_type": "longrope",
@@ -260,8 +212,13 @@ def _phi3(facts: Facts, entries: Mapping) -> dict:
             "original_max_position_embeddings": original,
         }
         rope |= {} if attention_factor is None else {"attention_factor": float(attention_factor)}
-    window = facts.get("attention.sliding_window") or None  # 0 says that there is none
+    window = facts.get("attention.sliding_window", rule=_WINDOW) or None  # 0 says that there is none
     return {"rope_parameters": rope, "original_max_position_embeddings": original, "sliding_window": window}
+
+
+def _slides(value: Any) -> str | None:
+    """The rule of a pattern of windows: every so many layers one without, or whether each layer has one."""
+    return whole(1, LAYERS)(value) if isinstance(value, int) else listed(kind("true or false", bool))(value)
 
 
 def _gemma(facts: Facts, entries: Mapping, version: int) -> dict:
@@ -269,22 +226,27 @@ def _gemma(facts: Facts, entries: Mapping, version: int) -> dict:
     layers, head_dim = entries["num_hidden_layers"], entries["head_dim"]
     largest = layers == {2: 46, 3: 62}[version]  # the 27B models divide by the width of their heads if they filled the model
     rope = _rope(facts, head_dim)
-    window = facts.get("attention.sliding_window", 4096 if version == 2 else None)
-    pattern = facts.get("attention.sliding_window_pattern", {2: 2, 3: 6}[version])
+    window = facts.get("attention.sliding_window", 4096 if version == 2 else None, _WINDOW)
+    pattern = facts.get("attention.sliding_window_pattern", {2: 2, 3: 6}[version], _slides, single=False)
+    if isinstance(pattern, list) and len(pattern) != layers:
+        raise ValueError(
+            f"{facts.path}: {facts.architecture}.attention.sliding_window_pattern has {len(pattern)} entries for {layers} "
+            "layers; download it again"
+        )
     slides = pattern if isinstance(pattern, list) else [layer % pattern < pattern - 1 for layer in range(layers)]
     found = {
         "query_pre_attn_scalar": entries["hidden_size"] // entries["num_attention_heads"] if largest else head_dim,
         "sliding_window": window,
         "layer_types": ["sliding_attention" if window and slide else "full_attention" for slide in slides],
-        "final_logit_softcapping": facts.get("final_logit_softcapping", 30.0 if version == 2 else None),
+        "final_logit_softcapping": facts.get("final_logit_softcapping", 30.0 if version == 2 else None, _CAP),
     }
-    local = facts.get("rope.freq_base_swa", 10_000.0 if version == 3 else rope["rope_theta"])
+    local = facts.get("rope.freq_base_swa", 10_000.0 if version == 3 else rope["rope_theta"], _BASE)
     if version == 3:
         sliding = {"rope_type": "default", "rope_theta": float(local)}
         return found | {"rope_parameters": {"full_attention": rope, "sliding_attention": sliding}}
     if local != rope["rope_theta"]:
         raise ValueError(f"{facts.path}: gemma2.rope.freq_base_swa is {local}, but Gemma 2 has one rotary base")
-    return found | {"rope_parameters": rope, "attn_logit_softcapping": facts.get("attn_logit_softcapping", 50.0)}
+    return found | {"rope_parameters": rope, "attn_logit_softcapping": facts.get("attn_logit_softcapping", 50.0, _CAP)}
 
 
 ARCHITECTURES = {

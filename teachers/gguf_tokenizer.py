@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from teachers.gguf_config import Facts
+from teachers.config_bounds import TOKENS, kind, listed, real, shown, whole
+from teachers.gguf_facts import Facts
 from teachers.gguf_vocabulary import splitter, vocabulary_of
 
 GGML = "tokenizer.ggml."
@@ -28,12 +29,18 @@ SPECIAL = {
 UNSTATED = {"bos": 1, "eos": 2, "unk": 0}  # ids of SentencePiece vocabularies that do not say, as llama.cpp has them
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # in tokenizer.ggml.token_type
 TEMPLATES = "tokenizer.chat_template"  # and, with a dot and a name, further ones
-HONOURED = {
-    *(f"{GGML}{name}_token_id" for name in SPECIAL.values()),
-    *(f"{GGML}{name}" for name in ("model", "pre", "tokens", "token_type", "scores", "merges", "suppress_tokens")),
-    *(f"{GGML}add_{name}" for name in ("bos_token", "eos_token", "space_prefix")),
-    *(f"{GGML}{name}_token_id" for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")),
-    TEMPLATES,
+LONGEST = 1024  # characters of an entry of a vocabulary
+_TEXT, _TRUTH, _INDEX = kind("text", str), kind("true or false", bool), whole(0, 2**32)
+HONOURED = {  # with what each should be
+    **{f"{GGML}{name}_token_id": _INDEX for name in SPECIAL.values()},
+    **{f"{GGML}{name}_token_id": _INDEX for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")},
+    **{f"{GGML}{name}": _TEXT for name in ("model", "pre")},
+    **{f"{GGML}{name}": listed(_TEXT) for name in ("tokens", "merges")},
+    **{f"{GGML}add_{name}": _TRUTH for name in ("bos_token", "eos_token", "space_prefix")},
+    f"{GGML}token_type": listed(whole(0, 255)),
+    f"{GGML}scores": listed(real(-1e30, 1e30)),
+    f"{GGML}suppress_tokens": listed(whole(-TOKENS, 2**32)),
+    TEMPLATES: _TEXT,
 }
 _INFILLING = "it marks the parts of a text with a gap, which nothing here fills; in text the token counts as any other"
 _UNIGRAM = "of Unigram vocabularies alone; llama.cpp reads it of no other"
@@ -100,8 +107,10 @@ def _account_for_entries(facts: Facts) -> None:
     for name in facts.names("tokenizer."):
         if name in IGNORED:
             _log.info("%s: %s is left out: %s", facts.path, name, IGNORED[name])
-        elif name not in HONOURED and not name.startswith(f"{TEMPLATES}."):
-            unknown.append(f"{name} = {str(facts.general(name))[:40]}")
+        elif name in HONOURED or name.startswith(f"{TEMPLATES}."):
+            facts.general(name, HONOURED.get(name, _TEXT))
+        else:
+            unknown.append(f"{name} = {shown(facts.general(name))}")
     if unknown:
         raise ValueError(
             f"{facts.path} says {', '.join(unknown)}, which is not known here and may change how text is read; load the "
@@ -119,6 +128,8 @@ def tokens_of(facts: Facts) -> list[str]:
     if not tokens:
         raise ValueError(f"{facts.path} does not say {GGML}tokens")
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as llama.cpp
+    if (longest := max(map(len, tokens))) > LONGEST:
+        raise ValueError(f"{facts.path}: {GGML}tokens holds one of {longest:,} characters; {LONGEST:,} are read at most")
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
         raise ValueError(f"{facts.path}: {GGML}tokens holds {twice!r} twice; download it again")
@@ -168,6 +179,8 @@ def _merges(facts: Facts) -> list[tuple[str, str]]:
     merges = facts.general(f"{GGML}merges")
     if merges is None:
         raise ValueError(f"{facts.path} does not say {GGML}merges, without which its vocabulary cannot be used")
+    if (odd := next((merge for merge in merges if merge.find(" ", 1) < 0), None)) is not None:
+        raise ValueError(f"{facts.path}: {GGML}merges holds {shown(odd)}, which is no pair; download it again")
     return [(merge[: (at := merge.find(" ", 1))], merge[at + 1 :]) for merge in merges]
 
 
@@ -204,7 +217,7 @@ def merges_of(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str,
 
 def _added(facts: Facts, tokens: list[str], kinds: Sequence[int], wanted: tuple[int, ...]) -> list[AddedToken]:
     """Tokens that are found in text whole. Of models that the file calls Phi-3, most swallow spaces behind them."""
-    name = (facts.general("general.name") or "").lower()
+    name = (facts.general("general.name", _TEXT) or "").lower()
     phi3 = "phi-3" in name or "phi3" in name
     return [
         AddedToken(

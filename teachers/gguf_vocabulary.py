@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 from tokenizers import Regex, pre_tokenizers
 
-from teachers.gguf_config import Facts
+from teachers.gguf_facts import Facts
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -1,5 +1,6 @@
-"""transformers kept quiet: no progress bars in a log, no warnings about what is tried."""
+"""transformers kept quiet: no progress bars in a log, no warnings about what is tried, no panics on the standard error."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +32,17 @@ def no_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(usual)
+
+
+@contextmanager
+def no_panics() -> Iterator[None]:
+    """Keep what code in Rust writes where it breaks off from the standard error: the exception that follows says it too."""
+    sys.stderr.flush()
+    usual, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(usual, 2)
+        os.close(usual)
+        os.close(nowhere)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from teachers.checks import check_account
 from teachers.compat import knows_windows
@@ -17,6 +17,27 @@ from teachers.families import Family
 from teachers.fingerprint import fingerprint
 from teachers.observe import Observation, observe, project
 from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Tokens of a text that a model of this config has positions for.
+
+    That is `max_position_embeddings`, or more where its rotary embedding is stretched beyond that: YaRN (and linear
+    scaling that names an original length) to `factor` times the original length, dynamic NTK to `factor` times the
+    config's. Configs of Llama 3, longrope and linear scaling (Gemma 3) count the stretched length already. None where
+    nothing says.
+    """
+    known = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    served = [] if known is None else [known]
+    for entry in (rope, *rope.values()) if served else ():
+        if not isinstance(entry, dict) or not entry.get("factor"):
+            continue
+        kind, original = entry.get("rope_type") or entry.get("type"), entry.get("original_max_position_embeddings")
+        original = known if kind == "dynamic" else original
+        if kind in ("yarn", "linear", "dynamic") and original:
+            served.append(int(entry["factor"] * original))
+    return max(served, default=None)
 
 
 @dataclass
@@ -50,24 +71,9 @@ class Teacher:
         return self.config.num_hidden_layers
 
     def positions(self, meta_tokens: int = 0) -> int | None:
-        """Tokens of a text that it has positions for, behind so many learned ones.
-
-        That is `max_position_embeddings`, or more where its rotary embedding is stretched beyond that: YaRN (and linear
-        scaling that names an original length) to `factor` times the original length, dynamic NTK to `factor` times the
-        config's. Configs of Llama 3, longrope and linear scaling (Gemma 3) count the stretched length already. None where
-        nothing says.
-        """
-        known = getattr(self.config, "max_position_embeddings", None)
-        rope = getattr(self.config, "rope_parameters", None) or {}
-        served = [] if known is None else [known]
-        for entry in (rope, *rope.values()) if served else ():
-            if not isinstance(entry, dict) or not entry.get("factor"):
-                continue
-            kind, original = entry.get("rope_type") or entry.get("type"), entry.get("original_max_position_embeddings")
-            original = known if kind == "dynamic" else original
-            if kind in ("yarn", "linear", "dynamic") and original:
-                served.append(int(entry["factor"] * original))
-        return max(served) - meta_tokens if served else None
+        """Tokens of a text that it has positions for, behind so many learned ones. None where nothing says."""
+        found = positions_of(self.config)
+        return None if found is None else found - meta_tokens
 
     def check_account(self) -> None:
         """Refuse a model that holds other values than its files do, by their headers.

@@ -118,3 +118,38 @@ def _columns(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, 
 
 
 PACKINGS = {"separate": _separate, "stacked": _stacked, "grouped": _grouped, "columns": _columns}
+
+
+def check_row(model: nn.Module, family: Family, reference: str) -> None:
+    """Refuse a row that names modules which the family's class does not have.
+
+    Raises:
+        ValueError: naming the entry of the row, and what is there instead.
+    """
+    kind = type(model).__name__
+    where = f"{reference}: the row of {model.config.model_type!r} in teachers/families.py"
+    layers: nn.Module | None = model
+    for part in family.layers.split("."):
+        layers = getattr(layers, part, None)
+    if not isinstance(layers, nn.ModuleList):
+        lists = ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)) or "none"
+        raise ValueError(
+            f"{where} says layers = {family.layers!r}, but {kind} has no such list of layers; its lists: {lists}"
+        )
+    for index, layer in enumerate(layers):
+        slot = getattr(layer, family.slot, None)
+        if not isinstance(slot, nn.Module):
+            raise ValueError(f"{where} says slot = {family.slot!r}, but layer {index} has {_children(layer)}")
+        for entry, names in (("qkv", family.qkv), ("output", (family.output,))):
+            for name in names:
+                if not isinstance(getattr(slot, name, None), nn.Module):
+                    raise ValueError(
+                        f"{where} says {entry} = {name!r}, but the attention of layer {index} has {_children(slot)}"
+                    )
+
+    if family.packing not in PACKINGS:
+        raise ValueError(f"{where} says packing = {family.packing!r}; it is one of {', '.join(PACKINGS)}")
+
+
+def _children(module: nn.Module) -> str:
+    return ", ".join(name for name, _ in module.named_children()) or "no modules"

@@ -35,7 +35,7 @@ FLOORS = (
     ("stages",),
     ("loading", "text"),
     ("build", "output_head", "recipe", "shipped"),
-    ("disk", "generation_config", "memory", "schema", "strict_json", "yaml_file"),
+    ("disk", "generation_config", "memory", "chat", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),
     ("processes", "ranges"),
     ("compat", "errors", "version"),

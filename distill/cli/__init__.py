@@ -82,3 +82,8 @@ def entry() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except BaseException as error:
+        if debug or type(error).__name__ != "PanicException":  # of tokenizers' code in Rust, which is no Exception
+            raise
+        print(f"error: the tokenizer broke off on a text: {error}; bring back its tokenizer.json", file=sys.stderr)
+        sys.exit(2)

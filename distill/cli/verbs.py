@@ -143,10 +143,14 @@ def generate(
         typer.Option(help="0 takes the likeliest token, more samples.", callback=TEMPERATURE.option("--temperature")),
     ] = 0.0,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="On a GPU, a token is one CUDA graph.")] = True,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code of the folder, where no installed code can load it.")
+    ] = False,
 ) -> None:
     """Let a student go on with a text."""
     quiet_libraries()
     how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
+    how["trust_remote_code"] = trust_remote_code
     distill.generate(target, prompt, stream=sys.stdout, **how)
 
 

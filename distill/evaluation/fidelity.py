@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.evaluation.calibration import calibration_error, rank_agreement
 from distill.evaluation.evaluation import Evaluation
-from distill.evaluation.nonfinite import NotFinite, check_finite
+from distill.evaluation.nonfinite import NotFinite, blame_logits, check_finite
 from distill.evaluation.pairing import COMPARED, mean_and_error
 from distill.evaluation.rows import decimal, difference_of, error_of, lower_on, rows_table
 from distill.output_head import wide_head, wide_logits
@@ -58,7 +58,7 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
         check_finite(teacher, model, hidden, teacher_hidden, batch)
         scored = _score_tokens(hidden, head, teacher_hidden, teacher_head, batch)
         if not all(values.isfinite().all() for values in scored.values()):
-            raise NotFinite(f"the {'teacher' if model is None else 'student'}'s or its teacher's logits are not finite")
+            raise NotFinite(blame_logits(teacher, model, teacher_hidden))
         document = torch.zeros_like(batch.ids) if heldout.documents is None else heldout.documents[index]
         for name, values in {**scored, "weight": batch.weights, "label": batch.labels, "document": document}.items():
             columns[name].append(values.reshape(batch.ids.shape).cpu())

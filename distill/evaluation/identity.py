@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from distill.build import build
 from distill.compat import keep_layers, recompute_layers
 from distill.errors import UserError
+from distill.stages.nonfinite import first_nonfinite, told
 from distill.text.windows import Batch
-from students.config import Layout, Shapes, from_dict
+from students.config import Layout, Shapes
+from students.entry import from_dict
 from students.kernels import backend
 from students.mixers import make_mixer
 from students.mixers.transfer import Projections
@@ -52,8 +54,8 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
         and how long the check took ("seconds").
 
     Raises:
-        UserError: the teacher is not what its files hold, a part of the student was given no value, or the two differ,
-            naming the first layer that does.
+        UserError: the teacher is not what its files hold, or its logits are not finite, a part of the
+            student was given no value, or the two differ, naming the first layer that does.
     """
     began = time.monotonic()
     try:
@@ -64,6 +66,7 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
     with teacher.narrow_windows(WINDOW), _threads(teacher):
         student, _ = build(teacher, Layout("A" * teacher.n_layers))
         wanted = _run(teacher.model, teacher, batch, {"position_ids": batch.positions}, lambda layer, *seen: seen[-1])
+        _check_finite(teacher, batch, wanted)
         at_slot = partial(_attention_error, teacher, from_dict(student.config.distill)[2], set(layout.converted), wanted)
         recompute_layers(student, {"use_reentrant": False})
         try:
@@ -92,6 +95,18 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
         "layers": {str(layer): error for layer, error in errors.items()},
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+def _check_finite(teacher: Teacher, batch: Batch, wanted: Pass) -> None:
+    """Refuse a teacher whose own logits are not finite: nothing can be compared with them, nor learned from them.
+
+    Raises:
+        UserError: naming where it begins, and whether weights are damaged or numbers overflow.
+    """
+    if not bool(wanted.logits.isfinite().all()):
+        forward = partial(teacher.model, input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
+        place = first_nonfinite(teacher.model, forward, teacher.family.layers) or "the output head"
+        raise UserError(f"{teacher.reference}: {told('teacher', place, teacher.model)}; choose another teacher")
 
 
 @contextmanager

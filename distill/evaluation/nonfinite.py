@@ -1,13 +1,16 @@
 """Outputs that are not finite while a model is judged: where they began, instead of NaN in a table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
 from distill.errors import UserError
-from distill.stages.nonfinite import first_nonfinite
+from distill.output_head import wide_head, wide_logits
+from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.text.windows import Batch
 from teachers.teacher import Teacher
+
+HEAD = "the output head"
 
 
 class NotFinite(UserError):
@@ -31,5 +34,17 @@ def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], objec
     whose = "teacher" if model is None else "student"
     place = getattr(model, "place", None)  # of a student; a selection's models hang on the teacher
     layers = teacher.family.layers if place is None else place.layers
-    found = first_nonfinite(teacher.model if model is None else model, forward, layers) or "the output head"
-    return f"the {whose}'s first output that is not finite is that of {found}"
+    blamed = teacher.model if model is None else model
+    return told(whose, first_nonfinite(blamed, forward, layers) or HEAD, blamed)
+
+
+def blame_logits(teacher: Teacher, model: nn.Module | None, wanted: Tensor) -> str:
+    """Whose logits are not finite, where the hidden states are. wanted: the teacher's hidden states [b t d]."""
+    if model is None or not all(part.isfinite().all() for part in _logits(teacher.model, wanted)):
+        return told("teacher", HEAD, teacher.model)
+    return told("student", HEAD, model)
+
+
+def _logits(model: nn.Module, hidden: Tensor) -> Iterator[Tensor]:
+    head = wide_head(model)
+    return (wide_logits(part, head) for part in hidden.flatten(0, 1).split(CHUNK))

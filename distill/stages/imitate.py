@@ -8,16 +8,17 @@ join the text here: the stages before show each mixer the teacher's own inputs, 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.compat import keep_layers, recompute_layers
-from distill.output_head import head_of
+from distill.output_head import head_of, wide_head, wide_logits
 from distill.ranges import SHARE, Range, whole
 from distill.schema import Schema
 from distill.stages import adapters
-from distill.stages.nonfinite import first_nonfinite
+from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
 from distill.text.windows import Batch, Calibration
 from students.kernels.linear_kl import linear_kl
@@ -101,6 +102,7 @@ class Imitate(Stage):
             loss = loss + options.hidden * (error * batch.weights).sum() / batch.weights.sum()
         yield "loss", options.scale * loss
 
+    @torch.no_grad()
     def blame(self, batch: Batch) -> str | None:
         teacher, student = self.teacher, self.student
         runs = {
@@ -109,7 +111,10 @@ class Imitate(Stage):
         }
         for whose, (model, layers, forward) in runs.items():
             if found := first_nonfinite(model, forward, layers):
-                return f"the {whose}'s first output that is not finite is that of {found}"
+                return told(whose, found, model)
+            logits = (wide_logits(part, wide_head(model)) for part in forward().flatten(0, 1).split(CHUNK))
+            if not all(part.isfinite().all() for part in logits):
+                return told(whose, "the output head", model)
         return None
 
     def size(self, batch: Batch) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+CHUNK = 1024  # tokens whose logits are looked at together
+
 
 class _Found(Exception):
     """Ends the forward pass at the first output that is not finite."""
@@ -34,6 +36,21 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], object], layers: str
         for hook in hooks:
             hook.remove()
     return None
+
+
+def told(whose: str, place: str, model: nn.Module) -> str:
+    """A sentence on the first output that is not finite, with its cause: damaged weights, or numbers that overflow.
+
+    Args:
+        whose: "teacher" or "student". place: see `first_nonfinite`.
+    """
+    wrong = next((name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())), None)
+    if wrong is not None:
+        cause = f"its weights are not finite, the first in {wrong}"
+    else:
+        dtype = "bfloat16 or float32" if torch.is_autocast_enabled() else "float32"
+        cause = f"its weights are finite, so its numbers overflow there: they grow beyond what {dtype} holds"
+    return f"the {whose}'s first output that is not finite is that of {place}; {cause}"
 
 
 def _finite(output: object) -> bool:

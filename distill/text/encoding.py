@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from distill.chat import render
+
 TURNS = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
 SHORT = 8  # tokens of which no more may be nothing but space, as behind a chat's last turn
 FURTHER = 3  # tokens that must follow a beginning of text for a chat to go on behind it
@@ -72,7 +74,7 @@ def _turns(tokenizer) -> list[list[int]]:
         return []
     try:
         said = [{"role": role, "content": text} for role, text in TURNS]
-        ids = tokenizer(tokenizer.apply_chat_template(said, tokenize=False), add_special_tokens=False)["input_ids"]
+        ids = tokenizer(render(tokenizer, said, "the teacher"), add_special_tokens=False)["input_ids"]
     except Exception:  # a template may ask for roles of its own, and raise whatever it likes
         return []
     marks, found = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids), []

@@ -145,7 +145,9 @@ class Trainer:
             whose = "the loss" if wrong == ["loss"] else f"the loss of {', '.join(wrong)}"
             blamed = self._blame(step)
             also = f"; {blamed}" if blamed else ""
-            raise NonFinite(f"{whose} at step {step + 1} is {losses[wrong[0]]}{also}; try a lower lr")
+            frozen = blamed is not None and blamed.startswith("the teacher")  # no lr mends what does not train
+            fix = "choose another teacher, or precision=float32" if frozen else "try a lower lr"
+            raise NonFinite(f"{whose} at step {step + 1} is {losses[wrong[0]]}{also}; {fix}")
 
     def _blame(self, step: int) -> str | None:
         """What the stage finds in the step's text, a micro-batch at a time; the weights are still those of the losses."""
