@@ -7,18 +7,16 @@ starts missing parameters at random.
 """
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from teachers.cache import once, writing
 from teachers.gguf_config import Architecture, Facts, config_of
 from teachers.gguf_tokenizer import ends_of, suppressed, tokenizer_of
 from teachers.quiet import no_bars_in_logs
-from teachers.source import cache_folder
 
 CONVERTER = "4"  # part of the cache key: raise it when a conversion changes
 
@@ -34,24 +32,8 @@ def converted(path: Path) -> Path:
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
-    target = cache_folder() / "teachers" / f"{path.stem}-{digest.hexdigest()[:16]}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-        try:
-            _convert(path, scratch)
-            _move_into_place(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def _move_into_place(scratch: Path, target: Path) -> None:
-    try:
-        scratch.rename(target)
-    except OSError:
-        if not target.exists():  # otherwise another process was faster, with the same result
-            raise
+    name = f"{path.stem}-{digest.hexdigest()[:16]}"
+    return once("teachers", name, lambda folder: _convert(path, folder), str(path))
 
 
 def _convert(path: Path, target: Path) -> None:
@@ -68,9 +50,9 @@ def _convert(path: Path, target: Path) -> None:
     model.tie_weights()
     model.generation_config.eos_token_id = ends_of(facts) or None
     model.generation_config.suppress_tokens = suppressed(facts) or None
-    with no_bars_in_logs():
+    with no_bars_in_logs(), writing(target.parent):
         model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+        tokenizer.save_pretrained(target)
 
 
 def read(path: Path) -> Facts:

@@ -20,7 +20,7 @@ from distill.text.heldout import Heldout
 from distill.text.overlap import overlap
 from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
-from teachers.source import cache_folder
+from teachers.cache import cache_folder
 from teachers.teacher import Teacher
 
 
