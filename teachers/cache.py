@@ -1,7 +1,8 @@
 """The cache: what can be made again, made by one process while others wait for it, and never seen half made.
 
-$DISTILL_CACHE/KIND/NAME is filled under a temporary name beside its place and renamed. Who makes it holds a lock in `locks/`,
-which the system takes from a process that dies: what such a process left is removed by the next one that makes anything.
+$DISTILL_CACHE/KIND/NAME is filled under a temporary name beside its place and renamed. Who makes it holds a lock in
+`locks/`, which the system takes from a process that dies: what such a process left is removed by the next one that makes
+anything.
 """
 
 import os
