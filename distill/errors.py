@@ -22,7 +22,7 @@ def nearest(word: str, known) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
 
 
-def shown(name: object, most: int = 300) -> str:
+def named(name: object, most: int = 300) -> str:
     """A name of a file or column for a message: one line, control characters spelled out, its middle left out if long."""
     text = _cut(os.fsdecode(name) if isinstance(name, os.PathLike) else str(name), most)
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from distill.errors import UserError, brief, shown
+from distill.errors import UserError, brief, named
 from distill.recipe import TextSource
 from distill.text import json_file
 from distill.text.files import KINDS, TextFile
-from distill.text.readers import paragraphs
-from distill.text.unpacked import Place, lines
+from distill.text.readers import paragraphs, size
+from distill.text.unpacked import LONGER, Place, lines
 from teachers.cache import CacheError
 
 DOCUMENTS = {"file": "document", "paragraphs": "paragraph", "lines": "line"}  # of a .txt file, and datasets' word for it
@@ -111,11 +111,8 @@ def label_and_text(row: Mapping, column: str, label: str | None, where: str, lon
             f"{where}: the column {column!r} holds {type(text).__name__}, not text ({brief(text)}); there are "
             f"{', '.join(row)}"
         )
-    if text and 4 * len(text) > longest and len(text.encode()) > longest:
-        raise UserError(
-            f"{where}: a document is longer than {longest:,} bytes, the most that it may have; set data.longest_document "
-            "higher: memory grows with it"
-        )
+    if text and size(text) > longest:
+        raise UserError(f"{where}: a document is longer than {longest:,} bytes, the most that it may have; {LONGER}")
     return {"label": str(row["source"]) if label is None else label, "text": text or ""}
 
 
@@ -135,7 +132,7 @@ def _check_descriptions(folder: Path, where: str) -> None:
         for place in _places(_description(file, where)):
             if os.path.isabs(place) or ".." in Path(place).parts or ":" in place or place.startswith("~"):
                 raise UserError(
-                    f"{where}: {shown(file)} names {brief(place)}, which is not in its folder; a data set's files are its "
+                    f"{where}: {named(file)} names {brief(place)}, which is not in its folder; a data set's files are its "
                     "folder's: name others yourself, under path"
                 )
 
@@ -161,7 +158,7 @@ def _description(file: Path, where: str) -> object:
         return yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"{where}: {shown(file)} does not describe a data set: {said}; mend it, or remove it") from error
+        raise UserError(f"{where}: {named(file)} does not describe a data set: {said}; mend it, or remove it") from error
 
 
 def _places(description: object) -> Iterator[str]:
@@ -187,6 +184,6 @@ def _check_inside(builder, folder: Path, where: str) -> None:
         real = os.path.realpath(str(file))
         if not any(os.path.commonpath([real, place]) == place for place in own):
             raise UserError(
-                f"{where}: {shown(str(file))} leads to {shown(real)}, which is not in the data set's folder; copy it there, "
-                "or name it under path"
+                f"{where}: {named(str(file))} leads to {named(real)}, which is not in the data set's folder; copy it "
+                "there, or name it under path"
             )

@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.errors import UserError, shown
+from distill.errors import UserError, brief, named
 from distill.recipe import TextSource
 from distill.shipped import shipped_folder
 
@@ -38,13 +38,13 @@ def files_of(source: TextSource, where: str) -> list[TextFile]:
         return _in_folder(source, where)
     names = _matching(source.path, where)
     if not names:
-        raise UserError(f"{where}: no file matches {source.path!r} (looked from {shown(Path.cwd())})")
+        raise UserError(f"{where}: no file matches {brief(source.path, 300)} (looked from {named(Path.cwd())})")
     for name in names:
-        _check(name, where, f"name files in it, such as {shown(name)}/*.jsonl, or the folder of a data set under hub")
+        _check(name, where, f"name files in it, such as {named(name)}/*.jsonl, or the folder of a data set under hub")
     files = [TextFile(name, _kind(name, where), _label(name)) for name in names]
     if source.documents is not None and (others := [file.path for file in files if file.kind != "text"]):
         raise UserError(
-            f"{where}: documents is {source.documents!r}, which is about .txt files, but {shown(others[0])} is none"
+            f"{where}: documents is {source.documents!r}, which is about .txt files, but {named(others[0])} is none"
         )
     return files
 
@@ -83,7 +83,7 @@ def _in_folder(source: TextSource, where: str) -> list[TextFile]:
     if not os.path.isdir(folder):
         return []
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise UserError(f"{where}: the folder {shown(folder)} cannot be read: {os.strerror(errno.EACCES)}")
+        raise UserError(f"{where}: the folder {named(folder)} cannot be read: {os.strerror(errno.EACCES)}")
     found = []
     for path in folder.rglob("*"):
         if os.path.isfile(path):
@@ -104,20 +104,20 @@ def _check(name: str, where: str, instead: str, empty: bool = False) -> None:
         if stat.S_ISREG(found.st_mode):
             open(name, "rb").close()
     except OSError as error:
-        raise UserError(f"{where}: {shown(name)} cannot be read: {error.strerror}") from error
+        raise UserError(f"{where}: {named(name)} cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(found.st_mode):
-        raise UserError(f"{where}: {shown(name)} is a folder; {instead}")
+        raise UserError(f"{where}: {named(name)} is a folder; {instead}")
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{where}: {shown(name)} is no plain file but a pipe or a device; write the text into a file")
+        raise UserError(f"{where}: {named(name)} is no plain file but a pipe or a device; write the text into a file")
     if not found.st_size and not empty:
-        raise UserError(f"{where}: {shown(name)} is empty; remove it, or fetch it again")
+        raise UserError(f"{where}: {named(name)} is empty; remove it, or fetch it again")
 
 
 def _kind(name: str, where: str) -> str:
     found = {KINDS[suffix.lstrip(".")] for suffix in Path(name).suffixes if suffix.lstrip(".") in KINDS}
     if len(found) != 1:
         packed = ", ".join(f".{ending}" for ending in PACKED)
-        raise UserError(f"{where}: {shown(name)} is no text this can read; it reads {', '.join(KINDS)}, plain or {packed}")
+        raise UserError(f"{where}: {named(name)} is no text this can read; it reads {', '.join(KINDS)}, plain or {packed}")
     return found.pop()
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from distill.errors import UserError, brief, shown
+from distill.errors import UserError, brief, named
 from distill.text.unpacked import Place, explained, lines, too_long, unpacked
 
 BLOCK = 1 << 20  # characters of an array read at a time
@@ -35,12 +35,12 @@ def entries(path: str, where: str, longest: int, place: Place) -> Iterator[Mappi
         except ValueError as error:
             whole = None if begun else _whole(path, where, longest)
             if whole is None:
-                raise UserError(f"{where}: {shown(path)} could not be read: {place}: {error}; it should be JSON") from error
+                raise UserError(f"{where}: {named(path)} could not be read: {place}: {error}; it should be JSON") from error
             yield from whole
             return
         begun = True
         if not isinstance(entry, dict):
-            raise UserError(f'{where}: {shown(path)}, {place}, is {brief(entry)}, not an object such as {{"text": ...}}')
+            raise UserError(f'{where}: {named(path)}, {place}, is {brief(entry)}, not an object such as {{"text": ...}}')
         yield entry
 
 
@@ -91,7 +91,7 @@ def _array(path: str, where: str, longest: int, place: Place) -> Iterator[Mappin
         while not text.take("]"):
             entry = text.value(longest, lambda: too_long(path, where, str(place), longest))
             if not isinstance(entry, dict | str):
-                raise UserError(f"{where}: {shown(path)}, {place}, is {brief(entry)}, neither an object nor a text")
+                raise UserError(f"{where}: {named(path)}, {place}, is {brief(entry)}, neither an object nor a text")
             yield {"text": entry} if isinstance(entry, str) else entry
             if not text.take(",") and not text.sees("]"):
                 raise ValueError("an entry should be followed by , or ]")

@@ -133,7 +133,7 @@ def _cut(text: str, begin: int, tokenizer) -> tuple[int, int, bool]:
 
 def _candidates(text: str, begin: int) -> Iterator[int]:
     """Places near the end of a piece, the last ones first: before a single space between words, then where words, signs and
-    spaces meet."""
+    spaces meet, then any."""
     last, first = begin + PIECE, begin + PIECE // 2
     found, place = 0, last
     while found < TRIES and (place := text.rfind(" ", first, place)) > first:
@@ -143,3 +143,4 @@ def _candidates(text: str, begin: int) -> Iterator[int]:
     kinds = [(letter.isalnum(), letter.isspace()) for letter in text[last - (1 << 12) : last]]
     borders = [index for index in range(len(kinds) - 1, 0, -1) if kinds[index] != kinds[index - 1]]
     yield from (last - len(kinds) + index for index in borders[:TRIES])
+    yield from (place for place in range(last, last - TRIES, -1) if text[place] != text[place - 1])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.console import Ticker
-from distill.errors import UserError, shown
+from distill.errors import UserError, named
 from distill.recipe import LONGEST_DOCUMENT, TextSource
 from distill.text import prepared
 from distill.text.encoding import Documents
@@ -84,7 +84,7 @@ def _stamps(files: Sequence[Sequence[TextFile]], where: str) -> list[tuple[int, 
         try:
             stat = os.stat(file.path)
         except OSError as error:
-            raise UserError(f"{where}: {shown(file.path)} cannot be read any more: {error.strerror}") from error
+            raise UserError(f"{where}: {named(file.path)} cannot be read any more: {error.strerror}") from error
         found.append((stat.st_size, stat.st_mtime_ns, stat.st_ino))
     return found
 
@@ -96,10 +96,10 @@ def _name(
     read = []
     for source, group in zip(sources, files, strict=True):
         try:
-            named = [[file.kind, file.label, prepared.file_hash(file.path)] for file in group]
+            hashed = [[file.kind, file.label, prepared.file_hash(file.path)] for file in group]
         except OSError as error:
-            raise UserError(f"{where}: {shown(error.filename or source.path)} cannot be read: {error.strerror}") from error
-        read.append([source.model_dump(exclude={"path"}), named])
+            raise UserError(f"{where}: {named(error.filename or source.path)} cannot be read: {error.strerror}") from error
+        read.append([source.model_dump(exclude={"path"}), hashed])
     said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), end, seed, limit, read])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
@@ -135,7 +135,7 @@ def _write(
         if limit is not None and writer.tokens >= limit:
             break
     if not writer.documents:
-        raise UserError(f"{where}: there is no text in {', '.join(shown(source.path or source.hub) for source in sources)}")
+        raise UserError(f"{where}: there is no text in {', '.join(named(source.path or source.hub) for source in sources)}")
     shutil.rmtree(reading, ignore_errors=True)
     meta = writer.finish(sources=[source.model_dump(exclude_defaults=True) for source in sources])
     _log.info("prepared %s: %s tokens in %s documents", where, f"{meta['tokens']:,}", f"{meta['documents']:,}")

@@ -118,7 +118,7 @@ def load(folder: Path) -> Prepared:
     """
     meta = read_meta(folder)
     try:
-        arrays = Prepared(meta, *(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
+        arrays = Prepared(meta, *(np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in ARRAYS))
         _check(arrays)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the prepared text in {folder} is damaged ({error}); {_mend(folder)}") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from distill.errors import UserError, brief, shown
+from distill.errors import UserError, brief, named
 from distill.text import json_file
 from distill.text.files import PACKED, TextFile
 from distill.text.rows import Rows
@@ -75,7 +75,7 @@ def _records(
         text, label = record.get(column), reading.label
         if not isinstance(text, str | None):
             raise UserError(
-                f"{reading.where}: {shown(reading.file.path)}, {place}: the column {column!r} holds {type(text).__name__}, "
+                f"{reading.where}: {named(reading.file.path)}, {place}: the column {column!r} holds {type(text).__name__}, "
                 f"not text ({brief(text)}); there are {_listed(columns or record)}"
             )
         if label is None:
@@ -84,23 +84,26 @@ def _records(
         _check_text(reading, place, text)
         rows.add(label, text)
     if not found and not seen:
-        raise UserError(f"{reading.where}: {shown(reading.file.path)} holds no entry; remove it, or fetch it again")
+        raise UserError(f"{reading.where}: {named(reading.file.path)} holds no entry; remove it, or fetch it again")
     if not found:
         raise UserError(
-            f"{reading.where}: there is no column {column!r} in {shown(reading.file.path)}; there are {_listed(seen)}"
+            f"{reading.where}: there is no column {column!r} in {named(reading.file.path)}; there are {_listed(seen)}"
         )
+
+
+def size(text: str) -> int:
+    """Bytes of a text's UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _check_text(reading: Reading, place: str, text: str) -> None:
     """Refuse text that UTF-8 has no bytes for, or too much of it."""
     try:
-        if len(text) > reading.longest or (4 * len(text) > reading.longest and len(text.encode()) > reading.longest):
+        if size(text) > reading.longest:
             raise too_long(reading.file.path, reading.where, place, reading.longest)
-        if not text.isascii():
-            text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{reading.where}: {shown(reading.file.path)}, {place}: the column {reading.column!r} holds half of a pair "
+            f"{reading.where}: {named(reading.file.path)}, {place}: the column {reading.column!r} holds half of a pair "
             f"({text[error.start]!a}), which is no text; write the character whole"
         ) from error
 
@@ -111,14 +114,14 @@ def _source(reading: Reading, place: str, source: object) -> str:
         return reading.file.label
     if not isinstance(source, str | int | float) or len(str(source)) > LABEL:
         raise UserError(
-            f"{reading.where}: {shown(reading.file.path)}, {place}: source is {brief(source)}, which is no name; write a "
+            f"{reading.where}: {named(reading.file.path)}, {place}: source is {brief(source)}, which is no name; write a "
             "short one, or give the source a label"
         )
     return str(source)
 
 
 def _listed(names) -> str:
-    names = [shown(name, 40) for name in names]
+    names = [named(name, 40) for name in names]
     return ", ".join(names[:NAMES]) + (" ..." if len(names) > NAMES else "")
 
 
@@ -184,7 +187,7 @@ def _parquet(reading: Reading, rows: Rows) -> None:
         wanted = [name for name in (reading.column, "source") if name in names]
         if reading.column not in wanted:
             raise UserError(
-                f"{reading.where}: there is no column {reading.column!r} in {shown(reading.file.path)}; there are "
+                f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}; there are "
                 f"{_listed(names) or 'none'}"
             )
         _records(reading, rows, _parquet_records(file, wanted, place), names)
@@ -229,7 +232,7 @@ def _text(reading: Reading, rows: Rows) -> None:
     place = Place()
     if reading.column != "text":
         raise UserError(
-            f"{reading.where}: there is no column {reading.column!r} in {shown(reading.file.path)}, which is a text"
+            f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}, which is a text"
         )
     with unpacked(reading.file.path, reading.where) as stream, explained(reading.file.path, reading.where, place):
         text = io.TextIOWrapper(stream, encoding="utf-8-sig")
@@ -259,16 +262,16 @@ def _as_lines(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -
 
 def _as_paragraphs(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -> None:
     """What stands between blank lines, whatever space these hold."""
-    label, held, size = reading.label or reading.file.label, [], 0
+    label, held, held_size = reading.label or reading.file.label, [], 0
     for line in _text_lines(reading, text, place):
         if line == "\n" and held:
             for part in paragraphs("".join(held).removesuffix("\n")):
                 rows.add(label, part)
-            held, size = [], 0
+            held, held_size = [], 0
             continue
         held.append(line)
-        size += len(line)
-        if size > reading.longest:
+        held_size += size(line)
+        if held_size > reading.longest:
             raise too_long(reading.file.path, reading.where, str(place), reading.longest)
     for part in paragraphs("".join(held)):
         rows.add(label, part)
@@ -282,7 +285,7 @@ def paragraphs(text: str) -> list[str]:
 def _text_lines(reading: Reading, text: io.TextIOBase, place: Place) -> Iterator[str]:
     while line := text.readline(reading.longest + 1):
         place.number += 1
-        if len(line) > reading.longest:
+        if size(line) > reading.longest:
             raise too_long(reading.file.path, reading.where, str(place), reading.longest)
         reading.tick()
         yield line

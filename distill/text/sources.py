@@ -71,12 +71,14 @@ def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) 
             tables.append(data_set(source, files, key, reading / str(k), longest))
         else:
             tables.append(_table(_rows([(source, files, key)], reading / str(k), longest)))
-    joined = datasets.concatenate_datasets(tables)
     sets = [(source.hub, files, key) for source, files, key in group if source.path is None]
     called, key = (sets[0][0], sets[0][2]) if len(group) == 1 else (", ".join(name for name, _, _ in sets), where)
+    local = [file for _, files, _ in sets for file in files]
+    with said(key, called, local, longest):  # it draws the first rows
+        joined = datasets.concatenate_datasets(tables)
 
     def rows(turn: int) -> Iterator[tuple[str, str]]:
-        with said(key, called, [file for _, files, _ in sets for file in files], longest):
+        with said(key, called, local, longest):
             for row in joined.shuffle(seed=seed + turn):
                 yield row["label"], row["text"]
 

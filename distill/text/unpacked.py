@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from distill.errors import UserError, shown
+from distill.errors import UserError, named
 from teachers.cache import CacheError
 
 MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2"}
 NAMED = {".gz": "gz", ".xz": "xz", ".zst": "zst", ".bz2": "bz2"}
 PLAIN = ("gz", "xz", "zst")  # unpacked though the name does not say so; text may begin with BZh
+LONGER = "cut it into documents, leave it out, or set data.longest_document higher: memory grows with it"
 
 
 class CutOffError(EOFError):
@@ -29,7 +30,7 @@ def unpacked(path: str | Path, where: str) -> Iterator[BinaryIO]:
     Raises:
         UserError: it cannot be opened, or is not packed as its name says. Reading it may raise what `explained` explains.
     """
-    name, packing = shown(path), None
+    name, packing = named(path), None
     try:
         with open(path, "rb") as file:
             first = file.read(6)
@@ -87,14 +88,14 @@ def explained(path: str | Path, where: str, place: "Place") -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where}: {shown(path)}, {place}, is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; "
+            f"{where}: {named(path)}, {place}, is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; "
             "convert the file, with iconv for example"
         ) from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, EOFError):
-            raise UserError(f"{where}: {shown(path)} ends early, {place.behind}: it is cut off; fetch it again") from error
-        raise UserError(f"{where}: {shown(path)} could not be read {place.behind}: {said}; fetch it again") from error
+            raise UserError(f"{where}: {named(path)} ends early, {place.behind}: it is cut off; fetch it again") from error
+        raise UserError(f"{where}: {named(path)} could not be read {place.behind}: {said}; fetch it again") from error
 
 
 class Place:
@@ -112,11 +113,11 @@ class Place:
         return f"after {self}" if self.number else f"before its first {self.word} ends"
 
 
-def lines(path: str | Path, where: str, longest: int, place: Place) -> Iterator[str]:
+def lines(path: str | Path, where: str, longest: int, place: Place, longer: str = LONGER) -> Iterator[str]:
     """A file's lines as text, their ends included; `place` says which was last.
 
     Args:
-        longest: bytes that a line may have.
+        longest: bytes that a line may have. longer: what to do about a longer one.
 
     Raises:
         UserError: the file cannot be read to its end, or a line is too long or no UTF-8.
@@ -125,13 +126,12 @@ def lines(path: str | Path, where: str, longest: int, place: Place) -> Iterator[
         while line := stream.readline(longest + 1):
             place.number += 1
             if len(line) > longest:
-                raise too_long(path, where, str(place), longest)
+                raise too_long(path, where, str(place), longest, longer)
             yield line.decode("utf-8-sig" if place.number == 1 else "utf-8")
 
 
-def too_long(path: str | Path, where: str, place: str, longest: int) -> UserError:
-    """What to say of a document longer than a recipe allows."""
+def too_long(path: str | Path, where: str, place: str, longest: int, longer: str = LONGER) -> UserError:
+    """What to say of a document that is longer than it may be."""
     return UserError(
-        f"{where}: {shown(path)}, {place}, is longer than {longest:,} bytes, the most that a document may have; cut it into "
-        "documents, leave it out, or set data.longest_document higher: memory grows with it"
+        f"{where}: {named(path)}, {place}, is longer than {longest:,} bytes, the most that it may have; {longer}"
     )
