@@ -182,14 +182,14 @@ def _parquet(reading: Reading, rows: Rows) -> None:
     with _plain(reading) as path, explained(reading.file.path, reading.where, place), _arrow_as_value_error():
         from pyarrow import parquet
 
-        file = parquet.ParquetFile(path, read_dictionary=[reading.column], pre_buffer=False, buffer_size=BLOCK)
-        names = file.schema_arrow.names
+        names = parquet.read_schema(path).names
         wanted = [name for name in (reading.column, "source") if name in names]
         if reading.column not in wanted:
             raise UserError(
                 f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}; there are "
                 f"{_listed(names) or 'none'}"
             )
+        file = parquet.ParquetFile(path, read_dictionary=[reading.column], pre_buffer=False, buffer_size=BLOCK)
         _records(reading, rows, _parquet_records(file, wanted, place), names)
 
 
