@@ -46,7 +46,10 @@ class Documents:
         """The documents of a row, each opened as the tokenizer opens a text and with the end that it has; empty ones are
         left out."""
         ids, begin = self._opened(np.asarray(ids)), 0
-        for place in np.flatnonzero(np.isin(ids[:-1], self._ends)).tolist():
+        found = np.zeros(max(len(ids) - 1, 0), bool)
+        for end in self._ends:
+            found |= ids[:-1] == end
+        for place in np.flatnonzero(found).tolist():
             if not self._goes_on(ids, place):
                 yield from self._document(ids[begin : place + 1])
                 begin = place + 1
@@ -54,6 +57,8 @@ class Documents:
 
     def _opened(self, ids: np.ndarray) -> np.ndarray:
         count = 2 * len(self._start)
+        if not count or (ids[: len(self._start)].tolist() == self._start and ids[:count].tolist() != 2 * self._start):
+            return ids
         return np.concatenate([np.asarray(opened(ids[:count].tolist(), self._start), ids.dtype), ids[count:]])
 
     def _goes_on(self, ids: np.ndarray, place: int) -> bool:

@@ -7,6 +7,7 @@ and in two.
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -85,15 +86,14 @@ def _frame(tokenizer) -> tuple[list[int], list[int]] | None:
 
 def _long(text: str, tokenizer, before: list[int], behind: list[int]) -> np.ndarray:
     """The tokens of a long text, piece by piece."""
-    found, held, size, blind = [np.asarray(before, np.uint32)], [], 0, 0
-    for piece, seen in pieces(text, tokenizer):
-        blind += not seen
+    found, held, blind = [np.asarray(before, np.uint32)], [], 0
+    for piece in pieces(text, tokenizer):
+        blind += not piece.seen
         held.append(piece)
-        size += len(piece)
-        if size + PIECE > AT_ONCE:
-            found += [np.asarray(ids, np.uint32) for ids in _bare(tokenizer, held)]
-            held, size = [], 0
-    found += [np.asarray(ids, np.uint32) for ids in _bare(tokenizer, held)] if held else []
+        if sum(len(one.text) for one in held) + PIECE > AT_ONCE:
+            found += _tokens(held, tokenizer)
+            held = []
+    found += _tokens(held, tokenizer)
     if blind:
         _log.warning(
             "a text of %s characters goes on for %s without a place to cut it: the tokens around %d of its cuts may be "
@@ -105,30 +105,45 @@ def _long(text: str, tokenizer, before: list[int], behind: list[int]) -> np.ndar
     return np.concatenate([*found, np.asarray(behind, np.uint32)])
 
 
-def pieces(text: str, tokenizer) -> Iterator[tuple[str, bool]]:
-    """A text in pieces, and whether the cut before each is one that changes no token."""
-    begin, seen = 0, True
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text. extra: tokens before it that the tokenizer puts there because a text begins. seen: whether the cut
+    before it changes no token."""
+
+    text: str
+    extra: int = 0
+    seen: bool = True
+
+
+def pieces(text: str, tokenizer) -> Iterator[Piece]:
+    """A text in pieces."""
+    begin, extra, seen = 0, 0, True
     while len(text) - begin > PIECE:
-        end, begins, known = _cut(text, begin, tokenizer)
-        yield text[begin:end], seen
-        begin, seen = begins, known
-    yield text[begin:], seen
+        end, skip, further, known = _cut(text, begin, tokenizer)
+        yield Piece(text[begin:end], extra, seen)
+        begin, extra, seen = end + skip, further, known
+    yield Piece(text[begin:], extra, seen)
 
 
-def _cut(text: str, begin: int, tokenizer) -> tuple[int, int, bool]:
-    """Where a piece ends, where the next begins (behind a space that the tokenizer itself puts there), and whether both have
-    the tokens that they have together."""
+def _tokens(held: Sequence[Piece], tokenizer) -> list[np.ndarray]:
+    found = _bare(tokenizer, [piece.text for piece in held]) if held else []
+    return [np.asarray(ids[piece.extra :], np.uint32) for piece, ids in zip(held, found, strict=True)]
+
+
+def _cut(text: str, begin: int, tokenizer) -> tuple[int, int, int, bool]:
+    """Where a piece ends, how much the next leaves out (a space that the tokenizer itself puts there), how many tokens it
+    has too many, and whether both have the tokens that they have together."""
     for place in _candidates(text, begin):
         left, right = text[max(begin, place - AROUND) : place], text[place : place + AROUND]
         skips = [skip for skip in (0, 1) if right[:skip].isspace() or not skip]
         whole, first, *rests = _bare(tokenizer, [left + right, left, *(right[skip:] for skip in skips)])
         for skip, rest in zip(skips, rests, strict=True):
-            if whole == first + rest:
-                return place, place + skip, True
+            if (extra := len(first) + len(rest) - len(whole)) in (0, 1) and whole == first + rest[extra:]:
+                return place, skip, extra, True
     place = begin + PIECE
-    while place > begin + PIECE // 2 and not text[place].isalnum():  # a mark belongs to the letter before it
-        place -= 1
-    return place, place, False
+    for _ in range(AROUND):  # a mark belongs to the letter before it
+        place -= not text[place].isalnum()
+    return place, 0, 0, False
 
 
 def _candidates(text: str, begin: int) -> Iterator[int]:

@@ -130,7 +130,7 @@ def _write(
     writer = prepared.Writer(target, dtype)
     ticker = Ticker(lambda: f"{where}: {writer.tokens:,} tokens of {writer.documents:,} documents prepared")
     for label, ids in _documents(sources, files, tokenizer, end, seed, where, reading, longest):
-        writer.add(label, ids if ids[-1] == end else np.append(ids, end))
+        writer.add(label, *([ids] if ids[-1] == end else [ids, [end]]))
         ticker.tick()
         if limit is not None and writer.tokens >= limit:
             break

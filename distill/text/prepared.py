@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from distill.errors import UserError, brief
 from distill.schema import Schema, explain
 
 ARRAYS = ("tokens", "starts", "labels")
+BLOCK = 1 << 20  # token ids converted at a time
 LARGEST = 1 << 28  # bytes of meta.json
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -50,11 +52,13 @@ class Writer:
         """How many are written."""
         return self._arrays["starts"].count
 
-    def add(self, label: str, ids: np.ndarray) -> None:
-        """Write a document, its end included."""
+    def add(self, label: str, *parts: Sequence[int]) -> None:
+        """Write a document, its end included: token ids, in one part or more."""
         self._arrays["starts"].append([self.tokens])
         self._arrays["labels"].append([self._names.setdefault(label, len(self._names))])
-        self._hash.update(self._arrays["tokens"].append(ids))
+        for ids in parts:
+            for start in range(0, len(ids), BLOCK):
+                self._hash.update(self._arrays["tokens"].append(ids[start : start + BLOCK]))
 
     def finish(self, **facts) -> dict:
         """Write `meta.json` with further facts, and give what it says."""

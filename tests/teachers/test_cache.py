@@ -4,8 +4,10 @@ import errno
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -145,26 +147,31 @@ def test_leftovers(own_cache, tmp_path):
     assert not living.exists()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.fixture
+def shared(monkeypatch):
+    """A cache where other users may look; pytest's own folders are one user's."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        monkeypatch.setenv("DISTILL_CACHE", f"{folder}/cache")
+        yield Path(folder)
+
+
 @pytest.mark.parametrize(
-    ("rights", "part"),
-    [
-        ({"cache": 0o700}, "read: Permission denied"),
-        ({"cache/kind": 0o700}, "read: Permission denied"),
-        ({}, "written: Permission"),
-    ],
-    ids=["0700", "one kind of it", "not to be written"],
+    ("closed", "part"),
+    [("cache", "read: Permission denied"), ("cache/kind", "read: Permission denied"), (None, "written: Permission denied")],
 )
-def test_another_users_folder(own_cache, tmp_path, rights, part):
+def test_another_users_folder(shared, closed, part):
     once("kind", "name", make, "it")
-    for place, mode in rights.items():
-        (tmp_path / place).chmod(mode)
+    if closed:
+        (shared / closed).chmod(0o700)
 
     def as_nobody():
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        if not rights:  # what is there can be read by anybody
+        if not closed:  # what is there can be read by anybody
             assert (once("kind", "name", never, "it") / "content").read_text() == "made"
         with pytest.raises(CacheError) as caught:
             once("kind", "other", make, "it")
