@@ -15,6 +15,7 @@ from distill.errors import UserError, brief
 from distill.schema import Schema, explain
 
 ARRAYS = ("tokens", "starts", "labels")
+HELD = 1 << 14  # documents whose beginnings and labels are held before they are written
 BLOCK = 1 << 20  # token ids converted at a time
 LARGEST = 1 << 28  # bytes of meta.json
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -40,7 +41,7 @@ class Writer:
         self._folder, self._names = folder, {}
         types = {"tokens": dtype, "starts": np.int64, "labels": np.int32}
         self._arrays = {name: _Array(folder / f"{name}.npy", np.dtype(types[name])) for name in ARRAYS}
-        self._hash = hashlib.sha256()
+        self._hash, self._starts, self._labels = hashlib.sha256(), [], []
 
     @property
     def tokens(self) -> int:
@@ -50,18 +51,26 @@ class Writer:
     @property
     def documents(self) -> int:
         """How many are written."""
-        return self._arrays["starts"].count
+        return self._arrays["starts"].count + len(self._starts)
 
     def add(self, label: str, *parts: Sequence[int]) -> None:
         """Write a document, its end included: token ids, in one part or more."""
-        self._arrays["starts"].append([self.tokens])
-        self._arrays["labels"].append([self._names.setdefault(label, len(self._names))])
+        self._starts.append(self.tokens)
+        self._labels.append(self._names.setdefault(label, len(self._names)))
+        if len(self._starts) == HELD:
+            self._flush()
         for ids in parts:
             for start in range(0, len(ids), BLOCK):
                 self._hash.update(self._arrays["tokens"].append(ids[start : start + BLOCK]))
 
+    def _flush(self) -> None:
+        self._arrays["starts"].append(self._starts)
+        self._arrays["labels"].append(self._labels)
+        self._starts, self._labels = [], []
+
     def finish(self, **facts) -> dict:
         """Write `meta.json` with further facts, and give what it says."""
+        self._flush()
         for array in self._arrays.values():
             array.close()
         meta = {
