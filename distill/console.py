@@ -5,12 +5,16 @@ there as its number. What stands out is said with `bold` and `warning`.
 """
 
 import os
+import sys
+import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
 
 from distill.errors import printable
 
+TICKS = 15.0  # seconds between two lines of what takes long
 PLAIN_WIDTH = 140  # characters of a line where there is no terminal to ask
 
 
@@ -34,3 +38,17 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 def bold(text: str, style: str = "bold") -> Text:
     """Text that stands out."""
     return Text(printable(text), style)
+
+
+class Ticker:
+    """Says on the standard error how far something is that takes long; nothing of what is done in seconds."""
+
+    def __init__(self, said: Callable[[], str]) -> None:
+        self._said, self._next = said, time.monotonic() + TICKS
+
+    def tick(self) -> None:
+        """Go on; says a line now and then."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + TICKS
+            print(self._said(), file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from distill.version import __version__
 from students.kernels import TYPES
 from students.kernels.fla import Kernel as FlaKernel
 from students.kernels.op import folders
-from teachers.source import cache_folder
+from teachers.cache import cache_folder
 
 OPTIONAL = {
     "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from reprlib import Repr
 
 # What a terminal acts on instead of showing it: controls but line ends and tabs, marks that turn the direction of writing,
 # and halves of characters, which are bytes of a name that is no UTF-8.
@@ -65,7 +66,28 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
+def named(name: object, most: int = 300) -> str:
+    """A name of a file or column for a message: one line, control characters spelled out, its middle left out if long."""
+    text = _cut(os.fsdecode(name) if isinstance(name, os.PathLike) else str(name), most)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def brief(value: object, most: int = 80) -> str:
+    """A value for a message, as Python writes it, whatever its size and depth."""
+    if isinstance(value, int) and value.bit_length() > 4 * most:
+        return f"a number of {value.bit_length()} bits"
+    writer = Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = most
+    return _cut(writer.repr(value), 2 * most)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
+
+
 def explains_itself(error: Exception) -> bool:
-    """Whether a message says all that is needed: of a UserError, or of kernels that were asked for and cannot be had."""
-    kernels = sys.modules.get("students.kernels")  # not imported for its own sake: --help should be quick
-    return isinstance(error, UserError | getattr(kernels, "BackendError", UserError))
+    """Whether a message says all that is needed: of a UserError, of kernels that were asked for and cannot be had, or of a
+    cache that cannot be used."""
+    known = [("students.kernels", "BackendError"), ("teachers.cache", "CacheError")]
+    found = [getattr(sys.modules.get(module), name, UserError) for module, name in known]  # --help imports neither
+    return isinstance(error, (UserError, *found))

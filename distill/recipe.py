@@ -16,6 +16,7 @@ from distill.schema import Count, Letter, Name, Schema, count, explain
 from distill.yaml_file import dump
 
 DOCUMENTS = 32  # that a judged table rests on
+LONGEST_DOCUMENT = 128 * 10**6  # bytes of UTF-8
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
 
 Length = Annotated[int, whole(8, LONGEST)]  # of a window of text
@@ -44,7 +45,8 @@ class TextSource(Schema):
 
 
 class Data(Schema):
-    """What to read, and how it is cut: windows of `seq_len` tokens, `batch` windows an optimizer step."""
+    """What to read, and how it is cut: windows of `seq_len` tokens, `batch` windows an optimizer step. `longest_document`:
+    bytes that a document may have; what preparing text takes of memory grows with it."""
 
     train: Annotated[list[TextSource], Field(min_length=1)]
     heldout: Annotated[list[TextSource], Field(min_length=1)]
@@ -54,6 +56,7 @@ class Data(Schema):
     separator: str | None = None
     long_documents: Literal["shuffled", "in_order"] = "shuffled"
     limit: Count | None = None
+    longest_document: Annotated[Count, Field(lt=2**31)] = LONGEST_DOCUMENT
 
 
 class EvaluationOptions(Schema):
@@ -130,6 +133,8 @@ class Recipe(Schema):
                 del entries[name]
         if entries["evaluation"]["documents"] == DOCUMENTS:  # likewise
             del entries["evaluation"]["documents"]
+        if entries["data"]["longest_document"] == LONGEST_DOCUMENT:  # likewise
+            del entries["data"]["longest_document"]
         for source in entries["data"]["train"] + entries["data"]["heldout"]:
             if source["documents"] is None:
                 del source["documents"]

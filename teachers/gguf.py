@@ -7,8 +7,6 @@ starts missing parameters at random.
 """
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from teachers.cache import CacheError, once, writing
 from teachers.checks import panicked, plain
 from teachers.gguf_config import Architecture, config_of
 from teachers.gguf_facts import Facts
 from teachers.gguf_header import check_header
 from teachers.gguf_tokenizer import ends_of, suppressed, tokenizer_of
 from teachers.quiet import no_bars_in_logs
-from teachers.source import cache_folder
 
 CONVERTER = "4"  # part of the cache key: raise it when a conversion changes
 
@@ -39,17 +37,13 @@ def converted(path: Path) -> Path:
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
-    target = cache_folder() / "teachers" / f"{path.stem}-{digest.hexdigest()[:16]}"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-        try:
-            with _as_model(path):
-                _convert(path, scratch)
-            _move_into_place(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    name = f"{path.stem}-{digest.hexdigest()[:16]}"
+
+    def convert(folder: Path) -> None:
+        with _as_model(path):
+            _convert(path, folder)
+
+    return once("teachers", name, convert, str(path))
 
 
 def config(path: Path):
@@ -69,21 +63,13 @@ def _as_model(path: Path) -> Iterator[None]:
     ValueError."""
     try:
         yield
-    except (ImportError, OSError, MemoryError, KeyboardInterrupt):
+    except (ImportError, OSError, MemoryError, KeyboardInterrupt, CacheError):
         raise
     except BaseException as error:
         if str(path) in str(error) or (not isinstance(error, Exception) and not panicked(error)):
             raise  # one of ours names the file
         said = plain(str(error)) or "its entries do not fit each other"
         raise ValueError(f"{path} holds no model that could be rebuilt: {said}; download it again") from error
-
-
-def _move_into_place(scratch: Path, target: Path) -> None:
-    try:
-        scratch.rename(target)
-    except OSError:
-        if not target.exists():  # otherwise another process was faster, with the same result
-            raise
 
 
 def _convert(path: Path, target: Path) -> None:
@@ -100,9 +86,9 @@ def _convert(path: Path, target: Path) -> None:
     model.tie_weights()
     model.generation_config.eos_token_id = ends_of(facts) or None
     model.generation_config.suppress_tokens = suppressed(facts) or None
-    with no_bars_in_logs():
+    with no_bars_in_logs(), writing(target.parent):
         model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+        tokenizer.save_pretrained(target)
 
 
 def read(path: Path) -> Facts:

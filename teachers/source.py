@@ -7,13 +7,12 @@ and in those that it requires. They are joined once, in the cache.
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from teachers.cache import once, writing
 from teachers.foreign import base_of_adapter
 
 PACKAGE = "package:"
@@ -51,11 +50,6 @@ def resolve(reference: str, allow_pickle: bool = False) -> Source:
             f"teacher {reference!r} is no folder here; give a hub id, a folder, a GGUF file or {PACKAGE}NAME/FILE"
         )
     return Source("hub", reference, reference)
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $DISTILL_CACHE, else ~/.cache/distill."""
-    return Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distill"))
 
 
 def _in_package(reference: str) -> Path:
@@ -129,24 +123,22 @@ def _promised(folders: list[Path], file: str) -> str | None:
 
 def _join(pieces: list[Path], file: str, promised: str | None, reference: str) -> Path:
     facts = [(piece.name, piece.stat().st_size, piece.stat().st_mtime_ns) for piece in pieces]
-    target = cache_folder() / "joined" / hashlib.sha256(f"{facts} {promised}".encode()).hexdigest()[:16] / file
-    if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".joining-", delete=False) as whole:
-        try:
+    name = hashlib.sha256(f"{facts} {promised}".encode()).hexdigest()[:16]
+
+    def join(folder: Path) -> None:
+        with writing(folder.parent), (folder / file).open("wb") as whole:
             for piece in pieces:
                 with piece.open("rb") as part:
                     shutil.copyfileobj(part, whole)
-            whole.flush()
-            with open(whole.name, "rb") as written:
-                found = hashlib.file_digest(written, "sha256").hexdigest()
-            if promised not in (None, found):
-                raise ValueError(f"{reference}: the pieces joined have the hash {found}, the package promises {promised}")
-            os.replace(whole.name, target)
-        finally:
-            Path(whole.name).unlink(missing_ok=True)
-    return target
+        with (folder / file).open("rb") as written:
+            found = hashlib.file_digest(written, "sha256").hexdigest()
+        if promised not in (None, found):
+            raise ValueError(f"{reference}: the pieces joined have the hash {found}, the package promises {promised}")
+
+    joined = once("joined", name, join, reference)
+    if not (joined / file).is_file():
+        raise ValueError(f"{reference}: {joined} should hold {file}, but does not; delete it, and it is joined again")
+    return joined / file
 
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:

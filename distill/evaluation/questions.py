@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from distill.errors import brief
+
 SEED = 20261125  # of the items drawn where a suite takes only some, and of permuted letters
 LETTERS = "ABCD"
 LETTERS_FROM = 10**9  # parameters below which letters are answered by chance
@@ -79,15 +81,22 @@ def letters(item: dict) -> Question:
 
 def _text(item: dict, key: str) -> str:
     if not isinstance(item[key], str):
-        raise FormError(f"{key} is {item[key]!r}, which is no text")
-    return item[key]
+        raise FormError(f"{key} is {brief(item[key])}, which is no text")
+    return _whole(item[key], key)
 
 
 def _texts(item: dict, key: str, least: int = 2) -> list[str]:
     found = item[key]
     if not isinstance(found, list) or len(found) < least or not all(isinstance(text, str) for text in found):
-        raise FormError(f"{key} is {found!r}, which is no list of {least} or more texts")
-    return found
+        raise FormError(f"{key} is {brief(found)}, which is no list of {least} or more texts")
+    return [_whole(text, key) for text in found]
+
+
+def _whole(text: str, key: str) -> str:
+    """A text that UTF-8 has bytes for: JSON may write half of a character."""
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
+        raise FormError(f"{key} is {brief(text)}, which holds half of a character")
+    return text
 
 
 def _label(item: dict, choices: Sequence) -> int:
@@ -95,10 +104,12 @@ def _label(item: dict, choices: Sequence) -> int:
     label, last = item["label"], len(choices) - 1
     index = int(label) if isinstance(label, str) and re.fullmatch("[0-9]{1,9}", label) else label
     if isinstance(index, bool) or not isinstance(index, int):
-        raise FormError(f"label is {label!r}; it must be the index of the right choice, 0 to {last}, not a letter or a text")
+        raise FormError(
+            f"label is {brief(label)}; it must be the index of the right choice, 0 to {last}, not a letter or a text"
+        )
     if not 0 <= index <= last:
         hint = "; labels count from 0" if index == last + 1 else ""
-        raise FormError(f"label is {label!r}, but the indexes of its {len(choices)} choices are 0 to {last}{hint}")
+        raise FormError(f"label is {brief(label)}, but the indexes of its {len(choices)} choices are 0 to {last}{hint}")
     return index
 
 

@@ -5,21 +5,33 @@ sentence up to and with each option], "target": the rest, "label"}; of LAMBADA, 
 answer]}.
 """
 
-import gzip
-import json
-import lzma
 import random
 from pathlib import Path
 
-from distill.errors import UserError
+from distill.errors import UserError, brief, named
 from distill.evaluation.questions import SEED, TASKS, FormError, Question
+from distill.text.json_file import loads
+from distill.text.unpacked import Place, lines
 
-OPENERS = {".jsonl": open, ".jsonl.xz": lzma.open, ".jsonl.gz": gzip.open}
+ENDINGS = (".jsonl", ".jsonl.xz", ".jsonl.gz")
+LONGEST = 16 * 10**6  # bytes of a line
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of a task, or None."""
-    return next((folder / (name + ending) for ending in OPENERS if (folder / (name + ending)).is_file()), None)
+    """The file of a task, or None.
+
+    Raises:
+        UserError: the folder cannot be read, or the file's name is a folder's.
+    """
+    try:
+        for file in (folder / (name + ending) for ending in ENDINGS):
+            if file.is_dir():
+                raise UserError(f"{named(file)} is a folder; a task's file holds JSON lines")
+            if file.is_file():
+                return file
+    except OSError as error:
+        raise UserError(f"--tasks: {named(folder)} cannot be read: {error.strerror}") from error
+    return None
 
 
 def read_items(file: Path, limit: int | None) -> list[dict]:
@@ -33,16 +45,21 @@ def read_items(file: Path, limit: int | None) -> list[dict]:
 
 def _lines(file: Path) -> list[tuple[int, dict]]:
     """Lines that are not blank, and their numbers."""
-    opener, number, found = OPENERS[file.name[file.name.index(".jsonl") :]], 0, []
-    try:
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    found.append((number, json.loads(line)))
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-        raise UserError(f"the task file {file} cannot be read: line {number}: {error}; it should be JSON lines") from error
+    place, found = Place(), []
+    for line in lines(file, "task files", LONGEST, place, "cut it, or leave it out"):
+        if not line.strip():
+            continue
+        try:
+            item = loads(line)
+            if not isinstance(item, dict):
+                raise ValueError(f"{brief(item)} is no object")
+        except ValueError as error:
+            raise UserError(
+                f"the task file {named(file)} cannot be read: {place}: {error}; it should be JSON lines"
+            ) from error
+        found.append((place.number, item))
     if not found:
-        raise UserError(f"the task file {file} holds no line")
+        raise UserError(f"the task file {named(file)} holds no line; remove it, or fetch it again")
     return found
 
 
@@ -56,13 +73,16 @@ def check_folder(folder: str | Path) -> Path:
     """A folder of task files that a user named.
 
     Raises:
-        UserError: there is no such folder, or no task's file in it.
+        UserError: there is no such folder, it cannot be read, or no task's file is in it.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"--tasks is {folder}, but there is no such folder; name one with files like hellaswag.jsonl.xz")
+        raise UserError(
+            f"--tasks is {named(folder)}, but there is no such folder; name one with files like hellaswag.jsonl.xz"
+        )
     if not any(find_file(path, name) for name in TASKS):
-        raise UserError(f"--tasks is {folder}, but it holds no task's file: {', '.join(f'{name}.jsonl' for name in TASKS)}")
+        wanted = ", ".join(f"{name}.jsonl" for name in TASKS)
+        raise UserError(f"--tasks is {named(folder)}, but it holds no task's file: {wanted}")
     return path
 
 
@@ -76,9 +96,13 @@ def read_questions(name: str, file: Path, items: int | None) -> list[Question]:
     for number, item in _lines(file):  # all of them: a mistake shows whichever are drawn
         try:
             questions.append(TASKS[name].question(item))
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            said = str(error) if isinstance(error, FormError) else f"{type(error).__name__} {error}"
-            raise UserError(
-                f"{file}, line {number}, is not in the form of {name}: {said}; see distill/evaluation/task_files.py"
-            ) from error
+        except KeyError as error:
+            said = f"{error.args[0]} is missing; there are {', '.join(named(key, 40) for key in item) or 'none'}"
+            raise UserError(_misformed(file, number, name, said)) from error
+        except FormError as error:
+            raise UserError(_misformed(file, number, name, str(error))) from error
     return _some(questions, items)
+
+
+def _misformed(file: Path, number: int, name: str, said: str) -> str:
+    return f"{named(file)}, line {number}, is not in the form of {name}: {said}; see distill/evaluation/task_files.py"

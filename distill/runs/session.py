@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -21,7 +20,6 @@ from distill.text.heldout import Heldout
 from distill.text.overlap import overlap
 from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
-from teachers.source import cache_folder
 from teachers.teacher import Teacher
 
 SHORTEST = 8  # tokens of a text that a recipe can ask for
@@ -211,34 +209,34 @@ def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True) -> Win
         limit = (
             _training_tokens(recipe) if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
         )
-    try:
-        options = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make}
-        less = f"data.limit (now {limit} tokens)" if part == "train" else "the size of its files or of their documents"
-        with enough_memory(f"preparing the text of data.{part}", less):
-            folder = prepare(sources, tokenizer, where=f"data.{part}", **options)
-    except (OSError, EOFError, StopIteration, RuntimeError, ValueError) as error:  # of full disks and of cut or odd files
-        files = ", ".join(source.path or source.hub for source in sources)
-        raise UserError(
-            f"data.{part} could not be prepared from {files}: {error or 'a file is empty or ends early'}; the files must be "
-            f"whole, and {cache_folder()} must have room (DISTILL_CACHE names another place)"
-        ) from error
-    _check_scored(folder, f"data.{part}")
+    options = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make}
+    lower = f"data.longest_document (now {data.longest_document:,} bytes), and cut or leave out what is longer"
+    with enough_memory(f"data.{part}: preparing the text", lower):
+        folder = prepare(sources, tokenizer, where=f"data.{part}", longest=data.longest_document, **options)
     if part == "train":
-        return Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
-    return Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)
+        windows = Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
+    else:
+        windows = Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)
+    _check_tokens(windows, tokenizer, f"data.{part}")
+    return windows
 
 
-def _check_scored(folder: Path, where: str) -> None:
-    """Refuse text of which no token has a next one in its document: every loss and every KL of it would be 0.
+def _check_tokens(windows: Windows, tokenizer, where: str) -> None:
+    """Refuse text of which no token has a next one in its document (every loss and every KL of it would be 0), and tokens
+    that the tokenizer does not have.
 
     Raises:
         UserError: naming the recipe's key.
     """
-    starts, tokens = np.load(folder / "starts.npy"), len(np.load(folder / "tokens.npy", mmap_mode="r"))
-    if np.diff(np.append(starts, tokens)).max() < 2:
+    if windows.lengths.max() < 2:
         raise UserError(
-            f"{where}: no token of this text can be scored: each of its {len(starts):,} documents is one token long, and "
-            "what follows belongs to the next; name text with longer documents"
+            f"{where}: no token of this text can be scored: each of its {len(windows.starts):,} documents is one token "
+            "long, and what follows belongs to the next; name text with longer documents"
+        )
+    if (highest := windows.prepared.highest) > (last := max(tokenizer.get_vocab().values())):
+        raise UserError(
+            f"{where}: the prepared text in {windows.folder} has a token {highest}, but the tokenizer's last one is {last}; "
+            "delete that folder, and the same command makes it again"
         )
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from distill.chat import render
 
 TURNS = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
@@ -38,33 +40,35 @@ class Documents:
 
     def __init__(self, tokenizer, ends: Sequence[int]) -> None:
         """ends: the tokens that end a text."""
-        self._ends, self._start, self._decode = set(ends), opening(tokenizer), tokenizer.decode
+        self._ends, self._start, self._decode = sorted(set(ends)), opening(tokenizer), tokenizer.decode
         self._frame = {*ends, tokenizer.bos_token_id}
         self._turns = _turns(tokenizer)
 
-    def __call__(self, ids: Sequence[int]) -> Iterator[list[int]]:
+    def __call__(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
         """The documents of a row, each opened as the tokenizer opens a text and with the end that it has; empty ones are
         left out."""
-        ids, begin = opened(ids, self._start), 0
-        for place in sorted(place for end in self._ends for place in _places(ids, end)):
+        ids, begin = self._opened(np.asarray(ids)), 0
+        found = np.zeros(max(len(ids) - 1, 0), bool)
+        for end in self._ends:
+            found |= ids[:-1] == end
+        for place in np.flatnonzero(found).tolist():
             if not self._goes_on(ids, place):
                 yield from self._document(ids[begin : place + 1])
                 begin = place + 1
         yield from self._document(ids[begin:])
 
-    def _goes_on(self, ids: list[int], place: int) -> bool:
-        return any(ids[place : place + len(turn)] == turn for turn in self._turns)
+    def _opened(self, ids: np.ndarray) -> np.ndarray:
+        count = 2 * len(self._start)
+        if not count or (ids[: len(self._start)].tolist() == self._start and ids[:count].tolist() != 2 * self._start):
+            return ids
+        return np.concatenate([np.asarray(opened(ids[:count].tolist(), self._start), ids.dtype), ids[count:]])
 
-    def _document(self, ids: list[int]) -> Iterator[list[int]]:
-        if len(ids) > SHORT or self._decode([token for token in ids if token not in self._frame]).strip():
-            yield opened(ids, self._start)
+    def _goes_on(self, ids: np.ndarray, place: int) -> bool:
+        return any(ids[place : place + len(turn)].tolist() == turn for turn in self._turns)
 
-
-def _places(ids: list[int], token: int) -> Iterator[int]:
-    """Where a token stands, but for the last place. Faster than a look at each."""
-    place = -1
-    for _ in range(ids[:-1].count(token)):
-        yield (place := ids.index(token, place + 1))
+    def _document(self, ids: np.ndarray) -> Iterator[np.ndarray]:
+        if len(ids) > SHORT or self._decode([token for token in ids.tolist() if token not in self._frame]).strip():
+            yield self._opened(ids)
 
 
 def _turns(tokenizer) -> list[list[int]]:

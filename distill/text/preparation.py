@@ -10,23 +10,25 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from distill.errors import UserError
-from distill.recipe import TextSource
+from distill.console import Ticker
+from distill.errors import UserError, named
+from distill.recipe import LONGEST_DOCUMENT, TextSource
 from distill.text import prepared
 from distill.text.encoding import Documents
-from distill.text.sources import Rows, TextFile, files_of, streams
-from teachers.source import cache_folder
+from distill.text.files import TextFile, files_of
+from distill.text.pieces import tokenised
+from distill.text.sources import streams
+from teachers.cache import CacheError, cache_folder, is_there, once, writing
 
-FORMAT = "4"  # part of the key: raise it when prepared folders change
-BATCH = 256  # rows tokenised at a time
+FORMAT = "5"  # part of the key: raise it when prepared folders change
+KIND = "prepared"  # the folder of the cache
 
-Tokenised = Iterator[tuple[str, list[int]]]  # label and token ids of a document
+Tokenised = Iterator[tuple[str, Sequence[int]]]  # label and token ids of a document
 
 _log = logging.getLogger(__name__)
 
@@ -44,49 +46,62 @@ def prepare(
     limit: int | None,
     where: str,
     make: bool = True,
+    longest: int = LONGEST_DOCUMENT,
 ) -> Path:
-    """The prepared folder of some sources, made on first use.
+    """The prepared folder of some sources, made on first use; a process that comes while another makes it waits.
 
     Args:
         separator: the token that ends each document (default: the tokenizer's end of sequence).
         limit: stop after so many tokens. where: the recipe's key, for messages. make: whether to make it if need be.
+        longest: bytes of UTF-8 that a document may have.
 
     Raises:
         NotPreparedError: it would have to be made, and shall not be.
-        UserError: a file, column or token that is not there, a file that changes while it is read, or no text at all.
+        UserError: a file, column or token that is not there, a file that is damaged or changes while it is read, a document
+            that is too long, no text at all, or a cache that cannot be used.
     """
     files = [files_of(source, f"{where}.{index}") for index, source in enumerate(sources)]
-    end, before = _separator_id(tokenizer, separator, where), _stamps(files)
-    target = _place(sources, files, tokenizer, end, seed, limit)
-    if not target.exists() and not make:
-        raise NotPreparedError(f"{where} is not prepared")
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".preparing-"))
+    end, before = _separator_id(tokenizer, separator, where), _stamps(files, where)
+
+    def write(folder: Path) -> None:
+        with writing(folder.parent):
+            _write(folder, sources, files, tokenizer, end, seed, limit, where, longest)
+        if _stamps(files, where) != before:
+            raise UserError(f"{where}: its files changed while they were read; run the same command again")
+
+    try:
+        name = _name(sources, files, tokenizer, end, seed, limit, where)
+        if not make and not is_there(cache_folder() / KIND / name):
+            raise NotPreparedError(f"{where} is not prepared")
+        return once(KIND, name, write, where)
+    except CacheError as error:
+        raise UserError(f"{where} could not be prepared: {error}") from error
+
+
+def _stamps(files: Sequence[Sequence[TextFile]], where: str) -> list[tuple[int, int, int]]:
+    found = []
+    for file in (file for group in files for file in group):
         try:
-            _write(scratch, sources, files, tokenizer, end, seed, limit, where)
-            if _stamps(files) != before:
-                raise UserError(f"{where}: its files changed while they were read; run the same command again")
-            if not target.exists():
-                scratch.rename(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+            stat = os.stat(file.path)
+        except OSError as error:
+            raise UserError(f"{where}: {named(file.path)} cannot be read any more: {error.strerror}") from error
+        found.append((stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return found
 
 
-def _stamps(files: Sequence[Sequence[TextFile]]) -> list[tuple[int, int, int]]:
-    found = [os.stat(file.path) for group in files for file in group]
-    return [(stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in found]
-
-
-def _place(sources, files: Sequence[Sequence[TextFile]], tokenizer, end: int, seed: int, limit: int | None) -> Path:
-    """Where the text is prepared: named by what it holds and how that is read, whatever its files' folder is."""
-    read = [
-        [source.model_dump(exclude={"path"}), [[file.kind, file.label, prepared.file_hash(file.path)] for file in group]]
-        for source, group in zip(sources, files, strict=True)
-    ]
+def _name(
+    sources, files: Sequence[Sequence[TextFile]], tokenizer, end: int, seed: int, limit: int | None, where: str
+) -> str:
+    """What the prepared text is called: by what it holds and how that is read, whatever its files' folder is."""
+    read = []
+    for source, group in zip(sources, files, strict=True):
+        try:
+            hashed = [[file.kind, file.label, prepared.file_hash(file.path)] for file in group]
+        except OSError as error:
+            raise UserError(f"{where}: {named(error.filename or source.path)} cannot be read: {error.strerror}") from error
+        read.append([source.model_dump(exclude={"path"}), hashed])
     said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), end, seed, limit, read])
-    return cache_folder() / "prepared" / hashlib.sha256(said.encode()).hexdigest()[:16]
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _separator_id(tokenizer, separator: str | None, where: str) -> int:
@@ -107,47 +122,39 @@ def _tokenizer_hash(tokenizer) -> str:
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-def _write(target: Path, sources, files, tokenizer, end: int, seed: int, limit: int | None, where: str) -> None:
+def _write(
+    target: Path, sources, files, tokenizer, end: int, seed: int, limit: int | None, where: str, longest: int
+) -> None:
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    reading = target / "reading"  # what `datasets` makes of the files; read once and taken away
-    tokens, starts, labels, names = [], [0], [], {}
-    for label, ids in _documents(sources, files, tokenizer, end, seed, where, reading):
-        ids = ids if ids[-1] == end else [*ids, end]
-        tokens.append(np.asarray(ids, dtype))
-        labels.append(names.setdefault(label, len(names)))
-        starts.append(starts[-1] + len(ids))
-        if limit is not None and starts[-1] >= limit:
+    reading = target / "reading"  # what is read of the files; read once and taken away
+    writer = prepared.Writer(target, dtype)
+    ticker = Ticker(lambda: f"{where}: {writer.tokens:,} tokens of {writer.documents:,} documents prepared")
+    for label, ids in _documents(sources, files, tokenizer, end, seed, where, reading, longest):
+        writer.add(label, *([ids] if ids[-1] == end else [ids, [end]]))
+        ticker.tick()
+        if limit is not None and writer.tokens >= limit:
             break
-    if not tokens:
-        raise UserError(f"{where}: there is no text in {', '.join(source.path or source.hub for source in sources)}")
+    if not writer.documents:
+        raise UserError(f"{where}: there is no text in {', '.join(named(source.path or source.hub) for source in sources)}")
     shutil.rmtree(reading, ignore_errors=True)
-    named = [source.model_dump(exclude_defaults=True) for source in sources]
-    meta = prepared.write(
-        target, np.concatenate(tokens), np.asarray(starts[:-1]), np.asarray(labels), list(names), sources=named
-    )
+    meta = writer.finish(sources=[source.model_dump(exclude_defaults=True) for source in sources])
     _log.info("prepared %s: %s tokens in %s documents", where, f"{meta['tokens']:,}", f"{meta['documents']:,}")
 
 
-def _documents(sources, files, tokenizer, end: int, seed: int, where: str, reading: Path) -> Tokenised:
+def _documents(sources, files, tokenizer, end: int, seed: int, where: str, reading: Path, longest: int) -> Tokenised:
     """Label and token ids of each document; sources with weights in proportion, others shuffled together."""
     cut = Documents(tokenizer, [token for token in (end, tokenizer.eos_token_id) if token is not None])
+
+    def documents(rows: Iterator[tuple[str, str]]) -> Tokenised:
+        yield from ((label, document) for label, ids in tokenised(rows, tokenizer) for document in cut(ids))
+
     passes = [
-        lambda turn, stream=stream: _tokenised(stream(turn), tokenizer, cut)
-        for stream in streams(sources, files, seed, where, reading)
+        lambda turn, stream=stream: documents(stream(turn))
+        for stream in streams(sources, files, seed, where, reading, longest)
     ]
     if len(passes) == 1:
         return passes[0](0)
     return mixed(passes, [1.0 if source.weight is None else source.weight for source in sources], where)
-
-
-def _tokenised(rows: Rows, tokenizer, cut: Documents) -> Tokenised:
-    while batch := [row for _, row in zip(range(BATCH), rows, strict=False)]:
-        texts = [(label, text) for label, text in batch if text.strip()]
-        if not texts:
-            continue
-        # a document longer than what the model was made for is no mistake here: it is cut into windows
-        encoded = tokenizer([text for _, text in texts], verbose=False)["input_ids"]
-        yield from ((label, ids) for (label, _), row in zip(texts, encoded, strict=True) for ids in cut(row))
 
 
 def mixed(passes: Sequence[Callable[[int], Tokenised]], weights: Sequence[float], where: str) -> Tokenised:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.text.prepared import read_meta
+from distill.text.prepared import load
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,9 @@ class Windows:
             UserError: the folder is damaged, or holds less than one window.
         """
         self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
-        self.meta = read_meta(folder)
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self.starts = np.load(folder / "starts.npy")
-        self._labels = np.load(folder / "labels.npy")
+        self.prepared = load(folder)
+        self.meta, self.tokens = self.prepared.meta, self.prepared.tokens
+        self.starts, self._labels = self.prepared.starts, self.prepared.labels
         self.count = (len(self.tokens) - 1) // seq_len
         if self.count < 1:
             raise UserError(f"data.seq_len is {seq_len}, but there are only {len(self.tokens)} tokens of text")

@@ -12,8 +12,8 @@ import torch
 from distill.errors import UserError
 from distill.recipe import TextSource
 from distill.text.preparation import prepare
-from distill.text.prepared import write
 from distill.text.windows import Windows
+from tests.distill.prepared_folders import write
 
 
 @pytest.fixture(autouse=True)
@@ -138,10 +138,13 @@ def test_a_run_takes_of_a_named_set_what_it_trains_on(tiny_recipe, tiny_teacher,
     ("source", "message"),
     [
         ({"hub": "{set}"}, r"data\.train\.0: there is no column 'text'; there are body, id"),
-        ({"hub": "{set}", "column": "id"}, r"data\.train\.0: the column 'id' holds int, not text; there are body, id"),
+        ({"hub": "{set}", "column": "id"}, r"data\.train\.0: the column 'id' holds int, not text \(0\); there are body, id"),
         ({"hub": "{set}", "column": "body", "split": "test"}, "Bad split: test|Unknown split .test."),
         ({"hub": "{set}", "column": "body", "name": "other"}, "'other' not found"),
-        ({"path": "{set}/*00000*.parquet", "column": "id"}, r"data\.train\.0: the column 'id' holds int, not text"),
+        (
+            {"path": "{set}/*00000*.parquet", "column": "id"},
+            r"parquet, row 1: the column 'id' holds int, not text \(0\); there are body, id",
+        ),
     ],
 )
 def test_what_a_data_set_does_not_have(tokenizer, tmp_path, source, message):
@@ -193,7 +196,7 @@ def test_a_weighted_source_without_text(tokenizer, mixture, tmp_path):
 
 
 def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, caplog):
-    from distill.text.sources import _as_label_and_text
+    from distill.text.data_sets import label_and_text
 
     tokenizer.model_max_length, usual = 8, tokenizer.model_max_length
     try:
@@ -203,14 +206,14 @@ def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, capl
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     out, err = capfd.readouterr()
     assert out + err == ""
-    assert pickle.loads(pickle.dumps(_as_label_and_text)) is _as_label_and_text  # what datasets hashes it by
+    assert pickle.loads(pickle.dumps(label_and_text)) is label_and_text  # what datasets hashes it by
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ({"path": "nowhere/*.jsonl"}, r"data\.train\.0: no file matches 'nowhere/\*\.jsonl'"),
-        ({"path": "{here}/rows.jsonl", "column": "txt"}, "there is no column 'txt'; there are text"),
+        ({"path": "{here}/rows.jsonl", "column": "txt"}, r"there is no column 'txt' in .*rows\.jsonl; there are text"),
         ({"path": "{here}/picture.png"}, "is no text this can read"),
         ({"path": "{here}/broken.jsonl"}, "could not be read"),
         ({"path": "{here}/blank.jsonl"}, "there is no text"),

@@ -16,8 +16,8 @@ from distill.runs.session import Session
 from distill.shipped import shipped_folder
 from distill.text import overlap as module
 from distill.text.overlap import RUN, overlap, sentence, suspicious
-from distill.text.prepared import write
 from distill.text.windows import Windows
+from tests.distill.prepared_folders import write
 
 CHANCE = np.random.default_rng(5)
 END = 0

@@ -1,11 +1,13 @@
 """Lines of task files: which labels are taken, and what is refused with its file and line."""
 
+import gzip
 import json
+import lzma
 
 import pytest
 
 from distill.errors import UserError
-from distill.evaluation.task_files import read_questions
+from distill.evaluation.task_files import check_folder, read_questions
 
 NO_INDEX = "it must be the index of the right choice, 0 to 2"
 ITEM = {"ctx": "x", "choices": ["a", "b", "c"]}
@@ -68,6 +70,10 @@ def test_labels_that_are_refused(tmp_path, task, label, said):
         ("winogrande", {"target": 3}, "target is 3, which is no text"),
         ("mmlu_letters", {"choices": list("abcde")}, "there are 5 choices, but letters for 4"),
         ("lambada", {"choices": []}, "no list of 1 or more texts"),
+        ("piqa", {"choices": ["a", "b\ud800"]}, "choices is .*, which holds half of a character"),
+        ("piqa", {"ctx": ["a"] * 10_000}, r"ctx is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\], which is no text"),
+        ("piqa", {"label": 10**400}, "label is a number of 1329 bits, but the indexes"),
+        ("piqa", {"label": float("nan")}, "label is nan; it must be the index"),
     ],
 )
 def test_items_that_are_refused(tmp_path, task, changes, said):
@@ -89,3 +95,56 @@ def test_a_labelled_answer_among_several(tmp_path):
         [("x", " b")],
         [("x", " a")],
     ]
+
+
+GOOD = json.dumps({**ITEM, "label": 0}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[1, 2]", "line 2: \\[1, 2\\] is no object"),
+        ("null", "line 2: None is no object"),
+        ("[" * 100_000, "line 2: it is nested too deep"),
+        ('{"ctx": ' + "1" * 5000 + "}", "line 2: a number has more digits"),
+        (b'{"ctx": "\xff"}', "line 2, is no UTF-8 text: byte 9 is 0xff"),
+        ('{"a": 1, "b": 2}', "line 2, is not in the form of piqa: ctx is missing; there are a, b"),
+        ('{"ctx": "x", "choices": ["a", "b"]}', "line 2, is not in the form of piqa: label is missing"),
+        (" " * 16_000_001, "line 2, is longer than 16,000,000 bytes, the most that it may have; cut it, or leave it out"),
+    ],
+    ids=["a list", "null", "deep", "digits", "no UTF-8", "other keys", "a key gone", "long"],
+)
+def test_lines_that_are_refused(tmp_path, line, said):
+    line = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "piqa.jsonl").write_bytes(GOOD.encode() + line + b"\n" + GOOD.encode())
+    with pytest.raises(UserError, match=said) as caught:
+        read_questions("piqa", tmp_path / "piqa.jsonl", 1)
+    assert "piqa.jsonl" in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_packed_files_that_are_damaged(tmp_path, pack):
+    file = tmp_path / {gzip.compress: "piqa.jsonl.gz", lzma.compress: "piqa.jsonl.xz"}[pack]
+    whole = pack(GOOD.encode() * 99)
+    for content, said in (
+        (whole[:-9], "ends early"),
+        (whole[:20], "ends early, before its first line ends"),
+        (GOOD.encode(), r"is no \.[gx]z file: it begins with b'\{\"ctx"),
+        (pack(b""), "holds no line"),
+        (b"", r"is no \.[gx]z file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            read_questions("piqa", file, None)
+    file.write_bytes(whole)
+    assert len(read_questions("piqa", file, None)) == 99
+
+
+def test_folders_of_task_files(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        check_folder(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"holds no task's file: winogrande\.jsonl"):
+        check_folder(tmp_path)
+    (tmp_path / "piqa.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"piqa\.jsonl is a folder; a task's file holds JSON lines"):
+        check_folder(tmp_path)

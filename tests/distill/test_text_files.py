@@ -1,6 +1,7 @@
 """How files become documents: what each kind holds, names that look like patterns, and a cache that knows what was read."""
 
 import gzip
+import hashlib
 import json
 import os
 
@@ -9,6 +10,8 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import TextSource
+from distill.recipe_file import check
+from distill.runs.session import text_windows
 from distill.text import preparation
 from distill.text.preparation import prepare
 from distill.text.windows import Windows
@@ -194,6 +197,82 @@ def test_a_damaged_prepared_folder(prepared, text_files, name, damage):
         (folder / name).write_bytes(content if damage == "altered" else content[:-40])
     with pytest.raises(UserError, match=rf"{folder.name}.*delete .*{folder.name}, and the same command makes it again"):
         Windows(folder, 8, 0)
+
+
+def rewritten(folder, name, array):
+    """Another array in a prepared folder, whose meta.json says that it is the one that was written."""
+    with (folder / f"{name}.npy").open("wb") as file:
+        file.write(array) if isinstance(array, bytes) else np.save(file, array)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["files"][f"{name}.npy"] = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+HEADER = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u2', 'fortran_order': False, 'shape': (1152921504606846976,), }"
+ODD = {
+    "floats": lambda found: found.astype(np.float32),
+    "a scalar": lambda found: np.asarray(found[0]),
+    "two dimensions": lambda found: found[None],
+    "fewer": lambda found: found[:-1],
+    "none": lambda found: found[:0],
+    "texts": lambda found: found.astype("U4"),
+    "objects": lambda found: found.astype(object),
+    "records": lambda found: found.view([("x", found.dtype)]),
+    "an absurd size": lambda found: HEADER.ljust(127) + b"\n" + b"\0" * 64,
+    "an archive": lambda found: b"PK\x03\x04" + b"\0" * 99,
+    "nothing": lambda found: b"",
+}
+
+
+@pytest.mark.parametrize("name", ["tokens", "starts", "labels"])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_prepared_folder_of_another_form(prepared, text_files, name, odd):
+    """Though its hashes are right: somebody wrote it so."""
+    folder = prepared(text_files / "train.jsonl")
+    rewritten(folder, name, ODD[odd](np.load(folder / f"{name}.npy")))
+    with pytest.raises(UserError, match=rf"the prepared text in .*{folder.name} is damaged \(.+\); delete .*{folder.name}"):
+        Windows(folder, 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        ("starts", 0, 3, "starts.npy does not say where documents begin"),
+        ("starts", 3, 0, "starts.npy does not say where documents begin"),
+        ("starts", -1, 10**12, "starts.npy does not say where documents begin"),
+        ("labels", 2, -1, "labels.npy goes beyond the 3 names"),
+        ("labels", 2, 3, "labels.npy goes beyond the 3 names"),
+    ],
+)
+def test_numbers_out_of_range_in_a_prepared_folder(prepared, text_files, name, place, value, said):
+    folder = prepared(text_files / "train.jsonl")
+    found = np.load(folder / f"{name}.npy")
+    found[place] = value
+    rewritten(folder, name, found)
+    with pytest.raises(UserError, match=said):
+        Windows(folder, 8, 0)
+
+
+def test_tokens_beyond_the_vocabulary(tiny_recipe, tokenizer):
+    recipe = check(tiny_recipe, "here")
+    folder = text_windows(recipe, tokenizer, "train").folder
+    tokens = np.load(folder / "tokens.npy")
+    tokens[5] = len(tokenizer)
+    rewritten(folder, "tokens", tokens)
+    with pytest.raises(
+        UserError, match=rf"data\.train: .*{folder.name} has a token 320, but the tokenizer's last one is 319; d"
+    ):
+        text_windows(recipe, tokenizer, "train")
+
+
+def test_the_longest_document_is_a_setting(tiny_recipe, tokenizer):
+    usual = check(tiny_recipe, "here")
+    tiny_recipe["data"]["longest_document"] = "1k"
+    recipe = check(tiny_recipe, "here")
+    assert (usual.data.longest_document, recipe.data.longest_document) == (128_000_000, 1000)
+    assert usual.fingerprint != recipe.fingerprint
+    with pytest.raises(UserError, match=r"train\.jsonl, line \d+, is longer than 1,000 bytes"):
+        text_windows(recipe, tokenizer, "train")
 
 
 def test_more_labels_than_a_short_number_holds(prepared, tmp_path, monkeypatch):

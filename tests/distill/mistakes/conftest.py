@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -112,3 +113,15 @@ def refuse(monkeypatch, capsys):
         return said
 
     return called
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 400 KB; where mounting is not allowed, the test is skipped and says so."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -129,18 +129,6 @@ def test_a_disk_that_takes_no_more(copied_place, monkeypatch):
         distill.run("half.yaml", runs="runs")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of 400 KB; where mounting is not allowed, the test is skipped and says so."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False)
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk(place, small_disk, refuse):
     (small_disk / "filler").write_bytes(b"x" * 300_000)
     said = refuse(place, ["run", "half.yaml", "--runs", small_disk / "runs"], [os.strerror(errno.ENOSPC), "make room there"])

@@ -1,13 +1,17 @@
 """Text that is not there, is none, or is not what its name says."""
 
+import errno
 import json
 import lzma
+import os
 
-import numpy as np
 import pytest
+import yaml
 
 import distill
 from distill.errors import UserError
+from distill.recipe_file import check
+from distill.runs.session import Session
 
 LINE = json.dumps({"text": "a river and a lake " * 20}) + "\n"
 
@@ -18,10 +22,21 @@ TEXTS = {
     "blank lines only": ("t.txt", b"\n\n\n", [], ["data.train: there is no text in", "t.txt"]),
     "shorter than a token": ("t.jsonl", b'{"text": ""}\n' * 9, [], ["data.train: there is no text in", "t.jsonl"]),
     "shorter than a window": ("t.jsonl", b'{"text": "a b"}\n', [], ["data.seq_len is 32, but there are only", "tokens of"]),
-    "binary lines": ("t.jsonl", bytes(range(256)) * 4, [], ["data.train.0: ", "t.jsonl could not be read"]),
-    "binary text": ("t.txt", b"\x80\x81\xff" * 400, [], ["data.train.0: ", "t.txt could not be read"]),
-    "half a line": ("t.jsonl", LINE.encode()[:30], [], ["data.train.0: ", "t.jsonl could not be read"]),
-    "no JSON": ("t.jsonl", b"a river and a lake\n", [], ["data.train.0: ", "t.jsonl could not be read"]),
+    "binary lines": ("t.jsonl", bytes(range(256)) * 4, [], ["data.train.0: ", "t.jsonl could not be read: line 1"]),
+    "binary text": (
+        "t.txt",
+        b"\x80\x81\xff" * 400,
+        [],
+        ["data.train.0: ", "t.txt, line 1, is no UTF-8 text"],
+    ),
+    "half a line": ("t.jsonl", LINE.encode()[:30], [], ["data.train.0: ", "t.jsonl could not be read: line 1"]),
+    "a bad line": (
+        "t.jsonl",
+        LINE.encode() * 6 + b'{"text": \n',
+        [],
+        ["data.train.0: ", "could not be read: line 7: Expecting"],
+    ),
+    "no JSON": ("t.jsonl", b"a river and a lake\n", [], ["data.train.0: ", "t.jsonl could not be read: line 1"]),
     "corrupt parquet": ("t.parquet", b"PAR1" + b"\0" * 200, [], ["data.train.0: ", "t.parquet could not be read"]),
     "half an archive": ("t.jsonl.xz", lzma.compress(LINE.encode() * 99)[:-40], [], ["data.train", "t.jsonl.xz"]),
     "an unknown kind": ("t.bin", b"text", [], ["data.train.0: ", "t.bin is no text this can read", "it reads jsonl, json"]),
@@ -63,17 +78,33 @@ def test_sources(place, refuse, overrides, parts):
 def test_a_cache_that_cannot_be_written(place, tmp_path, monkeypatch, refuse, text_files):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "file" / "cache"))
-    refuse(place, ["run", "tiny.yaml"], ["could not be prepared from", "must have room", "DISTILL_CACHE"])
+    refuse(place, ["run", "tiny.yaml"], ["data.heldout could not be prepared", "Not a directory", "set DISTILL_CACHE"])
 
 
-def test_a_disk_that_fills_while_text_is_prepared(place, tmp_path, monkeypatch, refuse):
-    def full(*arguments, **keywords):
-        raise OSError("4096 requested and 100 written")  # what numpy raises, without the system's number
+def test_a_disk_that_fills_while_text_is_prepared(place, small_disk, monkeypatch, refuse):
+    (small_disk / "filler").write_bytes(b"x" * 390_000)
+    monkeypatch.setenv("DISTILL_CACHE", str(small_disk / "cache"))
+    refuse(place, ["run", "tiny.yaml"], ["data.heldout could not be prepared", os.strerror(errno.ENOSPC), "DISTILL_CACHE"])
+    assert not list((small_disk / "cache" / "prepared").iterdir()), "half a folder was left behind"
 
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda meta: [], ["meta.json is [], not an object"]),
+        (lambda meta: meta | {"tokens": "many"}, ["meta.json: tokens is 'many'", "integer"]),
+        (lambda meta: meta | {"documents": 10**30}, ["meta.json: documents is 1"]),
+        (lambda meta: meta | {"files": {"../../tiny.yaml": meta["sha256"]}}, ["meta.json names the files"]),
+        (lambda meta: {key: value for key, value in meta.items() if key != "labels"}, ["meta.json: labels is missing"]),
+    ],
+    ids=["no object", "text for a number", "a huge number", "other files", "a key gone"],
+)
+def test_a_cache_that_says_something_else(place, tmp_path, monkeypatch, refuse, damage, parts):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(np, "save", full)
-    refuse(place, ["run", "tiny.yaml"], ["could not be prepared from", "4096 requested", "must have room"])
-    assert not list((tmp_path / "cache" / "prepared").iterdir()), "half a folder was left behind"
+    session = Session.open(check(yaml.safe_load((place / "tiny.yaml").read_text()), "tiny.yaml"), trains=False)
+    meta = session.heldout_windows.folder / "meta.json"
+    meta.write_text(json.dumps(damage(json.loads(meta.read_text()))))
+    refuse(place, ["run", "tiny.yaml"], ["the prepared text in", "is damaged", *parts, "delete ", "makes it again"])
 
 
 def test_the_python_api_says_the_same(place):

@@ -1,0 +1,126 @@
+"""The local files of a source of text: which they are, of what kind, and that each can be read at all."""
+
+import errno
+import glob
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.errors import UserError, brief, named
+from distill.recipe import TextSource
+from distill.shipped import shipped_folder
+
+SHIPPED = "shipped:"
+KINDS = {"jsonl": "json", "json": "json", "parquet": "parquet", "txt": "text", "csv": "csv"}
+PACKED = ("xz", "gz", "zst", "bz2")
+MOST = 100_000  # files of a data set's folder; more are a whole disk, named by mistake
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of a source, and how it is read: its kind (None: of a data set's folder, which `datasets` reads as a whole),
+    and what its text is called where no column says (of a folder: its place in there)."""
+
+    path: str
+    kind: str | None
+    label: str
+
+
+def files_of(source: TextSource, where: str) -> list[TextFile]:
+    """The local files of a source, sorted; none of a data set on the hub.
+
+    Raises:
+        UserError: no file matches, or one is a folder, empty, unreadable or of no kind that can be read.
+    """
+    if source.path is None:
+        return _in_folder(source, where)
+    names = _matching(source.path, where)
+    if not names:
+        raise UserError(f"{where}: no file matches {brief(source.path, 300)} (looked from {named(Path.cwd())})")
+    for name in names:
+        _check(name, where, f"name files in it, such as {named(name)}/*.jsonl, or the folder of a data set under hub")
+    files = [TextFile(name, _kind(name, where), _label(name)) for name in names]
+    if source.documents is not None and (others := [file.path for file in files if file.kind != "text"]):
+        raise UserError(
+            f"{where}: documents is {source.documents!r}, which is about .txt files, but {named(others[0])} is none"
+        )
+    return files
+
+
+def _matching(path: str, where: str) -> list[str]:
+    """The names that a source's path stands for."""
+    if "\0" in path:
+        raise UserError(f"{where}: no file matches {path!r}: a name has no NUL in it")
+    pattern = os.path.expanduser(path)
+    if pattern.startswith(SHIPPED):
+        folder, name = shipped_folder() / "text", pattern.removeprefix(SHIPPED)
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise UserError(f"{where}: {path!r} leads out of the shipped text; name a file as it is, without {SHIPPED}")
+        pattern = str(folder / name)
+    try:
+        return sorted(glob.glob(_only_what_is_not_there(pattern)))
+    except (OSError, ValueError, re.error) as error:
+        raise UserError(f"{where}: {path!r} is no name or pattern of files: {error}") from error
+
+
+def _only_what_is_not_there(pattern: str) -> str:
+    """The pattern with the folders and the file at its front that are there under just that name taken for themselves: a
+    name may hold [ and ]."""
+    parts = Path(pattern).parts or (pattern,)
+    known = max((count for count in range(1, len(parts) + 1) if os.path.lexists(os.path.join(*parts[:count]))), default=0)
+    return os.path.join(*(glob.escape(part) for part in parts[:known]), *parts[known:])
+
+
+def _in_folder(source: TextSource, where: str) -> list[TextFile]:
+    """Every file of a data set's folder."""
+    if "\0" in source.hub:
+        raise UserError(f"{where}: hub is {source.hub!r}: a name has no NUL in it")
+    folder = Path(source.hub).expanduser()
+    if os.path.isfile(folder):
+        raise UserError(f"{where}: hub is {source.hub!r}, which is a file; name it under path")
+    if not os.path.isdir(folder):
+        return []
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{where}: the folder {named(folder)} cannot be read: {os.strerror(errno.EACCES)}")
+    found = []
+    for path in folder.rglob("*"):
+        if os.path.isfile(path):
+            found.append(path)
+        if len(found) > MOST:
+            raise UserError(
+                f"{where}: hub is {source.hub!r}, a folder with more than {MOST:,} files; name the folder of a data set"
+            )
+    for path in found:
+        _check(str(path), where, "", empty=True)
+    return [TextFile(str(path), None, str(path.relative_to(folder))) for path in sorted(found)]
+
+
+def _check(name: str, where: str, instead: str, empty: bool = False) -> None:
+    """Refuse what is no file with something in it (`empty`: or without) that may be read."""
+    try:
+        found = os.stat(name)
+        if stat.S_ISREG(found.st_mode):
+            open(name, "rb").close()
+    except OSError as error:
+        raise UserError(f"{where}: {named(name)} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise UserError(f"{where}: {named(name)} is a folder; {instead}")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{where}: {named(name)} is no plain file but a pipe or a device; write the text into a file")
+    if not found.st_size and not empty:
+        raise UserError(f"{where}: {named(name)} is empty; remove it, or fetch it again")
+
+
+def _kind(name: str, where: str) -> str:
+    found = {KINDS[suffix.lstrip(".")] for suffix in Path(name).suffixes if suffix.lstrip(".") in KINDS}
+    if len(found) != 1:
+        packed = ", ".join(f".{ending}" for ending in PACKED)
+        raise UserError(f"{where}: {named(name)} is no text this can read; it reads {', '.join(KINDS)}, plain or {packed}")
+    return found.pop()
+
+
+def _label(name: str) -> str:
+    """What a file's text is called: its name up to the first dot, without a shard's number."""
+    return re.sub(r"-\d+$", "", Path(name).name.split(".")[0])

@@ -1,0 +1,161 @@
+"""Text into tokens, so much at a time: memory grows with the tokens of a document, not with what tokenizers make of it.
+
+A tokenizer keeps some hundred bytes for each character that it reads at once, and some take quadratic time over a text
+without spaces. So a long text is cut where it makes no difference: where the text around the cut has the same tokens whole
+and in two.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.errors import UserError, brief
+
+AT_ONCE = 1 << 20  # characters tokenised at a time
+ROWS = 256  # texts tokenised at a time
+PIECE = 1 << 18  # characters, the most of one piece
+AROUND = 256  # characters on each side of a cut that are looked at
+TRIES = 32  # places that are tried
+
+Labelled = Iterator[tuple[str, Sequence[int]]]  # label and token ids of a row
+
+_log = logging.getLogger(__name__)
+
+
+def tokenised(rows: Iterator[tuple[str, str]], tokenizer) -> Labelled:
+    """Label and token ids of each row that is not blank, in their order; the ids are those that the tokenizer gives the
+    whole text, with what it puts around it."""
+    held, size = [], 0
+    for label, text in rows:
+        if not text.strip():
+            continue
+        if len(text) > PIECE and (frame := _frame(tokenizer)) is not None:
+            yield from _encoded(held, tokenizer)
+            held, size = [], 0
+            yield label, _long(text, tokenizer, *frame)
+            continue
+        if held and (size + len(text) > AT_ONCE or len(held) == ROWS):
+            yield from _encoded(held, tokenizer)
+            held, size = [], 0
+        held.append((label, text))
+        size += len(text)
+    yield from _encoded(held, tokenizer)
+
+
+def _encoded(rows: Sequence[tuple[str, str]], tokenizer) -> Labelled:
+    if rows:
+        # a document longer than what the model was made for is no mistake here: it is cut into windows
+        found = _ids(tokenizer, [text for _, text in rows])
+        yield from ((label, ids) for (label, _), ids in zip(rows, found, strict=True))
+
+
+def _ids(tokenizer, texts: list[str], **options) -> list[list[int]]:
+    """The tokens of texts.
+
+    Raises:
+        UserError: the tokenizer fails on one, which is named by its beginning.
+    """
+    try:
+        return tokenizer(texts, verbose=False, **options)["input_ids"]
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if len(texts) > 1:
+            return [_ids(tokenizer, [text], **options)[0] for text in texts]
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"the teacher's tokenizer fails on the text that begins {brief(texts[0])}: {said}; leave the text out, or mend "
+            "the tokenizer"
+        ) from error
+
+
+def _bare(tokenizer, texts: list[str]) -> list[list[int]]:
+    return _ids(tokenizer, texts, add_special_tokens=False)
+
+
+def _frame(tokenizer) -> tuple[list[int], list[int]] | None:
+    """What the tokenizer puts before and behind a text; None where that cannot be told apart from the text."""
+    (bare,), whole = _bare(tokenizer, ["a"]), tokenizer("a")["input_ids"]
+    for place in range(len(whole) - len(bare) + 1):
+        if bare and whole[place : place + len(bare)] == bare:
+            return whole[:place], whole[place + len(bare) :]
+    return None
+
+
+def _long(text: str, tokenizer, before: list[int], behind: list[int]) -> np.ndarray:
+    """The tokens of a long text, piece by piece."""
+    found, held, blind = [np.asarray(before, np.uint32)], [], 0
+    for piece in pieces(text, tokenizer):
+        blind += not piece.seen
+        held.append(piece)
+        if sum(len(one.text) for one in held) + PIECE > AT_ONCE:
+            found += _tokens(held, tokenizer)
+            held = []
+    found += _tokens(held, tokenizer)
+    if blind:
+        _log.warning(
+            "a text of %s characters goes on for %s without a place to cut it: the tokens around %d of its cuts may be "
+            "others than the whole text would have",
+            f"{len(text):,}",
+            f"{PIECE // 2:,}",
+            blind,
+        )
+    return np.concatenate([*found, np.asarray(behind, np.uint32)])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text. extra: tokens before it that the tokenizer puts there because a text begins. seen: whether the cut
+    before it changes no token."""
+
+    text: str
+    extra: int = 0
+    seen: bool = True
+
+
+def pieces(text: str, tokenizer) -> Iterator[Piece]:
+    """A text in pieces."""
+    begin, extra, seen = 0, 0, True
+    while len(text) - begin > PIECE:
+        end, skip, further, known = _cut(text, begin, tokenizer)
+        yield Piece(text[begin:end], extra, seen)
+        begin, extra, seen = end + skip, further, known
+    yield Piece(text[begin:], extra, seen)
+
+
+def _tokens(held: Sequence[Piece], tokenizer) -> list[np.ndarray]:
+    found = _bare(tokenizer, [piece.text for piece in held]) if held else []
+    return [np.asarray(ids[piece.extra :], np.uint32) for piece, ids in zip(held, found, strict=True)]
+
+
+def _cut(text: str, begin: int, tokenizer) -> tuple[int, int, int, bool]:
+    """Where a piece ends, how much the next leaves out (a space that the tokenizer itself puts there), how many tokens it
+    has too many, and whether both have the tokens that they have together."""
+    for place in _candidates(text, begin):
+        left, right = text[max(begin, place - AROUND) : place], text[place : place + AROUND]
+        skips = [skip for skip in (0, 1) if right[:skip].isspace() or not skip]
+        whole, first, *rests = _bare(tokenizer, [left + right, left, *(right[skip:] for skip in skips)])
+        for skip, rest in zip(skips, rests, strict=True):
+            if (extra := len(first) + len(rest) - len(whole)) in (0, 1) and whole == first + rest[extra:]:
+                return place, skip, extra, True
+    place = begin + PIECE
+    for _ in range(AROUND):  # a mark belongs to the letter before it
+        place -= not text[place].isalnum()
+    return place, 0, 0, False
+
+
+def _candidates(text: str, begin: int) -> Iterator[int]:
+    """Places near the end of a piece, the last ones first: before a single space between words, then where words, signs and
+    spaces meet, then any."""
+    last, first = begin + PIECE, begin + PIECE // 2
+    found, place = 0, last
+    while found < TRIES and (place := text.rfind(" ", first, place)) > first:
+        if text[place - 1].isalnum() and text[place + 1].isalnum():
+            found += 1
+            yield place
+    kinds = [(letter.isalnum(), letter.isspace()) for letter in text[last - (1 << 12) : last]]
+    borders = [index for index in range(len(kinds) - 1, 0, -1) if kinds[index] != kinds[index - 1]]
+    yield from (last - len(kinds) + index for index in borders[:TRIES])
+    yield from (place for place in range(last, last - TRIES, -1) if text[place] != text[place - 1])

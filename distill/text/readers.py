@@ -1,0 +1,295 @@
+"""Files as rows of text: JSON lines and JSON, CSV, parquet and plain text, each read piece by piece.
+
+Every reader writes into `Rows` and says of what it cannot take the file, the line and the reason.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from distill.errors import UserError, brief, named
+from distill.text import json_file
+from distill.text.files import PACKED, TextFile
+from distill.text.rows import Rows
+from distill.text.unpacked import Place, explained, lines, too_long, unpacked
+from teachers.cache import writing
+
+BLOCK = 1 << 20  # characters of a text file read at a time
+PARQUET_ROWS = 64  # read at a time
+NAMES = 20  # columns that a message lists
+LABEL = 1000  # characters that a source's name may have
+FIRST_LINES = re.compile(r"\A\s*\n")  # blank ones
+BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a file, and how.
+
+    column: whose text. label: what every row is called; None takes the column `source` where there is one. documents: what
+    of a .txt file is one. longest: bytes that a document may have. scratch: a place for a file to be unpacked in. tick:
+    called with every row.
+    """
+
+    file: TextFile
+    where: str
+    column: str
+    label: str | None
+    documents: str
+    longest: int
+    scratch: Path
+    tick: Callable[[], None] = lambda: None
+
+
+def read(reading: Reading, rows: Rows) -> None:
+    """Write a file's rows, the empty ones too.
+
+    Raises:
+        UserError: the file is damaged, a document too long, or the column is not there or holds no text.
+    """
+    READERS[reading.file.kind](reading, rows)
+
+
+def _json(reading: Reading, rows: Rows) -> None:
+    place = Place()
+    entries = json_file.entries(reading.file.path, reading.where, reading.longest, place)
+    _records(reading, rows, ((str(place), entry) for entry in entries))
+
+
+def _records(
+    reading: Reading, rows: Rows, records: Iterator[tuple[str, Mapping]], columns: Sequence[str] | None = None
+) -> None:
+    """Rows of records, each with its place in the file. columns: of the file, where the records hold only some."""
+    seen, found, column = {}, False, reading.column
+    for place, record in records:
+        reading.tick()
+        if column in record:
+            found = True
+        elif len(seen) < NAMES:
+            seen |= dict.fromkeys(record)
+        text, label = record.get(column), reading.label
+        if not isinstance(text, str | None):
+            raise UserError(
+                f"{reading.where}: {named(reading.file.path)}, {place}: the column {column!r} holds {type(text).__name__}, "
+                f"not text ({brief(text)}); there are {_listed(columns or record)}"
+            )
+        if label is None:
+            label = _source(reading, place, record.get("source"))
+        text = text or ""
+        _check_text(reading, place, text)
+        rows.add(label, text)
+    if not found and not seen:
+        raise UserError(f"{reading.where}: {named(reading.file.path)} holds no entry; remove it, or fetch it again")
+    if not found:
+        raise UserError(
+            f"{reading.where}: there is no column {column!r} in {named(reading.file.path)}; there are {_listed(seen)}"
+        )
+
+
+def size(text: str) -> int:
+    """Bytes of a text's UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _check_text(reading: Reading, place: str, text: str) -> None:
+    """Refuse text that UTF-8 has no bytes for, or too much of it."""
+    try:
+        if size(text) > reading.longest:
+            raise too_long(reading.file.path, reading.where, place, reading.longest)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{reading.where}: {named(reading.file.path)}, {place}: the column {reading.column!r} holds half of a pair "
+            f"({text[error.start]!a}), which is no text; write the character whole"
+        ) from error
+
+
+def _source(reading: Reading, place: str, source: object) -> str:
+    """What a row is called where its column `source` says."""
+    if source is None:
+        return reading.file.label
+    if not isinstance(source, str | int | float) or len(str(source)) > LABEL:
+        raise UserError(
+            f"{reading.where}: {named(reading.file.path)}, {place}: source is {brief(source)}, which is no name; write a "
+            "short one, or give the source a label"
+        )
+    return str(source)
+
+
+def _listed(names) -> str:
+    names = [named(name, 40) for name in names]
+    return ", ".join(names[:NAMES]) + (" ..." if len(names) > NAMES else "")
+
+
+def _csv(reading: Reading, rows: Rows) -> None:
+    place = Place()
+    csv.field_size_limit(max(csv.field_size_limit(), reading.longest))
+    cells = _Cells(lines(reading.file.path, reading.where, reading.longest, place))
+    with explained(reading.file.path, reading.where, place), _as_value_error():
+        names = next(cells, None)
+        if names is None:
+            raise ValueError("it has no line that names its columns")
+        _records(reading, rows, ((str(place), _cells_by_name(names, row)) for row in cells))
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _cells_by_name(names: list[str], row: list[str]) -> dict[str, str]:
+    """The cells of a line; of columns of one name the first, of cells that are missing nothing."""
+    if len(row) > len(names):
+        raise ValueError(
+            f"the line has {len(row)} cells, the first line names {len(names)} columns; quote cells with commas"
+        )
+    cells = [*row, *[""] * (len(names) - len(row))]
+    return dict(zip(reversed(names), reversed(cells), strict=True))
+
+
+class _Cells:
+    """The records of a CSV; blank lines between them are none."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self._inside = lines, False
+        self._reader = csv.reader(self._given())
+
+    def _given(self) -> Iterator[str]:
+        for line in self._lines:
+            if self._inside or line.strip():
+                self._inside = True
+                yield line
+        if self._inside:
+            raise ValueError("a quoted cell is never closed")
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        self._inside = False
+        return next(self._reader)
+
+
+def _parquet(reading: Reading, rows: Rows) -> None:
+    place = Place("row")
+    with _plain(reading) as path, explained(reading.file.path, reading.where, place), _arrow_as_value_error():
+        from pyarrow import parquet
+
+        names = parquet.read_schema(path).names
+        wanted = [name for name in (reading.column, "source") if name in names]
+        if reading.column not in wanted:
+            raise UserError(
+                f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}; there are "
+                f"{_listed(names) or 'none'}"
+            )
+        file = parquet.ParquetFile(path, read_dictionary=[reading.column], pre_buffer=False, buffer_size=BLOCK)
+        _records(reading, rows, _parquet_records(file, wanted, place), names)
+
+
+@contextmanager
+def _arrow_as_value_error() -> Iterator[None]:
+    """pyarrow's errors of damaged files are of many types."""
+    try:
+        yield
+    except (NotImplementedError, LookupError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _parquet_records(file, columns: list[str], place: Place) -> Iterator[tuple[str, dict]]:
+    for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
+        for index in range(batch.num_rows):
+            place.number += 1
+            yield str(place), {name: batch[name][index].as_py() for name in columns}
+
+
+@contextmanager
+def _plain(reading: Reading) -> Iterator[str]:
+    """A file that is read from its end, unpacked first where it is packed."""
+    if Path(reading.file.path).suffix.lstrip(".") not in PACKED:
+        yield reading.file.path
+        return
+    copy = reading.scratch / "unpacked"
+    with unpacked(reading.file.path, reading.where) as stream, writing(copy), copy.open("wb") as target:
+        while block := _block(reading, stream):
+            target.write(block)
+    yield str(copy)
+    copy.unlink()
+
+
+def _block(reading: Reading, stream: BinaryIO) -> bytes:
+    with explained(reading.file.path, reading.where, Place("row")):
+        return stream.read(BLOCK)
+
+
+def _text(reading: Reading, rows: Rows) -> None:
+    place = Place()
+    if reading.column != "text":
+        raise UserError(
+            f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}, which is a text"
+        )
+    with unpacked(reading.file.path, reading.where) as stream, explained(reading.file.path, reading.where, place):
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+        try:
+            TEXTS[reading.documents](reading, rows, text, place)
+        except UnicodeDecodeError:
+            for _ in lines(reading.file.path, reading.where, reading.longest, Place()):
+                pass  # says which line it is
+            raise
+
+
+def _as_one(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -> None:
+    rows.begin(reading.label or reading.file.label)
+    begun = rows.size
+    while block := text.read(BLOCK):
+        rows.extend(block)
+        place.number += block.count("\n")
+        reading.tick()
+        if rows.size - begun > reading.longest:
+            raise too_long(reading.file.path, reading.where, str(place), reading.longest)
+
+
+def _as_lines(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -> None:
+    for line in _text_lines(reading, text, place):
+        rows.add(reading.label or reading.file.label, line.rstrip("\n"))
+
+
+def _as_paragraphs(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -> None:
+    """What stands between blank lines, whatever space these hold."""
+    label, held, held_size = reading.label or reading.file.label, [], 0
+    for line in _text_lines(reading, text, place):
+        if line == "\n" and held:
+            for part in paragraphs("".join(held).removesuffix("\n")):
+                rows.add(label, part)
+            held, held_size = [], 0
+            continue
+        held.append(line)
+        held_size += size(line)
+        if held_size > reading.longest:
+            raise too_long(reading.file.path, reading.where, str(place), reading.longest)
+    for part in paragraphs("".join(held)):
+        rows.add(label, part)
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, which are one where nothing but space is in it."""
+    return BLANK_LINE.split(FIRST_LINES.sub("", text).rstrip()) if text else []
+
+
+def _text_lines(reading: Reading, text: io.TextIOBase, place: Place) -> Iterator[str]:
+    while line := text.readline(reading.longest + 1):
+        place.number += 1
+        if size(line) > reading.longest:
+            raise too_long(reading.file.path, reading.where, str(place), reading.longest)
+        reading.tick()
+        yield line
+
+
+READERS = {"json": _json, "csv": _csv, "parquet": _parquet, "text": _text}
+TEXTS = {"file": _as_one, "paragraphs": _as_paragraphs, "lines": _as_lines}

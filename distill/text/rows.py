@@ -1,0 +1,82 @@
+"""Rows of text on disk: written one after the other, read in any order, so that memory does not grow with the text."""
+
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from teachers.cache import writing
+
+HELD = 1 << 16  # rows whose place is held in memory before it is written
+
+
+class Rows:
+    """Label and text of each row, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: made here, and the caller's to remove."""
+        self._folder, self._names, self._numbers = folder, [], {}
+        with writing(folder):
+            folder.mkdir(parents=True)
+            self._texts, self._table = (folder / "texts").open("wb"), (folder / "table").open("wb")
+        self._held, self._size, self.count = array("q"), 0, 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all texts."""
+        return self._size
+
+    def begin(self, label: str) -> None:
+        """Begin a row; `extend` gives it its text."""
+        number = self._numbers.setdefault(label, len(self._names))
+        if number == len(self._names):
+            self._names.append(label)
+        self._held.extend((self._size, number))
+        self.count += 1
+        if len(self._held) > 2 * HELD:
+            self._flush()
+
+    def extend(self, text: str) -> None:
+        """More text of the row that was begun last."""
+        with writing(self._folder):
+            self._size += self._texts.write(text.encode())
+
+    def add(self, label: str, text: str) -> None:
+        """A whole row."""
+        self.begin(label)
+        self.extend(text)
+
+    def _flush(self) -> None:
+        with writing(self._folder):
+            self._table.write(self._held.tobytes())
+        self._held = array("q")
+
+    def close(self) -> None:
+        """No more is written; what is, can be read."""
+        with writing(self._folder):
+            try:
+                self._flush()
+            finally:
+                self._texts.close()
+                self._table.close()
+
+    def __getstate__(self) -> dict:
+        """What a copy needs to read: `datasets` makes one."""
+        return {name: value for name, value in vars(self).items() if name not in ("_texts", "_table")}
+
+    def shuffled(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Every row in an order that the seed fixes: the permutation that `datasets` gives so many rows."""
+        yield from self.read(np.random.default_rng(seed).permutation(self.count))
+
+    def read(self, order) -> Iterator[tuple[str, str]]:
+        """Rows by their numbers."""
+        if not self.count:
+            return
+        table = np.memmap(self._folder / "table", np.int64, "r").reshape(self.count, 2)
+        with (self._folder / "texts").open("rb") as texts:
+            for row in order:
+                start, number = map(int, table[row])
+                end = int(table[row + 1, 0]) if row + 1 < self.count else self._size
+                yield self._names[number], os.pread(texts.fileno(), end - start, start).decode()
