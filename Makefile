@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-wheel test-harness test-gpu test-gpu-decoding test-fla test-tokenizers test-browser test-oldest test-ecosystem lint format clean
+.PHONY: quickstart test test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-fla test-tokenizers test-browser test-oldest test-ecosystem audit lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -22,8 +22,14 @@ test-harness: $(VENV)/.installed  ## installs lm-evaluation-harness; our scorer 
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[eval]'
 	$(RUN) -m pytest -q -n0 tests/distill/test_harness.py
 
-test-faults: $(VENV)/.installed  ## kill -9 at twenty random moments of a run, twenty exact resumes
+test-faults: $(VENV)/.installed  ## kill -9 anywhere in a run, its selection, twin, judging, report and export; two processes; exact resumes
 	$(RUN) -m pytest -q -n 2 -m faults
+
+# Seconds that the fuzzer goes on for; python -m tests.fuzz SEED:INDEX repeats an input.
+FUZZ_SECONDS ?= 600
+
+test-fuzz: $(VENV)/.installed  ## damaged and hostile input of every kind through the command line, ten minutes; fails where anything is found
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m tests.fuzz --controls
 
 test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py tests/gpu/test_attention.py
@@ -51,6 +57,9 @@ test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and s
 test-ecosystem: .venv-ecosystem/.installed  ## peft, accelerate, bitsandbytes, Trainer, TRL over every layout; an environment of its own
 	.venv-ecosystem/bin/python -m pytest -q -n 2 -m ecosystem tests/ecosystem
 
+audit: .venv-audit/.installed  ## known vulnerabilities of what an installation brings along; needs a network
+	.venv-audit/bin/python -m pip_audit --skip-editable
+
 lint: $(VENV)/.installed  ## what .ci/run checks after the suite
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -60,7 +69,7 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-ecosystem .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-ecosystem .venv-audit .pytest_cache .ruff_cache
 
 # torch first and pinned: any other request for it may pull gigabytes of CUDA packages. The teacher's package is only a box
 # for its GGUF file; what it would import is not needed.
@@ -82,4 +91,9 @@ ECOSYSTEM := peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 trl==1.16.0
 .venv-ecosystem/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-ecosystem
 	.venv-ecosystem/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" $(ECOSYSTEM) -e '.[dev]'
+	@touch $@
+
+.venv-audit/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" pip-audit -e .
 	@touch $@

@@ -130,9 +130,11 @@ def _settle(folder: Path) -> None:
     tempfile.tempdir = None
     import datasets
     import huggingface_hub
+    import transformers.dynamic_module_utils as modules
 
     datasets.config.HF_DATASETS_CACHE = folder / "home" / "datasets"
     huggingface_hub.constants.HF_HUB_CACHE = str(folder / "home" / "hub")
+    modules.HF_MODULES_CACHE = str(folder / "home" / "modules")
     os.chdir(folder)
 
 

@@ -134,8 +134,9 @@ def _damaged(case: Case) -> str:
 
 
 def _within(path: Path, place: Path) -> bool:
-    """Whether a new file is what was asked for, or lies in it."""
-    return Path(os.path.normpath(path)).is_relative_to(os.path.normpath(place))
+    """Whether a new file is what was asked for, lies in it, or is a folder on the way there."""
+    path, place = Path(os.path.normpath(path)), Path(os.path.normpath(place))
+    return path.is_relative_to(place) or place.is_relative_to(path)
 
 
 def _argument(one, folder: Path) -> str:
