@@ -1,5 +1,5 @@
-"""Faults beyond the stages: a selection, a twin, the judging, a report and an export killed; processes that share a run, one of
-them killed; a run gone on with by another number of processes."""
+"""Faults beyond the stages: a selection, a twin, the judging, a report and an export killed; processes that share a run, one
+of them killed; a run gone on with by another number of processes."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ MOMENTS = {
 
 
 def take(folder: str, runs: str, at: tuple | None = None, world: tuple | None = None) -> None:
-    """What a process does: the whole recipe. at: where it kills itself. world: its rank, how many they are, and their port."""
+    """What a process does: the whole recipe. at: where it kills itself. world: its rank, how many there are, their port."""
     os.chdir(folder)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
@@ -50,8 +50,8 @@ def take(folder: str, runs: str, at: tuple | None = None, world: tuple | None = 
 
 
 def killer(pattern: str, number: int):
-    """An audit hook that kills this process at the so-manieth opening for writing, or moving, of a file of such a name; -1: at
-    the last one, after which nothing is left but the report."""
+    """An audit hook that kills this process at the so-manieth opening for writing, or moving, of a file of such a name.
+    -1: at the last one, after which nothing is left but the report."""
     seen = []
 
     def hook(event: str, arguments: tuple) -> None:

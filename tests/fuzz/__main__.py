@@ -1,5 +1,5 @@
-"""`python -m tests.fuzz`: the corpus, then seeds until the time is up, or single inputs again. Findings are grouped by cause; the
-exit status is 1 where there is any.
+"""`python -m tests.fuzz`: the corpus, then seeds until the time is up, or single inputs again. Findings are grouped by
+cause; the exit status is 1 where there is any.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """One command of ours in a forked child: what it printed, how it ended, and what it should not have done on the way.
 
-The parent has imported everything and computed nothing, so a child begins in milliseconds. A limit on processor time ends what
-hangs, a watchdog on resident memory what grows; faulthandler says where each was.
+The parent has imported everything and computed nothing, so a child begins in milliseconds. A limit on processor time ends
+what hangs, a watchdog on resident memory what grows; faulthandler says where each was.
 """
 
+import ctypes
 import faulthandler
 import gc
 import json
@@ -21,8 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OURS = ("distill", "students", "teachers")
-SECONDS = 15.0  # of processor time; the longest command of the place takes two
+SECONDS = 30.0  # of processor time; the longest command of the place takes three
 PATIENCE = 90.0  # seconds on the clock, for what waits and computes nothing
+DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 MEMORY = 2 << 30  # bytes beyond the parent's
 FOREIGN = ("accelerate", "datasets", "gguf", "peft", "pyarrow.parquet", "torch", "transformers.models.llama.modeling_llama")
 
@@ -96,6 +98,7 @@ def _as_child(work, folder: Path, notes: Path, terminal: int) -> None:
     wrote: list[str] = []
     try:
         os.setsid()
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)  # without the watchdog it would grow on
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(terminal, 0)
         for name, handle in (("out", 1), ("err", 2)):

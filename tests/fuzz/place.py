@@ -1,4 +1,4 @@
-"""A folder with everything that the command line reads: recipes, a finished run, a stopped one, an export, teachers, text."""
+"""A folder with everything that the command line reads: recipes, a finished and a stopped run, an export, teachers, text."""
 
 import gzip
 import json

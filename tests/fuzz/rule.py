@@ -1,4 +1,5 @@
-"""The rule: a command ends with 0, 2 or 3 and says one thing; it touches nothing of others and runs nothing that came with the input.
+"""The rule: a command ends with 0, 2 or 3 and says one thing; it touches nothing of others, and runs nothing that came with
+the input.
 
 A breach is a `Finding`, and its cause is what was breached, the exception and our innermost function.
 """
@@ -14,12 +15,13 @@ from tests.fuzz.values import MARK
 LONGEST = 4000  # characters of a message; what is longer is the input itself
 WORDS_OF_PYTHON = re.compile(
     r"'\w+' object |NoneType|object is not|unsupported operand|not supported between|index out of range|positional argument"
-    r"|unexpected keyword|indices must be|\b(Key|Type|Attribute|Index|Assertion|Runtime|Recursion|Overflow|Unicode\w+)Error\b"
-    r"|recursion depth|mat1 and mat2|too large to convert|values to unpack|cannot unpack|invalid literal for|could not convert"
-    r"|math domain|argument of type|os\.PathLike|embedded null|int too (large|big)|\(['\"][\w.]+['\"]\)|must be real number"
-    r"|Exceeds the limit|size mismatch for|out of bounds for|surrogates not allowed|'\w+' codec"
+    r"|indices must be|\b(Key|Type|Attribute|Index|Assertion|Runtime|Recursion|Overflow|Unicode\w+)Error\b"
+    r"|unexpected keyword|recursion depth|mat1 and mat2|too large to convert|values to unpack|cannot unpack"
+    r"|invalid literal for|could not convert|math domain|argument of type|os\.PathLike|embedded null|int too (large|big)"
+    r"|\(['\"][\w.]+['\"]\)|must be real number|Exceeds the limit|size mismatch for"
+    r"|out of bounds for|surrogates not allowed|'\w+' codec"
 )
-WITHOUT_REASON = re.compile(r"\(\)|: *;|; *;|: None\b|: *$|error: *$|\( *;")
+WITHOUT_REASON = re.compile(r"(?<!shape )\(\)|: *;|; *;|: None\b|: *$|error: *$|\( *;")
 VERBATIM = ("generate", "report", "export", "recipes")  # whose standard output is a text or a path, for programs too
 QUOTED = re.compile(r"""'[^'\n]*'|"[^"\n]*"|\{.*\}|\[.*\]""")  # what was given may hold anything
 COMPLAINT = re.compile(r"^error: |─ Error ─", re.MULTILINE)
@@ -89,11 +91,16 @@ def _line(text: str, part: str) -> str:
 
 
 def accepted(folder: Path, argv: list[str]) -> list[Finding]:
-    """What a command that ended with 0 left of the run folders: everything of a finished run, numbers, pages without markup."""
+    """What a command that ended with 0 left in the run folders: all of a finished run, and pages without markup."""
     findings = []
     for run in sorted((folder / "runs").glob("[!.]*")):
         facts = _json(run / "run.json")
-        if argv[0] == "run" and isinstance(facts, dict) and facts.get("finished") is True and run.name.startswith(_name(argv)):
+        if (
+            argv[0] == "run"
+            and isinstance(facts, dict)
+            and facts.get("finished") is True
+            and run.name.startswith(_name(argv))
+        ):
             absent = [n for n in ("student/model.safetensors", "report.html", "evaluations.json") if not (run / n).is_file()]
             findings += [Finding("finished without", "", name, f"{run.name} has no {name}") for name in absent]
         for page in run.glob("report.html"):
@@ -127,5 +134,7 @@ def late(before: int, after: int, outcome: Outcome) -> list[Finding]:
     """A refusal after steps were taken. Numbers that are not finite show only there."""
     error = outcome.error or {}
     if outcome.code == 2 and after > before and error.get("type") != "NonFinite":
-        return [Finding("refuses after training", error.get("type", ""), error.get("frame", ""), outcome.said.strip()[-300:])]
+        return [
+            Finding("refuses after training", error.get("type", ""), error.get("frame", ""), outcome.said.strip()[-300:])
+        ]
     return []

@@ -1,4 +1,4 @@
-"""What `make test` takes of the fuzzer: breaches made on purpose, a part of the corpus, one seed. `make test-fuzz` goes on."""
+"""What `make test` takes of the fuzzer: breaches made on purpose, some of the corpus, a seed. `make test-fuzz` goes on."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_a_seed_draws_the_same_cases_again():
     assert first == again and len(first) > 10
     assert first != [case.text() for case in cases_of(6, Nothing())]
     drawn = {case.kind for seed in range(12) for case in cases_of(seed, Nothing())}
-    assert drawn >= {name for name in KINDS}
+    assert drawn >= set(KINDS)
 
 
 def test_gguf_files_as_data_and_back(tmp_path):

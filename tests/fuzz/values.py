@@ -1,5 +1,5 @@
-"""Values that a file or a command line may hold and should not: numbers beyond every range, names that are paths, code or markup,
-structures without end. A value that JSON cannot hold is written {"$value": kind, ...}; `real` makes it."""
+"""Values that a file or a command line may hold and should not: numbers beyond every range, names that are paths, code or
+markup, structures without end. A value that JSON cannot hold is written {"$value": kind, ...}; `real` makes it."""
 
 import json
 
@@ -21,12 +21,39 @@ STRINGS = [
     *("\0", "a\0b", ESCAPE, MARK, "[bold]x[/bold]", "[/]", "[red", "[link=file:///etc/passwd]x[/link]", "&amp;", "a: b"),
     *("../outside/secret.txt", "outside/secret.txt", "/etc/passwd", "outside/folder", "../../outside", "a/b", "/", "./"),
     *("\u202eright to left", "é\u0301", "\ufeffbom", "\U0001f600", "ß" * 200, "x" * 5000, "AM", "M", "A", "cpu", "cuda"),
-    *("C:\\x", "file:///etc/passwd", "package:", "package:os/x.gguf", "hub/name", "*", "**/*", "[a-z]", "shipped:", "shipped:../README.md"),
+    *(
+        "C:\\x",
+        "file:///etc/passwd",
+        "package:",
+        "package:os/x.gguf",
+        "hub/name",
+        "*",
+        "**/*",
+        "[a-z]",
+        "shipped:",
+        "shipped:../README.md",
+    ),
     {"$value": "surrogate"},
     {"$value": "long", "of": "a", "times": 300_000},
 ]
 STRUCTURES = [
-    *(None, True, False, [], {}, [[]], [None], {"": None}, {"a": 1}, ["a"], [1, 2, 3], [True], [{}], {"0": 0}, {"$value": "deep", "times": 400}),
+    *(
+        None,
+        True,
+        False,
+        [],
+        {},
+        [[]],
+        [None],
+        {"": None},
+        {"a": 1},
+        ["a"],
+        [1, 2, 3],
+        [True],
+        [{}],
+        {"0": 0},
+        {"$value": "deep", "times": 400},
+    ),
     {"$value": "deep", "times": 5000},
     {"$value": "deepmap", "times": 3000},
     {"$value": "many", "times": 100_000},
@@ -36,7 +63,10 @@ numbers = st.sampled_from(NUMBERS) | st.integers(-(2**40), 2**70) | st.floats(al
 strings = st.sampled_from(STRINGS) | st.text(max_size=8)
 structures = st.sampled_from(STRUCTURES) | st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3).filter(lambda key: key != "$value"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3).filter(lambda key: key != "$value"), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 values = numbers | strings | structures

@@ -7,16 +7,17 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.fuzz import damage, forked, place, rule
+from tests.fuzz import damage, damage_models, forked, place, rule
 from tests.fuzz.values import real
 
+STEPS = (damage, damage_models)  # imported, they have filled the table of steps
 OWN = ("runs", "cache", "home", "tmp")  # what commands may write to
 
 
 @dataclass(frozen=True)
 class Case:
-    """An input: what is done to the place, and the commands that then meet it. answers: what the terminal types. compare: whether
-    the first two are a plan and a run, which should agree."""
+    """An input: what is done to the place, and the commands that then meet it. answers: what the terminal types. compare:
+    whether the first two are a plan and a run, which should agree."""
 
     kind: str
     commands: list[list]
@@ -105,7 +106,9 @@ class World:
         if not any(arguments[:2] == ["run", "half.yaml"] for arguments in case.commands):
             return []
         if outcome.code == 0 and case.commands[-1][0] == "run":
-            return [] if _bits(folder) == self.bits else [rule.Finding("other bits", "", _damaged(case), "accepted the damage")]
+            return (
+                [] if _bits(folder) == self.bits else [rule.Finding("other bits", "", _damaged(case), "accepted the damage")]
+            )
         if int(hashlib.sha256(case.text().encode()).hexdigest(), 16) % 3:
             return []
         for step in case.steps:
@@ -114,7 +117,9 @@ class World:
         if again.code:
             return [rule.Finding("does not go on when mended", "", _damaged(case), again.said.strip()[-300:])]
         same = _bits(folder) == self.bits
-        return [] if same else [rule.Finding("other bits when mended", "", _damaged(case), "the refusal left something behind")]
+        return (
+            [] if same else [rule.Finding("other bits when mended", "", _damaged(case), "the refusal left something behind")]
+        )
 
     def _mend(self, folder: Path, name: str) -> None:
         target, whole = folder / name, self.pristine / name
