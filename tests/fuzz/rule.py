@@ -24,6 +24,7 @@ WORDS_OF_PYTHON = re.compile(
 WITHOUT_REASON = re.compile(r"(?<!shape )\(\)|: *;|; *;|: None\b|: *$|error: *$|\( *;")
 VERBATIM = ("generate", "report", "export", "recipes")  # whose standard output is a text or a path, for programs too
 QUOTED = re.compile(r"""'[^'\n]*'|"[^"\n]*"|\{.*\}|\[.*\]""")  # what was given may hold anything
+ASIDE = re.compile(r"""\(".*"\)""")  # what a library said, quoted behind what we say
 COMPLAINT = re.compile(r"^error: |─ Error ─", re.MULTILINE)
 
 
@@ -79,7 +80,7 @@ def _message(outcome: Outcome, found) -> list[Finding]:
         return found("not one message", f"{complaints} messages: {said[:300]}")
     if len(said) > LONGEST:
         return found("endless message", f"{len(said)} characters: {said[:200]}")
-    if match := WORDS_OF_PYTHON.search(said):
+    if match := WORDS_OF_PYTHON.search(ASIDE.sub("", said)):
         return found("Python's words", f"{match[0]!r} in: {said[:400]}")
     if match := WITHOUT_REASON.search(QUOTED.sub("x", said)):
         return found("no reason", f"{match[0]!r} in: {said[:400]}")
