@@ -94,7 +94,7 @@ def start(*arguments):
     return process
 
 
-def ended(process, seconds: float = 120) -> int:
+def ended(process, seconds: float = 900) -> int:
     process.join(seconds)
     assert process.exitcode is not None, "the process hangs"
     return process.exitcode
