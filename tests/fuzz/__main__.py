@@ -98,4 +98,6 @@ def written(path: Path, line: str) -> Iterator[tuple]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status)  # libraries that were imported and never used complain of leaks at an ordinary exit

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OURS = ("distill", "students", "teachers")
 SECONDS = 30.0  # of processor time; the longest command of the place takes three
-PATIENCE = 90.0  # seconds on the clock, for what waits and computes nothing
+PATIENCE = 60.0  # seconds on the clock in which nothing is computed at all: it waits for what never comes
 DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 MEMORY = 2 << 30  # bytes beyond the parent's
 FOREIGN = ("accelerate", "datasets", "gguf", "peft", "pyarrow.parquet", "torch", "transformers.models.llama.modeling_llama")
@@ -49,7 +49,8 @@ def preload() -> None:
     import pkgutil
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "400"}
-    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
+    sys.dont_write_bytecode = True  # children would seem to write elsewhere
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_OFFLINE": "1"}
     for name in FOREIGN:
         importlib.import_module(name)
     for package in OURS:
@@ -184,13 +185,16 @@ def _called(path: str, function: str) -> str:
 
 def _watch(child: int, began: int) -> tuple[str | None, int]:
     """Wait for a child, and end it where it hangs or grows. The reason, and its status."""
-    start, stopped = time.monotonic(), None
+    moved, known, stopped = time.monotonic(), 0.0, None
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return stopped, status
         if stopped is None:
-            late = _cpu(child) > SECONDS or time.monotonic() - start > PATIENCE
+            taken = _cpu(child)
+            if taken > known:
+                moved, known = time.monotonic(), taken
+            late = taken > SECONDS or time.monotonic() - moved > PATIENCE
             stopped = "time" if late else "memory" if _resident(child) - began > MEMORY else None
             if stopped:
                 os.kill(child, signal.SIGUSR1)
