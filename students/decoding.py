@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from students.cache import MixerState
+from students.cache import MixerState, Turn
 from students.compat import CACHE, attention_implementation, experts_for_decoding
 from students.inputs import Inputs
 from students.rotary import LengthRules
@@ -82,9 +82,10 @@ class Decoder:
         seen = self._whole.get_seq_length()
         self.column = torch.full((1,), seen, device=device)
         self.rings = {window: Ring(window, seen, tokens, real, device) for window in kinds}
+        self.turn = Turn(seen, self.column)
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, MixerState):
-                self.states.append(StaticState(layer, model.mixers[index], index, tokens))
+                self.states.append(StaticState(layer, model.mixers[index], tokens, self.turn))
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
@@ -96,12 +97,10 @@ class Decoder:
         """The logits of what follows this token, the next of the text.
 
         Raises:
-            ValueError: more tokens than were to come, or a cache that somebody else has used meanwhile.
+            ValueError: more tokens than were to come.
         """
         if not self.left:
             raise ValueError("all the tokens that this decoder was made for have come; make it for more")
-        if not all(state.is_held() for state in self.states):
-            raise ValueError("the cache was changed while this decoder held it; release() it first")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step()
@@ -143,13 +142,11 @@ class Decoder:
         """One token, from `self.token`; on the GPU nothing here may ask for a value."""
         for ring in self.rings.values():
             ring.turn(self.column)
+        self.turn.open = True
         try:
             logits = self._forward()
-            for state in self.states:
-                state.collect()
         finally:
-            for state in self.states:
-                state.rewind()
+            self.turn.open = False
             for ring in self.rings.values():
                 ring.close()
         self.position.add_(1)

@@ -33,6 +33,8 @@ class MixerSlot(nn.Module):
         cache = next((value for value in keywords.values() if isinstance(value, Cache)), None)
         documents, unpadded = keywords.get("document_ids"), keywords.get("unpadded")
         state = None if cache is None else cache.layers[self.layer_index]
+        if state is not None:
+            state.check_turn(hidden_states.shape[1])
         if self.documents == "positions":
             positions = keywords["position_ids"]
             documents = documents_of(positions, hidden_states.shape[0], cache is not None)

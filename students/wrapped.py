@@ -56,7 +56,7 @@ class Rows:
         bias = self.layer.bias
         return F.linear(self.x, self.layer.weight[start:stop], None if bias is None else bias[start:stop])
 
-    def wide(self, start: int | None, stop: int | None, bias: Tensor) -> Tensor:
+    def wide(self, start: int | None, stop: int | None, bias: Tensor | None = None) -> Tensor:
         """These outputs and a further bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
         with torch.autocast(self.x.device.type, enabled=False):
             if self.called is not None:

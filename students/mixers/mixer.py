@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from students.cache import MixerState, ScopedState
+from students.cache import MixerState, ScopedState, Turn
+from students.mixers.entering import Entering, Entry
 from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
@@ -88,6 +89,11 @@ class Context:
         """For work on inputs alone: rotary tables of so many channels that leave every token where it is."""
         angles = h.new_zeros(*h.shape[:2], width)
         return cls(rope=(angles.cos(), angles.sin()))
+
+    @property
+    def turn(self) -> Turn | None:
+        """The token under way, where the state is held in place."""
+        return None if self.state is None else self.state.turn
 
     def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
         """The documents, spelled out where they are None."""
@@ -165,12 +171,15 @@ class Mixer(nn.Module):
 
     def output(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """From the mixed terms back to the model's width."""
-        features = self.features(y, h)
+        return self.out(self._heard(self.features(y, h)))
+
+    def _heard(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t k p"]:
+        """Without what silenced branches add."""
         if self.silenced:
             features = features.clone()
             for name in self.silenced:
                 features[:, :, self.branch_terms()[name]] = 0.0
-        return self.out(features)
+        return features
 
     def branch_terms(self) -> dict[str, slice]:
         """The terms of each branch of a composed mixer, by name; the state's is called "ssm". Empty of one branch alone."""
@@ -186,11 +195,47 @@ class Mixer(nn.Module):
     def forward(self, h: Float[Tensor, "b t d"], context: Context | None = None) -> Float[Tensor, "b t d"]:
         """The whole mixer; with a state in the context, the next tokens of a text whose earlier tokens it has seen."""
         context = context or Context()
+        if context.turn is not None:
+            return self.token(Entering(h), context)
         with loaded(self._branches()):
             out = self.output(self.mix(self.project(h, context), context), h)
         if context.state is not None:
             context.state.advance(h.shape[1], context.documents)
         return out
+
+    def token(
+        self, entering: Entering, context: Context, residual: Float[Tensor, "b 1 d"] | None = None
+    ) -> Float[Tensor, "b 1 d"]:
+        """One token on a state that a `Decoder` holds in place: nothing is copied, and few kernels run.
+
+        Args:
+            entering: the slot's input, its norm perhaps still to come. residual: what the output is added to.
+        """
+        with loaded(self._branches()):
+            entering.prime(self.entries())
+            return self.token_out(self._heard(self.token_features(entering, context)), residual)
+
+    def entries(self) -> list[Entry]:
+        """What of the input's projections `token_features` reads from `entering`, in one product."""
+        return []
+
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
+        """What the output projection sees of one token in place; by default as of any number of tokens."""
+        return self.features(self.mix(self.project(entering.h, context), context), entering.h)
+
+    def token_out(
+        self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
+    ) -> Float[Tensor, "b 1 d"]:
+        """The output projection of one token in place, added to `residual`."""
+        out = self.out(features)
+        return out if residual is None else residual + out
+
+    def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
+        """Lay what this mixer itself (not its parts) keeps in `state` so that a token changes it in place, as rings where it
+        moves with the text; for so many tokens to come. By default it stays as it is."""
+
+    def give_back(self, state: MixerState | ScopedState, turn: Turn, steps: int) -> None:
+        """Undo `hold`, so many tokens later: leave what ordinary calls leave."""
 
     def _branches(self) -> list["Mixer"]:
         """The mixers that this one is composed of, which nobody calls as modules."""
