@@ -289,7 +289,7 @@ class Attention(Mixer):
         state.drop("offset")
         latest = positions[:, -1:] + steps
         last = torch.zeros_like(latest) if state.last_document is None else state.last_document[:, None]
-        if self.sinks and seen <= self.window:  # nothing has left
+        if self.sinks and seen <= self.window > documents.shape[1]:  # nothing has left
             for name in KEPT:
                 state.drop(f"sink_{name}")
         elif self.sinks and steps:
