@@ -1,4 +1,4 @@
-"""One token through a skeleton's own layers in few kernels: norms, rotary embedding, SwiGLU and residuals beside the products.
+"""One token through a skeleton's own layers in few kernels: norms, rotary embedding, SwiGLU, residuals beside the products.
 
 A `Decoder` lets the layers of the families below run so, each in its model's own loop over layers; a student's slots take
 part with their mixers. A layer that anything stands around (hooks, adapters, offloading, quantised weights) runs as it is,

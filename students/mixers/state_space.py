@@ -58,7 +58,7 @@ class ScanInputs:
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """One token's inputs of `ssm_token`: see there. activation: the convolution's; rope: how C and B are rotated, if at all."""
+    """One token's inputs of `ssm_token`: see there. activation: the convolution's; rope: how C and B are rotated."""
 
     x: Float[Tensor, "b 1 c"]
     decay: Float[Tensor, "b 1 h"]

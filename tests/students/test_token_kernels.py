@@ -78,7 +78,7 @@ def test_ssm_token(case, dtype):
 @pytest.mark.parametrize("case", window_cases.TEST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_window_token(case, dtype):
-    """Tokens one after the other, until the ring has turned and the sinks are full; the reference against plain attention."""
+    """Tokens one by one, until the ring has turned and the sinks are full; the reference against plain attention."""
     from students.kernels.window_token import kernel
 
     keys, options = window_cases.draw(case, dtype, "cpu")

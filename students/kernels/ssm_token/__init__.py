@@ -34,7 +34,7 @@ class Conv(NamedTuple):
 
 
 class Lag(NamedTuple):
-    """What has not entered the state yet, column i at place i % (lag + 1), and the sum of its log_a up to column i at i % 2."""
+    """What has not entered the state yet, column i at place i % (lag + 1); the sum of its log_a up to column i at i % 2."""
 
     x: Float[Tensor, "b lag+1 h p"]
     B: Float[Tensor, "b lag+1 g n"]

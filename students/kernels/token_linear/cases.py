@@ -8,8 +8,8 @@ from students.kernels.token_linear import Rows
 
 
 class Case(NamedTuple):
-    """Batch, width of the input, heights of the sets of rows; whether there are biases, a norm, a residual, a SwiGLU, and one
-    more set of rows in float32."""
+    """Batch, width of the input, heights of the sets of rows; whether there are biases, a norm, a residual, a SwiGLU; rows
+    of one more set in float32."""
 
     b: int
     d: int

@@ -31,7 +31,8 @@ def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, fact
         _token[(heads, batch)](
             q, k, v, keys.k, keys.v, *sinks, keys.offset, column, y, cos, sin,
             norms.q.contiguous() if norms else q, norms.k.contiguous() if norms else q,
-            factors if factors is not None else q, q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+            factors if factors is not None else q,
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             cos.stride(0) if cos.shape[0] > 1 else 0, sin.stride(0) if sin.shape[0] > 1 else 0, heads, key_heads, size,
             size if keys.window is None else keys.window, scale, softcap or 0.0, norms.eps if norms else 0.0, width,
             cos.shape[-1] if kind else 0, count, KIND=KINDS[kind], NORM=norms is not None, FACTORS=factors is not None,

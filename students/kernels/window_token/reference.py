@@ -2,12 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from students.shapes import Bool, Float, Int
-
-SAFE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+from students.kernels.attention import attend_places
+from students.shapes import Float, Int
 
 
 def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads) -> Tensor:
@@ -21,8 +18,13 @@ def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, fact
         _keep_sink(keys, column)
     for ring, part in ((keys.k, k), (keys.v, v)):
         ring.index_copy_(1, column % size, part[:, None].to(ring.dtype))
-    held, values, positions = held_positions(keys, column)
-    y = attend(q, held, values, _seen(keys, positions, column), scale, softcap, reads)
+    q = q.to(keys.k.dtype)
+    if keys.sinks is None:
+        where = {"last": column, "window": keys.window, "start": -keys.offset}
+        y = attend(q, keys.k, keys.v, scale, softcap, reads, **where)
+    else:
+        held, values, positions = held_positions(keys, column)
+        y = attend(q, held, values, scale, softcap, reads, mask=positions >= 0)
     return (y if factors is None else y * factors.to(y.dtype)[:, None]).to(dtype)
 
 
@@ -39,33 +41,19 @@ def held_positions(keys, column: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "b
     return k, v, torch.cat([slots, positions.masked_fill(positions <= current - keys.window, -1)], 1)
 
 
-def _seen(keys, positions: Tensor, column: Tensor) -> Bool[Tensor, "b s"]:
-    visible = positions >= 0
-    if keys.window is not None and keys.sinks is None:
-        visible = visible & (positions > (keys.offset + column)[:, None] - keys.window)
-    return visible
-
-
 def attend(
     q: Float[Tensor, "b h p"],
     k: Float[Tensor, "b s kv p"],
     v: Float[Tensor, "b s kv p"],
-    visible: Bool[Tensor, "b s"],
     scale: float,
     softcap: float | None,
     reads=None,
+    **where,
 ) -> Float[Tensor, "b h p"]:
-    """One query a head over the keys that it sees."""
+    """One query a head over the keys that it sees; `where`: see `attend_places`."""
     if reads is not None:  # indexed by a list, a GPU would wait for the CPU
         k, v = (torch.stack([part[:, :, head] for head in reads], 2) for part in (k, v))
-    k, v = (part.to(q.dtype).transpose(1, 2).repeat_interleave(q.shape[1] // k.shape[2], 1) for part in (k, v))
-    if softcap is None:
-        with sdpa_kernel(SAFE):
-            return F.scaled_dot_product_attention(q[:, :, None], k, v, visible[:, None, None], scale=scale)[:, :, 0]
-    logits = softcap * torch.tanh((q[:, :, None] @ k.transpose(2, 3)) * scale / softcap)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    weights = logits.to(wide).masked_fill(~visible[:, None, None], torch.finfo(wide).min).softmax(-1)
-    return (weights.to(v.dtype) @ v)[:, :, 0]
+    return attend_places(q[:, None], k, v, scale=scale, softcap=softcap, **where)[:, 0]
 
 
 def rotated(x: Float[Tensor, "b h p"], cos: Tensor, sin: Tensor, kind: str) -> Float[Tensor, "b h p"]:
