@@ -12,12 +12,12 @@ from tests.students.test_decoding import CASES, new_cache, ordinary, student_of
 from tests.students.test_model import text
 
 OUTSIDE = Counter(token_linear=3)  # of each layer: out of the mixer, into the MLP and out of it
-MIXERS = {  # what else a layer calls for one token
+MIXERS = {  # what else a layer calls for one token; under a window's reference stands attention's
     "discrete": ("M", Counter(token_linear=1, ssm_token=1)),
     "stock": ("M", Counter(token_linear=1, ssm_token=1, gated_norm=1)),
-    "windows": ("W", Counter(token_linear=1, window_token=1)),
-    "windowed": ("M", Counter(token_linear=1, ssm_token=1, window_token=1)),
-    "B'MOJO-F": ("B", Counter(token_linear=1, ssm_token=1, window_token=1, gated_norm=1)),
+    "windows": ("W", Counter(token_linear=1, window_token=1, attention_places=1)),
+    "windowed": ("M", Counter(token_linear=1, ssm_token=1, window_token=1, attention_places=1)),
+    "B'MOJO-F": ("B", Counter(token_linear=1, ssm_token=1, window_token=1, attention_places=1, gated_norm=1)),
     "gated deltanet": ("M", Counter(conv_token=1)),
 }
 KEPT = Counter(token_linear=1, rotary_token=1, attention_places=1)

@@ -20,7 +20,6 @@ IMPLEMENTATIONS = {
 }
 CHECKED = {"token_linear": TYPES}  # types compared with float64 on a GPU
 MOST = 8  # sets of rows that one launch takes
-LARGEST_BATCH = 16  # texts; where there are more, a library's product of matrices is as fast
 
 
 class Rows(NamedTuple):
@@ -39,32 +38,32 @@ def token_linear(
     residual: Float[Tensor, "b r"] | None = None,
     swiglu: bool = False,
     dtype: torch.dtype | None = None,
+    also: tuple[Float[Tensor, "b e"], Rows] | None = None,
 ) -> list[Float[Tensor, "b _"]]:
     """Each set of rows times the input, in one launch.
 
     Args:
         norm: weight and epsilon of an RMSNorm on x. residual: added to the outcome, of one set of rows alone. swiglu: two
             sets of rows, a gate and what it opens for: silu(gate) up is all that comes out. dtype: of the outcome (default:
-            float32, wider where x is).
+            as it was computed, float32 or wider for rows that are wide). also: another input and as many rows of its own
+            layer, their product added to the first set's.
 
     Returns:
         a tensor a set of rows; views of one.
 
     Raises:
-        ValueError: a residual beside several sets of rows, or a swiglu of other than two of one height.
+        ValueError: a residual or another product beside several sets of rows, or a swiglu of other than two of one height.
     """
-    if residual is not None and len(rows) != 1:
-        raise ValueError(f"a residual is added to one set of rows, not to {len(rows)}")
+    if (residual is not None or also is not None) and len(rows) != 1:
+        raise ValueError(f"a residual or another product is added to one set of rows, not to {len(rows)}")
     if swiglu and (len(rows) != 2 or rows[0].weight.shape != rows[1].weight.shape):
         raise ValueError(f"a SwiGLU has two sets of rows of one shape, not {[tuple(part.weight.shape) for part in rows]}")
-    dtype = torch.promote_types(x.dtype, torch.float32) if dtype is None else dtype
-    run = pick("token_linear", IMPLEMENTATIONS, x, lambda: _refusal(x, rows), checked=CHECKED["token_linear"])
-    return run(x, rows, norm, residual, swiglu, dtype)
+    given = rows if also is None else [*rows, also[1]]
+    run = pick("token_linear", IMPLEMENTATIONS, x, lambda: _refusal(x, given), checked=CHECKED["token_linear"])
+    return run(x, rows, norm, residual, swiglu, dtype, also)
 
 
 def _refusal(x: Tensor, rows: Sequence[Rows]) -> str | None:
-    if x.shape[0] > LARGEST_BATCH:
-        return f"a library's product serves more than {LARGEST_BATCH} texts as fast"
     narrow, wide = split(x, rows)
     if len(narrow) > MOST or len(wide) > 1 or not narrow:
         return f"one launch takes {MOST} sets of rows and one wide one, not {len(narrow)} and {len(wide)}"

@@ -9,7 +9,7 @@ from students.kernels.token_linear import Rows
 
 class Case(NamedTuple):
     """Batch, width of the input, heights of the sets of rows; whether there are biases, a norm, a residual, a SwiGLU; rows
-    of one more set in float32."""
+    of one more set in float32; the width of another input, with rows of its own."""
 
     b: int
     d: int
@@ -19,20 +19,24 @@ class Case(NamedTuple):
     residual: bool = False
     swiglu: bool = False
     wide: int = 0
+    also: int = 0
 
 
 TEST = [
     Case(1, 32, (24, 8, 8), biased=True, norm=True, wide=4),
     Case(1, 40, (36,), residual=True),
+    Case(1, 32, (20,), residual=True, also=24),
     Case(1, 32, (48, 48), norm=True, swiglu=True),
     Case(3, 32, (24, 7), norm=True, wide=3),
     Case(2, 72, (33, 33), norm=True, swiglu=True),
     Case(5, 48, (32,), biased=True, residual=True),
+    Case(3, 32, (20,), also=24),
 ]
 GPU = [  # Llama-3.2-1B's layers beside a discrete Mamba-2 and a window
     *TEST,
     Case(1, 2048, (6144, 2048, 2048, 512, 512), norm=True, wide=32, biased=True),
     Case(1, 2048, (2048,), residual=True),
+    Case(1, 2048, (2048,), residual=True, also=2048),
     Case(1, 2048, (8192, 8192), norm=True, swiglu=True),
     Case(1, 8192, (2048,), residual=True),
     Case(8, 2048, (6144, 2048), norm=True, wide=32),
@@ -51,5 +55,8 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
         kind = torch.float32
         rows.append(Rows(random(case.wide, case.d, kind=kind) / case.d**0.5, random(case.wide, kind=kind), wide=True))
     options = {"norm": (1 + 0.1 * random(case.d), 1e-5) if case.norm else None, "swiglu": case.swiglu}
+    options["also"] = None
+    if case.also:
+        options["also"] = random(case.b, case.also), Rows(random(case.rows[0], case.also) / case.also**0.5)
     options["residual"] = random(case.b, case.rows[0]) if case.residual else None
     return (3 * random(case.b, case.d), rows), options

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def token_linear(x, rows, norm, residual, swiglu, dtype) -> list[Tensor]:
+def token_linear(x, rows, norm, residual, swiglu, dtype, also) -> list[Tensor]:
     """See `students.kernels.token_linear.token_linear`."""
     if norm is not None:
         weight, eps = norm
@@ -14,9 +14,9 @@ def token_linear(x, rows, norm, residual, swiglu, dtype) -> list[Tensor]:
     outputs = [_product(x, *part) for part in rows]
     if swiglu:
         outputs = [F.silu(outputs[0]) * outputs[1]]
-    if residual is not None:
-        outputs = [residual + outputs[0]]
-    return [output.to(dtype) for output in outputs]
+    for added in ([] if also is None else [_product(also[0], *also[1])]) + ([] if residual is None else [residual]):
+        outputs = [added + outputs[0]]
+    return outputs if dtype is None else [output.to(dtype) for output in outputs]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, wide: bool) -> Tensor:
