@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from students.kernels.ssm_token import Conv, Gate, Lag
+from students.kernels.op import Op, Work, called, flat
+from students.kernels.ssm_token import Conv, Gate, Lag, reference_token
 
 
 class Case(NamedTuple):
@@ -29,15 +30,15 @@ TEST = [
     Case(1, 4, 1, 4, 8, w=2, stock=True, gate=False),
     Case(2, 2, 2, 16, 16, w=1, lag=1),
 ]
-GPU = [  # Llama-3.2-1B's heads, alone and behind windows; with companions; SmolLM2's
-    *TEST,
+BENCH = [  # Llama-3.2-1B's heads, alone and behind windows; with companions; SmolLM2's
     Case(1, 32, 32, 64, 64),
     Case(1, 32, 32, 64, 64, lag=64),
     Case(3, 32, 32, 64, 64, norm=True),
     Case(1, 64, 32, 64, 64, stock=True, gate=False, lag=64),
     Case(64, 9, 9, 64, 64),
 ]
-STEPS = 7
+GPU = [*TEST, *BENCH]
+STEPS = 6
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
@@ -77,3 +78,32 @@ def tokens(case: Case, dtype: torch.dtype, device: str) -> list[tuple]:
     channels = case.h * case.p + 2 * case.g * case.n
     shapes = (case.b, channels), (case.b, case.h)
     return [tuple(torch.randn(shape, device=device) for shape in shapes) for _ in range(STEPS)]
+
+
+def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
+    """One token's arguments for benchmarks; nothing has a gradient."""
+    x, decay = tokens(case, dtype, device)[0]
+    more = {"column": torch.tensor([5], device=device), "dtype": torch.float32, "groups": case.g, "rope": None}
+    return {}, flat({"x": x, "decay": decay} | draw(case, dtype, device) | more)
+
+
+def _work(case: Case) -> Work:
+    """The state read and written."""
+    states = case.b * case.h * case.p * case.n
+    return Work((8.0 * states, 5.0 * states), (8.0 * states, 0.0))
+
+
+OPS = {
+    "ssm_token": Op(
+        BENCH,
+        draw_flat,
+        reference_token,
+        "students.kernels.ssm_token.kernel:ssm_token",
+        _work,
+        small=lambda case: case._replace(b=min(case.b, 2), h=min(case.h, 4), g=min(case.g, 2)),
+        choices=lambda kernel, case, dtype: kernel.CONFIGS,
+        call=called,
+        backward=False,
+        place=70,
+    )
+}

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from students.kernels.window_token import Keys, Norms
+from students.kernels.op import Op, Work, called, flat
+from students.kernels.window_token import Keys, Norms, reference_token
 
 
 class Case(NamedTuple):
@@ -29,13 +30,13 @@ TEST = [
     Case(1, 2, 2, 8, None),
     Case(2, 2, 1, 4, 1, 1),
 ]
-GPU = [
-    *TEST,
+BENCH = [
     Case(1, 32, 8, 64, 64, 4, 64, "half"),
     Case(3, 9, 3, 64, 64, 4, 64, "half"),
     Case(2, 16, 8, 128, 100, 4, 128, "half"),
 ]
-STEPS = 12
+GPU = [*TEST, *BENCH]
+STEPS = 9
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[Keys, dict]:
@@ -61,3 +62,38 @@ def token(case: Case, at: int, dtype: torch.dtype, device: str) -> tuple[tuple, 
     angles = at * torch.rand(case.b, 1, case.r // 2, device=device)
     angles = torch.cat([angles, angles], -1)
     return parts, (angles.cos(), angles.sin(), case.rope)
+
+
+def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
+    """One token's arguments behind a full window, for benchmarks; nothing has a gradient."""
+    keys, options = draw(case, dtype, device)
+    size = case.window + 1
+
+    def random(like):
+        return torch.randn(like.shape[0], size, *like.shape[2:], device=device).to(dtype)
+
+    keys = keys._replace(k=random(keys.k), v=random(keys.v), offset=keys.offset * 0)
+    (q, k, v), rope = token(case, size, dtype, device)
+    more = {"column": torch.tensor([3 * size], device=device), "dtype": torch.float32, "rope": rope, "reads": None}
+    return {}, flat({"q": q, "k": k, "v": v, "keys": keys} | more | options)
+
+
+def _work(case: Case) -> Work:
+    """Each key and value of the window read once."""
+    size = 4.0 * case.b * case.kv * (case.window + case.sinks) * case.p
+    return Work((size, 2.0 * size * case.h / case.kv), (size, 0.0))
+
+
+OPS = {
+    "window_token": Op(
+        BENCH,
+        draw_flat,
+        reference_token,
+        "students.kernels.window_token.kernel:window_token",
+        _work,
+        small=lambda case: case._replace(window=min(case.window, 9)),
+        call=called,
+        backward=False,
+        place=70,
+    )
+}
