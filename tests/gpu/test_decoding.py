@@ -7,6 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 import students
 from distill.evaluation import speed, suites
 from students import mixers
+from students.kernels.delta_token import cases as delta_cases
+from students.kernels.delta_token import kernel as delta_kernel
 from students.kernels.rotary_token import cases as rotary_cases
 from students.kernels.ssm_token import cases as ssm_cases
 from students.kernels.ssm_token import kernel as ssm_kernel
@@ -122,6 +124,8 @@ def test_kernels_of_one_token(dtype):
         token_kernels.check_linear(case, dtype, "cuda", tolerance, linear_kernel.CONFIGS)
     for case in ssm_cases.GPU:
         token_kernels.check_ssm(case, dtype, "cuda", tolerance, ssm_kernel.CONFIGS)
+    for case in delta_cases.GPU:
+        token_kernels.check_delta(case, dtype, "cuda", tolerance, delta_kernel.CONFIGS)
     for case in window_cases.GPU:
         token_kernels.check_window(case, dtype, "cuda", tolerance)
     for case in rotary_cases.GPU:
@@ -131,7 +135,7 @@ def test_kernels_of_one_token(dtype):
 # Kernels that a captured token may run: so many a layer by its mixer, and so many beside the layers. Seen on an H100 at
 # Llama-3.2-1B's shape: attention 6, discrete Mamba-2 5, stock 6, discrete Mamba-2 beside a window 7, beside the layers 15.
 BESIDE = 24
-LAYER = {"kept": 9, "discrete_mamba2": 6, "mamba2": 8, "attention": 10}
+LAYER = {"kept": 9, "discrete_mamba2": 6, "mamba2": 8, "gated_deltanet": 8, "attention": 10}
 WINDOW = 3  # more, where a window stands beside
 COMPOSED = 90  # of layers that are made of branches with norms or gates between them, or run other operations
 

@@ -18,7 +18,7 @@ MIXERS = {  # what else a layer calls for one token; under a window's reference 
     "windows": ("W", Counter(token_linear=1, window_token=1, attention_places=1)),
     "windowed": ("M", Counter(token_linear=1, ssm_token=1, window_token=1, attention_places=1)),
     "B'MOJO-F": ("B", Counter(token_linear=1, ssm_token=1, window_token=1, attention_places=1, gated_norm=1)),
-    "gated deltanet": ("M", Counter(conv_token=1)),
+    "gated deltanet": ("M", Counter(token_linear=1, delta_token=1)),
 }
 KEPT = Counter(token_linear=1, rotary_token=1, attention_places=1)
 

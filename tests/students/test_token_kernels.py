@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from students.kernels.attention import attention
+from students.kernels.delta_token import cases as delta_cases
+from students.kernels.delta_token.reference import delta_token as reference_delta
 from students.kernels.rotary_token import cases as rotary_cases
 from students.kernels.rotary_token.reference import rotary_token as reference_rotary
 from students.kernels.ssm_token import cases as ssm_cases
@@ -73,6 +75,22 @@ def check_ssm(case, dtype, device, tolerance, configs):
             near(ring, wanted, tolerance)
 
 
+def check_delta(case, dtype, device, tolerance, configs):
+    """Tokens one after the other, until the ring has turned."""
+    from students.kernels.delta_token import kernel
+
+    given = delta_cases.draw(case, dtype, device)
+    exact = {name: doubled(value) for name, value in given.items()}
+    for config in configs:
+        own, other = copy.deepcopy(given), copy.deepcopy(exact)
+        for at in range(delta_cases.STEPS):
+            token, column = delta_cases.token(case, device), torch.tensor([at + 5], device=device)
+            found = kernel.delta_token(**token, **own, column=column, dtype=torch.float32, config=config)
+            token = {name: part.double() for name, part in token.items()}
+            near(found, reference_delta(**token, **other, column=column, dtype=torch.float64), tolerance)
+        near(own["state"], other["state"], tolerance)
+
+
 def check_window(case, dtype, device, tolerance):
     """Tokens one by one, until the ring has turned and the sinks are full; the reference against plain attention."""
     from students.kernels.window_token import kernel
@@ -135,6 +153,12 @@ def test_ssm_token(case, dtype):
     from students.kernels.ssm_token import kernel
 
     check_ssm(case, dtype, "cpu", TOLERANCE[dtype], [kernel.CONFIGS[-1] if case.b > 1 else kernel.CONFIGS[0]])
+
+
+@every_type
+@pytest.mark.parametrize("case", delta_cases.TEST)
+def test_delta_token(case, dtype):
+    check_delta(case, dtype, "cpu", TOLERANCE[dtype], [None])
 
 
 @every_type
