@@ -6,8 +6,9 @@ and so does every layer of another family.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,13 @@ from students.wrapped import is_plain, is_untouched
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")  # what the names of their classes in transformers begin with
 SWISH = ("SiLU", "SiLUActivation")
 
+_decoding: ContextVar[bool] = ContextVar("a decoder's token is under way in this thread", default=False)
+
 
 @contextmanager
 def fused(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model's layers that can run one token in few kernels do so."""
-    changed = []
+    """Inside the block the model's layers that can run one token in few kernels do so; in this thread alone."""
+    changed, token = [], _decoding.set(True)
     try:
         for layer in _layers(model):
             if _serves(layer):
@@ -39,13 +42,13 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
                 changed.append(layer)
         norm, head = getattr(model.base_model, "norm", None), model.get_output_embeddings()
         if changed and _is_norm(norm) and is_plain(head) and not torch.is_autocast_enabled(head.weight.device.type):
-            head.forward = _head(head, norm)
-            norm.forward = _unchanged
+            head.forward, norm.forward = _Head(head, norm), _Unchanged(norm)
             changed += [norm, head]
         yield
     finally:
+        _decoding.reset(token)
         for module in changed:
-            del module.forward
+            module.__dict__.pop("forward", None)  # another thread's block may have ended first
 
 
 def fused_layers(model: PreTrainedModel) -> int:
@@ -54,7 +57,10 @@ def fused_layers(model: PreTrainedModel) -> int:
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    return list(getattr(model.base_model, "layers", []))
+    whole = {name + "ForCausalLM" for name in FAMILIES}
+    if not any(kind.__name__ in whole and kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
+        return []
+    return list(model.base_model.layers)
 
 
 def _family(module: nn.Module, part: str) -> bool:
@@ -84,14 +90,25 @@ def _serves(layer: nn.Module) -> bool:
     return _family(attention, "Attention") and all(map(_is_norm, norms))
 
 
-class _Layer:
-    """A layer's `forward` for one token."""
+class _Replaced:
+    """A module's `forward` for one token of a decoder; calls from elsewhere meanwhile get the module's own."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
 
-    def __call__(self, hidden_states: Float[Tensor, "b 1 d"], *unused, **keywords) -> Float[Tensor, "b 1 d"]:
-        layer, attention = self.layer, self.layer.self_attn
+    def __call__(self, hidden_states: Float[Tensor, "b t d"], *arguments, **keywords) -> Tensor:
+        if not _decoding.get():
+            return type(self.module).forward(self.module, hidden_states, *arguments, **keywords)
+        return self.token(hidden_states, **keywords)
+
+    def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Tensor:
+        """What the decoder gets."""
+        raise NotImplementedError
+
+
+class _Layer(_Replaced):
+    def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 d"]:
+        layer, attention = self.module, self.module.self_attn
         entering = Entering(hidden_states, _norm(layer.input_layernorm))
         if isinstance(attention, MixerSlot):
             mixed = attention.token(entering, hidden_states, **keywords)
@@ -141,14 +158,19 @@ def _attend(
     return leaving(attention.o_proj, y.reshape(*residual.shape[:2], -1), residual)
 
 
-def _head(head: nn.Module, norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    def logits(hidden: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b 1 v"]:
-        rows = [Rows(head.weight, head.bias)]
-        (found,) = token_linear(hidden[:, 0], rows, norm=_norm(norm), dtype=hidden.dtype)
+class _Head(_Replaced):
+    """The output head, and the norm before it."""
+
+    def __init__(self, module: nn.Module, norm: nn.Module) -> None:
+        super().__init__(module)
+        self.norm = norm
+
+    def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 v"]:
+        rows = [Rows(self.module.weight, self.module.bias)]
+        (found,) = token_linear(hidden_states[:, 0], rows, norm=_norm(self.norm), dtype=hidden_states.dtype)
         return found[:, None]
 
-    return logits
 
-
-def _unchanged(hidden: Tensor) -> Tensor:
-    return hidden
+class _Unchanged(_Replaced):
+    def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 d"]:
+        return hidden_states

@@ -2,14 +2,17 @@
 
 import importlib
 from collections import Counter
+from threading import Thread
 
 import pytest
 import torch
 
 import students
+from students.backbone import fused, fused_layers
 from students.kernels.op import folders
-from tests.students.test_decoding import CASES, new_cache, ordinary, student_of
+from tests.students.test_decoding import CASES, check, new_cache, ordinary, student_of
 from tests.students.test_model import text
+from tests.teachers.tiny import EVERY, tiny_teacher
 
 OUTSIDE = Counter(token_linear=3)  # of each layer: out of the mixer, into the MLP and out of it
 MIXERS = {  # what else a layer calls for one token; under a window's reference stands attention's
@@ -84,3 +87,37 @@ def test_a_token_writes_one_column(teacher, name):
         for key, part in rings.items():
             moved = (part != before[key]).flatten(2).any(2).any(0).nonzero()[:, 0].tolist()
             assert moved == [at % part.shape[1]], key
+
+
+FAMILIES = ("llama-3.2-1b", "mistral-7b-v0.1", "qwen2.5-0.5b", "qwen3-0.6b")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in EVERY])
+def test_families_whose_layers_run_in_few_kernels(name):
+    """Teachers and students, biases and norms on q and k too; what is wrapped runs as it is, with the same outcome."""
+    teacher = tiny_teacher(name, num_hidden_layers=2)
+    mixers = {"M": {"mixer": "discrete_mamba2"}}
+    for model in (teacher.model, student_of(teacher, "MA", mixers)):
+        assert fused_layers(model) == 2
+        check(model, torch.randint(1, 96, (2, 16)), 5, 1e-5)
+        handles = [model.base_model.layers[0].mlp.register_forward_hook(lambda *arguments: None)]
+        assert fused_layers(model) == 1
+        check(model, torch.randint(1, 96, (1, 16)), 5, 1e-5)
+        handles.append(model.base_model.layers[1].mlp.gate_proj.register_forward_hook(lambda *arguments: None))
+        check(model, torch.randint(1, 96, (1, 16)), 5, 1e-5)
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def test_another_threads_calls_meanwhile_are_ordinary(teacher):
+    student = student_of(teacher, *CASES["discrete"])
+    ids, found = text(2, 12), []
+    wanted = student(ids).logits
+    with fused(student):
+        other = Thread(target=lambda: found.append(student(ids).logits))
+        other.start()
+        other.join()
+    assert torch.equal(found[0], wanted)
+    assert not any("forward" in module.__dict__ for module in student.modules())
