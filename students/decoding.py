@@ -6,27 +6,28 @@ captures the forward pass once; each token is then one launch. The same function
 `students.replayed` does so inside transformers' `generate`.
 """
 
-import traceback
-import warnings
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache as once
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from students.cache import MixerState
+from students.backbone import fused
+from students.cache import MixerState, Turn
+from students.capturing import explained, no_autocast_cache, side_stream, watched
 from students.compat import CACHE, attention_implementation, experts_for_decoding
+from students.held_keys import Held, Unserved
 from students.inputs import Inputs
 from students.rotary import LengthRules
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
-WARM_UP = 2  # runs before the one that is watched: kernels compile and libraries allocate at the first
+WARM_UP = 1  # run on the stream of the capture before the one that is watched: libraries allocate at the first
 OWN_MASKS = ("bloom", "gpt_neo")  # model types that would read the ring's size as the text's length
+_log = logging.getLogger(__name__)
 KINDS = {False: "full_attention", True: "sliding_attention"}  # of masks, where a model takes one of each
 
 
@@ -81,27 +82,43 @@ class Decoder:
         real = self._place(attention_mask, tokens)
         seen = self._whole.get_seq_length()
         self.column = torch.full((1,), seen, device=device)
+        self._unread = torch.ones(rows, 1, 1, 1, dtype=torch.bool, device=device)
         self.rings = {window: Ring(window, seen, tokens, real, device) for window in kinds}
+        self.turn = Turn(seen, self.column)
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, MixerState):
-                self.states.append(StaticState(layer, model.mixers[index], index, tokens))
+                self.states.append(StaticState(layer, model.mixers[index], tokens, self.turn))
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
+        held = [layer for layer in cache.layers if isinstance(layer, StaticKeys)]
+        self._serve(Held(held) if held else None)
         if device.type == "cuda" if graph is None else graph:
             self._capture(device)
+
+    def _serve(self, held: Held | None) -> None:
+        """Let kept attention read what is there alone, if a token that is tried shows that all of it can."""
+        self._held = held
+        if held is None:
+            return
+        try:
+            with self._undone():
+                self._step()
+        except Unserved as reason:
+            _log.info("%s decodes with its own attention: %s", type(self.model).__name__, reason)
+            self._held = None
+        else:
+            self._held = held if held.all_asked() else None
 
     @torch.no_grad()
     def __call__(self, token: Int[Tensor, "b 1"]) -> Float[Tensor, "b v"]:
         """The logits of what follows this token, the next of the text.
 
         Raises:
-            ValueError: more tokens than were to come, or a cache that somebody else has used meanwhile.
+            ValueError: more tokens than were to come.
         """
         if not self.left:
             raise ValueError("all the tokens that this decoder was made for have come; make it for more")
-        if not all(state.is_held() for state in self.states):
-            raise ValueError("the cache was changed while this decoder held it; release() it first")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step()
@@ -143,13 +160,13 @@ class Decoder:
         """One token, from `self.token`; on the GPU nothing here may ask for a value."""
         for ring in self.rings.values():
             ring.turn(self.column)
+        config = self.model.config.get_text_config(decoder=True)
+        self.turn.open = True
         try:
-            logits = self._forward()
-            for state in self.states:
-                state.collect()
+            with fused(self.model), nullcontext() if self._held is None else self._held.serving(config):
+                logits = self._forward()
         finally:
-            for state in self.states:
-                state.rewind()
+            self.turn.open = False
             for ring in self.rings.values():
                 ring.close()
         self.position.add_(1)
@@ -157,9 +174,10 @@ class Decoder:
         return logits
 
     def _forward(self) -> Float[Tensor, "b v"]:
-        masks = {KINDS[ring.window is not None]: self._mask(ring.visible) for ring in self.rings.values()}
-        if not masks:  # nobody looks at it, but the skeleton would make one
-            masks = {"": torch.ones(len(self.token), 1, 1, 1, dtype=torch.bool, device=self.token.device)}
+        if self._held is None and self.rings:
+            masks = {KINDS[ring.window is not None]: self._mask(ring.visible()) for ring in self.rings.values()}
+        else:  # nobody looks at it, but the skeleton would make one
+            masks = {KINDS[window is not None]: self._unread for window in self.rings or [None]}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if hasattr(self.model, "next_logits"):
             return self.model.next_logits(self.token, self.position, mask, self._whole)
@@ -176,24 +194,32 @@ class Decoder:
     def _capture(self, device: torch.device) -> None:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
         that token then writes anew."""
-        written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
-        stream = _side_stream(device)
+        stream = side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         experts = experts_for_decoding(self.model)
-        with torch.cuda.stream(stream), experts, _no_autocast_cache():
-            before = [part.clone() for part in written]
+        with torch.cuda.stream(stream), experts, no_autocast_cache():
             try:
                 for run in range(WARM_UP + 1):
-                    with _watched(self.model) if run == WARM_UP else nullcontext():
+                    with self._undone(), watched(self.model) if run == WARM_UP else nullcontext():
                         self._step()
-                    _restore(written, before)
                 graph = torch.cuda.CUDAGraph()
-                with _explained(self.model), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                recorded = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+                with self._undone(), explained(self.model), recorded:
                     self._logits = self._step()
             finally:
-                _restore(written, before)
                 torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = graph
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Take back what a token writes in the block, but for its keys: those the token that follows writes anew."""
+        written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
+        before = [part.clone() for part in written]
+        try:
+            yield
+        finally:
+            for part, old in zip(written, before, strict=True):
+                part.copy_(old)
 
 
 def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> None:
@@ -240,59 +266,3 @@ def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
 
 def _tensors(layer: MixerState | DynamicLayer) -> list[Tensor]:
     return list(layer.tensors.values()) if isinstance(layer, MixerState) else [layer.keys]
-
-
-@once
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: the allocator keeps memory of its own for each."""
-    return torch.cuda.Stream(device)
-
-
-def _restore(written: list[Tensor], before: list[Tensor]) -> None:
-    for part, old in zip(written, before, strict=True):
-        part.copy_(old)
-
-
-@contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Let autocast copy weights anew: what it keeps is freed where autocast ends, and a graph would read it still."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
-@contextmanager
-def _watched(model: PreTrainedModel) -> Iterator[None]:
-    """Raise where an operation waits for the GPU, which no graph can hold: a failed capture is worse to get out of."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mode is experimental
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        with _explained(model):
-            yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-@contextmanager
-def _explained(model: PreTrainedModel) -> Iterator[None]:
-    """Say of which model, and at which line, one token cannot be captured."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, GraphError):
-        raise
-    except RuntimeError as error:
-        while isinstance(error.__context__, RuntimeError):  # what ends a failed capture hides what made it fail
-            error = error.__context__
-        if isinstance(error, torch.OutOfMemoryError):
-            raise error
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise GraphError(
-            f"one token of {type(model).__name__} cannot be captured as a CUDA graph: {Path(at.filename).name}, line "
-            f"{at.lineno}, {at.line!r}: {said}; decode without graphs"
-        ) from error
