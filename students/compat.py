@@ -5,13 +5,15 @@ classes that override them, with the same note.
 """
 
 import inspect
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # 5.17, 5.24: the table of implementations
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # these three: 5.17, 5.24, in no documentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput
@@ -24,7 +26,9 @@ __all__ = [
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "accelerate_hook",
+    "add_attention",
     "attention_implementation",
+    "attention_replaced",
     "brings_code",
     "experts_for_decoding",
     "fake_tensors",
@@ -62,6 +66,23 @@ def attention_implementation(config: PretrainedConfig) -> str | None:
 def set_attention_implementation(config: PretrainedConfig, name: str | None) -> None:
     """Choose the attention of a config that has no model yet, unchecked. 5.17, 5.24."""
     config._attn_implementation = name
+
+
+def add_attention(name: str, function: Callable) -> None:
+    """Add an attention to transformers' table, for which no masks are made; once it is there, nothing happens. 5.17, 5.24."""
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, function)
+
+
+@contextmanager
+def attention_replaced(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Inside the block the config's models run the attention of that name. 5.17, 5.24."""
+    original = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = original
 
 
 def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:

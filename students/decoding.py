@@ -6,6 +6,7 @@ captures the forward pass once; each token is then one launch. The same function
 `students.replayed` does so inside transformers' `generate`.
 """
 
+import logging
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -20,13 +21,15 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from students.cache import MixerState
 from students.compat import CACHE, attention_implementation, experts_for_decoding
+from students.held_keys import Held, Unserved
 from students.inputs import Inputs
 from students.rotary import LengthRules
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
-WARM_UP = 2  # runs before the one that is watched: kernels compile and libraries allocate at the first
+WARM_UP = 1  # run on the stream of the capture before the one that is watched: libraries allocate at the first
 OWN_MASKS = ("bloom", "gpt_neo")  # model types that would read the ring's size as the text's length
+_log = logging.getLogger(__name__)
 KINDS = {False: "full_attention", True: "sliding_attention"}  # of masks, where a model takes one of each
 
 
@@ -81,6 +84,7 @@ class Decoder:
         real = self._place(attention_mask, tokens)
         seen = self._whole.get_seq_length()
         self.column = torch.full((1,), seen, device=device)
+        self._unread = torch.ones(rows, 1, 1, 1, dtype=torch.bool, device=device)
         self.rings = {window: Ring(window, seen, tokens, real, device) for window in kinds}
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, MixerState):
@@ -88,8 +92,24 @@ class Decoder:
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
+        held = [layer for layer in cache.layers if isinstance(layer, StaticKeys)]
+        self._serve(Held(held) if held else None)
         if device.type == "cuda" if graph is None else graph:
             self._capture(device)
+
+    def _serve(self, held: Held | None) -> None:
+        """Let kept attention read what is there alone, if a token that is tried shows that all of it can."""
+        self._held = held
+        if held is None:
+            return
+        try:
+            with self._undone():
+                self._step()
+        except Unserved as reason:
+            _log.info("%s decodes with its own attention: %s", type(self.model).__name__, reason)
+            self._held = None
+        else:
+            self._held = held if held.all_asked() else None
 
     @torch.no_grad()
     def __call__(self, token: Int[Tensor, "b 1"]) -> Float[Tensor, "b v"]:
@@ -143,8 +163,10 @@ class Decoder:
         """One token, from `self.token`; on the GPU nothing here may ask for a value."""
         for ring in self.rings.values():
             ring.turn(self.column)
+        config = self.model.config.get_text_config(decoder=True)
         try:
-            logits = self._forward()
+            with nullcontext() if self._held is None else self._held.serving(config):
+                logits = self._forward()
             for state in self.states:
                 state.collect()
         finally:
@@ -157,9 +179,10 @@ class Decoder:
         return logits
 
     def _forward(self) -> Float[Tensor, "b v"]:
-        masks = {KINDS[ring.window is not None]: self._mask(ring.visible) for ring in self.rings.values()}
-        if not masks:  # nobody looks at it, but the skeleton would make one
-            masks = {"": torch.ones(len(self.token), 1, 1, 1, dtype=torch.bool, device=self.token.device)}
+        if self._held is None and self.rings:
+            masks = {KINDS[ring.window is not None]: self._mask(ring.visible()) for ring in self.rings.values()}
+        else:  # nobody looks at it, but the skeleton would make one
+            masks = {KINDS[window is not None]: self._unread for window in self.rings or [None]}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if hasattr(self.model, "next_logits"):
             return self.model.next_logits(self.token, self.position, mask, self._whole)
@@ -176,24 +199,32 @@ class Decoder:
     def _capture(self, device: torch.device) -> None:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
         that token then writes anew."""
-        written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
         stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         experts = experts_for_decoding(self.model)
         with torch.cuda.stream(stream), experts, _no_autocast_cache():
-            before = [part.clone() for part in written]
             try:
                 for run in range(WARM_UP + 1):
-                    with _watched(self.model) if run == WARM_UP else nullcontext():
+                    with self._undone(), _watched(self.model) if run == WARM_UP else nullcontext():
                         self._step()
-                    _restore(written, before)
                 graph = torch.cuda.CUDAGraph()
-                with _explained(self.model), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                watched = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+                with self._undone(), _explained(self.model), watched:
                     self._logits = self._step()
             finally:
-                _restore(written, before)
                 torch.cuda.current_stream(device).wait_stream(stream)
         self.graph = graph
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Take back what a token writes in the block, but for its keys: those the token that follows writes anew."""
+        written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
+        before = [part.clone() for part in written]
+        try:
+            yield
+        finally:
+            for part, old in zip(written, before, strict=True):
+                part.copy_(old)
 
 
 def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> None:
@@ -246,11 +277,6 @@ def _tensors(layer: MixerState | DynamicLayer) -> list[Tensor]:
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all captures: the allocator keeps memory of its own for each."""
     return torch.cuda.Stream(device)
-
-
-def _restore(written: list[Tensor], before: list[Tensor]) -> None:
-    for part, old in zip(written, before, strict=True):
-        part.copy_(old)
 
 
 @contextmanager

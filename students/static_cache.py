@@ -1,7 +1,7 @@
 """What a cache holds, in places that stay where they are: for decoding one token after another without new memory."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from students.cache import MixerState
@@ -20,7 +20,8 @@ class GraphError(RuntimeError):
 
 class Ring:
     """The columns that layers of one window keep: column c of a text stands at place c % size, over one that is no longer
-    seen.
+    seen. `start` [b] is the first column that a row sees where padding is on the left; elsewhere `mask` [b size] are the
+    places that it sees.
 
     Args:
         window: columns that a token sees, its own included (None: all). seen: columns so far. tokens: those to come.
@@ -33,19 +34,32 @@ class Ring:
         self.window, self.seen, self.real = window, seen, real
         self.size = -(-(seen + tokens) // EVEN) * EVEN
         self.size = self.size if window is None else min(window, self.size)
-        self.places = torch.arange(self.size, device=device)
-        self.place: Int[Tensor, " 1"] | None = None  # of the token under way
+        self.column: Int[Tensor, " 1"] | None = None  # of the token under way
+        self.place: Int[Tensor, " 1"] | None = None
+        self.start: Int[Tensor, " b"] | None = None
+        self.mask: Bool[Tensor, "b size"] | None = None
+        self.inner = real is not None and not _is_left(real)
+        if self.inner and self.size >= real.shape[1]:  # every column at its own place
+            self.mask = nn.functional.pad(real, (0, self.size - real.shape[1]), value=True)
+        elif real is not None and not self.inner:
+            self.start = real.long().argmax(1)
 
     def turn(self, column: Int[Tensor, " 1"]) -> None:
-        """Go to a column: `place`, where it stands, and `visible` [b size], the places that its token sees."""
-        self.place = column % self.size
-        held = column - (column - self.places) % self.size  # the column that stands at each place
+        """Go to a column: `place`, where it stands."""
+        self.column, self.place = column, column % self.size
+        if self.inner and self.size < self.real.shape[1]:
+            self.mask = self.visible()
+
+    def visible(self) -> Bool[Tensor, "rows size"]:
+        """The places that the token under way sees: for attention that takes a mask."""
+        places = torch.arange(self.size, device=self.column.device)
+        held = self.column - (self.column - places) % self.size  # the column that stands at each place
         visible = (held >= 0)[None]
-        self.visible = visible if self.real is None else visible & self.real[:, held.clamp(min=0)]
+        return visible if self.real is None else visible & self.real[:, held.clamp(min=0)]
 
     def close(self) -> None:
         """The token is over: nobody writes until the next one."""
-        self.place = None
+        self.place = self.column = None
 
     def count(self) -> None:
         """One column more."""
@@ -64,6 +78,11 @@ class Ring:
         return places.index_select(2, columns % self.size)
 
 
+def _is_left(real: Bool[Tensor, "b s"]) -> bool:
+    """Whether no row has padding behind its first token."""
+    return bool((real[:, 1:] >= real[:, :-1]).all())
+
+
 class StaticKeys(CacheLayerMixin):
     """The keys and values of a kept attention on a `Ring`, in place of the layer that grows with each token.
 
@@ -77,6 +96,8 @@ class StaticKeys(CacheLayerMixin):
         super().__init__()
         self.layer, self.ring, self.is_sliding = layer, ring, layer.is_sliding
         self.keys, self.values = ring.laid(layer.keys), ring.laid(layer.values)
+        rows, heads = self.keys.shape[:2]
+        self.arrivals = torch.zeros(rows * heads, dtype=torch.int32, device=self.keys.device)  # see `attend_places`
         layer.keys = layer.values = None  # not before both are laid: memory may run out
         self.is_initialized = True
 

@@ -13,7 +13,9 @@ import torch
 from distill.benchmarks.check import relative_errors, tolerance
 from students import kernels
 from students.cache import MixerState
-from students.kernels import causal_conv, gated_norm, linear_kl, matrix_orientation, ssd
+from students.kernels import attention, causal_conv, gated_norm, linear_kl, matrix_orientation, ssd
+from students.kernels.attention import cases as attention_cases
+from students.kernels.attention import decode
 from students.kernels.causal_conv import cases as conv_cases
 from students.kernels.causal_conv import kernel as conv_kernel
 from students.kernels.gated_norm import cases as norm_cases
@@ -256,6 +258,50 @@ def test_gated_norm(case, config):
     check(relative_errors(run, gated_norm.reference_norm, *norm_cases.draw(case, torch.float32, DEVICE)))
 
 
+# attention of one token
+
+SHARES = decode.Config(16, 4, 1, 3)  # several shares of several tiles
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("case", attention_cases.TEST_PLACES, ids=str)
+def test_attention_to_places(case, counted):
+    leaves, fixed = attention_cases.draw_places(case, torch.float32, DEVICE)
+    fixed["arrivals"] = fixed["arrivals"] if counted else None
+    check(relative_errors(forced(decode.attend_places, config=SHARES), attention.reference_places, leaves, fixed))
+    assert not counted or not fixed["arrivals"].any()
+
+
+def test_attention_to_places_in_half_precision():
+    draws = attention_cases.draw_places(attention_cases.TEST_PLACES[3], torch.float16, DEVICE)
+    check(relative_errors(decode.attend_places, attention.reference_places, *draws), torch.float16)
+
+
+@pytest.mark.parametrize(("seen", "reserved"), [(1, 90), (30, 90), (89, 90), (90, 90)])
+def test_what_is_reserved_is_not_read(seen, reserved):
+    """Nor what stands before a row's start, or before the window: no number there does any harm."""
+    case = attention_cases.Places(2, 1, 4, 2, 8, reserved, text=seen)
+    _, fixed = attention_cases.draw_places(case, torch.float32, DEVICE)
+    for first, window in ((0, None), (seen // 2, None), (0, min(seen, 17))):
+        begin = max(first, seen - (window or seen))
+        held = {name: fixed[name][:, begin:seen].double() for name in ("k", "v")}
+        wanted = attention.reference_attention(fixed["q"].double(), *held.values(), case.d**-0.5, None, None, 0, None, None)
+        given = {name: fixed[name].clone() for name in ("k", "v")}
+        for part in given.values():
+            part[:, :begin], part[:, seen:] = torch.nan, torch.nan
+        start = torch.full((2,), first, device=DEVICE)
+        found = decode.attend_places(**fixed | given | {"start": start, "window": window}, config=SHARES)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_that_sees_nothing_gives_zeros():
+    _, fixed = attention_cases.draw_places(attention_cases.TEST_PLACES[6], torch.float32, DEVICE)
+    fixed["mask"][0] = 0
+    for run in (forced(decode.attend_places, config=SHARES), attention.reference_places):
+        y = run(**fixed)
+        assert not y[0].any() and y[1].isfinite().all() and y[1].any()
+
+
 # the switch
 
 
@@ -287,6 +333,10 @@ def test_a_forced_kernel_refuses_what_it_cannot_do(monkeypatch):
         with pytest.raises(ValueError, match="has no gradient"):
             state = torch.zeros(1, 1, 4, 4, device=DEVICE, requires_grad=True)
             ssd.ssd_step(wide[:, 0, :, :4], wide[:, 0, :, 0], wide[:, 0, :, :4], wide[:, 0, :, :4], state)
+        with pytest.raises(ValueError, match="one by one has no gradient"):
+            attention.attend_places(*(part.requires_grad_() for part in torch.randn(3, 1, 1, 1, 8, device=DEVICE)), scale=1)
+        with pytest.raises(ValueError, match="1 queries of 129 heads a key head are more than 128"):
+            attention.attend_places(wide[:, :1].expand(1, 1, 129, 300), wide[:, :1], wide[:, :1], scale=1)
         monkeypatch.setenv("TRITON_INTERPRET", "0")
         if DEVICE == "cpu":
             with pytest.raises(ValueError, match="without a GPU it needs TRITON_INTERPRET=1"):

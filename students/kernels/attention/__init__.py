@@ -3,16 +3,20 @@
 The first tokens ("sinks", arXiv 2309.17453) carry much of the attention mass; a window without them falls apart.
 """
 
+import torch
 from torch import Tensor
 
 from students.kernels import TYPES, Deferred, compute_type, pick
+from students.kernels.attention.reference import attend_places as reference_places
 from students.kernels.attention.reference import attention as reference_attention
-from students.shapes import Float, Int
+from students.shapes import Bool, Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_attention, "triton": Deferred("students.kernels.attention.kernel", "attention")}
-CHECKED = {"attention": TYPES}  # compared with float64 on a GPU
+PLACES = {"reference": reference_places, "triton": Deferred("students.kernels.attention.decode", "attend_places")}
+CHECKED = {"attention": TYPES, "attention_places": TYPES}  # compared with float64 on a GPU
 WIDEST = 256  # head that the Triton kernel serves
 MOST_SINKS = 256  # it unrolls their tiles
+MOST_ROWS = 128  # queries of a key head that one program of `attend_places` holds
 
 
 def attention(
@@ -59,6 +63,59 @@ def attention(
     kind = compute_type(q)
     run = pick("attention", IMPLEMENTATIONS, q, _refusal(q, v, window, sinks), kind, CHECKED["attention"])
     return run(q, k, v, *options) if run is reference_attention else run(q.to(kind), k.to(kind), v.to(kind), *options)
+
+
+def attend_places(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b s kv d"],
+    v: Float[Tensor, "b s kv p"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    last: Int[Tensor, " 1"] | None = None,
+    window: int | None = None,
+    start: Int[Tensor, " b"] | None = None,
+    mask: Bool[Tensor, "b s"] | Int[Tensor, "b s"] | None = None,
+    document: Int[Tensor, " b"] | None = None,
+    arrivals: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, "b t h p"]:
+    """Attend from the newest t tokens of a text to keys and values in s places: column c of the text stands at c % s.
+
+    Where s is as large as the text, a place is a column; where it is smaller, the places are a ring, over which a window
+    turns, with t - 1 places more than the window has. What `last` says has not been written is not read. h / kv neighbouring
+    heads read the same keys, values likewise. A row that sees nothing gives zeros. Softmax heeds no order: places that are
+    all seen may stand in any.
+
+    Args:
+        scale: multiplies the logits. softcap: c in c tanh(logits / c), applied next.
+        last: the newest token's column, read where the work is done: a captured graph goes on as it grows. None: s - 1.
+        window: a token sees itself and the window - 1 columns before it; None means all that there are.
+        start: the first column that a row sees. mask: the places that a row sees, others than 0; with `document`, those
+            where the mask has that number.
+        arrivals: b kv zeros (int32) of this call's own, which it leaves zeros: with them one kernel does all.
+
+    Raises:
+        ValueError: more queries than places, heads that key heads do not divide, a document without a mask, or arrivals of
+            another number or type.
+    """
+    batch, time, heads, _ = q.shape
+    places, kv = k.shape[1:3]
+    if not 0 < time <= places:
+        raise ValueError(f"{time} queries cannot be the newest of {places} keys")
+    if heads % kv or v.shape[2] != kv:
+        raise ValueError(f"{heads} heads cannot share {kv} key heads, {v.shape[2]} of values, evenly")
+    if document is not None and mask is None:
+        raise ValueError("a document is looked for in a mask, and there is none")
+    if arrivals is not None and (arrivals.numel() != batch * kv or arrivals.dtype != torch.int32):
+        raise ValueError(f"arrivals must be {batch * kv} int32 zeros, not {arrivals.numel()} of {arrivals.dtype}")
+    kind = compute_type(q)
+    wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
+    refusal = "the kernel of tokens that come one by one has no gradient" if wants_gradient else None
+    if time * heads // kv > MOST_ROWS:
+        refusal = f"{time} queries of {heads // kv} heads a key head are more than {MOST_ROWS}"
+    refusal = refusal or _refusal(q, v, None, 0)
+    run = pick("attention_places", PLACES, q, refusal, kind, CHECKED["attention_places"])
+    return run(q.to(kind), k, v, scale, softcap, last, window, start, mask, document, arrivals)
 
 
 def _refusal(q: Tensor, v: Tensor, window: int | None, sinks: int) -> str | None:

@@ -1,11 +1,11 @@
-"""Shapes that tests and benchmarks of `attention` run on, and inputs of these shapes."""
+"""Shapes that tests and benchmarks of `attention` and `attend_places` run on, and inputs of these shapes."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from students.kernels.attention import reference_attention
+from students.kernels.attention import reference_attention, reference_places
 from students.kernels.documents import positions
 from students.kernels.op import Op, Work
 
@@ -61,7 +61,77 @@ def _work(case: Case) -> Work:
     return Work((2 * rows + 2 * keys, flop), (2 * rows + 2 * keys + 4 * rows + 4 * keys, 3 * flop))
 
 
+class Places(NamedTuple):
+    """Batch, queries, heads, key heads, head width, places, window, whether rows begin with padding, soft cap, whether there
+    is a mask, columns of the text where these are not the places."""
+
+    b: int
+    t: int
+    h: int
+    kv: int
+    d: int
+    s: int
+    window: int | None = None
+    padded: bool = False
+    softcap: float | None = None
+    masked: bool = False
+    text: int | None = None
+
+
+TEST_PLACES = [
+    Places(1, 1, 1, 1, 4, 1),
+    Places(2, 1, 4, 2, 8, 100, text=60),
+    Places(2, 1, 4, 1, 24, 70, padded=True, softcap=5.0),
+    Places(2, 1, 6, 2, 8, 40, 40, padded=True, text=131),
+    Places(2, 3, 4, 2, 8, 100, 33, padded=True, text=90),
+    Places(2, 3, 4, 1, 8, 40, 30, padded=True, text=131),
+    Places(2, 8, 10, 2, 8, 90, masked=True, text=80),
+    Places(2, 1, 3, 3, 8, 50, masked=True, padded=True, text=49),
+]
+BENCH_PLACES = [
+    *(Places(1, 1, 32, 8, 64, s) for s in (2048, 16_384, 65_536, 131_072)),
+    Places(256, 1, 32, 8, 64, 2048),
+    Places(1, 1, 32, 8, 128, 65_536),
+    Places(1, 1, 9, 3, 64, 32_768),
+    Places(64, 1, 32, 8, 64, 64, 64, text=5000),
+]
+
+
+def draw_places(case: Places, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    """Random inputs, the keys in the layout of transformers' caches; none of them has a gradient."""
+    sizes = {"q": (case.h, case.t), "k": (case.kv, case.s), "v": (case.kv, case.s)}
+    drawn = {name: torch.randn(case.b, *size, case.d, dtype=dtype, device=device) for name, size in sizes.items()}
+    fixed = {name: part.transpose(1, 2) for name, part in drawn.items()}
+    columns = case.text or case.s
+    fixed |= {"scale": case.d**-0.5, "softcap": case.softcap, "window": case.window}
+    fixed["last"] = torch.tensor([columns - 1], device=device)
+    fixed["start"] = torch.arange(case.b, device=device) * (columns - 1) // case.b if case.padded else None
+    fixed["mask"] = torch.randint(0, 3, (case.b, case.s), device=device) if case.masked else None
+    fixed["document"] = torch.arange(case.b, device=device) % 2 + 1 if case.masked and case.padded else None
+    fixed["arrivals"] = torch.zeros(case.b * case.kv, dtype=torch.int32, device=device)
+    return {}, fixed
+
+
+def _work_places(case: Places) -> Work:
+    """Each key and value read once."""
+    seen = min(case.text or case.s, case.s, case.window or case.s)
+    size = 2.0 * case.b * (2 * case.kv * seen + 2 * case.h * case.t) * case.d
+    flop = 4.0 * case.b * case.h * case.t * seen * case.d
+    return Work((size, flop), (size, flop))
+
+
 OPS = {
+    "attention_places": Op(
+        BENCH_PLACES,
+        draw_places,
+        reference_places,
+        "students.kernels.attention.decode:attend_places",
+        _work_places,
+        small=lambda case: case._replace(b=min(case.b, 2), s=min(case.s, 300)),
+        choices=lambda kernel, case, dtype: kernel.configs(dtype, case.d),
+        backward=False,
+        place=16,
+    ),
     "attention": Op(
         BENCH,
         draw,
@@ -70,5 +140,5 @@ OPS = {
         _work,
         choices=lambda kernel, case, dtype: kernel.configs(dtype, case.d, case.window),
         place=15,
-    )
+    ),
 }

@@ -43,6 +43,39 @@ def attention(
     return y.transpose(1, 2)
 
 
+def attend_places(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b s kv d"],
+    v: Float[Tensor, "b s kv p"],
+    scale: float,
+    softcap: float | None,
+    last: Int[Tensor, " 1"] | None,
+    window: int | None,
+    start: Int[Tensor, " b"] | None,
+    mask: Bool[Tensor, "b s"] | Int[Tensor, "b s"] | None,
+    document: Int[Tensor, " b"] | None,
+    arrivals: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, "b t h p"]:
+    """See `students.kernels.attention.attend_places`. The heads of a key head are rows of one product."""
+    time, group, places = q.shape[1], q.shape[2] // k.shape[2], k.shape[1]
+    columns = torch.arange(places, device=q.device)
+    newest = places - 1 if last is None else last
+    columns = newest - (newest - columns) % places  # the one that stands at each place
+    own = newest - torch.arange(time - 1, -1, -1, device=q.device)
+    visible = ((columns >= 0) & (columns <= own[:, None]))[None]
+    if window is not None:
+        visible = visible & (columns > own[:, None] - window)
+    if start is not None:
+        visible = visible & (columns >= start[:, None])[:, None]
+    if mask is not None:
+        visible = visible & (mask.bool() if document is None else mask == document[:, None])[:, None]
+    q = q.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # [b kv t*g d]
+    k, v = (part.transpose(1, 2).to(q.dtype) for part in (k, v))
+    y = _attend(q, k, v, visible.repeat_interleave(group, 1), scale, softcap)
+    y = y.masked_fill(~visible.any(2).repeat_interleave(group, 1)[:, None, :, None], 0.0)
+    return y.unflatten(2, (time, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+
+
 def _visible(rows, columns, window, documents, positions, sinks) -> Bool[Tensor, "b t s"]:
     """Which of the tokens numbered `columns` each token numbered `rows` sees; one row of b where none differs."""
     lag = rows[:, None] - columns
