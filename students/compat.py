@@ -69,7 +69,7 @@ def set_attention_implementation(config: PretrainedConfig, name: str | None) -> 
 
 
 def add_attention(name: str, function: Callable) -> None:
-    """Add an attention to transformers' table, for which no masks are made; once it is there, nothing happens. 5.17, 5.24."""
+    """Add an attention to transformers' table, one that is given no masks; once there, nothing happens. 5.17, 5.24."""
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, function)
 

@@ -7,12 +7,8 @@ captures the forward pass once; each token is then one launch. The same function
 """
 
 import logging
-import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache as once
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from students.cache import MixerState
+from students.capturing import explained, no_autocast_cache, side_stream, watched
 from students.compat import CACHE, attention_implementation, experts_for_decoding
 from students.held_keys import Held, Unserved
 from students.inputs import Inputs
@@ -199,17 +196,17 @@ class Decoder:
     def _capture(self, device: torch.device) -> None:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
         that token then writes anew."""
-        stream = _side_stream(device)
+        stream = side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         experts = experts_for_decoding(self.model)
-        with torch.cuda.stream(stream), experts, _no_autocast_cache():
+        with torch.cuda.stream(stream), experts, no_autocast_cache():
             try:
                 for run in range(WARM_UP + 1):
-                    with self._undone(), _watched(self.model) if run == WARM_UP else nullcontext():
+                    with self._undone(), watched(self.model) if run == WARM_UP else nullcontext():
                         self._step()
                 graph = torch.cuda.CUDAGraph()
-                watched = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
-                with self._undone(), _explained(self.model), watched:
+                recorded = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+                with self._undone(), explained(self.model), recorded:
                     self._logits = self._step()
             finally:
                 torch.cuda.current_stream(device).wait_stream(stream)
@@ -271,54 +268,3 @@ def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
 
 def _tensors(layer: MixerState | DynamicLayer) -> list[Tensor]:
     return list(layer.tensors.values()) if isinstance(layer, MixerState) else [layer.keys]
-
-
-@once
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: the allocator keeps memory of its own for each."""
-    return torch.cuda.Stream(device)
-
-
-@contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Let autocast copy weights anew: what it keeps is freed where autocast ends, and a graph would read it still."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
-@contextmanager
-def _watched(model: PreTrainedModel) -> Iterator[None]:
-    """Raise where an operation waits for the GPU, which no graph can hold: a failed capture is worse to get out of."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mode is experimental
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        with _explained(model):
-            yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-@contextmanager
-def _explained(model: PreTrainedModel) -> Iterator[None]:
-    """Say of which model, and at which line, one token cannot be captured."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, GraphError):
-        raise
-    except RuntimeError as error:
-        while isinstance(error.__context__, RuntimeError):  # what ends a failed capture hides what made it fail
-            error = error.__context__
-        if isinstance(error, torch.OutOfMemoryError):
-            raise error
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise GraphError(
-            f"one token of {type(model).__name__} cannot be captured as a CUDA graph: {Path(at.filename).name}, line "
-            f"{at.lineno}, {at.line!r}: {said}; decode without graphs"
-        ) from error

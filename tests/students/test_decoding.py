@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 import students
 from distill.build import build
-from students import decoding, static_cache
+from students import capturing, decoding, static_cache
 from students import mixers as table
 from students.compat import CACHE
 from students.config import Layout
@@ -143,6 +143,62 @@ def test_families_and_their_teachers(name):
             check(model, torch.randint(1, 96, (rows, prompt + STEPS + 5)), prompt, 1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama-3.2-1b", *(name for name in FAMILIES if name in EVERY)])
+def test_kept_attention_reads_what_it_sees_alone(name, monkeypatch):
+    """No mask over what is reserved, padding within the text too, but where a model's attention is its own (Falcon's)."""
+    layers = {"num_hidden_layers": len(FAMILIES.get(name, "AA"))}
+    model, masks, mask = tiny_teacher(name, **layers).model, [], torch.ones(3, 11, dtype=torch.long)
+    ids, caches, make = torch.randint(1, 96, (3, 24)), [new_cache(model) for _ in range(2)], decoding.Decoder._mask
+    mask[0, 3:6], mask[1, :4], mask[2, 0], mask[2, 8] = 0, 0, 0, 0
+    for cache in caches:
+        ordinary(model, ids[:, :11], mask, cache)
+    monkeypatch.setattr(decoding.Decoder, "_mask", lambda self, visible: masks.append(visible) or make(self, visible))
+    before = model.config._attn_implementation
+    decode = students.Decoder(model, caches[1], 40, mask)
+    masks.clear()
+    for at in range(11, 24):
+        near(decode(ids[:, at : at + 1]), ordinary(model, ids[:, at : at + 1], mask, caches[0]), 1e-4)
+        assert model.config._attn_implementation == before
+    assert bool(masks) == (name == "falcon-7b")
+
+
+def gpt_oss():
+    """Its attention has a logit of its own beside those of the keys."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 16, "num_local_experts": 2, "num_experts_per_tok": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "max_position_embeddings": 64}
+    return GptOssForCausalLM(GptOssConfig(num_hidden_layers=2, **sizes, **heads, **rope)).eval()
+
+
+def deepseek():
+    """Its keys are wider than its values, and a cache holds something smaller than both."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    sizes = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 2,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 8}
+    heads["first_k_dense_replace"] = 2
+    widths = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "max_position_embeddings": 64}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **heads, **widths)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [gpt_oss, deepseek])
+def test_attention_that_is_its_models_own(make):
+    model = make()
+    for rows, prompt in PROMPTS:
+        ids = torch.randint(1, 96, (rows, prompt + STEPS + 5))
+        check(model, ids, prompt, 1e-4)
+
+
 class NoValues(TorchDispatchMode):
     """Refuses what a GPU would be waited for, or what would bring numbers from the CPU."""
 
@@ -254,9 +310,9 @@ def filled(model, ids, cache, attention=None):
 def test_what_cannot_be_captured_is_named(teacher):
     """The model, the line, and what to do; a lack of memory stays one."""
     said = r"LlamaForCausalLM cannot .*test_decoding.py, line \d+, 'raise .*: a wait;"
-    with pytest.raises(GraphError, match=said), decoding._explained(teacher.model):
+    with pytest.raises(GraphError, match=said), capturing.explained(teacher.model):
         raise RuntimeError("a wait\nand more")
-    with pytest.raises(torch.OutOfMemoryError), decoding._explained(teacher.model):
+    with pytest.raises(torch.OutOfMemoryError), capturing.explained(teacher.model):
         raise torch.OutOfMemoryError
 
 
@@ -268,7 +324,7 @@ def pretended(monkeypatch):
         def replay(self):
             self.decoder._logits.copy_(self.decoder._step())
 
-    for module, name in ((decoding, "_side_stream"), (torch.cuda, "current_stream")):
+    for module, name in ((decoding, "side_stream"), (torch.cuda, "current_stream")):
         monkeypatch.setattr(module, name, lambda device: SimpleNamespace(wait_stream=lambda other: None))
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, **keywords: nullcontext())

@@ -9,6 +9,7 @@ from torch import Tensor
 from students.kernels import TYPES, Deferred, compute_type, pick
 from students.kernels.attention.reference import attend_places as reference_places
 from students.kernels.attention.reference import attention as reference_attention
+from students.kernels.attention.reference import visible_to
 from students.shapes import Bool, Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_attention, "triton": Deferred("students.kernels.attention.kernel", "attention")}
@@ -33,7 +34,8 @@ def attention(
 ) -> Float[Tensor, "b t h p"]:
     """Attend from the last t of s tokens to all s, causally; h / kv neighbouring heads read the same keys, values likewise.
 
-    Full attention without documents, and a single query, run on PyTorch's own kernels whatever the back end.
+    Full attention without documents runs on PyTorch's own kernels whatever the back end; one query without a gradient as in
+    `attend_places`.
 
     Args:
         scale: multiplies the logits. softcap: c in c tanh(logits / c), applied next.
@@ -58,6 +60,8 @@ def attention(
         k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
     options = scale, softcap, window, sinks, documents, positions
     plain = window is None and documents is None and softcap is None and q.shape[1] == k.shape[1]
+    if not plain and q.shape[1] == 1 and not _wants_gradient(q, k, v):
+        return _attend_latest(q, k, v, *options)
     if plain or q.shape[1] == 1:
         return reference_attention(q, k, v, *options)
     kind = compute_type(q)
@@ -109,13 +113,27 @@ def attend_places(
     if arrivals is not None and (arrivals.numel() != batch * kv or arrivals.dtype != torch.int32):
         raise ValueError(f"arrivals must be {batch * kv} int32 zeros, not {arrivals.numel()} of {arrivals.dtype}")
     kind = compute_type(q)
-    wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
-    refusal = "the kernel of tokens that come one by one has no gradient" if wants_gradient else None
+    refusal = "the kernel of tokens that come one by one has no gradient" if _wants_gradient(q, k, v) else None
     if time * heads // kv > MOST_ROWS:
         refusal = f"{time} queries of {heads // kv} heads a key head are more than {MOST_ROWS}"
     refusal = refusal or _refusal(q, v, None, 0)
     run = pick("attention_places", PLACES, q, refusal, kind, CHECKED["attention_places"])
     return run(q.to(kind), k, v, scale, softcap, last, window, start, mask, document, arrivals)
+
+
+def _attend_latest(q, k, v, scale, softcap, window, sinks, documents, positions) -> Tensor:
+    """One query, to the keys before it in order."""
+    documents = None if documents is None else documents.expand(len(q), -1)
+    if window is not None and sinks:
+        rows = torch.arange(k.shape[1], device=q.device)
+        visible = visible_to(rows[-1:], rows, window, documents, positions, sinks)
+        return attend_places(q, k, v, scale=scale, softcap=softcap, mask=visible[:, 0])
+    document = None if documents is None else documents[:, -1]
+    return attend_places(q, k, v, scale=scale, softcap=softcap, window=window, mask=documents, document=document)
+
+
+def _wants_gradient(*parts: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(part.requires_grad for part in parts)
 
 
 def _refusal(q: Tensor, v: Tensor, window: int | None, sinks: int) -> str | None:

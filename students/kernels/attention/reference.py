@@ -38,7 +38,7 @@ def attention(
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     else:
         index = torch.arange(keys, device=q.device)
-        visible = _visible(index[keys - time :], index, window, documents, positions, sinks)
+        visible = visible_to(index[keys - time :], index, window, documents, positions, sinks)
         y = _attend(q, k, v, visible, scale, softcap)
     return y.transpose(1, 2)
 
@@ -76,7 +76,7 @@ def attend_places(
     return y.unflatten(2, (time, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
 
 
-def _visible(rows, columns, window, documents, positions, sinks) -> Bool[Tensor, "b t s"]:
+def visible_to(rows, columns, window, documents, positions, sinks) -> Bool[Tensor, "b t s"]:
     """Which of the tokens numbered `columns` each token numbered `rows` sees; one row of b where none differs."""
     lag = rows[:, None] - columns
     visible = (lag >= 0)[None]
