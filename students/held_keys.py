@@ -43,14 +43,18 @@ class Held:
 
     @contextmanager
     def serving(self, config: PretrainedConfig) -> Iterator[None]:
-        """Inside the block the config's models attend by `attend`, to these layers alone."""
+        """Inside the block the config's models attend by `attend`, which also writes, to these layers alone."""
         add_attention(NAME, attend)
         token = _held.set(self)
+        for layer in self.layers.values():
+            layer.defers = True
         try:
             with attention_replaced(config, NAME):
                 yield
         finally:
             _held.reset(token)
+            for layer in self.layers.values():
+                layer.defers, layer.new = False, None
 
 
 def attend(
@@ -70,14 +74,14 @@ def attend(
     """
     held = _held.get()
     layer = None if held is None else held.layers.get(id(key))
-    if layer is None or value.shape[2] != key.shape[2]:
+    if layer is None or value is not layer.values:
         raise Unserved(f"{type(module).__name__} attends to keys that stand in no cache in place")
     told = sorted(name for name, given in options.items() if name not in IDLE and given is not None and given is not False)
     told = [name for name in told if not (name == "dropout" and options[name] == 0.0)]
     if told or scaling is None:
         raise Unserved(f"{type(module).__name__} gives its attention {', '.join(told) or 'no scaling'}")
     held.asked.add(id(key))
-    ring = layer.ring
+    ring, new, layer.new = layer.ring, layer.new, None
     y = attend_places(
         *(part.transpose(1, 2) for part in (query, key, value)),
         scale=scaling,
@@ -86,6 +90,6 @@ def attend(
         window=ring.window,
         start=ring.start,
         mask=ring.mask,
-        arrivals=layer.arrivals,
+        new=None if new is None else tuple(part.transpose(1, 2) for part in new),
     )
     return y, None

@@ -96,21 +96,23 @@ class StaticKeys(CacheLayerMixin):
         super().__init__()
         self.layer, self.ring, self.is_sliding = layer, ring, layer.is_sliding
         self.keys, self.values = ring.laid(layer.keys), ring.laid(layer.values)
-        rows, heads = self.keys.shape[:2]
-        self.arrivals = torch.zeros(rows * heads, dtype=torch.int32, device=self.keys.device)  # see `attend_places`
+        self.defers, self.new = False, None  # whether attention writes; what it is to write
         layer.keys = layer.values = None  # not before both are laid: memory may run out
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write one token's, and give what stands at every place.
+        """Write one token's, or leave it to its attention, and give what stands at every place.
 
         Raises:
             RuntimeError: called by anybody but the decoder.
         """
         if self.ring.place is None:
             raise RuntimeError(HELD)
-        self.keys.index_copy_(2, self.ring.place, key_states)
-        self.values.index_copy_(2, self.ring.place, value_states)
+        if self.defers:
+            self.new = key_states, value_states
+        else:
+            self.keys.index_copy_(2, self.ring.place, key_states)
+            self.values.index_copy_(2, self.ring.place, value_states)
         return self.keys, self.values
 
     def given_back(self) -> DynamicLayer:

@@ -263,13 +263,23 @@ def test_gated_norm(case, config):
 SHARES = decode.Config(16, 4, 1, 3)  # several shares of several tiles
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("new", [True, False])
 @pytest.mark.parametrize("case", attention_cases.TEST_PLACES, ids=str)
-def test_attention_to_places(case, counted):
+def test_attention_to_places(case, new):
+    """The newest keys beside the places, or at theirs: the same, and afterwards they stand there."""
     leaves, fixed = attention_cases.draw_places(case, torch.float32, DEVICE)
-    fixed["arrivals"] = fixed["arrivals"] if counted else None
-    check(relative_errors(forced(decode.attend_places, config=SHARES), attention.reference_places, leaves, fixed))
-    assert not counted or not fixed["arrivals"].any()
+    fixed["new"] = tuple(torch.randn(case.b, case.t, case.kv, case.d, device=DEVICE) for _ in "kv") if new else None
+
+    def run(function, **options):
+        def outputs(k, v, new, **inputs):
+            k, v = k.clone(), v.clone()
+            new = None if new is None else tuple(part.to(k.dtype) for part in new)
+            return function(k=k, v=v, new=new, **inputs, **options), k, v
+
+        return outputs
+
+    found = run(decode.attend_places, config=SHARES)
+    check(relative_errors(found, run(attention.reference_places), leaves, fixed))
 
 
 def test_attention_to_places_in_half_precision():
@@ -279,7 +289,7 @@ def test_attention_to_places_in_half_precision():
 
 @pytest.mark.parametrize(("seen", "reserved"), [(1, 90), (30, 90), (89, 90), (90, 90)])
 def test_what_is_reserved_is_not_read(seen, reserved):
-    """Nor what stands before a row's start, or before the window: no number there does any harm."""
+    """Nor what stands before a row's start, or before the window: what is there does no harm, be it no number."""
     case = attention_cases.Places(2, 1, 4, 2, 8, reserved, text=seen)
     _, fixed = attention_cases.draw_places(case, torch.float32, DEVICE)
     for first, window in ((0, None), (seen // 2, None), (0, min(seen, 17))):

@@ -81,7 +81,7 @@ def attend_places(
     start: Int[Tensor, " b"] | None = None,
     mask: Bool[Tensor, "b s"] | Int[Tensor, "b s"] | None = None,
     document: Int[Tensor, " b"] | None = None,
-    arrivals: Int[Tensor, " n"] | None = None,
+    new: tuple[Float[Tensor, "b t kv d"], Float[Tensor, "b t kv p"]] | None = None,
 ) -> Float[Tensor, "b t h p"]:
     """Attend from the newest t tokens of a text to keys and values in s places: column c of the text stands at c % s.
 
@@ -96,13 +96,12 @@ def attend_places(
         window: a token sees itself and the window - 1 columns before it; None means all that there are.
         start: the first column that a row sees. mask: the places that a row sees, others than 0; with `document`, those
             where the mask has that number.
-        arrivals: b kv zeros (int32) of this call's own, which it leaves zeros: with them one kernel does all.
+        new: the newest tokens' keys and values, where they do not yet stand in their places: it writes them there.
 
     Raises:
-        ValueError: more queries than places, heads that key heads do not divide, a document without a mask, or arrivals of
-            another number or type.
+        ValueError: more queries than places, heads that key heads do not divide, or a document without a mask.
     """
-    batch, time, heads, _ = q.shape
+    time, heads = q.shape[1:3]
     places, kv = k.shape[1:3]
     if not 0 < time <= places:
         raise ValueError(f"{time} queries cannot be the newest of {places} keys")
@@ -110,15 +109,13 @@ def attend_places(
         raise ValueError(f"{heads} heads cannot share {kv} key heads, {v.shape[2]} of values, evenly")
     if document is not None and mask is None:
         raise ValueError("a document is looked for in a mask, and there is none")
-    if arrivals is not None and (arrivals.numel() != batch * kv or arrivals.dtype != torch.int32):
-        raise ValueError(f"arrivals must be {batch * kv} int32 zeros, not {arrivals.numel()} of {arrivals.dtype}")
     kind = compute_type(q)
-    refusal = "the kernel of tokens that come one by one has no gradient" if _wants_gradient(q, k, v) else None
+    refusal = "the kernel of tokens that come one by one has no gradient" if _wants_gradient(q, k, v, *(new or ())) else None
     if time * heads // kv > MOST_ROWS:
         refusal = f"{time} queries of {heads // kv} heads a key head are more than {MOST_ROWS}"
     refusal = refusal or _refusal(q, v, None, 0)
     run = pick("attention_places", PLACES, q, refusal, kind, CHECKED["attention_places"])
-    return run(q.to(kind), k, v, scale, softcap, last, window, start, mask, document, arrivals)
+    return run(q.to(kind), k, v, scale, softcap, last, window, start, mask, document, new)
 
 
 def _attend_latest(q, k, v, scale, softcap, window, sinks, documents, positions) -> Tensor:

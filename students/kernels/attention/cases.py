@@ -108,7 +108,9 @@ def draw_places(case: Places, dtype: torch.dtype, device: str) -> tuple[dict[str
     fixed["start"] = torch.arange(case.b, device=device) * (columns - 1) // case.b if case.padded else None
     fixed["mask"] = torch.randint(0, 3, (case.b, case.s), device=device) if case.masked else None
     fixed["document"] = torch.arange(case.b, device=device) % 2 + 1 if case.masked and case.padded else None
-    fixed["arrivals"] = torch.zeros(case.b * case.kv, dtype=torch.int32, device=device)
+    fixed["new"] = None
+    if case.t > 1 or case.padded:
+        fixed["new"] = tuple(torch.randn(case.b, case.t, case.kv, case.d, dtype=dtype, device=device) for _ in "kv")
     return {}, fixed
 
 

@@ -3,8 +3,11 @@
 A program attends with all queries of one key head to a share of the places, so that each key is read once (flash-decoding,
 https://pytorch.org/blog/flash-decoding). How many shares there are is a matter of the device and the batch; how long each
 is, every program works out from the text's length, which it reads from memory: a captured graph goes on as the text grows,
-and what is only reserved costs nothing. The shares' outputs are joined by their logarithms of sums in float32, in the order
-of the places, by the program that comes last where it may count arrivals, else by a second kernel.
+and what is only reserved costs nothing. A second kernel joins the shares' outputs by their sums in float32, in the order of
+the places. (A last program that joins them by itself, known by an atomic count, took 2 us longer on an H100: LOG.md.)
+
+The newest tokens' keys and values may come beside the places. The first share then attends to them from where they come,
+and writes them to their places, which nobody else heeds in this launch: two copies a layer and token less.
 """
 
 from typing import NamedTuple, no_type_check
@@ -19,7 +22,6 @@ from students.kernels.attention.kernel import _attend
 from students.kernels.attention.tile import rows_at
 
 SIZES = ["s", "kv", "window", "shares"]  # vary from call to call: no kernel of its own for 1 or 16 n
-FEW = 16  # rows that the last program joins by itself; more have a kernel with a program each
 
 
 class Config(NamedTuple):
@@ -33,7 +35,7 @@ class Config(NamedTuple):
 
 # By the widest head that each serves: the default, then others; tests check all on a GPU against float64.
 CONFIGS_16 = {
-    64: [Config(64, 4, 3, 2), Config(128, 4, 3, 2)],
+    64: [Config(128, 4, 3, 1), Config(64, 4, 3, 2)],
     128: [Config(64, 4, 3, 2)],
     256: [Config(32, 4, 3, 2)],
 }
@@ -46,7 +48,7 @@ def configs(dtype: torch.dtype, width: int) -> list[Config]:
     return next(choices for widest, choices in table.items() if width <= widest)
 
 
-def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, arrivals, config: Config | None = None):
+def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, new, config: Config | None = None):
     """See `students.kernels.attention.attend_places`. A configuration may be forced (tests, benchmarks)."""
     config = config or configs(k.dtype, max(q.shape[3], v.shape[3]))[0]
     q, k, v = (launch.rows_of(part.detach()) for part in (q, k, v))
@@ -54,29 +56,29 @@ def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, 
     rows, pairs = time * heads // kv, batch * kv
     most = triton.cdiv(places, config.keys)
     shares = max(1, min(most, config.programs * launch.multiprocessors(q) // pairs))
-    arrivals = arrivals if shares > 1 and rows <= FEW else None
     y = torch.empty((batch, time, heads, values), dtype=q.dtype, device=q.device)
     parts, sums = y, y  # never touched
     if shares > 1:
         parts = torch.empty((pairs, shares, rows, values), dtype=torch.float32, device=q.device)
         sums = torch.empty((2, pairs, shares, rows), dtype=torch.float32, device=q.device)
     mask = _numbers(mask, batch)
+    fresh = (q, q) if new is None else [launch.rows_of(part.detach()) for part in new]
     given = [q if part is None else part for part in (last, start, mask, document)]
     sizes = places, kv, scale, softcap or 1.0, places if window is None else window, shares
     shape = {
         "T": time, "GROUP": heads // kv, "GROWING": last is not None, "STARTED": start is not None,
-        "WINDOWED": window is not None, "BN": config.keys, "P": values, "PT": launch.tile(values),
-        "ST": triton.next_power_of_2(shares), "SHARED": shares > 1,
+        "WINDOWED": window is not None, "NEW": new is not None, "BN": config.keys, "P": values,
+        "PT": launch.tile(values), "ST": triton.next_power_of_2(shares), "SHARED": shares > 1,
     }  # fmt: skip
-    strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], 0 if mask is None else mask.stride(0)]
+    strides = [stride for part in (q, k, v, *fresh) for stride in part.stride()[:3]]
     with launch.on(q):
         _share[(shares, pairs)](
-            q, k, v, *given, y, parts, sums, q if arrivals is None else arrivals, *strides, *sizes, **shape,
-            MASKED=mask is not None, NAMED=document is not None, CAPPED=softcap is not None, COUNTED=arrivals is not None,
-            D=width, DT=launch.tile(width), RT=launch.tile(rows), PREC=launch.precision(q.dtype),
-            num_warps=config.warps, num_stages=config.stages,
+            q, k, v, *fresh, *given, y, parts, sums, *strides, 0 if mask is None else mask.stride(0), *sizes, **shape,
+            MASKED=mask is not None, NAMED=document is not None, CAPPED=softcap is not None, D=width, DT=launch.tile(width),
+            RT=launch.tile(rows), NT=launch.tile(time), PREC=launch.precision(q.dtype), num_warps=config.warps,
+            num_stages=config.stages,
         )  # fmt: skip
-        if shares > 1 and arrivals is None:
+        if shares > 1:
             _join[(rows, pairs)](*given[:2], parts, sums, y, *sizes, **shape, num_warps=4)
     return y
 
@@ -95,7 +97,7 @@ def _numbers(mask: Tensor | None, batch: int) -> Tensor | None:
 @triton.jit
 @no_type_check
 def _places_of(last, start, b, s, window, shares, T: tl.constexpr, GROWING: tl.constexpr, STARTED: tl.constexpr,
-               WINDOWED: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+               WINDOWED: tl.constexpr, NEW: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The newest token's column, the first column that anybody sees, the first place to read and the end of those, the
     places of a share, and how many shares have any."""
     column = s - 1
@@ -107,7 +109,7 @@ def _places_of(last, start, b, s, window, shares, T: tl.constexpr, GROWING: tl.c
     if WINDOWED:
         first = tl.maximum(first, column - T + 2 - window)
     begin = tl.where(column < s, first, 0)
-    end = tl.minimum(column + 1, s)
+    end = tl.where(column < s, column + 1 - (T if NEW else 0), s)
     blocks = tl.cdiv(tl.maximum(end - begin, 1), BN)
     length = tl.cdiv(blocks, shares)
     return column, first, begin, end, length * BN, tl.cdiv(blocks, length)
@@ -115,45 +117,32 @@ def _places_of(last, start, b, s, window, shares, T: tl.constexpr, GROWING: tl.c
 
 @triton.jit
 @no_type_check
-def _joined(parts, sums, y, pair, row, pairs, used, shares, kv, rows, T: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr,
-            PT: tl.constexpr, ST: tl.constexpr):  # fmt: skip
-    """Write one row's output: the shares' weighted by their sums. Others wrote them: past the first cache."""
-    share, channels = tl.arange(0, ST), tl.arange(0, PT)
-    there = share < used
-    at = (pair * shares + share) * rows + row
-    most = pairs.to(tl.int64) * shares * rows
-    top = tl.load(sums + at, mask=there, other=float("-inf"), cache_modifier=".cg")
-    total = tl.load(sums + most + at, mask=there, other=0.0, cache_modifier=".cg")
-    peak = tl.max(top, 0)
-    weights = tl.exp2(top - tl.where(peak == float("-inf"), 0.0, peak))
-    out = tl.load(
-        parts + at[:, None] * P + channels, mask=there[:, None] & (channels < P)[None, :], other=0.0, cache_modifier=".cg"
-    )
-    out = tl.sum(out * weights[:, None], 0)
-    total = tl.sum(total * weights, 0)
-    out = tl.where(total == 0, 0.0, out / tl.where(total == 0, 1.0, total))
-    at = ((pair // kv * T + row // GROUP) * kv + pair % kv) * GROUP + row % GROUP
-    y += at * P
-    tl.store(y + channels, out.to(y.dtype.element_ty), mask=channels < P)
+def _marked(mask, places, there, name, NAMED: tl.constexpr):
+    """Which of these places a mask shows."""
+    marks = tl.load(mask + places, mask=there, other=0)
+    if NAMED:
+        return there & (marks == name)
+    return there & (marks != 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
-def _share(q, k, v, last, start, mask, document, y, parts, sums, arrivals, qb, qt, qh, kb, ks, kh, vb, vs, vh, mb, s, kv,
-           scale, softcap, window, shares, T: tl.constexpr, GROUP: tl.constexpr, GROWING: tl.constexpr,
-           STARTED: tl.constexpr, WINDOWED: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, PT: tl.constexpr,
-           ST: tl.constexpr, SHARED: tl.constexpr, MASKED: tl.constexpr, NAMED: tl.constexpr, CAPPED: tl.constexpr,
-           COUNTED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, RT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
+def _share(q, k, v, new_k, new_v, last, start, mask, document, y, parts, sums, qb, qt, qh, kb, ks, kh, vb, vs, vh, nb, nt,
+           nh, wb, wt, wh, mb, s, kv, scale, softcap, window, shares, T: tl.constexpr, GROUP: tl.constexpr,
+           GROWING: tl.constexpr, STARTED: tl.constexpr, WINDOWED: tl.constexpr, NEW: tl.constexpr, BN: tl.constexpr,
+           P: tl.constexpr, PT: tl.constexpr, ST: tl.constexpr, SHARED: tl.constexpr, MASKED: tl.constexpr,
+           NAMED: tl.constexpr, CAPPED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, RT: tl.constexpr,
+           NT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
     ROWS: tl.constexpr = T * GROUP
     share, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
     b, head = pair // kv, pair % kv
     column, first, begin, end, length, used = _places_of(
-        last, start, b, s, window, shares, T, GROWING, STARTED, WINDOWED, BN
+        last, start, b, s, window, shares, T, GROWING, STARTED, WINDOWED, NEW, BN
     )
     if share < used:
         rows = tl.arange(0, RT)
         ok, at = rows < ROWS, rows // GROUP * qt + (head * GROUP + rows % GROUP) * qh
-        channels = tl.arange(0, DT)
+        channels, values = tl.arange(0, DT), tl.arange(0, PT)
         queries = tl.load(q + b * qb + at[:, None] + channels, mask=ok[:, None] & (channels < D)[None, :], other=0.0)
         k += b * kb + head * kh
         v += b * vb + head * vh
@@ -162,22 +151,40 @@ def _share(q, k, v, last, start, mask, document, y, parts, sums, arrivals, qb, q
         if NAMED:
             name = tl.load(document + b)
         own = column - T + 1 + rows[:, None] // GROUP
-        turn = column // s * s
         m = tl.full([RT], float("-inf"), tl.float32)
         l = tl.zeros([RT], tl.float32)
         out = tl.zeros([RT, PT], tl.float32)
+        if NEW:  # noqa: SIM102 - one is known when the kernel is compiled
+            if share == 0:
+                token = tl.arange(0, NT)
+                there, columns = token < T, column - T + 1 + token
+                places = columns % s
+                keys = rows_at(new_k + b * nb + head * nh, token, nt, there, D, DT).to(k.dtype.element_ty)
+                held = rows_at(new_v + b * wb + head * wh, token, wt, there, P, PT).to(v.dtype.element_ty)
+                far = places.to(tl.int64)[:, None]
+                tl.store(k + far * ks + channels, keys, mask=there[:, None] & (channels < D)[None, :])
+                tl.store(v + far * vs + values, held, mask=there[:, None] & (values < P)[None, :])
+                seen = there & (columns >= first)
+                if MASKED:
+                    seen = _marked(mask, places, seen, name, NAMED)
+                seen = seen[None, :] & (columns[None, :] <= own)
+                if WINDOWED:
+                    seen &= columns[None, :] > own - window
+                m, l, out = _attend(
+                    queries, keys.to(queries.dtype), held.to(queries.dtype), m, l, out, seen, scale, softcap, True, CAPPED,
+                    PREC,
+                )  # fmt: skip
+        turn = column // s * s
         for j in range(begin + share * length, tl.minimum(begin + (share + 1) * length, end), BN):
             places = j + tl.arange(0, BN)
             there = places < end
             columns = places + turn
             columns = tl.where(columns > column, columns - s, columns)
             seen = there & (columns >= first)
+            if NEW:
+                seen &= columns <= column - T
             if MASKED:
-                marks = tl.load(mask + places, mask=there, other=0)
-                if NAMED:
-                    seen &= marks == name
-                else:
-                    seen &= marks != 0
+                seen = _marked(mask, places, seen, name, NAMED)
             seen = seen[None, :]
             if T > 1:
                 seen &= columns[None, :] <= own
@@ -187,19 +194,12 @@ def _share(q, k, v, last, start, mask, document, y, parts, sums, arrivals, qb, q
             m, l, out = _attend(
                 queries, keys.to(queries.dtype), held.to(queries.dtype), m, l, out, seen, scale, softcap, True, CAPPED, PREC
             )
-        values = tl.arange(0, PT)
         kept = ok[:, None] & (values < P)[None, :]
         if SHARED and used > 1:
             at = (pair * shares + share) * ROWS + rows
             tl.store(parts + at[:, None] * P + values, out, mask=kept)
             tl.store(sums + at, m, mask=ok)
             tl.store(sums + tl.num_programs(1).to(tl.int64) * shares * ROWS + at, l, mask=ok)
-            if COUNTED:
-                tl.debug_barrier()  # all threads have written before one says so
-                if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == used - 1:
-                    for row in range(ROWS):
-                        _joined(parts, sums, y, pair, row, tl.num_programs(1), used, shares, kv, ROWS, T, GROUP, P, PT, ST)
-                    tl.store(arrivals + pair, 0)
         else:
             out = tl.where(l[:, None] == 0, 0.0, out / tl.where(l == 0, 1.0, l)[:, None])  # sees nothing: padding
             at = ((b * T + rows // GROUP) * kv + head) * GROUP + rows % GROUP
@@ -209,9 +209,21 @@ def _share(q, k, v, last, start, mask, document, y, parts, sums, arrivals, qb, q
 @triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def _join(last, start, parts, sums, y, s, kv, scale, softcap, window, shares, T: tl.constexpr, GROUP: tl.constexpr,
-          GROWING: tl.constexpr, STARTED: tl.constexpr, WINDOWED: tl.constexpr, BN: tl.constexpr, P: tl.constexpr,
-          PT: tl.constexpr, ST: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+          GROWING: tl.constexpr, STARTED: tl.constexpr, WINDOWED: tl.constexpr, NEW: tl.constexpr, BN: tl.constexpr,
+          P: tl.constexpr, PT: tl.constexpr, ST: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """One row's output: that of the shares, weighted by their sums."""
     row, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    used = _places_of(last, start, pair // kv, s, window, shares, T, GROWING, STARTED, WINDOWED, BN)[5]
+    used = _places_of(last, start, pair // kv, s, window, shares, T, GROWING, STARTED, WINDOWED, NEW, BN)[5]
     if used > 1:
-        _joined(parts, sums, y, pair, row, tl.num_programs(1), used, shares, kv, T * GROUP, T, GROUP, P, PT, ST)
+        share, channels = tl.arange(0, ST), tl.arange(0, PT)
+        there = share < used
+        at = (pair * shares + share) * T * GROUP + row
+        top = tl.load(sums + at, mask=there, other=float("-inf"))
+        total = tl.load(sums + tl.num_programs(1).to(tl.int64) * shares * T * GROUP + at, mask=there, other=0.0)
+        out = tl.load(parts + at[:, None] * P + channels, mask=there[:, None] & (channels < P)[None, :], other=0.0)
+        peak = tl.max(top, 0)
+        weights = tl.exp2(top - tl.where(peak == float("-inf"), 0.0, peak))
+        out, total = tl.sum(out * weights[:, None], 0), tl.sum(total * weights, 0)
+        out = tl.where(total == 0, 0.0, out / tl.where(total == 0, 1.0, total))
+        y += (((pair // kv * T + row // GROUP) * kv + pair % kv) * GROUP + row % GROUP) * P
+        tl.store(y + channels, out.to(y.dtype.element_ty), mask=channels < P)

@@ -54,7 +54,7 @@ def attend_places(
     start: Int[Tensor, " b"] | None,
     mask: Bool[Tensor, "b s"] | Int[Tensor, "b s"] | None,
     document: Int[Tensor, " b"] | None,
-    arrivals: Int[Tensor, " n"] | None = None,
+    new: tuple[Float[Tensor, "b t kv d"], Float[Tensor, "b t kv p"]] | None = None,
 ) -> Float[Tensor, "b t h p"]:
     """See `students.kernels.attention.attend_places`. The heads of a key head are rows of one product."""
     time, group, places = q.shape[1], q.shape[2] // k.shape[2], k.shape[1]
@@ -62,6 +62,8 @@ def attend_places(
     newest = places - 1 if last is None else last
     columns = newest - (newest - columns) % places  # the one that stands at each place
     own = newest - torch.arange(time - 1, -1, -1, device=q.device)
+    for part, latest in zip((k, v), new or (), strict=False):
+        part.index_copy_(1, own % places, latest.to(part.dtype))
     visible = ((columns >= 0) & (columns <= own[:, None]))[None]
     if window is not None:
         visible = visible & (columns > own[:, None] - window)
