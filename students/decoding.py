@@ -37,7 +37,7 @@ class Decoder:
     Args:
         model: a student, or another causal language model of transformers whose attention takes a 4-D mask. cache: its
             cache, with a prompt of one token or more (`new_cache()`, or `DynamicCache(config=model.config)`); until
-            `release` nobody else may use it. tokens: how many are to come at most; each attends to room for them all.
+            `release` nobody else may use it. tokens: how many are to come at most, which takes memory and no time.
         attention_mask: the prompt's, where it is padded, wherever that is. graph: whether to capture (default: on a GPU; one
             thread at a time, and with autocast and inference mode as they will be when it is called).
 

@@ -29,7 +29,7 @@ def replayed(
 
     transformers hands its streamer to no such function: `functools.partial(students.replayed, streamer=streamer)` does.
     It needs a cache and makes one, also where `use_cache: false` was left in a model's config.json by its training.
-    Room is taken for all of `max_new_tokens` (or `max_length`) and every token attends to it: ask for no more than needed.
+    Room is taken for all of `max_new_tokens` (or `max_length`): memory, and no time where attention reads keys in place.
 
     Raises:
         ValueError: anything but greedy search and sampling, more to return than the tokens, or positions that are

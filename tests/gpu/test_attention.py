@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from students.kernels import attention
-from students.kernels.attention import cases
+from students.kernels.attention import cases, decode
 from students.kernels.attention import kernel as attention_kernel
 from students.kernels.attention.cases import Case
 from students.kernels.op import forced
@@ -62,6 +62,32 @@ def test_attention_behind_a_prompt(form, before, precision):
     for window, sinks in ((64, 4), (300, 2), (None, 0)):
         case = Case(2, 150, 4, 2, 64, window, sinks, True, before=before)
         check(attention_kernel.attention, attention.reference_attention, cases.draw(case, dtype, "cuda"), form)
+
+
+@pytest.mark.parametrize(("form", "widest", "config"), list(shipped(decode)))
+def test_attention_to_places(form, widest, config, precision):
+    """In whole texts, windows on rings, behind padding, with masks; the newest keys at their places or beside them."""
+    dtype, tf32 = FORMS[form]
+    precision(tf32)
+    run = forced(decode.attend_places, config=config)
+    for case in (
+        cases.Places(2, 1, 8, 2, widest, 5000, text=4100),
+        cases.Places(2, 1, 32, 8, widest, 1024, 1024, padded=True, text=9000),
+        cases.Places(3, 4, 12, 3, widest - 8, 700, text=650),
+        cases.Places(2, 2, 6, 6, widest, 300, masked=True, padded=True, softcap=20.0),
+    ):
+        check(run, attention.reference_places, cases.draw_places(case, dtype, "cuda"), form)
+
+
+@pytest.mark.parametrize("case", cases.TEST_PLACES + cases.BENCH_PLACES[:2], ids=str)
+def test_shares_of_places_are_joined_to_the_same_bits(case):
+    _, fixed = cases.draw_places(case, torch.bfloat16, "cuda")
+    first = decode.attend_places(**fixed)
+    wide = {
+        name: part.double() if torch.is_tensor(part) and part.is_floating_point() else part for name, part in fixed.items()
+    }
+    torch.testing.assert_close(first.double(), attention.reference_places(**wide), rtol=3e-2, atol=3e-2)
+    assert all(torch.equal(decode.attend_places(**fixed), first) for _ in range(3))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -185,7 +185,6 @@ def deepseek():
         "first_k_dense_replace": 2,
     }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 8}
-    heads["first_k_dense_replace"] = 2
     widths = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "max_position_embeddings": 64}
     return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **heads, **widths)).eval()
 
