@@ -234,25 +234,33 @@ def bench(
     what: str = "ops",
     names: str | Sequence[str] = (),
     *,
-    recipe: "str | Path | Mapping[str, Any] | Recipe | None" = None,
+    recipe: "str | Path | Mapping[str, Any] | Recipe | Sequence[Any] | None" = None,
     overrides: str | Sequence[str] = (),
     configs: bool | None = None,
     first: bool | None = None,
     peers: bool | None = None,
     references: bool | None = None,
     runs: str | Path | None = None,
+    variants: str | Sequence[str] = (),
+    lengths: str | Sequence[int] | None = None,
+    batches: str | Sequence[int] | None = None,
+    protocols: Sequence[str] | None = None,
+    prefill_chunk: int | None = None,
 ) -> dict[str, Any]:
-    """Measure speed on this machine: kernels, whole training steps, or every layout trained on one budget.
+    """Measure speed on this machine: kernels, whole training steps, every layout trained on one budget, or generation.
 
     Args:
-        what: "ops", "steps" or "layouts"; an option of another one is refused. names: of ops, or of layouts; all by
-            default.
-        recipe, overrides: of steps and layouts, whose stages, or whose layers, text and budget are taken
-            (smollm2-135m_mamba2-hybrid and quickstart by default).
+        what: "ops", "steps", "layouts" or "generation"; an option of another one is refused. names: of ops, or of layouts;
+            all by default.
+        recipe, overrides: of steps, layouts and generation, whose stages, or whose layers, text and budget, or whose teacher
+            and layout are taken (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of generation also several.
         configs: of ops, time every shipped tile configuration. first: of ops, only each op's first case. peers: of ops,
             time other people's kernels too, where installed (the default).
         references: of steps, also time them on the reference kernels (the default). runs: of layouts, where their runs
             are kept.
+        variants: of generation, further students: overrides on each recipe, `name: key=value; key=value`. lengths: tokens
+            that stand before those decoded, numbers or "2k,16k". batches: texts at once. protocols: papers' measurements by
+            name (mamba, hymba, samba). prefill_chunk: columns of a prompt at a time.
 
     Returns:
         what `distill bench` writes as JSON: versions, device and `rows`.
@@ -264,6 +272,8 @@ def bench(
 
     asked = {"names": [names] if isinstance(names, str) else names or None, "recipe": recipe, "overrides": overrides or None}
     asked |= {"configs": configs, "first": first, "peers": peers, "references": references, "runs": runs}
+    asked |= {"variants": variants or None, "lengths": lengths, "batches": batches, "protocols": protocols}
+    asked |= {"prefill_chunk": prefill_chunk}
     return run_benchmark(what, asked)
 
 

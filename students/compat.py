@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as own_sdpa  # 5.17, 5.24
+from transformers.masking_utils import sdpa_mask as own_sdpa_mask  # 5.17, 5.24
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # these three: 5.17, 5.24, in no documentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput
@@ -29,11 +31,15 @@ __all__ = [
     "experts_for_decoding",
     "fake_tensors",
     "has_global_hooks",
+    "mask_width",
+    "own_sdpa",
+    "own_sdpa_mask",
     "pad_token",
     "prefill",
     "real_tensors",
     "set_attention_implementation",
     "set_seen_tokens",
+    "takes_attention",
 ]
 
 # The name of a model's cache among forward's arguments: `past_key_values` in 5.17, `cache` from 5.24 on.
@@ -64,6 +70,11 @@ def set_attention_implementation(config: PretrainedConfig, name: str | None) -> 
     config._attn_implementation = name
 
 
+def takes_attention(model: PreTrainedModel) -> bool:
+    """Whether a model's attention is looked up by name at each call, in `AttentionInterface`. 5.17, 5.24."""
+    return bool(model._supports_attention_backend)
+
+
 def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
     """Inside the block a mixture of experts runs as `generate` runs it token by token. 5.17, 5.24."""
     return model._optimize_model_for_decode()
@@ -72,6 +83,11 @@ def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
 def prefill(model: PreTrainedModel, input_ids: Int[Tensor, "b t"], config: GenerationConfig, arguments: dict) -> ModelOutput:
     """The model's output for a prompt, chunked where `config` asks for it; `arguments` gets the filled cache. 5.17, 5.24."""
     return model._prefill(input_ids, config, arguments)
+
+
+def mask_width(config: GenerationConfig, mask: Tensor | None) -> int | None:
+    """Columns of the mask that `generate` was given or made; it drops one without padding from 5.24 on. 5.17, 5.24."""
+    return getattr(config, "_mask_length", None) if mask is None else mask.shape[1]
 
 
 def pad_token(config: GenerationConfig) -> Tensor | None:
