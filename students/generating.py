@@ -52,10 +52,12 @@ class Generating:
             model_kwargs["attention_mask"] = None
         return out
 
-    def prepare_inputs_for_generation(self, input_ids: Int[Tensor, "b s"], *more, **kwargs) -> dict:
+    def prepare_inputs_for_generation(
+        self, input_ids: Int[Tensor, "b s"], *more, inputs_embeds: Tensor | None = None, **kwargs
+    ) -> dict:
         """transformers' own, without the cache where it is out of date: the whole text then fills another one.
 
-        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come.
+        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come, `inputs_embeds` that these may.
         """
         cache, positions = kwargs.get(CACHE), kwargs.get("position_ids")
         past = cache.get_seq_length() if self.length_rules and cache is not None else 0
@@ -65,7 +67,7 @@ class Generating:
             before, after = lengths(past, total - past, positions, kwargs.get("attention_mask"))
             if self.length_rules.refusal(before, after - before):
                 kwargs |= {CACHE: None, "next_sequence_length": None}
-        return super().prepare_inputs_for_generation(input_ids, *more, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, *more, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_ends(self, generation_config: GenerationConfig, model_kwargs: dict) -> None:
         """Let a row that ends in padding go on from its last token's position.

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from students.compat import CACHE, mask_width
-from students.cuts import Prompt, cuts
+from students.cuts import Prompt, chunk_columns, cuts
 from students.growing_keys import keys_in_place
 from students.prompt_attention import prompt_attention, serves
 from students.rotary import LengthRules, lengths, turned_as
@@ -86,6 +86,19 @@ def hidden_states(
 
     through(model, _prompt(input_ids, cache, None), cache, take, chunk=chunk)
     return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def new_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache of a student, or of another model."""
+    if hasattr(model, "new_cache"):
+        return model.new_cache()
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def widest_row(model: PreTrainedModel) -> int:
+    """Tokens of one text that go through a model at once by default."""
+    weight = model.get_input_embeddings().weight
+    return chunk_columns(model.config, 1, weight.device, weight.element_size())
 
 
 def through(

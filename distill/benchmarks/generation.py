@@ -30,7 +30,6 @@ from distill.evaluation.speed import (
     graph_rate,
     held_bytes,
     narrowed,
-    new_cache,
     prompted,
     random_text,
     start_peak,
@@ -40,6 +39,7 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.runs.run_dir import versions
 from distill.selection.resolution import even_recipe
+from students.prompts import new_cache
 from students.state_size import limit
 
 RECIPE = "smollm2-135m_mamba2-hybrid"  # where none is named

@@ -161,7 +161,8 @@ def random_teacher(config: PretrainedConfig, device: torch.device, dtype: torch.
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
-    return Teacher(name, model.to(dtype).requires_grad_(False).eval(), None, family)
+    model = model.float() if dtype == torch.float32 else model  # else it has the type, and its rotary tables stay wide
+    return Teacher(name, model.requires_grad_(False).eval(), None, family)
 
 
 def table(result: Mapping) -> Table:

@@ -128,15 +128,17 @@ def export(
 
 def generate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a student's folder.")],
-    prompt: Annotated[str, typer.Argument(help="What to go on from.")],
+    prompt: Annotated[str, typer.Argument(help="What to go on from; - reads the standard input.")],
     tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, more samples.")] = 0.0,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="On a GPU, a token is one CUDA graph.")] = True,
+    prefill_chunk: Annotated[int | None, typer.Option(help="Tokens of the prompt at a time; by memory by default.")] = None,
 ) -> None:
     """Let a student go on with a text."""
     quiet_libraries()
-    how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs, "prefill_chunk": prefill_chunk}
     distill.generate(target, prompt, stream=sys.stdout, **how)
 
 

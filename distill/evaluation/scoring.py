@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distill.evaluation.nonfinite import NotFinite, blame
 from distill.output_head import wide_head, wide_logits
 from students.kernels.linear_kl import Head
+from students.prompts import hidden_states, new_cache, widest_row
 from teachers.teacher import Teacher
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a forward pass, padding included
@@ -70,7 +71,14 @@ def score(
 
 
 def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """The last hidden states of the teacher, or of a student of it, with one document a row."""
+    """The last hidden states of the teacher, or of a student of it, with one document a row.
+
+    Rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers compute on 131k
+    tokens takes more memory than the model.
+    """
+    which = teacher.model if model is None else model
+    if ids.shape[1] > widest_row(which):
+        return hidden_states(which, ids, new_cache(which))
     if model is not None:
         return model.hidden(ids, None)
     return teacher.hidden(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from distill.compat import kept_in_float32
 from distill.evaluation.comparison import crossovers
@@ -33,7 +33,7 @@ from students.compat import CACHE
 from students.decoding import Decoder, GraphError
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
-from students.prompts import hidden_states
+from students.prompts import hidden_states, new_cache
 from teachers.teacher import Teacher
 
 CPU_LENGTH = 1024  # the longest that a CPU is asked for
@@ -155,13 +155,8 @@ def random_text(model: nn.Module, batch: int, length: int) -> Tensor:
     return torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(model.device)
 
 
-def new_cache(model: nn.Module) -> Cache:
-    """An empty cache of a teacher or a student."""
-    return model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
-
-
 def prompted(model: nn.Module, ids: Tensor, cache: Cache, chunk: int | None = None) -> tuple[Tensor, dict[str, float]]:
-    """The first token behind a prompt, in chunks as `generate` has them, and the seconds that took, also without the head."""
+    """The first token behind a prompt, in chunks as `generate` has them, and the seconds for it, without the head too."""
     began = now(model.device)
     hidden = hidden_states(model, ids, cache, last=True, chunk=chunk)
     filled = now(model.device)

@@ -82,7 +82,7 @@ def test_what_it_refuses(tiny):
         ({"lengths": "2k,x"}, "--lengths has 'x'"),
         ({"batches": [0]}, "--batches has 0"),
         ({"prefill_chunk": 0}, "--prefill-chunk has 0"),
-        ({"protocols": ["bamba"]}, "no protocol 'bamba'; did you mean 'mamba'"),
+        ({"protocols": ["mambo"]}, "no protocol 'mambo'; did you mean 'mamba'"),
         ({"references": False}, "bench generation has no option 'references'"),
     ):
         with pytest.raises(UserError, match=said):
