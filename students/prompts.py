@@ -220,8 +220,13 @@ def _in_pieces(model: PreTrainedModel, prompt: Prompt, cache: Cache) -> Iterator
         yield
 
 
+def watcher() -> Callable[[int, int], None] | None:
+    """Who is told, inside `watched`."""
+    return _watcher.get()
+
+
 def _tell(done: int, prompt: Prompt) -> None:
-    tell = _watcher.get()
+    tell = watcher()
     if tell is None:
         return
     if prompt.tokens.device.type == "cuda":

@@ -184,3 +184,15 @@ def test_a_default_that_fits(teacher):
     assert cuts._masked(teacher.model, prompt) == 40_000
     config._attn_implementation = "eager"
     assert cuts._masked(teacher.model, prompt) * 40_000 * 8 * config.num_attention_heads <= cuts.MASKS
+
+
+@pytest.mark.parametrize("padding", ["none", "in front"])
+def test_tokens_wait_for_no_mask_without_padding(teacher, padding):
+    """Whether all of it are tokens is asked once, of the prompt."""
+    student, seen = student_of(teacher, *CASES["stock"]), []
+    hook = lambda module, given, keywords: seen.append(keywords["attention_mask"] is None)  # noqa: E731
+    student.model.register_forward_pre_hook(hook, with_kwargs=True)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, : 3 * (padding == "in front")] = 0
+    student.generate(text(2, 9), attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert seen[1:] == [padding == "none"] * 3
