@@ -82,7 +82,7 @@ def prompt_bar() -> Iterator[None]:
             bars[0].add_task("prompt", total=total)
             bars[0].start()
         for bar in bars:
-            bar.update(bar.task_ids[0], completed=done)
+            bar.update(bar.task_ids[0], completed=done, refresh=True)
             if done == total:
                 bar.stop()
 

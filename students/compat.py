@@ -8,6 +8,7 @@ import inspect
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -28,8 +29,10 @@ __all__ = [
     "accelerate_hook",
     "attention_implementation",
     "brings_code",
+    "cudnn_attention",
     "experts_for_decoding",
     "fake_tensors",
+    "flash_attention",
     "has_global_hooks",
     "mask_width",
     "own_sdpa",
@@ -99,6 +102,18 @@ def set_seen_tokens(layer: CacheLayerMixin, tokens: int) -> None:
     """Tell a cache layer that counts tokens itself how many it has seen: those of sliding windows do. 5.17, 5.24."""
     if hasattr(layer, "cumulative_length"):
         layer.cumulative_length = tokens
+
+
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """cuDNN's attention and the logarithms of its sums of exponentials, forward alone. torch 2.11, 2.13."""
+    made = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False, scale=scale)
+    return made[0], made[1]
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """PyTorch's FlashAttention likewise; its causal mask is aligned at its end. torch 2.11, 2.13."""
+    made = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    return made[0], made[1]
 
 
 def has_global_hooks() -> bool:

@@ -15,6 +15,7 @@ from torch.nn.attention import sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from students import key_blocks
 from students.compat import (
     attention_implementation,
     own_sdpa,
@@ -69,6 +70,11 @@ def attend(
         if attention_mask is None and time not in (1, keys):
             attention_mask = torch.ones(time, keys, dtype=torch.bool, device=query.device).tril(keys - time)[None, None]
         return own_sdpa(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    if torch.is_autocast_enabled(query.device.type):  # which would see none of what follows
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (part.to(kind) for part in (query, key, value))
+    if query.dtype in HALF and key_blocks.serves(query, key, value):
+        return key_blocks.in_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     grouped = key.shape[1] != query.shape[1]
     if grouped and query.dtype not in HALF:  # only the kernel for these knows groups and such a mask
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))

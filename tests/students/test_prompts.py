@@ -6,7 +6,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 import students
-from students import cuts, growing_keys, prompt_attention, prompts
+from students import cuts, growing_keys, key_blocks, prompt_attention, prompts
 from students.compat import CACHE
 from tests.students.test_decoding import CASES, FAMILIES, family_models, near, new_cache, ordinary, padded, student_of
 from tests.students.test_model import text
@@ -113,7 +113,7 @@ def test_generate_by_default(teacher, case, padding, monkeypatch):
     told = []
     with prompts.watched(lambda done, total: told.append((done, total))):
         assert torch.equal(student.generate(ids, attention_mask=mask, **options), wanted)
-    first = [150] if padding == "behind" else [50, 50, 50]  # of even size
+    first = [150] if padding == "behind" else [64, 64, 22]
     assert seen == first + [1] * 5 and told[-1] == (150, 150) and len(told) == len(first)
     assert set(made) == {1}
 
@@ -172,13 +172,39 @@ def test_memory_that_runs_out_leaves_a_cache_of_transformers(teacher, monkeypatc
     assert teacher.model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("behind", [8, 12, 13, 200])
+def test_keys_in_blocks_are_all_keys(behind, monkeypatch):
+    """Blocks of powers of two, joined by their sums, with an end that is no multiple of their unit."""
+    monkeypatch.setattr(key_blocks, "UNIT", 4)
+    monkeypatch.setattr(key_blocks, "LONGEST", 8)
+    q, k, v = torch.randn(2, 6, 8, 5), torch.randn(2, 3, behind + 8, 5), torch.randn(2, 3, behind + 8, 5)
+    shapes = set()
+
+    def part(q, k, v, scale, causal):
+        k, v = (each.repeat_interleave(2, 1) for each in (k, v))
+        logits = q @ k.transpose(2, 3) * scale
+        if causal:
+            logits = logits.masked_fill(torch.ones(logits.shape[2:]).triu(1 + k.shape[2] - q.shape[2]).bool(), -torch.inf)
+        return logits.softmax(-1) @ v, logits.logsumexp(-1)
+
+    def whole(q, k, v, scale, causal):
+        assert k.is_contiguous() and (not causal or k.shape[2] == q.shape[2])
+        shapes.add(k.shape[2])
+        return part(q, k, v, scale, causal)
+
+    wanted = part(q, k, v, 0.3, True)[0]
+    assert torch.allclose(key_blocks.in_blocks(q, k, v, 0.3, whole, part), wanted, atol=1e-5)
+    assert shapes <= {4, 8, 16, 32}
+    assert not key_blocks.serves(q, k, v)
+
+
 def test_a_default_that_fits(teacher):
     """Fewer columns for wider models and more texts, whole multiples of what scans cut by; masks bound them too."""
     config = teacher.model.config
     gpu = torch.device("cuda")
     config.hidden_size, config.intermediate_size = 2048, 8192  # Llama-3.2-1B
     columns = {rows: cuts.chunk_columns(config, rows, gpu, 2) for rows in (1, 2, 16, 256, 10_000)}
-    assert columns == {1: 4416, 2: 2176, 16: 256, 256: 32, 10_000: 32}
+    assert columns == {1: 8192, 2: 4096, 16: 512, 256: 32, 10_000: 32}
     assert cuts.chunk_columns(config, 1, torch.device("cpu"), 4) < columns[1]
     prompt = cuts.Prompt(text(1, 40_000))
     assert cuts._masked(teacher.model, prompt) == 40_000
