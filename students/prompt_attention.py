@@ -15,7 +15,6 @@ from torch.nn.attention import sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from students import key_blocks
 from students.compat import (
     attention_implementation,
     own_sdpa,
@@ -25,6 +24,8 @@ from students.compat import (
 )
 from students.kernels.attention import attention
 from students.kernels.attention.reference import SAFE
+from students.key_blocks import in_blocks
+from students.key_blocks import serves as blocks_serve
 from students.shapes import Bool, Float, Int
 
 NAME = "distill_prompt"
@@ -73,8 +74,8 @@ def attend(
     if torch.is_autocast_enabled(query.device.type):  # which would see none of what follows
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = (part.to(kind) for part in (query, key, value))
-    if query.dtype in HALF and key_blocks.serves(query, key, value):
-        return key_blocks.in_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
+    if query.dtype in HALF and blocks_serve(query, key, value):
+        return in_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     grouped = key.shape[1] != query.shape[1]
     if grouped and query.dtype not in HALF:  # only the kernel for these knows groups and such a mask
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))

@@ -73,11 +73,11 @@ def score(
 def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
     """The last hidden states of the teacher, or of a student of it, with one document a row.
 
-    Rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers compute on 131k
+    Without gradients, rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers compute on 131k
     tokens takes more memory than the model.
     """
     which = teacher.model if model is None else model
-    if ids.shape[1] > widest_row(which):
+    if not torch.is_grad_enabled() and ids.shape[1] > widest_row(which):
         return hidden_states(which, ids, new_cache(which))
     if model is not None:
         return model.hidden(ids, None)
