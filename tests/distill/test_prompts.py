@@ -7,6 +7,7 @@ from rich.console import Console
 from distill import generation
 from distill.evaluation import scoring
 from distill.evaluation.scoring import Marked, score
+from distill.selection.switched import Switched
 from students import cuts
 from students.prompts import watcher
 from tests.students.test_decoding import CASES, student_of
@@ -29,6 +30,8 @@ def test_scores_of_long_texts(teacher, monkeypatch):
             assert [each.logprob for each in found] == pytest.approx([each.logprob for each in same], abs=1e-4)
             assert [each.greedy for each in found] == [each.greedy for each in same]
     assert max(seen) <= 64 and len(seen) > 2
+    switched = Switched(teacher, student_of(teacher, "W", {"W": {"mixer": "attention", "window": 8}})).keep([1])
+    assert len(score(teacher, switched, texts)) == 3  # whole: switches know no cache
 
 
 @pytest.mark.parametrize("terminal", [True, False])
