@@ -9,7 +9,7 @@ ops.py      kernels beside references and peers, by measure.py (ceilings and tim
 steps.py    whole optimizer steps of a recipe
 layouts.py  every layout trained on one recipe's budget
 generation.py  first tokens, decoding and caches of a recipe's teacher and students with random weights, by sizes.py
-            (bytes) and protocols.py (how papers measured)
+            (bytes), protocols.py (how papers measured) and comparison.py (against the teacher)
 """
 
 import inspect

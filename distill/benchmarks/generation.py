@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
+from distill.benchmarks.comparison import TEACHER, compare, table
 from distill.benchmarks.measure import copied
 from distill.benchmarks.protocols import Protocol, protocol
 from distill.benchmarks.sizes import most_texts, sizes_of
@@ -42,12 +42,13 @@ from distill.selection.resolution import even_recipe
 from students.prompts import new_cache
 from students.state_size import limit
 
+__all__ = ["RECIPE", "all_right", "run", "table"]
+
 RECIPE = "smollm2-135m_mamba2-hybrid"  # where none is named
 LENGTHS = {"cuda": (2048, 16_384, 65_536, 131_072), "cpu": (64, 256)}
 STEPS = {"cuda": 32, "cpu": 4}  # tokens that a rate is measured over
 GROUP = {"cuda": 8, "cpu": 2}  # prompts computed for many texts at once
 QUICK = 0.5  # seconds: a prompt that took less is timed again, and the faster one counts
-TEACHER = "teacher"
 
 
 def run(
@@ -67,7 +68,8 @@ def run(
     Returns:
         device, versions, bandwidth {bytes_per_second, source}, and one row a model: model, teacher, pattern, parameters,
         weight_bytes and cells; a cell has length, batch, limit and either not_run or first_token_seconds, peak_bytes,
-        cache_bytes, eager and graph (tokens a second of all texts) or graph_not_run, and share.
+        cache_bytes, eager and graph (tokens a second of all texts) or graph_not_run, share, with_prompts (a rate that counts
+        the prompts' time too), against_teacher (see `comparison.compare`), and of a protocol paper, what it reported.
 
     Raises:
         UserError: a teacher's config that cannot be found, an unknown protocol, numbers that are none, or a layout that does
@@ -89,6 +91,7 @@ def run(
             row = _row(each, of, device, asked, bandwidth["bytes_per_second"])
             print(json.dumps(row), file=sys.stderr, flush=True)
             rows.append(row)
+    compare(rows)
     return {"device": _name(device), "versions": versions(), "bandwidth": bandwidth, "rows": rows}
 
 
@@ -131,7 +134,7 @@ def _row(name: str, recipe: Recipe, device: torch.device, asked: Mapping[str, An
                 cell["limit"] = limit(sizes.weights(cell["batch"]), sizes.cache(part.prompt), cell["batch"], bandwidth)
                 if rates := [cell[key] for key in ("eager", "graph") if key in cell]:
                     cell["share"] = max(rates) / cell["limit"]
-                row["cells"].append({**({} if paper is None else {"protocol": paper}), **cell})
+                row["cells"].append({**({} if paper is None else {"protocol": paper, "paper": part.papers}), **cell})
         return row
     finally:
         del model
@@ -252,42 +255,3 @@ def numbers(text: str | Sequence[int], option: str) -> list[int]:
             raise UserError(f"{option} has {part!r}; give whole numbers from 1 on, such as 2048,16k (k: 1,024)")
         found.append(int(digits) * times)
     return found
-
-
-def table(result: Mapping) -> Table:
-    """What `run` returned, to print: a line a model, length and batch, and against its teacher's."""
-    top = result["bandwidth"]
-    found = Table(title=f"{result['device']}; limit by {top['bytes_per_second'] / 1e12:.2f} TB/s, {top['source']}", box=None)
-    names = ("model", "behind", "texts", "1st, ms", "eager", "graph", "of limit", "cache, MiB", "peak, MiB", "x teacher", "")
-    for name in names:
-        found.add_column(name, justify="left" if name in ("model", "") else "right")
-    teachers = {row["teacher"]: row for row in result["rows"] if row["model"] == TEACHER}
-    for row in result["rows"]:
-        for cell in row["cells"]:
-            found.add_row(row["model"], *_line(cell, _beside(cell, teachers.get(row["teacher"], row))))
-    return found
-
-
-def _beside(cell: Mapping, row: Mapping) -> Mapping | None:
-    """The same measurement of another model: of a paper's protocol whatever its batch."""
-    keys = ("protocol", "length") if "protocol" in cell else ("protocol", "length", "batch")
-    return next((other for other in row["cells"] if all(other.get(key) == cell.get(key) for key in keys)), None)
-
-
-def _line(cell: Mapping, beside: Mapping | None) -> list[str]:
-    first = [f"{cell['length']:,}", f"{cell['batch']:,}"]
-    why = "; ".join(f"{cell[key]}" for key in ("not_run", "graph_not_run") if key in cell)
-    name = f"{cell['protocol']} " if "protocol" in cell else ""
-    if "not_run" in cell:
-        return [*first, *[""] * 7, name + why]
-    rates = [f"{cell[key]:,.0f}" if key in cell else "" for key in ("eager", "graph")]
-    mib = [f"{cell[key] / 2**20:,.0f}" if cell[key] is not None else "" for key in ("cache_bytes", "peak_bytes")]
-    ratio = best(cell) / best(beside) if beside is not None and best(cell) and best(beside) else None
-    share = f"{cell['share']:.0%}" if "share" in cell else ""
-    against = "" if ratio is None else f"{ratio:.2f}"
-    return [*first, f"{1e3 * cell['first_token_seconds']:,.0f}", *rates, share, *mib, against, name + why]
-
-
-def best(cell: Mapping) -> float:
-    """A cell's best rate; 0 where there is none."""
-    return max(cell.get("eager", 0.0), cell.get("graph", 0.0))

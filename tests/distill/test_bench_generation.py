@@ -40,6 +40,11 @@ def test_a_table_of_several_students(tiny, capsys):
             assert cell["with_prompts"] < cell["eager"]
         one, three = row["cells"][0], row["cells"][2]
         assert three["cache_bytes"] == 3 * one["cache_bytes"] and three["limit"] > one["limit"]
+    teacher, none = rows["teacher"]["cells"][1], rows["pattern=M"]["cells"][1]
+    against = none["against_teacher"]
+    assert against["cache_bytes"] == teacher["cache_bytes"] / none["cache_bytes"] and "against_teacher" not in teacher
+    assert against["tokens_per_second"] == none["eager"] / teacher["eager"]
+    assert against["prompt_tokens_per_second"] == pytest.approx(teacher["first_token_seconds"] / none["first_token_seconds"])
     assert rows["teacher"]["cells"][0]["cache_bytes"] == 2 * 2 * 2 * 8 * 24 * 4  # layers, k and v, heads, width, tokens
     assert len(capsys.readouterr().err.splitlines()) == 4 and generation.all_right(result)
     assert generation.table(result).row_count == 16
@@ -57,7 +62,7 @@ def test_protocols_and_memory_that_runs_out(tiny, monkeypatch):
     """A batch that does not fit is halved, or made smaller from a guess; the others are measured whatever one cell does."""
     papers = {
         "mamba": (generation.Protocol(10, 4, None, {}),),
-        "hymba": (generation.Protocol(12, 4, 16, {}),),
+        "hymba": (generation.Protocol(12, 4, 16, {"cache_bytes": 11.67}),),
     }
     monkeypatch.setattr("distill.benchmarks.protocols.PROTOCOLS", papers)
     monkeypatch.setattr(generation, "most_texts", lambda model, sizes, tokens: 20)
@@ -75,6 +80,8 @@ def test_protocols_and_memory_that_runs_out(tiny, monkeypatch):
         assert cells == [(None, 99, 1, "out of memory"), (None, 9, 1, None), ("mamba", 10, 8, None), ("hymba", 12, 8, None)]
         assert row["cells"][2]["prompts"] == 2 and row["cells"][2]["eager"] > 0
     assert generation.all_right(result) and generation.table(result).row_count == 8
+    said = list(generation.table(result).columns[-1].cells)[-1]
+    assert said.startswith("hymba; cache_bytes ") and said.endswith("x (the paper 11.67x)")
 
 
 def test_what_it_refuses(tiny):
