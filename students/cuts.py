@@ -81,7 +81,7 @@ def _masked(model: PreTrainedModel, prompt: Prompt) -> int:
 
 def _rounded(columns: int) -> int:
     if columns < ALIGNED:
-        return max(columns, NARROWEST)
+        return NARROWEST
     return 1 << (columns.bit_length() - 1) if columns >= UNIT else columns // ALIGNED * ALIGNED
 
 
