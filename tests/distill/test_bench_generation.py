@@ -10,11 +10,14 @@ from typer.testing import CliRunner
 import distill
 from distill.benchmarks import generation, named_recipes
 from distill.benchmarks.sizes import sizes_of
+from distill.build import count_parameters
 from distill.cli import app
 from distill.errors import UserError
+from distill.planning import make_plan
+from distill.recipe_file import load
 from distill.shipped import shipped_folder
-from students.state_size import limit
-from tests.teachers.tiny import SMALL
+from students.state_size import limit, weight_bytes
+from tests.teachers.tiny import SMALL, tiny_model
 
 OVERRIDES = ["pattern=AM", "device=cpu"]
 
@@ -104,3 +107,23 @@ def test_the_command(tiny, tmp_path):
     assert CliRunner().invoke(app, words).exit_code == 0
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert [row["model"] for row in rows] == ["teacher", "smollm2-135m_mamba2-hybrid", "none"]
+
+
+def test_the_plan_has_the_limit():
+    """One text in bfloat16: tied weights count once, decays of a student are wider."""
+    plan = make_plan(load("llama-3.2-1b_mamba2-hybrid", ["mixers.M.mixer=discrete_mamba2"]))
+    for tokens, (teacher, student) in plan.decoding.items():
+        assert teacher == 3e12 / (2 * plan.teacher_parameters + plan.cache[tokens][0])
+        assert student == pytest.approx(3e12 / (2 * plan.student_parameters + plan.cache[tokens][1]), rel=1e-3)
+    assert [round(rate) for rate in plan.decoding[1024]] == [1198, 1094]
+
+
+def test_weights_that_a_token_does_not_read():
+    """An embedding beside a head, and the experts of a mixture that few texts leave out."""
+    untied = tiny_model("mistral-7b-v0.1")
+    assert weight_bytes(untied) == 2 * (count_parameters(untied) - untied.get_input_embeddings().weight.numel())
+    mixture = tiny_model("mixtral-8x7b-v0.1")  # 4 experts, 2 for a token
+    experts = sum(part.numel() for name, part in mixture.named_parameters() if ".experts." in name)
+    embedding = mixture.get_input_embeddings().weight.numel()
+    whole = 2 * (count_parameters(mixture) - embedding)
+    assert experts and weight_bytes(mixture, 1) == whole - experts and weight_bytes(mixture, 2) == whole
