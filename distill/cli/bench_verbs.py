@@ -71,7 +71,7 @@ def generation(
         list[str] | None,
         typer.Option("--recipe", help="A recipe: a YAML file, or the name of a shipped one; may be given several times."),
     ] = None,
-    variant: Annotated[
+    variants: Annotated[
         list[str] | None,
         typer.Option(
             "--variant", help="A further student: `name: key=value; key=value` over each recipe.", metavar="OVERRIDES"
@@ -81,7 +81,7 @@ def generation(
         str | None, typer.Option(help="Tokens that stand before those decoded, such as 2k,16k,128k.", metavar="N,N...")
     ] = None,
     batches: Annotated[str | None, typer.Option(help="Texts at once (1 by default).", metavar="N,N...")] = None,
-    protocol: Annotated[
+    protocols: Annotated[
         list[str] | None,
         typer.Option(
             "--protocol",
@@ -99,10 +99,10 @@ def generation(
         "generation",
         recipe=recipe or None,
         overrides=overrides or (),
-        variants=variant or (),
+        variants=variants or (),
         lengths=lengths,
         batches=batches,
-        protocols=protocol or None,
+        protocols=protocols or None,
         prefill_chunk=prefill_chunk,
     )
     _finish("generation", measured, json)
