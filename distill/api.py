@@ -4,6 +4,7 @@ Imports stand inside the functions, so that `import distill` and `distill --help
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import TextIOBase
 from os import PathLike, fspath
 from pathlib import Path
@@ -20,13 +21,11 @@ if TYPE_CHECKING:
 def plan(
     recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = (), check: bool = False
 ) -> "Plan":
-    """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Writes nothing, and loads nothing
-    unless asked to check.
+    """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads nothing unless asked to check.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several, as on the command line. check: load the teacher too, and try what a run tries before it trains: that a
-            student of it is the same model until something is swapped, and what the end of the run needs.
+            several. check: load the teacher too, and try what a run tries before it trains.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
@@ -57,7 +56,7 @@ def run(
 
     Args:
         recipe, overrides: as in `plan`. fresh: throw away what an earlier run left. runs: where run folders are made.
-        stop_after: minutes after which to save and stop. console: where progress is shown; the standard error by default.
+            stop_after: minutes after which to save and stop. console: where progress is shown (the standard error).
 
     Returns:
         the run folder: `.path`, `.read("evaluations.json")`.
@@ -110,8 +109,6 @@ def select(
     Raises:
         UserError: anything that the user can mend. Interrupted: stopped early, everything measured kept.
     """
-    from functools import partial
-
     from distill.recipe_file import load
     from distill.selection.request import ask_for_selection, check_free, select_layout
     from distill.training.checks import check_fit, check_here
@@ -133,9 +130,8 @@ def evaluate(
     tasks: str | Path | None = None,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Judge a run folder, or a student's folder or hub id, against its teacher and the untrained baselines.
-
-    What a suite finds of a run stays in its folder, and the report is written again with it.
+    """Judge a run folder, or a student's folder or hub id, against its teacher and the untrained baselines. What a suite
+    finds of a run stays in its folder, and the report is written again with it.
 
     Args:
         teacher: the teacher's reference, where the target does not say or it moved. heldout: files of text (a glob)
@@ -163,13 +159,10 @@ def evaluate(
 
 
 def report(*runs: str | PathLike, out: str | Path | None = None) -> Path:
-    """Write the report of one run again, or compare several on one page.
+    """Write the report of one run again, or compare several on one page; the file's path.
 
     Args:
         runs: run folders. out: the file to write; for one run report.html in its folder, for several comparison.html here.
-
-    Returns:
-        the file's path.
 
     Raises:
         UserError: a folder holds no run or results of another form, no run is named, or the file cannot be written.
@@ -208,6 +201,7 @@ def generate(
     temperature: float = 0.0,
     graphs: bool = True,
     trust_remote_code: bool = False,
+    prefill_chunk: int | None = None,
     stream: TextIOBase | None = None,
 ) -> str:
     """Let a student go on with a text.
@@ -216,7 +210,8 @@ def generate(
         target: a run folder or a student's folder. tokens: new ones at most. chat: wrap the prompt in the tokenizer's chat
             template. temperature: 0 takes the likeliest token, more samples. graphs: on a GPU, replay each token as one CUDA
             graph. trust_remote_code: run code that lies in the folder, where no installed code can load it; nothing asks.
-            stream: where the text is also written while it comes, `sys.stdout` for one.
+            prefill_chunk: tokens of the prompt at a time, by memory by default. stream: where the text is also written while it
+            comes, `sys.stdout` for one.
 
     Returns:
         the new text.
@@ -230,7 +225,7 @@ def generate(
 
     options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
     options["trust_remote_code"] = trust_remote_code
-    return generated(Path(target), prompt, stream=stream, **options)
+    return generated(Path(target), prompt, stream=stream, chunk=prefill_chunk, **options)
 
 
 def doctor() -> dict[str, str]:
@@ -244,28 +239,35 @@ def bench(
     what: str = "ops",
     names: str | Sequence[str] = (),
     *,
-    recipe: "str | Path | Mapping[str, Any] | Recipe | None" = None,
+    recipe: "str | Path | Mapping[str, Any] | Recipe | Sequence[Any] | None" = None,
     overrides: str | Sequence[str] = (),
     configs: bool | None = None,
     first: bool | None = None,
     peers: bool | None = None,
     references: bool | None = None,
     runs: str | Path | None = None,
+    variants: str | Sequence[str] = (),
+    lengths: str | Sequence[int] | None = None,
+    batches: str | Sequence[int] | None = None,
+    protocols: Sequence[str] | None = None,
+    prefill_chunk: int | None = None,
 ) -> dict[str, Any]:
-    """Measure speed on this machine: kernels, whole training steps, or every layout trained on one budget.
+    """Measure speed on this machine: kernels, whole training steps, every layout trained on one budget, or generation.
 
     Args:
-        what: "ops", "steps" or "layouts"; an option of another one is refused. names: of ops, or of layouts; all by
-            default.
-        recipe, overrides: of steps and layouts, whose stages, or whose layers, text and budget are taken
-            (smollm2-135m_mamba2-hybrid and quickstart by default).
-        configs: of ops, time every shipped tile configuration. first: of ops, only each op's first case. peers: of ops,
-            time other people's kernels too, where installed (the default).
-        references: of steps, also time them on the reference kernels (the default). runs: of layouts, where their runs
-            are kept.
+        what: "ops", "steps", "layouts" or "generation"; an option of another one is refused. names: of ops, or of layouts;
+            all by default.
+        recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of
+            generation several too.
+        configs: of ops, every shipped tile configuration. first: of ops, only each op's first case. peers: of ops, other
+            people's kernels too, where installed (the default). references: of steps, on the reference kernels too (the
+            default). runs: of layouts, where their runs are kept.
+        variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
+            those decoded, numbers or "2k,16k". batches: texts at once. protocols: papers' measurements by name.
+            prefill_chunk: columns of a prompt at a time.
 
     Returns:
-        what `distill bench` writes as JSON: versions, device and `rows`.
+        what `distill bench` writes as JSON.
 
     Raises:
         UserError: an unknown name, an option of another benchmark, or a machine without a GPU where one is needed.
@@ -274,6 +276,8 @@ def bench(
 
     asked = {"names": [names] if isinstance(names, str) else names or None, "recipe": recipe, "overrides": overrides or None}
     asked |= {"configs": configs, "first": first, "peers": peers, "references": references, "runs": runs}
+    asked |= {"variants": variants or None, "lengths": lengths, "batches": batches}
+    asked |= {"protocols": protocols, "prefill_chunk": prefill_chunk}
     return run_benchmark(what, asked)
 
 

@@ -1,27 +1,34 @@
 """`distill generate`: a student goes on with a text, word by word."""
 
 import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOBase
 from pathlib import Path
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import nn
 from transformers import AutoTokenizer, BatchEncoding, LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from distill.chat import render
+from distill.console import new_console
 from distill.errors import UserError
 from distill.loading import check_student_files, load_student
 from distill.memory import enough_memory
-from distill.ranges import NEW_TOKENS, TEMPERATURE
+from distill.ranges import CHUNK, NEW_TOKENS, TEMPERATURE
 from distill.stages.nonfinite import first_nonfinite
 from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
+from students.prompts import watched
 from teachers.checks import panicked, plain
 from teachers.folder import check_tokenizer_files
 from teachers.quiet import no_panics
 from teachers.teacher import positions_of
 
+SOON = 1.0  # seconds that a prompt may take before a bar shows how far it is
 TRUST = "give --trust-remote-code if you have read it and trust it"
 
 
@@ -35,14 +42,16 @@ def generated(
     graphs: bool,
     trust_remote_code: bool,
     stream: TextIOBase | None,
+    chunk: int | None,
 ) -> str:
     """What a student says; see `distill.generate`."""
     path = target / "student" if (target / "recipe.yaml").is_file() else target
     if not path.exists():
         raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
+    chunk = CHUNK.check(chunk, "--prefill-chunk")
     tokens, temperature = NEW_TOKENS.check(tokens, "--tokens"), TEMPERATURE.check(temperature, "--temperature")
     _check_prompt(prompt)
-    with enough_memory(f"generating with {path}", f"--tokens (now {tokens}) or the length of the prompt"):
+    with enough_memory(f"generating with {path}", f"--tokens (now {tokens}), --prefill-chunk or the length of the prompt"):
         check_student_files(path)
         tokenizer = _tokenizer(path, trust_remote_code)
         inputs = _encode(tokenizer, prompt, chat, path)
@@ -54,23 +63,52 @@ def generated(
         if graphs and student.device.type == "cuda":  # transformers hands its streamer to no function of others
             sampling["custom_generate"] = functools.partial(replayed, streamer=streamer)
         try:
-            out = student.generate(
-                **inputs,
-                **sampling,
-                max_new_tokens=tokens,
-                num_beams=1,
-                streamer=streamer,
-                logits_processor=LogitsProcessorList([Finite(student, path)]),
-                pad_token_id=tokenizer.pad_token_id,
-                tokenizer=tokenizer,  # for stop strings among the student's settings
-                trust_remote_code=False,
-            )
+            with prompt_bar():
+                out = student.generate(
+                    **inputs,
+                    **sampling,
+                    max_new_tokens=tokens,
+                    num_beams=1,
+                    streamer=streamer,
+                    logits_processor=LogitsProcessorList([Finite(student, path)]),
+                    pad_token_id=tokenizer.pad_token_id,
+                    tokenizer=tokenizer,  # for stop strings among the student's settings
+                    trust_remote_code=False,
+                    prefill_chunk_size=chunk,
+                )
         except GraphError as error:
             raise UserError(f"{error}: --no-graphs") from error
         except (ValueError, TypeError) as error:  # settings of generation_config.json that contradict each other
             said = plain(str(error)) if isinstance(error, ValueError) else "a setting is of another type"
             raise UserError(f"{path} cannot generate: {said}; look at its generation_config.json") from error
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@contextmanager
+def prompt_bar() -> Iterator[None]:
+    """Inside the block a terminal shows how far a prompt is that takes seconds; nothing is written elsewhere."""
+    console, began, bars = new_console(stderr=True), time.monotonic(), []
+    if not console.is_terminal:
+        yield
+        return
+
+    def tell(done: int, total: int) -> None:
+        if not bars and done < total and time.monotonic() - began > SOON:
+            columns = ("prompt", BarColumn(), MofNCompleteColumn(), "tokens", TimeRemainingColumn())
+            bars.append(Progress(*columns, console=console, transient=True))
+            bars[0].add_task("prompt", total=total)
+            bars[0].start()
+        for bar in bars:
+            bar.update(bar.task_ids[0], completed=done, refresh=True)
+            if done == total:
+                bar.stop()
+
+    try:
+        with watched(tell):
+            yield
+    finally:
+        for bar in bars:
+            bar.stop()
 
 
 class Streamer(TextStreamer):

@@ -27,8 +27,8 @@ from distill.selection.resolution import TRAINING, cost_of
 from distill.stages import stages_of
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
-from students.config import KEEP, Layout, Place, Shapes
-from students.state_size import state_bytes
+from students.config import KEEP, Layout, Place
+from students.state_size import limit, state_bytes, weight_bytes
 from teachers.checks import loading
 from teachers.families import Family, family_of
 from teachers.teacher import Teacher
@@ -39,6 +39,7 @@ ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
 SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
 TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
+BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
 CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
 
@@ -46,7 +47,8 @@ CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, l
 @dataclass
 class Plan:
     """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of a
-    teacher's and a student's cache, a text, by its tokens. selection: of a recipe whose layout is selected, its options, and
+    teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
+    in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
     identity: where the plan was checked, what `identity.check_identity` found."""
 
@@ -59,6 +61,7 @@ class Plan:
     flops: float
     exports: str
     cache: dict[int, tuple[int, int]]
+    decoding: dict[int, tuple[float, float]]
     selection: dict | None = None
     identity: dict | None = None
 
@@ -99,6 +102,9 @@ def make_plan(recipe: Recipe) -> Plan:
         trained[key], tokens[key] = kind.count(student, options), options.tokens
         teaching = sizes["teacher"] if kind.needs_teacher else 0
         flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
+    kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
+    cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
+    weights = weight_bytes(kept), weight_bytes(student)
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
     return Plan(
@@ -110,7 +116,11 @@ def make_plan(recipe: Recipe) -> Plan:
         bytes=memory,
         flops=flops,
         exports=_exports(layout, config.model_type),
-        cache=_cache(config, layout, place, shapes, student),
+        cache=cache,
+        decoding={
+            tokens: tuple(limit(size, held, 1, BANDWIDTH) for size, held in zip(weights, both, strict=True))
+            for tokens, both in cache.items()
+        },
         selection=selection,
     )
 
@@ -183,6 +193,12 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         console.print(
             f"cache       {tokens:,} tokens in bfloat16: teacher {_size(theirs)}, student {share}", highlight=False
         )
+    limits = ", ".join(f"{theirs:,.0f} / {ours:,.0f} behind {tokens:,}" for tokens, (theirs, ours) in plan.decoding.items())
+    console.print(
+        f"decoding    at most, teacher / student: {limits} tokens/s, one text in bfloat16 at {BANDWIDTH / 1e12:.1f} TB/s "
+        "(weights and cache read once a token)",
+        highlight=False,
+    )
 
 
 def _selection(recipe: Recipe, teacher: Teacher) -> dict | None:
@@ -197,11 +213,6 @@ def _selection(recipe: Recipe, teacher: Teacher) -> dict | None:
 def _selection_tokens(selection: dict | None) -> float:
     """Forward passes of the teacher that a selection comes to."""
     return selection["tokens"] + TRAINING * selection["training_tokens"] if selection else 0.0
-
-
-def _cache(config, layout: Layout, place: Place, shapes: Shapes, student: nn.Module) -> dict[int, tuple[int, int]]:
-    kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
-    return {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
 
 
 def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:

@@ -10,9 +10,10 @@ from students.decoding import Decoder
 from students.generation import replayed
 from students.mixers.mixer import Shape
 from students.model import build, register_families
+from students.prompts import prefill
 from students.static_cache import GraphError
 
-__all__ = ["Decoder", "GraphError", "Layout", "Place", "Shape", "Shapes", "build", "load", "replayed"]
+__all__ = ["Decoder", "GraphError", "Layout", "Place", "Shape", "Shapes", "build", "load", "prefill", "replayed"]
 
 register_families()
 

@@ -12,7 +12,7 @@ from students.inputs import Inputs
 from students.kernels.documents import marked_positions
 from students.mixers.sharing import SharedKeys
 from students.padding import Unpadded, check_windows, ends_filled
-from students.rotary import lengths
+from students.rotary import lengths, turned_as_whole
 from students.shapes import Int
 
 
@@ -22,7 +22,7 @@ class SkeletonArguments:
     def _check_length(self, inputs: Inputs) -> None:
         """Refuse tokens behind keys that were turned for a shorter text."""
         past = inputs.cache.get_seq_length() if self.length_rules and inputs.cache is not None else 0
-        if past:
+        if past and not turned_as_whole():
             before, after = lengths(past, inputs.size[1], inputs.position_ids, inputs.attention_mask)
             if refusal := self.length_rules.refusal(before, after - before):
                 raise ValueError(refusal)

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import AttentionInterface, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as own_sdpa  # 5.17, 5.24
+from transformers.masking_utils import sdpa_mask as own_sdpa_mask  # 5.17, 5.24
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # 5.17, 5.24: the table of implementations
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # these three: 5.17, 5.24, in no documentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -30,14 +33,20 @@ __all__ = [
     "attention_implementation",
     "attention_replaced",
     "brings_code",
+    "cudnn_attention",
     "experts_for_decoding",
     "fake_tensors",
+    "flash_attention",
     "has_global_hooks",
+    "mask_width",
+    "own_sdpa",
+    "own_sdpa_mask",
     "pad_token",
     "prefill",
     "real_tensors",
     "set_attention_implementation",
     "set_seen_tokens",
+    "takes_attention",
 ]
 
 # The name of a model's cache among forward's arguments: `past_key_values` in 5.17, `cache` from 5.24 on.
@@ -85,6 +94,11 @@ def attention_replaced(config: PretrainedConfig, name: str) -> Iterator[None]:
         config._attn_implementation = original
 
 
+def takes_attention(model: PreTrainedModel) -> bool:
+    """Whether a model's attention is looked up by name at each call, in `AttentionInterface`. 5.17, 5.24."""
+    return bool(model._supports_attention_backend)
+
+
 def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
     """Inside the block a mixture of experts runs as `generate` runs it token by token. 5.17, 5.24."""
     return model._optimize_model_for_decode()
@@ -93,6 +107,11 @@ def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
 def prefill(model: PreTrainedModel, input_ids: Int[Tensor, "b t"], config: GenerationConfig, arguments: dict) -> ModelOutput:
     """The model's output for a prompt, chunked where `config` asks for it; `arguments` gets the filled cache. 5.17, 5.24."""
     return model._prefill(input_ids, config, arguments)
+
+
+def mask_width(config: GenerationConfig, mask: Tensor | None) -> int | None:
+    """Columns of the mask that `generate` was given or made; it drops one without padding from 5.24 on. 5.17, 5.24."""
+    return getattr(config, "_mask_length", None) if mask is None else mask.shape[1]
 
 
 def pad_token(config: GenerationConfig) -> Tensor | None:
@@ -104,6 +123,18 @@ def set_seen_tokens(layer: CacheLayerMixin, tokens: int) -> None:
     """Tell a cache layer that counts tokens itself how many it has seen: those of sliding windows do. 5.17, 5.24."""
     if hasattr(layer, "cumulative_length"):
         layer.cumulative_length = tokens
+
+
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """cuDNN's attention and the logarithms of its sums of exponentials, forward alone. torch 2.11, 2.13."""
+    made = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False, scale=scale)
+    return made[0], made[1]
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """PyTorch's FlashAttention likewise; its causal mask is aligned at its end. torch 2.11, 2.13."""
+    made = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    return made[0], made[1]
 
 
 def has_global_hooks() -> bool:

@@ -1,10 +1,13 @@
-"""What a student changes in transformers' `generate`: its cache, and prompts that end in padding."""
+"""What a student changes in transformers' `generate`: its cache, prompts that end in padding, and long ones."""
+
+from functools import partial
 
 from torch import Tensor
 from transformers import GenerationConfig
 
 from students.compat import CACHE
 from students.padding import last_columns
+from students.prompts import generated_prompt
 from students.rotary import lengths
 from students.shapes import Int
 
@@ -25,8 +28,6 @@ class Generating:
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
         """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
         self._prepare_ends(generation_config, model_kwargs)
-        if self.length_rules:
-            generation_config.prefill_chunk_size = None  # a later chunk might change how the earlier ones are rotated
         if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
@@ -36,10 +37,27 @@ class Generating:
             )
         model_kwargs[CACHE] = self.new_cache()
 
-    def prepare_inputs_for_generation(self, input_ids: Int[Tensor, "b s"], *more, **kwargs) -> dict:
+    def _prefill(
+        self, input_ids: Int[Tensor, "b s"], generation_config: GenerationConfig, model_kwargs: dict, *more, **rest
+    ):
+        """Called by `generate` (transformers 5.17, 5.24) for the prompt, which goes through in chunks.
+
+        A mask without padding is then left out: reading it would make every token wait for the GPU.
+        """
+
+        own = partial(super()._prefill, input_ids, generation_config, model_kwargs, *more, **rest)
+        out = generated_prompt(self, own, input_ids, generation_config, model_kwargs, self.new_cache)
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and model_kwargs.get(CACHE) is not None and bool(mask.all()):
+            model_kwargs["attention_mask"] = None
+        return out
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Int[Tensor, "b s"], *more, inputs_embeds: Tensor | None = None, **kwargs
+    ) -> dict:
         """transformers' own, without the cache where it is out of date: the whole text then fills another one.
 
-        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come.
+        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come, `inputs_embeds` that these may.
         """
         cache, positions = kwargs.get(CACHE), kwargs.get("position_ids")
         past = cache.get_seq_length() if self.length_rules and cache is not None else 0
@@ -49,7 +67,7 @@ class Generating:
             before, after = lengths(past, total - past, positions, kwargs.get("attention_mask"))
             if self.length_rules.refusal(before, after - before):
                 kwargs |= {CACHE: None, "next_sequence_length": None}
-        return super().prepare_inputs_for_generation(input_ids, *more, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, *more, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_ends(self, generation_config: GenerationConfig, model_kwargs: dict) -> None:
         """Let a row that ends in padding go on from its last token's position.

@@ -3,14 +3,17 @@
 student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed)
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import BaseStreamer, GenerationMode
 
 from students.compat import CACHE, pad_token, prefill
 from students.decoding import Decoder
+from students.prompts import generated_prompt, new_cache
+from students.prompts import prefill as prompt_logits
 from students.rotary import LengthRules
 from students.shapes import Float, Int
 from students.static_cache import GraphError
@@ -50,12 +53,14 @@ def replayed(
             )
         raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
     rules = LengthRules.of(model.config)
-    if rules:
-        generation_config.prefill_chunk_size = None  # a later chunk might change how the earlier ones are rotated
     model_kwargs["use_cache"] = True
     if model_kwargs.get(CACHE) is None:
-        model_kwargs[CACHE] = _new_cache(model)
-    out = prefill(model, input_ids, generation_config, model_kwargs)
+        model_kwargs[CACHE] = new_cache(model)
+    own = partial(prefill, model, input_ids, generation_config, model_kwargs)
+    if hasattr(model, "new_cache"):  # a student, whose own way this is
+        out = own()
+    else:
+        out = generated_prompt(model, own, input_ids, generation_config, model_kwargs, partial(new_cache, model))
     model_kwargs[CACHE] = getattr(out, CACHE)  # another one, where that of an earlier text was out of date
     logits = out.logits[:, -1].clone()  # not the whole prompt's
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -102,19 +107,9 @@ def _anew(
     model: PreTrainedModel, input_ids: Int[Tensor, "b s"], mask: Int[Tensor, "b past"] | None, model_kwargs: dict
 ) -> Float[Tensor, "b v"]:
     """What follows a text that is computed from its beginning, into a cache that takes the old one's place."""
-    model_kwargs[CACHE] = _new_cache(model)
-    where = {}
-    if mask is not None:
-        mask = nn.functional.pad(mask, (0, 1), value=1)
-        where = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    arguments = {CACHE: model_kwargs[CACHE], "use_cache": True, "logits_to_keep": 1, **where}
-    return model(input_ids=input_ids, **arguments).logits[:, -1].clone()
-
-
-def _new_cache(model: PreTrainedModel) -> Cache:
-    if hasattr(model, "new_cache"):
-        return model.new_cache()
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
+    model_kwargs[CACHE] = new_cache(model)
+    mask = None if mask is None else nn.functional.pad(mask, (0, 1), value=1)
+    return prompt_logits(model, input_ids, model_kwargs[CACHE], mask)
 
 
 def _choice(scores: Float[Tensor, "b v"], sample: bool) -> Int[Tensor, " b"]:

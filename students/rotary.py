@@ -8,6 +8,9 @@ and the token in between needs the text anew. And transformers' dynamic embeddin
 text that it has ever seen; `forget_lengths` lets each call have its own.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +78,49 @@ def forget_lengths(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "max_seq_len_cached") and "dynamic" in str(getattr(module, "rope_type", "")):
             module.register_forward_pre_hook(_forget)
+
+
+_turned_as_whole: ContextVar[bool] = ContextVar("embeddings know how long the text will be", default=False)
+
+
+def turned_as_whole() -> bool:
+    """Whether this runs inside `turned_as`."""
+    return _turned_as_whole.get()
+
+
+@contextmanager
+def turned_as(model: nn.Module, length: int) -> Iterator[None]:
+    """Inside the block every embedding that looks at a text's length finds this one: a prompt that comes in chunks is turned
+    as it is when it comes at once."""
+    hooks, token = [], _turned_as_whole.set(True)
+    try:
+        for module in model.modules():
+            if any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope")):
+                hooks.append(module.register_forward_pre_hook(_with_last(length - 1), with_kwargs=True))
+                hooks.append(module.register_forward_hook(_without_last))
+        yield
+    finally:
+        _turned_as_whole.reset(token)
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_last(position: int):
+    """A hook that puts one more token behind a call's, of this position."""
+
+    def hook(module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
+        if "position_ids" in keywords:
+            return arguments, keywords | {"position_ids": longer(keywords["position_ids"])}
+        return (arguments[0], longer(arguments[1]), *arguments[2:]), keywords
+
+    def longer(positions: Tensor) -> Tensor:
+        return torch.cat([positions, positions.new_full((*positions.shape[:-1], 1), position)], -1)
+
+    return hook
+
+
+def _without_last(module: nn.Module, arguments: tuple, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(table[..., :-1, :] for table in tables)
 
 
 def _forget(module: nn.Module, arguments: tuple) -> None:

@@ -1,4 +1,5 @@
-"""How many bytes a student's cache holds after so many tokens, worked out from shapes alone: nothing is computed.
+"""How many bytes a student's cache holds after so many tokens, and how many a token reads, worked out from shapes alone:
+nothing is computed.
 
 Each kind of layer is run once on tensors without data, through the code that a real cache is filled by. A layer either
 holds a constant state or, once its longest window is full, grows by the same number of bytes with every token; so two
@@ -8,6 +9,7 @@ lengths beyond that point say what any longer text takes.
 import functools
 
 import torch
+from torch import nn
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from students.cache import MixerState
@@ -51,6 +53,35 @@ def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> in
                 kinds[kind] = _extended(measure, max(longest, FILLED) + 1, tokens)
             total += kinds[kind]
     return total
+
+
+def weight_bytes(model: nn.Module, rows: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Bytes of the weights that one token of each of so many texts reads at least, in `dtype` but for those that are kept in
+    float32; the model may be on the meta device.
+
+    An embedding that is not the head's too is not read whole, nor, for few texts, are all experts of a mixture.
+    """
+    config = model.config.get_text_config(decoder=True)
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    wide = set(getattr(model, "float32_names", ()))
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    used = min(1.0, rows * (getattr(config, "num_experts_per_tok", None) or 1) / experts)
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if parameter is embedding and (head is None or head.weight is not embedding):
+            continue
+        parts = set(name.split("."))
+        total += parameter.numel() * (4 if parts & wide else dtype.itemsize) * (used if "experts" in parts else 1.0)
+    return int(total)
+
+
+def limit(weights: int, cache: int, rows: int, bytes_per_second: float) -> float:
+    """Tokens a second of so many texts at most, where each reads the weights and its cache once and nothing else takes time.
+
+    Args:
+        weights: from `weight_bytes`. cache: bytes of one text's, from `state_bytes`.
+    """
+    return rows * bytes_per_second / (weights + rows * cache)
 
 
 def _extended(measure, full: int, tokens: int) -> int:

@@ -1,26 +1,32 @@
 """`distill bench`: what is timed on this machine, one module a mode.
 
 Each has `run(...) -> dict`, `table(result)` to print it, and `all_right(result)`, which is False where something failed; the
-arguments of `run` are its options, and RECIPE is the recipe that it takes where none is named.
+arguments of `run` are its options, and RECIPE is the recipe that it takes where none is named. One that takes `recipes` gets
+several, each with the name of its rows.
 
 ops.py      kernels beside references and peers, by measure.py (ceilings and times), check.py (errors against float64) and
             peers.py (other people's kernels)
 steps.py    whole optimizer steps of a recipe
 layouts.py  every layout trained on one recipe's budget
+generation.py  first tokens, decoding and caches of a recipe's teacher and students with random weights, by sizes.py
+            (bytes), protocols.py (how papers measured) and comparison.py (against the teacher)
 """
 
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from distill.errors import UserError, nearest
+from distill.recipe import Recipe
 from distill.recipe_file import load
 
 BENCHMARKS = {
     "ops": "distill.benchmarks.ops",
     "steps": "distill.benchmarks.steps",
     "layouts": "distill.benchmarks.layouts",
+    "generation": "distill.benchmarks.generation",
 }
 
 
@@ -39,7 +45,8 @@ def run_benchmark(mode: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Run a mode with the options that it has; what it measured.
 
     Args:
-        asked: every option of every mode by name, None where it was not asked for. `recipe` and `overrides` are loaded here.
+        asked: every option of every mode by name, None where it was not asked for. `recipe` and `overrides` are loaded here,
+            and `variants`, see `named_recipes`.
 
     Raises:
         UserError: no such mode, or an option of another one.
@@ -47,10 +54,50 @@ def run_benchmark(mode: str, asked: dict[str, Any]) -> dict[str, Any]:
     chosen = benchmark(mode)
     known = set(inspect.signature(chosen.run).parameters)
     known |= {"overrides"} if "recipe" in known else set()
+    known |= {"recipe", "overrides", "variants"} if "recipes" in known else set()
     given = {name: value for name, value in asked.items() if value is not None}
     if foreign := [name for name in given if name not in known]:
         takes = ", ".join(name for name in asked if name in known)
         raise UserError(f"bench {mode} has no option {foreign[0]!r}; it takes {takes}")
-    if "recipe" in known:
-        given["recipe"] = load(given.get("recipe", chosen.RECIPE), given.pop("overrides", ()))
+    if "recipes" in known:
+        loading = given.pop("recipe", chosen.RECIPE), given.pop("overrides", ()), given.pop("variants", ())
+        given["recipes"] = named_recipes(*loading)
+    elif "recipe" in known:
+        given["recipe"] = load(one_recipe(mode, given.get("recipe", chosen.RECIPE)), given.pop("overrides", ()))
     return chosen.run(**given)
+
+
+def one_recipe(mode: str, recipe: Any) -> Any:
+    """The recipe of a mode that takes one.
+
+    Raises:
+        UserError: there are several.
+    """
+    if not isinstance(recipe, list | tuple):
+        return recipe
+    if len(recipe) != 1:
+        raise UserError(f"bench {mode} takes one recipe, not {len(recipe)}; bench generation takes several")
+    return recipe[0]
+
+
+def named_recipes(recipes: Any, overrides: str | Sequence[str], variants: str | Sequence[str]) -> list[tuple[str, Recipe]]:
+    """Recipes, and after each one its variants, with the names of their rows.
+
+    Args:
+        recipes: one or several. overrides: of all. variants: further overrides, `key=value; key=value`, each one student
+            more; a name may stand before them: `windows: mixers.M.window.size=64`.
+
+    Raises:
+        UserError: see `load`.
+    """
+    own = [overrides] if isinstance(overrides, str) else list(overrides)
+    found = []
+    for reference in recipes if isinstance(recipes, list | tuple) else [recipes]:
+        recipe = load(reference, own)
+        found.append((recipe.name, recipe))
+        for variant in [variants] if isinstance(variants, str) else variants:
+            name, colon, text = variant.partition(": ")
+            named = bool(colon) and "=" not in name
+            changes = [part.strip() for part in (text if named else variant).split(";") if part.strip()]
+            found.append((name if named else variant, load(reference, [*own, *changes])))
+    return found

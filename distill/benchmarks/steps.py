@@ -153,14 +153,15 @@ def _profile(trainer: Trainer) -> Iterator[dict]:
     yield {"kernel": f"{max(len(ranked) - TOP, 0)} others", "ms": round(rest / 1e3, 2), "share": round(rest / whole, 3)}
 
 
-def random_teacher(config: PretrainedConfig, device: torch.device) -> Teacher:
+def random_teacher(config: PretrainedConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> Teacher:
     """A teacher of a published shape with random weights and no tokenizer."""
     name = config.model_type
     family = family_of(config, name)
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, **attention)
-    return Teacher(name, model.float().requires_grad_(False).eval(), None, family)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+    model = model.float() if dtype == torch.float32 else model  # else it has the type, and its rotary tables stay wide
+    return Teacher(name, model.requires_grad_(False).eval(), None, family)
 
 
 def table(result: Mapping) -> Table:

@@ -1,4 +1,4 @@
-"""`distill bench ops`, `steps` and `layouts`: each with its own options."""
+"""`distill bench ops`, `steps`, `layouts` and `generation`: each with its own options."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,11 +6,20 @@ from typing import Annotated
 import typer
 
 import distill
-from distill.cli.arguments import Json, Overrides
+from distill.cli.arguments import Json, Overrides, names_of
 from distill.cli.output import check_json, quiet_libraries, table_console, write_json
 
-app = typer.Typer(help="Measure speed on this machine: kernels, training steps, or trained layouts.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure speed on this machine: kernels, training steps, trained layouts, or generation.", no_args_is_help=True
+)
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe: a YAML file, or the name of a shipped one.")]
+
+
+def _protocols(incomplete: str) -> list[str]:
+    """For shell completion: papers' measurements that begin so."""
+    from distill.benchmarks.protocols import PROTOCOLS
+
+    return names_of(PROTOCOLS)(incomplete)
 
 
 @app.command()
@@ -53,6 +62,50 @@ def layouts(
     check_json(json)
     measured = distill.bench("layouts", names or (), recipe=recipe, overrides=overrides or (), runs=runs)
     _finish("layouts", measured, json)
+
+
+@app.command()
+def generation(
+    overrides: Overrides = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", help="A recipe: a YAML file, or the name of a shipped one; may be given several times."),
+    ] = None,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", help="A further student: `name: key=value; key=value` over each recipe.", metavar="OVERRIDES"
+        ),
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Tokens that stand before those decoded, such as 2k,16k,128k.", metavar="N,N...")
+    ] = None,
+    batches: Annotated[str | None, typer.Option(help="Texts at once (1 by default).", metavar="N,N...")] = None,
+    protocols: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol",
+            help="As a paper measured: mamba, hymba or samba.",
+            autocompletion=_protocols,
+        ),
+    ] = None,
+    prefill_chunk: Annotated[int | None, typer.Option(help="Columns of a prompt at a time; by memory by default.")] = None,
+    json: Json = None,
+) -> None:
+    """Time first tokens and decoding of a recipe's teacher and student with random weights, before anything is trained."""
+    quiet_libraries()
+    check_json(json)
+    measured = distill.bench(
+        "generation",
+        recipe=recipe or None,
+        overrides=overrides or (),
+        variants=variants or (),
+        lengths=lengths,
+        batches=batches,
+        protocols=protocols or None,
+        prefill_chunk=prefill_chunk,
+    )
+    _finish("generation", measured, json)
 
 
 def _finish(what: str, measured: dict, json: Path | None) -> None:

@@ -10,7 +10,7 @@ import distill
 from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
+from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -135,7 +135,7 @@ def export(
 
 def generate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a student's folder.")],
-    prompt: Annotated[str, typer.Argument(help="What to go on from.")],
+    prompt: Annotated[str, typer.Argument(help="What to go on from; - reads the standard input.")],
     tokens: Annotated[int, typer.Option(help="New tokens at most.", callback=NEW_TOKENS.option("--tokens"))] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
     temperature: Annotated[
@@ -146,10 +146,16 @@ def generate(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code of the folder, where no installed code can load it.")
     ] = False,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the prompt at a time; by memory by default.", callback=CHUNK.option("--prefill-chunk")),
+    ] = None,
 ) -> None:
     """Let a student go on with a text."""
     quiet_libraries()
-    how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
+    if prompt == "-":
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused with the prompt
+    how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs, "prefill_chunk": prefill_chunk}
     how["trust_remote_code"] = trust_remote_code
     distill.generate(target, prompt, stream=sys.stdout, **how)
 

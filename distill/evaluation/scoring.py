@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from distill.evaluation.nonfinite import NotFinite, blame
 from distill.output_head import wide_head, wide_logits
 from students.kernels.linear_kl import Head
+from students.prompts import hidden_states, new_cache, widest_row
+from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a forward pass, padding included
@@ -70,10 +72,25 @@ def score(
 
 
 def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """The last hidden states of the teacher, or of a student of it, with one document a row."""
+    """The last hidden states of the teacher, or of a student of it, with one document a row.
+
+    Without gradients, rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers
+    compute on 131k tokens takes more memory than the model.
+    """
+    which = teacher.model if model is None else model
+    if not torch.is_grad_enabled() and ids.shape[1] > widest_row(which) and _caches(which):
+        return hidden_states(which, ids, new_cache(which))
     if model is not None:
         return model.hidden(ids, None)
     return teacher.hidden(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
+
+
+def _caches(model: nn.Module) -> bool:
+    """Whether a cache serves a model: not where something stands in a student's slots, as switches do."""
+    if not hasattr(model, "new_cache"):
+        return True
+    layers = model.get_submodule(model.place.layers)
+    return all(isinstance(getattr(layers[index], model.place.name), MixerSlot) for index in model.layout.converted)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -1,11 +1,12 @@
 """Speed and memory against length and batch: prefill, first token, decoding, what the cache holds.
 
 Prompts are random tokens. `prefill_seconds` is the forward pass over the prompt that fills the cache; `first_token_seconds`
-that and the head's choice of the next token; `decode_tokens_per_second` counts the whole batch over greedy steps of one
-token after it. Medians of three on a GPU, one measurement on a CPU. Both models run eagerly, with transformers' attention
-(sdpa where the family has it) and this project's kernels as `distill doctor` lists them; no torch.compile. On a GPU both are
-copies in bfloat16, but for decays and scales, and `graph_decode_tokens_per_second` counts as many tokens more, each
-replayed as one CUDA graph (`students.Decoder`, warmed up and captured before); `graph_not_run` says why not. Memory is what
+that and the head's choice of the next token, both in chunks as `generate` has them (`students.prompts`);
+`decode_tokens_per_second` counts the whole batch over greedy steps of one token after it. Medians of three on a GPU, one
+measurement on a CPU. Both models run eagerly, with transformers' attention (sdpa where the family has it) and this
+project's kernels as `distill doctor` lists them; no torch.compile. On a GPU both are copies in bfloat16, but for decays and
+scales, and `graph_decode_tokens_per_second` counts as many tokens more, each replayed as one CUDA graph
+(`students.Decoder`, warmed up and captured before); `graph_not_run` says why not. Memory is what
 the eager calls take beyond the weights: of CUDA's allocator, or the process's resident set where Linux lets its peak be
 reset, else null.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from distill.compat import kept_in_float32
 from distill.evaluation.comparison import crossovers
@@ -32,6 +33,7 @@ from students.compat import CACHE
 from students.decoding import Decoder, GraphError
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
+from students.prompts import hidden_states, new_cache
 from teachers.teacher import Teacher
 
 CPU_LENGTH = 1024  # the longest that a CPU is asked for
@@ -87,12 +89,16 @@ def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dic
 
 def in_bfloat16(model: nn.Module) -> nn.Module:
     """A copy in bfloat16, but for the parameters that a model keeps in float32, and its buffers."""
+    return narrowed(copy.deepcopy(model))
+
+
+def narrowed(model: nn.Module) -> nn.Module:
+    """The model itself so."""
     kept = kept_in_float32(model)
-    timed = copy.deepcopy(model)
-    for name, parameter in timed.named_parameters():
+    for name, parameter in model.named_parameters():
         if not set(kept) & set(name.split(".")):
             parameter.data = parameter.data.to(torch.bfloat16)
-    return timed
+    return model
 
 
 def held_bytes(cache: Cache) -> int:
@@ -130,29 +136,41 @@ def _cell(model: nn.Module, length: int, batch: int) -> dict:
 
 
 def _measure(model: nn.Module, length: int, batch: int) -> dict:
-    device, head = model.device, head_of(model)
-    hidden_of = _through(model)
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(device)
-    cache = model.new_cache() if hasattr(model, "new_cache") else DynamicCache(config=model.config)
+    device, cache = model.device, new_cache(model)
     steps = DECODE_STEPS.get(device.type, 4)
-    before = _start_peak(device)
-    began = _now(device)
-    hidden = hidden_of(ids, cache)
-    filled = _now(device)
-    token = _choice(hidden, head)
-    first = _now(device)
-    for _ in range(steps):
-        token = _choice(hidden_of(token, cache), head)
-    ended = _now(device)
-    measured = {
-        "prefill_seconds": filled - began,
-        "first_token_seconds": first - began,
-        "decode_tokens_per_second": batch * steps / (ended - first),
-        "peak_bytes": _end_peak(device, before),
+    before = start_peak(device)
+    token, measured = prompted(model, random_text(model, batch, length), cache)
+    token, rate = eager_rate(model, cache, token, steps)
+    measured |= {
+        "decode_tokens_per_second": rate,
+        "peak_bytes": end_peak(device, before),
         "cache_bytes": held_bytes(cache),
     }
     return measured | (graph_rate(model, cache, token, steps) if device.type == "cuda" else {})
+
+
+def random_text(model: nn.Module, batch: int, length: int) -> Tensor:
+    """Random tokens on a model's device; the same ones every time."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(model.device)
+
+
+def prompted(model: nn.Module, ids: Tensor, cache: Cache, chunk: int | None = None) -> tuple[Tensor, dict[str, float]]:
+    """The first token behind a prompt, in chunks as `generate` has them, and the seconds for it, without the head too."""
+    began = now(model.device)
+    hidden = hidden_states(model, ids, cache, last=True, chunk=chunk)
+    filled = now(model.device)
+    token = _choice(hidden, head_of(model))
+    return token, {"prefill_seconds": filled - began, "first_token_seconds": now(model.device) - began}
+
+
+def eager_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> tuple[Tensor, float]:
+    """The token after so many greedy steps behind a cache, and tokens a second."""
+    head, hidden_of = head_of(model), _through(model)
+    began = now(model.device)
+    for _ in range(steps):
+        token = _choice(hidden_of(token, cache), head)
+    return token, len(token) * steps / (now(model.device) - began)
 
 
 def graph_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dict:
@@ -165,10 +183,10 @@ def graph_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dic
         if not isinstance(error, GraphError):
             raise
         return {"graph_not_run": str(error)}
-    began = _now(model.device)
+    began = now(model.device)
     for _ in range(steps):
         token = decode(token).argmax(-1)[:, None]
-    return {"graph_decode_tokens_per_second": len(token) * steps / (_now(model.device) - began)}
+    return {"graph_decode_tokens_per_second": len(token) * steps / (now(model.device) - began)}
 
 
 def _through(model: nn.Module) -> Callable[[Tensor, Cache], Tensor]:
@@ -182,13 +200,14 @@ def _choice(hidden: Tensor, head: Head) -> Tensor:
     return logits_of(hidden[:, -1], head).argmax(-1)[:, None]
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds by the clock, once a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _start_peak(device: torch.device) -> int | None:
+def start_peak(device: torch.device) -> int | None:
     """Forget the peak so far; the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -200,7 +219,8 @@ def _start_peak(device: torch.device) -> int | None:
         return None
 
 
-def _end_peak(device: torch.device, before: int | None) -> int | None:
+def end_peak(device: torch.device, before: int | None) -> int | None:
+    """Bytes beyond those that were in use at their highest since."""
     if before is None:
         return None
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")

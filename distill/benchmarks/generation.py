@@ -1,0 +1,257 @@
+"""`distill bench generation`: how fast a recipe's teacher and its students generate, before anything is trained.
+
+Models have the published shape and random weights, in bfloat16 on a GPU; text is random tokens: time and memory depend on
+neither. Teacher and students run on the same kernels (`students.Decoder`, prompts in chunks). `limit` is what reading the
+weights and the cache once a token would allow at the device's bandwidth; `share` is the best rate over it. Several texts at
+once are made of at most GROUP prompts, computed once, whose caches are repeated: rates of decoding are those of as many
+texts, the time of their prompts is worked out from the group's.
+"""
+
+import gc
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.benchmarks.comparison import TEACHER, compare, table
+from distill.benchmarks.measure import copied
+from distill.benchmarks.protocols import Protocol, protocol
+from distill.benchmarks.sizes import most_texts, sizes_of
+from distill.benchmarks.steps import random_teacher
+from distill.build import build, count_parameters, layout_of
+from distill.errors import UserError
+from distill.evaluation.speed import (
+    eager_rate,
+    end_peak,
+    graph_rate,
+    held_bytes,
+    narrowed,
+    prompted,
+    random_text,
+    start_peak,
+)
+from distill.loading import teacher_config
+from distill.memory import ran_out
+from distill.recipe import Recipe
+from distill.runs.run_dir import versions
+from distill.selection.resolution import even_recipe
+from students.prompts import new_cache
+from students.state_size import limit
+
+__all__ = ["RECIPE", "all_right", "run", "table"]
+
+RECIPE = "smollm2-135m_mamba2-hybrid"  # where none is named
+LENGTHS = {"cuda": (2048, 16_384, 65_536, 131_072), "cpu": (64, 256)}
+STEPS = {"cuda": 32, "cpu": 4}  # tokens that a rate is measured over
+GROUP = {"cuda": 8, "cpu": 2}  # prompts computed for many texts at once
+QUICK = 0.5  # seconds: a prompt that took less is timed again, and the faster one counts
+
+
+def run(
+    recipes: Sequence[tuple[str, Recipe]],
+    *,
+    lengths: str | Sequence[int] | None = None,
+    batches: str | Sequence[int] = (1,),
+    protocols: Sequence[str] = (),
+    prefill_chunk: int | None = None,
+) -> dict:
+    """Measure the teachers of some recipes and their students.
+
+    Args:
+        recipes: with the name of each one's row. lengths: tokens that stand before those decoded. batches: texts at once.
+        protocols: papers' measurements, see `distill.benchmarks.protocols`. prefill_chunk: columns of a prompt at a time.
+
+    Returns:
+        device, versions, bandwidth {bytes_per_second, source}, and one row a model: model, teacher, pattern, parameters,
+        weight_bytes and cells; a cell has length, batch, limit and either not_run or first_token_seconds, peak_bytes,
+        cache_bytes, eager and graph (tokens a second of all texts) or graph_not_run, share, with_prompts (a rate that counts
+        the prompts' time too), against_teacher (see `comparison.compare`), and of a protocol paper, what it reported.
+
+    Raises:
+        UserError: a teacher's config that cannot be found, an unknown protocol, numbers that are none, or a layout that does
+            not fit.
+    """
+    lengths, batches = None if lengths is None else numbers(lengths, "--lengths"), numbers(batches, "--batches")
+    if prefill_chunk is not None:
+        numbers([prefill_chunk], "--prefill-chunk")
+    wanted = [(name, part) for name in protocols for part in protocol(name)]
+    device = _device(recipes)
+    bandwidth = _bandwidth(device)
+    lengths = (() if wanted else LENGTHS[device.type]) if lengths is None else lengths
+    asked = {"lengths": lengths, "batches": batches, "protocols": wanted, "chunk": prefill_chunk}
+    rows, teachers = [], set()
+    for name, recipe in recipes:
+        models = [(name, recipe), *([] if recipe.teacher in teachers else [(TEACHER, recipe)])]
+        teachers.add(recipe.teacher)
+        for each, of in reversed(models):
+            row = _row(each, of, device, asked, bandwidth["bytes_per_second"])
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            rows.append(row)
+    compare(rows)
+    return {"device": _name(device), "versions": versions(), "bandwidth": bandwidth, "rows": rows}
+
+
+def _device(recipes: Sequence[tuple[str, Recipe]]) -> torch.device:
+    cuda = torch.cuda.is_available() and all(recipe.device != "cpu" for _, recipe in recipes)
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _bandwidth(device: torch.device) -> dict[str, Any]:
+    """What the limit is worked out with."""
+    if device.type == "cuda" and "H100" in torch.cuda.get_device_name():
+        return {"bytes_per_second": 3.0e12, "source": "an H100's"}
+    return {"bytes_per_second": copied(device), "source": "a copy on this device"}
+
+
+@torch.no_grad()
+def _row(name: str, recipe: Recipe, device: torch.device, asked: Mapping[str, Any], bandwidth: float) -> dict:
+    """One model's measurements; its memory is given back."""
+    model = _model(name, recipe, device)
+    try:
+        sizes = sizes_of(model)
+        row = {
+            "model": name,
+            "teacher": recipe.teacher,
+            "pattern": getattr(getattr(model, "layout", None), "pattern", None),
+            "parameters": count_parameters(model),
+            "weight_bytes": sizes.weights(1),
+            "cells": [],
+        }
+        _warm_up(model, asked["chunk"])
+        plain = [
+            Protocol(length, STEPS[device.type], batch, {}) for batch in asked["batches"] for length in asked["lengths"]
+        ]
+        for paper, part in [*((None, part) for part in plain), *asked["protocols"]]:
+            for cell in _cells(model, part, sizes, asked["chunk"], halved=paper is not None):
+                cell["limit"] = limit(sizes.weights(cell["batch"]), sizes.cache(part.prompt), cell["batch"], bandwidth)
+                if rates := [cell[key] for key in ("eager", "graph") if key in cell]:
+                    cell["share"] = max(rates) / cell["limit"]
+                row["cells"].append({**({} if paper is None else {"protocol": paper, "paper": part.papers}), **cell})
+        return row
+    finally:
+        del model
+        _give_back()
+
+
+def _model(name: str, recipe: Recipe, device: torch.device) -> nn.Module:
+    """A recipe's teacher, or its student, with random weights."""
+    torch.manual_seed(recipe.seed)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    teacher = random_teacher(teacher_config(recipe), device, dtype)
+    if name == TEACHER:
+        return teacher.model
+    if recipe.selects:  # nothing is measured here: an even layout of the same budget takes the same time
+        recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
+    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
+    student, _ = build(teacher, layout)
+    return narrowed(student) if dtype == torch.bfloat16 else student
+
+
+def _warm_up(model: nn.Module, chunk: int | None) -> None:
+    """Compile kernels before the first time is taken."""
+    length = 512 if model.device.type == "cuda" else 8
+    cache = new_cache(model)
+    token, _ = prompted(model, random_text(model, 1, length), cache, chunk)
+    eager_rate(model, cache, token, 2)
+
+
+def _cells(model: nn.Module, part: Protocol, sizes, chunk: int | None, *, halved: bool) -> Iterator[dict]:
+    """The measurement of one length: of `halved` as many texts as fit, else of those asked for."""
+    batch = part.batch or most_texts(model, sizes, part.prompt + part.tokens)
+    while True:
+        cell = {"length": part.prompt, "batch": batch, **_guarded(model, batch, part, chunk)}
+        if not halved or "not_run" not in cell or batch == 1:
+            yield cell
+            return
+        batch = batch // 2 if part.batch else max(1, int(0.8 * batch) // 8 * 8)
+
+
+def _guarded(model: nn.Module, batch: int, part: Protocol, chunk: int | None) -> dict:
+    """One cell, or why there is none."""
+    if refusal := _refusal(model, part):
+        return {"not_run": refusal}
+    try:
+        return _measure(model, batch, part, chunk)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        reason = "out of memory"
+    _give_back()
+    return {"not_run": reason}
+
+
+def _refusal(model: nn.Module, part: Protocol) -> str | None:
+    positions = getattr(model.config, "n_positions", None)
+    if positions and part.prompt + 2 * part.tokens > positions:
+        return f"the model has learned positions for {positions} tokens"
+    return None
+
+
+def _measure(model: nn.Module, batch: int, part: Protocol, chunk: int | None) -> dict:
+    device = model.device
+    group = math.gcd(batch, GROUP[device.type]) if batch > GROUP[device.type] else batch
+    before, ids = start_peak(device), random_text(model, group, part.prompt)
+    cache = new_cache(model)
+    token, times = prompted(model, ids, cache, chunk)
+    peak, seconds = end_peak(device, before), times["first_token_seconds"]
+    if seconds < QUICK:
+        cache = new_cache(model)
+        token, times = prompted(model, ids, cache, chunk)
+        seconds = min(seconds, times["first_token_seconds"])
+    found = {
+        "prompts": group,
+        "first_token_seconds": seconds * batch / group,
+        "peak_bytes": peak,
+        "cache_bytes": held_bytes(cache) * batch // group,
+    }
+    if batch > group:
+        cache.batch_repeat_interleave(batch // group)
+        token = token.repeat_interleave(batch // group, 0)
+    if batch == group or device.type == "cpu":  # at large batches it takes memory and time and is never faster
+        token, found["eager"] = eager_rate(model, cache, token, min(part.tokens, STEPS[device.type]))
+    if device.type == "cuda":
+        rate = graph_rate(model, cache, token, part.tokens)
+        found |= {name.replace("graph_decode_tokens_per_second", "graph"): value for name, value in rate.items()}
+        if rate.get("graph_not_run") == "out of memory" and batch > group:
+            raise torch.OutOfMemoryError
+    rate = max(found.get("eager", 0.0), found.get("graph", 0.0))
+    if rate:
+        whole = found["first_token_seconds"] + batch * part.tokens / rate
+        found["with_prompts"] = batch * part.tokens / whole
+    return found
+
+
+def _give_back() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def all_right(result: Mapping) -> bool:
+    """Whether something was measured of every model."""
+    return all(any("not_run" not in cell for cell in row["cells"]) for row in result["rows"])
+
+
+def numbers(text: str | Sequence[int], option: str) -> list[int]:
+    """Whole numbers, 1 or more, from text such as "2048,16k" (k: 1,024).
+
+    Raises:
+        UserError: naming the option and what is no such number.
+    """
+    found = []
+    for part in text.split(",") if isinstance(text, str) else text:
+        digits, times = (str(part).strip().lower(), 1)
+        if digits.endswith("k"):
+            digits, times = digits[:-1], 1024
+        if not digits.isdecimal() or int(digits) < 1:
+            raise UserError(f"{option} has {part!r}; give whole numbers from 1 on, such as 2048,16k (k: 1,024)")
+        found.append(int(digits) * times)
+    return found

@@ -1,0 +1,234 @@
+"""Prompts in chunks: a long text goes through a model piece by piece into its cache, so that the memory beside the cache is
+that of one piece.
+
+logits = students.prefill(model, ids, cache)          # of what comes next; the cache is as after one call with all of it
+
+The texts of a batch share a chunk: many at once go through a few columns at a time. `generate` of a student does so by
+itself; `prefill_chunk_size` (transformers' own setting) says how many columns, where the default is not wanted.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from students.compat import CACHE, mask_width
+from students.cuts import Prompt, chunk_columns, cuts
+from students.growing_keys import keys_in_place
+from students.prompt_attention import prompt_attention, serves
+from students.rotary import LengthRules, lengths, turned_as
+from students.shapes import Float, Int
+
+TAKEN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "logits_to_keep", CACHE)  # of `generate`
+
+_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("who is told how far a prompt is", default=None)
+
+
+@contextmanager
+def watched(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside the block, `tell(columns done, columns in all)` is called after each chunk of a prompt."""
+    token = _watcher.set(tell)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@torch.no_grad()
+def prefill(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "b t"],
+    cache: Cache,
+    attention_mask: Int[Tensor, "b s"] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Float[Tensor, "b v"]:
+    """Put a prompt into a cache, a chunk at a time; the logits of what comes next.
+
+    Args:
+        model: a student, or another causal language model of transformers. cache: an empty one, or one that has begun.
+        attention_mask: of what the cache holds and the prompt. chunk: columns at a time (default: by memory, see
+            `students.cuts`); any number gives the same cache.
+
+    Raises:
+        ValueError: a chunk below 1, and see the model's `forward`.
+    """
+    asked = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    found = through(
+        model,
+        _prompt(input_ids, cache, attention_mask),
+        cache,
+        chunk=chunk,
+        end=lambda piece: model(**piece, **asked, return_dict=True),
+    )
+    return found.logits[:, -1].clone()  # not the whole chunk's
+
+
+@torch.no_grad()
+def hidden_states(
+    model: PreTrainedModel, input_ids: Int[Tensor, "b t"], cache: Cache, *, last: bool = False, chunk: int | None = None
+) -> Float[Tensor, "b t d"]:
+    """Put a prompt into a cache likewise; its last hidden states, `last`: of its last column alone."""
+    found: list[Tensor] = []
+
+    def take(hidden: Tensor) -> None:
+        if last:
+            found[:] = [hidden[:, -1:].clone()]
+        else:
+            found.append(hidden)
+
+    through(model, _prompt(input_ids, cache, None), cache, take, chunk=chunk)
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def new_cache(model: PreTrainedModel) -> Cache:
+    """An empty cache of a student, or of another model."""
+    if hasattr(model, "new_cache"):
+        return model.new_cache()
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def widest_row(model: PreTrainedModel) -> int:
+    """Tokens of one text that go through a model at once by default."""
+    weight = model.get_input_embeddings().weight
+    return chunk_columns(model.config, 1, weight.device, weight.element_size())
+
+
+def through(
+    model: PreTrainedModel,
+    prompt: Prompt,
+    cache: Cache,
+    take: Callable[[Tensor], None] = lambda hidden: None,
+    *,
+    chunk: int | None = None,
+    end: Callable[[dict], Any] | None = None,
+) -> Any:
+    """Put a prompt into a cache; `take` gets each chunk's last hidden states.
+
+    Args:
+        end: makes the last call itself, of the arguments given; what it returns is returned.
+    """
+    pieces, out = cuts(model, prompt, chunk), None
+    with _in_pieces(model, prompt, cache) if len(pieces) > 1 else ExitStack():
+        for start, stop in pieces:
+            arguments = prompt.piece(start, stop) | {CACHE: cache, "use_cache": True}
+            if end is not None and stop == prompt.columns:
+                out = end(arguments)
+            else:
+                take(model.base_model(**arguments).last_hidden_state)
+            _tell(stop, prompt)
+    return out
+
+
+def generated_prompt(
+    model: PreTrainedModel,
+    own: Callable,
+    input_ids: Int[Tensor, "b s"],
+    config: GenerationConfig,
+    arguments: dict[str, Any],
+    new_cache: Callable[[], Cache],
+) -> Any:
+    """The prompt of a `generate`: the output of its last call, all before that in the cache.
+
+    Args:
+        own: transformers' own way, for what this one does not know. arguments: of `forward`, a cache among them; one that is
+            out of date (see `students.rotary`) is replaced.
+    """
+    prompt = _of_generate(input_ids, config, arguments)
+    if prompt is None:
+        return _by_transformers(model, own, config)
+    if prompt.past and _out_of_date(model, prompt):
+        positions, whole = prompt.position_ids, prompt.past + prompt.columns
+        if input_ids.shape[1] != whole or (positions is not None and positions.shape[-1] != whole):
+            return _by_transformers(model, own, config)
+        arguments[CACHE], prompt = new_cache(), replace(prompt, tokens=input_ids, past=0)
+    asked = {name: value for name, value in arguments.items() if name == "logits_to_keep"}
+    return through(
+        model,
+        prompt,
+        arguments[CACHE],
+        chunk=config.prefill_chunk_size,
+        end=lambda piece: model(**piece, **asked, return_dict=True),
+    )
+
+
+def _by_transformers(model: PreTrainedModel, own: Callable, config: GenerationConfig) -> Any:
+    if LengthRules.of(model.config):  # a later chunk might change how the earlier ones are rotated
+        config.prefill_chunk_size = None
+    return own()
+
+
+def _of_generate(input_ids: Tensor, config: GenerationConfig, arguments: dict[str, Any]) -> Prompt | None:
+    """None: something of it would not survive being cut, or nothing is to be done."""
+    cache, mask, positions = (arguments.get(name) for name in (CACHE, "attention_mask", "position_ids"))
+    embeds = arguments.get("inputs_embeds")
+    unknown = [name for name, value in arguments.items() if name not in TAKEN and value is not None and value is not False]
+    if cache is None or unknown or (embeds is not None and input_ids.shape[1]):
+        return None
+    tokens, past = input_ids if embeds is None else embeds, cache.get_seq_length()
+    total = mask_width(config, mask) or tokens.shape[1]
+    if past and tokens.shape[1] == total:
+        tokens = tokens[:, past:]
+    if not tokens.shape[1] or (mask is not None and mask.shape != (tokens.shape[0], past + tokens.shape[1])):
+        return None
+    if positions is not None and positions.shape[-1] < tokens.shape[1]:
+        return None
+    return Prompt(tokens, past, mask, positions)
+
+
+def _out_of_date(model: PreTrainedModel, prompt: Prompt) -> bool:
+    rules = LengthRules.of(model.config)
+    return bool(rules) and rules.refusal(*_grown(prompt)) is not None
+
+
+def _grown(prompt: Prompt) -> tuple[int, int]:
+    """The longest row before the prompt, and by how much it grows."""
+    positions = prompt.position_ids
+    positions = None if positions is None else positions[..., -prompt.columns :].expand(prompt.rows, -1)
+    before, after = lengths(prompt.past, prompt.columns, positions, prompt.attention_mask)
+    return before, after - before
+
+
+def _prompt(input_ids: Tensor, cache: Cache, mask: Tensor | None) -> Prompt:
+    past = cache.get_seq_length()
+    if mask is not None and bool(mask.all()):
+        mask = None
+    positions = None if mask is None else (mask.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+    return Prompt(input_ids, past, mask, positions)
+
+
+@contextmanager
+def _in_pieces(model: PreTrainedModel, prompt: Prompt, cache: Cache) -> Iterator[None]:
+    """Inside the block, calls of the model are pieces of one prompt."""
+    meta_tokens = 0 if prompt.past else getattr(cache, "meta_tokens", 0)
+    with ExitStack() as stack:
+        if serves(model, prompt.attention_mask):
+            stack.enter_context(prompt_attention(model))
+        stack.enter_context(keys_in_place(cache, meta_tokens + prompt.columns))
+        if rules := LengthRules.of(model.config):
+            before, more = _grown(prompt)
+            if prompt.past and (refusal := rules.refusal(before, more)):
+                raise ValueError(refusal)
+            stack.enter_context(turned_as(model, before + more))
+        yield
+
+
+def watcher() -> Callable[[int, int], None] | None:
+    """Who is told, inside `watched`."""
+    return _watcher.get()
+
+
+def _tell(done: int, prompt: Prompt) -> None:
+    tell = watcher()
+    if tell is None:
+        return
+    if prompt.tokens.device.type == "cuda":
+        torch.cuda.synchronize(prompt.tokens.device)
+    tell(done, prompt.columns)
