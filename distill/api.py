@@ -209,23 +209,21 @@ def generate(
     Args:
         target: a run folder or a student's folder. tokens: new ones at most. chat: wrap the prompt in the tokenizer's chat
             template. temperature: 0 takes the likeliest token, more samples. graphs: on a GPU, replay each token as one CUDA
-            graph. trust_remote_code: run code that lies in the folder, where no installed code can load it; nothing asks.
-            prefill_chunk: tokens of the prompt at a time, by memory by default. stream: where the text is also written while it
-            comes, `sys.stdout` for one.
+            graph. trust_remote_code: run code of the folder, where no installed code can load it; nothing asks.
+            prefill_chunk: tokens of the prompt at a time, by memory by default. stream: where the text is also written while
+            it comes, `sys.stdout` for one.
 
     Returns:
         the new text.
 
     Raises:
-        UserError: no finished student there, one that is damaged or whose logits are not finite, options out of range, a
-            prompt that is empty, no UTF-8 or longer than the student has positions for, a chat asked of a tokenizer without
-            a template or with one that fails or does not end, or a student that cannot be captured as a graph.
+        UserError: no finished student there, or a damaged one; an option, a prompt or a chat template that cannot be used;
+            logits that are not finite; a student that cannot be captured as a graph.
     """
     from distill.generation import generated
 
-    options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs}
-    options["trust_remote_code"] = trust_remote_code
-    return generated(Path(target), prompt, stream=stream, chunk=prefill_chunk, **options)
+    options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs, "chunk": prefill_chunk}
+    return generated(Path(target), prompt, stream=stream, trust_remote_code=trust_remote_code, **options)
 
 
 def doctor() -> dict[str, str]:
@@ -259,9 +257,8 @@ def bench(
             all by default.
         recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of
             generation several too.
-        configs: of ops, every shipped tile configuration. first: of ops, only each op's first case. peers: of ops, other
-            people's kernels too, where installed (the default). references: of steps, on the reference kernels too (the
-            default). runs: of layouts, where their runs are kept.
+        configs: of ops, every tile configuration. first: of ops, only each op's first case. peers: of ops, others' kernels
+            too (the default). references: of steps, on the reference kernels too (the default). runs: of layouts, their place.
         variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
             those decoded, numbers or "2k,16k". batches: texts at once. protocols: papers' measurements by name.
             prefill_chunk: columns of a prompt at a time.
@@ -274,11 +271,10 @@ def bench(
     """
     from distill.benchmarks import run_benchmark
 
-    asked = {"names": [names] if isinstance(names, str) else names or None, "recipe": recipe, "overrides": overrides or None}
-    asked |= {"configs": configs, "first": first, "peers": peers, "references": references, "runs": runs}
-    asked |= {"variants": variants or None, "lengths": lengths, "batches": batches}
-    asked |= {"protocols": protocols, "prefill_chunk": prefill_chunk}
-    return run_benchmark(what, asked)
+    names = [names] if isinstance(names, str) else names or None
+    asked = {"names": names, "recipe": recipe, "overrides": overrides or None, "configs": configs, "first": first}
+    asked |= {"peers": peers, "references": references, "runs": runs, "variants": variants or None, "lengths": lengths}
+    return run_benchmark(what, asked | {"batches": batches, "protocols": protocols, "prefill_chunk": prefill_chunk})
 
 
 def recipes() -> list[dict[str, str]]:
@@ -289,22 +285,14 @@ def recipes() -> list[dict[str, str]]:
 
 
 def recipe_text(name: str) -> str:
-    """A shipped recipe as it is written.
-
-    Raises:
-        UserError: no such recipe.
-    """
+    """A shipped recipe as it is written; a UserError says that there is none."""
     from distill.shipped import find_shipped
 
     return find_shipped(name).read_text(encoding="utf-8")
 
 
 def copy_recipe(name: str, target: str | Path = ".") -> Path:
-    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path.
-
-    Raises:
-        UserError: no such recipe, a file in the way, or a place that cannot be written to.
-    """
+    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why it cannot."""
     from distill.shipped import copy_shipped
 
     return copy_shipped(name, Path(target))
