@@ -258,9 +258,9 @@ def bench(
         recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of
             generation several too.
         configs: of ops, every tile configuration. first: of ops, only each op's first case. peers: of ops, others' kernels
-            too (the default). references: of steps, on the reference kernels too (the default). runs: of layouts, their place.
+            too (the default). references: of steps, the reference kernels too (the default). runs: of layouts, their place.
         variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
-            those decoded, numbers or "2k,16k". batches: texts at once. protocols: papers' measurements by name.
+            those decoded, numbers or "2k,16k". batches: texts at once. protocols: papers' measurements.
             prefill_chunk: columns of a prompt at a time.
 
     Returns:
@@ -292,7 +292,7 @@ def recipe_text(name: str) -> str:
 
 
 def copy_recipe(name: str, target: str | Path = ".") -> Path:
-    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why it cannot."""
+    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why not."""
     from distill.shipped import copy_shipped
 
     return copy_shipped(name, Path(target))

@@ -22,7 +22,7 @@ from distill.selection.checking import check_lengths, selection_options
 from distill.selection.resolution import cost_of, even_recipe
 from distill.selection.switched import check_stand_in
 from distill.stages import check_student, stages_of
-from distill.text.sources import files_of
+from distill.text.files import files_of
 from distill.training import trackers
 from distill.training.twin import check_twin
 from students.config import Layout
