@@ -23,7 +23,7 @@ test-harness: $(VENV)/.installed  ## installs lm-evaluation-harness; our scorer 
 	$(RUN) -m pytest -q -n0 tests/distill/test_harness.py
 
 test-faults: $(VENV)/.installed  ## kill -9 anywhere in a run, its selection, twin, judging, report and export; two processes; exact resumes
-	$(RUN) -m pytest -q -n 2 -m faults
+	$(RUN) -m pytest -q -n 2 -m "faults or processes"
 
 # Seconds that the fuzzer goes on for; python -m tests.fuzz SEED:INDEX repeats an input.
 FUZZ_SECONDS ?= 600

@@ -31,6 +31,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 SAMPLES = {
     "matrix": lambda cases: max(6, cases // 5),
     "faults": lambda cases: 3,
+    "processes": lambda cases: 0,
     "ecosystem": lambda cases: max(1, cases // 50),
     "gpu": lambda cases: 0,
     "browser": lambda cases: 0,

@@ -26,6 +26,10 @@ from tests.conftest import SEED, tiny_entries
 
 MOMENTS = 20
 PRELOADED = [
+    "datasets",
+    "distill.exporters.portable",
+    "distill.selection.resolution",
+    "peft",
     "distill.training.runner",
     "distill.reports",
     "distill.evaluation.target",

@@ -165,7 +165,7 @@ def test_killed_at_its_ends_and_gone_on_with(made, whole, tmp_path, moment):
     assert_same(outcome(tmp_path), whole)
 
 
-@pytest.mark.faults
+@pytest.mark.processes
 @pytest.mark.parametrize("killed", [0, 1], ids=["the one that writes", "the other"])
 def test_two_processes_of_which_one_is_killed(made, tmp_path, killed):
     """The other ends too, and both go on to the bits of two processes that nobody disturbed."""
@@ -177,7 +177,7 @@ def test_two_processes_of_which_one_is_killed(made, tmp_path, killed):
     assert_same(outcome(runs), outcome(undisturbed))
 
 
-@pytest.mark.faults
+@pytest.mark.processes
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_gone_on_with_by_another_number_of_processes(made, whole, tmp_path, before, after):
     """It ends, every step is taken once, and the numbers are those of one process up to the order of sums."""

@@ -61,7 +61,7 @@ def make(folder: Path) -> None:
     _text()
     tokenizer = _tokenizer()
     _teacher(tokenizer)
-    _gguf()
+    small_gguf("tiny.gguf")
     _recipes()
     _outside()
 
@@ -136,13 +136,14 @@ def _teacher(tokenizer) -> None:
     tokenizer.save_pretrained("sharded")
 
 
-def _gguf() -> None:
+def small_gguf(path: str | Path) -> None:
+    """Write a GGUF file of fifty kilobytes."""
     from tests.teachers import gguf_files
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     config = gguf_files.SIZES | small | {"rope_parameters": gguf_files.plain(1e5), "tie_word_embeddings": True}
     case = gguf_files.Case("llama", "llama", config, {"rope.dimension_count": 16})
-    gguf_files.write(case, gguf_files.random_model(case), "tiny.gguf", "F16")
+    gguf_files.write(case, gguf_files.random_model(case), path, "F16")
 
 
 def _recipes() -> None:
