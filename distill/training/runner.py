@@ -55,7 +55,7 @@ class Run:
     @cached_property
     def heldout(self) -> Heldout:
         """The text that every student is judged on after its stages."""
-        with self._judging("reading held-out text"):
+        with judging(self.session.recipe, "reading held-out text"):
             return self.session.heldout(self.session.recipe.evaluation.tokens)
 
     @property

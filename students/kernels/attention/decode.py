@@ -22,6 +22,7 @@ from students.kernels.attention.kernel import _attend
 from students.kernels.attention.tile import rows_at
 
 SIZES = ["s", "kv", "window", "shares"]  # vary from call to call: no kernel of its own for 1 or 16 n
+BUSY = 0.8  # of the programs that run side by side, at the least
 
 
 class Config(NamedTuple):
@@ -54,8 +55,7 @@ def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, 
     q, k, v = (launch.rows_of(part.detach()) for part in (q, k, v))
     (batch, time, heads, width), (_, places, kv, values) = q.shape, v.shape
     rows, pairs = time * heads // kv, batch * kv
-    most = triton.cdiv(places, config.keys)
-    shares = max(1, min(most, config.programs * launch.multiprocessors(q) // pairs))
+    shares = min(triton.cdiv(places, config.keys), _shares(pairs, config.programs * launch.multiprocessors(q)))
     y = torch.empty((batch, time, heads, values), dtype=q.dtype, device=q.device)
     parts, sums = y, y  # never touched
     if shares > 1:
@@ -81,6 +81,12 @@ def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, 
         if shares > 1:
             _join[(rows, pairs)](*given[:2], parts, sums, y, *sizes, **shape, num_warps=4)
     return y
+
+
+def _shares(pairs: int, programs: int) -> int:
+    """How many shares fill the device: no more programs than run side by side, but where too much of it would stand idle."""
+    shares = max(1, programs // pairs)
+    return shares + 1 if shares * pairs < BUSY * programs else shares
 
 
 def _numbers(mask: Tensor | None, batch: int) -> Tensor | None:
