@@ -9,6 +9,30 @@ from transformers.cache_utils import CacheLayerMixin
 from students.kernels.documents import NOWHERE, PADDING
 from students.shapes import Bool, Int
 
+HELD = "a Decoder holds this cache; release() gives it back"
+
+
+class Turn:
+    """The token under way, where states are held in place: rings turn by its column instead of being moved.
+
+    Args:
+        first: the column of the first token to come. column: that of the token under way, on the device.
+    """
+
+    def __init__(self, first: int, column: Int[Tensor, " 1"]) -> None:
+        self.first, self.column, self.open = first, column, False
+
+    def laid(self, part: Tensor, size: int) -> Tensor:
+        """The latest columns of a tensor [b s ...], each at its place in a ring of so many."""
+        part = part[:, -size:]
+        columns = torch.arange(self.first - part.shape[1], self.first, device=part.device)
+        return part.new_zeros(part.shape[0], size, *part.shape[2:]).index_copy_(1, columns % size, part)
+
+    def taken(self, ring: Tensor, count: int, steps: int) -> Tensor:
+        """The reverse, so many tokens later: the latest columns in order."""
+        end = self.first + steps
+        return ring.index_select(1, torch.arange(end - count, end, device=ring.device) % ring.shape[1])
+
 
 def empty_place(name: str) -> int:
     """What stands in a state's tensor of this name where a row has no token."""
@@ -35,6 +59,7 @@ class MixerState(CacheLayerMixin):
         self.tensors: dict[str, Tensor] = {}
         self.length = 0
         self.last_document: Int[Tensor, " b"] | None = None  # None: no call said any, each row is document 0
+        self.turn: Turn | None = None  # where a Decoder holds it in place
 
     def read(self, name: str) -> Tensor | None:
         """The tensor kept under `name`, or None before the first call."""
@@ -42,10 +67,39 @@ class MixerState(CacheLayerMixin):
 
     def write(self, **tensors: Tensor) -> None:
         """Keep these tensors; the batch is the first dimension of each. The end of something much longer is copied, or a
-        whole prompt would stay in memory behind it."""
+        whole prompt would stay in memory behind it. Where the state is held in place, what is new is copied there.
+
+        Raises:
+            ValueError: in place, it has another shape or type than what it takes the place of.
+        """
+        if self.turn is not None:
+            self._put(tensors)
+            return
         for name, tensor in tensors.items():
             whole = tensor.untyped_storage().nbytes()
             self.tensors[name] = tensor.clone() if whole > 2 * tensor.nbytes else tensor
+
+    def drop(self, name: str) -> None:
+        """Keep nothing under this name any more."""
+        self.tensors.pop(name, None)
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        for name, new in tensors.items():
+            place = self.tensors.get(name)
+            if new is place:
+                continue
+            if place is None or new.shape != place.shape or new.dtype != place.dtype:
+                raise ValueError(f"{name} of the state does not keep its shape and type from token to token")
+            place.copy_(new)
+
+    def check_turn(self, tokens: int) -> None:
+        """Refuse a call of others than the decoder that holds this state.
+
+        Raises:
+            RuntimeError: this is one.
+        """
+        if self.turn is not None and not (self.turn.open and tokens == 1):
+            raise RuntimeError(HELD)
 
     def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
         """Rows whose next token, of this document, goes on with the document the state ended in."""
@@ -54,7 +108,10 @@ class MixerState(CacheLayerMixin):
         return first_document == (0 if self.last_document is None else self.last_document)
 
     def advance(self, tokens: int, documents: Int[Tensor, "b t"] | None) -> None:
-        """Count the tokens of one call, after every tensor was written; without documents they go on with the last ones."""
+        """Count the tokens of one call, after every tensor was written; without documents they go on with the last ones.
+        In place the decoder counts: a replayed graph would not."""
+        if self.turn is not None:
+            return
         self.length += tokens
         self.last_document = self.last_document if documents is None else documents[:, -1]
         self.is_initialized = True
@@ -65,6 +122,7 @@ class MixerState(CacheLayerMixin):
 
     def rows(self, rows: Int[Tensor, " r"]) -> "MixerState":
         """A state of these rows alone, for a call that the others take no part in."""
+        self._check_free()
         part = MixerState()
         part.length, part.is_initialized, part.last_document = self.length, self.is_initialized, self.last_document
         part.tensors = dict(self.tensors)
@@ -107,6 +165,7 @@ class MixerState(CacheLayerMixin):
         )
 
     def reset(self) -> None:
+        self._check_free()
         self.tensors.clear()
         self.length, self.last_document, self.is_initialized = 0, None, False
 
@@ -124,7 +183,12 @@ class MixerState(CacheLayerMixin):
 
     prefetch = offload
 
+    def _check_free(self) -> None:
+        if self.turn is not None:
+            raise RuntimeError(HELD)
+
     def _map(self, change) -> None:
+        self._check_free()
         self.tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
         if self.last_document is not None:
             self.last_document = change(self.last_document)
@@ -158,9 +222,16 @@ class ScopedState:
     def write(self, **tensors: Tensor) -> None:
         self._state.write(**{f"{self._prefix}.{name}": tensor for name, tensor in tensors.items()})
 
+    def drop(self, name: str) -> None:
+        self._state.drop(f"{self._prefix}.{name}")
+
     @property
     def length(self) -> int:
         return self._state.length
+
+    @property
+    def turn(self) -> Turn | None:
+        return self._state.turn
 
     @property
     def last_document(self) -> Int[Tensor, " b"] | None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from students.cache import MixerState
+from students.backbone import fused
+from students.cache import MixerState, Turn
 from students.capturing import explained, no_autocast_cache, side_stream, watched
 from students.compat import CACHE, attention_implementation, experts_for_decoding
 from students.held_keys import Held, Unserved
@@ -83,9 +84,10 @@ class Decoder:
         self.column = torch.full((1,), seen, device=device)
         self._unread = torch.ones(rows, 1, 1, 1, dtype=torch.bool, device=device)
         self.rings = {window: Ring(window, seen, tokens, real, device) for window in kinds}
+        self.turn = Turn(seen, self.column)
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, MixerState):
-                self.states.append(StaticState(layer, model.mixers[index], index, tokens))
+                self.states.append(StaticState(layer, model.mixers[index], tokens, self.turn))
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
@@ -113,12 +115,10 @@ class Decoder:
         """The logits of what follows this token, the next of the text.
 
         Raises:
-            ValueError: more tokens than were to come, or a cache that somebody else has used meanwhile.
+            ValueError: more tokens than were to come.
         """
         if not self.left:
             raise ValueError("all the tokens that this decoder was made for have come; make it for more")
-        if not all(state.is_held() for state in self.states):
-            raise ValueError("the cache was changed while this decoder held it; release() it first")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step()
@@ -161,14 +161,12 @@ class Decoder:
         for ring in self.rings.values():
             ring.turn(self.column)
         config = self.model.config.get_text_config(decoder=True)
+        self.turn.open = True
         try:
-            with nullcontext() if self._held is None else self._held.serving(config):
+            with fused(self.model), nullcontext() if self._held is None else self._held.serving(config):
                 logits = self._forward()
-            for state in self.states:
-                state.collect()
         finally:
-            for state in self.states:
-                state.rewind()
+            self.turn.open = False
             for ring in self.rings.values():
                 ring.close()
         self.position.add_(1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from students.kernels.documents import documents_of
+from students.mixers.entering import Entering
 from students.mixers.mixer import Context, Mixer
 from students.padding import Unpadded
 from students.shapes import Float
@@ -30,9 +31,24 @@ class MixerSlot(nn.Module):
 
     def forward(self, hidden_states: Float[Tensor, "b t d"], *unused, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
         """The mixer's output, and None where attention would return its weights."""
+        context, unpadded = self._context(hidden_states, keywords)
+        mixed = self.mixer(hidden_states, context) if unpadded is None else self._in_parts(hidden_states, context, unpadded)
+        return mixed, None
+
+    def token(self, entering: Entering, residual: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 d"]:
+        """One token where a decoder holds the states, its norm still to come, added to `residual`."""
+        context, unpadded = self._context(entering.x, keywords)
+        if unpadded is not None or context.turn is None:
+            return residual + self(entering.h, **keywords)[0]
+        return self.mixer.token(entering, context, residual)
+
+    def _context(self, hidden_states: Float[Tensor, "b t d"], keywords: dict) -> tuple[Context, Unpadded | None]:
+        """What the skeleton's keywords tell the mixer, and how padding is taken out."""
         cache = next((value for value in keywords.values() if isinstance(value, Cache)), None)
         documents, unpadded = keywords.get("document_ids"), keywords.get("unpadded")
         state = None if cache is None else cache.layers[self.layer_index]
+        if state is not None:
+            state.check_turn(hidden_states.shape[1])
         if self.documents == "positions":
             positions = keywords["position_ids"]
             documents = documents_of(positions, hidden_states.shape[0], cache is not None)
@@ -44,8 +60,7 @@ class MixerSlot(nn.Module):
             state=state,
             shared=None if self.keys_of is None else keywords["shared_keys"][self.keys_of],
         )
-        mixed = self.mixer(hidden_states, context) if unpadded is None else self._in_parts(hidden_states, context, unpadded)
-        return mixed, None
+        return context, unpadded
 
     def _in_parts(self, h: Float[Tensor, "b t d"], context: Context, unpadded: Unpadded) -> Float[Tensor, "b t d"]:
         """The mixer's output where there are tokens, and 0 at padding between them."""

@@ -4,13 +4,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from students.cache import MixerState
+from students.cache import HELD, MixerState, Turn
 from students.compat import set_seen_tokens
-from students.mixers.attention import Attention
 from students.mixers.mixer import Mixer
 from students.shapes import Bool, Float, Int
 
-HELD = "a Decoder holds this cache; release() gives it back"
 EVEN = 8  # columns that attention kernels take without padding their mask first are a multiple of it
 
 
@@ -137,64 +135,42 @@ class StaticKeys(CacheLayerMixin):
 
 
 class StaticState:
-    """A mixer's state, every tensor of which stays where it is from one token to the next.
+    """A mixer's state, every tensor of which stays where it is from one token to the next; what grows or moves with the text
+    is a ring (`Mixer.hold`).
 
     Args:
-        tokens: how many are to come.
+        tokens: how many are to come. turn: the one under way.
     """
 
-    def __init__(self, state: MixerState, mixer: Mixer, layer: int, tokens: int) -> None:
-        self.state, self.layer = state, layer
-        self.first = self.length = state.length
-        self.last_document = state.last_document  # every row goes on with it
+    def __init__(self, state: MixerState, mixer: Mixer, tokens: int, turn: Turn) -> None:
+        self.state, self.turn, self.steps = state, turn, 0
+        self.parts = [
+            (part, state.scope(name) if name else state) for name, part in mixer.named_modules() if isinstance(part, Mixer)
+        ]
         before = dict(state.tensors)
         try:
-            for name, module in mixer.named_modules():
-                if isinstance(module, Attention):
-                    module.reserve(state.scope(name) if name else state, tokens)
-            found = state.tensors.items()
-            self.tensors = {name: part.clone(memory_format=torch.contiguous_format) for name, part in found}
-        except BaseException:  # memory has run out: leave no empty places behind
+            for part, own in self.parts:
+                part.hold(own, turn, tokens)
+            for name, tensor in state.tensors.items():
+                if tensor is before.get(name):
+                    state.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        except BaseException:  # memory has run out: leave no places behind
             state.tensors = before
             raise
-        self.grown = {name: before[name].shape[1] for name, part in found if part.shape != before.get(name, part).shape}
-        self.rewind()
+        state.turn = turn
 
-    def collect(self) -> None:
-        """Copy what the call of one token has written anew to its place.
-
-        Raises:
-            GraphError: it has changed a shape or a type.
-        """
-        for name, new in self.state.tensors.items():
-            place = self.tensors.get(name)
-            if new is place:
-                continue
-            if name in self.grown and new.shape[1] > place.shape[1]:
-                new = new[:, 1:]
-            if place is None or new.shape != place.shape or new.dtype != place.dtype:
-                raise GraphError(
-                    f"{name} of layer {self.layer}'s state does not keep its shape and type from token to token"
-                )
-            if new.untyped_storage().data_ptr() == place.untyped_storage().data_ptr():
-                new = new.clone()  # a copy onto itself, shifted, would read what it has written
-            place.copy_(new)
-
-    def rewind(self) -> None:
-        """Let the state hold these tensors again, and the counts of the last token that was counted."""
-        self.state.tensors, self.state.length, self.state.last_document = dict(self.tensors), self.length, self.last_document
-
-    def is_held(self) -> bool:
-        """Whether the state still holds these tensors: nobody has reordered it, or called the model with it."""
-        return all(self.state.tensors.get(name) is part for name, part in self.tensors.items())
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is held, by name."""
+        return self.state.tensors
 
     def count(self) -> None:
         """One token more."""
-        self.length += 1
-        self.state.length = self.length
+        self.steps += 1
+        self.state.length += 1
 
     def give_back(self) -> None:
-        """Leave the state without its empty places."""
-        for name, before in self.grown.items():
-            held = self.tensors[name][:, -(before + self.length - self.first) :]
-            self.state.tensors[name] = held.clone()
+        """Leave the state as ordinary calls leave it."""
+        self.state.turn = None
+        for part, own in self.parts:
+            part.give_back(own, self.turn, self.steps)

@@ -27,15 +27,19 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     Not so for a subclass (quantised, adapted, parametrised), a `forward` of its own (accelerate's hooks), any hook of the
     layer or of all modules, or a weight that is another kind of tensor, packed, or on the meta device (offloaded).
     """
-    if type(layer) is not kind:
+    if type(layer) is not kind or not is_untouched(layer):
         return False
-    own = layer.__dict__  # read so, and not as attributes: this is asked several times a layer for every token
-    if "forward" in own or "_hf_hook" in own or has_global_hooks():
-        return False
-    if own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]:
-        return False
+    own = layer.__dict__
     weight = own["_parameters"].get("weight", own.get("weight"))
     return type(weight) in (nn.Parameter, Tensor) and weight.dtype in TYPES and not weight.is_meta
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling a module runs its class's `forward` and nothing else: no hooks, and none of accelerate's."""
+    own = module.__dict__  # read so, and not as attributes: this is asked several times a layer for every token
+    if "forward" in own or "_hf_hook" in own or has_global_hooks():
+        return False
+    return not (own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"])
 
 
 class Rows:
@@ -56,7 +60,7 @@ class Rows:
         bias = self.layer.bias
         return F.linear(self.x, self.layer.weight[start:stop], None if bias is None else bias[start:stop])
 
-    def wide(self, start: int | None, stop: int | None, bias: Tensor) -> Tensor:
+    def wide(self, start: int | None, stop: int | None, bias: Tensor | None = None) -> Tensor:
         """These outputs and a further bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
         with torch.autocast(self.x.device.type, enabled=False):
             if self.called is not None:

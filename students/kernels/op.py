@@ -73,6 +73,43 @@ class Op(NamedTuple):
         return {} if config is None else {self.force_as: config}
 
 
+class _Place(NamedTuple):
+    """Where a tensor stood in a `flat` argument."""
+
+    name: str
+
+
+def flat(arguments: dict) -> dict:
+    """Arguments whose tensors stand in tuples and lists, as tensors by name and what is around them: for `called`."""
+    parts: dict[str, Tensor] = {}
+
+    def put(name: str, value):
+        if isinstance(value, Tensor):
+            parts[name] = value
+            return _Place(name)
+        if isinstance(value, tuple | list):
+            return type(value), [put(f"{name}.{index}", part) for index, part in enumerate(value)]
+        return value
+
+    around = {name: put(name, value) for name, value in arguments.items()}
+    return parts | {"around": around}
+
+
+def called(function: Callable, *, around: dict, **parts: Tensor):
+    """A function of what `flat` made flat; a list of outputs as a tuple."""
+
+    def get(value):
+        if isinstance(value, _Place):
+            return parts[value.name]
+        if isinstance(value, tuple):
+            kind, inside = value[0], [get(part) for part in value[1]]
+            return kind(*inside) if hasattr(kind, "_fields") else kind(inside)
+        return value
+
+    outputs = function(**{name: get(value) for name, value in around.items()})
+    return tuple(outputs) if isinstance(outputs, list) else outputs
+
+
 def forced(function: Callable, **options) -> Callable:
     """`function` with some keywords fixed."""
     return lambda *arguments, **inputs: function(*arguments, **inputs, **options)

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from students.cache import MixerState, ScopedState, empty_place
 from students.kernels.attention import attention
 from students.kernels.documents import positions as count_positions
 from students.mixers.derived import Derived, given
+from students.mixers.held_attention import KEPT, HeldAttention, empty_places
 from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import qk_norm, rotate
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
-
-KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
 
 
 def _by_head(parts: "AttentionParts") -> Float[Tensor, "b s h value"]:
@@ -47,7 +45,7 @@ class AttentionParts:
         return part.repeat_interleave(self.q.shape[2] // part.shape[2], 2)
 
 
-class Attention(Mixer):
+class Attention(HeldAttention, Mixer):
     """Causal softmax attention.
 
     Args:
@@ -191,7 +189,7 @@ class Attention(Mixer):
     def _keep_sinks(self, sinks: dict[str, Tensor | None], gone: dict[str, Tensor]) -> dict[str, Tensor]:
         """Slot i of the sinks takes the last leaving token whose position is i."""
         if sinks["k"] is None:
-            sinks = _places(gone, self.sinks)
+            sinks = empty_places(gone, self.sinks)
         slots = torch.arange(self.sinks, device=gone["positions"].device)
         fits = gone["positions"][:, None] == slots[:, None]  # [b sink leaving]
         found = fits.any(-1)
@@ -202,19 +200,6 @@ class Attention(Mixer):
             taken = part.gather(1, last.view(*last.shape, *tail).expand(-1, -1, *part.shape[2:]))
             kept[name] = torch.where(found.view(*found.shape, *tail), taken, sinks[name])
         return kept
-
-    def reserve(self, state: MixerState | ScopedState, tokens: int) -> None:
-        """Room in a state for so many tokens, so that calls of one token find and leave it in the same shape: empty places
-        in front, and the sinks. Where there is no window such a call leaves one column too many; the first is to go."""
-        kept = {name: state.read(name) for name in KEPT}
-        if kept["k"] is None:  # it shares another layer's
-            return
-        room = kept["k"].shape[1] + tokens
-        room = room if self.window is None else min(room, self.window)
-        empty = _places(kept, room - kept["k"].shape[1])
-        state.write(**{name: torch.cat([empty[name], part], 1) for name, part in kept.items()})
-        if self.sinks and room == self.window and state.read("sink_k") is None:
-            state.write(**{f"sink_{name}": part for name, part in _places(kept, self.sinks).items()})
 
     @torch.no_grad()
     def from_attention(self, attention: Projections) -> Transfer:
@@ -248,8 +233,3 @@ class Attention(Mixer):
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         self.scale.mul_(factors)
-
-
-def _places(like: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """So many places without a token in each part of a state."""
-    return {name: part.new_full((part.shape[0], count, *part.shape[2:]), empty_place(name)) for name, part in like.items()}

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from students.mixers.attention import Attention, AttentionParts
 from students.mixers.derived import Derived, given
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Matrix, Mixer
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
+from students.wrapped import loaded
 
 
 def _joined(parts: "BranchesParts") -> Float[Tensor, "b t k p"]:
@@ -73,7 +75,42 @@ class Branches(Mixer):
 
     def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         ssm, attention = self.split(y)
-        return torch.cat([self.ssm.features(ssm, h), self.exact.features(attention, h)], 2)
+        return self.joined(torch.cat([self.ssm.features(ssm, h), self.exact.features(attention, h)], 2), h)
+
+    joins = False  # whether `joined` changes anything
+
+    def joined(self, features: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
+        """What is done to both branches' features together."""
+        return features
+
+    def entries(self) -> list[Entry]:
+        return [*self.ssm.entries(), *self.exact.entries()]
+
+    def token(
+        self, entering: Entering, context: Context, residual: Float[Tensor, "b 1 d"] | None = None
+    ) -> Float[Tensor, "b 1 d"]:
+        """Branches that have nothing to do with each other are not even put together."""
+        if self.joins or self.silenced:
+            return super().token(entering, context, residual)
+        with loaded(self._branches()):
+            entering.prime(self.entries())
+            residual = self.exact.token_out(self.token_attention(entering, context), residual)
+            return self.ssm.token_out(self.ssm.token_features(entering, context.scope("ssm")), residual)
+
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
+        attention = self.token_attention(entering, context)
+        ssm = self.ssm.token_features(entering, context.scope("ssm"))
+        return self.joined(torch.cat([ssm, attention.to(ssm.dtype)], 2), entering.h)
+
+    def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+        """The attention's features of one token in place."""
+        return self.exact.token_features(entering, context.scope(self.beside))
+
+    def token_out(
+        self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
+    ) -> Float[Tensor, "b 1 d"]:
+        ssm, beside = self.split(features)
+        return self.ssm.token_out(ssm, self.exact.token_out(beside, residual))
 
     def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
         weight, bias = self.ssm.out_weight()

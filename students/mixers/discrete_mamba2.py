@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from students.kernels.ssm_token import Gate
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Shape
 from students.mixers.projections import rms_norm, rotate
 from students.mixers.starts import OPEN_SILU
-from students.mixers.state_space import StateSpace, StateSpaceParts
+from students.mixers.state_space import StateSpace, StateSpaceParts, TokenInputs
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 from students.wrapped import wide_linear
@@ -76,6 +78,18 @@ class DiscreteMamba2(StateSpace):
             B, C = (rotate(part, context.rope, self.rope) for part in (B, C))
         log_a = -F.softplus(wide_linear(h, self.a_proj))
         return StateSpaceParts(x, B, C, log_a, None, self.D, context.documents, q, k, v)
+
+    def entries(self) -> list[Entry]:
+        return [Entry(self.in_proj), Entry(self.z_proj), Entry(self.a_proj, wide=True)]
+
+    def token_inputs(self, entering: Entering) -> TokenInputs:
+        x, z, decay = (entering(entry) for entry in self.entries())
+        gate = Gate(z[:, 0], self.norm, self.norm_eps, (self.scale, self.gain))
+        return TokenInputs(x, decay, gate=gate, rope=self.rope)
+
+    def lent(self, entering: Entering) -> tuple[Tensor, Tensor, Tensor]:
+        v, k, q = self._split(entering(self.entries()[0]))
+        return q[:, 0], k[:, 0], v[:, 0]
 
     def _split(self, channels: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
         width, states = self.n_heads * self.head_dim, self.n_heads * self.d_state

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from students.kernels.delta_token import Decay, delta_token
 from students.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from students.kernels.ssm_token import Conv
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Shape
 from students.mixers.projections import Norm, l2_norm
 from students.mixers.recurrent import Recurrent, carried
 from students.mixers.starts import DT, OPEN_SILU, TAP, constant_row
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
-from students.wrapped import wide_linear
+from students.wrapped import is_untouched, taps, wide_linear
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,28 @@ class GatedDeltaNet(Recurrent):
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         gate = F.silu(self.in_proj_z(h)).unflatten(-1, (self.n_heads, -1))
         return self.norm(y) * gate
+
+    def entries(self) -> list[Entry]:
+        layers = self.in_proj_qkv, self.in_proj_b, self.in_proj_a, self.in_proj_z
+        return [Entry(layer, wide=layer is self.in_proj_a) for layer in layers]
+
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+        x, b, decay, z = (entering(entry) for entry in self.entries())
+        if not is_untouched(self.norm):  # what stands around it has to be called
+            return super().token_features(entering, context)
+        (weight, bias), state = taps(self.conv1d, x), context.state
+        return delta_token(
+            x[:, 0],
+            b[:, 0],
+            decay[:, 0],
+            z[:, 0],
+            Conv(weight, bias, "silu", state.read("conv")),
+            Decay(self.dt_bias, self.A_log),
+            (self.norm.weight, self.norm.eps),
+            state.read("ssm"),
+            context.turn.column,
+            entering.x.dtype,
+        )[:, None]
 
     @torch.no_grad()
     def from_attention(self, attention: Projections) -> Transfer:

@@ -14,16 +14,18 @@ and attention's output is linear in its values, so it is started where it nearly
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.gated_norm import gated_norm
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Matrix, Shape
 from students.mixers.projections import least_squares
 from students.mixers.starts import DT, OPEN_SILU, TAP
-from students.mixers.state_space import StateSpace, StateSpaceParts
+from students.mixers.state_space import StateSpace, StateSpaceParts, TokenInputs
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 from students.wrapped import Rows
@@ -93,6 +95,22 @@ class Mamba2(StateSpace):
             k=k,
             v=v[:, :, :: self.expand],
         )
+
+    def entries(self) -> list[Entry]:
+        borders = (0, self.d_inner, self.in_proj.out_features - self.heads)
+        z, x = (Entry(self.in_proj, *part) for part in pairwise(borders))
+        return [z, x, Entry(self.in_proj, borders[-1], None, wide=True)]
+
+    def token_inputs(self, entering: Entering) -> TokenInputs:
+        _, x, decay = (entering(entry) for entry in self.entries())
+        return TokenInputs(x, decay, activation="silu", stock=(self.dt_bias, self.A_log))
+
+    def token_end(self, y: Float[Tensor, "b 1 h p"], entering: Entering) -> Float[Tensor, "b 1 h p"]:
+        return self.norm(y.flatten(2), entering(self.entries()[0])).unflatten(-1, (self.heads, -1))
+
+    def lent(self, entering: Entering) -> tuple[Tensor, Tensor, Tensor]:
+        v, k, q = self._split(entering(self.entries()[1]))
+        return q[:, 0], k[:, 0], v[:, 0, :: self.expand]
 
     def _split(self, channels: Float[Tensor, "b t c"]) -> tuple[Tensor, Tensor, Tensor]:
         states = self.n_groups * self.d_state

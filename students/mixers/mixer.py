@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from students.cache import MixerState, ScopedState
+from students.cache import MixerState, ScopedState, Turn
+from students.mixers.entering import Entering
+from students.mixers.in_place import InPlace
 from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
@@ -89,6 +91,11 @@ class Context:
         angles = h.new_zeros(*h.shape[:2], width)
         return cls(rope=(angles.cos(), angles.sin()))
 
+    @property
+    def turn(self) -> Turn | None:
+        """The token under way, where the state is held in place."""
+        return None if self.state is None else self.state.turn
+
     def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
         """The documents, spelled out where they are None."""
         if self.documents is not None:
@@ -118,7 +125,7 @@ class Matrix:
     D: Float[Tensor, " h"] | None
 
 
-class Mixer(nn.Module):
+class Mixer(InPlace, nn.Module):
     """Base of all mixers. Subclasses implement what raises NotImplementedError here, but for what their flags exclude.
 
     The options of a layout are the keyword-only arguments of `__init__`, beside its one argument, the `Shape`. What else
@@ -165,12 +172,15 @@ class Mixer(nn.Module):
 
     def output(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """From the mixed terms back to the model's width."""
-        features = self.features(y, h)
+        return self.out(self._heard(self.features(y, h)))
+
+    def _heard(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t k p"]:
+        """Without what silenced branches add."""
         if self.silenced:
             features = features.clone()
             for name in self.silenced:
                 features[:, :, self.branch_terms()[name]] = 0.0
-        return self.out(features)
+        return features
 
     def branch_terms(self) -> dict[str, slice]:
         """The terms of each branch of a composed mixer, by name; the state's is called "ssm". Empty of one branch alone."""
@@ -186,6 +196,8 @@ class Mixer(nn.Module):
     def forward(self, h: Float[Tensor, "b t d"], context: Context | None = None) -> Float[Tensor, "b t d"]:
         """The whole mixer; with a state in the context, the next tokens of a text whose earlier tokens it has seen."""
         context = context or Context()
+        if context.turn is not None:
+            return self.token(Entering(h), context)
         with loaded(self._branches()):
             out = self.output(self.mix(self.project(h, context), context), h)
         if context.state is not None:

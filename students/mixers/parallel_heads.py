@@ -60,8 +60,9 @@ class ParallelHeads(Branches):
         self.norm_eps = shape.norm_eps if norm else None
         self.beta = nn.Parameter(torch.ones(len(self.ssm.out_weight()[0]) + shape.n_heads, shape.head_dim))
 
-    def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
-        features = super().features(y, h)
+    joins = True
+
+    def joined(self, features: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         if self.norm_eps is not None:
             features = torch.cat([rms_norm(part.flatten(2), self.norm_eps) for part in self.split(features)], 2)
             features = features.unflatten(2, self.beta.shape)

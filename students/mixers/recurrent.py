@@ -6,7 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from students.kernels.causal_conv import causal_conv
+from students.cache import MixerState, ScopedState, Turn
+from students.kernels.causal_conv import causal_conv, conv_token
+from students.mixers.entering import leaving
 from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.projections import fold_norm, per_head
 from students.mixers.starts import HALF_LIVES, spread_half_lives
@@ -30,6 +32,8 @@ class Recurrent(Mixer):
 
     def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Module, activation: str | None, context: Context) -> Tensor:
         """The short convolution, its tail kept in the state."""
+        if context.turn is not None:
+            return self._convolve_token(x, conv, activation, context)
         initial = None
         if context.state is not None:
             initial = context.state.read("conv")
@@ -40,6 +44,25 @@ class Recurrent(Mixer):
         if context.state is not None:
             context.state.write(conv=tail)
         return y
+
+    def _convolve_token(self, x: Float[Tensor, "b 1 c"], conv: nn.Module, activation: str | None, context: Context):
+        weight, bias = taps(conv, x)
+        return conv_token(x[:, 0], weight, bias, activation, context.state.read("conv"), context.turn.column)[:, None]
+
+    def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
+        tail = state.read("conv")
+        if tail is not None:  # one place more than is read, so that no program writes what another reads
+            state.write(conv=turn.laid(tail, tail.shape[1] + 1))
+
+    def give_back(self, state: MixerState | ScopedState, turn: Turn, steps: int) -> None:
+        ring = state.read("conv")
+        if ring is not None:
+            state.write(conv=turn.taken(ring, ring.shape[1] - 1, steps))
+
+    def token_out(
+        self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
+    ) -> Float[Tensor, "b 1 d"]:
+        return leaving(self.output_projection, features.flatten(2), residual)
 
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
         return self.output_projection.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.output_projection.bias
@@ -117,7 +140,8 @@ def carried(
     if context.state is None:
         return scan(**inputs, documents=documents)[0]
     first, state = next(iter(inputs.values())), context.state.read("ssm")
-    state = None if state is None else keep_rows(state, context.resumed(first))
+    if context.turn is None:
+        state = None if state is None else keep_rows(state, context.resumed(first))
     if state is None or first.shape[1] > 1:
         y, state = scan(**inputs, documents=documents, initial_state=state)
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from students.mixers import check_options, has_own_window, make_mixer
 from students.mixers.attention import Attention
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Matrix, Mixer, Shape
 from students.mixers.projections import qk_norm
 from students.mixers.starts import SSM
@@ -98,6 +99,21 @@ class SplitHeads(Mixer):
     def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         terms = zip(self.branches.values(), y.split(self.terms, 2), strict=True)
         return torch.cat([branch.features(part, h) for branch, part in terms], 2)
+
+    def entries(self) -> list[Entry]:
+        return [entry for branch in self.branches.values() for entry in branch.entries()]
+
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
+        branches = self.branches.items()
+        found = [branch.token_features(entering, context.scope(name)) for name, branch in branches]
+        return torch.cat([part.to(found[-1].dtype) for part in found], 2)
+
+    def token_out(
+        self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
+    ) -> Float[Tensor, "b 1 d"]:
+        for branch, part in zip(self.branches.values(), features.split(self.terms, 2), strict=True):
+            residual = branch.token_out(part, residual)
+        return residual
 
     def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
         found = [branch.out_weight() for branch in self.branches.values()]

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from students.cache import MixerState, ScopedState, Turn
 from students.kernels.documents import NOWHERE
 from students.kernels.ssd import ssd, ssd_step, zero_state
+from students.kernels.ssm_token import Conv, Gate, Lag, ssm_token
+from students.mixers.entering import Entering
 from students.mixers.mixer import Context, Matrix, Shape
 from students.mixers.projections import group_factors, lost_power, per_head
 from students.mixers.recurrent import Recurrent, keep_rows
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
+from students.wrapped import taps
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,18 @@ class ScanInputs:
     initial: Float[Tensor, "b h p n"] | None
     decay: Float[Tensor, "b t h"] | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """One token's inputs of `ssm_token`: see there. activation: the convolution's; rope: how C and B are rotated."""
+
+    x: Float[Tensor, "b 1 c"]
+    decay: Float[Tensor, "b 1 h"]
+    activation: str | None = None
+    stock: tuple[Float[Tensor, " h"], Float[Tensor, " h"]] | None = None
+    gate: Gate | None = None
+    rope: str | None = None
 
 
 class StateSpace(Recurrent):
@@ -130,6 +146,72 @@ class StateSpace(Recurrent):
             queue[name] = kept.to(part.dtype)
         return queue
 
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+        token, state = self.token_inputs(entering), context.state
+        weight, bias = taps(self.conv1d, token.x)
+        lag = None
+        if self.lag:
+            lag = Lag(*(state.read(f"queue_{name}") for name in ("x", "B", "log_a")), state.read("elapsed"))
+        y = ssm_token(
+            token.x[:, 0],
+            token.decay[:, 0],
+            Conv(weight, bias, token.activation, state.read("conv")),
+            self.D,
+            state.read("ssm"),
+            context.turn.column,
+            entering.x.dtype,
+            stock=token.stock,
+            gate=token.gate,
+            lag=lag,
+            rope=None if token.rope is None else (*context.rope, token.rope),
+        )
+        return self.token_end(y[:, None], entering)
+
+    def token_inputs(self, entering: Entering) -> "TokenInputs":
+        """What `ssm_token` takes of the input's projections and the parameters."""
+        raise NotImplementedError
+
+    def token_end(self, y: Float[Tensor, "b 1 h p"], entering: Entering) -> Float[Tensor, "b 1 h p"]:
+        """What of `features` the gate given to `ssm_token` has left to do."""
+        return y
+
+    def lent(self, entering: Entering) -> tuple[Tensor, Tensor, Tensor]:
+        """C, B and x of one token before the convolution, for a branch that shares them, each [b h p]."""
+        raise NotImplementedError
+
+    def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
+        """Beside the tail also the queue becomes rings, and a running sum of its decays. What belongs to another document
+        than the text that goes on is cleared here, once, and not asked about at every token."""
+        super().hold(state, turn, tokens)
+        x = state.read("queue_x")
+        if x is None:
+            return
+        goes_on = _going_on(state, x)
+        alive = state.read("queue_documents") == goes_on[:, None]
+        log_a, ssm = state.read("queue_log_a"), state.read("ssm")
+        entered = keep_rows(ssm, state.read("ssm_document") == goes_on).to(ssm.dtype)
+        state.write(
+            ssm=entered,
+            queue_x=turn.laid(x * alive[..., None, None], self.lag + 1),
+            queue_B=turn.laid(state.read("queue_B"), self.lag + 1),
+            queue_log_a=turn.laid(log_a, self.lag + 1),
+            elapsed=log_a.double().sum(1, keepdim=True).repeat(1, 2, 1),
+        )
+
+    def give_back(self, state: MixerState | ScopedState, turn: Turn, steps: int) -> None:
+        super().give_back(state, turn, steps)
+        x = state.read("queue_x")
+        if x is None:
+            return
+        state.write(
+            **{name: turn.taken(state.read(name), self.lag, steps) for name in ("queue_x", "queue_B", "queue_log_a")}
+        )
+        state.drop("elapsed")
+        if steps:
+            documents = state.read("queue_documents")
+            documents = torch.cat([documents, _going_on(state, x)[:, None].expand(-1, steps)], 1)
+            state.write(ssm_document=documents[:, steps - 1].clone(), queue_documents=documents[:, steps:].clone())
+
     def attention_rows(
         self, attention: Projections, groups: int, transfer: Transfer
     ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "g n e"], Float[Tensor, "g n e"], str]:
@@ -178,6 +260,12 @@ class StateSpace(Recurrent):
         if parts.dt is not None:
             B = B * parts.dt[..., None].to(B.dtype)
         return Matrix(C, B, parts.log_a, parts.D)
+
+
+def _going_on(state: MixerState | ScopedState, like: Tensor) -> Int[Tensor, " b"]:
+    """The document that each row goes on with."""
+    last = state.last_document
+    return torch.zeros(len(like), dtype=torch.long, device=like.device) if last is None else last
 
 
 def _size(x: Float[Tensor, "b t h p"]) -> Float[Tensor, " h"]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from students.mixers.attention import Attention, AttentionParts
 from students.mixers.branches import Branches
+from students.mixers.entering import Entering
 from students.mixers.mixer import Context, Mixer
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
@@ -58,8 +59,21 @@ class Windowed(Branches):
     def attend(self, h: Float[Tensor, "b t d"], ssm: Any, context: Context) -> AttentionParts:
         return super().attend(h, ssm, context) if self.own else self.window.arrange(ssm.q, ssm.k, ssm.v, context)
 
-    def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
-        features = super().features(y, h)
+    @property
+    def joins(self) -> bool:
+        return not self.own or self.share is not None or self.select is not None
+
+    def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+        if self.own:
+            return super().token_attention(entering, context)
+        return self.window.token_attend(*self.ssm.lent(entering), entering.x.dtype, context.scope(self.beside))
+
+    def token_out(
+        self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
+    ) -> Float[Tensor, "b 1 d"]:
+        return super().token_out(features, residual) if self.own else Mixer.token_out(self, features, residual)
+
+    def joined(self, features: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         if self.share is None and self.select is None:
             return features
         ssm, window = self.split(features)

@@ -2,10 +2,22 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import students
 from distill.evaluation import speed, suites
+from students import mixers
+from students.kernels.delta_token import cases as delta_cases
+from students.kernels.delta_token import kernel as delta_kernel
+from students.kernels.rotary_token import cases as rotary_cases
+from students.kernels.ssm_token import cases as ssm_cases
+from students.kernels.ssm_token import kernel as ssm_kernel
+from students.kernels.token_linear import cases as linear_cases
+from students.kernels.token_linear import kernel as linear_kernel
+from students.kernels.window_token import cases as window_cases
+from students.mixers.windowed import Windowed
 from students.static_cache import GraphError
+from tests.students import test_token_kernels as token_kernels
 from tests.students.test_decoding import (
     CASES,
     FAMILIES,
@@ -19,6 +31,7 @@ from tests.students.test_decoding import (
     student_of,
     text,
 )
+from tests.students.test_model import LAYOUTS
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 pytestmark = pytest.mark.gpu
@@ -101,3 +114,57 @@ def test_speed_counts_both_ways(teacher):
         suite = suites.SUITES["standard"]
         cell = speed._cell(speed.in_bfloat16(model), 64, suite.batches[0])
         assert cell["graph_decode_tokens_per_second"] > 0 and cell["decode_tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+def test_kernels_of_one_token(dtype):
+    """Every shape of the kernels that only decoding runs, and every shipped configuration, against float64."""
+    tolerance = {torch.float32: 3e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
+    for case in linear_cases.GPU:
+        token_kernels.check_linear(case, dtype, "cuda", tolerance, linear_kernel.CONFIGS)
+    for case in ssm_cases.GPU:
+        token_kernels.check_ssm(case, dtype, "cuda", tolerance, ssm_kernel.CONFIGS)
+    for case in delta_cases.GPU:
+        token_kernels.check_delta(case, dtype, "cuda", tolerance, delta_kernel.CONFIGS)
+    for case in window_cases.GPU:
+        token_kernels.check_window(case, dtype, "cuda", tolerance)
+    for case in rotary_cases.GPU:
+        token_kernels.check_rotary(case, dtype, "cuda", tolerance)
+
+
+# Kernels that a captured token may run: so many a layer by its mixer, and so many beside the layers. Seen on an H100 at
+# Llama-3.2-1B's shape: attention 6, discrete Mamba-2 5, stock 6, discrete Mamba-2 beside a window 7, beside the layers 15.
+BESIDE = 24
+LAYER = {"kept": 9, "discrete_mamba2": 6, "mamba2": 8, "gated_deltanet": 8, "attention": 10}
+WINDOW = 3  # more, where a window stands beside
+COMPOSED = 90  # of layers that are made of branches with norms or gates between them, or run other operations
+
+
+def most_kernels(student):
+    """The bound of a student."""
+    most = BESIDE
+    for index in range(student.config.num_hidden_layers):
+        mixer = student.mixers.get(index)
+        name = "kept" if mixer is None else next((n for n, kind in mixers.MIXERS.items() if type(mixer) is kind), None)
+        inner = getattr(mixer, "ssm", None)
+        if isinstance(mixer, Windowed) and not mixer.joins:
+            most += WINDOW + LAYER[next(n for n, kind in mixers.MIXERS.items() if type(inner) is kind)]
+        else:
+            most += LAYER.get(name, COMPOSED)
+    return most
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_kernels_of_a_captured_token(teacher, case):
+    student = placed(student_of(teacher, *LAYOUTS[case]), "bf16")
+    ids, cache = text(1, 9).cuda(), new_cache(student)
+    ordinary(student, ids, None, cache)
+    decode = students.Decoder(student, cache, 4)
+    decode(ids[:, :1])
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        decode(ids[:, :1])
+        torch.cuda.synchronize()
+    kinds = torch.autograd.DeviceType.CUDA
+    count = sum(event.count for event in seen.key_averages() if event.device_type == kinds)
+    assert 0 < count <= most_kernels(student), count

@@ -4,10 +4,12 @@ from torch import Tensor
 
 from students.kernels import TYPES, Deferred, pick
 from students.kernels.causal_conv.reference import causal_conv as reference_conv
+from students.kernels.causal_conv.reference import conv_token as reference_token
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_conv, "triton": Deferred("students.kernels.causal_conv.kernel", "causal_conv")}
-CHECKED = {"causal_conv": TYPES, "causal_conv_step": TYPES}  # types compared with float64 on a GPU
+TOKENS = {"reference": reference_token, "triton": Deferred("students.kernels.causal_conv.kernel", "conv_token")}
+CHECKED = {"conv_token": TYPES, "causal_conv": TYPES, "causal_conv_step": TYPES}  # types compared with float64 on a GPU
 TRITON_WIDTHS = (2, 3, 4)
 ACTIVATIONS = (None, "silu")
 
@@ -38,3 +40,25 @@ def causal_conv(
     op = "causal_conv" if x.shape[1] > 1 else "causal_conv_step"
     run = pick(op, IMPLEMENTATIONS, x, refusal, checked=CHECKED[op])
     return run(x, weight, bias, activation, documents, initial)
+
+
+def conv_token(
+    x: Float[Tensor, "b c"],
+    weight: Float[Tensor, "c w"],
+    bias: Float[Tensor, " c"] | None,
+    activation: str | None,
+    ring: Float[Tensor, "b w c"],
+    column: Int[Tensor, " 1"],
+) -> Float[Tensor, "b c"]:
+    """One token of `causal_conv` on a ring that holds the input of column i at place i % w; the token, of this column, is
+    written there.
+
+    Raises:
+        ValueError: an unknown activation, or a ring of another size than the filter.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is unknown; choose one of {ACTIVATIONS}")
+    if ring.shape[1] != weight.shape[1]:
+        raise ValueError(f"a filter of width {weight.shape[1]} needs a ring of as many places, not {ring.shape[1]}")
+    run = pick("conv_token", TOKENS, x, checked=CHECKED["conv_token"])
+    return run(x, weight, bias, activation, ring, column)

@@ -74,6 +74,21 @@ def _one_token(x, weight, bias, activation, initial) -> tuple[Tensor, Tensor]:
     return y, tail
 
 
+def conv_token(x, weight, bias, activation, ring, column) -> Tensor:
+    """See `students.kernels.causal_conv.conv_token`."""
+    batch, channels = x.shape
+    width = weight.shape[1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, weight = launch.rows_of(x), weight.contiguous()
+    block = min(1024, triton.next_power_of_2(channels))
+    with launch.on(x):
+        _token[(triton.cdiv(channels, block), batch)](
+            x, weight, bias if bias is not None else weight, ring, column, y, x.stride(0), channels,
+            W=width, BIAS=bias is not None, SILU=activation == "silu", BLOCK=block, num_warps=4,
+        )  # fmt: skip
+    return y
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, initial, runs, silu, config):
@@ -377,6 +392,30 @@ def _step(
         if i > 0:
             tl.store(tail + (i - 1) * C + c, v.to(tail.dtype.element_ty), mask=here)
     tl.store(tail + (W - 2) * C + c, now.to(tail.dtype.element_ty), mask=here)
+    if SILU:
+        out = out * tl.sigmoid(out)
+    tl.store(y + b * C + c, out.to(y.dtype.element_ty), mask=here)
+
+
+@triton.jit
+@no_type_check
+def _token(
+    x, weight, bias, ring, column, y, sxb, C, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One token on a ring."""
+    b = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = c < C
+    at = tl.load(column)
+    now = tl.load(x + b * sxb + c, mask=here, other=0.0).to(tl.float32)
+    out = now * tl.load(weight + c * W + (W - 1), mask=here, other=0.0).to(tl.float32)
+    if BIAS:
+        out += tl.load(bias + c, mask=here, other=0.0).to(tl.float32)
+    ring += b * W * C
+    for lag in tl.static_range(1, W):
+        v = tl.load(ring + ((at + (W - lag)) % W) * C + c, mask=here, other=0.0).to(tl.float32)
+        out += v * tl.load(weight + c * W + (W - 1 - lag), mask=here, other=0.0).to(tl.float32)
+    tl.store(ring + (at % W) * C + c, now.to(ring.dtype.element_ty), mask=here)
     if SILU:
         out = out * tl.sigmoid(out)
     tl.store(y + b * C + c, out.to(y.dtype.element_ty), mask=here)

@@ -32,6 +32,24 @@ def causal_conv(
     return F.silu(y) if activation == "silu" else y, last
 
 
+def conv_token(
+    x: Float[Tensor, "b c"],
+    weight: Float[Tensor, "c w"],
+    bias: Float[Tensor, " c"] | None,
+    activation: str | None,
+    ring: Float[Tensor, "b w c"],
+    column: Int[Tensor, " 1"],
+) -> Float[Tensor, "b c"]:
+    """See `students.kernels.causal_conv.conv_token`."""
+    weight, width = weight.to(x.dtype), weight.shape[1]
+    ring.index_copy_(1, column % width, x[:, None].to(ring.dtype))
+    y = weight[:, -1] * x if bias is None else torch.addcmul(bias.to(x.dtype), weight[:, -1], x)
+    for lag in range(1, width):
+        before = ring.index_select(1, (column - lag) % width)[:, 0].to(x.dtype)
+        y = torch.addcmul(y, weight[:, width - 1 - lag], before)
+    return F.silu(y) if activation == "silu" else y
+
+
 def _without_other_documents(y: Tensor, padded: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """Take back what the taps brought across a boundary: few tokens have one within reach."""
     tail, time = weight.shape[1] - 1, y.shape[1]

@@ -1,0 +1,23 @@
+"""One token's q, k and v on their way to attention in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+from students.kernels.window_token.reference import rotated
+
+
+def rotary_token(q, k, v, tables, places, norms) -> Tensor:
+    """See `students.kernels.rotary_token.rotary_token`."""
+    kind = places.keys.dtype
+    q, k, v = (part.to(kind) for part in (q, k, v))
+    if norms is not None:
+        q, k = (_normed(part, weight, norms[2]) for part, weight in ((q, norms[0]), (k, norms[1])))
+    q, k = (rotated(part, *tables, "half") for part in (q, k))
+    places.keys.index_copy_(2, places.place, k[:, :, None])
+    places.values.index_copy_(2, places.place, v[:, :, None])
+    return q[:, :, None]
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)).to(x.dtype)

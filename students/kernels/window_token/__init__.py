@@ -1,0 +1,81 @@
+"""One token of attention over a window that is kept as a ring: rotary embedding, the token's column, softmax, and sinks.
+
+Nothing moves but the token's own key and value, and, where one of the first tokens leaves the window, that one into its
+place among the sinks.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from students.kernels import TYPES, Deferred, pick
+from students.kernels.window_token.reference import attend, held_positions
+from students.kernels.window_token.reference import window_token as reference_token
+from students.shapes import Float, Int
+
+__all__ = ["CHECKED", "Keys", "Norms", "attend", "held_positions", "window_token"]
+
+IMPLEMENTATIONS = {
+    "reference": reference_token,
+    "triton": Deferred("students.kernels.window_token.kernel", "window_token"),
+}
+CHECKED = {"window_token": TYPES}  # types compared with float64 on a GPU
+MOST = 128 * 128  # elements of a head's keys that one program holds
+
+
+class Keys(NamedTuple):
+    """The keys and values that are kept, column i at place i % s; of the sinks, position i at place i. A token of column i
+    has position i + offset in its document; earlier documents' have negative ones. A ring that may turn has one place more
+    than the window, so that the token that leaves is still there when the new one comes.
+
+    window: tokens that a token sees, itself included; None: all that are kept.
+    """
+
+    k: Float[Tensor, "b s kv p"]
+    v: Float[Tensor, "b s kv p"]
+    offset: Int[Tensor, " b"]
+    window: int | None
+    sinks: tuple[Float[Tensor, "b sinks kv p"], Float[Tensor, "b sinks kv p"]] | None = None
+
+
+class Norms(NamedTuple):
+    """The norm on q and k before they are rotated; kind: see `Shape.qk_norm`."""
+
+    q: Float[Tensor, "h p"]
+    k: Float[Tensor, "kv p"]
+    kind: str
+    eps: float
+
+
+def window_token(
+    q: Float[Tensor, "b h p"],
+    k: Float[Tensor, "b kv p"],
+    v: Float[Tensor, "b kv p"],
+    keys: Keys,
+    column: Int[Tensor, " 1"],
+    dtype: torch.dtype,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    rope: tuple[Float[Tensor, "rows 1 r"], Float[Tensor, "rows 1 r"], str] | None = None,
+    norms: Norms | None = None,
+    factors: Float[Tensor, " h"] | None = None,
+    reads: Sequence[int] | None = None,
+) -> Float[Tensor, "b h p"]:
+    """One token's attention, and the token kept.
+
+    Head i reads key head i // (h / kv), or reads[i]. `rope` has cosines, sines and the kind (`Shape.rope`); `factors`
+    multiply each head's output; `dtype` is its type.
+    """
+    heads, elements = (q.shape[1], k.shape[1]), keys.k.shape[1] * q.shape[2]
+    refusal = None
+    if elements > MOST:
+        refusal = f"{keys.k.shape[1]} keys of {q.shape[2]} channels are more than a program holds"
+    elif norms is not None and norms.kind != "rms":
+        refusal = f"its kernel has no norm {norms.kind!r}"
+    elif reads is not None or heads[0] % heads[1]:
+        refusal = "its heads share key heads unevenly"
+    run = pick("window_token", IMPLEMENTATIONS, keys.k, refusal, checked=CHECKED["window_token"])
+    return run(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads)

@@ -1,0 +1,99 @@
+"""Shapes that tests of `window_token` run on, and inputs of these shapes."""
+
+from typing import NamedTuple
+
+import torch
+
+from students.kernels.op import Op, Work, called, flat
+from students.kernels.window_token import Keys, Norms, reference_token
+
+
+class Case(NamedTuple):
+    """Batch, heads, key heads, channels, window (None: all), sinks, rotated channels and how, norm and cap."""
+
+    b: int
+    h: int
+    kv: int
+    p: int
+    window: int | None = 4
+    sinks: int = 0
+    r: int = 0
+    rope: str | None = None
+    norm: bool = False
+    softcap: float | None = None
+
+
+TEST = [
+    Case(1, 4, 2, 8, 4, 2, 8, "half"),
+    Case(2, 3, 3, 6, 5, 3, 4, "pairs", softcap=5.0),
+    Case(2, 4, 1, 8, 3, 0, 6, "half", norm=True),
+    Case(1, 2, 2, 8, None),
+    Case(2, 2, 1, 4, 1, 1),
+]
+BENCH = [
+    Case(1, 32, 8, 64, 64, 4, 64, "half"),
+    Case(3, 9, 3, 64, 64, 4, 64, "half"),
+    Case(2, 16, 8, 128, 100, 4, 128, "half"),
+]
+GPU = [*TEST, *BENCH]
+STEPS = 9
+
+
+def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[Keys, dict]:
+    """Empty keys with room for all tokens of a test that begins at column 0, the rows' texts at columns 0, -2 ..."""
+
+    def zeros(places):
+        return torch.zeros(case.b, places, case.kv, case.p, dtype=dtype, device=device)
+
+    size = STEPS if case.window is None else min(case.window + 1, STEPS)
+    sinks = (zeros(case.sinks), zeros(case.sinks)) if case.sinks else None
+    offset = -2 * torch.arange(case.b, device=device)
+    options = {"scale": case.p**-0.5, "softcap": case.softcap, "factors": torch.randn(case.h, device=device)}
+    weights = (1 + 0.1 * torch.randn(heads, case.p, device=device) for heads in (case.h, case.kv))
+    options["norms"] = Norms(*weights, "rms", 1e-6) if case.norm else None
+    return Keys(zeros(size), zeros(size), offset, case.window, sinks), options
+
+
+def token(case: Case, at: int, dtype: torch.dtype, device: str) -> tuple[tuple, tuple | None]:
+    """q, k and v of a token, and its rotary tables."""
+    parts = tuple(torch.randn(case.b, heads, case.p, device=device) for heads in (case.h, case.kv, case.kv))
+    if case.rope is None:
+        return parts, None
+    angles = at * torch.rand(case.b, 1, case.r // 2, device=device)
+    angles = torch.cat([angles, angles], -1)
+    return parts, (angles.cos(), angles.sin(), case.rope)
+
+
+def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
+    """One token's arguments behind a full window, for benchmarks; nothing has a gradient."""
+    keys, options = draw(case, dtype, device)
+    size = case.window + 1
+
+    def random(like):
+        return torch.randn(like.shape[0], size, *like.shape[2:], device=device).to(dtype)
+
+    keys = keys._replace(k=random(keys.k), v=random(keys.v), offset=keys.offset * 0)
+    (q, k, v), rope = token(case, size, dtype, device)
+    more = {"column": torch.tensor([3 * size], device=device), "dtype": torch.float32, "rope": rope, "reads": None}
+    return {}, flat({"q": q, "k": k, "v": v, "keys": keys} | more | options)
+
+
+def _work(case: Case) -> Work:
+    """Each key and value of the window read once."""
+    size = 4.0 * case.b * case.kv * (case.window + case.sinks) * case.p
+    return Work((size, 2.0 * size * case.h / case.kv), (size, 0.0))
+
+
+OPS = {
+    "window_token": Op(
+        BENCH,
+        draw_flat,
+        reference_token,
+        "students.kernels.window_token.kernel:window_token",
+        _work,
+        small=lambda case: case._replace(window=min(case.window, 9)),
+        call=called,
+        backward=False,
+        place=70,
+    )
+}

@@ -1,0 +1,88 @@
+"""One token of attention on a ring in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+from students.kernels.attention import attend_places
+from students.shapes import Float, Int
+
+
+def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads) -> Tensor:
+    """See `students.kernels.window_token.window_token`."""
+    if norms is not None:
+        q, k = (_normed(part, weight, norms.kind, norms.eps) for part, weight in ((q, norms.q), (k, norms.k)))
+    if rope is not None:
+        q, k = (rotated(part, *rope) for part in (q, k))
+    size = keys.k.shape[1]
+    if keys.sinks is not None:
+        _keep_sink(keys, column)
+    for ring, part in ((keys.k, k), (keys.v, v)):
+        ring.index_copy_(1, column % size, part[:, None].to(ring.dtype))
+    q = q.to(keys.k.dtype)
+    if keys.sinks is None:
+        where = {"last": column, "window": keys.window, "start": -keys.offset}
+        y = attend(q, keys.k, keys.v, scale, softcap, reads, **where)
+    else:
+        held, values, positions = held_positions(keys, column)
+        y = attend(q, held, values, scale, softcap, reads, mask=positions >= 0)
+    return (y if factors is None else y * factors.to(y.dtype)[:, None]).to(dtype)
+
+
+def held_positions(keys, column: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "b s"]]:
+    """Everything that is kept, sinks first: keys, values and positions, negative where there is nothing of the document."""
+    current = (keys.offset + column)[:, None]
+    age = (column - torch.arange(keys.k.shape[1], device=column.device)) % keys.k.shape[1]
+    positions = current - age
+    if keys.sinks is None:
+        return keys.k, keys.v, positions
+    slots = torch.arange(keys.sinks[0].shape[1], device=column.device)[None]
+    slots = torch.where(slots <= current - keys.window, slots, -1)
+    k, v = (torch.cat([sink, ring], 1) for sink, ring in zip(keys.sinks, (keys.k, keys.v), strict=True))
+    return k, v, torch.cat([slots, positions.masked_fill(positions <= current - keys.window, -1)], 1)
+
+
+def attend(
+    q: Float[Tensor, "b h p"],
+    k: Float[Tensor, "b s kv p"],
+    v: Float[Tensor, "b s kv p"],
+    scale: float,
+    softcap: float | None,
+    reads=None,
+    **where,
+) -> Float[Tensor, "b h p"]:
+    """One query a head over the keys that it sees; `where`: see `attend_places`."""
+    if reads is not None:  # indexed by a list, a GPU would wait for the CPU
+        k, v = (torch.stack([part[:, :, head] for head in reads], 2) for part in (k, v))
+    return attend_places(q[:, None], k, v, scale=scale, softcap=softcap, **where)[:, 0]
+
+
+def rotated(x: Float[Tensor, "b h p"], cos: Tensor, sin: Tensor, kind: str) -> Float[Tensor, "b h p"]:
+    """Rotary embedding of one token; kind: see `Shape.rope`."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    if kind == "pairs":
+        across = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, -1)
+        across = torch.cat([-second, first], -1)
+    turned = turned * cos + across * sin
+    return torch.cat([turned, kept], -1) if kept.shape[-1] else turned
+
+
+def _normed(x: Tensor, weight: Tensor, kind: str, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if kind == "layer":
+        wide = wide - wide.mean(-1, keepdim=True)
+    power = wide.square().mean((-2, -1) if kind == "rms_wide" else -1, keepdim=True)
+    return (wide * torch.rsqrt(power + eps) * weight.to(wide.dtype)).to(x.dtype)
+
+
+def _keep_sink(keys, column: Tensor) -> None:
+    """The token that leaves the window goes to the sinks where it is one of the first."""
+    size = keys.k.shape[1]
+    place = (column + 1) % size if size > keys.window else column % size
+    leaves = keys.offset + column - keys.window
+    slots = torch.arange(keys.sinks[0].shape[1], device=column.device)
+    fits = (slots == leaves[:, None])[..., None, None]
+    for sink, ring in zip(keys.sinks, (keys.k, keys.v), strict=True):
+        sink.copy_(torch.where(fits, ring.index_select(1, place), sink))

@@ -1,0 +1,123 @@
+"""One token of the attention mixer where a `Decoder` holds what it keeps: windows are rings, a token writes one column."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from students.cache import MixerState, ScopedState, Turn, empty_place
+from students.kernels.window_token import Keys, Norms, attend, held_positions, window_token
+from students.mixers.entering import Entering, Entry, leaving
+from students.shapes import Float
+
+if TYPE_CHECKING:
+    from students.mixers.mixer import Context
+
+KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
+
+
+class HeldAttention:
+    """Base of `Attention`."""
+
+    def entries(self) -> list[Entry]:
+        if self.borrowed:
+            return []
+        return [Entry(getattr(self, f"{name}_proj")) for name in (("q",) if self.share_kv else ("q", "k", "v"))]
+
+    def token_features(self, entering: Entering, context: "Context") -> Float[Tensor, "b 1 h p"]:
+        heads = [entering(entry)[:, 0].unflatten(-1, (-1, self.head_dim)) for entry in self.entries()]
+        if self.share_kv:
+            return self._token_shared(heads[0], entering.x.dtype, context)
+        return self.token_attend(*heads, entering.x.dtype, context)
+
+    def token_attend(
+        self,
+        q: Float[Tensor, "b h p"],
+        k: Float[Tensor, "b kv p"],
+        v: Float[Tensor, "b kv p"],
+        dtype: torch.dtype,
+        context: "Context",
+    ) -> Float[Tensor, "b 1 h p"]:
+        """The features, in this type, of one token in place."""
+        keys, column = self._keys(context.state), context.turn.column
+        norms = Norms(self.q_norm, self.k_norm, self.qk_norm, self.qk_norm_eps) if self.qk_norm else None
+        y = window_token(
+            q,
+            k,
+            v,
+            keys,
+            column,
+            dtype,
+            scale=self.logit_scale,
+            softcap=self.softcap,
+            rope=(*context.rope, self.rope) if self.rope else None,
+            norms=norms,
+            factors=self.scale,
+            reads=self.reads,
+        )
+        if context.shared is not None:
+            held, values, positions = held_positions(keys, column)
+            context.shared.write(held, values, None, positions)
+        return y[:, None]
+
+    def _token_shared(self, q: Float[Tensor, "b h p"], dtype: torch.dtype, context: "Context") -> Float[Tensor, "b 1 h p"]:
+        """On the keys that an earlier layer has left, the token's own the latest of them."""
+        k, v, _, positions = context.shared.read()
+        q = self._turned(q[:, None], self.q_norm, context)[:, 0]
+        visible = positions >= 0
+        if self.window is not None:
+            visible &= (positions > positions.amax(1, keepdim=True) - self.window) | (positions < self.sinks)
+        y = attend(q.to(k.dtype), k, v, self.logit_scale, self.softcap, mask=visible)
+        return (y * self.scale.to(y.dtype)[:, None]).to(dtype)[:, None]
+
+    def token_out(
+        self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
+    ) -> Float[Tensor, "b 1 d"]:
+        return leaving(self.o_proj, features.flatten(2), residual)
+
+    def _keys(self, state: MixerState | ScopedState) -> Keys:
+        sinks = tuple(state.read(f"sink_{name}") for name in "kv")
+        k, v, offset = (state.read(name) for name in ("k", "v", "offset"))
+        return Keys(k, v, offset, self.window, None if sinks[0] is None else sinks)
+
+    def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
+        """Keys and values become rings with room for these tokens: of the window and one more, so that the token that leaves
+        is there until the next comes. Places for the sinks are made where any token will leave."""
+        kept = {name: state.read(name) for name in KEPT}
+        if kept["k"] is None:  # it shares another layer's
+            return
+        room = kept["k"].shape[1] + tokens
+        size = room if self.window is None else min(room, self.window + 1)
+        offset = kept["positions"][:, -1] + 1 - turn.first
+        if self.sinks and room > self.window and state.read("sink_k") is None:
+            state.write(**{f"sink_{name}": part for name, part in empty_places(kept, self.sinks).items()})
+        state.write(offset=offset, **{name: turn.laid(kept[name], size) for name in "kv"})
+
+    def give_back(self, state: MixerState | ScopedState, turn: Turn, steps: int) -> None:
+        documents, positions = state.read("documents"), state.read("positions")
+        if documents is None:
+            return
+        seen = documents.shape[1] + steps
+        kept = seen if self.window is None else min(seen, self.window)
+        state.write(**{name: turn.taken(state.read(name), kept, steps) for name in "kv"})
+        state.drop("offset")
+        latest = positions[:, -1:] + steps
+        last = torch.zeros_like(latest) if state.last_document is None else state.last_document[:, None]
+        if self.sinks and seen <= self.window > documents.shape[1]:  # nothing has left
+            for name in KEPT:
+                state.drop(f"sink_{name}")
+        elif self.sinks and steps:
+            slots = torch.arange(self.sinks, device=latest.device)
+            left = slots <= latest - self.window
+            sinks = (state.read(f"sink_{name}") for name in ("documents", "positions"))
+            documents_of, positions_of = (torch.where(left, *part) for part in zip((last, slots), sinks, strict=True))
+            state.write(sink_documents=documents_of, sink_positions=positions_of)
+        coming = latest - torch.arange(steps - 1, -1, -1, device=latest.device)
+        documents = torch.cat([documents, last.expand(-1, steps)], 1)[:, -kept:]
+        positions = torch.cat([positions, coming], 1)[:, -kept:]
+        state.write(documents=documents.contiguous(), positions=positions.contiguous())
+
+
+def empty_places(like: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """So many places without a token in each part of a state."""
+    return {name: part.new_full((part.shape[0], count, *part.shape[2:]), empty_place(name)) for name, part in like.items()}
