@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -47,11 +49,12 @@ class _Shown(logging.Formatter):
         return printable(super().format(record))
 
 
-def _run() -> None:
-    """The verb. Of several processes the first says at once what ends it; the others wait, as what ends them is mostly the
-    same, or that the first is gone, and whoever started them ends them when that one is."""
+@contextmanager
+def _first_speaks() -> Iterator[None]:
+    """Of several processes the first says at once what ends it; the others wait, as what ends them is mostly the same, or
+    that the first is gone, and whoever started them ends them when that one is."""
     try:
-        app(prog_name="distill")  # also where it is called by python -m
+        yield
     except Exception:
         if processes.rank():
             time.sleep(PATIENCE)
@@ -62,7 +65,8 @@ def entry() -> None:
     """The program: user errors end in one message and exit code 2, without a traceback unless asked for."""
     debug = "--debug" in sys.argv
     try:
-        _run()
+        with _first_speaks():
+            app(prog_name="distill")  # also where it is called by python -m
     except Interrupted as reason:
         print(f"stopped: {reason}", file=sys.stderr)
         sys.exit(3)

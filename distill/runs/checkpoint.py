@@ -92,6 +92,7 @@ class _Schema(Record):
     files: dict[Name, str] = {}
     seconds: float = 0.0
     recipe: str = ""
+    processes: Whole = 0
     digest: str = ""
 
 

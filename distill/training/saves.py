@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 from torch import nn
 
 from distill.errors import UserError
@@ -140,10 +141,12 @@ class Saves:
         before, now = state.processes, self.accelerator.num_processes
         if before and before != now:
             self.console.print(
-                f"  [yellow]warning[/]: the steps so far were taken with processes={before}, and this goes on with "
-                f"processes={now}: gradients are summed in another order, so the student will differ in its last bits from "
-                "that of a run with one number of processes",
-                highlight=False,
+                Text.assemble(
+                    ("  warning", "yellow"),
+                    f": the steps so far were taken with processes={before}, and this goes on with processes={now}: "
+                    "gradients are summed in another order, so the student will differ in its last bits from "
+                    "that of a run with one number of processes",
+                )
             )
 
     def restore(self, state: RunState, this: StageRun) -> None:

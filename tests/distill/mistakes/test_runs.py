@@ -236,9 +236,15 @@ def test_students(copied_place, refuse, verb, name):
         (["generate", "out/../text", "hello"], ["has no finished student"]),
         (["generate", "runs/finished", ""], ["the prompt '' holds no token", "give it a word"]),
         (["generate", "runs/finished", "hello", "--chat"], ["has no chat template; leave out --chat"]),
-        (["generate", "runs/finished", "hello", "--tokens", "0"], ["--tokens is 0; ask for 1 to 1,048,576"]),
+        (
+            ["generate", "runs/finished", "hello", "--tokens", "0"],
+            ["--tokens is 0; it takes a whole number from 1 to 1,048,576"],
+        ),
         (["generate", "runs/finished", "hello", "--prefill-chunk", "0"], ["--prefill-chunk is 0"]),
-        (["generate", "runs/finished", "hello", "--temperature", "-1"], ["--temperature is -1", "0 (the likeliest"]),
+        (
+            ["generate", "runs/finished", "hello", "--temperature", "-1"],
+            ["--temperature is -1.0; it takes 0 or a number from 0.001 to 1,000"],
+        ),
     ],
     ids=lambda value: " ".join(value) if value[0] in ("eval", "export", "generate") else None,
 )

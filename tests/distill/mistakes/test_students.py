@@ -186,7 +186,8 @@ DAMAGES = {
     ),
     "an option of another type": (mixer(d_conv="4"), ["mixer discrete_mamba2: d_conv is '4', which is no int"]),
     "an option without end": (mixer(window={"size": 10**30}), ["layout.mixers.M.window.size is 10000000000"]),
-    "a state without end": (mixer(d_state=10**8), ["by config.json the model has", "but its files hold 52,808"]),
+    "far more than its files": (mixer(d_state=16_384), ["by config.json the model has", "but its files hold 52,808"]),
+    "a state without end": (mixer(d_state=10**8), ["d_state is 100000000, which is too large"]),
     "another place": (entry(lambda found: found["place"].update(layers="model.layerz")), ["model.layerz.*.self_attn"]),
     "no module's place": (entry(lambda found: found["place"].update(name="__class__")), ["model.layers.*.__class__, but"]),
     "heads that are text": (attention(n_heads="4"), ["attention.n_heads is '4'; it should be a whole number from 1"]),
@@ -243,7 +244,7 @@ def test_damaged_students_are_not_judged(place, student, refuse):
     refuse(place, ["eval", student], ["weights that are not finite", UP])
     weights(lambda tensors: tensors[UP][0].fill_(1.0))(student)
     entry(lambda found: found.update(selected={"by": 3}))(student)
-    refuse(place, ["eval", student], ["`selected` in the `distill` entry of config.json: by is 3"])
+    refuse(place, ["eval", student], ["config.json's distill: selected.by is 3"])
 
 
 def generates(arguments, monkeypatch, capsys):
@@ -275,12 +276,15 @@ def test_students_load_through_installed_code(place, student, monkeypatch, capsy
         ([""], ["the prompt '' holds no token to go on from"]),
         (["word " * 600], ["the prompt is ", "tokens, but ", "has positions for 512; give it a shorter one"]),
         (["a river", "--tokens", "600"], ["--tokens is 600 behind a prompt of", "has positions for 512; make it 5"]),
-        (["a river", "--tokens", "0"], ["--tokens is 0; ask for 1 to 1,048,576"]),
-        (["a river", "--tokens", "-3"], ["--tokens is -3; ask for 1 to 1,048,576"]),
-        (["a river", "--tokens", "1000000000000"], ["--tokens is 1000000000000; ask for 1 to 1,048,576"]),
+        (["a river", "--tokens", "0"], ["--tokens is 0; it takes a whole number from 1 to 1,048,576"]),
+        (["a river", "--tokens", "-3"], ["--tokens is -3; it takes a whole number from 1 to 1,048,576"]),
+        (
+            ["a river", "--tokens", "1000000000000"],
+            ["--tokens is 1000000000000; it takes a whole number from 1 to 1,048,576"],
+        ),
         *(
-            (["a river", f"--temperature={value}"], [f"--temperature is {said}; it is 0 (the likeliest token), or a number"])
-            for value, said in (("-1", "-1"), ("nan", "nan"), ("inf", "inf"), ("1e-40", "1e-40"), ("1e30", "1e+30"))
+            (["a river", f"--temperature={value}"], [f"--temperature is {said}; it takes 0 or a number from 0.001 to 1,000"])
+            for value, said in (("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("1e-40", "1e-40"), ("1e30", "1e+30"))
         ),
         (["a river", "--chat"], ["has no chat template; leave out --chat"]),
     ],
