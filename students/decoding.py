@@ -7,7 +7,7 @@ captures the forward pass once; each token is then one launch. The same function
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -25,7 +25,6 @@ from students.rotary import LengthRules
 from students.shapes import Bool, Float, Int
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
-WARM_UP = 1  # run on the stream of the capture before the one that is watched: libraries allocate at the first
 OWN_MASKS = ("bloom", "gpt_neo")  # model types that would read the ring's size as the text's length
 _log = logging.getLogger(__name__)
 KINDS = {False: "full_attention", True: "sliding_attention"}  # of masks, where a model takes one of each
@@ -92,23 +91,22 @@ class Decoder:
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
         held = [layer for layer in cache.layers if isinstance(layer, StaticKeys)]
-        self._serve(Held(held) if held else None)
+        self._held, self._tried = (Held(held), False) if held else (None, True)
         if device.type == "cuda" if graph is None else graph:
             self._capture(device)
 
-    def _serve(self, held: Held | None) -> None:
-        """Let kept attention read what is there alone, if a token that is tried shows that all of it can."""
-        self._held = held
-        if held is None:
-            return
-        try:
-            with self._undone():
-                self._step()
-        except Unserved as reason:
-            _log.info("%s decodes with its own attention: %s", type(self.model).__name__, reason)
-            self._held = None
-        else:
-            self._held = held if held.all_asked() else None
+    def _first(self) -> Float[Tensor, "b v"]:
+        """The first token: kept attention reads what is there alone, unless it turns out that some of it cannot."""
+        with self._undone(unless=lambda: self._held is not None):
+            try:
+                logits = self._step()
+            except Unserved as reason:
+                _log.info("%s decodes with its own attention: %s", type(self.model).__name__, reason)
+                self._held = None
+            else:
+                self._held = self._held if self._held.all_asked() else None
+        self._tried = True
+        return self._step() if self._held is None else logits
 
     @torch.no_grad()
     def __call__(self, token: Int[Tensor, "b 1"]) -> Float[Tensor, "b v"]:
@@ -121,7 +119,7 @@ class Decoder:
             raise ValueError("all the tokens that this decoder was made for have come; make it for more")
         self.token.copy_(token)
         if self.graph is None:
-            logits = self._step()
+            logits = self._step() if self._tried else self._first()
         else:
             self.graph.replay()
             logits = self._logits.clone()
@@ -199,9 +197,10 @@ class Decoder:
         experts = experts_for_decoding(self.model)
         with torch.cuda.stream(stream), experts, no_autocast_cache():
             try:
-                for run in range(WARM_UP + 1):
-                    with self._undone(), watched(self.model) if run == WARM_UP else nullcontext():
-                        self._step()
+                with self._undone():  # kernels compile and libraries allocate
+                    self._step() if self._tried else self._first()
+                with self._undone(), watched(self.model):
+                    self._step()
                 graph = torch.cuda.CUDAGraph()
                 recorded = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
                 with self._undone(), explained(self.model), recorded:
@@ -211,14 +210,14 @@ class Decoder:
         self.graph = graph
 
     @contextmanager
-    def _undone(self) -> Iterator[None]:
+    def _undone(self, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Take back what a token writes in the block, but for its keys: those the token that follows writes anew."""
         written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
         before = [part.clone() for part in written]
         try:
             yield
         finally:
-            for part, old in zip(written, before, strict=True):
+            for part, old in () if unless() else zip(written, before, strict=True):
                 part.copy_(old)
 
 
