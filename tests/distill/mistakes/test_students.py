@@ -186,7 +186,7 @@ DAMAGES = {
     ),
     "an option of another type": (mixer(d_conv="4"), ["mixer discrete_mamba2: d_conv is '4', which is no int"]),
     "an option without end": (mixer(window={"size": 10**30}), ["layout.mixers.M.window.size is 10000000000"]),
-    "far more than its files": (mixer(d_state=16_384), ["conv1d.bias has the shape [96], but by config.json it is [131104]"]),
+    "far more than its files": (mixer(d_state=16_384), ["has the shape [96], but by config.json it is [131104]"]),
     "a state without end": (mixer(d_state=10**8), ["d_state is 100000000, which is too large"]),
     "another place": (entry(lambda found: found["place"].update(layers="model.layerz")), ["model.layerz.*.self_attn"]),
     "no module's place": (entry(lambda found: found["place"].update(name="__class__")), ["model.layers.*.__class__, but"]),
