@@ -69,5 +69,5 @@ def _token(
         tl.store(keys + b * tkb + h * tkh + at * tks + p, y.to(keys.dtype.element_ty), mask=p < P)
     else:
         h -= H + KV
-        y = tl.load(v + b * svb + h * svh + p, mask=p < P, other=0.0)
+        y = tl.load(v + b * svb + h * svh + p, mask=p < P, other=0.0).to(tl.float32)  # of one type in every branch
         tl.store(values + b * tvb + h * tvh + at * tvs + p, y.to(values.dtype.element_ty), mask=p < P)
