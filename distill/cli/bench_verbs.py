@@ -8,6 +8,7 @@ import typer
 import distill
 from distill.cli.arguments import Json, Overrides, names_of
 from distill.cli.output import check_json, quiet_libraries, table_console, write_json
+from distill.ranges import CHUNK
 
 app = typer.Typer(
     help="Measure speed on this machine: kernels, training steps, trained layouts, or generation.", no_args_is_help=True
@@ -89,7 +90,10 @@ def generation(
             autocompletion=_protocols,
         ),
     ] = None,
-    prefill_chunk: Annotated[int | None, typer.Option(help="Columns of a prompt at a time; by memory by default.")] = None,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(help="Columns of a prompt at a time; by memory by default.", callback=CHUNK.option("--prefill-chunk")),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Time first tokens and decoding of a recipe's teacher and student with random weights, before anything is trained."""

@@ -53,7 +53,7 @@ class Writer:
         """How many are written."""
         return self._arrays["starts"].count + len(self._starts)
 
-    def add(self, label: str, *parts: Sequence[int]) -> None:
+    def add(self, label: str, *parts: Sequence[int] | np.ndarray) -> None:
         """Write a document, its end included: token ids, in one part or more."""
         self._starts.append(self.tokens)
         self._labels.append(self._names.setdefault(label, len(self._names)))

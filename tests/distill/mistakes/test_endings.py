@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 
 import distill
@@ -152,7 +153,7 @@ def test_what_eval_finds_while_a_run_is_judged_is_kept(copied_place, monkeypatch
     folder.change("evaluations.json", lambda evaluations: evaluations.pop("final"))
 
     def meanwhile(*arguments, **keywords):
-        add_judgement(folder, {**final, "suite": "quick", "target": "x"}, None)
+        add_judgement(folder, {**final, "suite": "quick", "target": "x"}, Console(quiet=True))
         return final
 
     monkeypatch.setattr(ending, "judge_session", meanwhile)

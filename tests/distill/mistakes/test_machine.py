@@ -67,7 +67,7 @@ def test_out_of_memory_in_a_stage(copied_place, monkeypatch, refuse, stage, meth
         (
             ["run", "tiny.yaml"],
             "distill.text.preparation._write",
-            ["preparing the text of data.heldout", "the size of its files"],
+            ["data.heldout: preparing the text ran out of memory", "lower data.longest_document"],
         ),
         (["eval", "runs/finished"], "distill.evaluation.judging.judge_all", ["judging runs/finished", "--suite (now quick"]),
         (["generate", "runs/finished", "hi"], "distill.generation.load_student", ["generating with", "--tokens (now 64)"]),
@@ -141,7 +141,7 @@ def test_a_read_only_disk(place, small_disk, refuse):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     refuse(place, ["run", "half.yaml", "--runs", small_disk / "runs"], [os.strerror(errno.EROFS), "--runs"])
     refuse(place, ["export", "runs/finished", "--out", small_disk / "out"], [os.strerror(errno.EROFS), "another folder"])
-    refuse(place, ["recipes", "cp", "quickstart", small_disk], [os.strerror(errno.EROFS), "name another file or folder"])
+    refuse(place, ["recipes", "cp", "quickstart", small_disk], [os.strerror(errno.EROFS), "use another folder"])
     refuse(place, ["eval", "runs/finished", "--json", small_disk / "n.json"], [os.strerror(errno.EROFS)])
 
 

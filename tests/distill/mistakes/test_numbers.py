@@ -244,8 +244,8 @@ def test_options(place, refuse, arguments, parts):
 
 
 def test_the_python_api_says_the_same(place):
-    with pytest.raises(UserError, match="--tokens is '5'; it takes a whole number from 1"):
-        distill.generate("runs/finished", "x", tokens="5")
+    with pytest.raises(UserError, match="--tokens is 0; it takes a whole number from 1"):
+        distill.generate("runs/finished", "x", tokens=0)
     with pytest.raises(UserError, match="--temperature is nan"):
         distill.generate("runs/finished", "x", temperature=math.nan)
     with pytest.raises(UserError, match="--keep is True"):

@@ -124,8 +124,8 @@ def test_files_that_are_no_recipe(place, tmp_path, refuse, verb, name):
     [
         (["run", "no-such-recipe"], ["there is no recipe 'no-such-recipe'", "of the shipped ones"]),
         (["plan", "runs"], ["there is no recipe 'runs': no such file"]),
-        (["recipes", "show", "quickstat"], ["there is no recipe 'quickstat'", "did you mean 'quickstart'"]),
-        (["recipes", "cp", "quickstrat"], ["there is no recipe 'quickstrat'", "did you mean 'quickstart'"]),
+        (["recipes", "show", "quickstat"], ["there is no shipped recipe 'quickstat'", "did you mean 'quickstart'"]),
+        (["recipes", "cp", "quickstrat"], ["there is no shipped recipe 'quickstrat'", "did you mean 'quickstart'"]),
         (["recipes", "cp", "quickstart", "tiny.yaml"], ["tiny.yaml exists already", "name another file"]),
         (["recipes", "cp", "quickstart", "tiny.yaml/x.yaml"], ["tiny.yaml/x.yaml could not be written", "name another"]),
         (["run", "tiny.yaml", "trackers=[dvclive]"], ["dvclive", "pip install"]),
