@@ -74,7 +74,7 @@ def prefill(
 @torch.no_grad()
 def hidden_states(
     model: PreTrainedModel, input_ids: Int[Tensor, "b t"], cache: Cache, *, last: bool = False, chunk: int | None = None
-) -> Float[Tensor, "b t d"]:
+) -> Float[Tensor, "b s d"]:
     """Put a prompt into a cache likewise; its last hidden states, `last`: of its last column alone."""
     found: list[Tensor] = []
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from distill.errors import UserError, brief, named
 from distill.text import json_file
@@ -223,7 +222,7 @@ def _plain(reading: Reading) -> Iterator[str]:
     copy.unlink()
 
 
-def _block(reading: Reading, stream: BinaryIO) -> bytes:
+def _block(reading: Reading, stream: io.BufferedIOBase) -> bytes:
     with explained(reading.file.path, reading.where, Place("row")):
         return stream.read(BLOCK)
 

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from distill.errors import UserError, named
 from teachers.cache import CacheError
@@ -24,7 +23,7 @@ class CutOffError(EOFError):
 
 
 @contextmanager
-def unpacked(path: str | Path, where: str) -> Iterator[BinaryIO]:
+def unpacked(path: str | Path, where: str) -> Iterator[io.BufferedIOBase]:
     """A file's bytes as a stream, unpacked as its first bytes say.
 
     Raises:
@@ -46,7 +45,7 @@ def unpacked(path: str | Path, where: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _opened(path: str | Path, packing: str | None) -> BinaryIO:
+def _opened(path: str | Path, packing: str | None) -> io.BufferedIOBase:
     if packing == "zst":
         return io.BufferedReader(_Zstandard(path))
     return {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open, None: open}[packing](path, "rb")
