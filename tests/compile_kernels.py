@@ -1,9 +1,9 @@
 """`make test-compile`: the kernels of decoding compiled for a Hopper GPU, on any machine.
 
 The interpreter, which the suite runs kernels in, accepts what Triton's compiler refuses: a variable of two types in two
-branches, for one. Here tiny teachers and students of every layout decode two tokens. Each launch compiles its kernel for
-compute capability 9.0 with the installed Triton and runs nothing; outputs are whatever the memory held. It needs no GPU, and is a
-program of its own: Triton decides when it is imported whether it interprets.
+branches, for one. Here tiny teachers and students of every layout decode two tokens. A launch compiles its kernel for
+compute capability 9.0 with the installed Triton and runs nothing; outputs are whatever the memory held. It needs no GPU, and
+is a program of its own: Triton decides when it is imported whether it interprets.
 
     python -m tests.compile_kernels [LAYOUT]...     layouts of distill.benchmarks.layouts, or "teacher"; all by default
 """
