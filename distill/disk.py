@@ -35,14 +35,27 @@ def writing(what: str | Path, fix: str = FIX) -> Iterator[None]:
         raise UserError(f"{what} could not be written ({reason}); {fix}") from error
 
 
+def check_name(path: Path) -> None:
+    """Refuse a name that no file can have, or that is no UTF-8, which libraries that write there cannot spell.
+
+    Raises:
+        UserError: naming it.
+    """
+    if "\0" in str(path):
+        raise UserError(f"{path} is no name that a file can have; name another")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} is no UTF-8 at character {error.start + 1}; name another folder or file") from error
+
+
 def refuse_link(path: Path) -> None:
     """Refuse to write where a link stands: it could lead anywhere.
 
     Raises:
         UserError: naming the link and where it leads.
     """
-    if "\0" in str(path):
-        raise UserError(f"{path} is no name that a file can have; name another")
+    check_name(path)
     if path.is_symlink():
         raise UserError(
             f"{path} is a link to {os.readlink(path)}, and nothing is written through links; take it away, or use another "

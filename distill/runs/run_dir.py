@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill.disk import append_line, refuse_link, sweep, write_text
+from distill.disk import append_line, check_name, refuse_link, sweep, write_text
 from distill.errors import UserError, reason_of
 from distill.reading import read_json, read_lines, read_text
 from distill.recipe import Recipe, parse
@@ -58,7 +58,8 @@ class RunDir:
 
     @staticmethod
     def path_of(recipe: Recipe, runs: Path) -> Path:
-        """Where a recipe's folder is, whether it exists or not."""
+        """Where a recipe's folder is, whether it exists or not; a UserError names folders that are no UTF-8."""
+        check_name(runs)
         return runs / f"{recipe.name}-{recipe.fingerprint}"
 
     @classmethod

@@ -121,10 +121,14 @@ def _json(path: Path):
         return None
 
 
+# What `plan` cannot know without `--check`: it reads the teacher's config alone.
+NEEDS_TEACHER = ("the tokenizer has no token",)
+
+
 def disagreement(planned: Outcome, ran: Outcome) -> list[Finding]:
     """Where plan and run do not say the same of an input."""
     error = ran.error or planned.error or {}
-    if planned.code == 0 and ran.code == 2:
+    if planned.code == 0 and ran.code == 2 and not any(part in ran.said for part in NEEDS_TEACHER):
         return [Finding("plan accepts, run refuses", error.get("type", ""), error.get("frame", ""), ran.said.strip()[-300:])]
     if planned.code == 2 and ran.code in (0, 3):
         return [Finding("plan refuses, run accepts", error.get("type", ""), error.get("frame", ""), planned.said[-300:])]
