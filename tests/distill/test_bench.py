@@ -87,7 +87,14 @@ def test_steps_of_every_stage(tmp_path, monkeypatch, capsys):
     config = json.loads((shipped_folder() / "configs/smollm2-135m-instruct.json").read_text()) | SMALL
     (tmp_path / "tiny.json").write_text(json.dumps(config))
     monkeypatch.setattr(steps, "teacher_config", lambda recipe: AutoConfig.from_pretrained(tmp_path / "tiny.json"))
-    sets = ["pattern=AM", "device=cpu", "data.seq_len=32", "data.batch=2", "stages.orient.batch=2"]
+    sets = [
+        "pattern=AM",
+        "device=cpu",
+        "data.seq_len=32",
+        "data.batch=2",
+        "stages.orient.batch=2",
+        "evaluation.passkey=[64]",
+    ]
     result = steps.run(load("smollm2-135m_mamba2-hybrid", sets))
     assert [row["stage"] for row in result["rows"]] == ["orient", "align", "imitate"]
     assert all(row["tokens_per_second"] > 0 and row["kernels"] == "reference" for row in result["rows"])

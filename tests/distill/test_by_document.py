@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,14 +25,16 @@ from distill.output_head import full_products, generating_wide, wide_head, wide_
 from distill.recipe import EvaluationOptions
 from distill.recipe_file import check
 from distill.reports import headline_cells
-from distill.runs.session import Session, _check_scored
+from distill.runs.session import Session, _check_tokens
 from distill.selection.layers import TaskOptions
 from distill.selection.measures import Material
 from distill.selection.options import Options
 from distill.strict_json import dumps
 from distill.text.by_document import DocumentWindows, selection_begins
 from distill.text.heldout import Heldout
+from distill.text.windows import Windows
 from students.config import Layout
+from tests.distill.prepared_folders import write
 
 BRANCHED = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
 
@@ -84,9 +87,16 @@ def test_a_part_ends_where_it_says(tmp_path):
 def test_text_without_a_token_to_score_is_refused(tmp_path, tiny_recipe):
     with pytest.raises(UserError, match="no token to score among 3: each of its documents is one token long"):
         list(DocumentWindows(prepared(tmp_path, [1, 1, 1]), 8).batches(8, 1))
-    _check_scored(prepared(tmp_path, [1, 2, 1]), "data.train")
+    many = SimpleNamespace(get_vocab=lambda: {"last": 3})
+    for name, starts in (("scored", [0, 1, 3]), ("single", [0, 1, 2]), ("beyond", [0, 1, 3])):
+        (tmp_path / name).mkdir()
+        tokens = np.arange(starts[-1] + 1, dtype=np.uint16) + (name == "beyond")
+        write(tmp_path / name, tokens, np.asarray(starts), [0, 0, 0], ["one"])
+    _check_tokens(Windows(tmp_path / "scored", 2, None), many, "data.train")
     with pytest.raises(UserError, match=r"data\.train: no token of this text can be scored: each of its 3 documents"):
-        _check_scored(prepared(tmp_path, [1, 1, 1]), "data.train")
+        _check_tokens(Windows(tmp_path / "single", 2, None), many, "data.train")
+    with pytest.raises(UserError, match="has a token 4, but the tokenizer's last one is 3"):
+        _check_tokens(Windows(tmp_path / "beyond", 2, None), many, "data.train")
     (tmp_path / "ends.jsonl").write_text('{"text": "<end>"}\n' * 400)  # nothing but ends of documents
     for part in ("train", "heldout"):
         data = {**tiny_recipe["data"], part: [{"path": str(tmp_path / "ends.jsonl")}]}
@@ -242,12 +252,25 @@ def test_measurements_on_other_words_are_not_mixed(tmp_path):
     from distill.runs.run_dir import RunDir
     from distill.selection.measurer import MATERIAL, Records
 
-    old = {"facts": {"teacher": "t"}, "measured": {"layer 1": {"kl": {"kl": 1.0}}}}
+    old = {"facts": {"teacher": "t"}, "measured": {"layer 1": {"kl": {"kl": 1.0, "tokens": 8, "seconds": 0.1}}}}
     RunDir(tmp_path).write("selection.json", old)
     with pytest.raises(UserError, match="the material is not the one that was measured there"):
         Records(RunDir(tmp_path), {"teacher": "t", MATERIAL: "now"}, writes=False)
-    RunDir(tmp_path).write("selection.json", {**old, "chosen": {"by": "kl"}})
-    assert Records(RunDir(tmp_path), {"teacher": "t", MATERIAL: "now"}, writes=False).content["chosen"] == {"by": "kl"}
+    model = {"recalled": 1.0, "choice": 1.0, "kl": 0.1, "agreement": 0.9, "passkey": 1.0}
+    cost = {"tokens": 8, "seconds": 0.1, "predicted_seconds": 0.1}
+    chosen = {
+        "by": "kl",
+        "options": {},
+        "pattern": "A",
+        "mixers": {},
+        "layers": [0],
+        "heads": None,
+        "ranking": [],
+        "note": "",
+    }
+    chosen |= {"models": {"teacher": model, "chosen": model, "even": model}, "cost": cost}
+    RunDir(tmp_path).write("selection.json", {**old, "chosen": chosen})
+    assert Records(RunDir(tmp_path), {"teacher": "t", MATERIAL: "now"}, writes=False).content["chosen"] == chosen
 
 
 def test_what_selected_a_layout_is_in_sample(tiny_recipe, tmp_path, monkeypatch):
@@ -367,12 +390,12 @@ def test_a_file_is_kept_when_what_is_new_is_no_json(judged_run, tmp_path):
     from distill.runs.run_dir import RunDir
 
     folder = RunDir(tmp_path)
-    folder.write("evaluations.json", {"final": 1})
+    folder.write("evaluations.json", {"final": {"target": "x"}})
     with pytest.raises(UserError, match=r"evaluations\.json cannot hold kl: it is nan"):
         folder.write("evaluations.json", {"kl": math.nan})
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot hold loss: it is inf"):
         folder.log(loss=math.inf)
-    assert folder.read("evaluations.json") == {"final": 1} and folder.metrics() == []
+    assert folder.read("evaluations.json") == {"final": {"target": "x"}} and folder.metrics() == []
 
 
 def test_a_selection_refuses_to_rank_by_nan(tiny_recipe, tmp_path, monkeypatch):

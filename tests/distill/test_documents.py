@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from tokenizers import processors
+from transformers import PretrainedConfig
 
 from distill.evaluation.tasks import marked
 from distill.generation import _encode
@@ -128,7 +129,7 @@ def test_a_tokenizer_with_another_template_prepares_again(make, tmp_path, monkey
 def asked(tokenizer):
     """As much of a teacher as scoring reads."""
     teacher = object.__new__(Teacher)
-    teacher.model, teacher.tokenizer = SimpleNamespace(config=None), tokenizer
+    teacher.model, teacher.tokenizer = SimpleNamespace(config=PretrainedConfig()), tokenizer
     return teacher
 
 
