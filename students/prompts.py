@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -95,7 +95,7 @@ def new_cache(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def widest_row(model: PreTrainedModel) -> int:
+def widest_row(model: nn.Module) -> int:
     """Tokens of one text that go through a model at once by default."""
     weight = model.get_input_embeddings().weight
     return chunk_columns(model.config, 1, weight.device, weight.element_size())

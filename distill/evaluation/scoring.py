@@ -78,7 +78,7 @@ def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t
     compute on 131k tokens takes more memory than the model.
     """
     which = teacher.model if model is None else model
-    if not torch.is_grad_enabled() and ids.shape[1] > widest_row(which) and _caches(which):
+    if not torch.is_grad_enabled() and _caches(which) and ids.shape[1] > widest_row(which):
         return hidden_states(which, ids, new_cache(which))
     if model is not None:
         return model.hidden(ids, None)

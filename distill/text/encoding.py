@@ -44,7 +44,7 @@ class Documents:
         self._frame = {*ends, tokenizer.bos_token_id}
         self._turns = _turns(tokenizer)
 
-    def __call__(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+    def __call__(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """The documents of a row, each opened as the tokenizer opens a text and with the end that it has; empty ones are
         left out."""
         ids, begin = self._opened(np.asarray(ids)), 0

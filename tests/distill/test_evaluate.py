@@ -217,7 +217,7 @@ def test_mistakes_in_files_and_names(teacher, task_folder, tmp_path, monkeypatch
     with pytest.raises(UserError, match="pip install"):
         task_source("harness")
     (task_folder / "piqa.jsonl").write_text('{"ctx": "a"}\n')
-    with pytest.raises(UserError, match=r"piqa.jsonl, line 1, is not in the form of piqa: KeyError 'choices'"):
+    with pytest.raises(UserError, match=r"piqa.jsonl, line 1, is not in the form of piqa: choices is missing"):
         tasks.row(teacher, None, None, suite_of(task_folder, tasks=("piqa",)))
     (task_folder / "piqa.jsonl").write_text('{"ctx": ')
     with pytest.raises(UserError, match=r"piqa.jsonl cannot be read"):

@@ -22,7 +22,7 @@ from distill.runs import checkpoint
 from distill.runs.stopper import Stopper
 from distill.stages import STAGES, stages_of
 from distill.stages.stage import Stage, StageOptions
-from distill.training import pipeline, runner
+from distill.training import ending, pipeline, trainer
 from distill.training.twin import twin_recipe
 from students.config import Layout
 from students.model import StudentMixin
@@ -267,8 +267,14 @@ def test_fresh_starts_again(stopped):
     assert (go(entries, runs, fresh=True).path / "student").exists()
 
 
-def test_a_loss_that_is_no_number(tiny_recipe, tmp_path):
-    tiny_recipe["stages"][2]["align"] |= {"lr": 1e30, "clip": None}
+def test_a_loss_that_is_no_number(tiny_recipe, tmp_path, monkeypatch):
+    def spoil(optimizer, factor):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e30
+
+    monkeypatch.setattr(trainer, "set_rates", spoil)
+    tiny_recipe["stages"] = [stage for stage in tiny_recipe["stages"] if {"initialise", "align"} & set(stage)]
+    tiny_recipe["stages"][1]["align"] |= {"clip": None}
     with pytest.raises(
         UserError, match=r"stage align: the (loss of layer_\d+|gradient).*step \d.*The same recipe would come to this again"
     ):
@@ -325,7 +331,7 @@ def test_nothing_of_a_stage_outlives_it(tiny_recipe, tmp_path, monkeypatch):
 
     watch(pipeline, "fidelity", torch.optim.AdamW)
     watch(pipeline.Pipeline, "_begin", torch.optim.AdamW)
-    watch(runner, "judge_session", StudentMixin)
+    watch(ending, "judge_session", StudentMixin)
     go(tiny_recipe | {"twin": True}, tmp_path)
     assert set(seen["fidelity"]) == set(seen["_begin"]) == {0} and len(seen["_begin"]) == 4 + 3
     assert seen["judge_session"] == [1]

@@ -35,7 +35,9 @@ def sizes(entries):
         return {"num_hidden_layers": 3}
     if not any("keep" in options for options in entries["mixers"].values()):
         blocks = max(options.get("blocks", 1) for options in entries["mixers"].values())
-        return {"num_hidden_layers": max(blocks * len(entries["pattern"]), 2)}
+        windows = [options.get("window") for options in entries["mixers"].values()]
+        window = max([1, *(size for size in windows if isinstance(size, int))])
+        return {"num_hidden_layers": max(blocks * len(entries["pattern"]), 2), "max_position_embeddings": max(256, window)}
     config = json.loads((shipped_folder() / "configs" / f"{snapshot(entries['teacher'])}.json").read_text())
     same = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     return {key: config[key] for key in same} | {"hidden_size": 8 * config["num_attention_heads"]}

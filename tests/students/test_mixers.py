@@ -27,8 +27,8 @@ FURTHER = {
     "mamba2": [{"expand": 1}, {"n_groups": 2}, {"n_groups": 1, "d_state": 4}, {"lag": 3}],
     "rg_lru": [{"d_conv": 2}],
     "gated_deltanet": [{"d_conv": 2}],
-    "gla": [{"gate_rank": 30}],
-    "longhorn": [{"d_state": 4, "beta_rank": 30}, {"d_conv": 2}],
+    "gla": [{"gate_rank": 20}],
+    "longhorn": [{"d_state": 4, "beta_rank": 20}, {"d_conv": 2}],
     "retention": [{"decay": "lightning"}, {"rope": False}],
     "shared_attention": [{"rank": 0}, {"rank": 3, "start": "central", "window": 7, "sinks": 2}],
     "split_heads": [

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PretrainedConfig
 
 import students
 from students.static_cache import GraphError
@@ -83,7 +83,8 @@ def test_a_dynamic_embedding_forgets_longer_texts():
 
 def test_lengths_that_a_teacher_serves():
     def served(known, **rope):
-        config = SimpleNamespace(max_position_embeddings=known, rope_parameters=rope)
+        config = PretrainedConfig()
+        config.max_position_embeddings, config.rope_parameters = known, rope
         teacher = object.__new__(Teacher)
         teacher.model = SimpleNamespace(config=config)
         return teacher.positions()
