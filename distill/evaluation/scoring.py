@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from distill.evaluation.nonfinite import NotFinite, blame
 from distill.output_head import wide_head, wide_logits
@@ -88,7 +89,7 @@ def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t
 def _caches(model: nn.Module) -> bool:
     """Whether a cache serves a model: not where something stands in a student's slots, as switches do."""
     if not hasattr(model, "new_cache"):
-        return True
+        return isinstance(model, PreTrainedModel)
     layers = model.get_submodule(model.place.layers)
     return all(isinstance(getattr(layers[index], model.place.name), MixerSlot) for index in model.layout.converted)
 
