@@ -14,7 +14,6 @@ and attention's output is linear in its values, so it is started where it nearly
 """
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +96,8 @@ class Mamba2(StateSpace):
         )
 
     def entries(self) -> list[Entry]:
-        borders = (0, self.d_inner, self.in_proj.out_features - self.heads)
-        z, x = (Entry(self.in_proj, *part) for part in pairwise(borders))
-        return [z, x, Entry(self.in_proj, borders[-1], None, wide=True)]
+        z, x = Entry(self.in_proj, 0, self.d_inner), Entry(self.in_proj, self.d_inner, -self.heads)
+        return [z, x, Entry(self.in_proj, -self.heads, None, wide=True)]
 
     def token_inputs(self, entering: Entering) -> TokenInputs:
         _, x, decay = (entering(entry) for entry in self.entries())

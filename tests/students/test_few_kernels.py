@@ -121,3 +121,38 @@ def test_another_threads_calls_meanwhile_are_ordinary(teacher):
         other.join()
     assert torch.equal(found[0], wanted)
     assert not any("forward" in module.__dict__ for module in student.modules())
+
+
+class Doubled(torch.nn.Module):
+    """Stands around a linear layer, as an adapter does, and changes what it gives."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    @property
+    def weight(self):
+        return self.inner.weight
+
+    @property
+    def bias(self):
+        return self.inner.bias
+
+    def forward(self, x):
+        return self.inner(x) * 1.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["discrete", "stock", "windowed", "gated deltanet", "split heads", "shared keys"])
+def test_what_stands_around_a_layer_is_called(teacher, name):
+    student = student_of(teacher, *CASES[name])
+    wrapped = [
+        (module, key, child)
+        for module in student.modules()
+        for key, child in module.named_children()
+        if type(child) is torch.nn.Linear and child is not student.lm_head
+    ]
+    for number, (module, key, child) in enumerate(wrapped):
+        if number % 2 or name == "discrete":
+            setattr(module, key, Doubled(child))
+    check(student, text(2, 14), 6, 1e-5)
