@@ -57,6 +57,7 @@ def loading(reference: str, part: str) -> Iterator[None]:
 def plain(said: str, most: int = 600) -> str:
     """What a library says, as part of a message: one line without control characters and names of Python's classes, cut
     where it is long."""
+    said = said.replace("got NoneType (value: None)", "got null").replace("NoneType", "null")
     said = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(re.sub(r"\x1b\[[\d;]*m|[\x00-\x1f\x7f-\x9f]+", " ", said).split()))
     return said if len(said) <= most else f"{said[: most - 3]}..."
 
