@@ -28,7 +28,6 @@ MOST_DEPTH = 64  # of lists and mappings in each other
 MOST_DIGITS = 18  # of a whole number: what 64 bits hold
 MOST_LINE = 2**20  # bytes of a line of JSON lines
 MOST_LINES_BYTES = 256 * 2**20  # of a file of them
-HEADERS = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}  # of arrays, by their format's version
 ARRAY_KINDS = "fiub"  # floats, whole numbers, booleans: what an array may hold
 
 

@@ -4,7 +4,6 @@ Each part is written down in run.json when it is made, with its files and the st
 command makes what is missing: after a part that failed or was killed, and after files of a finished run were deleted.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from distill import processes
 from distill.errors import UserError, reason_of
 from distill.evaluation.nonfinite import NotFinite
 from distill.evaluation.samples import MATRICES, SAMPLES, collect
@@ -205,7 +205,7 @@ def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
             console.print(f"  {one.student} is not whole any more; it is saved again from the last checkpoint")
             return None
     if gone := [part for part in parts_of(recipe) if not made(folder, part)]:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes.count() > 1:
             raise UserError(f"{folder.path} lacks {', '.join(gone)}; one process makes that: leave out the launcher")
         console.print(f"  {folder.path} lacks {', '.join(gone)}: made again")
         with alone(folder.path):

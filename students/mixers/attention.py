@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from students.kernels.attention import attention
 from students.kernels.documents import positions as count_positions
+from students.kernels.heads import qk_norm
 from students.mixers.derived import Derived, given
 from students.mixers.held_attention import KEPT, HeldAttention, empty_places
 from students.mixers.mixer import Context, Mixer, Shape
-from students.mixers.projections import qk_norm, rotate
+from students.mixers.projections import rotate
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 

@@ -5,30 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from students.kernels.heads import rotated
 from students.shapes import Float
 
 
 def rotate(x: Float[Tensor, "b t h p"], rope: tuple[Tensor, Tensor], kind: str = "half") -> Float[Tensor, "b t h p"]:
-    """Rotary embedding (arXiv 2104.09864) of as many channels as the tables are wide; kind: see `Shape.rope`."""
-    cos, sin = (table[:, :, None].to(x.dtype) for table in rope)
-    width = cos.shape[-1]
-    turned, kept = x[..., :width], x[..., width:]
-    if kind == "pairs":
-        across = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
-    else:
-        first, second = turned.chunk(2, -1)
-        across = torch.cat([-second, first], -1)
-    turned = turned * cos + across * sin
-    return torch.cat([turned, kept], -1) if kept.shape[-1] else turned
-
-
-def qk_norm(x: Float[Tensor, "b t h p"], weight: Float[Tensor, "h p"], kind: str, eps: float) -> Float[Tensor, "b t h p"]:
-    """The norm that attention applies to q or k before it rotates them; kind: see `Shape.qk_norm`."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if kind == "layer":
-        wide = wide - wide.mean(-1, keepdim=True)
-    power = wide.square().mean((-2, -1) if kind == "rms_wide" else -1, keepdim=True)
-    return (wide * torch.rsqrt(power + eps) * weight.to(wide.dtype)).to(x.dtype)
+    """Rotary embedding by the tables of each token, for all its heads; kind: see `Shape.rope`."""
+    cos, sin = (table[:, :, None] for table in rope)
+    return rotated(x, cos, sin, kind)
 
 
 def fold_norm(

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from students.kernels.heads import qk_norm
 from students.mixers import check_options, has_own_window, make_mixer
 from students.mixers.attention import Attention
 from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Matrix, Mixer, Shape
-from students.mixers.projections import qk_norm
 from students.mixers.starts import SSM
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int

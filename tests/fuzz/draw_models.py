@@ -6,18 +6,20 @@ from tests.fuzz.pieces import FINISHED, STUDENT, TEACHER, damaged, kind, raw
 from tests.fuzz.values import ESCAPE, numbers, strings
 from tests.fuzz.world import Case
 
+# Of a model's folder; its config twice, as most is read from it.
+FILES = [
+    "config.json",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+
 
 @kind(4)
 def teacher(draw, trees) -> Case:
-    files = [
-        "config.json",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-    file = f"teacher/{draw(st.sampled_from(files))}"
+    file = f"teacher/{draw(st.sampled_from(FILES))}"
     return Case("teacher", [draw(st.sampled_from(TEACHER))], [damaged(draw, trees, file)])
 
 
@@ -44,15 +46,7 @@ def shards(draw, trees) -> Case:
 
 @kind(3)
 def student(draw, trees) -> Case:
-    files = [
-        "config.json",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-    file = f"out/{draw(st.sampled_from(files))}"
+    file = f"out/{draw(st.sampled_from(FILES))}"
     return Case("student", [draw(st.sampled_from(STUDENT))], [damaged(draw, trees, file)])
 
 

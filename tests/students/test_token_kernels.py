@@ -8,6 +8,7 @@ import torch
 from students.kernels.attention import attention
 from students.kernels.delta_token import cases as delta_cases
 from students.kernels.delta_token.reference import delta_token as reference_delta
+from students.kernels.heads import qk_norm
 from students.kernels.rotary_token import cases as rotary_cases
 from students.kernels.rotary_token.reference import rotary_token as reference_rotary
 from students.kernels.ssm_token import cases as ssm_cases
@@ -16,7 +17,7 @@ from students.kernels.token_linear import cases as linear_cases
 from students.kernels.token_linear.reference import token_linear as reference_linear
 from students.kernels.window_token import cases as window_cases
 from students.kernels.window_token.reference import window_token as reference_window
-from students.mixers.projections import qk_norm, rotate
+from students.mixers.projections import rotate
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
 every_type = pytest.mark.parametrize("dtype", TOLERANCE)

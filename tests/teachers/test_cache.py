@@ -13,6 +13,7 @@ import pytest
 
 from teachers import cache
 from teachers.cache import CacheError, cache_folder, once
+from tests.small_disks import small_disk_at
 
 NOBODY = 65534
 
@@ -199,14 +200,8 @@ def test_a_made_folder_that_only_its_maker_may_read(shared):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 100 KB; where mounting is not allowed, the test is skipped and says so."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder], capture_output=True, check=False)
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk_at(tmp_path / "disk", "100k") as folder:
+        yield folder
 
 
 def test_disks_that_take_nothing(small_disk, monkeypatch):

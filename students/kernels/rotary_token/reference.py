@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from students.kernels.window_token.reference import rotated
+from students.kernels.heads import rotated
 
 
 def rotary_token(q, k, v, tables, places, norms) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from students.kernels.causal_conv.reference import conv_token
+from students.kernels.heads import rotated
 from students.kernels.ssd.reference import ssd_step
 
 
@@ -17,7 +18,7 @@ def ssm_token(x, decay, conv, D, state, column, dtype, groups, stock, gate, lag,
         v, B, C = mixed.split([heads * values, groups * states, groups * states], -1)
         v, B, C = v.unflatten(-1, (heads, -1)), B.unflatten(-1, (groups, -1)), C.unflatten(-1, (groups, -1))
         if rope is not None:
-            B, C = (_rotate(part, *rope) for part in (B, C))
+            B, C = (rotated(part, *rope) for part in (B, C))
         if stock is None:
             entering, log_a = v, -F.softplus(decay.to(wide))
         else:
@@ -51,9 +52,3 @@ def _turned(lag, new: dict[str, Tensor], column: Tensor) -> tuple[dict[str, Tens
     elapsed = before + new["log_a"].to(before.dtype) - late["log_a"].to(before.dtype)
     lag.elapsed.index_copy_(1, column % 2, elapsed[:, None])
     return late, elapsed
-
-
-def _rotate(part: Tensor, cos: Tensor, sin: Tensor, kind: str) -> Tensor:
-    from students.kernels.window_token.reference import rotated
-
-    return rotated(part, cos, sin, kind)

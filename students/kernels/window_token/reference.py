@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from students.kernels.attention import attend_places
+from students.kernels.heads import qk_norm, rotated
 from students.shapes import Float, Int
 
 
 def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads) -> Tensor:
     """See `students.kernels.window_token.window_token`."""
     if norms is not None:
-        q, k = (_normed(part, weight, norms.kind, norms.eps) for part, weight in ((q, norms.q), (k, norms.k)))
+        q, k = (qk_norm(part, weight, norms.kind, norms.eps) for part, weight in ((q, norms.q), (k, norms.k)))
     if rope is not None:
         q, k = (rotated(part, *rope) for part in (q, k))
     size = keys.k.shape[1]
@@ -54,27 +55,6 @@ def attend(
     if reads is not None:  # indexed by a list, a GPU would wait for the CPU
         k, v = (torch.stack([part[:, :, head] for head in reads], 2) for part in (k, v))
     return attend_places(q[:, None], k, v, scale=scale, softcap=softcap, **where)[:, 0]
-
-
-def rotated(x: Float[Tensor, "b h p"], cos: Tensor, sin: Tensor, kind: str) -> Float[Tensor, "b h p"]:
-    """Rotary embedding of one token; kind: see `Shape.rope`."""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    if kind == "pairs":
-        across = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
-    else:
-        first, second = turned.chunk(2, -1)
-        across = torch.cat([-second, first], -1)
-    turned = turned * cos + across * sin
-    return torch.cat([turned, kept], -1) if kept.shape[-1] else turned
-
-
-def _normed(x: Tensor, weight: Tensor, kind: str, eps: float) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    if kind == "layer":
-        wide = wide - wide.mean(-1, keepdim=True)
-    power = wide.square().mean((-2, -1) if kind == "rms_wide" else -1, keepdim=True)
-    return (wide * torch.rsqrt(power + eps) * weight.to(wide.dtype)).to(x.dtype)
 
 
 def _keep_sink(keys, column: Tensor) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from distill.errors import Interrupted
 from distill.recipe_file import check
 from distill.runs.stopper import Stopper
 from tests.conftest import tiny_entries
+from tests.small_disks import small_disk_at
 
 
 def hashes(folder):
@@ -117,11 +117,5 @@ def refuse(monkeypatch, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, of 400 KB; where mounting is not allowed, the test is skipped and says so."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False)
-    if mount.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mount.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk_at(tmp_path / "disk", "400k") as folder:
+        yield folder
