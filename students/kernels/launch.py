@@ -22,6 +22,12 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if allowed or dtype != torch.float32 else "tf32x3"
 
 
+def warps(elements: int, most: int) -> int:
+    """The warps of a program that changes a tile in place: no more than have an element each. A tile that is smaller is held
+    several times over, and one warp would read what another has changed already."""
+    return min(most, max(1, elements // 32))
+
+
 def on(tensor: Tensor) -> AbstractContextManager:
     """Make the tensor's GPU the current one, which Triton launches on."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -77,7 +77,7 @@ class Branches(Mixer):
         ssm, attention = self.split(y)
         return self.joined(torch.cat([self.ssm.features(ssm, h), self.exact.features(attention, h)], 2), h)
 
-    joins = False  # whether `joined` changes anything
+    joins = False  # whether `joined` changes anything that `token_apart` does not
 
     def joined(self, features: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         """What is done to both branches' features together."""
@@ -94,12 +94,16 @@ class Branches(Mixer):
             return super().token(entering, context, residual)
         with loaded(self._branches()):
             entering.prime(self.entries())
-            residual = self.exact.token_out(self.token_attention(entering, context), residual)
-            return self.ssm.token_out(self.ssm.token_features(entering, context.scope("ssm")), residual)
+            ssm, attention = self.token_apart(entering, context)
+            return self.ssm.token_out(ssm, self.exact.token_out(attention, residual))
+
+    def token_apart(self, entering: Entering, context: Context) -> tuple[Float[Tensor, "b 1 k p"], Float[Tensor, "b 1 h p"]]:
+        """The features of one token in place, the SSM's and the attention's, of branches that are not put together."""
+        attention = self.token_attention(entering, context)
+        return self.ssm.token_features(entering, context.scope("ssm")), attention
 
     def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
-        attention = self.token_attention(entering, context)
-        ssm = self.ssm.token_features(entering, context.scope("ssm"))
+        ssm, attention = Branches.token_apart(self, entering, context)
         return self.joined(torch.cat([ssm, attention.to(ssm.dtype)], 2), entering.h)
 
     def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:

@@ -24,11 +24,14 @@ class HeldAttention:
             return []
         return [Entry(getattr(self, f"{name}_proj")) for name in (("q",) if self.share_kv else ("q", "k", "v"))]
 
-    def token_features(self, entering: Entering, context: "Context") -> Float[Tensor, "b 1 h p"]:
+    def token_features(
+        self, entering: Entering, context: "Context", share: Float[Tensor, "b h"] | None = None
+    ) -> Float[Tensor, "b 1 h p"]:
+        """share: see `window_token`; of attention with keys of its own alone."""
         heads = [entering(entry)[:, 0].unflatten(-1, (-1, self.head_dim)) for entry in self.entries()]
         if self.share_kv:
             return self._token_shared(heads[0], entering.x.dtype, context)
-        return self.token_attend(*heads, entering.x.dtype, context)
+        return self.token_attend(*heads, entering.x.dtype, context, share)
 
     def token_attend(
         self,
@@ -37,6 +40,7 @@ class HeldAttention:
         v: Float[Tensor, "b kv p"],
         dtype: torch.dtype,
         context: "Context",
+        share: Float[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b 1 h p"]:
         """The features, in this type, of one token in place."""
         keys, column = self._keys(context.state), context.turn.column
@@ -54,6 +58,7 @@ class HeldAttention:
             norms=norms,
             factors=self.scale,
             reads=self.reads,
+            share=share,
         )
         if context.shared is not None:
             held, values, positions = held_positions(keys, column)

@@ -146,8 +146,12 @@ class StateSpace(Recurrent):
             queue[name] = kept.to(part.dtype)
         return queue
 
-    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+    def token_features(
+        self, entering: Entering, context: Context, share: Float[Tensor, "b terms"] | None = None
+    ) -> Float[Tensor, "b 1 h p"]:
+        """share: see `ssm_token.Gate`."""
         token, state = self.token_inputs(entering), context.state
+        gate = token.gate if token.gate is None else token.gate._replace(share=share)
         weight, bias = taps(self.conv1d, token.x)
         lag = None
         if self.lag:
@@ -161,11 +165,14 @@ class StateSpace(Recurrent):
             context.turn.column,
             entering.x.dtype,
             stock=token.stock,
-            gate=token.gate,
+            gate=gate,
             lag=lag,
             rope=None if token.rope is None else (*context.rope, token.rope),
         )
-        return self.token_end(y[:, None], entering)
+        y = self.token_end(y[:, None], entering)
+        if share is not None and gate is None:
+            y = y * (2 * share.sigmoid()).to(y.dtype).repeat_interleave(y.shape[2] // share.shape[1], 1)[:, None, :, None]
+        return y
 
     def token_inputs(self, entering: Entering) -> "TokenInputs":
         """What `ssm_token` takes of the input's projections and the parameters."""

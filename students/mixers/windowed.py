@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from students.mixers.attention import Attention, AttentionParts
 from students.mixers.branches import Branches
-from students.mixers.entering import Entering
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Mixer
+from students.mixers.state_space import StateSpace
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 
@@ -61,7 +62,19 @@ class Windowed(Branches):
 
     @property
     def joins(self) -> bool:
-        return not self.own or self.share is not None or self.select is not None
+        if self.share is not None and not isinstance(self.ssm, StateSpace):
+            return True
+        return not self.own or self.select is not None
+
+    def entries(self) -> list[Entry]:
+        return super().entries() if self.share is None or self.joins else [*super().entries(), Entry(self.share)]
+
+    def token_apart(self, entering: Entering, context: Context) -> tuple[Float[Tensor, "b 1 k p"], Float[Tensor, "b 1 h p"]]:
+        if self.share is None:
+            return super().token_apart(entering, context)
+        share = entering(Entry(self.share))[:, 0]
+        window = self.window.token_features(entering, context.scope(self.beside), share)
+        return self.ssm.token_features(entering, context.scope("ssm"), share), window
 
     def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
         if self.own:

@@ -79,7 +79,10 @@ def test_attention_to_places(form, widest, config, precision):
         check(run, attention.reference_places, cases.draw_places(case, dtype, "cuda"), form)
 
 
-@pytest.mark.parametrize("case", cases.TEST_PLACES + cases.BENCH_PLACES[:2], ids=str)
+MANY = cases.Places(9000, 1, 16, 8, 16, 20, text=17)  # 72,000 pairs of texts and heads: more than a grid's second axis holds
+
+
+@pytest.mark.parametrize("case", [*cases.TEST_PLACES, *cases.BENCH_PLACES[:2], MANY], ids=str)
 def test_shares_of_places_are_joined_to_the_same_bits(case):
     _, fixed = cases.draw_places(case, torch.bfloat16, "cuda")
     first = decode.attend_places(**fixed)

@@ -145,13 +145,16 @@ def most_kernels(student):
     most = BESIDE
     for index in range(student.config.num_hidden_layers):
         mixer = student.mixers.get(index)
-        name = "kept" if mixer is None else next((n for n, kind in mixers.MIXERS.items() if type(mixer) is kind), None)
-        inner = getattr(mixer, "ssm", None)
         if isinstance(mixer, Windowed) and not mixer.joins:
-            most += WINDOW + LAYER[next(n for n, kind in mixers.MIXERS.items() if type(inner) is kind)]
+            most += WINDOW + LAYER.get(mixer_name(mixer.ssm), COMPOSED)
         else:
-            most += LAYER.get(name, COMPOSED)
+            most += LAYER.get(mixer_name(mixer), COMPOSED)
     return most
+
+
+def mixer_name(mixer):
+    """The name of a mixer in recipes, "kept" for a layer that was not replaced."""
+    return "kept" if mixer is None else next((n for n, kind in mixers.MIXERS.items() if type(mixer) is kind), None)
 
 
 @torch.no_grad()
@@ -166,5 +169,7 @@ def test_kernels_of_a_captured_token(teacher, case):
         decode(ids[:, :1])
         torch.cuda.synchronize()
     kinds = torch.autograd.DeviceType.CUDA
-    count = sum(event.count for event in seen.key_averages() if event.device_type == kinds)
-    assert 0 < count <= most_kernels(student), count
+    counts = {event.key: event.count for event in seen.key_averages() if event.device_type == kinds}
+    counts = {name: count for name, count in counts.items() if "FillFunctor" not in name}  # the tests' own, of torch.empty
+    count = sum(counts.values())
+    assert 0 < count <= most_kernels(student), f"{count}: {counts}"

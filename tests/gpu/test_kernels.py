@@ -110,6 +110,19 @@ def test_ssd_of_a_long_text():
     check(ssd_kernel.ssd, ssd.reference_ssd, ssd_cases.draw(case, torch.bfloat16, "cuda"), "bf16")
 
 
+def test_more_texts_and_heads_than_a_grid_axis_holds():
+    """1,100 x 64 = 70,400; every axis of a grid but the first ends at 65,535."""
+    many = 1100, 40, 64
+    case = ssd_cases.Case(*many, 64, 4, 4, False)
+    check(forced(ssd_kernel.ssd, segments=1), ssd.reference_ssd, ssd_cases.draw(case, torch.bfloat16, "cuda"), "bf16")
+    check(forced(ssd_kernel.ssd, segments=2), ssd.reference_ssd, ssd_cases.draw(case, torch.bfloat16, "cuda"), "bf16")
+    _, fixed = ssd_cases.draw_step(case, torch.bfloat16, "cuda")
+    wanted = ssd.reference_step(**{name: part.double() for name, part in fixed.items()})
+    torch.testing.assert_close(ssd_kernel.ssd_step(**fixed)[0].double(), wanted[0], rtol=1e-2, atol=1e-2)
+    drawn = orientation_cases.draw(orientation_cases.Case(*many, 64, 4, 4, False, None, 0), torch.bfloat16, "cuda")
+    check(orientation_kernel.orientation_error, matrix_orientation.reference_error, drawn, "bf16")
+
+
 def test_ssd_with_strides_beyond_32_bits():
     """Rows of a batch, and tokens, more than 2^31 elements apart."""
     far = torch.zeros(2**31 + 2**20, dtype=torch.bfloat16, device="cuda")

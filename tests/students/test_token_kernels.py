@@ -102,9 +102,9 @@ def check_window(case, dtype, device, tolerance):
     for at in range(window_cases.STEPS):
         parts, rope = window_cases.token(case, at, dtype, device)
         column = torch.tensor([at], device=device)
-        found = kernel.window_token(*parts, keys, column, torch.float32, *before, rope, *behind, None)
-        exact = doubled(rope), *doubled(behind)
-        wanted = reference_window(*doubled(parts), others, column, torch.float64, *before, *exact, None)
+        found = kernel.window_token(*parts, keys, column, torch.float32, *before, rope, *behind, None, options["share"])
+        exact = doubled(rope), *doubled(behind), None, doubled(options["share"])
+        wanted = reference_window(*doubled(parts), others, column, torch.float64, *before, *exact)
         real = keys.offset + at >= 0  # a row whose text has not begun
         near(found[real], wanted[real], tolerance)
         seen.append((doubled(parts), doubled(rope)))
@@ -127,7 +127,8 @@ def _plain(case, seen, options, device):
     positions = torch.arange(len(seen), device=device).expand(case.b, -1)
     where = {"window": case.window, "sinks": case.sinks, "documents": documents, "positions": positions}
     y = attention(*heads, scale=options["scale"], softcap=options["softcap"], **where)
-    return y[:, -1] * options["factors"].double()[:, None]
+    y = y[:, -1] * options["factors"].double()[:, None]
+    return y if options["share"] is None else y * (2 - 2 * options["share"].double().sigmoid())[..., None]
 
 
 def check_rotary(case, dtype, device, tolerance):

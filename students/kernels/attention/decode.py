@@ -72,14 +72,14 @@ def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, 
     }  # fmt: skip
     strides = [stride for part in (q, k, v, *fresh) for stride in part.stride()[:3]]
     with launch.on(q):
-        _share[(shares, pairs)](
+        _share[(shares * pairs,)](
             q, k, v, *fresh, *given, y, parts, sums, *strides, 0 if mask is None else mask.stride(0), *sizes, **shape,
             MASKED=mask is not None, NAMED=document is not None, CAPPED=softcap is not None, D=width, DT=launch.tile(width),
             RT=launch.tile(rows), NT=launch.tile(time), PREC=launch.precision(q.dtype), num_warps=config.warps,
             num_stages=config.stages,
         )  # fmt: skip
         if shares > 1:
-            _join[(rows, pairs)](*given[:2], parts, sums, y, *sizes, **shape, num_warps=4)
+            _join[(rows * pairs,)](*given[:2], parts, sums, y, *sizes, **shape, num_warps=4)
     return y
 
 
@@ -140,7 +140,7 @@ def _share(q, k, v, new_k, new_v, last, start, mask, document, y, parts, sums, q
            NAMED: tl.constexpr, CAPPED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, RT: tl.constexpr,
            NT: tl.constexpr, PREC: tl.constexpr):  # fmt: skip
     ROWS: tl.constexpr = T * GROUP
-    share, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    share, pair = tl.program_id(0) % shares, (tl.program_id(0) // shares).to(tl.int64)
     b, head = pair // kv, pair % kv
     column, first, begin, end, length, used = _places_of(
         last, start, b, s, window, shares, T, GROWING, STARTED, WINDOWED, NEW, BN
@@ -205,7 +205,7 @@ def _share(q, k, v, new_k, new_v, last, start, mask, document, y, parts, sums, q
             at = (pair * shares + share) * ROWS + rows
             tl.store(parts + at[:, None] * P + values, out, mask=kept)
             tl.store(sums + at, m, mask=ok)
-            tl.store(sums + tl.num_programs(1).to(tl.int64) * shares * ROWS + at, l, mask=ok)
+            tl.store(sums + tl.num_programs(0).to(tl.int64) * ROWS + at, l, mask=ok)
         else:
             out = tl.where(l[:, None] == 0, 0.0, out / tl.where(l == 0, 1.0, l)[:, None])  # sees nothing: padding
             at = ((b * T + rows // GROUP) * kv + head) * GROUP + rows % GROUP
@@ -218,14 +218,14 @@ def _join(last, start, parts, sums, y, s, kv, scale, softcap, window, shares, T:
           GROWING: tl.constexpr, STARTED: tl.constexpr, WINDOWED: tl.constexpr, NEW: tl.constexpr, BN: tl.constexpr,
           P: tl.constexpr, PT: tl.constexpr, ST: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
     """One row's output: that of the shares, weighted by their sums."""
-    row, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, pair = tl.program_id(0) % (T * GROUP), (tl.program_id(0) // (T * GROUP)).to(tl.int64)
     used = _places_of(last, start, pair // kv, s, window, shares, T, GROWING, STARTED, WINDOWED, NEW, BN)[5]
     if used > 1:
         share, channels = tl.arange(0, ST), tl.arange(0, PT)
         there = share < used
         at = (pair * shares + share) * T * GROUP + row
         top = tl.load(sums + at, mask=there, other=float("-inf"))
-        total = tl.load(sums + tl.num_programs(1).to(tl.int64) * shares * T * GROUP + at, mask=there, other=0.0)
+        total = tl.load(sums + tl.num_programs(0).to(tl.int64) * shares + at, mask=there, other=0.0)
         out = tl.load(parts + at[:, None] * P + channels, mask=there[:, None] & (channels < P)[None, :], other=0.0)
         peak = tl.max(top, 0)
         weights = tl.exp2(top - tl.where(peak == float("-inf"), 0.0, peak))

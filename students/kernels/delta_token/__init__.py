@@ -11,13 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, pick
+from students.kernels import TYPES, Deferred, pick
 from students.kernels.delta_token.reference import delta_token as reference_token
 from students.kernels.ssm_token import Conv
 from students.shapes import Float, Int
 
 IMPLEMENTATIONS = {"reference": reference_token, "triton": Deferred("students.kernels.delta_token.kernel", "delta_token")}
-CHECKED: dict[str, tuple[torch.dtype, ...]] = {"delta_token": ()}  # types compared with float64 on a GPU: none yet
+CHECKED = {"delta_token": TYPES}  # types compared with float64 on a GPU
 WIDEST = 128  # channels of a head
 
 

@@ -18,7 +18,7 @@ def delta_token(x, b, decay, z, conv, decays, norm, state, column, dtype, config
     """See `students.kernels.delta_token.delta_token`."""
     (batch, heads, values, keys), channels = state.shape, x.shape[1]
     x, b, decay, z = (launch.rows_of(part) for part in (x, b, decay, z))
-    weight = conv.weight.contiguous()
+    weight, tile = conv.weight.contiguous(), (triton.next_power_of_2(values), triton.next_power_of_2(keys))
     y = torch.empty((batch, heads, values), dtype=dtype, device=x.device)
     with launch.on(x):
         _token[(heads, batch)](
@@ -26,7 +26,7 @@ def delta_token(x, b, decay, z, conv, decays, norm, state, column, dtype, config
             column, y, x.stride(0), b.stride(0), decay.stride(0), z.stride(0),
             heads, channels, values, keys, norm[1], keys**-0.5, UNIT,
             W=weight.shape[1], BIAS=conv.bias is not None, SILU=conv.activation == "silu",
-            BP=triton.next_power_of_2(values), BN=triton.next_power_of_2(keys), num_warps=config or CONFIGS[0],
+            BP=tile[0], BN=tile[1], num_warps=launch.warps(tile[0] * tile[1], config or CONFIGS[0]),
         )  # fmt: skip
     return y
 

@@ -109,7 +109,7 @@ def _sweep(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag, con
         "num_warps": config.warps, "num_stages": config.stages,
     }  # fmt: skip
     more = flags | {"n": states, "BN": launch.tile(states), "LAG": min_lag > 0, "HAS_D": D is not None}
-    grid, inputs = (tiles, rows), (q, k, c, b, total, total if D is None else D, *bounds, *strides, lse)
+    grid, inputs = (tiles * rows,), (q, k, c, b, total, total if D is None else D, *bounds, *strides, lse)
     _row_sums[grid](q, k, *bounds, *strides[:6], lse, *numbers, **flags)
     _rows[grid](*inputs, sums, flow, dC, *numbers, GRADIENT=wanted, **more)
     error, power, d_D = sums.sum(2).unflatten(1, (batch, heads))
@@ -173,9 +173,10 @@ def _row_sums(
     d: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, BD: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
     DOCS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, OWN)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
     b, h = head // H, head % H
-    i = (tl.num_programs(0) - 1 - tl.program_id(0)) * OWN  # the longest rows first
+    i = (blocks - 1 - tl.program_id(0) % blocks) * OWN  # the longest rows first
     row = i + tl.arange(0, OWN)
     q += b * sqb + h * sqh
     k += b * skb + (h // share) * skh
@@ -241,9 +242,10 @@ def _rows(
     CAP: tl.constexpr, WINDOW: tl.constexpr, DOCS: tl.constexpr, LAG: tl.constexpr, HAS_D: tl.constexpr,
     GRADIENT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, OWN)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
     b, h = head // H, head % H
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    block = blocks - 1 - tl.program_id(0) % blocks
     i = block * OWN
     row = i + tl.arange(0, OWN)
     q += b * sqb + h * sqh
@@ -312,8 +314,7 @@ def _rows(
             worth += tl.sum(difference * m, 1)
             own_d += tl.sum(tl.where(row[:, None] == column[None, :], difference, 0.0), 1)
             gradient = tl.dot((difference * decay).to(own_c.dtype), other_b, gradient, input_precision=PRECISION)
-    blocks = tl.num_programs(0)
-    heads = tl.num_programs(1).to(tl.int64)
+    heads = (tl.num_programs(0) // blocks).to(tl.int64)
     tl.store(sums + head * blocks + block, tl.sum(error, 0))
     tl.store(sums + (heads + head) * blocks + block, tl.sum(power, 0))
     tl.store(sums + (2 * heads + head) * blocks + block, -2.0 * tl.sum(own_d, 0))
@@ -333,9 +334,10 @@ def _columns(
     CAP: tl.constexpr, WINDOW: tl.constexpr, DOCS: tl.constexpr, LAG: tl.constexpr, HAS_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, OWN)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
     b, h = head // H, head % H
-    j = tl.program_id(0) * OWN  # the longest columns first
+    j = tl.program_id(0) % blocks * OWN  # the longest columns first
     column = j + tl.arange(0, OWN)
     q += b * sqb + h * sqh
     k += b * skb + (h // share) * skh
@@ -394,7 +396,7 @@ def _columns(
         )  # fmt: skip
         worth += tl.sum(difference * m, 1)
         gradient = tl.dot((difference * decay).to(own_b.dtype), other_c, gradient, input_precision=PRECISION)
-    tl.store(flow + (tl.num_programs(1).to(tl.int64) + head) * T + column, -2.0 * worth, mask=column < T)
+    tl.store(flow + ((tl.num_programs(0) // blocks).to(tl.int64) + head) * T + column, -2.0 * worth, mask=column < T)
     columns = tl.arange(0, BN)
     place = dB + ((b * T + j) * H + h) * n + tl.arange(0, OWN)[:, None] * (H * n) + columns[None, :]
     tl.store(place, (-2.0 * gradient).to(dB.dtype.element_ty), mask=(column < T)[:, None] & (columns < n)[None, :])

@@ -22,7 +22,7 @@ def selective_scan_step(x, dt, A, B, C, state):
     with launch.on(x):
         _step[(triton.cdiv(channels, block), batch)](
             x, dt, A, B, C, state, y, channels, channels // groups, states, *x.stride(), *dt.stride(), *A.stride(),
-            *B.stride()[:2], *C.stride()[:2], *state.stride(), BD=block, BN=wide, num_warps=4,
+            *B.stride()[:2], *C.stride()[:2], *state.stride(), BD=block, BN=wide, num_warps=launch.warps(block * wide, 4),
         )  # fmt: skip
     return y, state
 

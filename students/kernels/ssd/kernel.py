@@ -87,11 +87,11 @@ def ssd_step(x, log_a, B, C, state):
     wide = launch.tile(states)
     slice_ = max(1, min(triton.next_power_of_2(values), STEP_ELEMENTS // wide))
     with launch.on(x):
-        _step[(triton.cdiv(values, slice_), batch * heads)](
+        _step[(triton.cdiv(values, slice_) * batch * heads,)](
             x, log_a, B, C, state, y, heads, heads // groups,
             x.stride(0), x.stride(1), log_a.stride(0), log_a.stride(1), B.stride(0), B.stride(1), C.stride(0), C.stride(1),
             state.stride(0), state.stride(1), state.stride(2), state.stride(3),
-            values, states, slice_, wide, num_warps=4,
+            values, states, slice_, wide, num_warps=launch.warps(slice_ * wide, 4),
         )  # fmt: skip
     return y, state
 
@@ -168,7 +168,7 @@ class _Plan:
         wanted = segments or max(1, round(2 * launch.multiprocessors(x) / (rows * self.slices)))
         self.each = triton.cdiv(self.chunks, min(wanted, self.chunks))
         self.segments = triton.cdiv(self.chunks, self.each)
-        self.grid = (self.slices, rows, self.segments)
+        self.grid = (self.slices * rows, self.segments)  # rows on the first axis: the others end at 65,535
         self.state_shape = (self.batch, self.heads, self.values, self.states)
         self.options = {
             "P": self.values, "N": self.states, "CHUNK": config.chunk, "BP": self.slice, "BN": launch.tile(self.states),
@@ -207,7 +207,7 @@ class _Plan:
             left, log_a, right, runs, *left.stride()[:3], *log_a.stride(), *right.stride()[:3], sums, decays, *self.sizes,
             REVERSE=reverse, **self.options, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
-        _pass_states[(self.slices, rows)](
+        _pass_states[(self.slices * rows,)](
             sums, decays, first, self.segments, self.values, self.states, self.slice, self.options["BN"], first is not None,
             reverse, num_warps=4,
         )  # fmt: skip
@@ -215,6 +215,14 @@ class _Plan:
 
 
 # Helpers of the kernels. no_type_check keeps the tests' shape checker, which cannot read kernels, away from them.
+
+
+@triton.jit
+@no_type_check
+def _place(P, BP: tl.constexpr):
+    """A program's row, of texts and heads, and its slice of the values."""
+    slices = tl.cdiv(P, BP)
+    return (tl.program_id(0) // slices).to(tl.int64), tl.program_id(0) % slices
 
 
 @triton.jit
@@ -265,10 +273,10 @@ def _forward(
     P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DOCS: tl.constexpr,
     INITIAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    segment = tl.program_id(2)
+    row, slab = _place(P, BP)
+    segment = tl.program_id(1)
     b, h = row // H, row % H
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     here = (n < N)[:, None] & (p < P)[None, :]
     x += b * sxb + h * sxh
@@ -314,10 +322,10 @@ def _sum_segments(
     REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state at its end (from x, B), or to the gradient of the one at its start (dy, C)."""
-    row = tl.program_id(1).to(tl.int64)
-    segment = tl.program_id(2)
+    row, slab = _place(P, BP)
+    segment = tl.program_id(1)
     b, h = row // H, row % H
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     left += b * slb + h * slh
     log_a += b * sab + h * sah
@@ -343,7 +351,7 @@ def _sum_segments(
         whole = whole * across
     place = sums + (row * segments + segment) * (N * P) + n[:, None] * P + p[None, :]
     tl.store(place, state, mask=(n < N)[:, None] & (p < P)[None, :])
-    if tl.program_id(0) == 0:
+    if slab == 0:
         tl.store(decays + row * segments + segment, whole)
 
 
@@ -353,8 +361,8 @@ def _pass_states(
     sums, decays, first, segments, P, N, BP: tl.constexpr, BN: tl.constexpr, INITIAL: tl.constexpr, REVERSE: tl.constexpr
 ):
     """Replace each segment's sum by the state that enters it (REVERSE: by the gradient of the one that leaves it)."""
-    row = tl.program_id(1).to(tl.int64)
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    row, slab = _place(P, BP)
+    p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     here = (n < N)[:, None] & (p < P)[None, :]
     state = tl.zeros((BN, BP), dtype=tl.float32)
@@ -378,11 +386,10 @@ def _backward(
     P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DOCS: tl.constexpr,
     FINAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    segment = tl.program_id(2)
+    row, slab = _place(P, BP)
+    segment = tl.program_id(1)
     b, h = row // H, row % H
-    slab = tl.program_id(0).to(tl.int64)
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     here = (n < N)[:, None] & (p < P)[None, :]
     x += b * sxb + h * sxh
@@ -391,7 +398,7 @@ def _backward(
     C += b * sCb + (h // repeat) * sCg
     dy += (b * T * H + h) * P
     dx += (b * T * H + h) * P
-    token = (slab * batch + b) * T * H + h  # the first token's head, in da, dB and dC
+    token = (slab.to(tl.int64) * batch + b) * T * H + h  # the first token's head, in da, dB and dC
     runs += b * T
     state = tl.zeros((BN, BP), dtype=tl.float32)  # the gradient of the state after the chunk, [n p]
     if FINAL:
@@ -456,9 +463,9 @@ def _step(
     x, log_a, B, C, state, y, H, repeat, sxb, sxh, sab, sah, sBb, sBg, sCb, sCg, ssb, ssh, ssp, ssn,
     P, N, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
+    row, slab = _place(P, BP)
     b, h = row // H, row % H
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     here = (p < P)[:, None] & (n < N)[None, :]
     v = tl.load(x + b * sxb + h * sxh + p, mask=p < P, other=0.0).to(tl.float32)

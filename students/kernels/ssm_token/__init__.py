@@ -43,12 +43,14 @@ class Lag(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What follows the scan: silu(z), an RMSNorm a head with its weight and epsilon, and numbers a head."""
+    """What follows the scan: silu(z), an RMSNorm a head with its weight and epsilon, numbers a head, and 2 sigmoid(share),
+    one for as many heads in a row as there are more of them."""
 
     z: Float[Tensor, "b hp"]
     norm: Float[Tensor, "h p"] | None
     eps: float
     scales: tuple[Float[Tensor, " h"], Float[Tensor, " h"]]
+    share: Float[Tensor, "b terms"] | None = None
 
 
 def ssm_token(

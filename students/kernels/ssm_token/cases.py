@@ -9,7 +9,7 @@ from students.kernels.ssm_token import Conv, Gate, Lag, reference_token
 
 
 class Case(NamedTuple):
-    """Batch, heads, groups, values, states, taps; whether stock, gated, normalised; the lag."""
+    """Batch, heads, groups, values, states, taps; whether stock, gated, normalised; the lag; heads to a share."""
 
     b: int
     h: int
@@ -21,11 +21,13 @@ class Case(NamedTuple):
     gate: bool = True
     norm: bool = False
     lag: int = 0
+    share: int = 0
 
 
 TEST = [
     Case(1, 2, 2, 8, 8),
-    Case(2, 3, 3, 6, 5, norm=True, lag=3),
+    Case(2, 3, 3, 6, 5, norm=True, lag=3, share=1),
+    Case(1, 4, 2, 8, 8, share=2),
     Case(2, 4, 2, 8, 4, stock=True, gate=False, lag=4),
     Case(1, 4, 1, 4, 8, w=2, stock=True, gate=False),
     Case(2, 2, 2, 16, 16, w=1, lag=1),
@@ -37,7 +39,7 @@ BENCH = [  # Llama-3.2-1B's heads, alone and behind windows; with companions; Sm
     Case(1, 64, 32, 64, 64, stock=True, gate=False, lag=64),
     Case(64, 9, 9, 64, 64),
 ]
-GPU = [*TEST, *BENCH]
+GPU = [*TEST, *BENCH, Case(1100, 64, 64, 2, 2)]  # the last: more rows than a grid's second axis holds
 STEPS = 6
 
 
@@ -60,7 +62,8 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
     gate = None
     if case.gate:
         norm = 1 + 0.1 * random(h, p) if case.norm else None
-        gate = Gate(random(b, h * p, kind=dtype), norm, 1e-5, (random(h), random(h)))
+        share = random(b, h // case.share, kind=dtype) if case.share else None
+        gate = Gate(random(b, h * p, kind=dtype), norm, 1e-5, (random(h), random(h)), share)
     return {
         "conv": Conv(
             random(channels, case.w) / 2, random(channels), "silu" if case.stock else None, zeros(b, case.w, channels)

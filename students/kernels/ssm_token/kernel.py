@@ -21,15 +21,16 @@ class Config(NamedTuple):
     warps: int
 
 
-CONFIGS = [Config(1024, 4), Config(2048, 4), Config(4096, 4), Config(512, 2)]  # the default first
+CONFIGS = [Config(1024, 4), Config(4096, 4), Config(2048, 4), Config(512, 2)]  # few heads in all, many; others that may win
+MANY = 8  # heads of all texts to a multiprocessor from which whole heads are faster: slices repeat what a head shares
 
 
 def ssm_token(
     x, decay, conv, D, state, column, dtype, groups, stock, gate, lag, rope, config: Config | None = None
 ) -> Tensor:
     """See `students.kernels.ssm_token.ssm_token`."""
-    config = config or CONFIGS[0]
     (batch, heads, values, states), channels = state.shape, x.shape[1]
+    config = config or CONFIGS[int(batch * heads >= MANY * launch.multiprocessors(x))]
     x, decay, weight = launch.rows_of(x), launch.rows_of(decay), conv.weight.contiguous()
     wide = triton.next_power_of_2(states)
     slice_ = min(triton.next_power_of_2(values), max(1, config.elements // wide))
@@ -39,17 +40,19 @@ def ssm_token(
     z = launch.rows_of(gate.z) if gate is not None else x
     norm = gate.norm.contiguous() if gate is not None and gate.norm is not None else D
     scales = gate.scales if gate is not None else (D, D)
+    share = gate.share if gate is not None and gate.share is not None else None
     queue = lag if lag is not None else (x, x, decay, decay)
     dt_bias, A_log = stock if stock is not None else (D, D)
     with launch.on(x):
-        _token[(triton.cdiv(values, slice_), batch * heads)](
+        _token[(triton.cdiv(values, slice_) * batch * heads,)](  # a grid's other axes end at 65,535
             x, decay, weight, conv.bias if conv.bias is not None else weight, conv.ring, D, state, column, y,
-            dt_bias, A_log, z, norm, *scales, *queue,
-            x.stride(0), decay.stride(0), z.stride(0), heads, heads // groups, groups, channels, values, states,
+            dt_bias, A_log, z, norm, *scales, D if share is None else launch.rows_of(share), *queue,
+            x.stride(0), decay.stride(0), z.stride(0), 0 if share is None else share.stride(0),
+            1 if share is None else heads // share.shape[1], heads, heads // groups, groups, channels, values, states,
             gate.eps if gate is not None else 0.0, LAGGED=lag is not None, LAG=1 if lag is None else lag.x.shape[1],
             W=weight.shape[1], BIAS=conv.bias is not None, SILU=conv.activation == "silu", STOCK=stock is not None,
-            GATE=gate is not None, NORM=gate is not None and gate.norm is not None, BP=slice_, BN=wide,
-            num_warps=config.warps,
+            GATE=gate is not None, NORM=gate is not None and gate.norm is not None, SHARE=share is not None, BP=slice_,
+            BN=wide, num_warps=launch.warps(slice_ * wide, config.warps),
         )  # fmt: skip
     return y
 
@@ -86,15 +89,17 @@ def _convolved(x, ring, weight, bias, at, c, here, C, W: tl.constexpr, BIAS: tl.
 @triton.jit
 @no_type_check
 def _token(
-    x, decay, weight, bias, ring, D, state, column, y, dt_bias, A_log, z, norm, gain, scale, late_x, late_B, late_a, elapsed,
-    sxb, sdb, szb, H, repeat, G, C, P, N, eps, LAGGED: tl.constexpr, LAG: tl.constexpr, W: tl.constexpr, BIAS: tl.constexpr,
-    SILU: tl.constexpr, STOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    x, decay, weight, bias, ring, D, state, column, y, dt_bias, A_log, z, norm, gain, scale, share, late_x, late_B, late_a,
+    elapsed, sxb, sdb, szb, shb, terms, H, repeat, G, C, P, N, eps, LAGGED: tl.constexpr, LAG: tl.constexpr, W: tl.constexpr,
+    BIAS: tl.constexpr, SILU: tl.constexpr, STOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, SHARE: tl.constexpr,
+    BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
+    slices = tl.cdiv(P, BP)
+    row = (tl.program_id(0) // slices).to(tl.int64)
     b, h = row // H, row % H
     g = h // repeat
     at = tl.load(column)
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    p = tl.program_id(0) % slices * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     inside = (p < P)[:, None] & (n < N)[None, :]
     place = state + row * (P * N) + p[:, None] * N + n[None, :]
@@ -141,4 +146,6 @@ def _token(
             out = out * tl.rsqrt(tl.sum(tl.where(p < P, out * out, 0.0), 0) / P + eps)
             out = out * tl.load(norm + h * P + p, mask=p < P, other=0.0).to(tl.float32)
         out = out * tl.load(gain + h).to(tl.float32) * tl.load(scale + h).to(tl.float32)
+        if SHARE:
+            out = out * (2.0 * tl.sigmoid(tl.load(share + b * shb + h // terms).to(tl.float32)))
     tl.store(y + row * P + p, out.to(y.dtype.element_ty), mask=p < P)

@@ -38,6 +38,9 @@ def ssm_token(x, decay, conv, D, state, column, dtype, groups, stock, gate, lag,
             if gate.norm is not None:
                 y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + gate.eps) * gate.norm.to(wide)
             y = y * (gate.scales[0] * gate.scales[1]).to(wide)[:, None]
+            if gate.share is not None:
+                share = 2 * gate.share.to(wide).sigmoid()
+                y = y * share.repeat_interleave(heads // share.shape[1], 1)[..., None]
     return y.to(dtype)
 
 

@@ -63,11 +63,13 @@ def window_token(
     norms: Norms | None = None,
     factors: Float[Tensor, " h"] | None = None,
     reads: Sequence[int] | None = None,
+    share: Float[Tensor, "b h"] | None = None,
 ) -> Float[Tensor, "b h p"]:
     """One token's attention, and the token kept.
 
     Head i reads key head i // (h / kv), or reads[i]. `rope` has cosines, sines and the kind (`Shape.rope`); `factors`
-    multiply each head's output; `dtype` is its type.
+    multiply each head's output, and so does 2 sigmoid(-share), what a branch beside it leaves (`ssm_token.Gate`); `dtype` is
+    its type.
     """
     heads, elements = (q.shape[1], k.shape[1]), keys.k.shape[1] * q.shape[2]
     refusal = None
@@ -78,4 +80,4 @@ def window_token(
     elif reads is not None or heads[0] % heads[1]:
         refusal = "its heads share key heads unevenly"
     run = pick("window_token", IMPLEMENTATIONS, keys.k, refusal, checked=CHECKED["window_token"])
-    return run(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads)
+    return run(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share)

@@ -9,7 +9,7 @@ from students.kernels.window_token import Keys, Norms, reference_token
 
 
 class Case(NamedTuple):
-    """Batch, heads, key heads, channels, window (None: all), sinks, rotated channels and how, norm and cap."""
+    """Batch, heads, key heads, channels, window (None: all), sinks, rotated channels and how, norm, cap and share."""
 
     b: int
     h: int
@@ -21,10 +21,11 @@ class Case(NamedTuple):
     rope: str | None = None
     norm: bool = False
     softcap: float | None = None
+    share: bool = False
 
 
 TEST = [
-    Case(1, 4, 2, 8, 4, 2, 8, "half"),
+    Case(1, 4, 2, 8, 4, 2, 8, "half", share=True),
     Case(2, 3, 3, 6, 5, 3, 4, "pairs", softcap=5.0),
     Case(2, 4, 1, 8, 3, 0, 6, "half", norm=True),
     Case(1, 2, 2, 8, None),
@@ -50,6 +51,7 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[Keys, dict]:
     offset = -2 * torch.arange(case.b, device=device)
     options = {"scale": case.p**-0.5, "softcap": case.softcap, "factors": torch.randn(case.h, device=device)}
     weights = (1 + 0.1 * torch.randn(heads, case.p, device=device) for heads in (case.h, case.kv))
+    options["share"] = torch.randn(case.b, case.h, device=device).to(dtype) if case.share else None
     options["norms"] = Norms(*weights, "rms", 1e-6) if case.norm else None
     return Keys(zeros(size), zeros(size), offset, case.window, sinks), options
 

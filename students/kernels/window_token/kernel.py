@@ -16,7 +16,7 @@ from students.kernels import launch
 KINDS = {None: 0, "half": 1, "pairs": 2}  # of rotary embeddings
 
 
-def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads) -> Tensor:
+def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share=None) -> Tensor:
     """See `students.kernels.window_token.window_token`."""
     batch, heads, width = q.shape
     size, key_heads = keys.k.shape[1:3]
@@ -31,11 +31,12 @@ def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, fact
         _token[(heads, batch)](
             q, k, v, keys.k, keys.v, *sinks, keys.offset, column, y, cos, sin,
             norms.q.contiguous() if norms else q, norms.k.contiguous() if norms else q,
-            factors if factors is not None else q,
+            factors if factors is not None else q, q if share is None else launch.rows_of(share),
             q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             cos.stride(0) if cos.shape[0] > 1 else 0, sin.stride(0) if sin.shape[0] > 1 else 0, heads, key_heads, size,
             size if keys.window is None else keys.window, scale, softcap or 0.0, norms.eps if norms else 0.0, width,
-            cos.shape[-1] if kind else 0, count, KIND=KINDS[kind], NORM=norms is not None, FACTORS=factors is not None,
+            cos.shape[-1] if kind else 0, count, 0 if share is None else share.stride(0), KIND=KINDS[kind],
+            NORM=norms is not None, FACTORS=factors is not None, SHARE=share is not None,
             CAP=softcap is not None, SINKS=triton.next_power_of_2(count) if count else 0, BS=block,
             BP=triton.next_power_of_2(width), num_warps=4 if block * width <= 8192 else 8,
         )  # fmt: skip
@@ -73,10 +74,10 @@ def _turned(x, norm, cos, sin, p, P, R, eps, KIND: tl.constexpr, NORM: tl.conste
 @triton.jit
 @no_type_check
 def _token(
-    q, k, v, ring_k, ring_v, sink_k, sink_v, offset, column, y, cos, sin, norm_q, norm_k, factors,
-    sqb, sqh, skb, skh, svb, svh, scb, ssb, H, KV, S, window, scale, softcap, eps, P, R, sinks,
-    KIND: tl.constexpr, NORM: tl.constexpr, FACTORS: tl.constexpr, CAP: tl.constexpr, SINKS: tl.constexpr,
-    BS: tl.constexpr, BP: tl.constexpr,
+    q, k, v, ring_k, ring_v, sink_k, sink_v, offset, column, y, cos, sin, norm_q, norm_k, factors, share,
+    sqb, sqh, skb, skh, svb, svh, scb, ssb, H, KV, S, window, scale, softcap, eps, P, R, sinks, shb,
+    KIND: tl.constexpr, NORM: tl.constexpr, FACTORS: tl.constexpr, SHARE: tl.constexpr, CAP: tl.constexpr,
+    SINKS: tl.constexpr, BS: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     h = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
@@ -135,6 +136,8 @@ def _token(
     out = out / total
     if FACTORS:
         out = out * tl.load(factors + h).to(tl.float32)
+    if SHARE:
+        out = out * (2.0 * tl.sigmoid(-tl.load(share + b * shb + h).to(tl.float32)))
     written = (b * S + at % S) * KV * P + kv * P + p
     tl.store(ring_k + written, new_k.to(ring_k.dtype.element_ty), mask=p < P)
     tl.store(ring_v + written, new_v.to(ring_v.dtype.element_ty), mask=p < P)

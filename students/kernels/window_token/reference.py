@@ -8,7 +8,7 @@ from students.kernels.heads import qk_norm, rotated
 from students.shapes import Float, Int
 
 
-def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads) -> Tensor:
+def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share=None) -> Tensor:
     """See `students.kernels.window_token.window_token`."""
     if norms is not None:
         q, k = (qk_norm(part, weight, norms.kind, norms.eps) for part, weight in ((q, norms.q), (k, norms.k)))
@@ -26,7 +26,8 @@ def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, fact
     else:
         held, values, positions = held_positions(keys, column)
         y = attend(q, held, values, scale, softcap, reads, mask=positions >= 0)
-    return (y if factors is None else y * factors.to(y.dtype)[:, None]).to(dtype)
+    y = y if factors is None else y * factors.to(y.dtype)[:, None]
+    return (y if share is None else y * (2 * (-share).to(y.dtype).sigmoid())[..., None]).to(dtype)
 
 
 def held_positions(keys, column: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "b s"]]:
