@@ -38,7 +38,8 @@ pytestmark = pytest.mark.gpu
 
 STEPS = 20
 PROMPTS = ((1, 14), (2, 3))
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # relative, of logits; each path also rounds the states it goes on from
+# Relative, of logits. Each path also rounds the states it goes on from: ordinary bf16 calls alone are up to 7e-2 off float32.
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-1}
 every_form = pytest.mark.parametrize("form", TOLERANCE)
 
 

@@ -21,8 +21,8 @@ class Config(NamedTuple):
     warps: int
 
 
-CONFIGS = [Config(1024, 4), Config(4096, 4), Config(2048, 4), Config(512, 2)]  # few heads in all, many; others that may win
-MANY = 8  # heads of all texts to a multiprocessor from which whole heads are faster: slices repeat what a head shares
+CONFIGS = [Config(512, 2), Config(2048, 2), Config(1024, 2), Config(1024, 4)]  # of few heads, of many; others that may win
+MANY = 4  # heads of all texts to a multiprocessor from which larger slices are faster: each repeats what a head shares
 
 
 def ssm_token(
