@@ -192,8 +192,8 @@ class Decoder:
     def _capture(self, device: torch.device) -> None:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
         that token then writes anew."""
-        stream = side_stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        caller, stream = torch.cuda.current_stream(device), side_stream(device)
+        stream.wait_stream(caller)
         experts = experts_for_decoding(self.model)
         with torch.cuda.stream(stream), experts, no_autocast_cache():
             try:
@@ -206,7 +206,7 @@ class Decoder:
                 with self._undone(), explained(self.model), recorded:
                     self._logits = self._step()
             finally:
-                torch.cuda.current_stream(device).wait_stream(stream)
+                caller.wait_stream(stream)  # which is not the current one here: what is taken back must be there
         self.graph = graph
 
     @contextmanager
