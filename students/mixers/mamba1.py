@@ -27,13 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.selective_scan import selective_scan, selective_scan_step
+from students.kernels.selective_token import selective_token
+from students.mixers.entering import Entering, Entry, leaving
 from students.mixers.mixer import Context, Shape
 from students.mixers.projections import Norm, group_factors, least_squares, lost_power
 from students.mixers.recurrent import Recurrent, carried
 from students.mixers.starts import OPEN_SILU, TAP, constant_row
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
-from students.wrapped import Rows, wide_linear
+from students.wrapped import Rows, is_plain, wide_linear
 
 QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
 
@@ -120,6 +122,29 @@ class Mamba1(Recurrent):
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         z = Rows(self.in_proj, h)(self.d_inner, None)
         return y * F.silu(z).unflatten(-1, (self.n_heads, -1))
+
+    def entries(self) -> list[Entry]:
+        return [Entry(self.in_proj, None, self.d_inner), Entry(self.in_proj, self.d_inner, None)]
+
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+        x, z = (entering(entry) for entry in self.entries())
+        x, states = self.convolve(x, self.conv1d, "silu", context), self.n_groups * self.d_state
+        dt, B, C = leaving(self.x_proj, x.to(entering.x.dtype), None).split([self.dt_rank, states, states], -1)
+        dt, exact = self.dt_layernorm(dt), is_plain(self.dt_proj) and self.dt_proj.weight.dtype == torch.float32
+        dt = leaving(self.dt_proj, dt.float(), None) if exact else wide_linear(dt, self.dt_proj)
+        B, C = (part[:, 0].unflatten(-1, (self.n_groups, -1)) for part in (B, C))
+        y = selective_token(
+            x[:, 0],
+            dt[:, 0],
+            self.A_log,
+            self.b_layernorm(B),
+            self.c_layernorm(C),
+            self.D,
+            z[:, 0],
+            context.state.read("ssm"),
+            entering.x.dtype,
+        )
+        return y.unflatten(-1, (self.n_heads, -1))[:, None]
 
     @torch.no_grad()
     def from_attention(self, attention: Projections) -> Transfer:

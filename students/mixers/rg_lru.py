@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
+from students.kernels.lru_token import BlockGate, lru_token
+from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Shape
 from students.mixers.recurrent import Recurrent, carried
 from students.mixers.starts import OPEN_GELU
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
+from students.wrapped import is_untouched
 
 STRENGTH = 8.0  # Griffin's c
 STEEPEST = 1000.0  # slope that the square root's gradient is held to, as in RecurrentGemma
@@ -89,6 +92,26 @@ class RgLru(Recurrent):
 
     def features(self, y: Float[Tensor, "b t h p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t h p"]:
         return y * F.gelu(self.linear_y(h), approximate="tanh").unflatten(-1, (self.n_heads, -1))
+
+    def entries(self) -> list[Entry]:
+        return [Entry(self.linear_x), Entry(self.linear_y)]
+
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
+        if not is_untouched(self.rg_lru):  # what stands around it has to be called
+            return super().token_features(entering, context)
+        x, u = (entering(entry) for entry in self.entries())
+        x, gates = self.convolve(x, self.conv_1d, None, context), self.rg_lru
+        y = lru_token(
+            x[:, 0],
+            u[:, 0],
+            BlockGate(gates.input_gate_weight, gates.input_gate_bias),
+            BlockGate(gates.recurrent_gate_weight, gates.recurrent_gate_bias),
+            gates.recurrent_param,
+            STRENGTH,
+            context.state.read("ssm"),
+            entering.x.dtype,
+        )
+        return y.unflatten(-1, (self.n_heads, -1))[:, None]
 
     @torch.no_grad()
     def from_attention(self, attention: Projections) -> Transfer:

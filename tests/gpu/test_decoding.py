@@ -11,7 +11,9 @@ from distill.evaluation import speed, suites
 from students import mixers
 from students.kernels.delta_token import cases as delta_cases
 from students.kernels.delta_token import kernel as delta_kernel
+from students.kernels.lru_token import cases as lru_cases
 from students.kernels.rotary_token import cases as rotary_cases
+from students.kernels.selective_token import cases as selective_cases
 from students.kernels.ssm_token import cases as ssm_cases
 from students.kernels.ssm_token import kernel as ssm_kernel
 from students.kernels.token_linear import cases as linear_cases
@@ -146,6 +148,10 @@ def test_kernels_of_one_token(dtype):
         token_kernels.check_delta(case, dtype, "cuda", tolerance, delta_kernel.CONFIGS)
     for case in window_cases.GPU:
         token_kernels.check_window(case, dtype, "cuda", tolerance)
+    for cases in (selective_cases, lru_cases):
+        for op in cases.OPS.values():
+            for case in cases.GPU:
+                token_kernels.check_op(op, case, dtype, "cuda", tolerance)
     for case in rotary_cases.GPU:
         token_kernels.check_rotary(case, dtype, "cuda", tolerance)
 

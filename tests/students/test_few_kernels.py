@@ -21,6 +21,8 @@ MIXERS = {  # what else a layer calls for one token; under a window's reference 
     "windows": ("W", Counter(token_linear=1, window_token=1, attention_places=1)),
     "windowed": ("M", Counter(token_linear=1, ssm_token=1, window_token=1, attention_places=1)),
     "B'MOJO-F": ("B", Counter(token_linear=1, ssm_token=1, window_token=1, attention_places=1, gated_norm=1)),
+    "griffin": ("M", Counter(token_linear=1, conv_token=1, lru_token=1)),
+    "mamba": ("M", Counter(token_linear=3, conv_token=1, selective_token=1)),
     "gated deltanet": ("M", Counter(token_linear=1, delta_token=1)),
 }
 KEPT = Counter(token_linear=1, rotary_token=1, attention_places=1)
@@ -59,7 +61,8 @@ def test_ops_of_a_token(teacher, name, called):
     decode._step()
     expected = Counter(token_linear=1)  # the head
     for layer in (pattern * 4)[:4]:
-        expected += OUTSIDE + (wanted if layer == letter else KEPT)
+        others = {"A": KEPT, "W": MIXERS["windows"][1]}
+        expected += OUTSIDE + (wanted if layer == letter else others[layer])
     if name in ("windowed", "B'MOJO-F"):  # branch after branch, where the gate does not join them or they have one output
         expected["token_linear"] = called["token_linear"]
         assert called["token_linear"] <= 1 + 5 * 4

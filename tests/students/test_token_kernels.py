@@ -9,8 +9,10 @@ from students.kernels.attention import attention
 from students.kernels.delta_token import cases as delta_cases
 from students.kernels.delta_token.reference import delta_token as reference_delta
 from students.kernels.heads import qk_norm
+from students.kernels.lru_token import cases as lru_cases
 from students.kernels.rotary_token import cases as rotary_cases
 from students.kernels.rotary_token.reference import rotary_token as reference_rotary
+from students.kernels.selective_token import cases as selective_cases
 from students.kernels.ssm_token import cases as ssm_cases
 from students.kernels.ssm_token.reference import ssm_token as reference_ssm
 from students.kernels.token_linear import cases as linear_cases
@@ -141,6 +143,17 @@ def check_rotary(case, dtype, device, tolerance):
         near(found, wanted, tolerance)
 
 
+def check_op(op, case, dtype, device, tolerance):
+    """A few tokens of the same inputs, the state going on: an op of which nothing but the state is changed."""
+    _, given = op.draw(case, dtype, device)
+    exact = {name: doubled(value) for name, value in copy.deepcopy(given).items()}
+    for _ in range(3):
+        found = op.adapted(op.kernel())(**given)
+        exact |= {"dtype": torch.float64} if "dtype" in exact else {}
+        near(found, op.adapted(op.reference)(**exact), tolerance)
+        near(given["state"], exact["state"], tolerance)
+
+
 @every_type
 @pytest.mark.parametrize("case", linear_cases.TEST)
 def test_token_linear(case, dtype):
@@ -161,6 +174,18 @@ def test_ssm_token(case, dtype):
 @pytest.mark.parametrize("case", delta_cases.TEST)
 def test_delta_token(case, dtype):
     check_delta(case, dtype, "cpu", TOLERANCE[dtype], [None])
+
+
+@every_type
+@pytest.mark.parametrize("case", selective_cases.TEST)
+def test_selective_token(case, dtype):
+    check_op(selective_cases.OPS["selective_token"], case, dtype, "cpu", TOLERANCE[dtype])
+
+
+@every_type
+@pytest.mark.parametrize("case", lru_cases.TEST)
+def test_lru_token(case, dtype):
+    check_op(lru_cases.OPS["lru_token"], case, dtype, "cpu", TOLERANCE[dtype])
 
 
 @every_type

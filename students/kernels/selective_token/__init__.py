@@ -1,0 +1,44 @@
+"""One token of a Mamba layer behind its convolution and projections, in place: dt, decay, the scan's step, skip and gate.
+
+dt = softplus(dt)        S_t = exp(-dt exp(A_log)) S_{t-1} + dt x B^T        y = (S_t C + D x) silu(z)
+"""
+
+import torch
+from torch import Tensor
+
+from students.kernels import TYPES, Deferred, pick
+from students.kernels.selective_token.reference import selective_token as reference_token
+from students.shapes import Float
+
+IMPLEMENTATIONS = {
+    "reference": reference_token,
+    "triton": Deferred("students.kernels.selective_token.kernel", "selective_token"),
+}
+CHECKED = {"selective_token": TYPES}  # types compared with float64 on a GPU
+WIDEST = 256  # states of a channel
+
+
+def selective_token(
+    x: Float[Tensor, "b d"],
+    dt: Float[Tensor, "b d"],
+    A_log: Float[Tensor, "d n"],
+    B: Float[Tensor, "b g n"],
+    C: Float[Tensor, "b g n"],
+    D: Float[Tensor, " d"],
+    z: Float[Tensor, "b d"],
+    state: Float[Tensor, "b d n"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "b d"]:
+    """One token: `x` has been through the convolution, `dt` is what softplus reads; the state is changed.
+
+    Channel i reads group i // (d / g); `dtype` is the output's.
+
+    Raises:
+        ValueError: channels that cannot share the groups.
+    """
+    channels, states = A_log.shape
+    if channels % B.shape[1]:
+        raise ValueError(f"{channels} channels cannot share {B.shape[1]} groups of B and C")
+    refusal = f"{states} states a channel are more than {WIDEST}" if states > WIDEST else None
+    run = pick("selective_token", IMPLEMENTATIONS, state, refusal, checked=CHECKED["selective_token"])
+    return run(x, dt, A_log, B, C, D, z, state, dtype)
