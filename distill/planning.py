@@ -195,8 +195,8 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         )
     limits = ", ".join(f"{theirs:,.0f} / {ours:,.0f} behind {tokens:,}" for tokens, (theirs, ours) in plan.decoding.items())
     console.print(
-        f"decoding    at most, teacher / student: {limits} tokens/s, one text in bfloat16 at {BANDWIDTH / 1e12:.1f} TB/s "
-        "(weights and cache read once a token)",
+        f"decoding    at most, teacher / student: {limits} tokens/s, one text in bfloat16 at an H100's "
+        f"{BANDWIDTH / 1e12:.1f} TB/s (weights and cache read once a token)",
         highlight=False,
     )
 

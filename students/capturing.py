@@ -15,7 +15,13 @@ from students.static_cache import GraphError
 
 @once
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: the allocator keeps memory of its own for each."""
+    """One for all captures: the allocator keeps memory of its own for each.
+
+    Raises:
+        ValueError: no GPU's device.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"graph=True captures a CUDA graph, and the model is on the {device.type}; leave it out")
     return torch.cuda.Stream(device)
 
 

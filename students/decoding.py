@@ -44,7 +44,7 @@ class Decoder:
         GraphError: a layer of the cache or an attention that cannot be held in place, or work that cannot be captured
             because the GPU has to be waited for in its midst, or more tokens than may come before the rotary embedding
             changes for the whole text (`students.rotary`). The cache is as it was.
-        ValueError: an empty cache, no tokens to come, or a mask that is not the prompt's.
+        ValueError: an empty cache, no tokens to come, a mask that is not the prompt's, or a graph asked for without a GPU.
     """
 
     @torch.no_grad()
@@ -58,6 +58,7 @@ class Decoder:
         graph: bool | None = None,
     ) -> None:
         self.model, self.cache, self.left = model, cache, tokens
+        self.tokens, self.released = tokens, False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.states: list[StaticState] = []
         _check_text(cache, tokens, attention_mask)
@@ -113,10 +114,12 @@ class Decoder:
         """The logits of what follows this token, the next of the text.
 
         Raises:
-            ValueError: more tokens than were to come.
+            ValueError: more tokens than were to come, or after `release`.
         """
+        if self.released:
+            raise ValueError("this decoder has given its cache back (release); make another")
         if not self.left:
-            raise ValueError("all the tokens that this decoder was made for have come; make it for more")
+            raise ValueError(f"all the {self.tokens} tokens that this decoder was made for have come; make it for more")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step() if self._tried else self._first()
@@ -136,7 +139,7 @@ class Decoder:
         for index, layer in enumerate(self.cache.layers):
             if isinstance(layer, StaticKeys):
                 self.cache.layers[index] = layer.given_back()
-        self.states, self.left, self.graph = [], 0, None
+        self.states, self.left, self.graph, self.released = [], 0, None, True
 
     def _place(self, attention_mask: Int[Tensor, "b s"] | None, tokens: int) -> Bool[Tensor, "b columns"] | None:
         """Set the next token's position and the cache as the model's own layers see them; give the columns, those to come
@@ -192,7 +195,8 @@ class Decoder:
     def _capture(self, device: torch.device) -> None:
         """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
         that token then writes anew."""
-        caller, stream = torch.cuda.current_stream(device), side_stream(device)
+        stream = side_stream(device)
+        caller = torch.cuda.current_stream(device)
         stream.wait_stream(caller)
         experts = experts_for_decoding(self.model)
         with torch.cuda.stream(stream), experts, no_autocast_cache():
@@ -224,7 +228,9 @@ class Decoder:
 def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> None:
     seen = cache.get_seq_length()
     if not seen or tokens < 1:
-        raise ValueError(f"a decoder goes on with a text: the cache holds {seen} tokens and {tokens} are to come")
+        raise ValueError(
+            f"a decoder goes on with a text: the cache holds {seen} tokens and tokens={tokens} are to come; both begin at 1"
+        )
     if attention_mask is not None and (attention_mask.shape[1] != seen or not bool(attention_mask.any(1).all())):
         raise ValueError(
             f"the attention_mask must be that of the {seen} tokens in the cache, and no row of it padding throughout"

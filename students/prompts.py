@@ -53,13 +53,18 @@ def prefill(
     """Put a prompt into a cache, a chunk at a time; the logits of what comes next.
 
     Args:
-        model: a student, or another causal language model of transformers. cache: an empty one, or one that has begun.
+        model: a student, or another causal language model of transformers. cache: an empty one (a student's `new_cache()`,
+            else `DynamicCache(config=model.config)`), or one that has begun.
         attention_mask: of what the cache holds and the prompt. chunk: columns at a time (default: by memory, see
             `students.cuts`); any number gives the same cache.
 
     Raises:
-        ValueError: a chunk below 1, and see the model's `forward`.
+        ValueError: a chunk below 1, tokens that are no batch of texts, and see the model's `forward`.
     """
+    if input_ids.dim() != 2:
+        raise ValueError(
+            f"input_ids has the shape {tuple(input_ids.shape)}; it should be [texts, tokens], as input_ids[None]"
+        )
     asked = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     found = through(
         model,

@@ -18,6 +18,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from distill.benchmarks.comparison import TEACHER
 from distill.errors import UserError, nearest
 from distill.recipe import Recipe
 from distill.recipe_file import load
@@ -85,19 +86,39 @@ def named_recipes(recipes: Any, overrides: str | Sequence[str], variants: str | 
 
     Args:
         recipes: one or several. overrides: of all. variants: further overrides, `key=value; key=value`, each one student
-            more; a name may stand before them: `windows: mixers.M.window.size=64`.
+            more; a name may stand before them: `windows: mixers.M.window.size=64`; without one the overrides are its name.
 
     Raises:
-        UserError: see `load`.
+        UserError: see `load`; two rows of one name.
     """
     own = [overrides] if isinstance(overrides, str) else list(overrides)
-    found = []
+    found: list[tuple[str, Recipe]] = []
     for reference in recipes if isinstance(recipes, list | tuple) else [recipes]:
         recipe = load(reference, own)
         found.append((recipe.name, recipe))
         for variant in [variants] if isinstance(variants, str) else variants:
-            name, colon, text = variant.partition(": ")
-            named = bool(colon) and "=" not in name
-            changes = [part.strip() for part in (text if named else variant).split(";") if part.strip()]
-            found.append((name if named else variant, load(reference, [*own, *changes])))
+            name, changes = _variant(variant)
+            try:
+                found.append((name, load(reference, [*own, *changes])))
+            except UserError as error:
+                raise UserError(f"--variant {variant!r}: {error}") from error
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1 or name == TEACHER:
+            raise UserError(f"two rows would be called {name!r}; give each --variant a name of its own: 'NAME: key=value'")
     return found
+
+
+def _variant(text: str) -> tuple[str, list[str]]:
+    """A variant's name and overrides.
+
+    Raises:
+        UserError: a name with nothing behind it, or nothing before the colon.
+    """
+    name, colon, rest = text.partition(":")
+    named = bool(colon) and "=" not in name
+    changes = [part.strip() for part in (rest if named else text).split(";") if part.strip()]
+    name = name.strip() if named else text.strip()
+    if not name or not changes:
+        raise UserError(f"--variant {text!r} should read 'NAME: key=value; key=value'")
+    return name, changes

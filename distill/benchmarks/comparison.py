@@ -57,10 +57,12 @@ def table(result: Mapping) -> Table:
 def _line(cell: Mapping) -> list[str]:
     first = [f"{cell['length']:,}", f"{cell['batch']:,}"]
     said = [cell[key] for key in ("protocol", "not_run", "graph_not_run") if key in cell]
+    if cell.get("prompts", cell["batch"]) < cell["batch"]:
+        said.append(f"1st worked out from {cell['prompts']} prompts")
     if "not_run" in cell:
         return [*first, *[""] * 7, "; ".join(said)]
     rates = [f"{cell[key]:,.0f}" if key in cell else "" for key in ("eager", "graph")]
-    mib = [f"{cell[key] / 2**20:,.0f}" if cell[key] is not None else "" for key in ("cache_bytes", "peak_bytes")]
+    mib = [f"{cell[key] / 2**20:,.0f}" if cell[key] else "" for key in ("cache_bytes", "peak_bytes")]  # 0: as before
     share = f"{cell['share']:.0%}" if "share" in cell else ""
     against = cell.get("against_teacher", {})
     for name, reported in cell.get("paper", {}).items() if against else ():

@@ -1,10 +1,10 @@
 """`distill bench generation`: how fast a recipe's teacher and its students generate, before anything is trained.
 
-Models have the published shape and random weights, in bfloat16 on a GPU; text is random tokens: time and memory depend on
-neither. Teacher and students run on the same kernels (`students.Decoder`, prompts in chunks). `limit` is what reading the
-weights and the cache once a token would allow at the device's bandwidth; `share` is the best rate over it. Several texts at
-once are made of at most GROUP prompts, computed once, whose caches are repeated: rates of decoding are those of as many
-texts, the time of their prompts is worked out from the group's.
+Models have the published shape and random weights, in bfloat16 on a GPU and float32 on a CPU; text is random tokens: time
+and memory depend on neither. Teacher and students run on the same kernels (`students.Decoder`, prompts in chunks). `limit`
+is what reading the weights and the cache once a token would allow at the device's bandwidth; `share` is the best rate over
+it. Several texts at once are made of at most GROUP prompts, computed once, whose caches are repeated: rates of decoding are
+those of as many texts, the time of their prompts is worked out from the group's.
 """
 
 import gc
@@ -22,7 +22,7 @@ from distill.benchmarks.measure import copied
 from distill.benchmarks.protocols import Protocol, protocol
 from distill.benchmarks.sizes import most_texts, sizes_of
 from distill.benchmarks.steps import random_teacher
-from distill.build import build, count_parameters, layout_of
+from distill.build import build, count_parameters, empty, layout_of
 from distill.errors import UserError
 from distill.evaluation.speed import (
     eager_rate,
@@ -39,8 +39,10 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.runs.run_dir import versions
 from distill.selection.resolution import even_recipe
+from students.config import Layout
 from students.prompts import new_cache
 from students.state_size import limit
+from teachers.teacher import Teacher
 
 __all__ = ["RECIPE", "all_right", "run", "table"]
 
@@ -66,7 +68,8 @@ def run(
         protocols: papers' measurements, see `distill.benchmarks.protocols`. prefill_chunk: columns of a prompt at a time.
 
     Returns:
-        device, versions, bandwidth {bytes_per_second, source}, and one row a model: model, teacher, pattern, parameters,
+        device, versions, bandwidth {bytes_per_second, source}, stopped where it was interrupted and rows are
+        missing, and one row a model: model, teacher, pattern, parameters,
         weight_bytes and cells; a cell has length, batch, limit and either not_run or first_token_seconds, peak_bytes,
         cache_bytes, eager and graph (tokens a second of all texts) or graph_not_run, share, with_prompts (a rate that counts
         the prompts' time too), against_teacher (see `comparison.compare`), and of a protocol paper, what it reported.
@@ -79,21 +82,36 @@ def run(
     if prefill_chunk is not None:
         numbers([prefill_chunk], "--prefill-chunk")
     wanted = [(name, part) for name in protocols for part in protocol(name)]
+    for name, recipe in recipes:
+        _check(name, recipe)
     device = _device(recipes)
     torch.backends.cuda.enable_cudnn_sdp(False)  # as in runs; it also plans each length anew, 0.1 s a token without a graph
     bandwidth = _bandwidth(device)
     lengths = (() if wanted else LENGTHS[device.type]) if lengths is None else lengths
     asked = {"lengths": lengths, "batches": batches, "protocols": wanted, "chunk": prefill_chunk}
-    rows, teachers = [], set()
-    for name, recipe in recipes:
-        models = [(name, recipe), *([] if recipe.teacher in teachers else [(TEACHER, recipe)])]
-        teachers.add(recipe.teacher)
-        for each, of in reversed(models):
+    rows, found = [], {"device": _name(device), "versions": versions(), "bandwidth": bandwidth}
+    try:
+        for each, of in _models(recipes):
+            print(f"measuring {each} ({of.teacher})", file=sys.stderr, flush=True)
             row = _row(each, of, device, asked, bandwidth["bytes_per_second"])
             print(json.dumps(row), file=sys.stderr, flush=True)
             rows.append(row)
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        found["stopped"] = True
     compare(rows)
-    return {"device": _name(device), "versions": versions(), "bandwidth": bandwidth, "rows": rows}
+    return found | {"rows": rows}
+
+
+def _models(recipes: Sequence[tuple[str, Recipe]]) -> Iterator[tuple[str, Recipe]]:
+    """What is measured: before the first student of a teacher, that teacher."""
+    teachers = set()
+    for name, recipe in recipes:
+        if recipe.teacher not in teachers:
+            yield TEACHER, recipe
+        teachers.add(recipe.teacher)
+        yield name, recipe
 
 
 def _device(recipes: Sequence[tuple[str, Recipe]]) -> torch.device:
@@ -149,11 +167,27 @@ def _model(name: str, recipe: Recipe, device: torch.device) -> nn.Module:
     teacher = random_teacher(teacher_config(recipe), device, dtype)
     if name == TEACHER:
         return teacher.model
+    student, _ = build(teacher, _layout(recipe, teacher))
+    return narrowed(student) if dtype == torch.bfloat16 else student
+
+
+def _layout(recipe: Recipe, teacher: Teacher) -> Layout:
     if recipe.selects:  # nothing is measured here: an even layout of the same budget takes the same time
         recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
-    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
-    student, _ = build(teacher, layout)
-    return narrowed(student) if dtype == torch.bfloat16 else student
+    return layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
+
+
+def _check(name: str, recipe: Recipe) -> None:
+    """Refuse a layout before anything is timed.
+
+    Raises:
+        UserError: naming the row.
+    """
+    try:
+        teacher = random_teacher(teacher_config(recipe), torch.device("meta"))
+        empty(teacher, _layout(recipe, teacher))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def _warm_up(model: nn.Module, chunk: int | None) -> None:

@@ -1,5 +1,6 @@
 """`distill bench ops`, `steps`, `layouts` and `generation`: each with its own options."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -70,23 +71,32 @@ def generation(
     overrides: Overrides = None,
     recipe: Annotated[
         list[str] | None,
-        typer.Option("--recipe", help="A recipe: a YAML file, or the name of a shipped one; may be given several times."),
+        typer.Option(
+            "--recipe",
+            help="A recipe: a YAML file, or the name of a shipped one (smollm2-135m_mamba2-hybrid by default); may be given "
+            "several times.",
+        ),
     ] = None,
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", help="A further student: `name: key=value; key=value` over each recipe.", metavar="OVERRIDES"
+            "--variant", help="A further student: `NAME: key=value; key=value` over each recipe.", metavar="OVERRIDES"
         ),
     ] = None,
     lengths: Annotated[
-        str | None, typer.Option(help="Tokens that stand before those decoded, such as 2k,16k,128k.", metavar="N,N...")
+        str | None,
+        typer.Option(
+            help="Tokens that stand before those decoded (by default 2k,16k,64k,128k on a GPU and 64,256 on a CPU; none "
+            "where a protocol is asked for).",
+            metavar="N,N...",
+        ),
     ] = None,
     batches: Annotated[str | None, typer.Option(help="Texts at once (1 by default).", metavar="N,N...")] = None,
     protocols: Annotated[
         list[str] | None,
         typer.Option(
             "--protocol",
-            help="As a paper measured: mamba, hymba or samba.",
+            help="As a paper measured: mamba, hymba or samba. On a CPU at most 4 texts at once.",
             autocompletion=_protocols,
         ),
     ] = None,
@@ -118,5 +128,8 @@ def _finish(what: str, measured: dict, json: Path | None) -> None:
 
     table_console(json).print(benchmark(what).table(measured))
     write_json(json, measured)
+    if measured.get("stopped"):
+        print("interrupted: the table has what was measured by then", file=sys.stderr)
+        raise typer.Exit(130)
     if not benchmark(what).all_right(measured):
         raise typer.Exit(1)

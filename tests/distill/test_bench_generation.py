@@ -1,6 +1,7 @@
 """`distill bench generation` on a tiny model of a family: what it measures, its limit, and what runs out of memory."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -49,7 +50,8 @@ def test_a_table_of_several_students(tiny, capsys):
     assert against["tokens_per_second"] == none["eager"] / teacher["eager"]
     assert against["prompt_tokens_per_second"] == pytest.approx(teacher["first_token_seconds"] / none["first_token_seconds"])
     assert rows["teacher"]["cells"][0]["cache_bytes"] == 2 * 2 * 2 * 8 * 24 * 4  # layers, k and v, heads, width, tokens
-    assert len(capsys.readouterr().err.splitlines()) == 4 and generation.all_right(result)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith("measuring ") for line in said] == [True, False] * 4 and generation.all_right(result)
     assert generation.table(result).row_count == 16
 
 
@@ -84,7 +86,7 @@ def test_protocols_and_memory_that_runs_out(tiny, monkeypatch):
         assert row["cells"][2]["prompts"] == 2 and row["cells"][2]["eager"] > 0
     assert generation.all_right(result) and generation.table(result).row_count == 8
     said = list(generation.table(result).columns[-1].cells)[-1]
-    assert said.startswith("hymba; cache_bytes ") and said.endswith("x (the paper 11.67x)")
+    assert said.startswith("hymba; 1st worked out from 2 prompts; cache_bytes ") and said.endswith("x (the paper 11.67x)")
 
 
 def test_what_it_refuses(tiny):
@@ -127,3 +129,38 @@ def test_weights_that_a_token_does_not_read():
     embedding = mixture.get_input_embeddings().weight.numel()
     whole = 2 * (count_parameters(mixture) - embedding)
     assert experts and weight_bytes(mixture, 1) == whole - experts and weight_bytes(mixture, 2) == whole
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        (": pattern=M", "--variant ': pattern=M' should read"),
+        ("none:", "--variant 'none:' should read"),
+        ("teacher: pattern=M", "two rows would be called 'teacher'"),
+        ("smollm2-135m_mamba2-hybrid: pattern=M", "two rows would be called 'smollm2-135m_mamba2-hybrid'"),
+        ("deep: layers.pattern=M", "--variant 'deep: layers.pattern=M'"),
+        ("odd: mixers.M.mixer=mambo2", "odd: "),
+        ("odd: mixers.M={mixer: mamba2, window: {size: 0}}", "odd: "),
+    ],
+)
+def test_a_variant_is_refused_by_name_before_anything_is_timed(tiny, monkeypatch, variant, message):
+    monkeypatch.setattr(generation, "_row", None)
+    with pytest.raises(UserError, match="^" + re.escape(message)):
+        distill.bench("generation", overrides=OVERRIDES, variants=[variant], lengths="16")
+
+
+def test_an_interrupted_bench_keeps_what_it_measured(tiny, monkeypatch, tmp_path):
+    measured = generation._row
+
+    def row(name, *arguments):
+        if name == "none":
+            raise KeyboardInterrupt
+        return measured(name, *arguments)
+
+    monkeypatch.setattr(generation, "_row", row)
+    file = tmp_path / "x.json"
+    words = ["bench", "generation", *OVERRIDES, "--lengths", "16", "--variant", "none: pattern=M", "--json", str(file)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 130 and "interrupted: the table has what was measured by then" in result.output
+    found = json.loads(file.read_text())
+    assert found["stopped"] and [row["model"] for row in found["rows"]] == ["teacher", "smollm2-135m_mamba2-hybrid"]

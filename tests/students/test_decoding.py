@@ -374,3 +374,23 @@ def test_a_failed_capture_leaves_the_cache_as_it_was(teacher, pretended):
     hook.remove()
     for at in (9, 10):
         near(*(ordinary(student, ids[:, at : at + 1], None, cache) for cache in caches), 1e-6)
+
+
+@torch.no_grad()
+def test_what_a_decoder_says_of_its_end(teacher):
+    student = student_of(teacher, *CASES["stock"])
+    cache = new_cache(student)
+    ordinary(student, text(1, 5), None, cache)
+    decode = students.Decoder(student, cache, 1)
+    decode(text(1, 1))
+    with pytest.raises(ValueError, match="all the 1 tokens"):
+        decode(text(1, 1))
+    decode.release()
+    with pytest.raises(ValueError, match="given its cache back"):
+        decode(text(1, 1))
+    with pytest.raises(ValueError, match="tokens=0"):
+        students.Decoder(student, cache, 0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="the model is on the cpu"):
+            students.Decoder(student, cache, 4, graph=True)
+    students.Decoder(student, cache, 4)(text(1, 1))  # a refusal leaves the cache as it was
