@@ -89,23 +89,22 @@ def named_recipes(recipes: Any, overrides: str | Sequence[str], variants: str | 
             more; a name may stand before them: `windows: mixers.M.window.size=64`; without one the overrides are its name.
 
     Raises:
-        UserError: see `load`; two rows of one name.
+        UserError: see `load`; two rows of one recipe, or one and its teacher's, of one name.
     """
     own = [overrides] if isinstance(overrides, str) else list(overrides)
+    students = [(text, *_variant(text)) for text in ([variants] if isinstance(variants, str) else variants)]
     found: list[tuple[str, Recipe]] = []
     for reference in recipes if isinstance(recipes, list | tuple) else [recipes]:
         recipe = load(reference, own)
+        names = [TEACHER, recipe.name, *(name for _, name, _ in students)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two rows would be called {twice!r}; give each --variant a name of its own: 'NAME: key=value'")
         found.append((recipe.name, recipe))
-        for variant in [variants] if isinstance(variants, str) else variants:
-            name, changes = _variant(variant)
+        for text, name, changes in students:
             try:
                 found.append((name, load(reference, [*own, *changes])))
             except UserError as error:
-                raise UserError(f"--variant {variant!r}: {error}") from error
-    names = [name for name, _ in found]
-    for name in names:
-        if names.count(name) > 1 or name == TEACHER:
-            raise UserError(f"two rows would be called {name!r}; give each --variant a name of its own: 'NAME: key=value'")
+                raise UserError(f"--variant {text!r}: {error}") from error
     return found
 
 

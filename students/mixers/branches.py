@@ -98,12 +98,19 @@ class Branches(Mixer):
             return self.ssm.token_out(ssm, self.exact.token_out(attention, residual))
 
     def token_apart(self, entering: Entering, context: Context) -> tuple[Float[Tensor, "b 1 k p"], Float[Tensor, "b 1 h p"]]:
-        """The features of one token in place, the SSM's and the attention's, of branches that are not put together."""
+        """The features of one token in place, the SSM's and the attention's, of branches that are not put together: all that
+        `joined` would change is done to them."""
+        return self.token_branches(entering, context)
+
+    def token_branches(
+        self, entering: Entering, context: Context
+    ) -> tuple[Float[Tensor, "b 1 k p"], Float[Tensor, "b 1 h p"]]:
+        """The same before `joined`."""
         attention = self.token_attention(entering, context)
         return self.ssm.token_features(entering, context.scope("ssm")), attention
 
     def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
-        ssm, attention = Branches.token_apart(self, entering, context)
+        ssm, attention = self.token_branches(entering, context)
         return self.joined(torch.cat([ssm, attention.to(ssm.dtype)], 2), entering.h)
 
     def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:

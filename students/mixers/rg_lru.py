@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.kernels.linear_scan import linear_scan, linear_scan_step
-from students.kernels.lru_token import BlockGate, lru_token
+from students.kernels.lru_token import BlockGate, block_gate, lru_token
 from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Shape
 from students.mixers.recurrent import Recurrent, carried
@@ -161,8 +161,8 @@ class Gates(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t h p"]) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b t h p"]]:
         strength = STRENGTH * F.softplus(self.recurrent_param).unflatten(0, x.shape[2:])
-        log_a = -strength * _gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias)
-        return _gate(x, self.input_gate_weight, self.input_gate_bias), log_a
+        log_a = -strength * block_gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias)
+        return block_gate(x, self.input_gate_weight, self.input_gate_bias), log_a
 
 
 class BoundedSqrt(torch.autograd.Function):
@@ -177,12 +177,3 @@ class BoundedSqrt(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return gradient * (0.5 * x.rsqrt()).clamp(max=STEEPEST)
-
-
-def _gate(
-    x: Float[Tensor, "b t h p"], weight: Float[Tensor, "h p p"], bias: Float[Tensor, "h p"]
-) -> Float[Tensor, "b t h p"]:
-    """sigmoid(x W + b), a block of W a head, in float32 or wider."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.sigmoid(torch.einsum("bthp,hpq->bthq", x.to(wide), weight.to(wide)) + bias.to(wide))

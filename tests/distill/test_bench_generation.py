@@ -164,3 +164,9 @@ def test_an_interrupted_bench_keeps_what_it_measured(tiny, monkeypatch, tmp_path
     assert result.exit_code == 130 and "interrupted: the table has what was measured by then" in result.output
     found = json.loads(file.read_text())
     assert found["stopped"] and [row["model"] for row in found["rows"]] == ["teacher", "smollm2-135m_mamba2-hybrid"]
+
+
+def test_a_variant_of_several_recipes_is_a_row_of_each():
+    recipes = ["smollm2-135m_mamba2-hybrid", "smollm2-135m_mamba2"]
+    rows = named_recipes(recipes, ["device=cpu"], ["narrow: mixers.M.mixer=discrete_mamba2"])
+    assert [name for name, _ in rows] == [recipes[0], "narrow", recipes[1], "narrow"]

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from students.kernels.linear_scan.reference import linear_scan_step
+from students.shapes import Float
+
 
 def lru_token(x, u, admits, keeps, strength, c, state, dtype) -> Tensor:
     """See `students.kernels.lru_token.lru_token`."""
@@ -11,10 +14,15 @@ def lru_token(x, u, admits, keeps, strength, c, state, dtype) -> Tensor:
         wide = state.dtype
         x, u = x.to(wide), u.to(wide)
         heads = x.unflatten(-1, admits.bias.shape)
-        i, r = (
-            torch.sigmoid(torch.einsum("bhp,hpq->bhq", heads, gate.weight.to(wide)) + gate.bias.to(wide)).flatten(1)
-            for gate in (admits, keeps)
-        )
+        i, r = (block_gate(heads, *gate).flatten(1) for gate in (admits, keeps))
         log_a = -c * F.softplus(strength.to(wide)) * r
-        state.copy_(log_a.exp() * state + (-torch.expm1(2 * log_a)).sqrt() * i * x)
-        return (state * F.gelu(u, approximate="tanh")).to(dtype)
+        y, new = linear_scan_step((-torch.expm1(2 * log_a)).sqrt() * i * x, log_a, state)
+        state.copy_(new)
+        return (y * F.gelu(u, approximate="tanh")).to(dtype)
+
+
+def block_gate(x: Float[Tensor, "... h p"], weight: Float[Tensor, "h p p"], bias: Float[Tensor, "h p"]) -> Tensor:
+    """sigmoid(x W + b), a block of W a head, in float32 or wider."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.sigmoid(torch.einsum("...hp,hpq->...hq", x.to(wide), weight.to(wide)) + bias.to(wide))

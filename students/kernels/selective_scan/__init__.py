@@ -42,8 +42,8 @@ def selective_scan(
     Raises:
         ValueError: d is not a multiple of g.
     """
-    _check_groups(x.shape[-1], B.shape[-2])
-    run = pick("selective_scan", IMPLEMENTATIONS, x, _too_wide(A.shape[1]), checked=CHECKED["selective_scan"])
+    check_groups(x.shape[-1], B.shape[-2])
+    run = pick("selective_scan", IMPLEMENTATIONS, x, too_wide(A.shape[1]), checked=CHECKED["selective_scan"])
     return run(x, dt, A, B, C, documents, initial_state)
 
 
@@ -63,17 +63,23 @@ def selective_scan_step(
     Raises:
         ValueError: d is not a multiple of g.
     """
-    _check_groups(x.shape[-1], B.shape[-2])
+    check_groups(x.shape[-1], B.shape[-2])
     wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, dt, A, B, C, state))
-    refusal = "the one-token kernel has no gradient" if wants_gradient else _too_wide(A.shape[1])
+    refusal = "the one-token kernel has no gradient" if wants_gradient else too_wide(A.shape[1])
     run = pick("selective_scan_step", STEPS, x, refusal, checked=CHECKED["selective_scan_step"])
     return run(x, dt, A, B, C, state)
 
 
-def _too_wide(states: int) -> str | None:
+def too_wide(states: int) -> str | None:
+    """Why the Triton kernels do not serve so many states a channel, if they do not."""
     return f"{states} states a channel are more than {WIDEST}" if states > WIDEST else None
 
 
-def _check_groups(channels: int, groups: int) -> None:
+def check_groups(channels: int, groups: int) -> None:
+    """Refuse channels that cannot share the groups of B and C.
+
+    Raises:
+        ValueError: they cannot.
+    """
     if channels % groups:
         raise ValueError(f"{channels} channels cannot share {groups} groups of B and C: {channels} % {groups} != 0")

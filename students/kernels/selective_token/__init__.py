@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from students.kernels import TYPES, Deferred, pick
+from students.kernels.selective_scan import check_groups, too_wide
 from students.kernels.selective_token.reference import selective_token as reference_token
 from students.shapes import Float
 
@@ -15,7 +16,6 @@ IMPLEMENTATIONS = {
     "triton": Deferred("students.kernels.selective_token.kernel", "selective_token"),
 }
 CHECKED = {"selective_token": TYPES}  # types compared with float64 on a GPU
-WIDEST = 256  # states of a channel
 
 
 def selective_token(
@@ -37,8 +37,6 @@ def selective_token(
         ValueError: channels that cannot share the groups.
     """
     channels, states = A_log.shape
-    if channels % B.shape[1]:
-        raise ValueError(f"{channels} channels cannot share {B.shape[1]} groups of B and C")
-    refusal = f"{states} states a channel are more than {WIDEST}" if states > WIDEST else None
-    run = pick("selective_token", IMPLEMENTATIONS, state, refusal, checked=CHECKED["selective_token"])
+    check_groups(channels, B.shape[1])
+    run = pick("selective_token", IMPLEMENTATIONS, state, too_wide(states), checked=CHECKED["selective_token"])
     return run(x, dt, A_log, B, C, D, z, state, dtype)

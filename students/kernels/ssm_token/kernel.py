@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from students.kernels import launch
+from students.kernels.ssd.kernel import _place
 
 
 class Config(NamedTuple):
@@ -40,7 +41,7 @@ def ssm_token(
     z = launch.rows_of(gate.z) if gate is not None else x
     norm = gate.norm.contiguous() if gate is not None and gate.norm is not None else D
     scales = gate.scales if gate is not None else (D, D)
-    share = gate.share if gate is not None and gate.share is not None else None
+    share = None if gate is None else gate.share
     queue = lag if lag is not None else (x, x, decay, decay)
     dt_bias, A_log = stock if stock is not None else (D, D)
     with launch.on(x):
@@ -94,12 +95,11 @@ def _token(
     BIAS: tl.constexpr, SILU: tl.constexpr, STOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, SHARE: tl.constexpr,
     BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    slices = tl.cdiv(P, BP)
-    row = (tl.program_id(0) // slices).to(tl.int64)
+    row, slab = _place(P, BP)
     b, h = row // H, row % H
     g = h // repeat
     at = tl.load(column)
-    p = tl.program_id(0) % slices * BP + tl.arange(0, BP)
+    p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
     inside = (p < P)[:, None] & (n < N)[None, :]
     place = state + row * (P * N) + p[:, None] * N + n[None, :]
