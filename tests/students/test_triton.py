@@ -143,6 +143,29 @@ def test_linear_kl(divergence, temperature, ce_weight, softcap):
     check(relative_errors(found, run(linear_kl.reference_kl), leaves, fixed))
 
 
+def test_linear_kl_computes_in_the_type_of_autocast():
+    """Products take bfloat16 factors; logits of hidden states in float32 are not rounded to it."""
+    leaves, fixed = kl_cases.draw(kl_cases.Case(5, 43, 64, 32), torch.float32, DEVICE)
+
+    def run(inputs):
+        inputs = {name: leaf.detach().clone().requires_grad_() for name, leaf in inputs.items()}
+        loss = kl_cases.call(kl_kernel.linear_kl, **inputs, **fixed, rows=3, block=16)
+        loss.backward()
+        return loss.detach(), {name: leaf.grad for name, leaf in inputs.items()}
+
+    def rounded(parts):
+        return {name: part.bfloat16().float() if part.dim() == 2 else part for name, part in parts.items()}
+
+    with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
+        loss, gradients = run(leaves)
+    fixed |= rounded({name: part for name, part in fixed.items() if torch.is_tensor(part)})
+    wanted, exact = run(rounded(leaves))
+    torch.testing.assert_close(loss, wanted, rtol=2e-6, atol=0)
+    for name, gradient in gradients.items():
+        error = (gradient - exact[name]).norm() / exact[name].norm()
+        assert gradient.dtype == torch.float32 and error < 4e-3, (name, error)
+
+
 def test_linear_kl_hands_its_gradients_out_once():
     leaves, fixed = kl_cases.draw(kl_cases.Case(2, 7, 4, 4), torch.float32, DEVICE)
     leaves["hidden"].requires_grad_()

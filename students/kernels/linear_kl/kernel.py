@@ -1,8 +1,11 @@
 """The divergence between two heads in chunks of tokens: cuBLAS for the products, one Triton kernel for all between them.
 
-The logits of a chunk are written once in the input's type. One program a row reads them, keeps running maxima and sums
-for both softmaxes and the divergence in float32, then goes over the row again and writes the gradient of the student's
-logits over the logits themselves. The gradient of the head's weight accumulates in float32 inside the product.
+The logits of a chunk are written once in the type of the hidden states. One program a row reads them, keeps running maxima
+and sums for both softmaxes and the divergence in float32, then goes over the row again and writes the gradient of the
+student's logits over the logits themselves. The gradient of the head's weight accumulates in float32 inside the product.
+
+Under autocast the products take its type. Hidden states in float32 keep logits in float32 there too, which are products
+of bfloat16 factors summed and stored in float32, and the gradient of the logits has a place of its own in bfloat16.
 """
 
 from typing import no_type_check
@@ -13,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from students.kernels import launch
+from students.kernels import compute_type, launch
 
-BYTES = 2**30  # of logits, student's and teacher's together, at a time
+BYTES = 2**30  # of logits, student's and teacher's together, at a time; twice that where they are wider than their factors
 KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
 BLOCKS = (2048, 4096, 1024)  # logits a program reads at a time: the default and the others that are tested
 WARPS = 8
@@ -35,9 +38,9 @@ class _LinearKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, rest):
-        wanted = ctx.needs_input_grad[:3]
+        wanted, dtype = ctx.needs_input_grad[:3], compute_type(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, ctx.grads = _run(hidden, weight, bias, rest, wanted, _product_type(hidden))
+            loss, ctx.grads = _run(hidden, weight, bias, rest, wanted, dtype)
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
@@ -50,19 +53,17 @@ class _LinearKL(torch.autograd.Function):
         return (*(None if g is None else g.mul_(d_loss).to(t) for g, t in zip(grads, ctx.types, strict=True)), None)
 
 
-def _product_type(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
 def _run(hidden, weight, bias, rest, wanted, dtype):
     head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight, rows, block = rest
     time, vocabulary = hidden.shape[0], weight.shape[0]
     stride = triton.cdiv(vocabulary, 16) * 16  # rows of logits begin at aligned addresses
-    rows = min(max(time, 1), rows or max(128, BYTES // (2 * dtype.itemsize * stride) // 128 * 128))
+    kept = torch.promote_types(hidden.dtype, dtype)  # of the logits
+    written = 2 * kept.itemsize + (dtype.itemsize if kept != dtype else 0)
+    rows = min(max(time, 1), rows or max(128, (1 + (kept != dtype)) * BYTES // (written * stride) // 128 * 128))
     h, w, th, tw = (part.to(dtype) for part in (hidden, weight, teacher_hidden, teacher_head.weight))
     weights = weights.float() / weights.float().sum().clamp_min(torch.finfo(torch.float32).tiny)
-    student, teacher = (torch.empty((rows, stride), dtype=dtype, device=h.device)[:, :vocabulary] for _ in range(2))
+    student, teacher = (torch.empty((rows, stride), dtype=kept, device=h.device)[:, :vocabulary] for _ in range(2))
+    gradient = student if kept == dtype else torch.empty((rows, stride), dtype=dtype, device=h.device)[:, :vocabulary]
     losses = torch.empty(time, dtype=torch.float32, device=h.device)
     d_hidden = torch.empty(hidden.shape, dtype=dtype, device=h.device) if wanted[0] else None
     d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=h.device) if wanted[1] else None
@@ -71,12 +72,12 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
     for start in range(0, time, rows):
         piece = slice(start, min(start + rows, time))
         count = piece.stop - start
-        s, t = student[:count], teacher[:count]
-        torch.mm(h[piece], w.t(), out=s)
-        torch.mm(th[piece], tw.t(), out=t)
+        s, t, d = student[:count], teacher[:count], gradient[:count]
+        _product(h[piece], w.t(), s)
+        _product(th[piece], tw.t(), t)
         with launch.on(h):
             _divergence[(count,)](
-                s, t, bias if bias is not None else s, teacher_head.bias if teacher_head.bias is not None else t,
+                s, t, d, bias if bias is not None else s, teacher_head.bias if teacher_head.bias is not None else t,
                 weights[piece], targets[piece] if targets is not None else s, losses[piece], vocabulary, stride,
                 float(head.scale), float(head.softcap or 1.0), float(teacher_head.scale), float(teacher_head.softcap or 1.0),
                 1.0 / temperature, temperature, float(ce_weight),
@@ -85,12 +86,22 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
                 ENTROPY=bool(ce_weight), WARM=temperature != 1.0, GRADIENT=any(wanted), BLOCK=block, num_warps=WARPS,
             )  # fmt: skip
         if wanted[0]:
-            torch.mm(s, w, out=d_hidden[piece])
+            torch.mm(d, w, out=d_hidden[piece])
         if wanted[1]:
-            _accumulate(d_weight, s.t(), h[piece])
+            _accumulate(d_weight, d.t(), h[piece])
         if wanted[2]:
-            d_bias += s.sum(0, dtype=torch.float32)
+            d_bias += d.sum(0, dtype=torch.float32)
     return losses.sum(), (d_hidden, d_weight, d_bias)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left right, summed and stored in the type of `out`, which may be wider than that of the factors."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    elif out.is_cuda:
+        torch.ops.aten.mm.dtype_out(left, right, out.dtype, out=out)
+    else:
+        torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -134,14 +145,15 @@ def _log_middle(ls, lt):
 @triton.jit
 @no_type_check
 def _divergence(
-    student, teacher, bias, teacher_bias, weights, targets, losses, V, stride, scale, cap, teacher_scale, teacher_cap,
-    cool, temperature, ce_weight, KIND: tl.constexpr, BIAS: tl.constexpr, TEACHER_BIAS: tl.constexpr, CAP: tl.constexpr,
+    student, teacher, gradient, bias, teacher_bias, weights, targets, losses, V, stride, scale, cap, teacher_scale,
+    teacher_cap, cool, temperature, ce_weight, KIND: tl.constexpr, BIAS: tl.constexpr, TEACHER_BIAS: tl.constexpr, CAP: tl.constexpr,
     TEACHER_CAP: tl.constexpr, DIVERGE: tl.constexpr, ENTROPY: tl.constexpr, WARM: tl.constexpr, GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     student += row * stride
     teacher += row * stride
+    gradient += row * stride
     lanes = tl.arange(0, BLOCK)
     low = -1e30
     top_s, top_t, top_1 = low, low, low
@@ -218,4 +230,4 @@ def _divergence(
                 d += tl.where(target >= 0, ce_weight, 0.0) * likely
             if CAP:
                 d = d * (1.0 - (z / cap) * (z / cap))
-            tl.store(student + v, (weight * scale * d).to(student.dtype.element_ty), mask=v < V)
+            tl.store(gradient + v, (weight * scale * d).to(gradient.dtype.element_ty), mask=v < V)
