@@ -1,10 +1,14 @@
 """What this package uses of transformers and accelerate that is private, or named differently from version to version."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from accelerate.state import AcceleratorState
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer  # 5.17, 5.24
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # 5.17, 5.24: the table of implementations
 
 
 def forget_precision() -> None:
@@ -49,3 +53,26 @@ def _set_training(module: nn.Module, *unused, mode: bool) -> None:
 def kept_in_float32(model: nn.Module) -> set[str]:
     """Names, or parts of names, of the parameters that a model of transformers keeps in float32 in any type. 5.17, 5.24."""
     return set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+
+
+def add_packed_attention(name: str, attend: Callable, mask: Callable) -> None:
+    """Add an attention and its masks to transformers' tables; once it is there, nothing happens. 5.17, 5.24."""
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, mask)
+
+
+def leave_to_eager(package: str) -> None:
+    """Have torch.compile run what a package's functions do as it stands, not look into them. torch 2.11, 2.13."""
+    import torch._dynamo
+
+    torch._dynamo.trace_rules.add(package)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Inside the block what torch.compile cannot do runs uncompiled, and the last, smaller batch gets code of its own."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
+        yield

@@ -36,7 +36,8 @@ class TrainingOptions(StageOptions):
     lr: one rate, or one for each role of the parameters it trains: new (gates, decays, scales, norms of mixers), ssm and
     window (the mixers' projections), norms and rest (the skeleton's). schedule: "wsd" warms up, stays, and decays
     linearly over the last `decay` share; "cosine" falls from the warm-up's end on; both to `final` of the rate.
-    batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*).
+    batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*). compile: whether layers are
+    compiled by torch.compile (default: on a GPU).
     """
 
     lr: Rate | dict[Literal[ROLES], Rate]
@@ -49,6 +50,7 @@ class TrainingOptions(StageOptions):
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
     clip: Annotated[float, Range(0, 1e9, above=True)] | None = 1.0
+    compile: bool | None = None
 
     @model_validator(mode="after")
     def _shares(self):

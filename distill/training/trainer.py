@@ -12,6 +12,7 @@ from distill.errors import UserError
 from distill.runs.checkpoint import load_optimizer, optimizer_tensors
 from distill.runs.progress import StepReport
 from distill.stages.stage import Stage
+from distill.stages.stepping import Stepping
 from distill.text.windows import Batch, Batches
 from distill.training.optim import make_optimizer, rate_factor, set_rates
 
@@ -49,6 +50,7 @@ class Trainer:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.optimizer = make_optimizer(stage.trained(), stage.options)
+        self.stepping = Stepping(stage, accelerator.mixed_precision != "no", stage.options.compile)
 
     @property
     def next_window(self) -> int:
@@ -71,6 +73,19 @@ class Trainer:
         """
         began = time.monotonic()
         set_rates(self.optimizer, rate_factor(step, self.steps, self.stage.options))
+        with self.stepping():
+            losses = self._reduced(self._accumulated(step))
+        self._check(losses, step)
+        norm = self._clip(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mean = sum(losses.values()) / max(len(losses), 1)
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        tokens = self.batch * self.windows.seq_len
+        return StepReport(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
+
+    def _accumulated(self, step: int) -> dict[str, Tensor]:
+        """Gradients of this process's micro-batches, and its share of each loss."""
         parts, sizes, whole = self._sized_parts(step)
         sums: dict[str, Tensor] = {}
         for part, size in zip(parts, sizes, strict=True):
@@ -82,15 +97,7 @@ class Trainer:
                     break
                 self.accelerator.backward(drawn[1] * (size * self.world / whole))
                 sums[drawn[0]] = sums.get(drawn[0], 0.0) + drawn[1].detach() * (size / whole)
-        losses = self._reduced(sums)
-        self._check(losses, step)
-        norm = self._clip(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        mean = sum(losses.values()) / max(len(losses), 1)
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
-        tokens = self.batch * self.windows.seq_len
-        return StepReport(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
+        return sums
 
     def anywhere(self, *flags: bool) -> list[bool]:
         """Each flag, set where any process sets it: clocks and signals differ, and all must save and stop together."""

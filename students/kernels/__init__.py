@@ -48,6 +48,11 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def chosen() -> str:
+    """The back end that is asked for: one of BACKENDS, unless the environment says something else."""
+    return _chosen.get() or os.environ.get("DISTILL_KERNELS", "auto")
+
+
 class Deferred:
     """A function of a module that is imported at its first call: Triton is not loaded, or needed, before."""
 
@@ -87,7 +92,7 @@ def pick(
     Raises:
         BackendError: a back end was asked for by name and does not exist, or cannot serve this call.
     """
-    name = _chosen.get() or os.environ.get("DISTILL_KERNELS", "auto")
+    name = chosen()
     if name not in BACKENDS:
         raise BackendError(f"DISTILL_KERNELS={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
     reason = None

@@ -183,6 +183,29 @@ def test_linear_kl(form, divergence, block):
         check(call(run), call(linear_kl.reference_kl), (leaves, fixed), form)
 
 
+# linear_kl
+
+
+def test_linear_kl_of_float32_hidden_states_under_autocast(precision):
+    """Factors in bfloat16, logits in float32: nearer to float64 on the rounded factors than logits in bfloat16 are."""
+    precision(False)
+    leaves, fixed = kl_cases.draw(kl_cases.Case(3000, 5003, 256, 128), torch.float32, "cuda")
+    leaves = {name: part.bfloat16().float() if part.dim() == 2 else part for name, part in leaves.items()}
+    fixed |= {name: part.bfloat16().float() for name, part in fixed.items() if torch.is_tensor(part) and part.dim() == 2}
+
+    def run(implementation, autocast, parts):
+        inputs = {name: part.detach().clone().requires_grad_() for name, part in parts.items()}
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            loss = kl_cases.call(implementation, **inputs, **fixed)
+        return [loss, *torch.autograd.grad(loss, list(inputs.values()))]
+
+    wanted = run(linear_kl.reference_kl, False, leaves)
+    found = run(kl_kernel.linear_kl, True, leaves)
+    assert abs(found[0] - wanted[0]) < 1e-5 * wanted[0]
+    for ours, exact in zip(found[1:], wanted[1:], strict=True):
+        assert ours.dtype == torch.float32 and (ours - exact).norm() < 4e-3 * exact.norm()
+
+
 # matrix_orientation
 
 

@@ -1,0 +1,138 @@
+"""Full attention within packed documents by our own kernel, for teachers and kept attention while a stage trains.
+
+For packed documents transformers makes a mask of [b, 1, t, t], which FlashAttention does not take: PyTorch falls back to a
+kernel several times slower, and the mask takes memory. The masks made here are the documents themselves, [b, t], and
+`students.kernels.attention` keeps to them. Layers get them as arguments, so recomputed activations see the same ones.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from distill.compat import add_packed_attention
+from students.kernels.attention import attention
+from teachers.compat import attention_function, attention_implementation, attention_replaced
+from teachers.teacher import Teacher
+
+PACKED = "distill_packed_"  # + the attention implementation that does everything else
+# What says nothing that the documents, the window and the cap do not say.
+IDLE = frozenset(
+    (
+        "cache_position",
+        "document_ids",
+        "is_causal",
+        "position_embeddings",
+        "position_ids",
+        "shared_keys",
+        "unpadded",
+        "use_cache",
+    )
+)
+FIRST, BEYOND = 32, 64  # tokens of the first document that it is tried on, and of the second beyond the widest window
+WIDEST = 8192  # window that is tried
+TOLERANCE = 0.1  # of a layer's output: bfloat16 makes 0.02, another document in sight more than this
+
+_log = logging.getLogger(__name__)
+_served: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+class Unserved(RuntimeError):
+    """An attention that is told more than this one heeds."""
+
+
+@contextmanager
+def packed_attention(*configs) -> Iterator[None]:
+    """Inside the block the models of these transformers configs attend within packed documents by our kernel."""
+    with ExitStack() as stack:
+        for config in configs:
+            original = attention_implementation(config)
+            if original is not None and not original.startswith(PACKED):
+                stack.enter_context(attention_replaced(config, _packed(original)))
+        yield
+
+
+def serves(teacher: Teacher) -> bool:
+    """Whether a teacher's attention, and so that of its students, computes the same this way: tried once on a short text."""
+    model = teacher.model
+    if model not in _served:
+        _served[model] = teacher.family.recorded and _same(teacher)
+    return _served[model]
+
+
+@torch.no_grad()
+def _same(teacher: Teacher) -> bool:
+    """Two documents, the second longer than every window, with the model's own attention and with ours."""
+    windows = [teacher.logit_rules(layer).window or 0 for layer in range(teacher.n_layers)]
+    room = teacher.positions()
+    second = min(BEYOND + min(max(windows), WIDEST), WIDEST if room is None else room)
+    ids = torch.arange(FIRST + second, device=teacher.device)[None] * 7 % teacher.config.vocab_size
+    positions = torch.cat([torch.arange(length, device=teacher.device) for length in (FIRST, second)])[None]
+    layers = range(teacher.n_layers)
+    wanted = [seen.output.float() for seen in teacher.observe(ids, positions, layers)]
+    try:
+        with packed_attention(teacher.config):
+            found = [seen.output.float() for seen in teacher.observe(ids, positions, layers)]
+    except (Unserved, TypeError) as error:
+        _log.info("%s keeps its own attention while stages train: %s", teacher.reference, error)
+        return False
+    places = slice(FIRST, 2 * FIRST), slice(-FIRST, None)  # where the other document was seen, and where windows end
+    pairs = [(own[:, place], ours[:, place]) for own, ours in zip(wanted, found, strict=True) for place in places]
+    error = max(((ours - own).norm() / own.norm()).item() for own, ours in pairs)
+    if not error < TOLERANCE:
+        _log.info("%s keeps its own attention while stages train: the packed one is off by %.2g", teacher.reference, error)
+    return error < TOLERANCE
+
+
+def document_mask(
+    batch_size: int, q_length: int, kv_length: int, mask_function, attention_mask=None, device=None, **unused
+) -> Int[Tensor, "b t"]:
+    """What transformers asks for as a mask: the documents of packed rows, numbered from 0. Where a token does not see the
+    one before it, a document begins.
+
+    Raises:
+        Unserved: a cache, or padding.
+    """
+    if q_length != kv_length or attention_mask is not None:
+        raise Unserved("it serves whole rows without padding")
+    row = torch.arange(batch_size, device=device)[:, None]
+    place = torch.arange(1, q_length, device=device)[None]
+    sees = torch.as_tensor(mask_function(row, 0, place, place - 1), device=device)
+    documents = torch.zeros(batch_size, q_length, dtype=torch.long, device=device)
+    documents[:, 1:] = (~sees.expand(batch_size, q_length - 1)).cumsum(1)
+    return documents
+
+
+def _packed(original: str) -> str:
+    """The name of an attention that keeps to documents, and calls the original where it is given any other mask."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **rest,
+    ) -> tuple[Tensor, Tensor | None]:
+        told = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, "softcap": softcap}
+        if attention_mask is None or attention_mask.dim() != 2:
+            given = {name: value for name, value in told.items() if value is not None}
+            return attention_function(original, module)(module, query, key, value, attention_mask, **given, **rest)
+        if unknown := [name for name, value in rest.items() if name not in IDLE and value is not None]:
+            raise Unserved(f"it does not know {', '.join(unknown)}")
+        if dropout:
+            raise Unserved("nothing drops out of it")
+        q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attention(q, k, v, scale=scale, softcap=softcap, window=sliding_window, documents=attention_mask), None
+
+    add_packed_attention(PACKED + original, attend, document_mask)
+    return PACKED + original

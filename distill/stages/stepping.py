@@ -1,0 +1,66 @@
+"""What makes a stage's steps fast on a GPU, for the length of a step: attention within documents without masks, and
+decoder layers compiled by torch.compile.
+
+A layer is compiled where it stands: its `forward` is replaced for the length of a step, and nothing else of the model
+changes. Our own ops are left as they are; what is fused are the norms, rotary embeddings, activations, residual sums and
+casts around them. Layers whose attention is watched are not compiled whole, for hooks would be: their norms and MLPs are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from distill.compat import compiling, leave_to_eager
+from distill.packed_attention import packed_attention, serves
+from distill.stages.stage import Stage
+from students import kernels
+
+
+class Stepping:
+    """How a stage takes its steps: `with stepping():` around one.
+
+    Args:
+        narrow: the run computes in 16 bits. compiled: whether layers are compiled; None: on a GPU.
+    """
+
+    def __init__(self, stage: Stage, narrow: bool, compiled: bool | None = None) -> None:
+        self._teacher, self._student = stage.teacher, stage.student
+        cuda = self._teacher.device.type == "cuda"
+        self._packs = cuda and narrow and kernels.chosen() != "reference" and serves(self._teacher)
+        self._compiled: dict[nn.Module, Callable] = {}
+        if cuda if compiled is None else compiled:
+            leave_to_eager("students.kernels")
+            self._compiled = {part: torch.compile(part.forward, dynamic=False) for part in _parts(stage)}
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._packs:
+                stack.enter_context(packed_attention(self._teacher.config, self._student.config))
+            if self._compiled:
+                stack.enter_context(compiling())
+                stack.enter_context(_replaced(self._compiled))
+            yield
+
+
+def _parts(stage: Stage) -> list[nn.Module]:
+    """The modules that are compiled: whole layers where the student runs whole, else all but the attentions, and mixers."""
+    teacher, student = stage.teacher, stage.student
+    layers = list(teacher.model.get_submodule(teacher.family.layers))
+    if stage.whole_student:
+        return layers + list(student.get_submodule(student.place.layers))
+    parts = [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]
+    return parts + list(student.mixers.values())
+
+
+@contextmanager
+def _replaced(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward
