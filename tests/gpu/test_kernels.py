@@ -183,9 +183,6 @@ def test_linear_kl(form, divergence, block):
         check(call(run), call(linear_kl.reference_kl), (leaves, fixed), form)
 
 
-# linear_kl
-
-
 def test_linear_kl_of_float32_hidden_states_under_autocast(precision):
     """Factors in bfloat16, logits in float32: nearer to float64 on the rounded factors than logits in bfloat16 are."""
     precision(False)

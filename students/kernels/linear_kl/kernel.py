@@ -147,8 +147,8 @@ def _log_middle(ls, lt):
 def _divergence(
     student, teacher, gradient, bias, teacher_bias, weights, targets, losses, V, stride, scale, cap, teacher_scale,
     teacher_cap, cool, temperature, ce_weight, KIND: tl.constexpr, BIAS: tl.constexpr, TEACHER_BIAS: tl.constexpr,
-    CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, DIVERGE: tl.constexpr, ENTROPY: tl.constexpr, WARM: tl.constexpr, GRADIENT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CAP: tl.constexpr, TEACHER_CAP: tl.constexpr, DIVERGE: tl.constexpr, ENTROPY: tl.constexpr, WARM: tl.constexpr,
+    GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     student += row * stride
