@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 from accelerate.state import AcceleratorState
 from torch import nn
@@ -62,8 +62,9 @@ def add_packed_attention(name: str, attend: Callable, mask: Callable) -> None:
         AttentionMaskInterface.register(name, mask)
 
 
+@cache
 def leave_to_eager(package: str) -> None:
-    """Have torch.compile run what a package's functions do as it stands, not look into them. torch 2.11, 2.13."""
+    """Have torch.compile run a package's functions as they stand, not look into them. torch 2.11, 2.13."""
     import torch._dynamo
 
     torch._dynamo.trace_rules.add(package)

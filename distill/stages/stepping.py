@@ -31,7 +31,8 @@ class Stepping:
         self._packs = cuda and narrow and kernels.chosen() != "reference" and serves(self._teacher)
         self._compiled: dict[nn.Module, Callable] = {}
         if cuda if compiled is None else compiled:
-            leave_to_eager("students.kernels")
+            for package in ("students.kernels", "triton"):
+                leave_to_eager(package)
             self._compiled = {part: torch.compile(part.forward, dynamic=False) for part in _parts(stage)}
 
     @contextmanager
