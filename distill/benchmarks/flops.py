@@ -1,0 +1,56 @@
+"""The arithmetic of a training step that no way of computing it can spare: products with weights, 2 FLOP a weight and token.
+
+Attention, scans, norms and what is recomputed are left out, so a share of the ceiling made of these is a lower bound of
+the hardware's use. Of experts those that a token goes through count; a block that several layers share counts once.
+"""
+
+from torch import nn
+
+from distill.stages.stage import Stage
+
+
+def flops_per_token(stage: Stage, teacher: nn.Module | None) -> float:
+    """FLOP a token of training text: the teacher's forward pass, and forward and backward of what trains.
+
+    Args:
+        stage: prepared. teacher: the model that it learns from; None where that is a cache.
+    """
+    student = stage.student
+    if not stage.whole_student:  # layer by layer, on what the teacher's body sees
+        trained = {id(parameter) for _, parameter in stage.trained().values()}
+        mixers = sum(3 * _matrices(mixer) for mixer in student.mixers.values() if _has(mixer, trained))
+        return 2.0 * (mixers + (0 if teacher is None else _body(teacher)))
+    trained = sum(parameter.numel() for _, parameter in stage.trained().values() if parameter.dim() > 1)
+    embeddings = student.get_input_embeddings().weight
+    if any(parameter is embeddings for _, parameter in stage.trained().values()) and not _tied(student):
+        trained -= embeddings.numel()
+    forward = _body(student) + _head(student)
+    return 2.0 * (2 * forward + trained + (0 if teacher is None else _body(teacher) + _head(teacher)))
+
+
+def _has(module: nn.Module, trained: set[int]) -> bool:
+    return any(id(parameter) in trained for parameter in module.parameters())
+
+
+def _matrices(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+
+
+def _body(model: nn.Module) -> float:
+    """Weights that a token meets between embeddings and head."""
+    embeddings, config = model.get_input_embeddings(), model.config
+    every = sum(parameter.numel() for parameter in model.base_model.parameters() if parameter.dim() > 1)
+    every -= embeddings.weight.numel()
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if experts:
+        inside = sum(p.numel() for name, p in model.base_model.named_parameters() if ".experts." in name)
+        every -= inside * (1 - config.num_experts_per_tok / experts)
+    return every
+
+
+def _head(model: nn.Module) -> int:
+    return model.get_output_embeddings().weight.numel()
+
+
+def _tied(model: nn.Module) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
