@@ -75,5 +75,5 @@ def compiling() -> Iterator[None]:
     """Inside the block what torch.compile cannot do runs uncompiled, and the last, smaller batch gets code of its own."""
     import torch._dynamo
 
-    with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=64):
+    with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=16):
         yield

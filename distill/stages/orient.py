@@ -42,7 +42,7 @@ class Orient(Stage):
         super().__init__(teacher, student, options, transfers)
         self.layers = [layer for layer, mixer in student.mixers.items() if mixer.orientable]
         self.register_buffer("alpha", torch.ones(teacher.n_layers, teacher.config.num_attention_heads))
-        self.norms: dict[str, float] = {}
+        self.norms: dict[str, Tensor] = {}
         skipped = sorted(set(student.mixers) - set(self.layers))
         if skipped:
             _log.info("orient skips layers %s: their mixers' matrices are not semiseparable", skipped)
@@ -81,7 +81,7 @@ class Orient(Stage):
         for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
             error, power = self._error(seen, context)
             name = layer_name(seen.layer)
-            self.norms[name] = error.detach().sqrt().mean().item()
+            self.norms[name] = error.detach().sqrt().mean()  # read once a step: reading waits for the GPU
             yield name, (error.sum(1) / power.sum(1).clamp_min(1e-12)).mean()
 
     def size(self, batch: Batch) -> float:
@@ -92,7 +92,7 @@ class Orient(Stage):
             solve_scales(self.teacher, self.student, calibration(self.options.calibration_tokens))
 
     def describe(self, loss: float) -> dict[str, float]:
-        return {"mohawk_norm": sum(self.norms.values()) / max(len(self.norms), 1)}
+        return {"mohawk_norm": float(sum(self.norms.values())) / max(len(self.norms), 1)}
 
     @classmethod
     def count(cls, student, options) -> int:

@@ -2,8 +2,9 @@
 decoder layers compiled by torch.compile.
 
 A layer is compiled where it stands: its `forward` is replaced for the length of a step, and nothing else of the model
-changes. Our own ops are left as they are; what is fused are the norms, rotary embeddings, activations, residual sums and
-casts around them. Layers whose attention is watched are not compiled whole, for hooks would be: their norms and MLPs are.
+changes. Mixers and our own ops are left as they are; what is fused are the norms, rotary embeddings, activations, residual
+sums and casts around them. Layers whose attention is watched are not compiled whole, for hooks would be: their norms and
+MLPs are.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +32,10 @@ class Stepping:
         self._packs = cuda and narrow and kernels.chosen() != "reference" and serves(self._teacher)
         self._compiled: dict[nn.Module, Callable] = {}
         if cuda if compiled is None else compiled:
-            for package in ("students.kernels", "triton"):
+            for package in (
+                "students",
+                "triton",
+            ):  # traced, a mixer is ten pieces, and calling those takes longer than it saves
                 leave_to_eager(package)
             self._compiled = {part: torch.compile(part.forward, dynamic=False) for part in _parts(stage)}
 
@@ -47,13 +51,12 @@ class Stepping:
 
 
 def _parts(stage: Stage) -> list[nn.Module]:
-    """The modules that are compiled: whole layers where the student runs whole, else all but the attentions, and mixers."""
+    """The modules that are compiled: whole layers where the student runs whole, else the teacher's but for the attentions."""
     teacher, student = stage.teacher, stage.student
     layers = list(teacher.model.get_submodule(teacher.family.layers))
     if stage.whole_student:
         return layers + list(student.get_submodule(student.place.layers))
-    parts = [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]
-    return parts + list(student.mixers.values())
+    return [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]
 
 
 @contextmanager
