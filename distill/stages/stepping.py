@@ -35,7 +35,7 @@ class Stepping:
             for package in (
                 "students",
                 "triton",
-            ):  # traced, a mixer is ten pieces, and calling those takes longer than it saves
+            ):  # a traced mixer is ten slow pieces
                 leave_to_eager(package)
             self._compiled = {part: torch.compile(part.forward, dynamic=False) for part in _parts(stage)}
 
