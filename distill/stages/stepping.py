@@ -51,7 +51,7 @@ class Stepping:
 
 
 def _parts(stage: Stage) -> list[nn.Module]:
-    """The modules that are compiled: whole layers where the student runs whole, else the teacher's but for the attentions."""
+    """The modules that are compiled: whole layers where the student runs whole, else the teacher's without attentions."""
     teacher, student = stage.teacher, stage.student
     layers = list(teacher.model.get_submodule(teacher.family.layers))
     if stage.whole_student:
