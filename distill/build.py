@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 import students
 from distill.errors import UserError
 from distill.generation_config import inherited
+from distill.mixed_types import join_types
 from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
 from students.mixers.mixer import Shape
@@ -67,7 +69,8 @@ def empty(teacher: Teacher, layout: Layout) -> nn.Module:
 def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
     """A student on the teacher's device, every mixer made from its layer's attention.
 
-    Weights that are not converted share the teacher's memory; a stage that trains them takes its own copies first.
+    Weights that are not converted share the teacher's memory, in the type that it is held in; a stage that trains them makes
+    float32 masters of them first (`distill.stages.masters`). Mixers are float32, made from the attention's numbers as such.
 
     Returns:
         the student, and each converted layer's transfer record.
@@ -91,6 +94,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
             "was put on it (an adapter, a quantisation) must be merged or taken away first"
         )
     student.requires_grad_(False).eval()
+    join_types(student)
     student.generation_config = inherited(teacher.model.generation_config, teacher.reference)
     return student, transfers
 
@@ -105,11 +109,18 @@ def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
     mixers, transfers = student.mixers, {}
     for group in student.layout.groups:
         sites = [mixers[layer].to_empty(device=teacher.device) for layer in group]
-        attentions = [Projections(**vars(teacher.attention_weights(layer))) for layer in group]
+        attentions = [_projections(teacher, layer) for layer in group]
         transfers.update(zip(group, type(sites[0]).from_attentions(sites, attentions), strict=True))
     for layer, mixer in mixers.items():
         _account(mixer, transfers[layer], layer)
     return dict(sorted(transfers.items()))
+
+
+def _projections(teacher: Teacher, layer: int) -> Projections:
+    """A layer's projections in float32 or wider: what mixers are made from, whatever type the teacher is held in."""
+    tensors = vars(teacher.attention_weights(layer))
+    wide = {name: one if one is None else one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()}
+    return Projections(**wide)
 
 
 def _share_buffers(source: nn.Module, target: nn.Module) -> None:

@@ -18,6 +18,7 @@ from distill.memory import ran_out
 from distill.recipe import Recipe, Selected
 from distill.schema import Schema, explain
 from distill.shipped import shipped_folder
+from distill.teacher_type import teacher_type
 from teachers import folder, gguf
 from teachers.checks import check_size
 from teachers.fingerprint import difference
@@ -36,6 +37,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         return teachers.load(
             recipe.teacher,
             device=device,
+            dtype=teacher_type(recipe, device),
             trust_remote_code=recipe.teacher_trust_remote_code,
             allow_pickle=recipe.teacher_pickle,
             ignore=recipe.teacher_ignore,

@@ -95,15 +95,17 @@ class Checkpoints(Schema):
 class Recipe(Schema):
     """A whole recipe. `pattern`, one entry a letter, and `meta_tokens` (learned ones in front of every document) make the
     student's layout; a mapping as `pattern` has the run select it (distill/selection), and `selected` says of a layout that
-    was written out by what. `stages` run in order."""
+    was written out by what. `stages` run in order. teacher_dtype: the type that the teacher is held in, and what of the
+    student no stage trains; auto: its checkpoint's on a GPU, float32 elsewhere."""
 
-    reserved: ClassVar[frozenset[str]] = frozenset({"teacher_4bit"})
+    renamed: ClassVar[dict[str, str]] = {"teacher_4bit": "teacher_dtype: int8"}
 
     name: Name
     teacher: Annotated[str, Field(min_length=1)]
     teacher_trust_remote_code: bool = False
     teacher_pickle: bool = False
     teacher_ignore: list[str] = []
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     pattern: str | dict[str, Any]
     mixers: dict[Letter, dict[str, Any]]
     meta_tokens: Annotated[int, whole(0, 65_536)] = 0
@@ -131,6 +133,8 @@ class Recipe(Schema):
         for name in ("teacher_ignore", "selected"):  # recipes from before these were there keep their runs
             if not entries[name]:
                 del entries[name]
+        if entries["teacher_dtype"] == "auto":  # likewise
+            del entries["teacher_dtype"]
         if entries["evaluation"]["documents"] == DOCUMENTS:  # likewise
             del entries["evaluation"]["documents"]
         if entries["data"]["longest_document"] == LONGEST_DOCUMENT:  # likewise

@@ -55,11 +55,13 @@ Name, Letter = Annotated[str, AfterValidator(_name)], Annotated[str, AfterValida
 class Schema(BaseModel):
     """Base of every schema: no unknown keys, no guessed types, nothing changes after reading.
 
-    reserved: keys kept for features that are not built yet; they are refused with these words.
+    reserved: keys kept for features that are not built yet; they are refused with these words. renamed: earlier names of
+    keys, with what is written instead.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     reserved: ClassVar[frozenset[str]] = frozenset()
+    renamed: ClassVar[dict[str, str]] = {}
 
 
 def explain(error: ValidationError, where: str, schema: type[Schema]) -> str:
@@ -76,6 +78,8 @@ def explain(error: ValidationError, where: str, schema: type[Schema]) -> str:
 def _reason(problem: dict, place: list[str], schema: type[Schema]) -> str:
     if problem["type"] == "extra_forbidden":
         within = _schema_at(schema, place[:-1])
+        if place[-1] in within.renamed:
+            return f" is now {within.renamed[place[-1]]}"
         return (
             " is not built yet"
             if place[-1] in within.reserved

@@ -13,6 +13,7 @@ from teachers.families import FAMILIES, family_of
 from teachers.files import folder_of
 from teachers.folder import check_folder, teacher_config
 from teachers.foreign import check_adapter_files, plain_config
+from teachers.held_type import STORED, HeldType, held_type, loses_digits
 from teachers.quiet import no_bars_in_logs, no_panics
 from teachers.source import resolve
 from teachers.teacher import Teacher
@@ -25,14 +26,18 @@ def load(
     reference: str,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: HeldType = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     ignore: Sequence[str] = (),
 ) -> Teacher:
     """Load a teacher: "org/name" on the hub, a local folder, "file.gguf" or "package:NAME/FILE.gguf".
 
+    Every tensor is read straight into its type and onto its device: there is never a second copy of the model.
+
     Args:
+        dtype: to hold it in; "stored" for the checkpoint's own (see `teachers.held_type`). What transformers keeps in float32
+            stays so.
         trust_remote_code: run modelling code that comes with the checkpoint.
         allow_pickle: read weights that are not safetensors; unpickling runs code.
         ignore: patterns ("model.layers.3.*") of tensors that may be in the files though the model has no place for them.
@@ -45,12 +50,13 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = resolve(reference, allow_pickle)
+    source, gguf_file = resolve(reference, allow_pickle), None
     location, read_tokenizer = source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
     if source.kind == "gguf":
         from teachers import gguf, gguf_tokenizer
 
-        location, read_tokenizer = str(gguf.converted(Path(location))), gguf_tokenizer.load
+        gguf_file = Path(location)
+        location, read_tokenizer = str(gguf.converted(gguf_file)), gguf_tokenizer.load
     check_adapter_files(reference, location)
     trust = {"trust_remote_code": trust_remote_code}
     config = teacher_config(reference, location, trust_remote_code)
@@ -59,11 +65,13 @@ def load(
     check_folder(reference, location, allow_pickle)
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     safetensors = {} if allow_pickle else {"use_safetensors": True}
+    place = {} if torch.device(device).type == "cpu" else {"device_map": {"": torch.device(device)}}
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # by check_weights
     with loading(reference, "weights"), no_bars_in_logs():
         check_size(location, lambda: AutoModelForCausalLM.from_config(deepcopy(config), **attention, **trust))
+        dtype = held_type(location, gguf_file) if dtype == STORED else dtype
         model, info = AutoModelForCausalLM.from_pretrained(
-            location, config=config, dtype=dtype, **attention, **safetensors, **checked, **trust
+            location, config=config, dtype=dtype, **attention, **safetensors, **checked, **trust, **place
         )
     check_row(model, family, reference)
     ignored = check_weights(reference, location, model, info, ignore)
@@ -73,4 +81,5 @@ def load(
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
     forget_lengths(model)
-    return Teacher(reference, model, tokenizer, family, tuple(ignored), folder_of(location))
+    rounded = loses_digits(location, dtype)
+    return Teacher(reference, model, tokenizer, family, tuple(ignored), folder_of(location), rounded)

@@ -1,7 +1,9 @@
 """What tells one teacher from another: a hash of its weights, one of its config and one of its tokenizer, in one word.
 
-The three stand behind one another, "WEIGHTS-CONFIG-TOKENIZER", so that two that differ say in what. Words of only the first
-are of earlier versions.
+They stand behind one another, "WEIGHTS-CONFIG-TOKENIZER-ROUNDED", so that two that differ say in what. ROUNDED is the hash of
+the weights as bfloat16 holds them: a teacher has the same one in whichever type it is held. WEIGHTS is of the numbers as they
+are, and "rounded" where the checkpoint has more digits than the type that holds it. Words of earlier versions have the first
+of these alone, or the first three.
 """
 
 import hashlib
@@ -12,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PARTS = ("weights", "config", "tokenizer")
 SAMPLE = 1024  # values of a tensor, entries of a vocabulary
-DIGITS = 16, 8, 8
+DIGITS = 16, 8, 8, 16
+UNKNOWN = "rounded"  # in the place of a hash of weights
 # Entries of a config that say where a model was, who wrote it down and how it is run, not what it computes.
 ELSEWHERE = (
     *("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache"),
@@ -29,28 +32,42 @@ PROBES = (
 )
 
 
-def fingerprint(model: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> str:
+def fingerprint(
+    model: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, rounded: bool = False
+) -> str:
     """The word of a teacher: of sizes and sampled values of every weight, of every entry of its config that is not the usual
-    one, and of its vocabulary, special tokens and how it cuts some texts. It tells teachers apart, and proves nothing."""
-    found = (_of_weights(model, config), _of_config(config), _of_tokenizer(tokenizer))
+    one, and of its vocabulary, special tokens and how it cuts some texts. It tells teachers apart, and proves nothing.
+
+    Args:
+        rounded: whether the type that the weights are held in has fewer digits than their checkpoint.
+    """
+    exact, narrow = _of_weights(model, config)
+    found = (UNKNOWN if rounded else exact, _of_config(config), _of_tokenizer(tokenizer), narrow)
     return "-".join(digest[:digits] for digest, digits in zip(found, DIGITS, strict=True))
 
 
 def difference(known: str, now: str) -> str | None:
-    """In what two teachers differ by their words, "weights", "config" or "tokenizer"; None where they are the same."""
-    for part, one, other in zip(PARTS, known.split("-"), now.split("-"), strict=False):
-        if one != other:
+    """In what two teachers differ by their words, "weights", "config" or "tokenizer"; None where they are the same, as far as
+    both words tell."""
+    one, other = known.split("-"), now.split("-")
+    for part, mine, theirs in zip(PARTS, one, other, strict=False):
+        if part == "weights" and UNKNOWN in (mine, theirs):
+            mine, theirs = (one[3], other[3]) if len(one) == len(other) == len(DIGITS) else ("", "")
+        if mine != theirs:
             return part
     return None
 
 
-def _of_weights(model: nn.Module, config: PretrainedConfig) -> str:
-    digest = hashlib.sha256(config.model_type.encode())
+def _of_weights(model: nn.Module, config: PretrainedConfig) -> tuple[str, str]:
+    """Of the numbers as they are held, and as bfloat16 would hold them."""
+    exact = hashlib.sha256(config.model_type.encode())
+    narrow = exact.copy()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, len(flat) // SAMPLE)].float().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
+        for digest, values in ((exact, sample), (narrow, sample.bfloat16().float())):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + values.numpy().tobytes())
+    return exact.hexdigest(), narrow.hexdigest()
 
 
 def _of_config(config: PretrainedConfig) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,12 @@ class Observation:
     q: Float[Tensor, "b t h p"] | None = None
     k: Float[Tensor, "b t kv p"] | None = None
     v: Float[Tensor, "b t kv p"] | None = None
+
+    def wide(self) -> "Observation":
+        """The same in float32, where a teacher in bfloat16 was seen; the rotary tables stay as they are."""
+        parts = {name: getattr(self, name) for name in ("input", "output", "q", "k", "v")}
+        kinds = {name: torch.promote_types(part.dtype, torch.float32) for name, part in parts.items() if part is not None}
+        return replace(self, **{name: parts[name].to(kind) for name, kind in kinds.items()})
 
 
 @torch.no_grad()

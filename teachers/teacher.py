@@ -45,7 +45,8 @@ class Teacher:
     """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for.
 
     ignored: tensors of its files that the model has no place for, left out because the user said so. folder: where its
-    files lie; None where it was made without any.
+    files lie; None where it was made without any. rounded: whether its checkpoint's numbers have more digits than the type
+    that holds them.
     """
 
     reference: str
@@ -54,6 +55,7 @@ class Teacher:
     family: Family
     ignored: tuple[str, ...] = ()
     folder: Path | None = None
+    rounded: bool = False
 
     @property
     def config(self):
@@ -146,4 +148,4 @@ class Teacher:
     @cached_property
     def fingerprint(self) -> str:
         """What tells it from another teacher, see `teachers.fingerprint`; not proof of equality."""
-        return fingerprint(self.model, self.config, self.tokenizer)
+        return fingerprint(self.model, self.config, self.tokenizer, self.rounded)

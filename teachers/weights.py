@@ -78,9 +78,13 @@ def unpack(attention: nn.Module, family: Family, heads: int, head_dim: int) -> A
 def _norm_weight(norm: nn.Module, shape: torch.Size) -> Float[Tensor, "kv p"]:
     """The weight of a norm on q or k, a row a head: some have one row for all heads, StableLM one module a head."""
     if hasattr(norm, "norms"):
-        return torch.stack([one.weight.detach() for one in norm.norms])
-    weight = norm.weight.detach()
+        return _wide(torch.stack([one.weight.detach() for one in norm.norms]))
+    weight = _wide(norm.weight.detach())  # an offset of 1 would take their last digits in bfloat16
     return weight.expand(shape) if weight.numel() == shape[-1] else weight.reshape(shape)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def norm_of(attention: nn.Module, family: Family) -> tuple[str | None, float]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from distill.disk import FIX, refuse_link
 from distill.errors import UserError, reason_of
 from distill.memory import ran_out
+from distill.mixed_types import join_types
 from distill.reading import read_json
 from distill.runs.records import Numbers, Record, Whole
 
@@ -232,7 +233,8 @@ def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_student(student: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's tensors back, by name.
+    """Put a checkpoint's tensors back, by name. Masters come back as such, also where the student as it is built has that
+    tensor in the teacher's narrower type.
 
     Raises:
         UserError: the checkpoint has a tensor that the student lacks, or of another shape.
@@ -241,7 +243,10 @@ def restore_student(student: nn.Module, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if name not in everything or everything[name].shape != tensor.shape:
             raise UserError(f"the checkpoint's {name} does not fit this student: another layout or teacher made it")
-        everything[name].data = tensor.to(everything[name].device, everything[name].dtype)
+        kept = everything[name].dtype
+        kind = torch.promote_types(kept, torch.float32) if kept.is_floating_point else kept
+        everything[name].data = tensor.to(everything[name].device, kind)
+    join_types(student)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:

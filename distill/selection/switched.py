@@ -135,7 +135,7 @@ class HeadSwitch(nn.Module):
             return out, None
         bias = self.window.mixer.o_proj.bias
         other = self.window(*inputs, **keywords)[0]
-        return out + other - (0 if bias is None else bias), None
+        return out + other - (0 if bias is None else bias.to(out.dtype)), None
 
 
 class SwitchedHeads:

@@ -15,6 +15,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from distill.errors import nearest
+from distill.mixed_types import join_types, widest_type
+from distill.stages.masters import own
 
 CONFIG = "adapter_config.json"  # peft's name for it
 
@@ -99,24 +101,32 @@ def adapted(student: nn.Module) -> dict[str, nn.Module]:
 
 
 def merge(student: nn.Module) -> None:
-    """Add every adapter to the weight it stands on, and take it away. The weights get their own memory first: a student's
-    begin as the teacher's."""
+    """Add every adapter to the weight it stands on, and take it away. The weights become masters first: a student's begin as
+    the teacher's."""
     for name, layer in adapted(student).items():
         base = layer.get_base_layer()
-        base.weight.data = base.weight.data.clone()
+        own(base.weight)
         layer.merge()
         student.set_submodule(name, base)
+    join_types(student)
     _forget(student)
 
 
 def save(student: nn.Module, folder: Path) -> None:
     """Write a student as transformers does. Adapters go beside its own weights in peft's format: transformers puts them
-    back where both lie in one folder, and peft loads them onto the weights alone."""
+    back where both lie in one folder, and peft loads them onto the weights alone.
+
+    Every tensor keeps its type: float32 of what was trained, the teacher's of the rest. config.json names the widest, which
+    every tensor has once it is loaded, so that nothing that was trained is rounded.
+    """
     layers = adapted(student)
     if layers:
         _save_adapters(student, folder)
     with _without(student, layers):
         student.save_pretrained(folder)
+        if student.dtype != (widest := widest_type(student)):  # transformers says the type of the first weight
+            student.config.dtype = widest
+            student.config.save_pretrained(folder)
 
 
 def merge_saved(folder: Path) -> None:

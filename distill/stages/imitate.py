@@ -18,6 +18,7 @@ from distill.output_head import head_of, wide_head, wide_logits
 from distill.ranges import SHARE, Range, whole
 from distill.schema import Schema
 from distill.stages import adapters
+from distill.stages.masters import is_own, make_masters
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
 from distill.text.windows import Batch, Calibration
@@ -77,7 +78,7 @@ class Imitate(Stage):
         student.requires_grad_(False)
         if self.options.train == "lora":
             self.add_adapters()
-        own_copies(student, self.trained())
+        make_masters(student, self.trained())
         if self.options.activation_checkpointing:
             recompute_layers(student, {"use_reentrant": False})
 
@@ -182,17 +183,10 @@ class Imitate(Stage):
 
     def _own_bases(self) -> list[str]:
         """Adapted layers whose weight an earlier stage trained: it lies no longer in the teacher's memory."""
-        teachers = {name: parameter.data_ptr() for name, parameter in self.teacher.model.named_parameters()}
+        shared = dict(self.teacher.model.named_parameters())
         bases = {name: layer.get_base_layer().weight for name, layer in adapters.adapted(self.student).items()}
-        return [name for name, base in bases.items() if base.data_ptr() != teachers.get(f"{name}.weight")]
+        return [name for name, base in bases.items() if is_own(base, shared.get(f"{name}.weight"))]
 
 
 def _is_norm(name: str) -> bool:
     return any(part.endswith(NORMS[:2]) or part.startswith(NORMS[2]) for part in name.split("."))
-
-
-def own_copies(student: nn.Module, trained: dict[str, tuple[str, nn.Parameter]]) -> None:
-    """Give trained parameters their own memory (the student's began as the teacher's) and let them learn."""
-    for _, parameter in trained.values():
-        parameter.data = parameter.data.clone()
-        parameter.requires_grad_(True)

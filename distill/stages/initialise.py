@@ -19,6 +19,7 @@ from distill.stages.scales import OutputScales
 from distill.stages.stage import Stage, StageOptions, observed
 from distill.text.windows import Calibration
 from students.mixers.mixer import Mixer
+from teachers.observe import Observation
 
 CANDIDATES = 9  # for a head's half-life
 
@@ -53,7 +54,7 @@ class Initialise(Stage):
     def _constants(self, calibration: Calibration) -> None:
         batch, layers = next(iter(calibration(self.options.tokens))), self.student.layout.converted
         normed = any(self.teacher.logit_rules(layer).norm for layer in layers)  # q, k and v of all layers take memory
-        for seen in self.teacher.observe(batch.ids, batch.positions, layers, qkv=normed):
+        for seen in map(Observation.wide, self.teacher.observe(batch.ids, batch.positions, layers, qkv=normed)):
             mixer, record = self.student.mixers[seen.layer], self.transfers[seen.layer]
             if normed:
                 mixer.match_norms(seen.input, seen.q, seen.k, record)
@@ -64,7 +65,7 @@ class Initialise(Stage):
         """Try each half-life in all heads at once; a head takes the one under which it alone explains most."""
         mixers = {layer: mixer for layer, mixer in self.student.mixers.items() if mixer.has_decay}
         batch = next(iter(calibration(self.options.tokens)))
-        for seen, context in observed(self.teacher, self.student, batch, list(mixers)):
+        for seen, context in observed(self.teacher, self.student, batch, list(mixers), wide=True):
             mixer, gains = mixers[seen.layer], []
             heads = self.teacher.config.num_attention_heads
             candidates = half_lives(mixer).to(seen.input.device)
@@ -93,7 +94,7 @@ def solve_scales(teacher, student, batches) -> dict[int, float]:
     """Solve and set every mixer's output scales; the unexplained share of each layer's output."""
     solvers = {layer: OutputScales(mixer) for layer, mixer in student.mixers.items()}
     for batch in batches:
-        for seen, context in observed(teacher, student, batch, list(solvers)):
+        for seen, context in observed(teacher, student, batch, list(solvers), wide=True):
             solvers[seen.layer].add(seen.input, context, seen.output)
     residuals = {}
     for layer, solver in solvers.items():

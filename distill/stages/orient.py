@@ -55,7 +55,7 @@ class Orient(Stage):
         lost in the sums' rounding otherwise.
         """
         batch = next(iter(calibration(1)))
-        for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
+        for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True, wide=True):
             mixer = self.student.mixers[seen.layer]
             heads, lag = mixer.oriented(), max(1, mixer.min_lag)
             self.alpha[seen.layer, heads] = 1.0

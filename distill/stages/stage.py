@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -213,16 +214,27 @@ def meta_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
 
 
 def observed(
-    teacher: Teacher, student: nn.Module, batch: Batch, layers: Sequence[int], qkv: bool = False
+    teacher: Teacher,
+    student: nn.Module,
+    batch: Batch,
+    layers: Sequence[int],
+    qkv: bool = False,
+    wide: bool = False,
 ) -> Iterator[tuple[Observation, Context]]:
     """What some of the teacher's layers see and do, and what their mixers know when they are fed the same.
 
     A mixer that shares an earlier layer's keys and values gets those that the other's mixer makes of that layer's own
     input, as constants: each layer's loss trains its own mixer alone.
+
+    Args:
+        wide: in float32 whatever the teacher is held in, for what is solved in closed form. Without autocast everything is: a
+            mixer's own numbers are float32.
     """
+    wide = wide or not torch.is_autocast_enabled(batch.ids.device.type)
     givers = {layer: student.givers[layer] for layer in layers if layer in student.givers}
     shared = {giver: SharedKeys() for giver in givers.values()}
     for seen in teacher.observe(batch.ids, batch.positions, sorted({*layers, *shared}), qkv=qkv):
+        seen = seen.wide() if wide else seen
         context = Context(documents=batch.documents, rope=seen.rope)
         if seen.layer in shared:
             student.mixers[seen.layer].project(seen.input, replace(context, shared=shared[seen.layer]))

@@ -1,0 +1,83 @@
+"""A student of numbers of two types: its skeleton as the teacher is held, in bfloat16, its mixers and masters in float32.
+
+Under autocast they fit together as they are. Without it (a run in float32, generation outside a run) whatever is float32 among
+narrower neighbours is given float32 and answers in the neighbours' type, so that the residual stream stays in the type of the
+embeddings, as in the teacher.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from distill.compat import kept_in_float32
+from students.slot import MixerSlot
+
+HANDLES = "type_hooks"  # where a module keeps the handles of its hooks
+
+
+def join_types(student: nn.Module) -> None:
+    """Let the float32 parts of a student answer in the type of the others; again whenever what is float32 has changed."""
+    for module in student.modules():
+        for handle in vars(module).pop(HANDLES, ()):
+            handle.remove()
+    narrow = narrow_type(student)
+    if narrow is None:
+        return
+    head = student.get_output_embeddings()
+    for part in _wide_parts(student):
+        handles = [part.register_forward_pre_hook(_widen, with_kwargs=True)]
+        if part is not head:  # whose logits are judged as they are
+            handles.append(part.register_forward_hook(partial(_narrow, narrow)))
+        vars(part)[HANDLES] = handles
+
+
+def narrow_type(student: nn.Module) -> torch.dtype | None:
+    """The type narrower than float32 that some of a student's skeleton is held in; None where there is none."""
+    own = student.own_prefixes
+    kinds = (tensor.dtype for name, tensor in student.named_parameters() if not name.startswith(own))
+    return next((kind for kind in kinds if kind.is_floating_point and kind.itemsize == 2), None)
+
+
+def widest_type(student: nn.Module) -> torch.dtype:
+    """The widest type of a student's parameters."""
+    kinds = [tensor.dtype for tensor in student.parameters() if tensor.is_floating_point()]
+    return max(kinds, key=lambda kind: torch.finfo(kind).bits)
+
+
+def _wide_parts(student: nn.Module) -> Iterator[nn.Module]:
+    """Slots with a mixer, and modules of the skeleton that hold a float32 parameter which transformers would not."""
+    kept = kept_in_float32(student)
+    for path, module in student.named_modules():
+        if isinstance(module, MixerSlot):
+            yield module
+        elif not f"{path}.".startswith(student.own_prefixes) and ".lora_" not in path and not kept & set(path.split(".")):
+            held = {name: tensor for name, tensor in module.named_parameters(recurse=False) if name not in kept}
+            if any(tensor.dtype in (torch.float32, torch.float64) for tensor in held.values()):
+                yield module
+
+
+def _widen(module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict] | None:
+    """Hidden states in float32; a slot's other arguments (rotary tables, masks) stay as they are."""
+    places = arguments[:1] or (keywords.get("hidden_states"),)
+    if not _is_narrow(places[0]):
+        return None
+    wide = places[0].float()
+    return ((wide, *arguments[1:]), keywords) if arguments else (arguments, {**keywords, "hidden_states": wide})
+
+
+def _narrow(kind: torch.dtype, module: nn.Module, arguments: tuple, output):
+    first = output[0] if isinstance(output, tuple) else output
+    if not isinstance(first, Tensor) or first.dtype != torch.float32 or torch.is_autocast_enabled(first.device.type):
+        return None
+    return (first.to(kind), *output[1:]) if isinstance(output, tuple) else first.to(kind)
+
+
+def _is_narrow(x: object) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and x.is_floating_point()
+        and x.itemsize < 4
+        and not torch.is_autocast_enabled(x.device.type)
+    )

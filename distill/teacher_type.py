@@ -1,0 +1,27 @@
+"""In which type a run holds its teacher, from what its recipe says and where it runs."""
+
+import torch
+
+from distill.recipe import Recipe
+from teachers.held_type import STORED, HeldType
+
+
+def teacher_type(recipe: Recipe, device: torch.device | str) -> HeldType:
+    """The type that the teacher is loaded in, and that a student's tensors have which no stage trains.
+
+    By default the checkpoint's own on a GPU, and float32 on a CPU and where the whole run is to be float32. An int8 teacher is
+    made from the bfloat16 one.
+    """
+    if recipe.teacher_dtype == "float32":
+        return torch.float32
+    if recipe.teacher_dtype in ("bfloat16", "int8"):
+        return torch.bfloat16
+    return torch.float32 if torch.device(device).type == "cpu" or recipe.precision == "float32" else STORED
+
+
+def config_type(recipe: Recipe, device: torch.device | str, said: torch.dtype | None) -> torch.dtype:
+    """The same of a checkpoint of which only the config is here. said: its `dtype`."""
+    found = teacher_type(recipe, device)
+    if found != STORED:
+        return found
+    return torch.float32 if said is None or said.itemsize >= 4 else torch.bfloat16
