@@ -34,6 +34,7 @@ class Facts(Record):
     teacher: str | None = None
     train_text: str | None = None
     heldout_text: str | None = None
+    types: list[str] = []  # of the teacher and of the products, of every process that took part
     stopped: str | None = None
     finished: bool = False
 

@@ -18,8 +18,10 @@ from distill.runs.session import Session
 from distill.stages.probe import differs, finite, probe
 from distill.training.stage_run import StageRun
 from teachers.fingerprint import difference
+from teachers.teacher import Teacher
 
 PROBE_TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; reductions on a GPU differ from run to run
+OTHER_TYPES = 1e-1  # where the run goes on in other types of numbers
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class Saves:
         self.changed: set[str] = set()
         self._probe_batch = session.probe_batch()
         self._last = time.monotonic()
+        self._types = f"teacher {types_of(self.teacher)}, products {self.accelerator.mixed_precision}"
+        self._types_changed = False
 
     def check_run(self) -> None:
         """Compare what the run was started with; record it the first time.
@@ -62,9 +66,15 @@ class Saves:
             _log.warning(
                 "package versions differ from those this run was started with; see %s", self.folder.path / "run.json"
             )
+        types = known.get("types", [])
+        self._types_changed = len({*types, self._types}) > 1
+        if self._types_changed and self._types != types[-1]:
+            self.console.print(f"  this run was taken so far with {types[-1]}; it goes on with {self._types}")
         if self.accelerator.is_main_process:
+            facts["types"] = types if self._types in types[-1:] else [*types, self._types]
             facts |= {"stopped": None} if "stopped" in known else {}  # it is tried again
-            facts["teacher"] = self.teacher.fingerprint
+            word = self.teacher.fingerprint  # of earlier ones that which knows the numbers with all their digits stays
+            facts["teacher"] = known.get("teacher", word) if self.teacher.rounded else word
             self.folder.update("run.json", **facts, **({} if known else {"format": FORMAT, "versions": versions()}))
 
     # saving
@@ -190,7 +200,7 @@ class Saves:
 
     def _check_probe(self, state: RunState, path: Path) -> None:
         """Refuse to go on from weights that do not behave as they did when they were saved."""
-        tolerance = PROBE_TOLERANCE[self.accelerator.device.type]
+        tolerance = OTHER_TYPES if self._types_changed else PROBE_TOLERANCE[self.accelerator.device.type]
         now = self.measure_probe()
         if wrong := differs(state.probe, now, tolerance):
             values = ", ".join(f"{name} {state.probe[name]:.6g} then, {now[name]:.6g} now" for name in wrong)
@@ -198,3 +208,8 @@ class Saves:
                 f"{path} did not come back as it was saved: on the probe batch {values}. The text, the teacher, the "
                 "versions or the device changed; delete the checkpoint to go on from the one before, or use --fresh"
             )
+
+
+def types_of(teacher: Teacher) -> str:
+    """The type that a teacher is held in, in words."""
+    return str(teacher.model.dtype).removeprefix("torch.")
