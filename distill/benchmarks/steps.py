@@ -22,6 +22,7 @@ from distill.runs.progress import StepReport
 from distill.runs.run_dir import versions
 from distill.runs.session import make_accelerator
 from distill.stages import StageEntry, stages_of
+from distill.teacher_type import config_type
 from distill.text.windows import Batch
 from distill.training.checks import check_fit
 from distill.training.trainer import Trainer
@@ -105,7 +106,8 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     """Steps of one stage of a student that was just made."""
     accelerator = make_accelerator(recipe, None)
     torch.manual_seed(recipe.seed)
-    teacher = random_teacher(teacher_config(recipe), accelerator.device)
+    config = teacher_config(recipe)
+    teacher = random_teacher(config, accelerator.device, config_type(recipe, accelerator.device, config.dtype))
     fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
     recipe, (student, _) = fit.recipe, build(teacher, fit.layout)
     stage = entry.make(teacher, student)

@@ -71,6 +71,8 @@ def stages_of(recipe: Recipe, where: str | None = None) -> list[StageEntry]:
         if name not in STAGES:
             raise UserError(f"{where}: stages.{index}: there is no stage {name!r}; {nearest(name, STAGES)}")
         kind = stage_class(name)
+        if earlier := sorted(kind.Options.renamed.keys() & set(options)):
+            raise UserError(f"{where}: stages.{name}.{earlier[0]} is now {kind.Options.renamed[earlier[0]]}")
         if reserved := sorted(kind.Options.reserved & set(options)):
             raise UserError(f"{where}: stages.{name}.{reserved[0]} is not built yet")
         try:

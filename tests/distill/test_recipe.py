@@ -93,7 +93,7 @@ MISTAKES = [
     ({"precision": "fp8"}, "precision is 'fp8'"),
     ({"evaluation.passkey": [5]}, r"evaluation\.passkey\.0 is 5"),
     ({"mixers.mm": {"mixer": "mamba2"}}, "mixers"),
-    ({"teacher_4bit": True}, "teacher_4bit is not built yet"),
+    ({"teacher_4bit": True}, "teacher_4bit is now teacher_dtype: int8"),
 ]
 
 

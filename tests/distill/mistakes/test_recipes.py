@@ -17,7 +17,7 @@ KEYS = [
     ("run", ["stages.0={initialize: {}}"], ["stages.0: there is no stage 'initialize'", "did you mean 'initialise'"]),
     ("plan", ["export=[portabel]"], ["export: there is no target 'portabel'", "did you mean 'portable'"]),
     ("run", ["trackers=[wandbb]"], ["trackers: there is no tracker 'wandbb'", "did you mean 'wandb'"]),
-    ("run", ["teacher_4bit=true"], ["teacher_4bit is not built yet"]),
+    ("run", ["teacher_4bit=true"], ["teacher_4bit is now teacher_dtype: int8"]),
     ("plan", ["stages.imitate.teacher=x"], ["stages.imitate.teacher is not built yet"]),
 ]
 TYPES = [
