@@ -72,6 +72,9 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
     Weights that are not converted share the teacher's memory, in the type that it is held in; a stage that trains them makes
     float32 masters of them first (`distill.stages.masters`). Mixers are float32, made from the attention's numbers as such.
 
+    Of a quantised teacher the student has the numbers that it was made from; where those were linear layers' weights, in
+    memory of its own.
+
     Returns:
         the student, and each converted layer's transfer record.
 
@@ -79,6 +82,11 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         UserError: a mixer refuses its options, something is given no value, or see `generation_config.inherited`.
         RuntimeError: a mixer leaves a parameter of its own unaccounted for.
     """
+    with teacher.as_it_was():
+        return _build(teacher, layout)
+
+
+def _build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
     student = empty(teacher, layout)
     own = set(dict(student.named_parameters())) | set(student.state_dict())
     kept = {name: tensor for name, tensor in teacher.model.state_dict().items() if name in own}
@@ -119,7 +127,9 @@ def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
 def _projections(teacher: Teacher, layer: int) -> Projections:
     """A layer's projections in float32 or wider: what mixers are made from, whatever type the teacher is held in."""
     tensors = vars(teacher.attention_weights(layer))
-    wide = {name: one if one is None else one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()}
+    wide = {
+        name: one if one is None else one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()
+    }
     return Projections(**wide)
 
 

@@ -34,7 +34,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         UserError: it cannot be found, read or used.
     """
     try:
-        return teachers.load(
+        teacher = teachers.load(
             recipe.teacher,
             device=device,
             dtype=teacher_type(recipe, device),
@@ -42,6 +42,9 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
             allow_pickle=recipe.teacher_pickle,
             ignore=recipe.teacher_ignore,
         )
+        if recipe.teacher_dtype == "int8":
+            teacher.quantise()
+        return teacher
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 

@@ -76,8 +76,5 @@ def _narrow(kind: torch.dtype, module: nn.Module, arguments: tuple, output):
 
 def _is_narrow(x: object) -> bool:
     return (
-        isinstance(x, Tensor)
-        and x.is_floating_point()
-        and x.itemsize < 4
-        and not torch.is_autocast_enabled(x.device.type)
+        isinstance(x, Tensor) and x.is_floating_point() and x.itemsize < 4 and not torch.is_autocast_enabled(x.device.type)
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from teachers.checks import check_account
 from teachers.compat import knows_windows
 from teachers.families import Family
 from teachers.fingerprint import fingerprint
+from teachers.int8 import put_back, quantise
 from teachers.observe import Observation, observe, project
 from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 
@@ -46,7 +47,7 @@ class Teacher:
 
     ignored: tensors of its files that the model has no place for, left out because the user said so. folder: where its
     files lie; None where it was made without any. rounded: whether its checkpoint's numbers have more digits than the type
-    that holds them.
+    that holds them. unquantised: of a quantised teacher, the weights that it was made from, by name, on the host.
     """
 
     reference: str
@@ -56,6 +57,25 @@ class Teacher:
     ignored: tuple[str, ...] = ()
     folder: Path | None = None
     rounded: bool = False
+    unquantised: dict[str, Tensor] = field(default_factory=dict)
+
+    def quantise(self) -> None:
+        """Give its linear layers int8 weights, in place; see `teachers.int8`.
+
+        Raises:
+            ImportError, ValueError: see `teachers.int8.quantise`.
+        """
+        _ = self.fingerprint  # of the numbers as they are now
+        self.unquantised = quantise(self.model)
+
+    @contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """Inside the block its weights are those that it was quantised from, if it was: what students are made from."""
+        if not self.unquantised:
+            yield
+            return
+        with put_back(self.model, self.unquantised):
+            yield
 
     @property
     def config(self):
@@ -84,7 +104,8 @@ class Teacher:
             ValueError: see `checks.check_account`.
         """
         if self.folder is not None:
-            check_account(self.reference, str(self.folder), self.model, self.ignored)
+            with self.as_it_was():
+                check_account(self.reference, str(self.folder), self.model, self.ignored)
 
     @contextmanager
     def narrow_windows(self, size: int) -> Iterator[None]:

@@ -57,7 +57,7 @@ def unpack(attention: nn.Module, family: Family, heads: int, head_dim: int) -> A
     """Read a family's attention module of so many query heads."""
     split = PACKINGS[family.packing]
     projections = [getattr(attention, name) for name in family.qkv]
-    weights = split([projection.weight.detach() for projection in projections], heads, head_dim)
+    weights = split([plain(projection.weight) for projection in projections], heads, head_dim)
     tensors = dict(zip("qkv", weights, strict=True))
     rows = [None, None, None]
     if any(projection.bias is not None for projection in projections):  # packed as the rows are: one more column of them
@@ -66,13 +66,20 @@ def unpack(attention: nn.Module, family: Family, heads: int, head_dim: int) -> A
         rows = [part[..., 0] for part in split(columns, heads, head_dim)]
     tensors |= dict(zip(("q_bias", "k_bias", "v_bias"), rows, strict=True))
     output = getattr(attention, family.output)
-    weight = output.weight.detach().T if family.packing == "columns" else output.weight.detach()
+    weight = plain(output.weight)
+    weight = weight.T if family.packing == "columns" else weight
     tensors["o"] = weight.unflatten(1, (-1, head_dim)).transpose(0, 1)
     tensors["o_bias"] = None if output.bias is None else output.bias.detach()
     for name, attribute in zip("qk", family.norms, strict=True):
         norm = getattr(attention, attribute, None)
         tensors[f"{name}_norm"] = None if norm is None else _norm_weight(norm, tensors[name].shape[:2]) + family.norm_offset
     return AttentionWeights(**tensors)
+
+
+def plain(weight: Tensor) -> Tensor:
+    """A weight's numbers: those that a quantised one stands for."""
+    weight = weight.detach()
+    return weight if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
 
 
 def _norm_weight(norm: nn.Module, shape: torch.Size) -> Float[Tensor, "kv p"]:

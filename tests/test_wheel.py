@@ -85,7 +85,7 @@ def test_extras_that_messages_name_exist():
             found = re.match(rf"'{name}\[(\w+)\]'", hint)
             assert found and found[1] in extras, f"{path}: pip install {hint}"
             said.add(found[1])
-    assert said == {"gguf", "eval", "fla", "trackers"}
+    assert said == {"gguf", "eval", "fla", "int8", "trackers"}
 
 
 # in an empty environment

@@ -108,6 +108,8 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     torch.manual_seed(recipe.seed)
     config = teacher_config(recipe)
     teacher = random_teacher(config, accelerator.device, config_type(recipe, accelerator.device, config.dtype))
+    if recipe.teacher_dtype == "int8":
+        teacher.quantise()
     fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
     recipe, (student, _) = fit.recipe, build(teacher, fit.layout)
     stage = entry.make(teacher, student)

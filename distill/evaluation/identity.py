@@ -46,7 +46,8 @@ class Pass:
 def check_identity(teacher: Teacher, layout: Layout) -> dict:
     """Compare a student of this teacher with it, on a few dozen tokens, in one forward pass of each.
 
-    The student runs as it does in training, its layers recomputed. Memory: one layer's attention, and the activations.
+    The student runs as it does in training, its layers recomputed. A quantised teacher has the weights that it was made from
+    meanwhile. Memory: one layer's attention, and the activations.
 
     Returns:
         the relative error of the logits with nothing swapped ("logits"), that of each converted layer's output with plain
@@ -63,7 +64,7 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
     except ValueError as error:
         raise UserError(str(error)) from error
     batch, allowed = _text(teacher), _tolerance(teacher)
-    with teacher.narrow_windows(WINDOW), _threads(teacher):
+    with teacher.as_it_was(), teacher.narrow_windows(WINDOW), _threads(teacher):
         student, _ = build(teacher, Layout("A" * teacher.n_layers))
         wanted = _run(teacher.model, teacher, batch, {"position_ids": batch.positions}, lambda layer, *seen: seen[-1])
         _check_finite(teacher, batch, wanted)

@@ -96,7 +96,7 @@ def narrowed(model: nn.Module) -> nn.Module:
     """The model itself so."""
     kept = kept_in_float32(model)
     for name, parameter in model.named_parameters():
-        if not set(kept) & set(name.split(".")):
+        if not set(kept) & set(name.split(".")) and type(parameter) is nn.Parameter:  # an int8 weight stays one
             parameter.data = parameter.data.to(torch.bfloat16)
     return model
 

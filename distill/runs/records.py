@@ -54,6 +54,7 @@ class Evaluations(Record):
 
     identity: dict[str, Any] | None = None
     untrained: dict[str, Any] | None = None
+    quantised: Numbers | None = None
     after: dict[str, dict[str, Any]] = {}
     final: dict[str, Any] | None = None
     suites: dict[str, dict[str, Any]] = {}

@@ -44,11 +44,13 @@ def told(whose: str, place: str, model: nn.Module) -> str:
     Args:
         whose: "teacher" or "student". place: see `first_nonfinite`.
     """
-    wrong = next((name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())), None)
+    plain = ((name, tensor) for name, tensor in model.named_parameters() if type(tensor) is nn.Parameter)
+    wrong = next((name for name, tensor in plain if not bool(tensor.isfinite().all())), None)
     if wrong is not None:
         cause = f"its weights are not finite, the first in {wrong}"
     else:
-        dtype = "bfloat16 or float32" if torch.is_autocast_enabled() else "float32"
+        held = {str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters() if tensor.is_floating_point()}
+        dtype = " or ".join(sorted({*held, *(["bfloat16"] if torch.is_autocast_enabled() else [])}))
         cause = f"its weights are finite, so its numbers overflow there: they grow beyond what {dtype} holds"
     return f"the {whose}'s first output that is not finite is that of {place}; {cause}"
 

@@ -26,6 +26,7 @@ from distill.text.files import files_of
 from distill.training import trackers
 from distill.training.twin import check_twin
 from students.config import Layout
+from teachers.int8 import check_installed
 from teachers.teacher import Teacher
 
 FLOAT, TRAINED = 4, 16  # bytes of a parameter in float32; of one that trains, with its gradient and AdamW's two moments
@@ -54,12 +55,26 @@ def check_here(recipe: Recipe, trains: bool = True) -> None:
     """
     processes.check_launch()
     check_device(recipe)
+    _check_quantiser(recipe)
     for part in ("heldout", "train") if trains else ("heldout",):
         for index, source in enumerate(getattr(recipe.data, part)):
             files_of(source, f"data.{part}.{index}")
     if trains:
         trackers.check(recipe)
         check_shared(recipe, processes.count())
+
+
+def _check_quantiser(recipe: Recipe) -> None:
+    """Refuse an int8 teacher where what makes it is not installed.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    if recipe.teacher_dtype == "int8":
+        try:
+            check_installed()
+        except ImportError as error:
+            raise UserError(f"{recipe.name}: teacher_dtype is 'int8': {error}") from error
 
 
 def check_shared(recipe: Recipe, count: int) -> None:

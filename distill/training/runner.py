@@ -17,6 +17,7 @@ from distill.errors import printable
 from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
+from distill.evaluation.quantised import quantisation_loss, told_of
 from distill.evaluation.rows import decimal, told
 from distill.evaluation.stored import evaluations_of
 from distill.memory import enough_memory
@@ -122,6 +123,8 @@ class Run:
         if self.main and checkpoint.latest(self.folder.checkpoints) is None:
             rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
             rehearse_report(self.session, pipeline.student, self.folder)
+        if pipeline.teacher.unquantised and self.main:
+            self._tell_of_quantisation(evaluations)
         if "untrained" not in evaluations and self.main:
             student, _ = build(pipeline.teacher, twin_layout(layout))
             with judging(self.session.recipe, "judging the untrained windows"), accelerator.autocast():
@@ -133,6 +136,13 @@ class Run:
                 f"  {'untrained':<10}            {told(measured)}   (the windows alone; teacher "
                 f"{decimal(measured['teacher_perplexity'], 2)})"
             )
+
+    def _tell_of_quantisation(self, evaluations: dict) -> None:
+        if "quantised" not in evaluations:
+            with judging(self.session.recipe, "judging the int8 teacher"), self.session.accelerator.autocast():
+                evaluations["quantised"] = quantisation_loss(self.session.teacher, self.heldout)
+            self.folder.update("evaluations.json", quantised=evaluations["quantised"])
+        self.console.print(f"  {told_of(evaluations['quantised'])}", highlight=False)
 
 
 @contextmanager

@@ -27,7 +27,9 @@ MIXED = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
 
 
 def go(entries, place, written=None, **changes):
-    return distill.run(check(entries | changes, "tiny.yaml"), runs=place, console=Console(file=written or io.StringIO(), width=400))
+    return distill.run(
+        check(entries | changes, "tiny.yaml"), runs=place, console=Console(file=written or io.StringIO(), width=400)
+    )
 
 
 def stopping_after(monkeypatch, number):

@@ -1,0 +1,68 @@
+"""A teacher whose linear layers hold int8 weights (torchao), with the numbers that they were made from kept on the host.
+
+Each row of a weight has a scale; products are made in the type of the activations. The output head and the embeddings stay as
+they are, and so does whatever is no `nn.Linear` (GPT-2's layers, stacked experts).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from torch import Tensor, nn
+
+MISSING = "int8 teachers need torchao, which is not installed: pip install 'distill-hybrids[int8]'"
+
+
+def check_installed() -> None:
+    """Refuse to go on without torchao.
+
+    Raises:
+        ImportError: with the command that installs it.
+    """
+    if find_spec("torchao") is None:
+        raise ImportError(MISSING)
+
+
+def quantise(model: nn.Module) -> dict[str, Tensor]:
+    """Give every linear layer of a model but its head int8 weights, in place.
+
+    Returns:
+        the weights as they were, on the host, by name.
+
+    Raises:
+        ImportError: torchao is not installed, or too old. ValueError: the model has no linear layer beside its head.
+    """
+    check_installed()
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise ImportError(f"{MISSING} (version 0.15 or newer; the one here says: {error})") from error
+    head = model.get_output_embeddings()
+    layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not head}
+    if not layers:
+        raise ValueError("the model has no linear layer (nn.Linear) beside its head that int8 weights could stand in")
+    kept = {f"{name}.weight": layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: name in layers)
+    model.requires_grad_(False)
+    return kept
+
+
+@contextmanager
+def put_back(model: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
+    """Inside the block a quantised model has the weights that it had before, on its device; again inside it, nothing changes."""
+    quantised = {name: model.get_parameter(name) for name in kept}
+    if all(type(parameter) is nn.Parameter for parameter in quantised.values()):
+        yield
+        return
+    for name, tensor in kept.items():
+        _put(model, name, nn.Parameter(tensor.to(model.device), requires_grad=False))
+    try:
+        yield
+    finally:
+        for name, parameter in quantised.items():
+            _put(model, name, parameter)
+
+
+def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(path), attribute, parameter)
