@@ -1,8 +1,8 @@
 """A student of numbers of two types: its skeleton as the teacher is held, in bfloat16, its mixers and masters in float32.
 
-Under autocast they fit together as they are. Without it (a run in float32, generation outside a run) whatever is float32 among
-narrower neighbours is given float32 and answers in the neighbours' type, so that the residual stream stays in the type of the
-embeddings, as in the teacher.
+Under autocast they fit together as they are. Without it (a run in float32, generation outside a run) whatever is float32
+among narrower neighbours is given float32 and answers in the neighbours' type, so that the residual stream stays in the type
+of the embeddings, as in the teacher.
 """
 
 from collections.abc import Iterator

@@ -9,8 +9,8 @@ from teachers.held_type import STORED, HeldType
 def teacher_type(recipe: Recipe, device: torch.device | str) -> HeldType:
     """The type that the teacher is loaded in, and that a student's tensors have which no stage trains.
 
-    By default the checkpoint's own on a GPU, and float32 on a CPU and where the whole run is to be float32. An int8 teacher is
-    made from the bfloat16 one.
+    By default the checkpoint's own on a GPU, and float32 on a CPU and where the whole run is to be float32. An int8 teacher
+    is made from the bfloat16 one.
     """
     if recipe.teacher_dtype == "float32":
         return torch.float32

@@ -36,8 +36,8 @@ def load(
     Every tensor is read straight into its type and onto its device: there is never a second copy of the model.
 
     Args:
-        dtype: to hold it in; "stored" for the checkpoint's own (see `teachers.held_type`). What transformers keeps in float32
-            stays so.
+        dtype: to hold it in; "stored" for the checkpoint's own (see `teachers.held_type`). What transformers keeps in
+            float32 stays so.
         trust_remote_code: run modelling code that comes with the checkpoint.
         allow_pickle: read weights that are not safetensors; unpickling runs code.
         ignore: patterns ("model.layers.3.*") of tensors that may be in the files though the model has no place for them.

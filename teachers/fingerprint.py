@@ -1,9 +1,9 @@
 """What tells one teacher from another: a hash of its weights, one of its config and one of its tokenizer, in one word.
 
-They stand behind one another, "WEIGHTS-CONFIG-TOKENIZER-ROUNDED", so that two that differ say in what. ROUNDED is the hash of
-the weights as bfloat16 holds them: a teacher has the same one in whichever type it is held. WEIGHTS is of the numbers as they
-are, and "rounded" where the checkpoint has more digits than the type that holds it. Words of earlier versions have the first
-of these alone, or the first three.
+They stand behind one another, "WEIGHTS-CONFIG-TOKENIZER-ROUNDED", so that two that differ say in what. ROUNDED is the hash
+of the weights as bfloat16 holds them: a teacher has the same one in whichever type it is held. WEIGHTS is of the numbers as
+they are, and "rounded" where the checkpoint has more digits than the type that holds it. Words of earlier versions have the
+first of these alone, or the first three.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def fingerprint(
 
 
 def difference(known: str, now: str) -> str | None:
-    """In what two teachers differ by their words, "weights", "config" or "tokenizer"; None where they are the same, as far as
-    both words tell."""
+    """In what two teachers differ by their words, "weights", "config" or "tokenizer"; None where they are the same, as far
+    as both words tell."""
     one, other = known.split("-"), now.split("-")
     for part, mine, theirs in zip(PARTS, one, other, strict=False):
         if part == "weights" and UNKNOWN in (mine, theirs):

@@ -1,7 +1,7 @@
 """A teacher whose linear layers hold int8 weights (torchao), with the numbers that they were made from kept on the host.
 
-Each row of a weight has a scale; products are made in the type of the activations. The output head and the embeddings stay as
-they are, and so does whatever is no `nn.Linear` (GPT-2's layers, stacked experts).
+Each row of a weight has a scale; products are made in the type of the activations. The output head and the embeddings stay
+as they are, and so does whatever is no `nn.Linear` (GPT-2's layers, stacked experts).
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,8 @@ def quantise(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def put_back(model: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block a quantised model has the weights that it had before, on its device; again inside it, nothing changes."""
+    """Inside the block a quantised model has the weights that it had before, on its device. Inside another such block
+    nothing changes."""
     quantised = {name: model.get_parameter(name) for name in kept}
     if all(type(parameter) is nn.Parameter for parameter in quantised.values()):
         yield

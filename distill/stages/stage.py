@@ -227,8 +227,8 @@ def observed(
     input, as constants: each layer's loss trains its own mixer alone.
 
     Args:
-        wide: in float32 whatever the teacher is held in, for what is solved in closed form. Without autocast everything is: a
-            mixer's own numbers are float32.
+        wide: in float32 whatever the teacher is held in, for what is solved in closed form. Without autocast everything is:
+            a mixer's own numbers are float32.
     """
     wide = wide or not torch.is_autocast_enabled(batch.ids.device.type)
     givers = {layer: student.givers[layer] for layer in layers if layer in student.givers}

@@ -204,7 +204,7 @@ def test_a_run_stops_goes_on_and_is_saved(tiny_recipe, tmp_path, monkeypatch, pr
 
 
 def test_a_run_goes_on_in_another_type(tiny_recipe, tmp_path, monkeypatch):
-    """What began on a GPU in bfloat16 goes on where the same recipe holds its teacher in float32, and the other way round."""
+    """What began on a GPU in bfloat16 goes on where the same recipe holds its teacher in float32, and the other way."""
     for first, then in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
         with monkeypatch.context() as patch:
             patch.setattr("distill.loading.teacher_type", lambda recipe, device, kind=first: kind)
