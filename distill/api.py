@@ -145,6 +145,7 @@ def evaluate(
     Raises:
         UserError: the target is no student, the teacher is not its teacher, or there is no such suite or folder.
     """
+    from distill import processes
     from distill.console import new_console
     from distill.evaluation.target import judge_target
     from distill.recipe_file import check_run
@@ -153,7 +154,7 @@ def evaluate(
     console = console or new_console(quiet=True)
     check_run(target)
     judged, folder = judge_target(fspath(target), teacher, heldout, suite, tasks, console)
-    if folder is not None:
+    if folder is not None and not processes.rank():
         add_judgement(folder, judged, console)
     return judged
 

@@ -38,7 +38,7 @@ FLOORS = (
     ("build", "output_head", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "mixed_types", "chat", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),
-    ("processes", "ranges"),
+    ("division", "processes", "ranges"),
     ("compat", "errors", "version"),
 )
 

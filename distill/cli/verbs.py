@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import distill
+from distill import processes
 from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
@@ -105,8 +106,10 @@ def evaluate(
 
     quiet_libraries()
     check_json(json)
-    said = new_console(stderr=True)
+    said = new_console(stderr=True, quiet=bool(processes.rank()))
     judged = distill.evaluate(target, teacher=teacher, heldout=heldout, suite=suite, tasks=tasks, console=said)
+    if processes.rank():  # the first one tells
+        return
     show(judged, table_console(json))
     write_json(json, judged)
 

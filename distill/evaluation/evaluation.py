@@ -26,6 +26,10 @@ class Evaluation:
         """One model's results, as JSON will hold them; `model` None asks the teacher."""
         raise NotImplementedError
 
+    def divides(self, suite: Suite) -> bool:
+        """Whether several processes may measure one model together; without, the first one does it alone."""
+        return True
+
     def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         """What a row's results are beside the teacher's, for `against_teacher`, by name."""
         return {}

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor, nn
 
+from distill.division import divided_tables
 from distill.errors import UserError
 from distill.evaluation.calibration import calibration_error, rank_agreement
 from distill.evaluation.evaluation import Evaluation
@@ -29,7 +30,6 @@ CHUNK = 1024  # tokens whose logits exist at a time
 POSITION_BANDS = 8
 COLUMNS = ("kl", "agreement", "nll", "teacher_nll", "rank", "overlap", "kendall")  # means over tokens
 SURENESS = ("confidence", "correct", "teacher_confidence", "teacher_correct")  # what calibration is measured from
-PLACES = ("weight", "label", "document")  # of a token
 MOST_NATS = 690.0  # a token, whose perplexity is a number still
 
 
@@ -37,7 +37,8 @@ MOST_NATS = 690.0  # a token, whose perplexity is a number still
 def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dict:
     """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
 
-    The body of a model runs as it is called; heads and softmaxes are float32, sums float64.
+    The body of a model runs as it is called; heads and softmaxes are float32, sums float64. Where processes divide work,
+    each scores its share of the batches.
 
     Returns:
         tokens, kl, kl_error (standard error over documents; None of a single one), agreement, nll and teacher_nll (nats a
@@ -50,23 +51,43 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
     """
     teacher_head = wide_head(teacher.model)
     head = None if model is None else wide_head(model)
-    columns: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS, *PLACES)}
-    for index, (batch, teacher_hidden) in enumerate(zip(heldout.batches, heldout.hidden, strict=True)):
-        if not batch.weights.any():
-            continue
+
+    def scores(index: int) -> Float[Tensor, "column _ t"]:
+        batch, teacher_hidden = heldout.batches[index], heldout.hidden[index]
         hidden = None if model is None else model.hidden(batch.ids, batch.documents)
         check_finite(teacher, model, hidden, teacher_hidden, batch)
         scored = _score_tokens(hidden, head, teacher_hidden, teacher_head, batch)
         if not all(values.isfinite().all() for values in scored.values()):
             raise NotFinite(blame_logits(teacher, model, teacher_hidden))
-        document = torch.zeros_like(batch.ids) if heldout.documents is None else heldout.documents[index]
-        for name, values in {**scored, "weight": batch.weights, "label": batch.labels, "document": document}.items():
-            columns[name].append(values.reshape(batch.ids.shape).cpu())
-    if not columns["weight"]:
+        return torch.stack([scored[name].reshape(batch.ids.shape).double() for name in (*COLUMNS, *SURENESS)])
+
+    def shape(index: int) -> tuple[int, ...]:
+        return len(COLUMNS) + len(SURENESS), *heldout.batches[index].ids.shape
+
+    indexes = [index for index, batch in enumerate(heldout.batches) if batch.weights.any()]
+    if not indexes:
         raise UserError("the held-out text has no token to score: none has a next one in its document (data.heldout)")
-    table = {name: torch.cat(parts) for name, parts in columns.items()}  # [window t]
-    table = {name: column.double() if column.is_floating_point() else column for name, column in table.items()}
+    columns = torch.cat(divided_tables(indexes, scores, shape, teacher.device), 1)  # [column window t]
+    table = dict(zip((*COLUMNS, *SURENESS), columns, strict=True)) | _places(heldout, indexes)
     return _summary(table, heldout.label_names)
+
+
+def _places(heldout: Heldout, indexes: Sequence[int]) -> dict[str, Tensor]:
+    """Weight, label and document of every token of some batches, [window t]."""
+    batches = [heldout.batches[index] for index in indexes]
+    documents = [
+        torch.zeros_like(batch.ids) if heldout.documents is None else heldout.documents[index]
+        for index, batch in zip(indexes, batches, strict=True)
+    ]
+    parts = {
+        "weight": [batch.weights.double() for batch in batches],
+        "label": [batch.labels for batch in batches],
+        "document": documents,
+    }
+    return {
+        name: torch.cat([part.reshape(batch.ids.shape).cpu() for part, batch in zip(found, batches, strict=True)])
+        for name, found in parts.items()
+    }
 
 
 def _summary(table: dict[str, Tensor], label_names: Sequence[str]) -> dict:

@@ -4,10 +4,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from distill.division import dividing, first_decides
+from distill.evaluation.evaluation import Evaluation
 from distill.evaluation.nonfinite import NotFinite
 from distill.evaluation.pairing import paired
 from distill.evaluation.rows import KNOCKOUTS, TITLES, rows_left_out, rows_of
@@ -35,6 +38,8 @@ def judge_session(
 ) -> dict:
     """Every row's results, what they are beside the teacher's, and the student's error in each converted layer.
 
+    Every process of a run calls it, with the same student, and gets what one process would find.
+
     Args:
         suite: what to measure; None for what ends a run. known, say: as in `judge_all`.
         overlaps: whether the session's training text is what the student was trained on.
@@ -48,7 +53,7 @@ def judge_session(
         return load_student(twin).to(teacher.device)
 
     rows = rows_of(teacher, lambda: student, student.layout, load_twin if twin else None)
-    with torch.no_grad(), session.accelerator.autocast():
+    with torch.no_grad(), dividing(), session.accelerator.autocast():
         heldout = session.heldout(*suite.text(recipe.evaluation, session.heldout_windows.seq_len))
         results, seconds, dropped = judge_all(teacher, rows, heldout, suite, known or {}, say)
         probed = probe(teacher, student, session.probe_batch())
@@ -98,7 +103,7 @@ def judge_all(
             for name in evaluations_of(row, suite):
                 say(f"{row}: {name}")
                 began = time.monotonic()
-                found[name] = known.get(row, {}).get(name) or evaluation(name).measure(teacher, model, heldout, suite)
+                found[name] = known.get(row, {}).get(name) or _measured(evaluation(name), teacher, model, heldout, suite)
                 taken[name] = round(time.monotonic() - began, 2)
         except NotFinite as error:
             if row in WHOLE:
@@ -107,6 +112,13 @@ def judge_all(
             continue
         results[row], seconds[row] = found, taken
     return results, seconds, dropped
+
+
+def _measured(this: Evaluation, teacher: Teacher, model: nn.Module | None, heldout: Heldout, suite: Suite) -> Any:
+    """One model's results; of an evaluation that cannot be divided, those of the first process."""
+    if this.divides(suite):
+        return this.measure(teacher, model, heldout, suite)
+    return first_decides(lambda: this.measure(teacher, model, heldout, suite))
 
 
 def evaluations_of(row: str, suite: Suite) -> tuple[str, ...]:

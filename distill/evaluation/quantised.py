@@ -2,6 +2,7 @@
 
 import torch
 
+from distill.division import divided
 from distill.evaluation.fidelity import CHUNK
 from distill.output_head import wide_head, wide_logits
 from distill.text.heldout import Heldout
@@ -16,16 +17,20 @@ def quantisation_loss(teacher: Teacher, heldout: Heldout) -> dict[str, float]:
     Args:
         heldout: with the hidden states of the quantised teacher.
     """
-    head, kl, same, weight = wide_head(teacher.model), 0.0, 0.0, 0.0
-    for batch, hidden in zip(heldout.batches, heldout.hidden, strict=True):
+    head = wide_head(teacher.model)
+
+    def sums(index: int) -> list[float]:
+        batch, hidden, totals = heldout.batches[index], heldout.hidden[index], torch.zeros(3, dtype=torch.float64)
         with teacher.as_it_was():
             wanted = teacher.hidden(batch.ids, batch.positions)
         pieces = (part.flatten(0, batch.ids.dim() - 1).split(CHUNK) for part in (wanted, hidden, batch.weights))
         for before, after, counts in zip(*pieces, strict=True):
             known, found = (wide_logits(part, head).log_softmax(-1) for part in (before, after))
-            kl += (forward_kl(found, known).double() * counts).sum().item()
-            same += ((known.argmax(-1) == found.argmax(-1)) * counts).sum().item()
-            weight += counts.sum().item()
+            rows = torch.stack([forward_kl(found, known), known.argmax(-1) == found.argmax(-1), torch.ones_like(counts)])
+            totals += (rows.double() * counts).sum(1).cpu()
+        return totals.tolist()
+
+    kl, same, weight = (sum(part) for part in zip(*divided(range(len(heldout.batches)), sums), strict=True))
     return {"kl": kl / weight, "agreement": same / weight, "tokens": int(weight)}
 
 

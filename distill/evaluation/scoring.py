@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from distill.division import divided
 from distill.evaluation.nonfinite import NotFinite, blame
 from distill.output_head import wide_head, wide_logits
 from students.kernels.linear_kl import Head
@@ -51,7 +52,8 @@ class Answer:
 def score(
     teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked], among: Sequence[int] | None = None
 ) -> list[list[Answer]]:
-    """Every span's answer; `model` None asks the teacher. One forward pass a sequence.
+    """Every span's answer; `model` None asks the teacher. One forward pass a sequence; where processes divide work, each
+    makes its share of the passes.
 
     Args:
         among: force the choice of every token to these, for `logprob`.
@@ -60,15 +62,20 @@ def score(
         NotFinite: an output is not finite, naming the layer.
     """
     head = wide_head(teacher.model if model is None else model)
-    found: list[list[Answer]] = [[] for _ in texts]
-    for indexes in batches([len(text.ids) - 1 for text in texts], BATCH_TOKENS.get(teacher.device.type, 4096)):
+
+    def answers(indexes: list[int]) -> list[list[tuple[float, bool]]]:
         chosen = [texts[index] for index in indexes]
         ids = padded(chosen).to(teacher.device)
         hidden = last_hidden(teacher, model, ids)
         if not hidden.isfinite().all():
-            raise NotFinite(blame(teacher, model, lambda ids=ids: last_hidden(teacher, model, ids)))
-        for index, answers in zip(indexes, _answers(hidden, head, chosen, among), strict=True):
-            found[index] = answers
+            raise NotFinite(blame(teacher, model, lambda: last_hidden(teacher, model, ids)))
+        return [[(one.logprob, one.greedy) for one in text] for text in _answers(hidden, head, chosen, among)]
+
+    passes = list(batches([len(text.ids) - 1 for text in texts], BATCH_TOKENS.get(teacher.device.type, 4096)))
+    found: list[list[Answer]] = [[] for _ in texts]
+    for indexes, said in zip(passes, divided(passes, answers), strict=True):
+        for index, spans in zip(indexes, said, strict=True):
+            found[index] = [Answer(*span) for span in spans]
     return found
 
 

@@ -49,6 +49,9 @@ class Speed(Evaluation):
     def measure(self, teacher, model, heldout, suite):
         return row(teacher, model, heldout, suite)
 
+    def divides(self, suite):
+        return False  # the others would only share the machine
+
     def beside(self, own, teacher):
         return {"speed": crossovers(own["cells"], teacher["cells"])}
 

@@ -35,6 +35,9 @@ class Tasks(Evaluation):
             task: {**result, **({"in_sample": True} if task in suite.in_sample else {})} for task, result in found.items()
         }
 
+    def divides(self, suite):
+        return suite.task_source != "harness"  # which may find its data on one machine and not on another
+
     def beside(self, own, teacher):
         pairs = {
             task: (own[task], teacher[task]) for task in own if "score" in own[task] and "score" in teacher.get(task, {})

@@ -22,6 +22,7 @@ from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
 from teachers.teacher import Teacher
 
+BATCH_TOKENS = {"cpu": 4096}  # of held-out text that one pass reads; elsewhere 32,768
 SHORTEST = 8  # tokens of a text that a recipe can ask for
 
 
@@ -137,10 +138,11 @@ class Session:
         return windows.count - count, count
 
     def _heldout(self, windows: DocumentWindows, tokens: int) -> Heldout:
-        size = max(1, (4096 if self.teacher.device.type == "cpu" else 32_768) // windows.seq_len)
+        size = max(1, BATCH_TOKENS.get(self.teacher.device.type, 32_768) // windows.seq_len)
         batches, documents = zip(*windows.batches(tokens, size), strict=True)
         with self.accelerator.autocast():
-            return Heldout.of(self.teacher, batches, self.heldout_windows.label_names, documents)
+            alone = self.accelerator.num_processes == 1
+            return Heldout.of(self.teacher, batches, self.heldout_windows.label_names, documents, at_once=alone)
 
 
 def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:

@@ -5,6 +5,7 @@ followed at a time, and each step measures whole layouts, never single layers. A
 found, static scores lose to it; it costs layers x kept x beam measurements, fewer with `look_ahead`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from distill.selection.measurer import Measurer
@@ -40,16 +41,15 @@ class Greedy(Scorer):
     def rank(self, measurer: Measurer) -> list[Ranked]:
         options, start = measurer.options, tuple(sorted(measurer.options.protect))
         order: dict[tuple[int, ...], list[Ranked]] = {start: []}
-        beam = {start: self._value(measurer, start)}
+        beam = self._values(measurer, [start])
         gains: dict[int, float] = {}  # of every layer when it was last tried
         for _ in range(count_of(options, measurer.layers) - len(start)):
             values: dict[tuple[int, ...], float] = {}
             for kept, before in beam.items():
-                for layer in self._promising(kept, gains, measurer):
-                    added = tuple(sorted((*kept, layer)))
-                    if added in values:
-                        continue
-                    values[added] = self._value(measurer, added)
+                layers = {tuple(sorted((*kept, layer))): layer for layer in self._promising(kept, gains, measurer)}
+                layers = {added: layer for added, layer in layers.items() if added not in values}
+                for added, value in self._values(measurer, list(layers)).items():
+                    layer, values[added] = layers[added], value
                     gains[layer] = values[added] - before
                     order[added] = [*order[kept], Ranked(layer, gains[layer], {"value": values[added]})]
             best = sorted(values, key=lambda kept: (-values[kept], kept))[: options.beam]
@@ -63,8 +63,8 @@ class Greedy(Scorer):
             return left
         return sorted(left, key=lambda layer: (-gains[layer], layer))[: measurer.options.look_ahead]
 
-    def _value(self, measurer: Measurer, kept: tuple[int, ...]) -> float:
-        """Higher is better: the forced-choice log-probability of recall, or minus the KL."""
+    def _values(self, measurer: Measurer, layouts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+        """Of each layout, higher is better: the forced-choice log-probability of recall, or minus the KL."""
         measure = measurer.options.measure
-        found = measurer.layout(kept, (measure,))
-        return found["choice"] if measure == "recall" else -found["kl"]
+        found = measurer.layouts(layouts, (measure,))
+        return {kept: one["choice"] if measure == "recall" else -one["kl"] for kept, one in found.items()}

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import nn
 
 from distill.errors import UserError
 from distill.recipe import Recipe
@@ -48,11 +49,15 @@ class RetrievalHeads(Scorer):
     def rank(self, measurer: Measurer) -> list[Ranked]:
         switched = self._switched(measurer, windows=measurer.options.ablate == "window")
         whole = self.measure(measurer, None, self.measures)
-        ranking = []
-        for layer, head in _candidates(measurer.options, measurer.layers, measurer.heads):
-            others = [other for other in range(measurer.heads) if other != head]
-            make = partial(switched.keep, {layer: others})
-            found = measurer.measure(f"head {layer}.{head}", make, self.measures)
+        candidates = _candidates(measurer.options, measurer.layers, measurer.heads)
+
+        def without(layer: int, head: int) -> nn.Module:
+            return switched.keep({layer: [other for other in range(measurer.heads) if other != head]})
+
+        models = {f"head {layer}.{head}": partial(without, layer, head) for layer, head in candidates}
+        measured, ranking = measurer.measure_all(models, self.measures), []
+        for layer, head in candidates:
+            found = measured[f"head {layer}.{head}"]
             lost = whole["choice"] - found["choice"]
             ranking.append(Ranked(layer, lost, {"recall lost": lost, "recalled": found["recalled"]}, head))
         return sorted(ranking, key=lambda one: (-one.score, one.layer, one.head))

@@ -6,9 +6,11 @@ task     how much less sure the right answers of task items are
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from distill.errors import nearest
 from distill.evaluation.questions import TASKS
@@ -38,13 +40,13 @@ class Swap(Scorer):
     def rank(self, measurer: Measurer) -> list[Ranked]:
         every = range(measurer.layers)
         whole = measurer.layout(every, self.measures)
-        found = {}
-        for layer in every:
-            if layer not in measurer.options.protect:
-                rest = [other for other in every if other != layer]
-                found[layer] = measurer.measure(
-                    f"layer {layer}", lambda rest=rest: measurer.switched.keep(rest), self.measures
-                )
+        layers = {f"layer {layer}": layer for layer in every if layer not in measurer.options.protect}
+
+        def without(layer: int) -> nn.Module:
+            return measurer.switched.keep([other for other in every if other != layer])
+
+        measured = measurer.measure_all({key: partial(without, layer) for key, layer in layers.items()}, self.measures)
+        found = {layers[key]: numbers for key, numbers in measured.items()}
         scores = self.scores(whole, found)
         order = sorted(found, key=lambda layer: (-scores[layer], layer))
         return [Ranked(layer, scores[layer], self.numbers(whole, found[layer])) for layer in order]

@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
+from distill.division import divided, dividing, shares
 from distill.errors import Interrupted, UserError
 from distill.runs.progress import PLAIN_SECONDS
 from distill.runs.run_dir import RunDir
@@ -82,6 +83,7 @@ class Measurer:
         self.session, self.options, self.records = session, options, records
         self.console, self.stopper = console, stopper
         self.material = Material(session, options)
+        self._apart = False  # whether this process measures a model that no other one measures
         self.total, self._made, self._began, self._printed = 0, 0, time.monotonic(), time.monotonic()
 
     @cached_property
@@ -117,6 +119,45 @@ class Measurer:
         known = self.records.of(key)
         return {name: value for measure in measures for name, value in known[measure].items()}
 
+    def measure_all(
+        self, models: Mapping[str, Callable[[], nn.Module]], measures: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """As `measure`, of models that do not depend on each other, by key; with several processes as many at a time.
+
+        Raises:
+            Interrupted: as `measure`, on all processes.
+        """
+        with dividing():
+            at_once = shares()[1]
+        keys, found = list(models), {}
+        for start in range(0, len(keys), at_once):
+            found |= self._measure_round({key: models[key] for key in keys[start : start + at_once]}, measures)
+        return found
+
+    def _measure_round(
+        self, models: Mapping[str, Callable[[], nn.Module]], measures: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """One model a process; every process writes down what all of them found."""
+        if len(models) == 1:
+            return {key: self.measure(key, make, measures) for key, make in models.items()}
+
+        def known(key: str) -> dict[str, dict[str, float]]:
+            self._apart = True
+            try:
+                self.measure(key, models[key], measures)
+            finally:
+                self._apart = False
+            return {name: self.records.of(key)[name] for name in measures}
+
+        self.stop_if_asked()
+        with dividing():
+            found = dict(zip(models, divided(list(models), known), strict=True))
+        for key, by_measure in found.items():
+            for name, numbers in by_measure.items():
+                if name not in self.records.of(key):
+                    self.records.add(key, name, numbers)
+        return {key: {name: value for one in found[key].values() for name, value in one.items()} for key in models}
+
     def _finite(self, key: str, measure: str, found: dict[str, float]) -> dict[str, float]:
         """What was found, refused where it would rank a layer by NaN."""
         wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
@@ -129,17 +170,31 @@ class Measurer:
 
     def layout(self, kept: Sequence[int], measures: Sequence[str]) -> dict[str, float]:
         """Numbers of the model whose attention stays in these layers."""
-        kept = sorted(kept)
-        key = TEACHER if len(kept) == self.layers else f"kept {'-'.join(map(str, kept)) or 'none'}"
-        return self.measure(key, lambda: self.switched.keep(kept), measures)
+        return self.layouts([tuple(kept)], measures)[tuple(kept)]
+
+    def layouts(
+        self, layouts: Sequence[tuple[int, ...]], measures: Sequence[str]
+    ) -> dict[tuple[int, ...], dict[str, float]]:
+        """The same of several, by the layers kept."""
+        keys = {self._key(sorted(kept)): kept for kept in layouts}
+        models = {key: partial(self._keep, kept) for key, kept in keys.items()}
+        return {keys[key]: numbers for key, numbers in self.measure_all(models, measures).items()}
+
+    def _keep(self, kept: Sequence[int]) -> nn.Module:
+        return self.switched.keep(sorted(kept))
+
+    def _key(self, kept: Sequence[int]) -> str:
+        return TEACHER if len(kept) == self.layers else f"kept {'-'.join(map(str, kept)) or 'none'}"
 
     def stop_if_asked(self) -> None:
-        """End a selection that should stop, with everything measured kept.
+        """End a selection that should stop, with everything measured kept; on every process where one was asked to.
 
         Raises:
             Interrupted: a signal came, or the time is up.
         """
-        if reason := self.stopper.due():
+        with dividing(not self._apart):
+            reasons = divided(range(shares()[1]), lambda index: self.stopper.due())
+        if reason := next(filter(None, reasons), None):
             raise Interrupted(f"{reason} while selecting; the same command goes on from {self.records.folder.path / FILE}")
 
     def expect(self, keys: int) -> None:

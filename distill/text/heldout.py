@@ -3,11 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.text.windows import Batch
 from teachers.teacher import Teacher
+
+
+class Hidden(Sequence):
+    """A teacher's last hidden states on batches, each made when it is first asked for, in the precision of the block in
+    which this was made."""
+
+    def __init__(self, teacher: Teacher, batches: Sequence[Batch]) -> None:
+        kind = teacher.device.type
+        self.teacher, self.batches = teacher, batches
+        self._precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        self._made: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        place = range(len(self))[index]
+        if place not in self._made:
+            batch, kind = self.batches[place], self.teacher.device.type
+            with torch.autocast(kind, self._precision, enabled=self._precision is not None):
+                self._made[place] = self.teacher.hidden(batch.ids, batch.positions)
+        return self._made[place]
 
 
 @dataclass(frozen=True)
@@ -19,7 +44,7 @@ class Heldout:
     """
 
     batches: Sequence[Batch]
-    hidden: Sequence[Float[Tensor, "_ t d"]]
+    hidden: "Sequence[Float[Tensor, '_ t d']] | Hidden"
     label_names: Sequence[str]
     documents: Sequence[Int[Tensor, "_ t"]] | None = None
 
@@ -30,10 +55,12 @@ class Heldout:
         batches: Sequence[Batch],
         label_names: Sequence[str],
         documents: Sequence[Int[Tensor, "_ t"]] | None = None,
+        at_once: bool = True,
     ) -> "Heldout":
-        """Run the teacher over the batches."""
-        batches = [batch.to(teacher.device) for batch in batches]
-        return cls(batches, [teacher.hidden(batch.ids, batch.positions) for batch in batches], label_names, documents)
+        """Run the teacher over the batches: all of them now, or each when its hidden states are first asked for, as where
+        several processes read a share each."""
+        hidden = Hidden(teacher, [batch.to(teacher.device) for batch in batches])
+        return cls(hidden.batches, list(hidden) if at_once else hidden, label_names, documents)
 
     def first(self, tokens: int) -> "Heldout":
         """As many of the batches as hold so many tokens."""

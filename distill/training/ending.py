@@ -5,7 +5,7 @@ command makes what is missing: after a part that failed or was killed, and after
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from distill import processes
+from distill.division import dividing, first_decides
 from distill.errors import UserError, reason_of
 from distill.evaluation.nonfinite import NotFinite
 from distill.evaluation.samples import MATRICES, SAMPLES, collect
@@ -96,7 +97,8 @@ def judging(recipe: Recipe, doing: str) -> AbstractContextManager[None]:
 class Ending:
     """A run whose student and twin are saved, at its end.
 
-    session, student: made where a part asks for them. of: see `state_of`.
+    session, student: made where a part asks for them. of: see `state_of`. first: whether this process is the one that makes
+    what is not divided over processes.
     """
 
     recipe: Recipe
@@ -105,6 +107,7 @@ class Ending:
     session: Callable[[], Session]
     student: Callable[[], nn.Module]
     of: str
+    first: bool = True
 
     @cached_property
     def _session(self) -> Session:
@@ -122,7 +125,7 @@ class Ending:
         """
         failures: list[UserError] = []
         for part, make in self._makers():
-            if not made(self.folder, part, self.of):
+            if self._to_make(part):
                 try:
                     with self._tried(part):
                         write_down(self.folder, part, self.of, make())
@@ -135,6 +138,18 @@ class Ending:
             raise failures[0]
         self.folder.update("run.json", finished=True)
 
+    def follow(self) -> None:
+        """Take another process's share of the judging. What fails there is the first one's to tell, and keeps it from none
+        of its other parts."""
+        with suppress(Exception):
+            if self._to_make(JUDGED):
+                self._judged()
+
+    def _to_make(self, part: str) -> bool:
+        """Whether a part is missing; of one that all processes make, as the first finds it."""
+        with dividing(part == JUDGED):
+            return first_decides(lambda: not made(self.folder, part, self.of))
+
     def _makers(self) -> Iterator[tuple[str, Callable[[], list[Path]]]]:
         yield JUDGED, self._judge
         yield PICTURES, self._draw
@@ -143,18 +158,24 @@ class Ending:
             yield f"export/{kind}", lambda kind=kind: self._export(kind)
 
     def _judge(self) -> list[Path]:
-        folder, twin = self.folder, self.folder.path / "twin" / "student"
+        folder = self.folder
         self.console.print("  judging the student, its baselines and the teacher")
-        known = known_results(self.recipe, folder, self._student.layout)
         try:
-            with judging(self.recipe, "judging the student"):
-                judged = judge_session(self._session, self._student, twin if twin.exists() else None, known=known)
+            judged = self._judged()
         except NotFinite as error:
             said = f"judging the student: {error}"
             folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would come to this again")
             raise NotFinite(said) from error
         folder.update("evaluations.json", final=judged)
         return []
+
+    def _judged(self) -> dict:
+        """Every row's results, by all processes together."""
+        twin, student = self.folder.path / "twin" / "student", self._student
+        with dividing():
+            known, trained = first_decides(lambda: (known_results(self.recipe, self.folder, student.layout), twin.exists()))
+        with judging(self.recipe, "judging the student"):
+            return judge_session(self._session, student, twin if trained else None, known=known)
 
     def _draw(self) -> list[Path]:
         collect(self._session, self._student, self.folder)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from distill.build import build, layout_of, recall_transfers, transfer_report
 from distill.console import bold
+from distill.division import dividing
 from distill.errors import Interrupted, UserError
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.nonfinite import NotFinite
@@ -159,8 +160,8 @@ class Pipeline:
     def _close(self, this: StageRun, heldout: Heldout) -> None:
         """Evaluate and checkpoint a stage that is over."""
         entry, seconds = this.entry, this.seconds
+        measured = self._measured(entry, heldout)
         if self.accelerator.is_main_process:
-            measured = self._measured(entry, heldout)
             measured["probe"] = finite(self.saves.measure_probe())
 
             def add(evaluations: dict) -> None:
@@ -176,8 +177,8 @@ class Pipeline:
         self.accelerator.wait_for_everyone()
 
     def _measured(self, entry: StageEntry, heldout: Heldout) -> dict:
-        """Fidelity after a stage, where it is asked for. Where it is not finite there is nothing to go on with, but what the
-        last stage made is kept, and judging it says what is wrong.
+        """Fidelity after a stage, where it is asked for, by all processes together. Where it is not finite there is nothing
+        to go on with, but what the last stage made is kept, and judging it says what is wrong.
 
         Raises:
             NonFinite: an output is not finite, and further stages would train on it.
@@ -187,7 +188,7 @@ class Pipeline:
             return {}
         try:
             lower = f"evaluation.tokens (now {self.recipe.evaluation.tokens}) or evaluation.seq_len"
-            with enough_memory(f"judging after {entry.name}", lower), self.accelerator.autocast():
+            with enough_memory(f"judging after {entry.name}", lower), dividing(), self.accelerator.autocast():
                 return fidelity(self.teacher, self.student, heldout)
         except NotFinite as error:
             if last:

@@ -13,6 +13,7 @@ from torch import nn
 from distill.build import build
 from distill.console import bold, new_console
 from distill.disk import new_folder, writing
+from distill.division import dividing, first_decides
 from distill.errors import printable
 from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
@@ -92,12 +93,16 @@ class Run:
         return Pipeline(session, folder, self.console, self.stopper, every_stage=False)
 
     def conclude(self) -> None:
-        """Judge every row, draw, write the report and the exports; of an earlier attempt only what is missing."""
-        if not self.main:
-            return
-        of = state_of(self.folder)
+        """Judge every row, draw, write the report and the exports; of an earlier attempt only what is missing. All processes
+        judge; what follows is the first one's alone, and nobody waits for it."""
         session, student = self.session, self.student
-        Ending(session.recipe, self.folder, self.console, lambda: session, lambda: student, of).finish()
+        with dividing():
+            of = first_decides(lambda: state_of(self.folder))
+        ending = Ending(session.recipe, self.folder, self.console, lambda: session, lambda: student, of, self.main)
+        if not self.main:
+            ending.follow()
+            return
+        ending.finish()
         show_end(self.folder, self.console)
 
     def _announce(self, pipeline: Pipeline) -> None:
@@ -108,7 +113,8 @@ class Run:
             f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer "
             f"({accelerator.device}, {precision})"
         )
-        evaluations = evaluations_of(self.folder)
+        with dividing():
+            evaluations = first_decides(lambda: evaluations_of(self.folder))
         if "identity" not in evaluations and self.main:
             found = check_identity(pipeline.teacher, layout)
             self.folder.update("evaluations.json", identity=found)
@@ -123,13 +129,14 @@ class Run:
         if self.main and checkpoint.latest(self.folder.checkpoints) is None:
             rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
             rehearse_report(self.session, pipeline.student, self.folder)
-        if pipeline.teacher.unquantised and self.main:
+        if pipeline.teacher.unquantised:
             self._tell_of_quantisation(evaluations)
-        if "untrained" not in evaluations and self.main:
+        if "untrained" not in evaluations:
             student, _ = build(pipeline.teacher, twin_layout(layout))
-            with judging(self.session.recipe, "judging the untrained windows"), accelerator.autocast():
+            with judging(self.session.recipe, "judging the untrained windows"), dividing(), accelerator.autocast():
                 evaluations["untrained"] = fidelity(pipeline.teacher, student, self.heldout)
-            self.folder.update("evaluations.json", untrained=evaluations["untrained"])
+            if self.main:
+                self.folder.update("evaluations.json", untrained=evaluations["untrained"])
         if "untrained" in evaluations:
             measured = evaluations["untrained"]
             self.console.print(
@@ -139,9 +146,11 @@ class Run:
 
     def _tell_of_quantisation(self, evaluations: dict) -> None:
         if "quantised" not in evaluations:
-            with judging(self.session.recipe, "judging the int8 teacher"), self.session.accelerator.autocast():
+            doing = judging(self.session.recipe, "judging the int8 teacher")
+            with doing, dividing(), self.session.accelerator.autocast():
                 evaluations["quantised"] = quantisation_loss(self.session.teacher, self.heldout)
-            self.folder.update("evaluations.json", quantised=evaluations["quantised"])
+            if self.main:
+                self.folder.update("evaluations.json", quantised=evaluations["quantised"])
         self.console.print(f"  {told_of(evaluations['quantised'])}", highlight=False)
 
 
