@@ -18,8 +18,8 @@ from tests.distill.test_processes import in_two
 SIZES = {"passkey": (64, 128), "passkey_trials": 4, "recall": (96,), "recall_trials": 2, "depths": (0.0, 1.0)}
 SIZES |= {"grid_trials": 1, "speed": (32,), "items": 4, "window": 32, "heldout_tokens": 2048}
 SELECTIONS = {
-    "recall": {"keep": 1, "by": "recall", "length": 64, "trials": 2, "tokens": 128},
-    "greedy": {"keep": 2, "by": "greedy", "measure": "kl", "length": 64, "trials": 2, "tokens": 128},
+    "recall": {"keep": 1, "by": "recall", "length": 64, "trials": 2, "tokens": 128, "window": 6, "sinks": 1},
+    "greedy": {"keep": 2, "by": "greedy", "measure": "kl", "length": 64, "trials": 2, "tokens": 128, "window": 6},
 }
 # What each of two processes finds, in a file of its own.
 TWO = """
@@ -59,6 +59,9 @@ def found_by(folder, runs, recipe, tasks):
     judged = {key: value for key, value in judged.items() if key not in ("seconds", "identity")}
     facts = ("layers", "ranking", "models", "pattern")
     chosen = {name: {fact: one[fact] for fact in facts} for name, one in chosen.items()}
+    for one in chosen.values():
+        for numbers in one["models"].values():
+            del numbers["seconds"]
     return json.loads(json.dumps({"judged": judged, "chosen": chosen, "passes": len(passes)}))
 
 
@@ -74,7 +77,9 @@ def refused():
     with dividing():
         said.append(divided([0, 1, 2], work))
         said.append(first_decides(lambda: "the first"))
-        tables = divided_tables([0, 1, 2], lambda i: torch.full((i, 2), i / 3).double(), lambda i: (i, 2), torch.device("cpu"))
+        tables = divided_tables(
+            [0, 1, 2], lambda i: torch.full((i, 2), i / 3, dtype=torch.float64), lambda i: (i, 2), torch.device("cpu")
+        )
         said.append([table.tolist() for table in tables])
         try:
             divided(range(8), work)
