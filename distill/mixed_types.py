@@ -35,7 +35,7 @@ def join_types(student: nn.Module) -> None:
 
 def narrow_type(student: nn.Module) -> torch.dtype | None:
     """The type narrower than float32 that some of a student's skeleton is held in; None where there is none."""
-    own = student.own_prefixes
+    own = _own_prefixes(student)
     kinds = (tensor.dtype for name, tensor in student.named_parameters() if not name.startswith(own))
     return next((kind for kind in kinds if kind.is_floating_point and kind.itemsize == 2), None)
 
@@ -48,14 +48,19 @@ def widest_type(student: nn.Module) -> torch.dtype:
 
 def _wide_parts(student: nn.Module) -> Iterator[nn.Module]:
     """Slots with a mixer, and modules of the skeleton that hold a float32 parameter which transformers would not."""
-    kept = kept_in_float32(student)
+    kept, own = kept_in_float32(student), _own_prefixes(student)
     for path, module in student.named_modules():
         if isinstance(module, MixerSlot):
             yield module
-        elif not f"{path}.".startswith(student.own_prefixes) and ".lora_" not in path and not kept & set(path.split(".")):
+        elif not f"{path}.".startswith(own) and ".lora_" not in path and not kept & set(path.split(".")):
             held = {name: tensor for name, tensor in module.named_parameters(recurse=False) if name not in kept}
             if any(tensor.dtype in (torch.float32, torch.float64) for tensor in held.values()):
                 yield module
+
+
+def _own_prefixes(student: nn.Module) -> tuple[str, ...]:
+    """What names begin with that the skeleton does not have; of a plain model of transformers nothing."""
+    return getattr(student, "own_prefixes", ())
 
 
 def _widen(module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict] | None:
