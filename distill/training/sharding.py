@@ -1,12 +1,12 @@
 """A whole-student stage whose masters, gradients and AdamW moments are divided over processes (PyTorch's `fully_shard`).
 
-One group a decoder layer, and one of the embeddings, the head and whatever several layers share. What a mixer keeps in
-float32, vectors (norms, biases, decays) and meta tokens stay whole on every process and are averaged by
-`distill.training.reduction`: they are tiny, and the cast of a group would make them narrower. Between two steps, and for the
-length of a stage alone, the parameters are parts; when it is over `restore` makes an ordinary student of them again.
+One group a decoder layer, and one of the embeddings and the head. What a mixer keeps in float32, vectors (norms, biases,
+decays), meta tokens and blocks that several layers share stay whole on every process and are averaged by
+`distill.training.reduction`: they are small, the cast of a group would make the former narrower, and a block of several
+layers belongs to no group. When the stage is over `restore` makes an ordinary student of the parts again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -88,13 +88,13 @@ class Sharding:
     def _choose(self, frozen_too: bool) -> set[str]:
         """Names of the parameters that are divided: matrices that may be gathered in a narrower type."""
         student, wide = self.student, kept_in_float32(self.student) | self.student.float32_names
-        trained = self.stage.trained()
+        trained, several = self.stage.trained(), _of_several_layers(student)
         found = set()
         for name, parameter in student.named_parameters():
             path, _, _ = name.rpartition(".")
             role = trained[name][0] if name in trained else "rest"
             whole = parameter.dim() < 2 or name.startswith("meta_tokens.") or not wide.isdisjoint(name.split("."))
-            whole |= role == "new" and not isinstance(student.get_submodule(path), nn.Linear)
+            whole |= name in several or (role == "new" and not isinstance(student.get_submodule(path), nn.Linear))
             if not whole and (frozen_too or name in trained):
                 found.add(name)
         return found
@@ -104,10 +104,9 @@ class Sharding:
         layers = student.get_submodule(student.place.layers)
         ours = {id(student.get_parameter(name)) for name in self.names}
         ignored = {parameter for parameter in student.parameters() if id(parameter) not in ours}
-        shared = _in_several(layers)
         for layer in layers:
-            if any(id(parameter) in ours and parameter not in shared for parameter in layer.parameters()):
-                self._fully_shard(layer, ignored | shared)
+            if any(id(parameter) in ours for parameter in layer.parameters()):
+                self._fully_shard(layer, ignored)
         embed = student.get_input_embeddings()
         if narrow is not None and id(embed.weight) in ours:  # the residual stream is as wide as on one process
             self._undo.append(embed.register_forward_hook(lambda module, inputs, output: output.float()).remove)
@@ -166,11 +165,17 @@ def whole_again(model: nn.Module) -> None:
             take_apart(module)
 
 
-def _in_several(layers: Iterable[nn.Module]) -> set[nn.Parameter]:
-    """Parameters that more than one layer has."""
-    seen, shared = {}, set()
-    for number, layer in enumerate(layers):
-        for parameter in layer.parameters():
-            if seen.setdefault(parameter, number) != number:
-                shared.add(parameter)
-    return shared
+def _of_several_layers(student: nn.Module) -> set[str]:
+    """Names of parameters that several layers compute with: those that a group's first mixer has and its others lack (they
+    refer to it), and those that stand in more than one layer."""
+    found, mixers = set(), student.mixers
+    for owner, *others in student.layout.groups:
+        for other in others:
+            lacking = set(dict(mixers[owner].named_parameters())) - set(dict(mixers[other].named_parameters()))
+            found |= {student.mixer_prefix(owner) + name for name in lacking}
+    seen: dict[int, str] = {}
+    for name, parameter in student.get_submodule(student.place.layers).named_parameters(remove_duplicate=False):
+        first = seen.setdefault(id(parameter), name)
+        if first.split(".")[0] != name.split(".")[0]:
+            found |= {f"{student.place.layers}.{first}", f"{student.place.layers}.{name}"}
+    return found
