@@ -142,14 +142,6 @@ class Sharding:
             yield from (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
-def rows_of(part: DTensor) -> tuple[int, int]:
-    """The rows of the whole tensor that this process holds, first and one past the last (`torch.chunk`'s division)."""
-    rows, mesh = part.shape[0], part.device_mesh
-    size = -(-rows // mesh.size())
-    start = min(mesh.get_local_rank() * size, rows)
-    return start, start + part.to_local().shape[0]
-
-
 def whole_again(model: nn.Module) -> None:
     """Put whole parameters in the places of divided ones, tied ones once, and take `fully_shard` off every module."""
     made: dict[int, nn.Parameter] = {}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from distill.errors import UserError
-from distill.runs.checkpoint import load_optimizer, optimizer_tensors
+from distill.runs.divided import load_optimizer, optimizer_tensors
+from distill.runs.parts import Stored
 from distill.runs.progress import StepReport
 from distill.stages.stage import Stage
 from distill.stages.stepping import Stepping
@@ -72,7 +73,7 @@ class Trainer:
         """The optimizer's state by parameter name."""
         return optimizer_tensors(self.optimizer, {id(parameter): name for name, parameter in self.parameters.items()})
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Stored) -> None:
         """Put an optimizer's state back."""
         load_optimizer(self.optimizer, self.parameters, tensors)
 
