@@ -50,30 +50,38 @@ def run(
     fresh: bool = False,
     runs: str | Path = "runs",
     stop_after: float | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
     console: "Console | None" = None,
 ) -> "RunDir":
     """Run a recipe to its end, or go on where an earlier run of it stopped.
 
     Args:
         recipe, overrides: as in `plan`. fresh: throw away what an earlier run left. runs: where run folders are made.
-            stop_after: minutes after which to save and stop. console: where progress is shown (the standard error).
+            stop_after: minutes after which to save and stop. gpus: run in so many processes with a GPU each. processes: in
+            so many on a CPU. console: where progress is shown (the standard error, and always that of several processes).
 
     Returns:
         the run folder: `.path`, `.read("evaluations.json")`.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
+        UserError: anything that the user can mend. Interrupted: stopped early, everything saved. Ended: one of several
+            processes said on the standard error what ended them.
     """
     from distill.console import new_console
+    from distill.launching import count_of, launch
     from distill.recipe_file import load
     from distill.runs.stopper import Stopper, deadline
     from distill.training.ending import finished
     from distill.training.runner import opened, save_student
 
-    recipe, stopper = load(recipe, overrides), Stopper(deadline(stop_after))
+    given, recipe, stopper = recipe, load(recipe, overrides), Stopper(deadline(stop_after))
+    world = count_of(gpus, processes, recipe)
     console = console or new_console(stderr=True)
     if not fresh and (folder := finished(recipe, Path(runs), console)):
         return folder
+    if world > 1:
+        return launch(given, overrides, recipe, world, runs=Path(runs), fresh=fresh, stop_after=stop_after)
     with opened(recipe, Path(runs), fresh=fresh, stopper=stopper, console=console) as this:
         this.choose_layout()
         while pipeline := this.next_student():

@@ -31,6 +31,7 @@ RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.", autocompletion=_recipes)
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, key.sub=value.", metavar="[KEY=VALUE]...")]
+Gpus = Annotated[int | None, typer.Option(help="In so many processes, with a GPU each.", metavar="N")]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Also write this as JSON to a file; - prints the JSON alone."),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import distill
-from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
+from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
 from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
@@ -54,10 +54,13 @@ def run(
         float | None,
         typer.Option(help="Save and stop after so many minutes.", callback=MINUTES.option("--stop-after")),
     ] = None,
+    gpus: Gpus = None,
+    processes: Annotated[int | None, typer.Option(help="Run in so many processes on a CPU.", metavar="N")] = None,
 ) -> None:
     """Run a recipe, or go on where an earlier run of it stopped."""
     quiet_libraries()
-    distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after)
+    several = {"gpus": gpus, "processes": processes}
+    distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after, **several)
 
 
 def select(

@@ -42,12 +42,13 @@ class Fit:
     student: nn.Module
 
 
-def check_here(recipe: Recipe, trains: bool = True) -> None:
+def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) -> None:
     """Refuse what this machine cannot do: a device or a tracker that it lacks, text that is not there, a batch that the
     processes of the run cannot share.
 
     Args:
         trains: whether the stages will run; without, nothing is said of the training text, trackers and batches.
+        world: how many processes will share the run, where they are not started yet.
 
     Raises:
         UserError: naming the key and the value.
@@ -59,7 +60,7 @@ def check_here(recipe: Recipe, trains: bool = True) -> None:
             files_of(source, f"data.{part}.{index}")
     if trains:
         trackers.check(recipe)
-        check_shared(recipe, processes.count())
+        check_shared(recipe, world or processes.count())
 
 
 def check_shared(recipe: Recipe, count: int) -> None:

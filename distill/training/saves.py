@@ -113,7 +113,7 @@ class Saves:
     # going on
 
     def resume(self, reinstate: Callable[[RunState], None]) -> RunState | None:
-        """The last sound checkpoint's state; a finished stage's weights are loaded here, a running one's by `restore_weights`.
+        """The last sound checkpoint's state; a finished stage's weights are loaded here, a running one's later.
 
         Args:
             reinstate: gives the student the modules that finished stages left in it.

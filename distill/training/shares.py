@@ -16,7 +16,7 @@ FILLED = 0.6  # of a device's memory, that these and the teacher may take; activ
 
 @dataclass(frozen=True)
 class Share:
-    """What is divided, and how many bytes of masters, gradients, moments and the teacher's weights one process then holds."""
+    """What is divided, and the bytes of masters, gradients, moments and the teacher's weights that one process holds."""
 
     kind: str
     held: float
