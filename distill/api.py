@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from distill.recipe import Recipe
     from distill.runs.run_dir import RunDir
 
+    AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+
 
 def plan(
-    recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = (), check: bool = False
+    recipe: "AnyRecipe", *, overrides: str | Sequence[str] = (), check: bool = False, gpus: int | None = None
 ) -> "Plan":
     """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads nothing unless asked to check.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several. check: load the teacher too, and try what a run tries before it trains.
+            several. check: load the teacher too, and try what a run tries before it trains. gpus: how many would share it.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
@@ -33,18 +35,14 @@ def plan(
     Raises:
         UserError: a recipe that cannot be, a teacher whose config cannot be found, or what the check refuses.
     """
-    from distill.planning import check_plan, make_plan
+    from distill.planning import planned
     from distill.recipe_file import load
 
-    recipe = load(recipe, overrides)
-    made = make_plan(recipe)
-    if check:
-        check_plan(made, recipe)
-    return made
+    return planned(load(recipe, overrides), check=check, gpus=gpus)
 
 
 def run(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     fresh: bool = False,
@@ -92,7 +90,7 @@ def run(
 
 
 def select(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     by: str | None = None,
@@ -245,7 +243,7 @@ def bench(
     what: str = "ops",
     names: str | Sequence[str] = (),
     *,
-    recipe: "str | Path | Mapping[str, Any] | Recipe | Sequence[Any] | None" = None,
+    recipe: "AnyRecipe | Sequence[Any] | None" = None,
     overrides: str | Sequence[str] = (),
     configs: bool | None = None,
     first: bool | None = None,
@@ -262,9 +260,8 @@ def bench(
 
     Args:
         what: "ops", "steps", "layouts" or "generation"; an option of another one is refused. names: of ops, or of layouts;
-            all by default.
-        recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of
-            generation several too.
+            all by default. recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts
+            quickstart, by default); of generation several too.
         configs: of ops, every tile configuration. first: of ops, only each op's first case. peers: of ops, others' kernels
             too (the default). references: of steps, the reference kernels too (the default). runs: of layouts, their place.
         variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
@@ -272,10 +269,7 @@ def bench(
             prefill_chunk: columns of a prompt at a time.
 
     Returns:
-        what `distill bench` writes as JSON.
-
-    Raises:
-        UserError: an unknown name, an option of another benchmark, or a machine without a GPU where one is needed.
+        what `distill bench` writes as JSON; a UserError names what it refuses.
     """
     from distill.benchmarks import run_benchmark
 

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from distill import processes
 from distill.disk import write_text
 from distill.errors import Ended, UserError
+from distill.ranges import PROCESSES
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.runs.together import check_backends
@@ -44,8 +45,7 @@ def count_of(gpus: int | None, count: int | None, recipe: Recipe) -> int:
     option, number = ("--gpus", gpus) if gpus is not None else ("--processes", count)
     if gpus is not None and count is not None:
         raise UserError(f"--gpus {gpus} and --processes {count}: a run has one process a GPU; give one of the two")
-    if number < 1:
-        raise UserError(f"{option} is {number}, and a run takes 1 process or more")
+    PROCESSES.check(number, option)
     if processes.count() > 1:
         raise UserError(
             f"{option} is {number}, but this is already one of {processes.count()} processes that a launcher started "
@@ -78,8 +78,8 @@ def _check_cpu(number: int, recipe: Recipe) -> None:
 
     if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()):
         raise UserError(
-            f"--processes is {number}, which is for CPUs, but device is {recipe.device!r} and would be a GPU; set device=cpu, "
-            "or use --gpus"
+            f"--processes is {number}, which is for CPUs, but device is {recipe.device!r} and would be a GPU; set "
+            "device=cpu, or use --gpus"
         )
 
 

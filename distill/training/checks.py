@@ -160,10 +160,12 @@ def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
     check_room_for(FLOAT * mixers, device, f"{recipe.name}: the mixers", smaller)
     for entry in stages_of(recipe):
         trained = entry.kind.count(fit.student, entry.options)
+        shares = processes.count() if entry.kind.whole_student and recipe.shard != "none" else 1
         less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
         check_room_for(
-            TRAINED * trained,
+            TRAINED * trained / shares,
             device,
-            f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments",
+            f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments"
+            + (f", divided by {shares} processes," if shares > 1 else ""),
             f"{smaller}{less}",
         )

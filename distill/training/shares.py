@@ -11,7 +11,7 @@ from distill.stages.stage import Stage
 from distill.training.sharding import Sharding
 
 MASTERS = 16  # bytes of a parameter that trains: its float32 master, gradient, and AdamW's two moments
-FILLED = 0.6  # of a device's memory, that these and the teacher may take; activations and gathered layers need the rest
+FILLED = 0.7  # of a device's memory, that these and the teacher may take; activations and gathered layers need the rest
 
 
 @dataclass(frozen=True)
