@@ -231,10 +231,8 @@ class Group:
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
     """What a process finds in its environment."""
-    import distill
-
     threads = str(max(1, (os.cpu_count() or 1) // world))
-    path = [str(Path(distill.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {
         "RANK": rank,
         "LOCAL_RANK": rank,
