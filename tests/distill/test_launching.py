@@ -192,8 +192,8 @@ def quiet():
 
 
 def test_one_then_two_then_one(tiny_recipe, tmp_path, monkeypatch, capfd):
-    """One process stopped; two that divide the student, of which one is killed while it saves; a damaged part; one again. The
-    losses are those of a run that nothing happened to."""
+    """One process stopped; two that divide the student, of which one is killed while it saves; a damaged part; one again.
+    The losses are those of a run that nothing happened to."""
     tiny_recipe["stages"] = [tiny_recipe["stages"][0], {"imitate": {"tokens": 1024, "lr": 1e-3, "train": "all"}}]
     tiny_recipe |= {"shard": "student", "checkpoints": {"steps": 1, "keep": 3}}
     tiny_recipe["evaluation"] |= {"passkey": [], "documents": 1}

@@ -1,5 +1,5 @@
-"""Several GPUs through NCCL: a run divided over them against one GPU's losses, stopped and gone on with by other numbers, one
-process killed. Up to four GPUs; `make test-multigpu`."""
+"""Several GPUs through NCCL: a run divided over them against one GPU's losses, and gone on with by one when a process was
+killed. Up to four GPUs; `make test-multigpu`."""
 
 import io
 import os
