@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem audit lint format clean
+.PHONY: quickstart test test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem audit lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -36,6 +36,9 @@ test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against flo
 
 test-gpu-decoding: $(VENV)/.installed  ## tokens replayed as CUDA graphs against ordinary decoding, on a GPU
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_decoding.py
+
+test-multigpu: $(VENV)/.installed  ## NCCL, up to four GPUs: divided stages, checkpoints, other numbers of processes, dying ones; refuses where there is no GPU
+	$(RUN) -m pytest -q -n0 -m gpu tests/gpu/test_multigpu.py
 
 test-compile: $(VENV)/.installed  ## every kernel of decoding compiled for a Hopper GPU with the installed Triton; needs no GPU
 	$(RUN) -m tests.compile_kernels

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from distill.recipe import Recipe
     from distill.runs.run_dir import RunDir
 
+    AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+
 
 def plan(
-    recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = (), check: bool = False
+    recipe: "AnyRecipe", *, overrides: str | Sequence[str] = (), check: bool = False, gpus: int | None = None
 ) -> "Plan":
     """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads nothing unless asked to check.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several. check: load the teacher too, and try what a run tries before it trains.
+            several. check: load the teacher too, and try what a run tries before it trains. gpus: how many would share it.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
@@ -33,47 +35,51 @@ def plan(
     Raises:
         UserError: a recipe that cannot be, a teacher whose config cannot be found, or what the check refuses.
     """
-    from distill.planning import check_plan, make_plan
+    from distill.planning import planned
     from distill.recipe_file import load
 
-    recipe = load(recipe, overrides)
-    made = make_plan(recipe)
-    if check:
-        check_plan(made, recipe)
-    return made
+    return planned(load(recipe, overrides), check=check, gpus=gpus)
 
 
 def run(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     fresh: bool = False,
     runs: str | Path = "runs",
     stop_after: float | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
     console: "Console | None" = None,
 ) -> "RunDir":
     """Run a recipe to its end, or go on where an earlier run of it stopped.
 
     Args:
         recipe, overrides: as in `plan`. fresh: throw away what an earlier run left. runs: where run folders are made.
-            stop_after: minutes after which to save and stop. console: where progress is shown (the standard error).
+            stop_after: minutes after which to save and stop. gpus: run in so many processes with a GPU each. processes: in
+            so many on a CPU. console: where progress is shown (the standard error, and always that of several processes).
 
     Returns:
         the run folder: `.path`, `.read("evaluations.json")`.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
+        UserError: anything that the user can mend. Interrupted: stopped early, everything saved. Ended: one of several
+            processes said on the standard error what ended them.
     """
     from distill.console import new_console
+    from distill.launching import count_of, launch
     from distill.recipe_file import load
     from distill.runs.stopper import Stopper, deadline
     from distill.training.ending import finished
     from distill.training.runner import opened, save_student
 
-    recipe, stopper = load(recipe, overrides), Stopper(deadline(stop_after))
+    given, recipe, stopper = recipe, load(recipe, overrides), Stopper(deadline(stop_after))
+    world = count_of(gpus, processes, recipe)
     console = console or new_console(stderr=True)
     if not fresh and (folder := finished(recipe, Path(runs), console)):
         return folder
+    if world > 1:
+        return launch(given, overrides, recipe, world, runs=Path(runs), fresh=fresh, stop_after=stop_after)
     with opened(recipe, Path(runs), fresh=fresh, stopper=stopper, console=console) as this:
         this.choose_layout()
         while pipeline := this.next_student():
@@ -84,7 +90,7 @@ def run(
 
 
 def select(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     by: str | None = None,
@@ -238,7 +244,7 @@ def bench(
     what: str = "ops",
     names: str | Sequence[str] = (),
     *,
-    recipe: "str | Path | Mapping[str, Any] | Recipe | Sequence[Any] | None" = None,
+    recipe: "AnyRecipe | Sequence[Any] | None" = None,
     overrides: str | Sequence[str] = (),
     configs: bool | None = None,
     first: bool | None = None,
@@ -255,9 +261,8 @@ def bench(
 
     Args:
         what: "ops", "steps", "layouts" or "generation"; an option of another one is refused. names: of ops, or of layouts;
-            all by default.
-        recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of
-            generation several too.
+            all by default. recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts
+            quickstart, by default); of generation several too.
         configs: of ops, every tile configuration. first: of ops, only each op's first case. peers: of ops, others' kernels
             too (the default). references: of steps, the reference kernels too (the default). runs: of layouts, their place.
         variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
@@ -265,10 +270,7 @@ def bench(
             prefill_chunk: columns of a prompt at a time.
 
     Returns:
-        what `distill bench` writes as JSON.
-
-    Raises:
-        UserError: an unknown name, an option of another benchmark, or a machine without a GPU where one is needed.
+        what `distill bench` writes as JSON; a UserError names what it refuses.
     """
     from distill.benchmarks import run_benchmark
 

@@ -77,3 +77,23 @@ def compiling() -> Iterator[None]:
 
     with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=16):
         yield
+
+
+def take_apart(module: nn.Module) -> None:
+    """Undo `fully_shard` on a module whose parameters are ordinary ones again: its hooks, its class, what it remembers.
+
+    PyTorch has no call for this. Names seen in torch 2.13.
+    """
+    from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+    from torch.distributed._composable_state import _module_state_mapping
+
+    state = module._get_fsdp_state()
+    state._pre_forward_hook_handle.remove()
+    state._post_forward_hook_handle.remove()
+    _module_state_mapping.pop(module, None)
+    for name in (STATE_KEY, REGISTRY_KEY):
+        vars(module).pop(name, None)
+    for inner in module.modules():
+        for name in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+            vars(inner).pop(name, None)
+    module.__class__ = type(module).__mro__[2]

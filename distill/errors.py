@@ -34,6 +34,14 @@ class UserError(Message):
     """Something a user gave or has cannot be used; the message names the value, where it stands, and the fix."""
 
 
+class Ended(Message):
+    """The processes of a run did not all end well, and one of them said why. code: that a program ends with."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the processes of the run ended with exit code {code}; what ended them was printed")
+        self.code = code
+
+
 class Interrupted(Message):
     """The user, the system or a time limit asked to stop; everything is saved."""
 

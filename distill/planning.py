@@ -18,7 +18,8 @@ from distill.errors import UserError, printable
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
 from distill.loading import teacher_config
-from distill.memory import enough_memory, or_cpu
+from distill.memory import capacity, enough_memory, or_cpu
+from distill.ranges import PROCESSES
 from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.selection.checking import selection_options
@@ -27,6 +28,7 @@ from distill.selection.resolution import TRAINING, cost_of
 from distill.stages import stages_of
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
+from distill.training.shares import share
 from students.config import KEEP, Layout, Place
 from students.state_size import limit, state_bytes, weight_bytes
 from teachers.checks import loading
@@ -40,6 +42,9 @@ SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to rea
 SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
 TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
+ROOM = 79 * 2**30  # bytes of a GPU's memory, an H100's, where there is none to ask
+MASTERS = "the student's masters, gradients and moments"
+DIVIDED = {"student": MASTERS, "all": f"{MASTERS} and the teacher's layers"}
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
 CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
 
@@ -50,7 +55,7 @@ class Plan:
     teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
     in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
-    identity: where the plan was checked, what `identity.check_identity` found."""
+    identity: where the plan was checked, what `identity.check_identity` found. shard: of several GPUs, what they divide."""
 
     layout: Layout
     teacher_parameters: int
@@ -64,6 +69,7 @@ class Plan:
     decoding: dict[int, tuple[float, float]]
     selection: dict | None = None
     identity: dict | None = None
+    shard: dict | None = None
 
     def speed(self, device: str) -> float:
         """The FLOP/s assumed."""
@@ -78,13 +84,13 @@ class Plan:
         return {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Work out a recipe's numbers.
+def make_plan(recipe: Recipe, gpus: int | None = None) -> Plan:
+    """Work out a recipe's numbers. gpus: how many would share the run.
 
     Raises:
         UserError: what `run` would refuse (see `training.checks`), or a teacher whose config cannot be found.
     """
-    check_here(recipe)
+    check_here(recipe, world=PROCESSES.check(gpus, "--gpus"))
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
     meta = Teacher(recipe.teacher, teacher, None, family)
@@ -122,7 +128,26 @@ def make_plan(recipe: Recipe) -> Plan:
             for tokens, both in cache.items()
         },
         selection=selection,
+        shard=_shares(recipe, trained, BYTES * sizes["teacher"], gpus),
     )
+
+
+def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int | None) -> dict | None:
+    """What so many GPUs divide, and why."""
+    if gpus is None or gpus == 1:
+        return None
+    whole = [count for entry, count in zip(stages_of(recipe), trained.values(), strict=True) if entry.kind.whole_student]
+    room = capacity(torch.device("cuda")) if torch.cuda.is_available() else ROOM
+    found = share(recipe.shard if whole else "none", gpus, max(whole, default=0), teacher, room)
+    return {"gpus": gpus, "asked": recipe.shard, "kind": found.kind, "why": found.reason, "bytes": found.held}
+
+
+def planned(recipe: Recipe, *, check: bool, gpus: int | None) -> Plan:
+    """A recipe's numbers, and what `check_plan` finds where that is asked for; raises what either does."""
+    made = make_plan(recipe, gpus)
+    if check:
+        check_plan(made, recipe)
+    return made
 
 
 def check_plan(plan: Plan, recipe: Recipe) -> None:
@@ -172,6 +197,10 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         f"loading and evaluation come on top)\n"
         f"exports     {plan.exports}"
     )
+    if plan.shard:
+        found = plan.shard
+        said = "nothing is divided" if found["kind"] == "none" else f"divides {DIVIDED[found['kind']]}"
+        console.print(f"shard       {found['asked']}, over {found['gpus']} GPUs: {said} ({found['why']})", highlight=False)
     if plan.identity:
         found = plan.identity
         swapped = (

@@ -103,6 +103,7 @@ def whole(low: int, high: int) -> Range:
 SHARE = Range(0, 1)
 
 # of the command line and the Python API
+PROCESSES = whole(1, 65_536)  # that share a run
 MINUTES = Range(0, 1e6, above=True)  # that a run may be given
 NEW_TOKENS = whole(1, LONGEST)
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time

@@ -96,7 +96,9 @@ class Recipe(Schema):
     """A whole recipe. `pattern`, one entry a letter, and `meta_tokens` (learned ones in front of every document) make the
     student's layout; a mapping as `pattern` has the run select it (distill/selection), and `selected` says of a layout that
     was written out by what. `stages` run in order. teacher_dtype: the type that the teacher is held in, and what of the
-    student no stage trains; auto: its checkpoint's on a GPU, float32 elsewhere."""
+    student no stage trains; auto: its checkpoint's on a GPU, float32 elsewhere. `shard`: what several processes divide of
+    stages that train the student end to end: none, the student's masters, gradients and moments, or all, the teacher's
+    layers too."""
 
     renamed: ClassVar[dict[str, str]] = {"teacher_4bit": "teacher_dtype: int8"}
 
@@ -116,6 +118,7 @@ class Recipe(Schema):
     export: list[str] = []
     twin: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    shard: Literal["auto", "none", "student", "all"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoints: Checkpoints = Checkpoints()
     trackers: list[str] = []
@@ -130,6 +133,7 @@ class Recipe(Schema):
     def fingerprint(self) -> str:
         """Eight digits that change with anything in the recipe."""
         entries = self.model_dump(mode="json")
+        del entries["shard"]  # a run goes on whoever holds which part of it
         for name in ("teacher_ignore", "selected"):  # recipes from before these were there keep their runs
             if not entries[name]:
                 del entries[name]

@@ -26,7 +26,7 @@ FORBIDDEN = {
 FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
-    ("benchmarks", "diagnosis", "generation", "planning"),
+    ("benchmarks", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("reports", "recipe_file"),
     ("selection",),

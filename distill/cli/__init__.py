@@ -12,10 +12,11 @@ import typer
 
 from distill import processes
 from distill.cli import bench_verbs, recipe_verbs, verbs
-from distill.errors import Interrupted, UserError, explains_itself, printable, reason_of, shortened
+from distill.errors import Ended, Interrupted, UserError, explains_itself, printable, reason_of, shortened
 from distill.version import __version__
 
 PATIENCE = 30.0  # seconds that other processes than the first wait before they say what ended them
+SHORT_PATIENCE = 8.0  # that a process waits for its launcher to end it, before it shows a traceback
 
 app = typer.Typer(
     name="distill",
@@ -52,11 +53,15 @@ class _Shown(logging.Formatter):
 @contextmanager
 def _first_speaks() -> Iterator[None]:
     """Of several processes the first says at once what ends it; the others wait, as what ends them is mostly the same, or
-    that the first is gone, and whoever started them ends them when that one is."""
+    that the first is gone, and whoever started them ends them when that one is. Of those that our own launcher started the
+    others write to it alone, and the first waits where it only knows that another one is gone."""
     try:
         yield
-    except Exception:
-        if processes.rank():
+    except Exception as error:
+        if processes.launched():
+            if not isinstance(error, Interrupted) and not explains_itself(error):
+                time.sleep(SHORT_PATIENCE)
+        elif processes.rank():
             time.sleep(PATIENCE)
         raise
 
@@ -64,12 +69,16 @@ def _first_speaks() -> Iterator[None]:
 def entry() -> None:
     """The program: user errors end in one message and exit code 2, without a traceback unless asked for."""
     debug = "--debug" in sys.argv
+    if processes.launched():
+        processes.follow_launcher()
     try:
         with _first_speaks():
             app(prog_name="distill")  # also where it is called by python -m
     except Interrupted as reason:
         print(f"stopped: {reason}", file=sys.stderr)
         sys.exit(3)
+    except Ended as end:
+        sys.exit(end.code)
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from distill.ranges import PROCESSES
+
 
 def _shipped(incomplete: str) -> list[str]:
     """For shell completion: shipped recipes whose names begin so."""
@@ -31,6 +33,9 @@ RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe: a YAML file, or the name of a shipped one.", autocompletion=_recipes)
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, key.sub=value.", metavar="[KEY=VALUE]...")]
+Gpus = Annotated[
+    int | None, typer.Option(help="In so many processes, with a GPU each.", metavar="N", callback=PROCESSES.option("--gpus"))
+]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Also write this as JSON to a file; - prints the JSON alone."),

@@ -8,10 +8,10 @@ import typer
 
 import distill
 from distill import processes
-from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
+from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
+from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, PROCESSES, TEMPERATURE
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -32,6 +32,7 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Load the teacher, and try what a run tries before it trains.")
     ] = False,
+    gpus: Gpus = None,
     json: Json = None,
 ) -> None:
     """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
@@ -41,7 +42,7 @@ def plan(
 
     quiet_libraries()
     loaded = load(recipe, overrides or [])
-    worked_out = distill.plan(loaded, check=check)
+    worked_out = distill.plan(loaded, check=check, gpus=gpus)
     show(worked_out, loaded, find(recipe), table_console(json))
     write_json(json, worked_out.numbers())
 
@@ -55,10 +56,16 @@ def run(
         float | None,
         typer.Option(help="Save and stop after so many minutes.", callback=MINUTES.option("--stop-after")),
     ] = None,
+    gpus: Gpus = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Run in so many processes on a CPU.", metavar="N", callback=PROCESSES.option("--processes")),
+    ] = None,
 ) -> None:
     """Run a recipe, or go on where an earlier run of it stopped."""
     quiet_libraries()
-    distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after)
+    several = {"gpus": gpus, "processes": processes}
+    distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after, **several)
 
 
 def select(

@@ -4,6 +4,8 @@ student.safetensors     every tensor that differs from the student as it is buil
 optimizer.safetensors   AdamW's moments and step counts, by parameter name
 stage.safetensors       the stage's own buffers            rng.safetensors   random states
 state.json              stage, step, data position, probe losses, hashes of the files above
+
+Several processes add a file each of what they hold alone, see `distill.runs.parts`.
 """
 
 import hashlib
@@ -12,7 +14,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +24,6 @@ from typing import Annotated
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.disk import FIX, refuse_link
@@ -29,12 +31,17 @@ from distill.errors import UserError, reason_of
 from distill.memory import ran_out
 from distill.mixed_types import join_types
 from distill.reading import read_json
+from distill.runs import parts
+from distill.runs.parts import Stored
 from distill.runs.records import Numbers, Record, Whole
+
+Groups = Mapping[str, Mapping[str, Tensor]]
 
 SCRATCH, DAMAGED = ".writing-", ".damaged-"
 PLACE = re.compile(r"(\d{1,6})-\w+-(\d{1,12}|end)")  # a checkpoint's folder
 FALL_BACK = "delete it to go on from the one before, or start again with --fresh"
 MOST_STATE = 16 * 2**20  # bytes of a state, whose longest part names what was trained
+HASHED_AT_ONCE = 4  # files; a hash takes a core, and a file of a large student seconds
 END = "end"  # in the place of a step, where a stage is over
 
 
@@ -74,7 +81,9 @@ class RunState:
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
-Name = Annotated[str, Field(pattern=r"^(student|optimizer|stage|rng)\.safetensors$")]
+Name = Annotated[
+    str, Field(pattern=rf"^((student|optimizer|stage|rng)({parts.NUMBERED})?\.safetensors|parts{parts.NUMBERED}\.json)$")
+]
 
 
 class _Schema(Record):
@@ -100,7 +109,7 @@ class _Schema(Record):
 STATE = TypeAdapter(_Schema)
 
 
-def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int) -> Path:
+def save(folder: Path, state: RunState, tensors: Groups, keep: int) -> Path:
     """Write a checkpoint and drop all but the last `keep`.
 
     Args:
@@ -109,34 +118,53 @@ def save(folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], k
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    target = folder / state.place
+    scratch = begin(folder, state)
+    return end(folder, scratch, state, tensors, keep, {})
+
+
+def begin(folder: Path, state: RunState) -> Path:
+    """An empty folder in which a checkpoint is written until it is whole."""
     refuse_link(folder)
-    refuse_link(target)
-    scratch = folder / f"{SCRATCH}{target.name}"
-    try:
+    refuse_link(folder / state.place)
+    scratch = folder / f"{SCRATCH}{state.place}"
+    with written(folder / state.place, scratch):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
+    return scratch
+
+
+def end(folder: Path, scratch: Path, state: RunState, tensors: Groups, keep: int, files: dict[str, str]) -> Path:
+    """Write the whole tensors and the state, and give the folder its name. files: hashes of what is there already."""
+    target = folder / state.place
+    with written(target, scratch):
         state.files = {}
         for name, group in tensors.items():
             file = scratch / f"{name}.safetensors"
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, file)
-            state.files[file.name] = _digest(file)
+            state.files[file.name] = parts.write_tensors(file, group)
+        state.files |= files
         state.digest = state.hashed()
         (scratch / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        for file in scratch.iterdir():
-            _sync(file)
+        parts.sync(scratch / "state.json")
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-        _sync(folder)
+        parts.sync(folder)
+    for old in _all(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+@contextmanager
+def written(target: Path, scratch: Path | None) -> Iterator[None]:
+    """Say of what a disk refuses which checkpoint it is, and take away what was begun of it."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
         said = str(error) or reason_of(error)
         raise UserError(
             f"the checkpoint {target} could not be written ({said}); earlier ones are untouched: {FIX}"
         ) from error
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def latest(folder: Path) -> Path | None:
@@ -174,9 +202,12 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
     try:
         content = read_json(checkpoint / "state.json", STATE, fix="it is left out", most=MOST_STATE)
         state = RunState(**content)
-        for name, digest in state.files.items() if files else ():
-            if _digest(checkpoint / name) != digest:
-                raise UserError(f"{checkpoint / name} is damaged")
+        if files:
+            with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+                found = pool.map(lambda name: parts.digest(checkpoint / name), state.files)
+                wrong = [name for name, one in zip(state.files, found, strict=True) if one != state.files[name]]
+            if wrong:
+                raise UserError(f"{checkpoint / wrong[0]} is damaged")
     except OSError as error:
         raise UserError(f"{checkpoint} is damaged ({Path(error.filename or '').name}: {reason_of(error)})") from error
     return state
@@ -201,10 +232,15 @@ def check_origin(checkpoint: Path, state: RunState, recipe: str) -> None:
         raise UserError(f"{checkpoint / 'state.json'} is not what was saved (it was edited, or its folder renamed); {fix}")
 
 
-def tensors_of(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """One file's tensors; empty where the checkpoint has no such file."""
-    file = checkpoint / f"{name}.safetensors"
-    return load_file(file) if file.exists() else {}
+def tensors_of(checkpoint: Path, name: str) -> Stored:
+    """The tensors of a name, whole, whoever wrote them; empty where the checkpoint has none."""
+    return Stored(checkpoint, name)
+
+
+def random_of(checkpoint: Path, which: int, world: int) -> Stored:
+    """The random states of a process; of the first where another number of processes wrote the checkpoint."""
+    own = Path(parts.numbered("rng.safetensors", which, world)).stem
+    return Stored(checkpoint, own if (checkpoint / f"{own}.safetensors").exists() else "rng")
 
 
 @contextmanager
@@ -232,7 +268,7 @@ def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_student(student: nn.Module, tensors: dict[str, Tensor]) -> None:
+def restore_student(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put a checkpoint's tensors back, by name. Masters come back as such, also where the student as it is built has that
     tensor in the teacher's narrower type.
 
@@ -249,24 +285,6 @@ def restore_student(student: nn.Module, tensors: dict[str, Tensor]) -> None:
     join_types(student)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name; `names` maps id(parameter) to it."""
-    return {
-        f"{names[id(parameter)]}|{key}": value
-        for parameter, entries in optimizer.state.items()
-        for key, value in entries.items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]):
-    """Put the optimizer's state back."""
-    for name, tensor in tensors.items():
-        parameter_name, _, key = name.rpartition("|")
-        parameter = parameters[parameter_name]
-        on_device = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = on_device
-
-
 def _all(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     found = [path for path in folder.glob("*-*-*") if PLACE.fullmatch(path.name) and os.path.lexists(path / "state.json")]
@@ -276,16 +294,3 @@ def _all(folder: Path) -> list[Path]:
         return int(stage), math.inf if step == END else int(step)
 
     return sorted(found, key=age)
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

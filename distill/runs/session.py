@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from distill import processes
 from distill.compat import forget_precision
@@ -14,6 +14,7 @@ from distill.errors import UserError
 from distill.loading import load_teacher
 from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
+from distill.runs.together import PATIENCE, check_backends, check_same
 from distill.stages import stages_of
 from distill.text.by_document import DocumentWindows, selection_begins
 from distill.text.heldout import Heldout
@@ -43,6 +44,7 @@ class Session:
             UserError: what the teacher, the text or the device refuses.
         """
         accelerator = make_accelerator(recipe, project)
+        check_same(recipe.fingerprint, recipe.name, accelerator.device)
         set_seed(recipe.seed)
         smaller = f"the teacher's size (choose a smaller one){or_cpu(accelerator.device)}"
         with enough_memory(f"loading {recipe.teacher}", smaller):
@@ -51,7 +53,7 @@ class Session:
         with accelerator.main_process_first():  # the others find the text prepared
             session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
             if trains:
-                _ = session.windows  # now, so that a mistake in the text shows before anything is written
+                check_windows(session.windows, accelerator.num_processes)  # now, before anything is written
         return session
 
     def with_recipe(self, recipe: Recipe) -> "Session":
@@ -160,7 +162,10 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
         torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients go wrong where layouts change: students.kernels.attention
     forget_precision()  # another run of this process may have had another
+    if processes.count() > 1:
+        check_backends(on_gpu)
     return Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)] if processes.count() > 1 else None,
         mixed_precision="no" if wide else "bf16",
         cpu=not on_gpu,
         log_with=(recipe.trackers or None) if project else None,  # what only judges a run tells no tracker
@@ -176,6 +181,19 @@ def check_device(recipe: Recipe) -> None:
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
+
+
+def check_windows(windows: Windows, count: int) -> None:
+    """Refuse more processes than there are windows of training text.
+
+    Raises:
+        UserError: giving both numbers.
+    """
+    if windows.count < count:
+        raise UserError(
+            f"data.train is {windows.count} windows of {windows.seq_len} tokens, fewer than the {count} processes of this "
+            "run: name more text, shorter windows (data.seq_len), or use fewer processes"
+        )
 
 
 def check_length(recipe: Recipe, teacher: Teacher) -> None:

@@ -43,12 +43,13 @@ class Fit:
     student: nn.Module
 
 
-def check_here(recipe: Recipe, trains: bool = True) -> None:
+def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) -> None:
     """Refuse what this machine cannot do: a device or a tracker that it lacks, text that is not there, a batch that the
     processes of the run cannot share.
 
     Args:
         trains: whether the stages will run; without, nothing is said of the training text, trackers and batches.
+        world: how many processes will share the run, where they are not started yet.
 
     Raises:
         UserError: naming the key and the value.
@@ -61,7 +62,7 @@ def check_here(recipe: Recipe, trains: bool = True) -> None:
             files_of(source, f"data.{part}.{index}")
     if trains:
         trackers.check(recipe)
-        check_shared(recipe, processes.count())
+        check_shared(recipe, world or processes.count())
 
 
 def _check_quantiser(recipe: Recipe) -> None:
@@ -174,10 +175,12 @@ def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
     check_room_for(FLOAT * mixers, device, f"{recipe.name}: the mixers", smaller)
     for entry in stages_of(recipe):
         trained = entry.kind.count(fit.student, entry.options)
+        shares = processes.count() if entry.kind.whole_student and recipe.shard != "none" else 1
         less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
         check_room_for(
-            TRAINED * trained,
+            TRAINED * trained / shares,
             device,
-            f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments",
+            f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments"
+            + (f", divided by {shares} processes," if shares > 1 else ""),
             f"{smaller}{less}",
         )

@@ -4,20 +4,22 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from distill.stages.stage import TrainingOptions
 
 
 def make_optimizer(trained: dict[str, tuple[str, nn.Parameter]], options: TrainingOptions) -> torch.optim.AdamW:
-    """One group a role and decay; only matrices outside the mixers' new parameters decay.
+    """One group a role and decay; only matrices outside the mixers' new parameters decay. Parameters that processes divide
+    have groups of their own: AdamW's fused form takes either kind, not both at once.
 
     Raises:
         ValueError: the recipe gives rates by role and leaves one out.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for role, parameter in (trained[name] for name in sorted(trained)):
         decays = role != "new" and parameter.dim() >= 2
-        groups.setdefault((role, decays), []).append(parameter)
+        groups.setdefault((role, decays, isinstance(parameter, DTensor)), []).append(parameter)
     entries = [
         {
             "params": parameters,
@@ -25,7 +27,7 @@ def make_optimizer(trained: dict[str, tuple[str, nn.Parameter]], options: Traini
             "peak": options.rate(role),
             "weight_decay": options.weight_decay if decays else 0.0,
         }
-        for (role, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (role, decays, _), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     fused = all(parameter.is_cuda for group in entries for parameter in group["params"])
     return torch.optim.AdamW(entries, betas=options.betas, fused=fused)

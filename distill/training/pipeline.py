@@ -28,6 +28,7 @@ from distill.stages.stage import Stage
 from distill.text.heldout import Heldout
 from distill.training import trackers
 from distill.training.saves import Saves
+from distill.training.shares import sharded
 from distill.training.stage_run import StageRun
 from distill.training.trainer import NonFinite, Trainer
 
@@ -96,11 +97,15 @@ class Pipeline:
         this = StageRun(entry, stage, window, window + -(-entry.options.tokens // seq_len), began)
         if stage.trains and stage.trained():
             sizes = entry.batch(data), entry.micro_batch(data)
-            this.trainer = Trainer(stage, self.accelerator, self.session.windows, window, *sizes)
+            if state is not None:
+                self.saves.restore_weights(state, stage)
+            this.changed = stage.changed(done=False)
+            this.sharding = sharded(self.recipe, stage, self.accelerator)
+            this.trainer = Trainer(stage, self.accelerator, self.session.windows, window, *sizes, this.sharding)
             this.steps, this.next_window = this.trainer.steps, this.trainer.next_window
         if state is not None and this.trainer is not None:
             this.step = state.step
-            self.saves.restore(state, this)
+            self.saves.restore_training(this.trainer)
         self.saves.restart_clock()
         return this
 
@@ -173,7 +178,7 @@ class Pipeline:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = told(measured) if "kl" in measured else ""
             self.console.print(Text.assemble("  ", bold(f"{entry.name:<10}"), f" {seconds:5.0f} s   {found}"))
-            self.saves.save(this, done=True, probed=measured["probe"])
+        self.saves.save(this, done=True, probed=measured["probe"])
         self.accelerator.wait_for_everyone()
 
     def _measured(self, entry: StageEntry, heldout: Heldout) -> dict:

@@ -14,7 +14,7 @@ from distill.build import build
 from distill.console import bold, new_console
 from distill.disk import new_folder, writing
 from distill.division import dividing, first_decides
-from distill.errors import printable
+from distill.errors import Interrupted, printable
 from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
@@ -177,6 +177,9 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
         try:
             with enough_memory("the run"):  # where it can be said what to lower, that is said inside
                 yield Run(session, folder, console, stopper)
+        except Interrupted:  # all of them stop
+            session.accelerator.end_training()
+            raise
         finally:
             trackers.finish(session.accelerator)
     session.accelerator.end_training()

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -13,10 +14,14 @@ from torch import nn
 from distill.errors import UserError
 from distill.runs import checkpoint, random_states
 from distill.runs.checkpoint import RunState
+from distill.runs.divided import save_together, split
 from distill.runs.run_dir import FORMAT, RunDir, versions
 from distill.runs.session import Session
 from distill.stages.probe import differs, finite, probe
+from distill.stages.stage import Stage
+from distill.training.sharding import Sharding
 from distill.training.stage_run import StageRun
+from distill.training.trainer import Trainer
 from teachers.fingerprint import difference
 from teachers.teacher import Teacher
 
@@ -89,7 +94,7 @@ class Saves:
         self._last = time.monotonic()
 
     def save(self, this: StageRun, *, done: bool = False, probed: dict[str, float] | None = None) -> None:
-        """Write a checkpoint of a stage, between two of its steps or when it is over.
+        """Write a checkpoint of a stage, between two of its steps or when it is over. All processes call it together.
 
         Args:
             probed: the probe's losses, where they were just measured.
@@ -98,23 +103,27 @@ class Saves:
             UserError: see `checkpoint.save`.
         """
         self.restart_clock()
-        if not self.accelerator.is_main_process:
-            return
-        changed = self.changed if done else self.changed | this.stage.changed(done=False)
+        changed = self.changed if done else self.changed | this.changed
         about = self.teacher.fingerprint, self.recipe.fingerprint, self.accelerator.num_processes
         state = this.state(*about, done)
         state.changed = sorted(changed)
-        state.probe = probed or finite(self.measure_probe())
-        tensors = {"student": checkpoint.student_tensors(self.student, changed), "rng": random_states.random_tensors()}
-        if not done:
-            tensors["optimizer"] = this.trainer.optimizer_state()
-            tensors["stage"] = dict(this.stage.named_buffers())
-        checkpoint.save(self.folder.checkpoints, state, tensors, self.recipe.checkpoints.keep)
+        tensors, held = {"rng": random_states.random_tensors()}, {}
+        if this.sharding or self.accelerator.is_main_process:
+            state.probe = probed or finite(self.measure_probe(this.sharding))
+            tensors["student"], held["student"] = split(checkpoint.student_tensors(self.student, changed))
+            if not done:
+                tensors["optimizer"], held["optimizer"] = split(this.trainer.optimizer_state())
+                tensors["stage"] = dict(this.stage.named_buffers())
+        if self.accelerator.num_processes == 1:
+            checkpoint.save(self.folder.checkpoints, state, tensors, self.recipe.checkpoints.keep)
+        else:
+            device = self.accelerator.device
+            save_together(self.folder.checkpoints, state, tensors, held, self.recipe.checkpoints.keep, device)
 
     # going on
 
     def resume(self, reinstate: Callable[[RunState], None]) -> RunState | None:
-        """The last sound checkpoint's state; a finished stage's weights are loaded here, a running one's by `restore`.
+        """The last sound checkpoint's state; a finished stage's weights are loaded here, a running one's later.
 
         Args:
             reinstate: gives the student the modules that finished stages left in it.
@@ -142,7 +151,7 @@ class Saves:
             self.changed = set(state.changed)
             with checkpoint.whole(path):
                 checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
-                random_states.load_random(checkpoint.tensors_of(path, "rng"))
+                self._load_random(path)
             self._check_probe(state, path)
         return state
 
@@ -159,31 +168,39 @@ class Saves:
                 )
             )
 
-    def restore(self, state: RunState, this: StageRun) -> None:
-        """Put the weights, buffers, optimizer and random states of a running stage back.
+    def restore_weights(self, state: RunState, stage: Stage) -> None:
+        """Put the weights and buffers of a running stage back, before its parameters are divided.
 
         Raises:
             UserError: they do not behave as they did.
         """
         path = checkpoint.latest(self.folder.checkpoints)
-        self.changed = set(state.changed) - this.stage.changed(done=False)
+        self.changed = set(state.changed) - stage.changed(done=False)
         with checkpoint.whole(path):
             checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
             for name, tensor in checkpoint.tensors_of(path, "stage").items():
-                this.stage.get_buffer(name).copy_(tensor)
-            this.trainer.restore(checkpoint.tensors_of(path, "optimizer"))
+                stage.get_buffer(name).copy_(tensor)
         self._check_probe(state, path)
+
+    def restore_training(self, trainer: Trainer) -> None:
+        """Put the optimizer and the random states of a running stage back."""
+        path = checkpoint.latest(self.folder.checkpoints)
         with checkpoint.whole(path):
-            random_states.load_random(checkpoint.tensors_of(path, "rng"))
+            trainer.restore(checkpoint.tensors_of(path, "optimizer"))
+            self._load_random(path)
+
+    def _load_random(self, path: Path) -> None:
+        accelerator = self.accelerator
+        random_states.load_random(checkpoint.random_of(path, accelerator.process_index, accelerator.num_processes))
 
     def where_to_go_on(self) -> str:
         """Where the last checkpoint is, for a message that ends a run early."""
         path = checkpoint.latest(self.folder.checkpoints)
         return f"The last checkpoint is {path}; the same command goes on from it" if path else "There is no checkpoint yet"
 
-    def measure_probe(self) -> dict[str, float]:
-        """The probe batch's losses now."""
-        with self.accelerator.autocast():
+    def measure_probe(self, sharding: Sharding | None = None) -> dict[str, float]:
+        """The probe batch's losses now. sharding: of a student that is divided; all processes measure it together."""
+        with sharding.gathered() if sharding else nullcontext(), self.accelerator.autocast():
             return probe(self.teacher, self.student, self._probe_batch)
 
     def _newest(self) -> RunState | None:

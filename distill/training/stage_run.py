@@ -1,11 +1,12 @@
 """One stage on its way: what it is, where it stands in the training text, and what it takes."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distill.runs.checkpoint import RunState
 from distill.stages import StageEntry
 from distill.stages.stage import Stage
+from distill.training.sharding import Sharding
 from distill.training.trainer import Trainer
 
 
@@ -15,7 +16,8 @@ class StageRun:
 
     window: its first window of training text. next_window: the first one after it. began: the monotonic time at which it
     would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
-    taken so far. steps: all of them.
+    taken so far. steps: all of them. changed: names outside the mixers of what its steps change. sharding: its parts, where
+    processes divide what it trains.
     """
 
     entry: StageEntry
@@ -26,6 +28,8 @@ class StageRun:
     trainer: Trainer | None = None
     step: int = 0
     steps: int = 0
+    changed: set[str] = field(default_factory=set)
+    sharding: Sharding | None = None
 
     @property
     def seconds(self) -> float:
@@ -33,8 +37,12 @@ class StageRun:
         return time.monotonic() - self.began
 
     def let_go(self) -> None:
-        """Forget the trainer, whose optimizer holds twice the memory of what it trains, once the steps are taken."""
+        """Once the steps are taken: forget the trainer, whose optimizer holds twice the memory of what it trains, and make a
+        whole student of parts."""
         self.trainer = None
+        if self.sharding:
+            self.sharding.restore()
+            self.sharding = None
 
     def state(self, teacher: str, recipe: str, processes: int, done: bool) -> RunState:
         """What a checkpoint says of it. teacher, recipe: their fingerprints. processes: how many take its steps. done:

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from distill.errors import UserError
-from distill.runs.checkpoint import load_optimizer, optimizer_tensors
+from distill.runs.divided import load_optimizer, optimizer_tensors
+from distill.runs.parts import Stored
 from distill.runs.progress import StepReport
 from distill.stages.stage import Stage
 from distill.stages.stepping import Stepping
 from distill.text.windows import Batch, Batches
 from distill.training.optim import make_optimizer, rate_factor, set_rates
+from distill.training.reduction import average_gradients, first_nonfinite_name, total_norm
+from distill.training.sharding import Sharding
 
 
 class NonFinite(UserError):
@@ -31,16 +35,24 @@ class Trainer:
 
     Args:
         windows, first: the training text and the stage's first window of it. batch, micro_batch: windows a step, and at a
-        time on one device.
+        time on one device. sharding: the parts of what the stage trains, where processes divide that.
 
     Raises:
         UserError: the batch does not divide over processes and micro-batches.
     """
 
     def __init__(
-        self, stage: Stage, accelerator: Accelerator, windows: Batches, first: int, batch: int, micro_batch: int
+        self,
+        stage: Stage,
+        accelerator: Accelerator,
+        windows: Batches,
+        first: int,
+        batch: int,
+        micro_batch: int,
+        sharding: Sharding | None = None,
     ) -> None:
         self.stage, self.accelerator, self.windows, self.first = stage, accelerator, windows, first
+        self.sharding = sharding
         self.batch, self.world = batch, accelerator.num_processes
         if batch % self.world:
             raise UserError(f"a batch of {batch} windows cannot be shared by {self.world} processes; make it a multiple")
@@ -61,7 +73,7 @@ class Trainer:
         """The optimizer's state by parameter name."""
         return optimizer_tensors(self.optimizer, {id(parameter): name for name, parameter in self.parameters.items()})
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Stored) -> None:
         """Put an optimizer's state back."""
         load_optimizer(self.optimizer, self.parameters, tensors)
 
@@ -88,7 +100,9 @@ class Trainer:
         """Gradients of this process's micro-batches, and its share of each loss."""
         parts, sizes, whole = self._sized_parts(step)
         sums: dict[str, Tensor] = {}
-        for part, size in zip(parts, sizes, strict=True):
+        for number, (part, size) in enumerate(zip(parts, sizes, strict=True), start=1):
+            if self.sharding:
+                self.sharding.micro_batch(last=number == len(parts))
             draw = iter(self.stage.losses(part))
             while True:  # a loss goes backward before the next one is computed; nothing else holds it, so its graph is freed
                 with self.accelerator.autocast():
@@ -116,7 +130,7 @@ class Trainer:
     def _reduced(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """The losses over all processes, and gradients averaged over them."""
         if self.world > 1:
-            self._reduce_gradients()
+            average_gradients({name: p for name, p in self.parameters.items() if not isinstance(p, DTensor)})
             sums = {name: self.accelerator.reduce(value, "sum") for name, value in sums.items()}
         if not sums:
             return {}
@@ -129,21 +143,28 @@ class Trainer:
         for offset in range(0, share, self.micro_batch):
             yield self.windows.batch(first + offset, min(self.micro_batch, share - offset))
 
-    def _reduce_gradients(self) -> None:
-        """Average over processes, once a step; parameters that got no gradient anywhere are left alone."""
-        for name in sorted(self.parameters):
-            parameter = self.parameters[name]
-            if parameter.grad is not None:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-
     def _clip(self, step: int) -> float:
         gradients = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        if self.sharding:
+            return self._clip_parts(gradients, step)
         norm = torch.nn.utils.get_total_norm(gradients.values())
         if not math.isfinite(norm.item()):
             wrong = next((name for name, gradient in gradients.items() if not gradient.isfinite().all()), "all together")
             raise NonFinite(f"the gradient of {wrong} at step {step + 1} is not finite; try a lower lr or clip")
         if self.stage.options.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.stage.options.clip, norm)
+        return norm.item()
+
+    def _clip_parts(self, gradients: dict[str, Tensor], step: int) -> float:
+        """As `_clip`, over whole gradients and parts of others together."""
+        parts = {name: found.to_local() for name, found in gradients.items() if isinstance(found, DTensor)}
+        whole = {name: found for name, found in gradients.items() if name not in parts}
+        norm, clip = total_norm(whole, parts), self.stage.options.clip
+        if not math.isfinite(norm.item()):
+            wrong = first_nonfinite_name(whole, parts, sorted(self.parameters)) or "all together"
+            raise NonFinite(f"the gradient of {wrong} at step {step + 1} is not finite; try a lower lr or clip")
+        if clip is not None:
+            torch._foreach_mul_([*whole.values(), *parts.values()], (clip / (norm + 1e-6)).clamp(max=1.0))
         return norm.item()
 
     def _check(self, losses: dict[str, float], step: int) -> None:
@@ -158,6 +179,10 @@ class Trainer:
 
     def _blame(self, step: int) -> str | None:
         """What the stage finds in the step's text, a micro-batch at a time; the weights are still those of the losses."""
+        if self.sharding:
+            if self.sharding.teacher is not None:  # neither fits one device whole
+                return None
+            self.sharding.restore()  # each process looks through its own text, at its own pace
         with self.accelerator.autocast():
             found = (self.stage.blame(batch.to(self.accelerator.device)) for batch in self._parts(step))
             return next(filter(None, found), None)

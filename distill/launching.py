@@ -1,0 +1,248 @@
+"""Several processes of one run on this machine: started, told apart, stopped together, and one message of what ended them.
+
+Each is `python -m distill.cli run` with what torchrun would say in the environment. They meet at a store on 127.0.0.1 that
+this process holds, on a port that the system chooses. The first process speaks; what another one says is shown where that
+one ended the run.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from distill import processes
+from distill.disk import write_text
+from distill.errors import Ended, UserError
+from distill.ranges import PROCESSES
+from distill.recipe import Recipe
+from distill.runs.run_dir import RunDir
+from distill.runs.together import check_backends
+from distill.training.checks import check_here
+
+POLL = 0.05  # seconds between two looks at the processes
+GRACE = 4.0  # that the first process has to say what ends all, once another one has ended
+LAST = 60.0  # that the others have to leave once the first one has ended well
+SAID = (2, 3, 130)  # exit codes of processes that said in one message why they end
+CALM = "so the others were stopped; the same command goes on from the last checkpoint"
+
+
+def count_of(gpus: int | None, count: int | None, recipe: Recipe) -> int:
+    """How many processes are asked for; 1 where nothing is.
+
+    Raises:
+        UserError: they cannot be had here: too few GPUs, both or too few asked for, another launcher's processes already,
+            nothing to talk through.
+    """
+    if gpus is None and count is None:
+        return 1
+    option, number = ("--gpus", gpus) if gpus is not None else ("--processes", count)
+    if gpus is not None and count is not None:
+        raise UserError(f"--gpus {gpus} and --processes {count}: a run has one process a GPU; give one of the two")
+    PROCESSES.check(number, option)
+    if processes.count() > 1:
+        raise UserError(
+            f"{option} is {number}, but this is already one of {processes.count()} processes that a launcher started "
+            "(WORLD_SIZE in the environment); leave the option out, or the launcher"
+        )
+    if option == "--gpus":
+        _check_gpus(gpus, recipe)
+    elif number > 1:
+        _check_cpu(number, recipe)
+    if number > 1:
+        check_backends(gpu=option == "--gpus")
+    return number
+
+
+def _check_gpus(gpus: int, recipe: Recipe) -> None:
+    import torch
+
+    if recipe.device == "cpu":
+        raise UserError(f"--gpus is {gpus}, but device is 'cpu'; set device=auto, or use --processes {gpus}")
+    if (here := torch.cuda.device_count()) < gpus:
+        raise UserError(
+            f"--gpus is {gpus}, but PyTorch sees {here} here; ask for {here} or fewer (CUDA_VISIBLE_DEVICES may hide some)"
+            if here
+            else f"--gpus is {gpus}, but PyTorch sees no GPU here; use --processes {gpus}, or see `distill doctor`"
+        )
+
+
+def _check_cpu(number: int, recipe: Recipe) -> None:
+    import torch
+
+    if recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available()):
+        raise UserError(
+            f"--processes is {number}, which is for CPUs, but device is {recipe.device!r} and would be a GPU; set "
+            "device=cpu, or use --gpus"
+        )
+
+
+def launch(
+    reference: object,
+    overrides: str | Sequence[str],
+    recipe: Recipe,
+    world: int,
+    *,
+    runs: Path,
+    fresh: bool,
+    stop_after: float | None,
+) -> RunDir:
+    """Run a recipe in so many processes; the run folder.
+
+    Args:
+        reference, overrides: the recipe as it was given. recipe: what they come to.
+
+    Raises:
+        UserError: what is refused before any is started. Ended: not all of them ended well; why has been said.
+    """
+    check_here(recipe, world=world)
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    with ExitStack() as stack:
+        if not isinstance(reference, str | os.PathLike):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="distill-")))
+            reference, overrides = folder / f"{recipe.name}.yaml", []
+            write_text(reference, recipe.yaml())
+        command = [sys.executable, "-m", "distill.cli", "run", os.fspath(reference), *overrides, "--runs", os.fspath(runs)]
+        command += ["--fresh"] if fresh else []
+        command += [] if stop_after is None else ["--stop-after", str(stop_after)]
+        group = Group.started(command, world, stack)
+        with group.signals():
+            code, said = group.supervise()
+    if code:
+        if said:
+            print(said, file=sys.stderr)
+        raise Ended(code)
+    return RunDir.existing(RunDir.path_of(recipe, runs))
+
+
+@dataclass
+class Group:
+    """The processes, by rank, and what all but the first have said."""
+
+    members: list[subprocess.Popen]
+    said: list[BinaryIO | None]
+
+    @classmethod
+    def started(cls, command: Sequence[str], world: int, stack: ExitStack) -> "Group":
+        """Start them; they are gone when the stack is closed."""
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        stack.callback(lambda: store)  # held until then
+        group = cls([], [])
+        stack.callback(group.kill)
+        for rank in range(world):
+            log = stack.enter_context(tempfile.TemporaryFile()) if rank else None  # noqa: SIM115
+            group.said.append(log)
+            group.members.append(
+                subprocess.Popen(
+                    command,
+                    env=environment(rank, world, store.port),
+                    stdin=subprocess.PIPE,  # it closes when this process dies, see `processes.follow_launcher`
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is handed on once
+                )
+            )
+        return group
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Inside the block, SIGINT and SIGTERM go on to every process."""
+
+        def hand_on(number, frame):
+            for member in self.members:
+                if member.poll() is None:
+                    member.send_signal(number)
+
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def supervise(self) -> tuple[int, str]:
+        """Wait until all have ended, or one has ended the run; the exit code, and what there is to say beside what the first
+        process has said."""
+        ended_well = None
+        while True:
+            codes = [member.poll() for member in self.members]
+            failed = [rank for rank, code in enumerate(codes) if code]
+            if failed:
+                return self._ended(failed, codes)
+            if all(code == 0 for code in codes):
+                return 0, ""
+            if codes[0] == 0:
+                ended_well = ended_well or time.monotonic()
+                if time.monotonic() - ended_well > LAST:
+                    return 0, ""
+            time.sleep(POLL)
+
+    def _ended(self, failed: list[int], codes: list[int | None]) -> tuple[int, str]:
+        """One has ended the run: let the first say why if it knows, and stop the others."""
+        culprit = min(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] not in SAID, rank))
+        code, world = codes[culprit], len(codes)
+        if code > 0 and culprit:
+            first = self._wait(0, GRACE)
+            if first in SAID:
+                culprit, code = 0, first
+        elif code in SAID:  # the others save and leave too
+            for rank in range(1, world):
+                self._wait(rank, GRACE / world)
+        self.kill()
+        if code < 0:
+            name = signal.Signals(-code).name
+            if -code in (signal.SIGTERM, signal.SIGINT):
+                return 128 - code, ""
+            return 1, f"error: process {culprit} of {world} was killed by {name} (out of memory, or by hand), {CALM}"
+        said = self._told_by(culprit) if culprit else ""
+        if code in SAID:
+            start = max(said.rfind("\nerror: "), said.rfind("\nstopped: ")) + 1
+            return code, said[start:].strip()
+        return code, f"{said}\nerror: process {culprit} of {world} ended with exit code {code}, {CALM}".strip()
+
+    def _told_by(self, rank: int) -> str:
+        log = self.said[rank]
+        log.seek(0)
+        return "\n" + log.read().decode(errors="replace").strip()
+
+    def _wait(self, rank: int, seconds: float) -> int | None:
+        try:
+            return self.members[rank].wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End whoever is still there; checkpoints are written whole or not at all."""
+        for member in self.members:
+            if member.poll() is None:
+                member.kill()
+        for member in self.members:
+            member.wait()
+            member.stdin.close()
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a process finds in its environment."""
+    threads = str(max(1, (os.cpu_count() or 1) // world))
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_RESTART_COUNT": 0,
+        processes.LAUNCHED: 1,
+    }
+    others = {"OMP_NUM_THREADS": threads} | os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    return others | {name: str(value) for name, value in own.items()}

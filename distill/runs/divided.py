@@ -1,0 +1,97 @@
+"""What several processes hold of one student and its optimizer, saved by all of them and put back by any number."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from distill.errors import UserError
+from distill.runs import checkpoint, parts
+from distill.runs.parts import Part, Stored
+from distill.runs.together import all_or_none
+
+
+def save_together(
+    folder: Path,
+    state: checkpoint.RunState,
+    tensors: checkpoint.Groups,
+    held: Mapping[str, Mapping[str, Part]],
+    keep: int,
+    device: torch.device,
+) -> None:
+    """As `save`, by all processes of a run: each writes what it alone holds, and the first the rest and the name.
+
+    Args:
+        tensors: what is whole on every process, read on the first alone, but for its own "rng" on each. held: by file, the
+            rows that this process holds of divided tensors. device: on which the processes talk.
+
+    Raises:
+        UserError: as `save`, on all processes, where one of them could not write.
+    """
+    which, world = dist.get_rank(), dist.get_world_size()
+    scratch = folder / f"{checkpoint.SCRATCH}{state.place}"
+
+    def write() -> None:
+        with checkpoint.written(scratch.parent / state.place, None):
+            parts.write_parts(scratch, which, world, held, tensors["rng"])
+
+    try:
+        all_or_none((lambda: checkpoint.begin(folder, state)) if which == 0 else None, device)
+        all_or_none(write, device)
+        end = lambda: checkpoint.end(folder, scratch, state, tensors, keep, parts.written(scratch, world))  # noqa: E731
+        all_or_none(end if which == 0 else None, device)
+    except UserError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name; `names` maps id(parameter) to it."""
+    return {
+        f"{names[id(parameter)]}|{key}": value
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: Stored) -> None:
+    """Put the optimizer's state back; of a divided parameter the rows that this process holds."""
+    for name in tensors:
+        parameter_name, _, key = name.rpartition("|")
+        parameter = parameters[parameter_name]
+        if isinstance(parameter, DTensor) and key != "step":
+            optimizer.state[parameter][key] = _held_again(parameter, name, tensors)
+            continue
+        tensor = tensors[name]
+        on_device = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)
+        optimizer.state[parameter][key] = on_device
+
+
+def _held_again(parameter: DTensor, name: str, tensors: Stored) -> DTensor:
+    if tensors.shape(name) != tuple(parameter.shape):
+        raise ValueError(f"{name} has the shape {tensors.shape(name)}")
+    state = torch.zeros_like(parameter)
+    state.to_local().copy_(tensors.rows(name, *rows_of(parameter)))
+    return state
+
+
+def rows_of(divided: DTensor) -> tuple[int, int]:
+    """The rows of the whole tensor that this process holds, first and one past the last (`torch.chunk`'s division)."""
+    rows, mesh = divided.shape[0], divided.device_mesh
+    start = min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
+    return start, start + divided.to_local().shape[0]
+
+
+def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Part]]:
+    """Those that are whole here, and what this process holds of the divided ones."""
+    whole = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+    held = {
+        name: Part(tensor.to_local(), rows_of(tensor)[0], tuple(tensor.shape))
+        for name, tensor in tensors.items()
+        if name not in whole
+    }
+    return whole, held

@@ -1,0 +1,173 @@
+"""A whole-student stage whose masters, gradients and AdamW moments are divided over processes (PyTorch's `fully_shard`).
+
+One group a decoder layer, and one of the embeddings and the head. What a mixer keeps in float32, vectors (norms, biases,
+decays), meta tokens and blocks that several layers share stay whole on every process and are averaged by
+`distill.training.reduction`: they are small, the cast of a group would make the former narrower, and a block of several
+layers belongs to no group. When the stage is over `restore` makes an ordinary student of the parts again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from distill.compat import kept_in_float32, take_apart
+from distill.memory import capacity
+from distill.stages.stage import Stage
+
+SUMMED_WHOLE = 4  # one part of the device's memory that whole gradients of all micro-batches may take
+
+
+class Sharding:
+    """The parts of one stage's student, and of its teacher where that is divided too.
+
+    Args:
+        stage: prepared; what it trains has its own memory. teacher_too: divide the teacher's layers, and what of the
+            student does not train. narrow: the type in which parameters are gathered, None for their own.
+    """
+
+    def __init__(self, stage: Stage, device: torch.device, *, teacher_too: bool, narrow: torch.dtype | None) -> None:
+        self.stage, self.student, self.teacher = stage, stage.student, stage.teacher if teacher_too else None
+        self.mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        self._policy = MixedPrecisionPolicy(narrow, torch.float32 if narrow else None, cast_forward_inputs=False)
+        self._sources = self._shared_with_teacher() if teacher_too else {}
+        for _, parameter in stage.trained().values():
+            parameter.requires_grad_(True)
+        self.names = self._choose(teacher_too)
+        self._undo = []
+        self._shard_student(narrow)
+        if teacher_too:
+            self._shard_teacher()
+        self.parts: dict[str, nn.Parameter] = {  # they stay the same objects while their whole forms come and go
+            name: parameter for name, parameter in self.student.named_parameters() if isinstance(parameter, DTensor)
+        }
+        trained = sum(parameter.numel() for parameter in self.parts.values() if parameter.requires_grad)
+        self.sums_whole = 4 * trained * SUMMED_WHOLE <= capacity(device)
+
+    def micro_batch(self, last: bool) -> None:
+        """Say whether the micro-batch to come is a step's last: gradients are summed over processes then, once, where whole
+        sums fit, else after each."""
+        self.student.set_requires_gradient_sync(last or not self.sums_whole)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside the block every parameter is whole on every process, in the type it computes in, for calls past `forward`.
+        All processes enter and leave together."""
+        modules = list(self._modules())
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_reshard_after_forward(not isinstance(module, type(self.student)), recurse=False)
+                module.reshard()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Make an ordinary student, and teacher, of the parts: whole on every process, in the masters' type. All processes
+        call it together."""
+        for module in self._modules():
+            module.reshard()
+        for undo in self._undo:
+            undo()
+        self._undo = []
+        for model in self._models():
+            whole_again(model)
+        for name, source in self._sources.items():  # the teacher's memory again
+            self.student.get_parameter(name).data = self.teacher.model.get_parameter(source).data
+
+    # which, and how
+
+    def _choose(self, frozen_too: bool) -> set[str]:
+        """Names of the parameters that are divided: matrices that may be gathered in a narrower type."""
+        student, wide = self.student, kept_in_float32(self.student) | self.student.float32_names
+        trained, several = self.stage.trained(), _of_several_layers(student)
+        found = set()
+        for name, parameter in student.named_parameters():
+            path, _, _ = name.rpartition(".")
+            role = trained[name][0] if name in trained else "rest"
+            whole = parameter.dim() < 2 or name.startswith("meta_tokens.") or not wide.isdisjoint(name.split("."))
+            whole |= name in several or (role == "new" and not isinstance(student.get_submodule(path), nn.Linear))
+            if not whole and (frozen_too or name in trained):
+                found.add(name)
+        return found
+
+    def _shard_student(self, narrow: torch.dtype | None) -> None:
+        student = self.student
+        layers = student.get_submodule(student.place.layers)
+        ours = {id(student.get_parameter(name)) for name in self.names}
+        ignored = {parameter for parameter in student.parameters() if id(parameter) not in ours}
+        for layer in layers:
+            if any(id(parameter) in ours for parameter in layer.parameters()):
+                self._fully_shard(layer, ignored)
+        embed = student.get_input_embeddings()
+        if narrow is not None and id(embed.weight) in ours:  # the residual stream is as wide as on one process
+            self._undo.append(embed.register_forward_hook(lambda module, inputs, output: output.float()).remove)
+        self._fully_shard(student, ignored)
+        register_fsdp_forward_method(student, "hidden")
+        self._undo.append(lambda: vars(student).pop("hidden"))
+
+    def _shard_teacher(self) -> None:
+        """Its decoder layers, each in its own types; embeddings and head stay whole, for losses read the head's weight."""
+        model, layers = self.teacher.model, self.teacher.model.get_submodule(self.teacher.family.layers)
+        for layer in layers:
+            fully_shard(layer, mesh=self.mesh)
+        inside = {id(parameter) for parameter in layers.parameters()}
+        rest = {parameter for parameter in model.base_model.parameters() if id(parameter) not in inside}
+        fully_shard(model.base_model, mesh=self.mesh, ignored_params=rest)
+
+    def _fully_shard(self, module: nn.Module, ignored: set[nn.Parameter]) -> None:
+        fully_shard(module, mesh=self.mesh, mp_policy=self._policy, ignored_params=ignored)
+        if dist.get_backend() == "gloo":  # it knows no mean
+            module.set_force_sum_reduction_for_comms(True)
+
+    def _shared_with_teacher(self) -> dict[str, str]:
+        """Names of the student's parameters that lie in the teacher's memory, with the teacher's names."""
+        places = {parameter.data_ptr(): name for name, parameter in self.teacher.model.named_parameters()}
+        found = {name: places.get(parameter.data_ptr()) for name, parameter in self.student.named_parameters()}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def _models(self) -> list[nn.Module]:
+        return [self.student] if self.teacher is None else [self.student, self.teacher.model]
+
+    def _modules(self) -> Iterator[FSDPModule]:
+        for model in self._models():
+            yield from (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+def whole_again(model: nn.Module) -> None:
+    """Put whole parameters in the places of divided ones, tied ones once, and take `fully_shard` off every module."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                if id(parameter) not in made:
+                    whole = parameter.full_tensor()
+                    made[id(parameter)] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+    for module in [*model.modules()]:
+        if isinstance(module, FSDPModule):
+            take_apart(module)
+
+
+def _of_several_layers(student: nn.Module) -> set[str]:
+    """Names of parameters that several layers compute with: those that a group's first mixer has and its others lack (they
+    refer to it), and those that stand in more than one layer."""
+    found, mixers = set(), student.mixers
+    for owner, *others in student.layout.groups:
+        for other in others:
+            lacking = set(dict(mixers[owner].named_parameters())) - set(dict(mixers[other].named_parameters()))
+            found |= {student.mixer_prefix(owner) + name for name in lacking}
+    seen: dict[int, str] = {}
+    for name, parameter in student.get_submodule(student.place.layers).named_parameters(remove_duplicate=False):
+        first = seen.setdefault(id(parameter), name)
+        if first.split(".")[0] != name.split(".")[0]:
+            found |= {f"{student.place.layers}.{first}", f"{student.place.layers}.{name}"}
+    return found

@@ -1,0 +1,72 @@
+"""What the processes of a run divide among them, by the sizes of a stage and the memory of a device."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from distill.memory import capacity
+from distill.recipe import Recipe
+from distill.stages.stage import Stage
+from distill.training.sharding import Sharding
+
+MASTERS = 16  # bytes of a parameter that trains: its float32 master, gradient, and AdamW's two moments
+FILLED = 0.7  # of a device's memory, that these and the teacher may take; activations and gathered layers need the rest
+
+
+@dataclass(frozen=True)
+class Share:
+    """What is divided, and the bytes of masters, gradients, moments and the teacher's weights that one process holds."""
+
+    kind: str
+    held: float
+    whole: float
+    room: float
+
+    @property
+    def reason(self) -> str:
+        """Why, in words."""
+        sizes = (
+            f"{self.whole / 2**30:.1f} GiB of teacher, masters, gradients and moments, {self.room / 2**30:.1f} GiB a device"
+        )
+        return f"{sizes}; each process holds {self.held / 2**30:.1f} GiB"
+
+
+def share(asked: str, world: int, trained: float, teacher: float, room: float) -> Share:
+    """What so many processes divide.
+
+    Args:
+        asked: the recipe's `shard`. trained: parameters that a whole-student stage trains. teacher: bytes of its weights.
+            room: bytes of a process's memory.
+    """
+    masters = MASTERS * trained
+    held = {"none": teacher + masters, "student": teacher + masters / world, "all": (teacher + masters) / world}
+    kind = asked
+    if world == 1:
+        kind = "none"
+    elif asked == "auto":
+        kind = next((name for name in ("none", "student") if held[name] <= FILLED * room), "all")
+    return Share(kind, held[kind], held["none"], room)
+
+
+def room_of(device: torch.device, world: int) -> float:
+    """The memory that one of so many processes has: a GPU of its own, or its share of the machine's."""
+    return capacity(device) / (1 if device.type == "cuda" else world)
+
+
+def share_of(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Share:
+    """What the processes of a run divide of a stage that is prepared; of layer-by-layer stages nothing."""
+    world, device = accelerator.num_processes, accelerator.device
+    trained = sum(parameter.numel() for _, parameter in stage.trained().values())
+    teacher = sum(parameter.numel() * parameter.element_size() for parameter in stage.teacher.model.parameters())
+    asked = recipe.shard if stage.whole_student else "none"
+    return share(asked, world, trained, teacher, room_of(device, world))
+
+
+def sharded(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Sharding | None:
+    """The parts of a stage's student, and None where every process holds it whole."""
+    kind = share_of(recipe, stage, accelerator).kind
+    if kind == "none":
+        return None
+    narrow = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    return Sharding(stage, accelerator.device, teacher_too=kind == "all", narrow=narrow)
