@@ -34,6 +34,7 @@ class Facts(Record):
     teacher: str | None = None
     train_text: str | None = None
     heldout_text: str | None = None
+    stage_texts: dict[str, str] = {}
     stopped: str | None = None
     finished: bool = False
 
