@@ -2,8 +2,8 @@
 
 The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.prepare(recipe)`,
 `distill.run(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`,
-`distill.export(run, out=folder)`, `distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the shipped
-recipes `distill.recipes()`, `distill.recipe_text(name)`, `distill.copy_recipe(name)`.
+`distill.export(run, out=folder)`, `distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the
+shipped recipes `distill.recipes()`, `distill.recipe_text(name)`, `distill.copy_recipe(name)`.
 """
 
 from distill.api import (

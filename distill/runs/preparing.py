@@ -29,13 +29,11 @@ def prepare_texts(recipe: Recipe, processes: int | None, console: Console) -> di
     """
     tokenizer, how = load_tokenizer(recipe), Tokenising(processes, console)
     made = {"data.heldout": _facts(text_windows(recipe, tokenizer, "heldout", how=how))}
+    keys: dict[tuple, str] = {}  # of each text, where it is first read
     for text in texts_of(recipe):
-        windows = training_windows(recipe, tokenizer, text, how=how)
-        same = next((facts for facts in made.values() if facts["folder"] == str(windows.folder)), None)
-        if same is None or text.where == "data.train":
-            made[text.where] = _facts(windows)
-        else:
-            same["windows"][str(text.seq_len)] = windows.count
+        windows, where = training_windows(recipe, tokenizer, text, how=how), keys.setdefault(text.sources, text.where)
+        facts = made.setdefault(where, _facts(windows))
+        facts["windows"][str(text.seq_len)] = windows.count
     return made
 
 
