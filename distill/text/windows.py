@@ -70,9 +70,11 @@ class Windows:
     the shards in another order too.
     """
 
-    def __init__(self, folder: Path, seq_len: int, seed: int | None, in_order: bool = False, key: str = "data") -> None:
+    def __init__(
+        self, folder: Path, seq_len: int, seed: int | None, in_order: bool = False, key: str = "data.seq_len"
+    ) -> None:
         """seed: of the order; None keeps the folder's own (already shuffled) order. in_order: the windows of a document
-        longer than a window follow each other. key: the recipe's, that seq_len stands under.
+        longer than a window follow each other. key: the recipe's, of seq_len.
 
         Raises:
             UserError: the folder is damaged, or holds less than one window.
@@ -85,7 +87,7 @@ class Windows:
         self._shards: tuple[int, np.ndarray, np.ndarray] | None = None  # epoch, order, windows before each
         self._windows: tuple[tuple[int, int], np.ndarray] | None = None  # epoch and shard, order
         if self.count < 1:
-            raise UserError(f"{key}.seq_len is {seq_len}, but there are only {self.prepared.tokens} tokens of text")
+            raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text")
 
     @property
     def label_names(self) -> list[str]:

@@ -131,7 +131,7 @@ def test_what_was_read_of_files_is_not_read_again(prepared, sources, monkeypatch
 def test_a_limit_counts_over_shards_and_attempts(prepared, sources, monkeypatch):
     whole = prepared(sources["mixture"], "whole", limit=2000)
     with pytest.raises(KeyboardInterrupt):
-        again = stopping(monkeypatch, 60)
+        again = stopping(monkeypatch, load(whole).meta.documents // 2)
         prepared(sources["mixture"], "parts", limit=2000)
     again()
     assert content(prepared(sources["mixture"], "parts", limit=2000)) == content(whole)
@@ -141,7 +141,7 @@ def test_a_limit_counts_over_shards_and_attempts(prepared, sources, monkeypatch)
 def work(tokenizer, source, cache, processes, at_it, go_on, said):
     """What a killed process does: prepares, and waits in the middle of the third shard."""
     os.environ["DISTILL_CACHE"] = str(cache)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = said.open("w", buffering=1)
     add = shards.Writer.add
 
     def waiting(self, *given):
