@@ -19,7 +19,7 @@ def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True, how: T
     limit = 4 * (options.final_tokens or options.tokens) if _endless(data.heldout) else None
     folder = _prepared(recipe, tokenizer, data.heldout, "data.heldout", limit, make, how)
     length = "data.seq_len" if options.seq_len is None else "evaluation.seq_len"
-    windows = Windows(folder, options.seq_len or data.seq_len, None, key=length)
+    windows = Windows(folder, options.seq_len or data.seq_len, None, key=length, where="data.heldout")
     _check_tokens(windows, tokenizer, "data.heldout")
     return windows
 
@@ -32,7 +32,7 @@ def training_windows(
     if limit is None and _endless(text.sources):
         limit = tokens_read(recipe, text.sources)
     folder = _prepared(recipe, tokenizer, text.sources, text.where, limit, make, how)
-    windows = Windows(folder, text.seq_len, recipe.seed, data.long_documents == "in_order", text.length_key)
+    windows = Windows(folder, text.seq_len, recipe.seed, data.long_documents == "in_order", text.length_key, text.where)
     _check_tokens(windows, tokenizer, text.where)
     return windows
 

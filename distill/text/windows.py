@@ -71,10 +71,17 @@ class Windows:
     """
 
     def __init__(
-        self, folder: Path, seq_len: int, seed: int | None, in_order: bool = False, key: str = "data.seq_len"
+        self,
+        folder: Path,
+        seq_len: int,
+        seed: int | None,
+        in_order: bool = False,
+        key: str = "data.seq_len",
+        where: str = "",
     ) -> None:
         """seed: of the order; None keeps the folder's own (already shuffled) order. in_order: the windows of a document
-        longer than a window follow each other. key: the recipe's, of seq_len.
+        longer than a window follow each other. key, where: the recipe's keys of seq_len and
+        of the text.
 
         Raises:
             UserError: the folder is damaged, or holds less than one window.
@@ -87,7 +94,8 @@ class Windows:
         self._shards: tuple[int, np.ndarray, np.ndarray] | None = None  # epoch, order, windows before each
         self._windows: tuple[tuple[int, int], np.ndarray] | None = None  # epoch and shard, order
         if self.count < 1:
-            raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text")
+            of = f" in {where}" if where else ""
+            raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text{of}")
 
     @property
     def label_names(self) -> list[str]:
