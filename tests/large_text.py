@@ -90,11 +90,10 @@ def main() -> int:
         options = {"separator": None, "seed": 0, "limit": None, "where": "text", "how": Tokenising(asked.processes)}
         text = load(prepare([TextSource(path=str(file))], tokenizer, **options))
         seconds, after, worked = time.monotonic() - began, most(), cpu() - worked
-        print(
-            f"{text.tokens:,} tokens of {text.meta.documents:,} documents ({size / 1e6:,.0f} MB) in {len(text.shards)} shards, "
-            f"{asked.processes} processes: {seconds:,.0f} s, {text.tokens / seconds:,.0f} tokens/s "
-            f"({text.tokens / worked:,.0f} a second of one core); {before:,.0f} MiB before, {after:,.0f} MiB at most; sha256 {text.meta.sha256[:16]}"
-        )
+        made = f"{text.tokens:,} tokens of {text.meta.documents:,} documents ({size / 1e6:,.0f} MB)"
+        speed = f"{text.tokens / seconds:,.0f} tokens/s, {text.tokens / worked:,.0f} a second of one core"
+        print(f"{made} in {len(text.shards)} shards by {asked.processes} processes: {seconds:,.0f} s, {speed}")
+        print(f"{before:,.0f} MiB before, {after:,.0f} MiB at most; sha256 {text.meta.sha256[:16]}")
     return int(after > asked.most)
 
 
