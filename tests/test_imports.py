@@ -25,7 +25,8 @@ FORBIDDEN = {
 # The rooms of distill/, floor by floor from the top: a folder, or a file of distill/ itself. An arrow goes down.
 FLOORS = (
     ("cli",),
-    ("", "api", "api_text"),  # "" is distill/__init__.py
+    ("", "api"),  # "" is distill/__init__.py
+    ("api_text",),
     ("benchmarks", "diagnosis", "generation", "planning"),
     ("training",),
     ("reports", "recipe_file"),
