@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem audit lint format clean
+.PHONY: quickstart test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem audit lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -30,6 +30,9 @@ FUZZ_SECONDS ?= 600
 
 test-fuzz: $(VENV)/.installed  ## damaged and hostile input of every kind through the command line, ten minutes; fails where anything is found
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m tests.fuzz --controls
+
+test-large-text: $(VENV)/.installed  ## 200M tokens of made-up text prepared in less than 1.5 GiB, and how fast; minutes
+	$(RUN) -m tests.large_text --tokens 200M
 
 test-gpu: $(VENV)/.installed  ## every kernel and tile configuration against float64 on a GPU; refuses where there is none
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_scans.py tests/gpu/test_kernels.py tests/gpu/test_attention.py

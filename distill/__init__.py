@@ -1,9 +1,9 @@
 """Turn pretrained Transformers into state-space hybrids by distillation.
 
-The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.run(recipe)`,
-`distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`, `distill.export(run, out=folder)`,
-`distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the shipped recipes `distill.recipes()`,
-`distill.recipe_text(name)`, `distill.copy_recipe(name)`.
+The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.prepare(recipe)`,
+`distill.run(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`,
+`distill.export(run, out=folder)`, `distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the
+shipped recipes `distill.recipes()`, `distill.recipe_text(name)`, `distill.copy_recipe(name)`.
 """
 
 from distill.api import (
@@ -20,6 +20,7 @@ from distill.api import (
     run,
     select,
 )
+from distill.api_text import prepare
 from distill.errors import Interrupted, UserError
 from distill.version import __version__
 
@@ -34,6 +35,7 @@ __all__ = [
     "export",
     "generate",
     "plan",
+    "prepare",
     "recipe_text",
     "recipes",
     "report",

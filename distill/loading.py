@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 import students
 import teachers
@@ -45,6 +45,20 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
         if recipe.teacher_dtype == "int8":
             teacher.quantise()
         return teacher
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(f"teacher: {error}") from error
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of the recipe's teacher, without its weights.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    try:
+        return teachers.load_tokenizer(
+            recipe.teacher, trust_remote_code=recipe.teacher_trust_remote_code, allow_pickle=recipe.teacher_pickle
+        )
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"teacher: {error}") from error
 

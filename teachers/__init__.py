@@ -1,9 +1,10 @@
 """Teachers: the Transformers that students learn from. Nothing here trains."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,7 +20,10 @@ from teachers.source import resolve
 from teachers.teacher import Teacher
 from teachers.weights import check_row
 
-__all__ = ["FAMILIES", "Teacher", "load"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["FAMILIES", "Teacher", "load", "load_tokenizer"]
 
 
 def load(
@@ -48,15 +52,9 @@ def load(
             finite or without a place, an adapter, quantised weights, and a tokenizer with more entries than the model has
             embeddings.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source, gguf_file = resolve(reference, allow_pickle), None
-    location, read_tokenizer = source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
-    if source.kind == "gguf":
-        from teachers import gguf, gguf_tokenizer
-
-        gguf_file = Path(location)
-        location, read_tokenizer = str(gguf.converted(gguf_file)), gguf_tokenizer.load
+    location, read_tokenizer, gguf_file = _located(reference, trust_remote_code, allow_pickle)
     check_adapter_files(reference, location)
     trust = {"trust_remote_code": trust_remote_code}
     config = teacher_config(reference, location, trust_remote_code)
@@ -83,3 +81,30 @@ def load(
     forget_lengths(model)
     rounded = loses_digits(location, dtype)
     return Teacher(reference, model, tokenizer, family, tuple(ignored), folder_of(location), rounded)
+
+
+def load_tokenizer(
+    reference: str, *, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> "PreTrainedTokenizerBase":
+    """A teacher's tokenizer alone; arguments and errors as of `load`."""
+    location, read_tokenizer, _ = _located(reference, trust_remote_code, allow_pickle)
+    config = teacher_config(reference, location, trust_remote_code)
+    plain_config(reference, config, location)
+    check_folder(reference, location, allow_pickle)
+    with loading(reference, "tokenizer"), no_panics():
+        return read_tokenizer(location)
+
+
+def _located(
+    reference: str, trust_remote_code: bool, allow_pickle: bool
+) -> tuple[str, "Callable[[str], PreTrainedTokenizerBase]", Path | None]:
+    """Where a teacher's files are, what reads its tokenizer from there, and the GGUF file that they were made of, if any."""
+    from transformers import AutoTokenizer
+
+    source = resolve(reference, allow_pickle)
+    if source.kind != "gguf":
+        return source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code), None
+    from teachers import gguf, gguf_tokenizer
+
+    file = Path(source.location)
+    return str(gguf.converted(file)), gguf_tokenizer.load, file

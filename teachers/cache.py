@@ -2,7 +2,7 @@
 
 $DISTILL_CACHE/KIND/NAME is filled under a temporary name beside its place and renamed. Who makes it holds a lock in
 `locks/`, which the system takes from a process that dies: what such a process left is removed by the next one that makes
-anything.
+anything. Of what is made in parts, those that are whole stay, and the next process goes on behind them.
 """
 
 import os
@@ -19,8 +19,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 MAKING = ".making-"  # before the name of what is made, and further letters
+UNFINISHED = ".unfinished-"  # before the name of what is made in parts: whoever makes it goes on with them
 EARLIER = (".preparing-", ".converting-")  # what earlier versions called it; no lock tells whether one is alive
 STALE = 7 * 24 * 3600.0  # seconds without a change after which what no lock speaks for is left over
+ABANDONED = 30 * 24 * 3600.0  # and after which parts are, that nobody goes on with
 ELSEWHERE = "make room or give the right to write there, or set DISTILL_CACHE to a folder of your own"
 
 
@@ -51,25 +53,72 @@ def once(kind: str, name: str, make: Callable[[Path], None], what: str) -> Path:
     Raises:
         CacheError: the cache cannot be read or written. Also whatever `make` raises; nothing is left of it then.
     """
+    return _once(kind, name, make, what, is_there, _made_anew)
+
+
+def in_parts(kind: str, name: str, make: Callable[[Path], None], what: str, whole: Callable[[Path], bool]) -> Path:
+    """As `once`, of what is made in parts: a folder of parts that an attempt left is given to the next one, and a folder of
+    the cache that lost some is given to `make` again.
+
+    Args:
+        make: fills the folder that it is given, part by part, going on behind those that are there. whole: whether nothing
+            of a folder is missing.
+
+    Raises:
+        CacheError: the cache cannot be read or written. Also whatever `make` raises; parts that are whole stay then.
+    """
+    return _once(kind, name, make, what, lambda target: is_there(target) and whole(target), _made_further)
+
+
+def _once(kind: str, name: str, make: Callable, what: str, there: Callable[[Path], bool], how: Callable) -> Path:
     target = cache_folder() / kind / name
-    if is_there(target):
+    if there(target):
         return target
     with writing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target, what) as locked:
-        if is_there(target):  # another process was faster
+        if there(target):  # another process was faster
             return target
         _remove_leftovers(target, locked)
-        with writing(target.parent):
-            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{MAKING}{name}-"))
-        try:
-            make(scratch)
-            with writing(target.parent):
-                scratch.chmod(0o777 & ~_umask())  # mkdtemp keeps it to one user
-                _move(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        how(target, make, locked)
     return target
+
+
+def _made_anew(target: Path, make: Callable[[Path], None], locked: bool) -> None:
+    """A folder filled under another name, which nothing is left of unless it becomes whole."""
+    with writing(target.parent):
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{MAKING}{target.name}-"))
+    try:
+        make(scratch)
+        with writing(target.parent):
+            scratch.chmod(0o777 & ~_umask())  # mkdtemp keeps it to one user
+            _move(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _made_further(target: Path, make: Callable[[Path], None], locked: bool) -> None:
+    """A folder gone on with, under another name until it is whole. Without a lock two processes may be at it, and each makes
+    its own."""
+    if not locked:
+        return _made_anew(target, make, locked)
+    if is_there(target):
+        return make(target)
+    scratch = target.with_name(f"{UNFINISHED}{target.name}")
+    with writing(target.parent):
+        scratch.mkdir(exist_ok=True)
+    try:
+        make(scratch)
+        with writing(target.parent):
+            _move(scratch, target)
+    finally:
+        if scratch.is_dir() and not _parts(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _parts(folder: Path) -> bool:
+    """Whether a folder has parts that are whole: folders named by their number."""
+    return any(path.name.isdigit() for path in folder.iterdir())
 
 
 def is_there(target: Path) -> bool:
@@ -192,6 +241,10 @@ def _remove_leftovers(target: Path, locked: bool) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         elif path.name.startswith(EARLIER) and _age(path) > STALE:
             shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(UNFINISHED) and path.name != UNFINISHED + target.name:
+            left = _age(path) > ABANDONED or not _parts(path)
+            if left and _is_free(target.with_name(path.name.removeprefix(UNFINISHED))):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_free(target: Path) -> bool:

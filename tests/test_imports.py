@@ -26,6 +26,7 @@ FORBIDDEN = {
 FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
+    ("api_text",),
     ("benchmarks", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("reports", "recipe_file"),

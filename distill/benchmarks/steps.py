@@ -113,7 +113,7 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
     recipe, (student, _) = fit.recipe, build(teacher, fit.layout)
     stage = entry.make(teacher, student)
-    text = RandomText(recipe.data.seq_len, teacher.config.vocab_size)
+    text = RandomText(entry.seq_len(recipe.data), teacher.config.vocab_size)
     batch, micro = entry.batch(recipe.data), entry.micro_batch(recipe.data)
     stage.prepare()
     with accelerator.autocast():

@@ -19,7 +19,7 @@ RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
 
 def add_to(app: typer.Typer) -> None:
     """Put every verb on the command line, in the order of `--help`."""
-    for verb in (plan, run, select):
+    for verb in (plan, prepare, run, select):
         app.command()(verb)
     app.command("eval")(evaluate)
     for verb in (report, export, generate, doctor):
@@ -45,6 +45,27 @@ def plan(
     worked_out = distill.plan(loaded, check=check, gpus=gpus)
     show(worked_out, loaded, find(recipe), table_console(json))
     write_json(json, worked_out.numbers())
+
+
+def prepare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Processes that tokenise; by the cores by default.", callback=PROCESSES.option("--processes")),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Tokenise a recipe's texts, so that runs find them; a call that was stopped goes on."""
+    from distill.recipe_file import load
+    from distill.runs.preparing import show
+
+    quiet_libraries()
+    check_json(json)
+    loaded = load(recipe, overrides or [])
+    made = distill.prepare(loaded, processes=processes)
+    show(made, loaded, table_console(json))
+    write_json(json, made)
 
 
 def run(

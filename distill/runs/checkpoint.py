@@ -49,10 +49,10 @@ END = "end"  # in the place of a step, where a stage is over
 class RunState:
     """Where a run stands. `stage` is the index of the stage, `step` the steps it has taken, `done` whether it is over.
 
-    window: the next window of training text. changed: names of the skeleton's parameters that stages have trained.
-    seconds: what a running stage has taken so far, over all the processes that took part in it. teacher, recipe: their
-    fingerprints. processes: how many took its steps. digest: of everything else here, as it was saved; of earlier versions'
-    states it and `recipe` are empty, and `processes` is 0.
+    window: the next window of the stage's training text. windows: of the texts and lengths that it does not read. changed:
+    names of the skeleton's parameters that stages have trained. seconds: what a running stage has taken so far, over all the
+    processes that took part in it. teacher, recipe: their fingerprints. processes: how many took its steps. digest: of
+    everything else here, as it was saved; of earlier versions' states it and `recipe` are empty, and `processes` is 0.
     """
 
     stage: int
@@ -67,6 +67,7 @@ class RunState:
     seconds: float = 0.0
     recipe: str = ""
     processes: int = 0
+    windows: dict[str, int] = field(default_factory=dict)
     digest: str = ""
 
     @property
@@ -76,7 +77,7 @@ class RunState:
 
     def hashed(self) -> str:
         """What its digest should be."""
-        left_out = {"digest"} if self.processes else {"digest", "processes"}
+        left_out = {"digest"} | {name for name in ("processes", "windows") if not getattr(self, name)}
         entries = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
@@ -103,6 +104,7 @@ class _Schema(Record):
     seconds: float = 0.0
     recipe: str = ""
     processes: Whole = 0
+    windows: dict[str, Whole] = {}
     digest: str = ""
 
 

@@ -35,6 +35,7 @@ class Facts(Record):
     train_text: str | None = None
     heldout_text: str | None = None
     types: list[str] = []  # of the teacher and of the products, of every process that took part
+    stage_texts: dict[str, str] = {}
     stopped: str | None = None
     finished: bool = False
 

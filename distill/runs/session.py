@@ -14,12 +14,13 @@ from distill.errors import UserError
 from distill.loading import load_teacher
 from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
+from distill.runs.texts import text_windows, training_windows
 from distill.runs.together import PATIENCE, check_backends, check_same
-from distill.stages import stages_of
+from distill.stages import StageEntry
+from distill.stages.texts import StageText, own_sources, text_of, texts_of, usual_text
 from distill.text.by_document import DocumentWindows, selection_begins
 from distill.text.heldout import Heldout
 from distill.text.overlap import overlap
-from distill.text.preparation import prepare
 from distill.text.windows import Batch, Calibration, Windows
 from teachers.teacher import Teacher
 
@@ -52,33 +53,62 @@ class Session:
         check_length(recipe, teacher)
         with accelerator.main_process_first():  # the others find the text prepared
             session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
-            if trains:
-                check_windows(session.windows, accelerator.num_processes)  # now, before anything is written
+            if trains:  # now, so that a mistake in the text shows before anything is written
+                session.open_texts()
+                check_windows(session.windows, accelerator.num_processes)
         return session
 
     def with_recipe(self, recipe: Recipe) -> "Session":
         """The same teacher, text and device for another recipe on the same text."""
         other = replace(self, recipe=recipe)
-        for name in ("windows", "overlap"):
+        for name in ("windows", "overlap", "_opened"):
             if name in vars(self):
                 vars(other)[name] = vars(self)[name]
         return other
 
+    def open_texts(self) -> None:
+        """Prepare and open every text that a stage reads."""
+        for text in texts_of(self.recipe):
+            self._windows(text)
+
+    def windows_of(self, entry: StageEntry) -> Windows:
+        """The training text of a stage, in its windows."""
+        return self._windows(text_of(self.recipe, entry))
+
+    def stage_texts(self) -> dict[str, Windows]:
+        """The texts that stages have in place of the recipe's, by the key of their sources."""
+        own = own_sources(self.recipe)
+        return {text.where: self._windows(text) for text in texts_of(self.recipe) if text.where in own}
+
+    def _windows(self, text: StageText) -> Windows:
+        if text.key == usual_text(self.recipe).key:
+            return self.windows
+        if text.key not in self._opened:
+            self._opened[text.key] = training_windows(self.recipe, self.teacher.tokenizer, text)
+        return self._opened[text.key]
+
+    @cached_property
+    def _opened(self) -> dict[tuple, Windows]:
+        """What stages read that have a text or a length of their own."""
+        return {}
+
     @cached_property
     def windows(self) -> Windows:
-        """The training text."""
+        """The training text that stages read which have none of their own."""
         return text_windows(self.recipe, self.teacher.tokenizer, "train")
 
     @cached_property
     def overlap(self) -> dict | None:
         """How much of the held-out text is training text (see `distill.text.overlap`); None where the latter is neither open
         nor prepared."""
-        if "windows" not in vars(self):
-            try:
-                return overlap(text_windows(self.recipe, self.teacher.tokenizer, "train", make=False), self.heldout_windows)
-            except UserError:  # its files are elsewhere by now
-                return None
-        return overlap(self.windows, self.heldout_windows)
+        texts = {text.sources: text for text in reversed(texts_of(self.recipe))}.values()  # each in one length
+        if "windows" in vars(self):
+            return overlap([self._windows(text) for text in texts], self.heldout_windows)
+        try:
+            found = [training_windows(self.recipe, self.teacher.tokenizer, text, make=False) for text in texts]
+        except UserError:  # their files are elsewhere by now
+            return None
+        return overlap(found, self.heldout_windows)
 
     def heldout(self, tokens: int, length: int | None = None) -> Heldout:
         """So many held-out tokens of as many documents as can be, and the teacher's hidden states on them.
@@ -90,8 +120,8 @@ class Session:
             UserError: none of them can be scored.
         """
         windows = self.heldout_windows
-        last = selection_begins(windows.folder) if windows.count > 1 else None
-        return self._heldout(DocumentWindows(windows.folder, length or windows.seq_len, last=last), tokens)
+        last = selection_begins(windows.prepared) if windows.count > 1 else None
+        return self._heldout(DocumentWindows(windows.prepared, length or windows.seq_len, last=last), tokens)
 
     def selection_text(self, tokens: int) -> Heldout:
         """As `heldout`, of the part that selections read and nothing else does.
@@ -101,9 +131,9 @@ class Session:
         """
         windows = self.heldout_windows
         self.check_selection_text()
-        first, probed = selection_begins(windows.folder), self._probed()[0] * windows.seq_len
+        first, probed = selection_begins(windows.prepared), self._probed()[0] * windows.seq_len
         last = probed if probed >= first + windows.seq_len else None
-        return self._heldout(DocumentWindows(windows.folder, windows.seq_len, first, last), tokens)
+        return self._heldout(DocumentWindows(windows.prepared, windows.seq_len, first, last), tokens)
 
     def check_selection_text(self) -> None:
         """Refuse held-out text that has no part for a selection to read.
@@ -114,7 +144,7 @@ class Session:
         windows = self.heldout_windows
         if windows.count < 2:
             raise UserError(
-                f"the held-out text is {windows.meta['tokens']:,} tokens, one window of {windows.seq_len}: a selection "
+                f"the held-out text is {windows.meta.tokens:,} tokens, one window of {windows.seq_len}: a selection "
                 "needs text that its student is not judged by; name more under data.heldout, or shorter windows"
             )
 
@@ -122,14 +152,18 @@ class Session:
         """The fixed batch that checkpoints are checked on: the last of the held-out text."""
         return self.heldout_windows.batch(*self._probed()).to(self.teacher.device)
 
-    def calibration(self, window: int) -> Calibration:
-        """Training text from a window on, for closed-form work."""
-        size = self.recipe.data.micro_batch or self.recipe.data.batch
+    def calibration(self, window: int, text: Windows | None = None) -> Calibration:
+        """Training text from a window on, for closed-form work: as many tokens at a time as the recipe's windows are.
+
+        text: a stage's; the recipe's by default.
+        """
+        data, text = self.recipe.data, text or self.windows
+        size = max(1, (data.micro_batch or data.batch) * data.seq_len // text.seq_len)
 
         def batches(tokens: int):
-            count = max(1, tokens // self.windows.seq_len)
+            count = max(1, tokens // text.seq_len)
             for offset in range(0, count, size):
-                yield self.windows.batch(window + offset, min(size, count - offset)).to(self.accelerator.device)
+                yield text.batch(window + offset, min(size, count - offset)).to(self.accelerator.device)
 
         return batches
 
@@ -209,7 +243,8 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
             f"tokens, which leaves {max(room, 0)} for a text; make it {room + recipe.meta_tokens - SHORTEST} or less"
         )
     before = f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
-    lengths = [("data.seq_len", recipe.data.seq_len), ("evaluation.seq_len", options.seq_len)]
+    lengths = [(text.length_key, text.seq_len) for text in texts_of(recipe)]
+    lengths += [("evaluation.seq_len", options.seq_len)]
     if "passkey" in options.model_fields_set:  # the usual ones are left out where they are too long
         lengths += [("evaluation.passkey", length) for length in options.passkey]
     for key, length in lengths:
@@ -218,49 +253,3 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
                 f"{key} is {length}{before}, but {recipe.teacher} has positions for {room + recipe.meta_tokens} tokens; "
                 f"make it {room} or less"
             )
-
-
-def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True) -> Windows:
-    """The training or held-out text in windows. make: whether to prepare it if need be; see `prepare`."""
-    data = recipe.data
-    sources = getattr(data, part)
-    limit = data.limit if part == "train" else None
-    if limit is None and any(source.hub or source.weight for source in sources):  # neither has an end worth waiting for
-        limit = (
-            _training_tokens(recipe) if part == "train" else 4 * (recipe.evaluation.final_tokens or recipe.evaluation.tokens)
-        )
-    options = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make}
-    lower = f"data.longest_document (now {data.longest_document:,} bytes), and cut or leave out what is longer"
-    with enough_memory(f"data.{part}: preparing the text", lower):
-        folder = prepare(sources, tokenizer, where=f"data.{part}", longest=data.longest_document, **options)
-    if part == "train":
-        windows = Windows(folder, data.seq_len, recipe.seed, data.long_documents == "in_order")
-    else:
-        windows = Windows(folder, recipe.evaluation.seq_len or data.seq_len, None)
-    _check_tokens(windows, tokenizer, f"data.{part}")
-    return windows
-
-
-def _check_tokens(windows: Windows, tokenizer, where: str) -> None:
-    """Refuse text of which no token has a next one in its document (every loss and every KL of it would be 0), and tokens
-    that the tokenizer does not have.
-
-    Raises:
-        UserError: naming the recipe's key.
-    """
-    if windows.lengths.max() < 2:
-        raise UserError(
-            f"{where}: no token of this text can be scored: each of its {len(windows.starts):,} documents is one token "
-            "long, and what follows belongs to the next; name text with longer documents"
-        )
-    if (highest := windows.prepared.highest) > (last := max(tokenizer.get_vocab().values())):
-        raise UserError(
-            f"{where}: the prepared text in {windows.folder} has a token {highest}, but the tokenizer's last one is {last}; "
-            "delete that folder, and the same command makes it again"
-        )
-
-
-def _training_tokens(recipe: Recipe) -> int:
-    """What the stages read, each up to a batch more than it says."""
-    data = recipe.data
-    return sum(entry.options.tokens + entry.batch(data) * data.seq_len for entry in stages_of(recipe))

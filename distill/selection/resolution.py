@@ -39,7 +39,7 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
     facts = {
         "recipe": recipe.fingerprint,
         "teacher": session.teacher.fingerprint,
-        "heldout_text": session.heldout_windows.meta["sha256"],
+        "heldout_text": session.heldout_windows.meta.sha256,
         MATERIAL: READS,
     }
     records = Records(folder, facts, writes=accelerator.is_main_process)

@@ -45,6 +45,10 @@ class StageEntry:
         """Windows an optimizer step: the stage's own number, else the recipe's."""
         return getattr(self.options, "batch", None) or data.batch
 
+    def seq_len(self, data: Data) -> int:
+        """Tokens of a window: the stage's own number, else the recipe's."""
+        return getattr(self.options, "seq_len", None) or data.seq_len
+
     def micro_batch(self, data: Data) -> int:
         """Windows at a time: the stage's own number, else the recipe's, unless the stage has a batch of its own."""
         batch, own = getattr(self.options, "batch", None), getattr(self.options, "micro_batch", None)
@@ -101,11 +105,12 @@ def check_stages(recipe: Recipe, where: str) -> None:
                 f"{where}: stages.{entry.index}: {entry.name} reads text in the form {entry.kind.text!r}, and data.train "
                 f"gives {', '.join(TEXTS)} text"
             )
-        batch, length = entry.batch(recipe.data), recipe.data.seq_len
+        batch, length = entry.batch(recipe.data), entry.seq_len(recipe.data)
         if entry.kind.trains and batch * length > STEP:
+            lower = f"its seq_len (now {length})" if length != recipe.data.seq_len else "data.seq_len"
             raise UserError(
                 f"{where}: stages.{entry.index}: an optimizer step of {entry.name} would read {batch * length:,} tokens, "
-                f"{batch:,} windows of {length:,}, and {STEP:,} is the most; lower data.batch, its own batch or data.seq_len"
+                f"{batch:,} windows of {length:,}, and {STEP:,} is the most; lower data.batch, its own batch or {lower}"
             )
         seen.add(entry.name)
     if recipe.meta_tokens and not any(entry.kind.whole_student for entry in entries):

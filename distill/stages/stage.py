@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.ranges import SHARE, Range
 from distill.recipe import Batch as BatchSize
+from distill.recipe import Length, TextSource
 from distill.schema import Count, Schema
 from distill.text.windows import Batch, Calibration
 from students.mixers.mixer import Context
@@ -38,7 +39,8 @@ class TrainingOptions(StageOptions):
     window (the mixers' projections), norms and rest (the skeleton's). schedule: "wsd" warms up, stays, and decays
     linearly over the last `decay` share; "cosine" falls from the warm-up's end on; both to `final` of the rate.
     batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*). compile: whether layers are
-    compiled by torch.compile (default: on a GPU).
+    compiled by torch.compile (default: on a GPU). seq_len, data: the length of its windows, and sources of text of its own
+    (default: data.seq_len and data.train).
     """
 
     lr: Rate | dict[Literal[ROLES], Rate]
@@ -48,6 +50,8 @@ class TrainingOptions(StageOptions):
     final: Annotated[float, SHARE] = 0.0
     batch: BatchSize | None = None
     micro_batch: BatchSize | None = None
+    seq_len: Length | None = None
+    data: Annotated[list[TextSource], Field(min_length=1)] | None = None
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
     clip: Annotated[float, Range(0, 1e9, above=True)] | None = 1.0

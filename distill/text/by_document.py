@@ -7,7 +7,6 @@ turn, the next ones the second pieces, and so on. Short pieces share a window; w
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.text.prepared import Prepared
 from distill.text.windows import Batch
 
 SELECTION = 0.75  # of the held-out tokens, where the part begins that selections read and no table does
@@ -38,14 +38,12 @@ class Piece:
 
 
 class DocumentWindows:
-    """A part of a prepared folder, in windows by document."""
+    """A part of a prepared text, in windows by document."""
 
-    def __init__(self, folder: Path, seq_len: int, first: int = 0, last: int | None = None) -> None:
+    def __init__(self, text: Prepared, seq_len: int, first: int = 0, last: int | None = None) -> None:
         """first, last: the part, in tokens; whole by default."""
-        self.seq_len = seq_len
-        self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-        self._starts, self._labels = np.load(folder / "starts.npy"), np.load(folder / "labels.npy")
-        self.first, self.last = first, len(self._tokens) if last is None else last
+        self.seq_len, self._text = seq_len, text
+        self.first, self.last = first, text.tokens if last is None else last
 
     def batches(self, tokens: int, size: int) -> Iterator[tuple[Batch, Int[Tensor, "b t"]]]:
         """As many windows as hold so many tokens, `size` at a time, each with the number of every token's document.
@@ -80,18 +78,13 @@ class DocumentWindows:
 
     def _pieces(self) -> Iterator[Piece]:
         """Every piece with something to score: the first of each document, then the second ones, and so on."""
-        ends = np.append(self._starts[1:], len(self._tokens))
-        inside = [
-            (number, max(int(start), self.first), min(int(end), self.last))
-            for number, (start, end) in enumerate(zip(self._starts, ends, strict=True))
-            if end > self.first and start < self.last
-        ]
-        offset = 0
-        while inside:
-            inside = [(number, start, stop) for number, start, stop in inside if start + offset < stop - 1]
-            for number, start, stop in inside:
-                begin = start + offset
-                yield Piece(number, begin, min(begin + self.seq_len, stop), stop)
+        starts = np.maximum(self._text.starts, self.first)
+        stops = np.minimum(np.append(self._text.starts[1:], self._text.tokens), self.last)
+        inside, offset = np.arange(len(starts)), 0
+        while len(inside := inside[starts[inside] + offset < stops[inside] - 1]):
+            for number in inside:
+                begin, stop = int(starts[number]) + offset, int(stops[number])
+                yield Piece(int(number), begin, min(begin + self.seq_len, stop), stop)
             offset += self.seq_len
 
     def _window(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
@@ -99,8 +92,9 @@ class DocumentWindows:
         made = []
         for place, piece in enumerate(pieces):
             count = piece.end - piece.start
-            ids = self._tokens[piece.start : piece.end].astype(np.int64)
-            targets = np.append(ids[1:], self._tokens[piece.end] if piece.end < piece.stop else ids[-1])
+            tokens = self._text.read(piece.start, min(piece.end + 1, piece.stop)).astype(np.int64)
+            ids = tokens[:count]
+            targets = tokens[1:] if len(tokens) > count else np.append(ids[1:], ids[-1])
             made.append(
                 (
                     ids,
@@ -108,7 +102,7 @@ class DocumentWindows:
                     np.arange(count),
                     targets,
                     (np.arange(count) < piece.scored).astype(np.float32),
-                    np.full(count, self._labels[piece.document], np.int64),
+                    np.full(count, self._text.labels[piece.document], np.int64),
                     np.full(count, piece.document),
                 )
             )
@@ -119,12 +113,12 @@ class DocumentWindows:
         return tuple(np.concatenate(parts) for parts in zip(*made, strict=True))
 
 
-def selection_begins(folder: Path) -> int:
+def selection_begins(text: Prepared) -> int:
     """The token of a held-out text from which on it is kept for selections: three quarters in, where a document begins.
 
     No table of results reads from there on, and no selection before: what a layout was chosen by cannot judge it.
     """
-    starts, tokens = np.load(folder / "starts.npy"), len(np.load(folder / "tokens.npy", mmap_mode="r"))
+    starts, tokens = text.starts, text.tokens
     wanted = round(SELECTION * tokens)
     near = starts[(starts >= NEAR[0] * tokens) & (starts <= NEAR[1] * tokens)]
     return int(near[np.abs(near - wanted).argmin()]) if len(near) else wanted

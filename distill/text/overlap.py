@@ -5,33 +5,36 @@ GPT-3 (2005.14165, appendix C) looked for runs of 13 words; a token is no more t
 found a little more often. A document counts as near where half of its runs are found, since headers and licences repeat.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
+from distill.text.prepared import Prepared
 from distill.text.windows import Windows
 
 RUN = 13  # tokens
 NEAR = 0.5  # of a document's runs
 SAMPLE = 1 << 16  # held-out tokens whose runs are looked for, from the first on: evaluation reads them in this order
-MOST = 1 << 27  # training tokens that are looked through, from the first on
+MOST = 1 << 27  # tokens of a training text that are looked through, from the first on
 CHUNK = 1 << 21  # of them at a time
 SIEVE = 24  # bits of a hash that say whether it is worth a search
 
 
-def overlap(train: Windows, heldout: Windows) -> dict:
-    """How much of the held-out text is training text too; both prepared with the same tokenizer.
+def overlap(train: Sequence[Windows], heldout: Windows) -> dict:
+    """How much of the held-out text is training text too; all prepared with the same tokenizer. train: every text that is
+    trained on.
 
     Returns:
         documents (held-out ones), exact (of them, in the training text token for token), exact_tokens (their share of the
         tokens), sampled (documents whose runs were looked for), near (of them, with half of their runs or more in the
         training text), runs (the share of all these runs that is in it), searched (training tokens looked through).
     """
-    known = _exact(train, heldout)
-    lengths = heldout.lengths
-    runs, document = _sample(heldout)
-    found = _found(runs, train.tokens[:MOST])
+    texts = [text.prepared for text in train]
+    known = _exact(texts, heldout.prepared)
+    lengths = heldout.prepared.lengths
+    runs, document = _sample(heldout.prepared)
+    found = _found(runs, chain.from_iterable(_chunks(text) for text in texts))
     count = int(document.max()) + 1 if len(document) else 0
     per_document = np.bincount(document, found, count) / np.maximum(np.bincount(document, minlength=count), 1)
     return {
@@ -41,7 +44,7 @@ def overlap(train: Windows, heldout: Windows) -> dict:
         "sampled": len(np.unique(document)),
         "near": int((per_document >= NEAR).sum()),
         "runs": float(found.mean()) if len(found) else 0.0,
-        "searched": min(len(train.tokens), MOST),
+        "searched": sum(min(text.tokens, MOST) for text in texts),
     }
 
 
@@ -60,29 +63,29 @@ def suspicious(found: dict) -> bool:
     return bool(found["exact"] or found["near"])
 
 
-def _exact(train: Windows, heldout: Windows) -> np.ndarray:
-    """For each held-out document, whether it is one of the training text. Only documents of its length are hashed."""
-    hashes, lengths = list(_hashes(heldout, np.arange(len(heldout.starts)))), train.lengths
-    candidates = np.flatnonzero(np.isin(lengths, heldout.lengths))
-    return np.isin(np.asarray(hashes), np.asarray(list(_hashes(train, candidates)), np.uint64))
+def _exact(train: Sequence[Prepared], heldout: Prepared) -> np.ndarray:
+    """For each held-out document, whether it is one of the training text, by the hashes that were written with both."""
+    known = np.zeros(heldout.meta.documents, bool)
+    for shard in (shard for text in train for shard in text.shards):
+        known |= np.isin(heldout.hashes, shard.hashes)
+    return known
 
 
-def _hashes(windows: Windows, documents: np.ndarray) -> Iterator[int]:
-    for index in documents:
-        start = windows.starts[index]
-        content = windows.tokens[start : start + windows.lengths[index]].astype(np.uint32).tobytes()
-        yield int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _sample(heldout: Windows) -> tuple[np.ndarray, np.ndarray]:
+def _sample(heldout: Prepared) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the runs of the first held-out documents, and which document each is of; none goes over a border, or holds
     the token that ends a document."""
-    tokens = heldout.tokens[:SAMPLE]
-    runs = _runs(tokens)
+    runs = _runs(heldout.read(0, SAMPLE))
     place = np.arange(len(runs))
     document = np.searchsorted(heldout.starts, place, side="right") - 1
     inside = place + RUN < heldout.starts[document] + heldout.lengths[document]
     return runs[inside], document[inside]
+
+
+def _chunks(train: Prepared) -> Iterator[np.ndarray]:
+    """The training tokens that are looked through, so many at a time; the runs that begin in each end in it."""
+    last = min(train.tokens, MOST)
+    for start in range(0, last, CHUNK):
+        yield train.read(start, min(start + CHUNK + RUN - 1, last))
 
 
 def _runs(tokens: np.ndarray) -> np.ndarray:
@@ -105,14 +108,16 @@ def _mixed(values: np.ndarray, turn: int) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _found(runs: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """For each run, whether it stands anywhere in the tokens."""
+def _found(runs: np.ndarray, chunks: Iterator[np.ndarray]) -> np.ndarray:
+    """For each run, whether it stands anywhere in the tokens, which come in chunks."""
+    if not len(runs):
+        return np.zeros(0, bool)
     wanted, shift = np.unique(runs), np.uint64(64 - SIEVE)
     sieve, seen = np.zeros(1 << SIEVE, bool), np.zeros(len(wanted), bool)
     sieve[wanted >> shift] = True
-    for start in range(0, len(tokens) if len(wanted) else 0, CHUNK):
-        hashes = _runs(tokens[start : start + CHUNK + RUN - 1])
+    for tokens in chunks:
+        hashes = _runs(tokens)
         hashes = hashes[sieve[hashes >> shift]]
         places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
         seen[places[wanted[places] == hashes]] = True
-    return seen[np.searchsorted(wanted, runs)] if len(wanted) else np.zeros(len(runs), bool)
+    return seen[np.searchsorted(wanted, runs)]

@@ -8,6 +8,7 @@ and in two.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,36 +20,45 @@ PIECE = 1 << 18  # characters, the most of one piece
 AROUND = 256  # characters on each side of a cut that are looked at
 TRIES = 32  # places that are tried
 
-Labelled = Iterator[tuple[str, Sequence[int]]]  # label and token ids of a row
+Row = tuple[Any, str]  # whatever the row is called by, and its text
+Labelled = Iterator[tuple[Any, Sequence[int]]]  # what a row is called by, and its token ids
 
 _log = logging.getLogger(__name__)
 
 
-def tokenised(rows: Iterator[tuple[str, str]], tokenizer) -> Labelled:
+def tokenised(rows: Iterator[Row], tokenizer) -> Labelled:
     """Label and token ids of each row that is not blank, in their order; the ids are those that the tokenizer gives the
     whole text, with what it puts around it."""
+    for group in grouped(rows):
+        yield from encoded(group, tokenizer)
+
+
+def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """The rows that are not blank, as many as are tokenised at a time; a long one stands alone."""
     held, size = [], 0
     for label, text in rows:
         if not text.strip():
             continue
-        if len(text) > PIECE and (frame := _frame(tokenizer)) is not None:
-            yield from _encoded(held, tokenizer)
-            held, size = [], 0
-            yield label, _long(text, tokenizer, *frame)
-            continue
-        if held and (size + len(text) > AT_ONCE or len(held) == ROWS):
-            yield from _encoded(held, tokenizer)
+        if held and (size + len(text) > AT_ONCE or len(held) == ROWS or len(text) > PIECE):
+            yield held
             held, size = [], 0
         held.append((label, text))
         size += len(text)
-    yield from _encoded(held, tokenizer)
+        if len(text) > PIECE:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
-def _encoded(rows: Sequence[tuple[str, str]], tokenizer) -> Labelled:
-    if rows:
-        # a document longer than what the model was made for is no mistake here: it is cut into windows
-        found = _ids(tokenizer, [text for _, text in rows])
-        yield from ((label, ids) for (label, _), ids in zip(rows, found, strict=True))
+def encoded(group: Sequence[Row], tokenizer) -> list[tuple[Any, Sequence[int]]]:
+    """Label and token ids of each row of a group."""
+    ((label, text), *more) = group
+    if not more and len(text) > PIECE and (frame := _frame(tokenizer)) is not None:
+        return [(label, _long(text, tokenizer, *frame))]
+    # a document longer than what the model was made for is no mistake here: it is cut into windows
+    found = _ids(tokenizer, [text for _, text in group])
+    return [(label, ids) for (label, _), ids in zip(group, found, strict=True)]
 
 
 def _ids(tokenizer, texts: list[str], **options) -> list[list[int]]:

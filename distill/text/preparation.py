@@ -1,40 +1,52 @@
-"""Text once into tokens: sources in the order that a seed fixes, tokenised, cut into documents, and written as arrays that
-numpy maps (`prepared.py` says which).
+"""Text once into tokens: sources in the order that a seed fixes, tokenised, cut into documents, and written in shards that
+numpy maps (`prepared.py` says how). What is stopped goes on behind its last whole shard, to the same bytes.
 
 Whether a document begins with a token of its own is the tokenizer's convention; where a row of text holds several, see
 `encoding.Documents`.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
-from distill.console import Ticker
 from distill.errors import UserError, named
 from distill.recipe import LONGEST_DOCUMENT, TextSource
-from distill.text import prepared
-from distill.text.encoding import Documents
+from distill.text import shards
+from distill.text.drawing import Source, drawn
 from distill.text.files import TextFile, files_of
-from distill.text.pieces import tokenised
-from distill.text.sources import streams
-from teachers.cache import CacheError, cache_folder, is_there, once, writing
+from distill.text.identity import Stamp, separator_id, stamps, text_name
+from distill.text.prepared import META, Meta, Place, missing, read_meta, shard_name
+from distill.text.progress import TextProgress
+from distill.text.sources import Stream, streams
+from distill.text.tokenising import processes_for, tokenising
+from teachers.cache import CacheError, cache_folder, in_parts, is_there, writing
 
-FORMAT = "5"  # part of the key: raise it when prepared folders change
 KIND = "prepared"  # the folder of the cache
-
-Tokenised = Iterator[tuple[str, Sequence[int]]]  # label and token ids of a document
+STAMPS = "stamps.json"  # the file that says, until it is whole, of which files a text is made
+READING = "reading"  # the folder of what is read of the files; read once and taken away
+TOKEN = 4  # bytes of text that a token stands for, about
 
 _log = logging.getLogger(__name__)
 
 
 class NotPreparedError(UserError):
     """Text that was asked for as far as it is prepared, and is not."""
+
+
+@dataclass(frozen=True)
+class Tokenising:
+    """How text is prepared, whatever it is. processes: that tokenise; by the cores and the size of the text where None.
+    console: where a live line may show how far it is."""
+
+    processes: int | None = None
+    console: Console | None = None
 
 
 def prepare(
@@ -47,13 +59,14 @@ def prepare(
     where: str,
     make: bool = True,
     longest: int = LONGEST_DOCUMENT,
+    how: Tokenising | None = None,
 ) -> Path:
     """The prepared folder of some sources, made on first use; a process that comes while another makes it waits.
 
     Args:
         separator: the token that ends each document (default: the tokenizer's end of sequence).
         limit: stop after so many tokens. where: the recipe's key, for messages. make: whether to make it if need be.
-        longest: bytes of UTF-8 that a document may have.
+        longest: bytes of UTF-8 that a document may have. how: processes and where progress is shown.
 
     Raises:
         NotPreparedError: it would have to be made, and shall not be.
@@ -61,126 +74,150 @@ def prepare(
             that is too long, no text at all, or a cache that cannot be used.
     """
     files = [files_of(source, f"{where}.{index}") for index, source in enumerate(sources)]
-    end, before = _separator_id(tokenizer, separator, where), _stamps(files, where)
+    end, before = separator_id(tokenizer, separator, where), stamps(files, where)
+    asked = _Asked(sources, files, tokenizer, end, seed, limit, where, longest, how or Tokenising())
 
     def write(folder: Path) -> None:
         with writing(folder.parent):
-            _write(folder, sources, files, tokenizer, end, seed, limit, where, longest)
-        if _stamps(files, where) != before:
-            raise UserError(f"{where}: its files changed while they were read; run the same command again")
+            _begin(folder, before)
+            _write(folder, asked)
+            if stamps(files, where) != before:
+                _begin(folder, None)
+                raise UserError(f"{where}: its files changed while they were read; run the same command again")
+            (folder / STAMPS).unlink()
 
     try:
-        name = _name(sources, files, tokenizer, end, seed, limit, where)
+        name = text_name(sources, files, tokenizer, [end, seed, limit, shards.SIZE], where)
         if not make and not is_there(cache_folder() / KIND / name):
             raise NotPreparedError(f"{where} is not prepared")
-        return once(KIND, name, write, where)
+        return in_parts(KIND, name, write, where, _whole)
     except CacheError as error:
         raise UserError(f"{where} could not be prepared: {error}") from error
 
 
-def _stamps(files: Sequence[Sequence[TextFile]], where: str) -> list[tuple[int, int, int]]:
-    found = []
-    for file in (file for group in files for file in group):
-        try:
-            stat = os.stat(file.path)
-        except OSError as error:
-            raise UserError(f"{where}: {named(file.path)} cannot be read any more: {error.strerror}") from error
-        found.append((stat.st_size, stat.st_mtime_ns, stat.st_ino))
-    return found
+@dataclass(frozen=True)
+class _Asked:
+    """A text that is to be prepared. end: the token that ends a document."""
+
+    sources: Sequence[TextSource]
+    files: Sequence[Sequence[TextFile]]
+    tokenizer: object
+    end: int
+    seed: int
+    limit: int | None
+    where: str
+    longest: int
+    how: Tokenising
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Of the sources, where they are mixed."""
+        if len(self.sources) == 1 or all(source.weight is None for source in self.sources):
+            return None
+        return [1.0 if source.weight is None else source.weight for source in self.sources]
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text."""
+        return [token for token in (self.end, self.tokenizer.eos_token_id) if token is not None]
 
 
-def _name(
-    sources, files: Sequence[Sequence[TextFile]], tokenizer, end: int, seed: int, limit: int | None, where: str
-) -> str:
-    """What the prepared text is called: by what it holds and how that is read, whatever its files' folder is."""
-    read = []
-    for source, group in zip(sources, files, strict=True):
-        try:
-            hashed = [[file.kind, file.label, prepared.file_hash(file.path)] for file in group]
-        except OSError as error:
-            raise UserError(f"{where}: {named(error.filename or source.path)} cannot be read: {error.strerror}") from error
-        read.append([source.model_dump(exclude={"path"}), hashed])
-    said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), end, seed, limit, read])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+def _begin(folder: Path, stamped: list[Stamp] | None) -> None:
+    """Take away what an earlier attempt made of files that are others by now, and say which they are."""
+    file, said = folder / STAMPS, json.dumps(stamped)
+    with suppress(FileNotFoundError):
+        if file.read_text(encoding="utf-8") != said:
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if stamped is not None:
+        file.write_text(said, encoding="utf-8")
 
 
-def _separator_id(tokenizer, separator: str | None, where: str) -> int:
-    token = tokenizer.eos_token if separator is None else separator
-    if token is None or token not in tokenizer.get_vocab():
-        raise UserError(
-            f"data.separator: the tokenizer has no token {token!r} to end the documents of {where} with; name one of its own"
-        )
-    return tokenizer.convert_tokens_to_ids(token)
+def _whole(folder: Path) -> bool:
+    """Whether no shard of a prepared folder is lost; one that is damaged otherwise is said to be so where it is read."""
+    try:
+        return not missing(folder, read_meta(folder))
+    except UserError:
+        return True
 
 
-def _tokenizer_hash(tokenizer) -> str:
-    """A hash of the vocabulary and of how text is split, begun and cut: two tokenizers may differ in a BOS alone."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else json.dumps(tokenizer("A b  c\n\nd 12")["input_ids"])
-    said = [sorted(tokenizer.get_vocab().items()), rules, tokenizer.bos_token, tokenizer.eos_token]
-    said.append(getattr(tokenizer, "chat_template", None))
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+def _write(folder: Path, asked: _Asked) -> None:
+    """Write the shards that a folder lacks, and what names them all."""
+    known = read_meta(folder) if (folder / META).is_file() else None
+    dtype = np.uint16 if max(asked.tokenizer.get_vocab().values()) < 2**16 else np.uint32
+    writer = shards.Writer(folder, dtype, shards.SIZE)
+    try:
+        _write_shards(writer, folder, asked, known)
+        if not writer.documents:
+            said = ", ".join(named(source.path or source.hub) for source in asked.sources)
+            raise UserError(f"{asked.where}: there is no text in {said}")
+        meta = writer.finish(known, sources=[source.model_dump(exclude_defaults=True) for source in asked.sources])
+    except BaseException:
+        writer.give_up()
+        if not writer.shards:  # there is nothing to go on with
+            shutil.rmtree(folder / READING, ignore_errors=True)
+        raise
+    shutil.rmtree(folder / READING, ignore_errors=True)
+    _log.info("prepared %s: %s tokens in %s documents", asked.where, f"{meta.tokens:,}", f"{meta.documents:,}")
 
 
-def _write(
-    target: Path, sources, files, tokenizer, end: int, seed: int, limit: int | None, where: str, longest: int
-) -> None:
-    dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32
-    reading = target / "reading"  # what is read of the files; read once and taken away
-    writer = prepared.Writer(target, dtype)
-    ticker = Ticker(lambda: f"{where}: {writer.tokens:,} tokens of {writer.documents:,} documents prepared")
-    for label, ids in _documents(sources, files, tokenizer, end, seed, where, reading, longest):
-        writer.add(label, *([ids] if ids[-1] == end else [ids, [end]]))
-        ticker.tick()
-        if limit is not None and writer.tokens >= limit:
-            break
-    if not writer.documents:
-        raise UserError(f"{where}: there is no text in {', '.join(named(source.path or source.hub) for source in sources)}")
-    shutil.rmtree(reading, ignore_errors=True)
-    meta = writer.finish(sources=[source.model_dump(exclude_defaults=True) for source in sources])
-    _log.info("prepared %s: %s tokens in %s documents", where, f"{meta['tokens']:,}", f"{meta['documents']:,}")
-
-
-def _documents(sources, files, tokenizer, end: int, seed: int, where: str, reading: Path, longest: int) -> Tokenised:
-    """Label and token ids of each document; sources with weights in proportion, others shuffled together."""
-    cut = Documents(tokenizer, [token for token in (end, tokenizer.eos_token_id) if token is not None])
-
-    def documents(rows: Iterator[tuple[str, str]]) -> Tokenised:
-        yield from ((label, document) for label, ids in tokenised(rows, tokenizer) for document in cut(ids))
-
-    passes = [
-        lambda turn, stream=stream: documents(stream(turn))
-        for stream in streams(sources, files, seed, where, reading, longest)
-    ]
-    if len(passes) == 1:
-        return passes[0](0)
-    return mixed(passes, [1.0 if source.weight is None else source.weight for source in sources], where)
-
-
-def mixed(passes: Sequence[Callable[[int], Tokenised]], weights: Sequence[float], where: str) -> Tokenised:
-    """Tokenised of several sources, the tokens of each always as near to their share as whole documents allow.
-
-    Args:
-        passes: for each source, its documents in its first pass (0), second pass ...
-
-    A source that ends begins again in another order, until each has ended once. No chance is involved, so any part of the
-    result is the same whenever it is made again.
-
-    Raises:
-        UserError: a source has no text.
-    """
-    turns, taken = [0] * len(passes), [0] * len(passes)
-    running = [documents(0) for documents in passes]
-    while True:
-        k = min(range(len(passes)), key=lambda index: taken[index] / weights[index])
-        document = next(running[k], None)
-        if document is None:
-            if not taken[k]:
-                raise UserError(f"{where}.{k}: there is no text in this source")
-            turns[k] += 1
-            if all(turns):
+def _write_shards(writer: shards.Writer, folder: Path, asked: _Asked, known: Meta | None) -> None:
+    """Every shard that is not there yet, each from where the one before it ended."""
+    last = len(known.shards) if known else None
+    places: list[Place] = _known(writer, [], last)
+    if _over(writer, asked, last):
+        return
+    made = streams(asked.sources, asked.files, asked.seed, asked.where, folder / READING, asked.longest)
+    processes = processes_for(_size(made, asked.limit), asked.how.processes)
+    progress = TextProgress(asked.where, writer.tokens, asked.limit, asked.how.console)
+    with tokenising(asked.tokenizer, asked.ends, processes) as encode, progress.shown():
+        while not _over(writer, asked, last):
+            sources = [
+                Source(stream, encode, place) for stream, place in zip(made, places or [Place()] * len(made), strict=True)
+            ]
+            if not _draw(writer, sources, asked, progress, folder, last):
                 return
-            running[k] = passes[k](turns[k])
-            continue
-        taken[k] += len(document[1])
-        yield document
+            places = _known(writer, [source.place for source in sources], last)
+
+
+def _draw(
+    writer: shards.Writer, sources: list[Source], asked: _Asked, progress: TextProgress, folder: Path, last: int | None
+) -> bool:
+    """Write shards until one is there already, or the text ends; whether it goes on behind that one."""
+    for label, ids in drawn(sources, asked.weights, asked.where):
+        writer.add(label, *([ids] if ids[-1] == asked.end else [ids, [asked.end]]))
+        progress.update(writer.tokens, writer.documents, _share(sources))
+        if writer.full:
+            writer.close([source.place for source in sources])
+            if _over(writer, asked, last) or (folder / shard_name(writer.shards)).is_dir():
+                return True
+        elif _over(writer, asked, last):
+            break
+    if writer.open:
+        writer.close([source.place for source in sources])
+    return False
+
+
+def _known(writer: shards.Writer, places: list[Place], last: int | None) -> list[Place]:
+    """Take the shards that follow and are there; where the sources go on behind them."""
+    while writer.shards != last and (found := writer.known()) is not None:
+        places = found
+    return places
+
+
+def _over(writer: shards.Writer, asked: _Asked, last: int | None) -> bool:
+    """Whether the text has its last token."""
+    return writer.shards == last or (asked.limit is not None and writer.tokens >= asked.limit)
+
+
+def _size(made: Sequence[Stream], limit: int | None) -> int | None:
+    """Bytes of text that will be tokenised, about; None where nobody knows."""
+    known = [stream.size for stream in made]
+    sizes = [sum(known)] if None not in known else []
+    return min(sizes + ([TOKEN * limit] if limit is not None else []), default=None)
+
+
+def _share(sources: Sequence[Source]) -> float | None:
+    """How much of the rows is behind, of the source that is longest on its way; None where their number is not known."""
+    shares = [source.share for source in sources]
+    return None if None in shares else min(shares)

@@ -1,6 +1,8 @@
 """Rows of text on disk: written one after the other, read in any order, so that memory does not grow with the text."""
 
+import json
 import os
+import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +12,36 @@ import numpy as np
 from teachers.cache import writing
 
 HELD = 1 << 16  # rows whose place is held in memory before it is written
+ENTRY = 16  # bytes of a row's place
+WHOLE = "rows.json"  # the file that says that all rows are there
 
 
 class Rows:
     """Label and text of each row, in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: made here, and the caller's to remove."""
+        """folder: made here, and the caller's to remove; what an earlier attempt left half written there goes."""
         self._folder, self._names, self._numbers = folder, [], {}
         with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             self._texts, self._table = (folder / "texts").open("wb"), (folder / "table").open("wb")
         self._held, self._size, self.count = array("q"), 0, 0
+
+    @classmethod
+    def left(cls, folder: Path) -> "Rows | None":
+        """The rows that an earlier attempt read whole; None where there are none."""
+        try:
+            known = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
+            sizes = [(folder / name).stat().st_size for name in ("texts", "table")]
+            if sizes != [known["size"], ENTRY * known["count"]]:
+                return None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        rows = cls.__new__(cls)
+        rows._folder, rows._names, rows._numbers, rows._held = folder, known["names"], {}, array("q")
+        rows._size, rows.count = known["size"], known["count"]
+        return rows
 
     @property
     def size(self) -> int:
@@ -53,22 +73,26 @@ class Rows:
             self._table.write(self._held.tobytes())
         self._held = array("q")
 
-    def close(self) -> None:
-        """No more is written; what is, can be read."""
+    def close(self, whole: bool = False) -> None:
+        """No more is written; what is, can be read. whole: it is all that there is, and a later attempt may take it."""
         with writing(self._folder):
             try:
                 self._flush()
             finally:
                 self._texts.close()
                 self._table.close()
+            if whole:
+                scratch = self._folder / f"{WHOLE}~"
+                scratch.write_text(json.dumps({"size": self._size, "count": self.count, "names": self._names}))
+                scratch.replace(self._folder / WHOLE)
 
     def __getstate__(self) -> dict:
         """What a copy needs to read: `datasets` makes one."""
         return {name: value for name, value in vars(self).items() if name not in ("_texts", "_table")}
 
-    def shuffled(self, seed: int) -> Iterator[tuple[str, str]]:
-        """Every row in an order that the seed fixes: the permutation that `datasets` gives so many rows."""
-        yield from self.read(np.random.default_rng(seed).permutation(self.count))
+    def shuffled(self, seed: int, first: int = 0) -> Iterator[tuple[str, str]]:
+        """Every row from a place on, in an order that the seed fixes: the permutation that `datasets` gives so many rows."""
+        yield from self.read(np.random.default_rng(seed).permutation(self.count)[first:])
 
     def read(self, order) -> Iterator[tuple[str, str]]:
         """Rows by their numbers."""

@@ -4,7 +4,10 @@ Local files are read by `readers`, data sets by name or from their folder by `da
 `encoding.Documents`); of a .txt file the whole file is one, unless the source says `documents`.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from distill.console import Ticker
@@ -14,8 +17,17 @@ from distill.text.files import TextFile
 from distill.text.readers import Reading, read
 from distill.text.rows import Rows
 
-Stream = Callable[[int], Iterator[tuple[str, str]]]  # a source's rows in one pass over it, the first being 0
 Group = Sequence[tuple[TextSource, Sequence[TextFile], str]]  # sources, the files of each, and the recipe's key of it
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A source's rows. rows: in a pass over it (the first is 0), from a row on. count, size: how many rows, and bytes of
+    text, a pass has; None of what is read as it comes."""
+
+    rows: Callable[[int, int], Iterator[tuple[str, str]]]
+    count: int | None = None
+    size: int | None = None
 
 
 def streams(
@@ -42,21 +54,24 @@ def streams(
 def _stream(group: Group, seed: int, where: str, reading: Path, longest: int) -> Stream:
     if all(source.path is not None for source, _, _ in group):
         rows = _rows(group, reading, longest)
-        return lambda turn: rows.shuffled(seed + turn)
+        return Stream(lambda turn, first: rows.shuffled(seed + turn, first), rows.count, rows.size)
     return _streamed(group, seed, where, reading, longest)
 
 
 def _rows(group: Group, reading: Path, longest: int) -> Rows:
     """The rows of local files, one file after the other."""
-    rows = Rows(reading)
+    if (left := Rows.left(reading)) is not None:
+        return left
+    rows, whole = Rows(reading), False
     try:
         for source, files, where in group:
             ticker = Ticker(lambda where=where: f"{where}: {rows.count:,} rows read, {rows.size / 1e6:,.0f} MB of text")
             for file in files:
                 options = (source.column, source.label, source.documents or "file", longest, reading, ticker.tick)
                 read(Reading(file, where, *options), rows)
+        whole = True
     finally:
-        rows.close()
+        rows.close(whole)
     return rows
 
 
@@ -65,6 +80,7 @@ def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) 
     import datasets
 
     datasets.disable_progress_bars()
+    shutil.rmtree(reading, ignore_errors=True)  # of an earlier attempt
     tables = []
     for k, (source, files, key) in enumerate(group):
         if source.path is None:
@@ -77,12 +93,12 @@ def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) 
     with said(key, called, local, longest):  # it draws the first rows
         joined = datasets.concatenate_datasets(tables)
 
-    def rows(turn: int) -> Iterator[tuple[str, str]]:
+    def rows(turn: int, first: int) -> Iterator[tuple[str, str]]:
         with said(key, called, local, longest):
-            for row in joined.shuffle(seed=seed + turn):
+            for row in islice(joined.shuffle(seed=seed + turn), first, None):
                 yield row["label"], row["text"]
 
-    return rows
+    return Stream(rows)
 
 
 def _table(rows: Rows):

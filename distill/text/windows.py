@@ -5,7 +5,6 @@ b batch    t time
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.text.prepared import load
+
+SHARDS = 2**31  # in the seed of the shards' order: no shard has that number
 
 
 @dataclass(frozen=True)
@@ -64,33 +65,42 @@ class Batches(Protocol):
 class Windows:
     """A prepared folder cut into windows, in an order that a seed fixes; window k of any run is always the same.
 
-    tokens, starts: of its documents one after the other, and where each begins.
+    No window goes over the border of two shards. The first epoch reads shard after shard, its windows in another order: so
+    it needs no more of a large text than it has come to; documents are shuffled when they are prepared. Later epochs read
+    the shards in another order too.
     """
 
-    def __init__(self, folder: Path, seq_len: int, seed: int | None, in_order: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seq_len: int,
+        seed: int | None,
+        in_order: bool = False,
+        key: str = "data.seq_len",
+        where: str = "",
+    ) -> None:
         """seed: of the order; None keeps the folder's own (already shuffled) order. in_order: the windows of a document
-        longer than a window follow each other.
+        longer than a window follow each other. key, where: the recipe's keys of seq_len and
+        of the text.
 
         Raises:
             UserError: the folder is damaged, or holds less than one window.
         """
         self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
         self.prepared = load(folder)
-        self.meta, self.tokens = self.prepared.meta, self.prepared.tokens
-        self.starts, self._labels = self.prepared.starts, self.prepared.labels
-        self.count = (len(self.tokens) - 1) // seq_len
+        self.meta = self.prepared.meta
+        self._counts = np.asarray([(shard.counts.tokens - 1) // seq_len for shard in self.prepared.shards])
+        self.count = int(self._counts.sum())
+        self._shards: tuple[int, np.ndarray, np.ndarray] | None = None  # epoch, order, windows before each
+        self._windows: tuple[tuple[int, int], np.ndarray] | None = None  # epoch and shard, order
         if self.count < 1:
-            raise UserError(f"data.seq_len is {seq_len}, but there are only {len(self.tokens)} tokens of text")
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each document, the one that ends it included."""
-        return np.diff(np.append(self.starts, len(self.tokens)))
+            of = f" in {where}" if where else ""
+            raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text{of}")
 
     @property
     def label_names(self) -> list[str]:
         """The names that a batch's labels are indexes of."""
-        return self.meta["labels"]
+        return self.meta.labels
 
     def batch(self, first: int, count: int) -> Batch:
         """Windows first .. first + count - 1; past the last one the next epoch begins, in another order."""
@@ -99,42 +109,56 @@ class Windows:
 
     def _window(self, k: int) -> tuple[np.ndarray, ...]:
         epoch, index = divmod(k, self.count)
-        start = int(self._order(epoch)[index]) * self.seq_len
+        shards, before = self._shard_order(epoch)
+        place = int(np.searchsorted(before, index, side="right")) - 1
+        number = int(shards[place])
+        return self._cut(number, int(self._window_order(epoch, number)[index - before[place]]) * self.seq_len)
+
+    def _cut(self, number: int, start: int) -> tuple[np.ndarray, ...]:
+        """The window of a shard that begins at one of its tokens."""
+        shard = self.prepared.shards[number]
         places = np.arange(start, start + self.seq_len + 1)
-        document = np.searchsorted(self.starts, places, side="right") - 1
-        tokens = self.tokens[start : start + self.seq_len + 1].astype(np.int64)
-        inside = np.maximum(self.starts[document], start)
+        document = np.searchsorted(shard.starts, places, side="right") - 1
+        tokens = shard.tokens[start : start + self.seq_len + 1].astype(np.int64)
+        inside = np.maximum(shard.starts[document], start)
         return (
             tokens[:-1],
             document[:-1] - document[0],
             (places - inside)[:-1],
             tokens[1:],
             (document[1:] == document[:-1]).astype(np.float32),
-            self._labels[document[:-1]].astype(np.int64),
+            shard.labels[document[:-1]].astype(np.int64),
         )
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in the order of an epoch, and how many windows come before those of each."""
+        if self._shards is None or self._shards[0] != epoch:
+            order = np.arange(len(self._counts))
+            if epoch and self.seed is not None:
+                order = np.random.default_rng([self.seed, epoch, SHARDS]).permutation(len(order))
+            self._shards = epoch, order, np.cumsum(self._counts[order]) - self._counts[order]
+        return self._shards[1:]
+
+    def _window_order(self, epoch: int, number: int) -> np.ndarray:
+        """The windows of a shard in the order of an epoch."""
+        count = int(self._counts[number])
         if self.seed is None:
-            return self._identity
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            generator = np.random.default_rng([self.seed, epoch])
+            return np.arange(count)
+        if self._windows is None or self._windows[0] != (epoch, number):
+            generator = np.random.default_rng([self.seed, epoch, number])  # of shard 0: as [seed, epoch]
             if self.in_order:
-                rank = generator.permutation(self._runs[-1] + 1)
-                self._permutation = np.argsort(rank[self._runs], kind="stable")
+                runs = self._runs(number)
+                order = np.argsort(generator.permutation(runs[-1] + 1)[runs], kind="stable")
             else:
-                self._permutation = generator.permutation(self.count)
-        return self._permutation
+                order = generator.permutation(count)
+            self._windows = (epoch, number), order
+        return self._windows[1]
 
-    @cached_property
-    def _runs(self) -> np.ndarray:
-        """For each window, which run of windows it belongs to: one that begins inside a long document goes with the one
-        before it, where the document came from."""
-        first = np.arange(self.count) * self.seq_len
-        document = np.searchsorted(self.starts, first, side="right") - 1
-        goes_on = (self.starts[document] < first) & (self.lengths[document] > self.seq_len)
+    def _runs(self, number: int) -> np.ndarray:
+        """For each window of a shard, which run of windows it belongs to: one that begins inside a long document goes with
+        the one before it, where the document came from."""
+        shard = self.prepared.shards[number]
+        first = np.arange(self._counts[number]) * self.seq_len
+        document = np.searchsorted(shard.starts, first, side="right") - 1
+        goes_on = (shard.starts[document] < first) & (shard.lengths[document] > self.seq_len)
         return np.cumsum(~goes_on) - 1
-
-    @cached_property
-    def _identity(self) -> np.ndarray:
-        return np.arange(self.count)

@@ -22,6 +22,7 @@ from distill.selection.checking import check_lengths, selection_options
 from distill.selection.resolution import cost_of, even_recipe
 from distill.selection.switched import check_stand_in
 from distill.stages import check_student, stages_of
+from distill.stages.texts import own_sources
 from distill.text.files import files_of
 from distill.training import trackers
 from distill.training.twin import check_twin
@@ -61,6 +62,9 @@ def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) ->
         for index, source in enumerate(getattr(recipe.data, part)):
             files_of(source, f"data.{part}.{index}")
     if trains:
+        for where, sources in own_sources(recipe).items():
+            for index, source in enumerate(sources):
+                files_of(source, f"{where}.{index}")
         trackers.check(recipe)
         check_shared(recipe, world or processes.count())
 

@@ -27,6 +27,7 @@ from distill.stages.probe import finite
 from distill.stages.stage import Stage
 from distill.text.heldout import Heldout
 from distill.training import trackers
+from distill.training.positions import Positions
 from distill.training.saves import Saves
 from distill.training.shares import sharded
 from distill.training.stage_run import StageRun
@@ -74,34 +75,35 @@ class Pipeline:
         state = self.saves.resume(self._reinstate)
         if state is not None:  # what stages recorded before is in the file alone
             recall_transfers(self.student, self.transfers, self.folder.read("transfer.json", {}))
-        window = state.window if state else 0
+        positions = Positions(self.session, self.stages, state)
         taken = trackers.steps_before(self.recipe, state.stage + state.done) + state.step if state else 0
         trackers.start(self.accelerator, self.recipe, self.folder, taken)
         for entry in self.stages[state.stage + state.done if state else 0 :]:
             resumed = state if state and entry.index == state.stage else None
             with enough_memory(f"stage {entry.name}", self._what_to_lower(entry)):
-                this = self._begin(entry, window, resumed)
+                this = self._begin(entry, *positions.of(entry), resumed)
             yield this
-            window, this.stage = this.next_window, None  # its buffers are no longer needed while the next one is made
+            positions.go_on(this)
+            this.stage = None  # its buffers are no longer needed while the next one is made
 
-    def _begin(self, entry: StageEntry, window: int, state: RunState | None) -> StageRun:
+    def _begin(self, entry: StageEntry, window: int, others: dict[str, int], state: RunState | None) -> StageRun:
         """Make a stage, and begin it or put it back to where it was saved."""
-        data, seq_len = self.recipe.data, self.session.windows.seq_len
+        data, text = self.recipe.data, self.session.windows_of(entry)
         began = time.monotonic() - (state.seconds if state else 0.0)
         stage = entry.make(self.teacher, self.student, self.transfers)
         stage.prepare()
         if state is None:
             with self.accelerator.autocast():
-                stage.begin(self.session.calibration(window))
+                stage.begin(self.session.calibration(window, text))
             self._agree(stage)
-        this = StageRun(entry, stage, window, window + -(-entry.options.tokens // seq_len), began)
+        this = StageRun(entry, stage, window, window + -(-entry.options.tokens // text.seq_len), began, text, others)
         if stage.trains and stage.trained():
             sizes = entry.batch(data), entry.micro_batch(data)
             if state is not None:
                 self.saves.restore_weights(state, stage)
             this.changed = stage.changed(done=False)
             this.sharding = sharded(self.recipe, stage, self.accelerator)
-            this.trainer = Trainer(stage, self.accelerator, self.session.windows, window, *sizes, this.sharding)
+            this.trainer = Trainer(stage, self.accelerator, text, window, *sizes, this.sharding)
             this.steps, this.next_window = this.trainer.steps, this.trainer.next_window
         if state is not None and this.trainer is not None:
             this.step = state.step
@@ -159,7 +161,7 @@ class Pipeline:
         with enough_memory(f"stage {this.entry.name}", self._what_to_lower(this.entry)):
             self.saves.changed |= this.stage.changed(done=True)
             with self.accelerator.autocast():
-                this.stage.finish(self.session.calibration(this.window))
+                this.stage.finish(self.session.calibration(this.window, this.text))
             self._agree(this.stage)
 
     def _close(self, this: StageRun, heldout: Heldout) -> None:
@@ -223,7 +225,8 @@ class Pipeline:
         windows = "" if one else f"{key} (now {entry.micro_batch(data)} windows at a time) or "
         spared = getattr(options, "activation_checkpointing", True)
         also = "" if spared else f", or set {stage}.activation_checkpointing=true"
-        return f"{windows}data.seq_len (now {data.seq_len} tokens){also}"
+        length = f"{stage}.seq_len" if getattr(options, "seq_len", None) else "data.seq_len"
+        return f"{windows}{length} (now {entry.seq_len(data)} tokens){also}"
 
     def _log(self, this: StageRun, report: StepReport, progress: StageProgress) -> None:
         """One step's line: on the screen, in metrics.jsonl and for the trackers."""

@@ -58,15 +58,21 @@ class Saves:
                 "bring it back, or start again with --fresh"
             )
         facts = {
-            "train_text": session.windows.meta["sha256"],
-            "heldout_text": session.heldout_windows.meta["sha256"],
+            "train_text": session.windows.meta.sha256,
+            "heldout_text": session.heldout_windows.meta.sha256,
         }
-        for name, value in facts.items():
-            if known.get(name, value) != value:
+        own = {where: windows.meta.sha256 for where, windows in session.stage_texts().items()}
+        texts = [(name.replace("_", " "), value, known.get(name, value)) for name, value in facts.items()]
+        texts += [
+            (f"text of {where}", value, known.get("stage_texts", {}).get(where, value)) for where, value in own.items()
+        ]
+        for name, now, then in texts:
+            if then != now:
                 raise UserError(
-                    f"{self.folder.path}: the {name.replace('_', ' ')} is not the one this run was started with; "
+                    f"{self.folder.path}: the {name} is not the one this run was started with; "
                     "bring it back, or start again with --fresh"
                 )
+        facts |= {"stage_texts": own} if own else {}
         if known.get("versions", versions()) != versions():
             _log.warning(
                 "package versions differ from those this run was started with; see %s", self.folder.path / "run.json"

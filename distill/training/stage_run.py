@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from distill.runs.checkpoint import RunState
 from distill.stages import StageEntry
 from distill.stages.stage import Stage
+from distill.text.windows import Windows
 from distill.training.sharding import Sharding
 from distill.training.trainer import Trainer
 
@@ -14,7 +15,8 @@ from distill.training.trainer import Trainer
 class StageRun:
     """A stage of a recipe while it runs.
 
-    window: its first window of training text. next_window: the first one after it. began: the monotonic time at which it
+    text: the training text in its windows. window: its first one of them. next_window: the first one after it. others: where
+    the next stages of other texts and lengths begin, by their name. began: the monotonic time at which it
     would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
     taken so far. steps: all of them. changed: names outside the mixers of what its steps change. sharding: its parts, where
     processes divide what it trains.
@@ -25,6 +27,8 @@ class StageRun:
     window: int
     next_window: int
     began: float
+    text: Windows
+    others: dict[str, int] = field(default_factory=dict)
     trainer: Trainer | None = None
     step: int = 0
     steps: int = 0
@@ -49,5 +53,5 @@ class StageRun:
         whether the stage is over."""
         where = {"window": self.next_window, "step": 0} if done else {"window": self.window, "step": self.step}
         seconds = 0.0 if done else self.seconds
-        about = {"teacher": teacher, "recipe": recipe, "processes": processes, "seconds": seconds}
+        about = {"teacher": teacher, "recipe": recipe, "processes": processes, "seconds": seconds, "windows": self.others}
         return RunState(self.entry.index, self.entry.name, done=done, **about, **where)

@@ -67,4 +67,4 @@ def steps_before(recipe: Recipe, index: int) -> int:
     """Optimizer steps of the stages before one: where its own begin on a tracker's axis."""
     data = recipe.data
     entries = [entry for entry in stages_of(recipe)[:index] if entry.kind.trains]
-    return sum(steps_of(entry.options.tokens, entry.batch(data), data.seq_len) for entry in entries)
+    return sum(steps_of(entry.options.tokens, entry.batch(data), entry.seq_len(data)) for entry in entries)

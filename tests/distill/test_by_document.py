@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -25,13 +26,16 @@ from distill.output_head import full_products, generating_wide, wide_head, wide_
 from distill.recipe import EvaluationOptions
 from distill.recipe_file import check
 from distill.reports import headline_cells
-from distill.runs.session import Session, _check_tokens
+from distill.runs.session import Session
+from distill.runs.texts import _check_tokens
 from distill.selection.layers import TaskOptions
 from distill.selection.measures import Material
 from distill.selection.options import Options
 from distill.strict_json import dumps
 from distill.text.by_document import DocumentWindows, selection_begins
 from distill.text.heldout import Heldout
+from distill.text.prepared import load
+from distill.text.shards import SIZE
 from distill.text.windows import Windows
 from students.config import Layout
 from tests.distill.prepared_folders import write
@@ -39,13 +43,14 @@ from tests.distill.prepared_folders import write
 BRANCHED = {"M": {"mixer": "discrete_mamba2", "window": {"size": 4, "sinks": 2}}}
 
 
-def prepared(folder, lengths, labels=None):
-    """A prepared folder of documents of these lengths; every token is its own place."""
-    starts = np.cumsum([0, *lengths])[:-1]
-    np.save(folder / "tokens.npy", np.arange(sum(lengths), dtype=np.uint16))
-    np.save(folder / "starts.npy", starts.astype(np.int64))
-    np.save(folder / "labels.npy", np.asarray(labels or [0] * len(lengths), np.int16))
-    return folder
+def prepared(folder, lengths, labels=None, size=SIZE):
+    """A prepared text of documents of these lengths; every token is its own place."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    labels = labels or [0] * len(lengths)
+    names = [str(number) for number in range(max(labels) + 1)]
+    write(folder, np.arange(sum(lengths), dtype=np.uint16), np.cumsum([0, *lengths])[:-1], labels, names, size)
+    return load(folder)
 
 
 # windows
@@ -117,8 +122,8 @@ def test_a_session_judges_by_document(tiny_recipe):
     session = Session.open(check(tiny_recipe, "here"), trains=False)
     found = fidelity(session.teacher, None, session.heldout(256))
     documents = found["documents"]
-    starts = np.load(session.heldout_windows.folder / "starts.npy")
-    before = (starts < selection_begins(session.heldout_windows.folder)).sum()
+    starts = np.load(session.heldout_windows.folder / "00000" / "starts.npy")
+    before = (starts < selection_begins(session.heldout_windows.prepared)).sum()
     assert documents["number"] == list(range(before)) and sum(documents["tokens"]) == found["tokens"]
     assert found["nll"] == pytest.approx(np.average(documents["nll"], weights=documents["tokens"]))
     assert found["kl"] == 0.0 and found["agreement"] == 1.0
@@ -232,8 +237,8 @@ def test_selections_and_tables_share_no_text(tiny_recipe):
     tiny_recipe["evaluation"] |= {"final_tokens": 10**6}
     session = Session.open(check(tiny_recipe, "here"), trains=False)
     material = Material(session, Options(keep=2, by="kl", tokens=10**6))
-    border = selection_begins(session.heldout_windows.folder)
-    tokens = np.load(session.heldout_windows.folder / "tokens.npy")
+    border = selection_begins(session.heldout_windows.prepared)
+    tokens = np.load(session.heldout_windows.folder / "00000" / "tokens.npy")
     for heldout, part in ((session.heldout(10**6), tokens[:border]), (material.heldout, tokens[border:])):
         read = [batch.ids[batch.weights.bool()] for batch in heldout.batches]
         text = " ".join(map(str, part.tolist()))

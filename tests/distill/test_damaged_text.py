@@ -12,6 +12,7 @@ import zstandard
 from distill.errors import UserError
 from distill.recipe import TextSource
 from distill.text.preparation import prepare
+from tests.distill.prepared_folders import documents
 
 LINE = json.dumps({"text": "a river and a lake"}) + "\n"
 BULK = "".join(json.dumps({"text": f"river {number * 7919 % 10007}"}) + "\n" for number in range(3000)).encode()
@@ -226,9 +227,7 @@ def test_text_that_looks_like_something_else(tokenizer, written):
     folder = prepare(
         [TextSource(path=written("t.jsonl", content))], tokenizer, separator=None, seed=0, limit=None, where="x"
     )
-    import numpy as np
-
-    pieces = np.split(np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")[1:])
+    pieces = documents(folder)
     assert sorted(tokenizer.decode(piece[:-1]) for piece in pieces) == sorted(rows)
 
 

@@ -26,7 +26,7 @@ def prepared(tokenizer, *sources, separator=None, seed=0, limit=None):
 
 
 def texts_of(folder, tokenizer):
-    tokens, starts = np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")
+    tokens, starts = np.load(folder / "00000" / "tokens.npy"), np.load(folder / "00000" / "starts.npy")
     pieces = np.split(tokens, starts[1:])
     assert all(piece[-1] == tokenizer.eos_token_id for piece in pieces)
     return sorted(tokenizer.decode(piece[:-1]) for piece in pieces)
@@ -71,13 +71,14 @@ def test_each_file_of_a_glob_is_a_source(tokenizer, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": 1, "text": f"from {name}"}))
     folder = prepared(tokenizer, TextSource(path=str(tmp_path / "*.jsonl")))
     meta = json.loads((folder / "meta.json").read_text())
-    labels = sorted(meta["labels"][index] for index in np.load(folder / "labels.npy"))
+    labels = sorted(meta["labels"][index] for index in np.load(folder / "00000" / "labels.npy"))
     assert labels == ["books", "wiki", "wiki"]
 
 
 def test_order_is_the_seeds(tokenizer, text_files):
     tokens = [
-        np.load(prepared(tokenizer, TextSource(path=str(text_files / "train.jsonl")), seed=s) / "tokens.npy") for s in (0, 1)
+        np.load(prepared(tokenizer, TextSource(path=str(text_files / "train.jsonl")), seed=s) / "00000" / "tokens.npy")
+        for s in (0, 1)
     ]
     assert len(tokens[0]) == len(tokens[1]) and not np.array_equal(*tokens)
 
@@ -92,7 +93,7 @@ def test_limit_and_weights(tokenizer, tmp_path):
     ]
     folder = prepared(tokenizer, *sources, limit=4000)
     meta = json.loads((folder / "meta.json").read_text())
-    labels = [meta["labels"][index] for index in np.load(folder / "labels.npy")]
+    labels = [meta["labels"][index] for index in np.load(folder / "00000" / "labels.npy")]
     assert 4000 <= meta["tokens"] < 4100
     assert 0.6 < labels.count("many") / len(labels) < 0.88
 
@@ -116,7 +117,7 @@ def test_a_data_set_by_name_is_streamed(tokenizer, tmp_path):
     few, more = (prepared(tokenizer, source, limit=limit) for limit in (1000, 2000))
     found = {text.split()[1] for text in texts_of(few, tokenizer)}
     assert len(found) <= 12  # datasets shuffles ten shards at a time
-    tokens = [np.load(folder / "tokens.npy") for folder in (few, more)]
+    tokens = [np.load(folder / "00000" / "tokens.npy") for folder in (few, more)]
     assert 1000 <= len(tokens[0]) < 1100 and np.array_equal(tokens[0], tokens[1][: len(tokens[0])])
     assert json.loads((few / "meta.json").read_text())["labels"] == ["named"]
     assert prepared(tokenizer, source, limit=1000) == few
@@ -125,13 +126,13 @@ def test_a_data_set_by_name_is_streamed(tokenizer, tmp_path):
 
 def test_a_run_takes_of_a_named_set_what_it_trains_on(tiny_recipe, tiny_teacher, tokenizer, tmp_path):
     from distill.recipe_file import check
-    from distill.runs.session import text_windows
+    from distill.runs.texts import text_windows
 
     folder = write_dataset(tmp_path / "named-set")
     tiny_recipe["data"]["train"] = [{"hub": str(folder), "column": "body"}]
     windows = text_windows(check(tiny_recipe, "here"), tokenizer, "train")
     budget = 256 + 512 + 768 + 768 + 4 * 4 * 32  # four stages, each with a batch to spare
-    assert budget <= windows.meta["tokens"] < budget + 100
+    assert budget <= windows.meta.tokens < budget + 100
 
 
 @pytest.mark.parametrize(
@@ -168,12 +169,12 @@ def mixture(tmp_path):
 
 def test_weights_are_shares_of_tokens(tokenizer, mixture):
     folder = prepared(tokenizer, *mixture, limit=6000)
-    meta, labels = json.loads((folder / "meta.json").read_text()), np.load(folder / "labels.npy")
-    lengths = np.diff(np.append(np.load(folder / "starts.npy"), meta["tokens"]))
+    meta, labels = json.loads((folder / "meta.json").read_text()), np.load(folder / "00000" / "labels.npy")
+    lengths = np.diff(np.append(np.load(folder / "00000" / "starts.npy"), meta["tokens"]))
     short = lengths[labels == meta["labels"].index("short")].sum() / meta["tokens"]
     assert abs(short - 0.75) < 0.05  # as near as a document allows
-    tokens = np.load(folder / "tokens.npy")
-    fewer = np.load(prepared(tokenizer, *mixture, limit=3000) / "tokens.npy")
+    tokens = np.load(folder / "00000" / "tokens.npy")
+    fewer = np.load(prepared(tokenizer, *mixture, limit=3000) / "00000" / "tokens.npy")
     assert np.array_equal(fewer, tokens[: len(fewer)])  # the same text whenever it is made, however much of it
 
 
@@ -183,7 +184,7 @@ def test_a_small_source_comes_again_in_another_order(tokenizer, mixture):
     short = [text for text in texts if text.startswith("short")]
     assert len(set(short)) == 300 and len(set(texts)) == 320  # each text at least once
     assert len(short) > 600  # three tokens in four are theirs, so that they come several times
-    tokens, starts = np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")
+    tokens, starts = np.load(folder / "00000" / "tokens.npy"), np.load(folder / "00000" / "starts.npy")
     pieces = [tokenizer.decode(piece[:-1]) for piece in np.split(tokens, starts[1:])]
     order = [text for text in pieces if text.startswith("short")]
     assert order[:300] != order[300:600] and set(order[:300]) == set(order[300:600])

@@ -107,7 +107,7 @@ def test_documents_in_a_prepared_folder(make, tmp_path, monkeypatch):
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "<s>river</s>lake"}) + "\n" + json.dumps({"text": "sea"}) + "\n")
     made = make()
     folder = prepare([TextSource(path=str(tmp_path / "x.jsonl"))], made, separator=None, seed=0, limit=None, where="x")
-    pieces = np.split(np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")[1:])
+    pieces = np.split(np.load(folder / "00000" / "tokens.npy"), np.load(folder / "00000" / "starts.npy")[1:])
     assert sorted(made.decode(piece) for piece in pieces) == ["<s>lake</s>", "<s>river</s>", "<s>sea</s>"]
     batch = Windows(folder, sum(map(len, pieces)) - 1, None).batch(0, 1)
     begins = (batch.positions[0] == 0).nonzero()[:, 0].tolist()
@@ -122,7 +122,7 @@ def test_a_tokenizer_with_another_template_prepares_again(make, tmp_path, monkey
     for template in (None, CHATML):
         made = make("<|im_end|>", begins=False, template=template)
         folder = prepare([TextSource(path=str(tmp_path / "x.jsonl"))], made, separator=None, seed=0, limit=None, where="x")
-        counts.append(len(np.load(folder / "starts.npy")))
+        counts.append(len(np.load(folder / "00000" / "starts.npy")))
     assert counts == [2, 1]
 
 

@@ -60,7 +60,7 @@ ONE, TWO, THREE = document(100), document(60), document(200)
 )
 def test_documents(windows, heldout, exact, near, runs):
     train = windows("train", [document(80), ONE, TWO, document(7), THREE])
-    found = overlap(train, windows("heldout", heldout))
+    found = overlap([train], windows("heldout", heldout))
     assert (found["documents"], found["exact"], found["near"]) == (len(heldout), exact, near)
     assert found["runs"] == pytest.approx(runs, abs=0.01)
     assert suspicious(found) == bool(exact or near)
@@ -69,20 +69,20 @@ def test_documents(windows, heldout, exact, near, runs):
 
 
 def test_a_run_across_the_border_of_two_documents_is_none(windows):
-    found = overlap(windows("train", [ONE, TWO]), windows("heldout", [[*ONE[-6:], *TWO[:6]], document(30)]))
+    found = overlap([windows("train", [ONE, TWO])], windows("heldout", [[*ONE[-6:], *TWO[:6]], document(30)]))
     assert found["runs"] == 0.0
 
 
 @pytest.mark.parametrize("chunk", [RUN, 50, 1 << 20])
 def test_chunks_lose_nothing(windows, monkeypatch, chunk):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    assert overlap(windows("train", [document(33), ONE, TWO]), windows("heldout", [ONE, TWO]))["runs"] == 1.0
+    assert overlap([windows("train", [document(33), ONE, TWO])], windows("heldout", [ONE, TWO]))["runs"] == 1.0
 
 
 def test_only_a_sample_of_long_texts_is_looked_at(windows, monkeypatch):
     monkeypatch.setattr(module, "SAMPLE", 150)
     monkeypatch.setattr(module, "MOST", 150)
-    found = overlap(windows("train", [document(99), ONE, THREE]), windows("heldout", [ONE, document(100), THREE]))
+    found = overlap([windows("train", [document(99), ONE, THREE])], windows("heldout", [ONE, document(100), THREE]))
     assert (found["sampled"], found["searched"], found["exact"], found["near"]) == (2, 150, 2, 0)  # ONE ends behind 150
 
 
@@ -119,5 +119,5 @@ def test_the_shipped_texts_are_apart(windows):
         with lzma.open(shipped_folder() / "text" / f"{part}.jsonl.xz", "rt") as file:
             rows = [json.loads(line)["text"].split() for line in file]
         parts[part] = windows(part, [[words.setdefault(word, len(words) + 1) for word in row] for row in rows])
-    found = overlap(parts["train"], parts["heldout"])
+    found = overlap([parts["train"]], parts["heldout"])
     assert (found["documents"], found["exact"], found["near"]) == (55, 0, 0)

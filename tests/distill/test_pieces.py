@@ -109,8 +109,8 @@ def test_a_document_in_pieces_is_cut_into_documents(tokenizer, tmp_path, monkeyp
         monkeypatch.setattr(pieces, "PIECE", piece)
         options = {"separator": "<end of it>", "seed": 0, "limit": None, "where": "x"}
         folders.append(prepare([TextSource(path=str(tmp_path / "x.txt"))], made, **options))
-    first, second = (np.load(folder / "tokens.npy") for folder in folders)
-    assert np.array_equal(first, second) and len(np.load(folders[1] / "starts.npy")) == 300
+    first, second = (np.load(folder / "00000" / "tokens.npy") for folder in folders)
+    assert np.array_equal(first, second) and len(np.load(folders[1] / "00000" / "starts.npy")) == 300
 
 
 MEASURED = """

@@ -11,7 +11,7 @@ import pytest
 from distill.errors import UserError
 from distill.recipe import TextSource
 from distill.recipe_file import check
-from distill.runs.session import text_windows
+from distill.runs.texts import text_windows
 from distill.text import preparation
 from distill.text.preparation import prepare
 from distill.text.windows import Windows
@@ -39,9 +39,9 @@ def texts_of(prepared, tokenizer):
 
     def texts_of(*sources, **further):
         folder = prepared(*sources, **further)
-        pieces = np.split(np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")[1:])
+        pieces = np.split(np.load(folder / "00000" / "tokens.npy"), np.load(folder / "00000" / "starts.npy")[1:])
         names = json.loads((folder / "meta.json").read_text())["labels"]
-        labels = [names[index] for index in np.load(folder / "labels.npy")]
+        labels = [names[index] for index in np.load(folder / "00000" / "labels.npy")]
         return sorted((label, tokenizer.decode(piece[:-1])) for label, piece in zip(labels, pieces, strict=True))
 
     return texts_of
@@ -184,28 +184,29 @@ def test_a_file_that_changes_while_it_is_read(prepared, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("tokens.npy"))
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "starts.npy", "labels.npy"])
+@pytest.mark.parametrize("name", ["tokens.npy", "starts.npy", "labels.npy", "hashes.npy", "meta.json"])
 @pytest.mark.parametrize("damage", ["altered", "cut", "gone"])
 def test_a_damaged_prepared_folder(prepared, text_files, name, damage):
     folder = prepared(text_files / "train.jsonl")
     Windows(folder, 8, 0)
-    content = bytearray((folder / name).read_bytes())
+    content = bytearray((folder / "00000" / name).read_bytes())
     content[-3] ^= 1
     if damage == "gone":
-        (folder / name).unlink()
+        (folder / "00000" / name).unlink()
     else:
-        (folder / name).write_bytes(content if damage == "altered" else content[:-40])
+        (folder / "00000" / name).write_bytes(content if damage == "altered" else content[:-40])
     with pytest.raises(UserError, match=rf"{folder.name}.*delete .*{folder.name}, and the same command makes it again"):
         Windows(folder, 8, 0)
 
 
 def rewritten(folder, name, array):
-    """Another array in a prepared folder, whose meta.json says that it is the one that was written."""
-    with (folder / f"{name}.npy").open("wb") as file:
+    """Another array in a prepared folder, whose shard says that it is the one that was written."""
+    shard = folder / "00000"
+    with (shard / f"{name}.npy").open("wb") as file:
         file.write(array) if isinstance(array, bytes) else np.save(file, array)
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["files"][f"{name}.npy"] = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
-    (folder / "meta.json").write_text(json.dumps(meta))
+    meta = json.loads((shard / "meta.json").read_text())
+    meta["files"][f"{name}.npy"] = hashlib.sha256((shard / f"{name}.npy").read_bytes()).hexdigest()
+    (shard / "meta.json").write_text(json.dumps(meta))
 
 
 HEADER = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u2', 'fortran_order': False, 'shape': (1152921504606846976,), }"
@@ -224,13 +225,15 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ["tokens", "starts", "labels"])
+@pytest.mark.parametrize("name", ["tokens", "starts", "labels", "hashes"])
 @pytest.mark.parametrize("odd", ODD)
 def test_a_prepared_folder_of_another_form(prepared, text_files, name, odd):
     """Though its hashes are right: somebody wrote it so."""
     folder = prepared(text_files / "train.jsonl")
-    rewritten(folder, name, ODD[odd](np.load(folder / f"{name}.npy")))
-    with pytest.raises(UserError, match=rf"the prepared text in .*{folder.name} is damaged \(.+\); delete .*{folder.name}"):
+    rewritten(folder, name, ODD[odd](np.load(folder / "00000" / f"{name}.npy")))
+    with pytest.raises(
+        UserError, match=rf"the prepared text in .*{folder.name}/00000 is damaged \(.+\); delete .*{folder.name}"
+    ):
         Windows(folder, 8, 0)
 
 
@@ -246,7 +249,7 @@ def test_a_prepared_folder_of_another_form(prepared, text_files, name, odd):
 )
 def test_numbers_out_of_range_in_a_prepared_folder(prepared, text_files, name, place, value, said):
     folder = prepared(text_files / "train.jsonl")
-    found = np.load(folder / f"{name}.npy")
+    found = np.load(folder / "00000" / f"{name}.npy")
     found[place] = value
     rewritten(folder, name, found)
     with pytest.raises(UserError, match=said):
@@ -256,11 +259,12 @@ def test_numbers_out_of_range_in_a_prepared_folder(prepared, text_files, name, p
 def test_tokens_beyond_the_vocabulary(tiny_recipe, tokenizer):
     recipe = check(tiny_recipe, "here")
     folder = text_windows(recipe, tokenizer, "train").folder
-    tokens = np.load(folder / "tokens.npy")
+    tokens = np.load(folder / "00000" / "tokens.npy")
     tokens[5] = len(tokenizer)
     rewritten(folder, "tokens", tokens)
     with pytest.raises(
-        UserError, match=rf"data\.train: .*{folder.name} has a token 320, but the tokenizer's last one is 319; d"
+        UserError,
+        match=rf"{folder.name}/00000 is damaged .tokens.npy has a token 320, and the highest written was \d+.; delete",
     ):
         text_windows(recipe, tokenizer, "train")
 
@@ -277,7 +281,7 @@ def test_the_longest_document_is_a_setting(tiny_recipe, tokenizer):
 
 def test_more_labels_than_a_short_number_holds(prepared, tmp_path, monkeypatch):
     names = [f"source {index}" for index in range(70_000)]
-    monkeypatch.setattr(preparation, "_documents", lambda *given: ((name, [5, 6, 0]) for name in names))
+    monkeypatch.setattr(preparation, "drawn", lambda *given: ((name, [5, 6, 0]) for name in names))
     (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
     windows = Windows(prepared(tmp_path / "x.jsonl"), 210_000 - 1, None)
     labels = windows.batch(0, 1).labels[0]

@@ -78,7 +78,7 @@ def test_a_student_and_its_export_keep_the_tokenizer(chatty, text_files, tmp_pat
 
 def prepared(tokenizer, path):
     folder = prepare([TextSource(path=str(path))], tokenizer, separator=None, seed=0, limit=None, where="data.train")
-    return folder, np.split(np.load(folder / "tokens.npy"), np.load(folder / "starts.npy")[1:])
+    return folder, np.split(np.load(folder / "00000" / "tokens.npy"), np.load(folder / "00000" / "starts.npy")[1:])
 
 
 def test_documents_begin_and_end_as_the_tokenizer_has_it(tokenizer, tmp_path):

@@ -45,7 +45,9 @@ def resolve(path: str, folder: Path) -> str:
         return path
     name, _, rest = path[1:].partition("/")
     if name == "cache":
-        made = sorted((folder / "cache" / "prepared").glob("[!.]*"), key=lambda one: -(one / "tokens.npy").stat().st_size)
+        made = sorted(
+            (folder / "cache" / "prepared").glob("[!.]*"), key=lambda one: -(one / "00000" / "tokens.npy").stat().st_size
+        )
         found = made[0] if made else folder / "cache"
     else:
         found = next(iter(sorted((folder / "runs").glob(f"{name}-*"))), folder / "runs" / name)

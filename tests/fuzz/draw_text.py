@@ -119,8 +119,9 @@ def tasks(draw, trees) -> Case:
 
 @kind(2)
 def cache(draw, trees) -> Case:
-    file = f"@cache/{draw(st.sampled_from(['tokens.npy', 'starts.npy', 'labels.npy', 'meta.json', 'meta.json']))}"
+    names = ["tokens.npy", "starts.npy", "labels.npy", "hashes.npy", "meta.json", "../meta.json", "../meta.json"]
+    file = f"@cache/00000/{draw(st.sampled_from(names))}"
     steps = [damaged(draw, trees, file)]
     if file.endswith(".npy") and draw(st.booleans()):  # with the hash that belongs to it
-        steps.append({"do": "rehash", "file": "@cache/meta.json"})
+        steps.append({"do": "rehash", "file": "@cache/00000/meta.json"})
     return Case("cache", [draw(st.sampled_from([["run", "text.yaml"], ["run", "half.yaml"], ["eval", "@short"]]))], steps)

@@ -16,6 +16,7 @@ from distill.runs.session import Session
 LINE = json.dumps({"text": "a river and a lake " * 20}) + "\n"
 
 # file name, what it holds, further overrides, what the message must hold
+SHARD = "00000/meta.json"
 TEXTS = {
     "empty": ("t.jsonl", b"", [], ["data.train", "t.jsonl", "empty"]),
     "empty text": ("t.txt", b"", [], ["data.train", "t.txt"]),
@@ -89,20 +90,36 @@ def test_a_disk_that_fills_while_text_is_prepared(place, small_disk, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("damage", "parts"),
+    ("file", "damage", "parts"),
     [
-        (lambda meta: [], ["meta.json is [], not an object"]),
-        (lambda meta: meta | {"tokens": "many"}, ["meta.json: tokens is 'many'", "integer"]),
-        (lambda meta: meta | {"documents": 10**30}, ["meta.json: documents is 1"]),
-        (lambda meta: meta | {"files": {"../../tiny.yaml": meta["sha256"]}}, ["meta.json names the files"]),
-        (lambda meta: {key: value for key, value in meta.items() if key != "labels"}, ["meta.json: labels is missing"]),
+        (SHARD, lambda meta: [], ["meta.json is [], not an object"]),
+        (SHARD, lambda meta: meta | {"tokens": "many"}, ["meta.json: tokens is 'many'", "integer"]),
+        (SHARD, lambda meta: meta | {"documents": 10**30}, ["meta.json: documents is 1"]),
+        (SHARD, lambda meta: meta | {"files": {"../../tiny.yaml": meta["sha256"]}}, ["meta.json names the files"]),
+        (
+            SHARD,
+            lambda meta: {key: value for key, value in meta.items() if key != "labels"},
+            ["meta.json: labels is missing"],
+        ),
+        ("meta.json", lambda meta: meta | {"shards": []}, ["meta.json: shards is []"]),
+        ("meta.json", lambda meta: meta | {"tokens": meta["tokens"] + 1}, ["its shards hold"]),
+        ("meta.json", lambda meta: meta | {"sha256": "x"}, ["meta.json: sha256 is 'x'"]),
     ],
-    ids=["no object", "text for a number", "a huge number", "other files", "a key gone"],
+    ids=[
+        "no object",
+        "text for a number",
+        "a huge number",
+        "other files",
+        "a key gone",
+        "no shards",
+        "other counts",
+        "no hash",
+    ],
 )
-def test_a_cache_that_says_something_else(place, tmp_path, monkeypatch, refuse, damage, parts):
+def test_a_cache_that_says_something_else(place, tmp_path, monkeypatch, refuse, file, damage, parts):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     session = Session.open(check(yaml.safe_load((place / "tiny.yaml").read_text()), "tiny.yaml"), trains=False)
-    meta = session.heldout_windows.folder / "meta.json"
+    meta = session.heldout_windows.folder / file
     meta.write_text(json.dumps(damage(json.loads(meta.read_text()))))
     refuse(place, ["run", "tiny.yaml"], ["the prepared text in", "is damaged", *parts, "delete ", "makes it again"])
 

@@ -1,0 +1,70 @@
+"""The training texts of a recipe: which stage reads which, in windows of what length, and how much of each is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.recipe import Recipe, TextSource
+from distill.stages import StageEntry, stages_of
+
+
+@dataclass(frozen=True)
+class StageText:
+    """A text as a stage reads it. where: the key of its sources. seq_len, length_key: the length of its windows, and the key
+    that says it."""
+
+    sources: tuple[TextSource, ...]
+    where: str
+    seq_len: int
+    length_key: str
+
+    @property
+    def key(self) -> tuple[tuple[TextSource, ...], int]:
+        """What two stages that go on in each other's windows have in common."""
+        return self.sources, self.seq_len
+
+
+def usual_text(recipe: Recipe) -> StageText:
+    """What a stage reads that says nothing of its own."""
+    return StageText(tuple(recipe.data.train), "data.train", recipe.data.seq_len, "data.seq_len")
+
+
+def text_of(recipe: Recipe, entry: StageEntry) -> StageText:
+    """What a stage reads."""
+    usual, options, place = usual_text(recipe), entry.options, f"stages.{entry.index}.{entry.name}"
+    sources, length = getattr(options, "data", None), getattr(options, "seq_len", None)
+    own = sources is not None and tuple(sources) != usual.sources
+    return StageText(
+        tuple(sources) if own else usual.sources,
+        f"{place}.data" if own else usual.where,
+        length or usual.seq_len,
+        f"{place}.seq_len" if length else usual.length_key,
+    )
+
+
+def texts_of(recipe: Recipe) -> list[StageText]:
+    """Every text and length that a recipe's stages read, the usual one first."""
+    found = {text.key: text for text in (usual_text(recipe), *(text_of(recipe, entry) for entry in stages_of(recipe)))}
+    return list(found.values())
+
+
+def own_sources(recipe: Recipe) -> dict[str, tuple[TextSource, ...]]:
+    """The sources that stages have in place of the recipe's, by their key; each text once."""
+    found = {text.sources: text.where for text in reversed(texts_of(recipe)) if text.where != "data.train"}
+    return {where: sources for sources, where in reversed(found.items())}
+
+
+def tokens_read(recipe: Recipe, sources: Sequence[TextSource]) -> int:
+    """What the stages read of a text, each up to a batch more than it says: those of the student, or of its twin where that
+    reads more, since it gets the tokens of stages that it does not take."""
+    total, twin, spare = 0, 0, 0
+    for entry in stages_of(recipe):
+        text = text_of(recipe, entry)
+        tokens = entry.options.tokens + entry.batch(recipe.data) * text.seq_len
+        if text.sources == tuple(sources):
+            total += tokens
+        if not entry.kind.for_twin:
+            spare += entry.options.tokens
+        else:
+            taken, spare = (spare, 0) if entry.kind.trains else (0, spare)
+            twin += tokens + taken if text.sources == tuple(sources) else 0
+    return max(total, twin) if recipe.twin else total

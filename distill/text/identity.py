@@ -1,0 +1,97 @@
+"""What a prepared text is called: by what it holds and how that is read, whatever its files' folder is."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+
+from distill.errors import UserError, named
+from distill.recipe import TextSource
+from distill.text.files import TextFile
+from distill.text.prepared import file_hash
+from teachers.cache import cache_folder
+
+FORMAT = "6"  # part of the key: raise it when prepared folders change
+LARGE = 64 << 20  # bytes of a file whose hash is remembered
+Stamp = tuple[int, int, int]  # of a file: size, time of its content, number
+
+
+def stamps(files: Sequence[Sequence[TextFile]], where: str) -> list[Stamp]:
+    """By what a change of each file would show.
+
+    Raises:
+        UserError: one is not there any more.
+    """
+    found = []
+    for file in (file for group in files for file in group):
+        try:
+            found.append(_stamp(os.stat(file.path)))
+        except OSError as error:
+            raise UserError(f"{where}: {named(file.path)} cannot be read any more: {error.strerror}") from error
+    return found
+
+
+def text_name(
+    sources: Sequence[TextSource], files: Sequence[Sequence[TextFile]], tokenizer, options: list, where: str
+) -> str:
+    """The name of a prepared folder. options: what else it depends on.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    read = []
+    for source, group in zip(sources, files, strict=True):
+        try:
+            hashed = [[file.kind, file.label, _known_hash(file.path)] for file in group]
+        except OSError as error:
+            raise UserError(f"{where}: {named(error.filename or source.path)} cannot be read: {error.strerror}") from error
+        read.append([source.model_dump(exclude={"path"}), hashed])
+    said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), options, read])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def separator_id(tokenizer, separator: str | None, where: str) -> int:
+    """The token that ends a document.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    token = tokenizer.eos_token if separator is None else separator
+    if token is None or token not in tokenizer.get_vocab():
+        raise UserError(
+            f"data.separator: the tokenizer has no token {token!r} to end the documents of {where} with; name one of its own"
+        )
+    return tokenizer.convert_tokens_to_ids(token)
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _known_hash(path: str) -> str:
+    """The hash of a file; of a large one that has not changed since, the one that the cache remembers."""
+    stat = os.stat(path)
+    if stat.st_size < LARGE:
+        return file_hash(path)
+    key = hashlib.sha256(json.dumps([os.path.abspath(path), *_stamp(stat), stat.st_ctime_ns]).encode()).hexdigest()
+    memory = cache_folder() / "hashes" / key
+    with suppress(OSError, ValueError):
+        if len(bytes.fromhex(known := memory.read_text())) == 32:
+            return known
+    found = file_hash(path)
+    with suppress(OSError):  # it is merely taken again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = memory.with_name(f"{key}.{os.getpid()}~")
+        scratch.write_text(found)
+        scratch.replace(memory)
+    return found
+
+
+def _tokenizer_hash(tokenizer) -> str:
+    """A hash of the vocabulary and of how text is split, begun and cut: two tokenizers may differ in a BOS alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer("A b  c\n\nd 12")["input_ids"])
+    said = [sorted(tokenizer.get_vocab().items()), rules, tokenizer.bos_token, tokenizer.eos_token]
+    said.append(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -1,0 +1,198 @@
+"""Writing a prepared folder: a shard at a time, each whole or not at all, so that a stopped preparation goes on behind the
+last one."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.text.prepared import META, TYPES, Counts, Meta, Place, ShardMeta, file_hash, shard_meta, shard_name
+
+SIZE = 64_000_000  # tokens of a shard, to the end of a document
+HELD = 1 << 14  # documents whose beginnings, labels and hashes are held before they are written
+BLOCK = 1 << 20  # token ids converted at a time
+SCRATCH = ".writing"  # the folder of a shard that is not whole
+
+
+class Writer:
+    """Writes a prepared folder document by document; nothing but names of labels and counts of shards stays in memory."""
+
+    def __init__(self, folder: Path, dtype: np.dtype | type, size: int = SIZE) -> None:
+        """dtype: of the tokens. size: tokens of a shard."""
+        self._folder, self._dtype, self._size = folder, np.dtype(dtype), size
+        self._names: dict[str, int] = {}
+        self._shards: list[Counts] = []
+        self._shard: _Shard | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many are written."""
+        return sum(shard.tokens for shard in self._shards) + (self._shard.tokens if self._shard else 0)
+
+    @property
+    def documents(self) -> int:
+        """How many are written."""
+        return sum(shard.documents for shard in self._shards) + (self._shard.documents if self._shard else 0)
+
+    @property
+    def shards(self) -> int:
+        """How many are whole."""
+        return len(self._shards)
+
+    @property
+    def open(self) -> bool:
+        """Whether a shard is at work."""
+        return self._shard is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether the shard at work is to be closed."""
+        return self._shard is not None and self._shard.tokens >= self._size
+
+    def known(self) -> list[Place] | None:
+        """Where the sources go on behind the next shard, which an earlier attempt left whole and which is taken as it is;
+        None where there is none.
+
+        Raises:
+            UserError: its `meta.json` is damaged.
+        """
+        place = self._folder / shard_name(len(self._shards))
+        if not place.is_dir():
+            return None
+        meta = shard_meta(place, place)
+        self._names = {name: number for number, name in enumerate(meta.labels)}
+        self._shards.append(Counts(**{name: getattr(meta, name) for name in Counts.model_fields}))
+        return meta.places
+
+    def add(self, label: str, *parts: Sequence[int] | np.ndarray) -> None:
+        """Write a document, its end included: token ids, in one part or more."""
+        if self._shard is None:
+            self._shard = _Shard(self._folder / SCRATCH, self._dtype)
+        self._shard.add(self._names.setdefault(label, len(self._names)), parts)
+
+    def close(self, places: Sequence[Place] = ()) -> None:
+        """End the shard at work, which takes its name. places: where the sources go on behind it."""
+        counts, files = self._shard.close()
+        self._shard = None
+        meta = ShardMeta(**counts, labels=list(self._names), files=files, places=list(places))
+        scratch = self._folder / SCRATCH
+        _write(scratch / META, meta.model_dump())
+        scratch.rename(self._folder / shard_name(len(self._shards)))
+        self._shards.append(Counts(**counts))
+
+    def finish(self, known: Meta | None = None, **facts) -> Meta:
+        """End the last shard, write `meta.json` with further facts, and give what it says.
+
+        Args:
+            known: what it said before shards were made again.
+
+        Raises:
+            UserError: a shard that was made again is another.
+        """
+        if self._shard is not None:
+            self.close()
+        hashes = [shard.sha256 for shard in self._shards]
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        totals = {"tokens": self.tokens, "documents": self.documents, "sha256": whole, "shards": self._shards}
+        meta = Meta(labels=list(self._names), **totals, **facts)
+        if known is not None and known.sha256 != meta.sha256:
+            raise UserError(
+                f"the prepared text in {self._folder} is another than the one that its files give now; delete "
+                f"{self._folder}, and the same command makes it again"
+            )
+        _write(self._folder / META, meta.model_dump())
+        return meta
+
+    def give_up(self) -> None:
+        """Leave nothing of a shard that is not whole."""
+        self._shard = None
+        shutil.rmtree(self._folder / SCRATCH, ignore_errors=True)
+
+
+class _Shard:
+    """A shard at work, in a folder of its own."""
+
+    def __init__(self, folder: Path, dtype: np.dtype) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+        folder.mkdir()
+        types = {name: np.dtype(kinds[0]) for name, kinds in TYPES.items()} | {"tokens": dtype}
+        self._folder = folder
+        self._arrays = {name: _Array(folder / f"{name}.npy", kind) for name, kind in types.items()}
+        self._held: dict[str, list[int]] = {"starts": [], "labels": [], "hashes": []}
+        self._hash, self._highest, self._longest = hashlib.sha256(), 0, 0
+
+    @property
+    def tokens(self) -> int:
+        return self._arrays["tokens"].count
+
+    @property
+    def documents(self) -> int:
+        return self._arrays["starts"].count + len(self._held["starts"])
+
+    def add(self, label: int, parts: Sequence[Sequence[int] | np.ndarray]) -> None:
+        start, own = self.tokens, hashlib.blake2b(digest_size=8)
+        for ids in parts:
+            for begin in range(0, len(ids), BLOCK):
+                block = np.asarray(ids[begin : begin + BLOCK], np.uint32)
+                self._highest = max(self._highest, int(block.max()))
+                own.update(block.tobytes())
+                self._hash.update(self._arrays["tokens"].append(block))
+        self._longest = max(self._longest, self.tokens - start)
+        for name, value in (("starts", start), ("labels", label), ("hashes", int.from_bytes(own.digest(), "little"))):
+            self._held[name].append(value)
+        if len(self._held["starts"]) == HELD:
+            self._flush()
+
+    def _flush(self) -> None:
+        for name, values in self._held.items():
+            self._arrays[name].append(values)
+            values.clear()
+
+    def close(self) -> tuple[dict, dict[str, str]]:
+        """What it holds, and the hashes of its files, which are on the disk by then."""
+        self._flush()
+        for array in self._arrays.values():
+            array.close()
+        counts = {"tokens": self.tokens, "documents": self.documents, "sha256": self._hash.hexdigest()}
+        files = {f"{name}.npy": file_hash(self._folder / f"{name}.npy") for name in TYPES}
+        return counts | {"highest": self._highest, "longest": self._longest}, files
+
+
+class _Array:
+    """A .npy file of one dimension that grows: NumPy leaves room in its header for any length."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._file, self._dtype, self.count = path.open("wb"), dtype, 0
+        self._header()
+
+    def _header(self) -> None:
+        said = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self.count,)}
+        np.lib.format.write_array_header_1_0(self._file, said)
+
+    def append(self, values) -> bytes:
+        content = np.asarray(values, self._dtype).tobytes()
+        self._file.write(content)
+        self.count += len(content) // self._dtype.itemsize
+        return content
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _write(file: Path, content: dict) -> None:
+    """A small file, whole or not at all."""
+    scratch = file.with_name(f".{file.name}~")
+    with scratch.open("w", encoding="utf-8") as opened:
+        json.dump(content, opened, indent=1)
+        opened.flush()
+        os.fsync(opened.fileno())
+    scratch.replace(file)

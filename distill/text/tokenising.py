@@ -1,0 +1,132 @@
+"""Rows of text as the documents in them: tokenised in this process or by several, in the same order and to the same tokens
+whatever their number."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from distill.errors import UserError
+from distill.text.encoding import Documents
+from distill.text.pieces import Row, encoded, grouped
+
+SMALL = 16_000_000  # bytes of text that one process is fast enough for
+AHEAD = 2  # groups of rows a process that are on their way
+WATCH = 1.0  # seconds between two looks at whether the process that asked still lives
+QUIET = "TOKENIZERS_PARALLELISM"  # what the tokenizers library warns about when a process is forked
+
+Encoded = list[tuple[Any, list[np.ndarray]]]  # what a row is called by, and the token ids of each of its documents
+Encode = Callable[[Iterator[Row]], Iterator[tuple[Any, list[np.ndarray]]]]
+
+_worker: tuple[Any, Documents] | None = None  # a worker's tokenizer and how it cuts
+
+
+def usable_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_for(size: int | None, asked: int | None = None) -> int:
+    """How many processes tokenise so many bytes of text (None: nobody knows): as many as there are cores, one of little text
+    and where processes cannot be forked safely.
+
+    Raises:
+        UserError: several are asked for where none can be forked.
+    """
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    if asked is not None:
+        if asked > 1 and not forks:
+            raise UserError(f"--processes is {asked}, but this system forks no processes; leave it out")
+        return asked
+    return 1 if sys.platform != "linux" or (size is not None and size < SMALL) else usable_cores()
+
+
+@contextmanager
+def tokenising(tokenizer, ends: Sequence[int], processes: int) -> Iterator[Encode]:
+    """What turns rows into documents, while the block runs.
+
+    Args:
+        ends: the tokens that end a text. processes: how many; 1 is this one.
+    """
+    cut = Documents(tokenizer, ends)
+    if processes == 1:
+        yield lambda rows: (row for group in grouped(rows) for row in _encode(group, tokenizer, cut))
+        return
+    pool = _pool(tokenizer, cut, processes)
+    try:
+        yield lambda rows: _shared(pool, rows, AHEAD * processes)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that tokenises was ended from outside, as by a system that lacks memory; give the same command "
+            "again, or distill prepare with fewer --processes"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode(group: Sequence[Row], tokenizer, cut: Documents) -> Encoded:
+    return [(label, list(cut(np.asarray(ids, np.uint32)))) for label, ids in encoded(group, tokenizer)]
+
+
+def _shared(pool: ProcessPoolExecutor, rows: Iterator[Row], ahead: int) -> Iterator[tuple[Any, list[np.ndarray]]]:
+    """Rows tokenised by a pool, so many groups on their way, in their order."""
+    groups, waiting = grouped(rows), deque[Future]()
+    try:
+        for group in islice(groups, ahead):
+            waiting.append(pool.submit(_work, group))
+        while waiting:
+            found = waiting.popleft().result()
+            if (group := next(groups, None)) is not None:
+                waiting.append(pool.submit(_work, group))
+            yield from found
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _pool(tokenizer, cut: Documents, processes: int) -> ProcessPoolExecutor:
+    """Processes that have the tokenizer from their start: they are forked."""
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer, cut, os.getpid()))
+    before = os.environ.get(QUIET)
+    os.environ[QUIET] = "false"  # the cores are shared out by now
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 warns of forks where there are threads; the workers use none
+            pool.submit(int).result()
+    finally:
+        if before is None:
+            del os.environ[QUIET]
+        else:
+            os.environ[QUIET] = before
+    return pool
+
+
+def _begin(tokenizer, cut: Documents, parent: int) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; whoever asked ends what it began
+    _worker = tokenizer, cut
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    """End with the process that asked, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
+
+
+def _work(group: list[Row]) -> Encoded:
+    return _encode(group, *_worker)

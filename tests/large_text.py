@@ -1,0 +1,105 @@
+"""Preparing much text, made up of the shipped one: its speed, its memory, and a hash that is the same whatever the
+processes. `python -m tests.large_text --tokens 200M --processes 16`; needs no network and no teacher.
+
+Ends with 1 where the process that writes takes more than --most MiB in all.
+"""
+
+import argparse
+import json
+import lzma
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from distill.recipe import TextSource
+from distill.schema import count
+from distill.shipped import shipped_folder
+from distill.text.preparation import Tokenising, prepare
+from distill.text.prepared import load
+from distill.text.tokenising import usable_cores
+
+VOCABULARY = 16_384
+SHORTEST, LONGEST = 300, 9_000  # characters of a made-up document
+
+
+def shipped_texts() -> list[str]:
+    """The shipped training text."""
+    with lzma.open(shipped_folder() / "text" / "train.jsonl.xz", "rt") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+def trained(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of the text."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+
+
+def made_up(texts: list[str], characters: int) -> Iterator[str]:
+    """Pieces of the text in an order that chance gives, so many characters in all."""
+    chance, made = random.Random(1), 0
+    texts = [text for text in texts if len(text) > 2 * SHORTEST]
+    while made < characters:
+        text, length = chance.choice(texts), chance.randint(SHORTEST, LONGEST)
+        begin = chance.randrange(max(1, len(text) - length))
+        yield text[begin : begin + length]
+        made += min(length, len(text) - begin)
+
+
+def most() -> float:
+    """MiB that this process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu(*whose: int) -> float:
+    """Seconds that cores worked for this process, and for those that it began and that ended."""
+    used = [resource.getrusage(who) for who in whose]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=count, default=200_000_000)
+    parser.add_argument("--processes", type=int, default=usable_cores())
+    parser.add_argument("--most", type=float, default=1536.0, help="MiB")
+    asked = parser.parse_args()
+    texts = shipped_texts()
+    tokenizer = trained(texts)
+    sample = texts[:20]
+    each = sum(map(len, sample)) / sum(len(ids) for ids in tokenizer(sample)["input_ids"])
+    with tempfile.TemporaryDirectory(prefix="distill-") as place:
+        os.environ["DISTILL_CACHE"] = place
+        file = Path(place) / "text.jsonl"
+        with file.open("w") as opened:
+            for text in made_up(texts, int(asked.tokens * each)):
+                opened.write(json.dumps({"text": text}) + "\n")
+        size, before, began = file.stat().st_size, most(), time.monotonic()
+        worked, own = cpu(resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN), cpu(resource.RUSAGE_SELF)
+        options = {"separator": None, "seed": 0, "limit": None, "where": "text", "how": Tokenising(asked.processes)}
+        text = load(prepare([TextSource(path=str(file))], tokenizer, **options))
+        seconds, after = time.monotonic() - began, most()
+        worked = cpu(resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) - worked
+        own = cpu(resource.RUSAGE_SELF) - own
+        made = f"{text.tokens:,} tokens of {text.meta.documents:,} documents ({size / 1e6:,.0f} MB)"
+        speed = f"{text.tokens / seconds:,.0f} tokens/s"
+        cores = f"{text.tokens / worked:,.0f} a second of one core, {text.tokens / own:,.0f} of the first process"
+        print(f"{made} in {len(text.shards)} shards by {asked.processes} processes: {seconds:,.0f} s, {speed} ({cores})")
+        print(f"{before:,.0f} MiB before, {after:,.0f} MiB at most; sha256 {text.meta.sha256[:16]}")
+    return int(after > asked.most)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
