@@ -36,7 +36,7 @@ FLOORS = (
     ("stages",),
     ("loading", "text"),
     ("teacher_type",),
-    ("build", "output_head", "recipe", "shipped"),
+    ("build", "output_head", "packed_attention", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "mixed_types", "chat", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),
     ("division", "processes", "ranges"),
