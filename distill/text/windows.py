@@ -23,7 +23,8 @@ class Batch:
     """Packed windows.
 
     documents: 0, 1, 2 ... within each window; positions start again with each. targets: the next token. weights: 1 where
-    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text.
+    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text. windows: each
+    window's place in the text, the same in every epoch, on the CPU; None where nothing counts them.
     """
 
     ids: Int[Tensor, "b t"]
@@ -32,6 +33,7 @@ class Batch:
     targets: Int[Tensor, "b t"]
     weights: Float[Tensor, "b t"]
     labels: Int[Tensor, "b t"]
+    windows: Int[Tensor, " b"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -40,11 +42,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if name != "windows"}
+        return Batch(**moved, windows=self.windows)
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the windows."""
-        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items() if tensor is not None})
 
 
 Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from a stage's own first window on
@@ -111,7 +114,20 @@ class Windows:
             tokens[1:],
             (document[1:] == document[:-1]).astype(np.float32),
             self._labels[document[:-1]].astype(np.int64),
+            np.int64(start // self.seq_len),
         )
+
+    def places(self, first: int, count: int) -> np.ndarray:
+        """The places in the text of windows first .. first + count - 1, each once, in the order in which they come first."""
+        found, seen = [], np.zeros(self.count, bool)
+        while count and not seen.all():
+            epoch, index = divmod(first, self.count)
+            taken = min(count, self.count - index)
+            order = self._order(epoch)[index : index + taken]
+            found.append(order[~seen[order]])
+            seen[order] = True
+            first, count = first + taken, count - taken
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.seed is None:
