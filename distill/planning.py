@@ -100,7 +100,7 @@ def make_plan(recipe: Recipe) -> Plan:
         kind, options = entry.kind, entry.options
         key = entry.name if entry.name not in tokens else f"{entry.name} ({entry.index})"
         trained[key], tokens[key] = kind.count(student, options), options.tokens
-        teaching = sizes["teacher"] if kind.needs_teacher else 0
+        teaching = sizes["teacher"] if entry.runs_teacher else 0
         flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
     kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}

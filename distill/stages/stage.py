@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distill.ranges import SHARE, Range
 from distill.recipe import Batch as BatchSize
 from distill.schema import Count, Schema
+from distill.stages.targets import Source, Targets
 from distill.text.windows import Batch, Calibration
 from students.mixers.mixer import Context
 from students.mixers.sharing import SharedKeys
@@ -140,6 +141,15 @@ class Stage(nn.Module):
     def probe_options(cls) -> StageOptions:
         """Options for measuring its losses on the probe batch, whatever a recipe says; only where `probed`."""
         return cls.Options(tokens=1, lr=1.0)
+
+    @classmethod
+    def source(cls, options: StageOptions) -> Source | None:
+        """Where its next-token distributions come from; None of a stage that compares none."""
+        return None
+
+    def learn_from(self, targets: Targets) -> None:
+        """Take what `source` asks for, before `prepare`; only where that is another teacher or a cache."""
+        raise NotImplementedError
 
     def prepare(self) -> None:
         """Change what trains, before a checkpoint's weights are loaded (adapters, own copies); runs again on resume."""

@@ -16,6 +16,7 @@ from distill.runs.checkpoint import RunState
 from distill.runs.run_dir import FORMAT, RunDir, versions
 from distill.runs.session import Session
 from distill.stages.probe import differs, finite, probe
+from distill.training.aside import Aside
 from distill.training.stage_run import StageRun
 from teachers.fingerprint import difference
 
@@ -32,6 +33,7 @@ class Saves:
         self.student, self.console = student, console
         self.teacher, self.accelerator = session.teacher, session.accelerator
         self.changed: set[str] = set()
+        self.aside = Aside(self.teacher)
         self._probe_batch = session.probe_batch()
         self._last = time.monotonic()
 
@@ -173,7 +175,7 @@ class Saves:
 
     def measure_probe(self) -> dict[str, float]:
         """The probe batch's losses now."""
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.aside.back():
             return probe(self.teacher, self.student, self._probe_batch)
 
     def _newest(self) -> RunState | None:
