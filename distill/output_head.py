@@ -39,9 +39,7 @@ def trimmed(head: Head, vocabulary: int) -> Head:
         return head._replace(call=lambda hidden, call=head.call: call(hidden)[..., :vocabulary])
     if head.weight.shape[0] == vocabulary:
         return head
-    return head._replace(
-        weight=head.weight[:vocabulary], bias=None if head.bias is None else head.bias[:vocabulary]
-    )
+    return head._replace(weight=head.weight[:vocabulary], bias=None if head.bias is None else head.bias[:vocabulary])
 
 
 def wide_head(model: nn.Module) -> Head:

@@ -163,7 +163,7 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
 
     @property
     def text_columns(self) -> Int[Tensor, "b t"] | None:
-        """Where the text's tokens stand in the states of layers while `hidden` runs; None where nothing else stands there."""
+        """Where the text's tokens stand in layers' states while `hidden` runs; None where nothing else stands there."""
         return None if self.meta_tokens is None else self.meta_tokens.columns
 
     def next_logits(

@@ -26,14 +26,15 @@ FORBIDDEN = {
 FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
-    ("benchmarks", "diagnosis", "generation", "planning"),
+    ("beforehand",),
+    ("benchmarks", "caching", "diagnosis", "generation", "planning"),
     ("training",),
     ("reports", "recipe_file"),
     ("selection",),
     ("evaluation", "exporters"),
     ("runs",),
     ("stages",),
-    ("loading", "text"),
+    ("loading", "logits", "text"),
     ("build", "output_head", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "chat", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),

@@ -99,7 +99,11 @@ class LogitCache:
                 if arrays[each].dtype.name != kind or arrays[each].shape != shape:
                     said = f"{arrays[each].dtype.name} {list(arrays[each].shape)}"
                     raise ValueError(f"{each} is {said}, not {kind} {list(shape)}")
-            if arrays["ids"].max() >= facts.vocabulary or not (arrays["logs"] <= 0.01).all() or np.isnan(arrays["rest"]).any():
+            if (
+                arrays["ids"].max() >= facts.vocabulary
+                or not (arrays["logs"] <= 0.01).all()
+                or np.isnan(arrays["rest"]).any()
+            ):
                 raise ValueError("it holds what is no distribution")
         except (OSError, SafetensorError, ValueError) as error:
             raise self._damaged(name, error) from error

@@ -46,8 +46,8 @@ class LogitWriter:
         needed, free = len(left) * self.facts.window_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
-                f"{self.folder}: the logits of {len(left):,} windows take {size_of(needed)}, and {size_of(free)} are free; make "
-                "room there, name another folder with --out, or keep fewer tokens with --top-k"
+                f"{self.folder}: the logits of {len(left):,} windows take {size_of(needed)}, and {size_of(free)} are free; "
+                "make room there, name another folder with --out, or keep fewer tokens with --top-k"
             )
         return left, complaints
 
@@ -82,7 +82,9 @@ class LogitWriter:
                     f"there, and {getattr(self.facts, name)} here; name another folder with --out, or delete that one"
                 )
         elif self.folder.exists() and any(not file.name.startswith(".") for file in self.folder.iterdir()):
-            raise UserError(f"{out} is {self.folder}, which holds something else than a cache of logits; name another folder")
+            raise UserError(
+                f"{out} is {self.folder}, which holds something else than a cache of logits; name another folder"
+            )
 
     def _take_away_damaged(self, out: str) -> list[str]:
         """Remove every shard that cannot be used, and say so: its windows are made again."""

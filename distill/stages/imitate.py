@@ -49,9 +49,10 @@ class Imitate(Stage):
     class Options(TrainingOptions):
         """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
         folder of `distill cache`, in place of a teacher. ce: share of plain cross-entropy. hidden: weight of the relative
-        squared error of the last hidden state and the outputs of `hidden_layers`, on average. scale: of the whole loss, a mean over tokens; where somebody's is a sum,
-        `clip` and AdamW's epsilon are meant for that. train: what learns beside the mixers. lora: adapters, where train is
-        "lora". activation_checkpointing: recompute layers in the backward pass, for memory."""
+        squared error of the last hidden state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a
+        mean over tokens; where somebody's is a sum, `clip` and AdamW's epsilon are meant for that. train: what learns beside
+        the mixers. lora: adapters, where train is "lora". activation_checkpointing: recompute layers in the backward pass,
+        for memory."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
@@ -84,7 +85,9 @@ class Imitate(Stage):
                     "offline_logits out"
                 )
             if self.hidden_layers and not self.hidden:
-                raise ValueError(f"hidden_layers is {self.hidden_layers}, but hidden, their weight, is 0; give hidden a weight")
+                raise ValueError(
+                    f"hidden_layers is {self.hidden_layers}, but hidden, their weight, is 0; give hidden a weight"
+                )
             if len(set(self.hidden_layers)) != len(self.hidden_layers):
                 raise ValueError(f"hidden_layers is {self.hidden_layers}, which names a layer twice")
             return self

@@ -88,7 +88,7 @@ class Online(Targets):
 
 
 class Cached(Targets):
-    """Logits that `distill cache` wrote. Its divergence is a lower bound of the KL: see `students.kernels.linear_kl.sparse`."""
+    """Logits that `distill cache` wrote. The divergence is a lower bound of the KL (`students.kernels.linear_kl.sparse`)."""
 
     def __init__(self, cache: LogitCache) -> None:
         self.cache = cache

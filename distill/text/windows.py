@@ -3,7 +3,7 @@
 b batch    t time
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,9 +100,17 @@ class Windows:
         windows = [self._window(k) for k in range(first, first + count)]
         return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
 
+    def at(self, places: Sequence[int] | np.ndarray) -> Batch:
+        """The windows at some places in the text, as `places` and a batch's `windows` name them."""
+        windows = [self._at(int(place)) for place in places]
+        return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
+
     def _window(self, k: int) -> tuple[np.ndarray, ...]:
         epoch, index = divmod(k, self.count)
-        start = int(self._order(epoch)[index]) * self.seq_len
+        return self._at(int(self._order(epoch)[index]))
+
+    def _at(self, place: int) -> tuple[np.ndarray, ...]:
+        start = place * self.seq_len
         places = np.arange(start, start + self.seq_len + 1)
         document = np.searchsorted(self.starts, places, side="right") - 1
         tokens = self.tokens[start : start + self.seq_len + 1].astype(np.int64)
@@ -114,7 +122,7 @@ class Windows:
             tokens[1:],
             (document[1:] == document[:-1]).astype(np.float32),
             self._labels[document[:-1]].astype(np.int64),
-            np.int64(start // self.seq_len),
+            np.int64(place),
         )
 
     def places(self, first: int, count: int) -> np.ndarray:

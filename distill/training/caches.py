@@ -156,7 +156,10 @@ def _same(known: Facts, wanted: Facts, folder: Path, where: str) -> None:
     then, now = getattr(known, name), getattr(wanted, name)
     if name == "teacher":
         part = difference(then, now)
-        of, fix = f"another teacher ({known.reference}; they differ in the {part})", "or name that one as the stage's teacher"
+        of, fix = (
+            f"another teacher ({known.reference}; they differ in the {part})",
+            "or name that one as the stage's teacher",
+        )
     elif name in ("tokenizer", "text"):
         of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", "or bring that one back"
     else:

@@ -27,7 +27,7 @@ def other_teacher(recipe: Recipe, reference: str) -> Recipe:
 
 
 def check_teaching(session: Session, student: nn.Module) -> None:
-    """Refuse caches of another tokenizer, text or teacher, or with too few windows, and other teachers with another vocabulary.
+    """Refuse caches of another tokenizer, text or teacher, or with too few windows, and teachers of another vocabulary.
 
     Args:
         student: its weights may be on the meta device.
@@ -171,5 +171,3 @@ def _check_vocabulary(session: Session, entry: StageEntry) -> None:
     rows = teacher_config(other_teacher(recipe, reference)).get_text_config(decoder=True).vocab_size
     if rows <= (last := max(own.tokenizer.get_vocab().values())):
         raise UserError(f"{where} is {reference}, which has {rows} embeddings, and the tokenizer's last token is {last}")
-
-

@@ -1,4 +1,4 @@
-"""The divergence from the likeliest tokens and the rest: its value, its gradients, what it is a lower bound of, and memory."""
+"""The divergence from the likeliest tokens and the rest: value, gradients, what it is a lower bound of, and memory."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def by_definition(hidden, head, known, weights, targets, temperature, ce_weight)
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, 4.0)])
 @pytest.mark.parametrize("called", [False, True])
 def test_value_and_gradients(temperature, ce_weight, scale, softcap, called):
-    leaves, head, known, _ = drawn(temperature=temperature)
+    leaves, _, known, _ = drawn(temperature=temperature)
     leaves = [leaf.requires_grad_() for leaf in leaves]
     weights, targets = torch.rand(T, dtype=torch.float64), torch.randint(V, (T,))
     hidden, weight, bias = leaves
@@ -48,9 +48,7 @@ def test_value_and_gradients(temperature, ce_weight, scale, softcap, called):
     options = {"temperature": temperature, "ce_weight": ce_weight, "rows": 10}  # of 37: the last chunk is shorter
     found = sparse_kl(hidden, given, *known, weights, targets, **options)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
-    for ours, theirs in zip(
-        torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * wanted, leaves), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * wanted, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
 
 
@@ -130,5 +128,5 @@ def test_no_logits_of_a_batch():
 
 def test_labels_are_needed():
     (hidden, weight, bias), head, known, _ = drawn()
-    with pytest.raises(ValueError, match="ce_weight is 0.5, but there are no targets"):
+    with pytest.raises(ValueError, match=r"ce_weight is 0\.5, but there are no targets"):
         sparse_kl(hidden, head(weight, bias), *known, torch.ones(T), ce_weight=0.5)
