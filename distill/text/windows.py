@@ -49,6 +49,10 @@ class Batch:
         """Some of the windows."""
         return Batch(**{name: tensor[rows] for name, tensor in vars(self).items() if tensor is not None})
 
+    def shortened(self, time: int) -> "Batch":
+        """The first tokens of each window, which is none of those that are counted any more."""
+        return Batch(**{name: tensor[:, :time] for name, tensor in vars(self).items() if name != "windows"})
+
 
 Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from a stage's own first window on
 

@@ -155,13 +155,13 @@ def _same(known: Facts, wanted: Facts, folder: Path, where: str) -> None:
         return
     then, now = getattr(known, name), getattr(wanted, name)
     if name == "teacher":
-        part = difference(then, now)
-        of, fix = (
-            f"another teacher ({known.reference}; they differ in the {part})",
-            "or name that one as the stage's teacher",
-        )
+        of = f"another teacher ({known.reference}; they differ in the {difference(then, now)})"
+        fix = ", or name that one as the stage's teacher"
     elif name in ("tokenizer", "text"):
-        of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", "or bring that one back"
+        of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", ", or bring that one back"
     else:
-        of, fix = f"another run: {WORDS[name]} is {then} there, and {now} here", f"or set that to {then}"
-    raise UserError(f"{where} is {folder}, a cache of {of}; make one of this run with `distill cache`, {fix}")
+        keys = {"seed": "seed", "seq_len": "data.seq_len", "long_documents": "data.long_documents"}
+        keys["temperature"] = f"{where.partition(': ')[2].rpartition('.')[0]}.temperature"
+        of = f"another run: {WORDS[name]} is {then} there, and {now} here"
+        fix = f", or set {keys[name]}={then}" if name in keys else ""
+    raise UserError(f"{where} is {folder}, a cache of {of}; make one of this run with `distill cache`{fix}")

@@ -2,8 +2,8 @@
 
 Known of a token's distribution p are k tokens with their probabilities, and the mass of the rest. The student's q is put
 into the same k + 1 buckets, and the loss is the KL of those. Merging tokens into a bucket never makes two distributions
-easier to tell apart (the data-processing inequality), so this is a lower bound of KL(p || q): equal to it where p and q agree
-on the shares within the rest, and blind to those shares otherwise.
+easier to tell apart (the data-processing inequality), so this is a lower bound of KL(p || q): equal to it where p and q
+agree on the shares within the rest, and blind to those shares otherwise.
 
 A chunk's logits live only while its gradients are taken, which is in the forward pass: the loss ends the graph.
 """
