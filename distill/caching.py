@@ -142,7 +142,9 @@ def _fill(
         for complaint in complaints:
             console.print(f"  {complaint}")
         size = size_of(len(places) * facts.window_bytes)
-        console.print(Text(printable(f"{said}{size} in {writer.folder}, {len(places) - len(left):,} are there")))
+        console.print(
+            Text(printable(f"{said}{size} in {writer.folder}, {len(places) - len(left):,} are there")), soft_wrap=True
+        )
     accelerator.wait_for_everyone()
     left = LogitCache(writer.folder, option).missing(places)
     shards = list(writer.shards(left))
