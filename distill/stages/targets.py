@@ -91,7 +91,7 @@ class Cached(Targets):
     """Logits that `distill cache` wrote. The divergence is a lower bound of the KL (`students.kernels.linear_kl.sparse`)."""
 
     def __init__(self, cache: LogitCache) -> None:
-        self.cache = cache
+        self.cache, self.vocabulary = cache, cache.facts.vocabulary
 
     def see(self, batch, layers=()) -> Known:
         if batch.windows is None:
@@ -101,7 +101,7 @@ class Cached(Targets):
     def divergence(self, hidden, head, seen, batch, options):
         return sparse_kl(
             hidden.flatten(0, 1),
-            trimmed(head, self.cache.facts.vocabulary),
+            trimmed(head, self.vocabulary),
             *(tensor.flatten(0, 1) for tensor in seen),
             batch.weights.flatten(),
             batch.targets.flatten() if options.ce else None,

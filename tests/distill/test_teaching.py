@@ -301,3 +301,17 @@ def test_what_is_the_teachers_own(teacher):
     aside = Aside(teacher)
     with aside.away(student), aside.back():
         assert probe(teacher, student, text()).keys() == before.keys()
+
+
+def test_plans_and_benchmarks_of_them(recipe, larger):
+    """Another teacher's forward pass counts in a plan, a cache's does not exist; steps are timed with what they learn from."""
+    own = {**recipe, "stages": [recipe["stages"][0], {"imitate": {"tokens": 512, "lr": 1e-3}}]}
+    plain, other = (distill.plan(each) for each in (own, recipe))
+    sizes = [sum(p.numel() for p in teachers.load(str(each)).model.parameters()) for each in (recipe["teacher"], larger)]
+    assert other.flops - plain.flops == pytest.approx(512 * 2 * (sizes[1] - sizes[0]))
+    distill.cache(own, out="logits", top_k=8, console=QUIET)
+    cached = distill.plan(own, overrides="stages.imitate.offline_logits=logits")
+    assert plain.flops - cached.flops == pytest.approx(512 * 2 * sizes[0])
+    for overrides in ([], ["stages.imitate.offline_logits=made-up"]):
+        (row,) = distill.bench("steps", recipe=recipe, overrides=overrides)["rows"]
+        assert row["stage"] == "imitate" and row["loss"] > 0

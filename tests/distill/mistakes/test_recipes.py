@@ -23,7 +23,11 @@ KEYS = [
         ["stages.imitate.offline_logits=x"],
         ["stages.imitate.offline_logits is x", "no cache of logits", "distill cache"],
     ),
-    ("run", ["stages.imitate.teacher=x"], ["stages.imitate.teacher: teacher 'x' is no folder here", "give a hub id"]),
+    (
+        "run",
+        ["stages.imitate.teacher=./gone"],
+        ["stages.imitate.teacher: teacher './gone' is no folder here", "give a hub id"],
+    ),
     ("cache", ["--top-k", "0"], ["--top-k is 0", "a whole number from 1"]),
     ("cache", ["--stage", "9"], ["--stage is 9", "that can be cached are"]),
 ]
