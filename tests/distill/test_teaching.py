@@ -304,7 +304,7 @@ def test_what_is_the_teachers_own(teacher):
 
 
 def test_plans_and_benchmarks_of_them(recipe, larger):
-    """Another teacher's forward pass counts in a plan, a cache's does not exist; steps are timed with what they learn from."""
+    """Another teacher's forward pass counts in a plan, a cache has none; steps are timed with what they learn from."""
     own = {**recipe, "stages": [recipe["stages"][0], {"imitate": {"tokens": 512, "lr": 1e-3}}]}
     plain, other = (distill.plan(each) for each in (own, recipe))
     sizes = [sum(p.numel() for p in teachers.load(str(each)).model.parameters()) for each in (recipe["teacher"], larger)]

@@ -130,7 +130,7 @@ def _run(hidden, weight, bias, head, known, rows, wanted):
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     for start in range(0, hidden.shape[0], rows):
         piece = slice(start, start + rows)
-        logits = F.linear(hidden[piece], narrow).to(wide)
+        logits = _product(hidden[piece], narrow.t(), wide)
         if bias is not None:
             logits += bias.to(wide)
         logits *= head.scale
@@ -193,6 +193,14 @@ def _losses_and_gradient(z, ids, logs, rest, label, temperature, ce_weight) -> T
 def share_of(temperature: float, ce_weight: float) -> float:
     """What d KL / d (z / T) counts for in d loss / d z: (1 - ce_weight) T^2 / T."""
     return (1 - ce_weight) * temperature
+
+
+def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """left right, summed in a type that may be wider than that of the factors: on a GPU inside the product."""
+    if left.is_cuda and left.dtype != wide:
+        out = torch.empty((left.shape[0], right.shape[1]), dtype=wide, device=left.device)
+        return torch.ops.aten.mm.dtype_out(left, right, wide, out=out)
+    return left.to(wide) @ right.to(wide)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
