@@ -9,6 +9,7 @@ cache of the 512 likeliest tokens, of which fewer are used in turn. Every row se
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from distill.logits.reader import Known, LogitCache
 from distill.recipe_file import load
 from distill.runs.session import Session
 from distill.stages import StageEntry
-from distill.stages.stage import Stage, mixer_parameters
+from distill.stages.stage import Stage
 from distill.stages.targets import Cached, Online
 from distill.training.caches import Reading, readings
 from distill.training.checks import check_fit
@@ -47,7 +48,7 @@ class Fewer(Cached):
         return Known(ids[..., : self.k], logs[..., : self.k], rest)
 
 
-def start_of(session: Session, heads: list[Reading]) -> dict[str, torch.Tensor]:
+def start_of(session: Session, heads: list[Reading]) -> dict[int, dict]:
     """The mixers' weights behind the stages before the last one."""
     student, transfers = student_of(session)
     for reading in heads:
@@ -60,7 +61,7 @@ def start_of(session: Session, heads: list[Reading]) -> dict[str, torch.Tensor]:
             for step in range(trainer.steps):
                 trainer.step(step)
         stage.finish(session.calibration(reading.first))
-    return {name: parameter.detach().clone() for name, (_, parameter) in mixer_parameters(student).items()}
+    return {layer: deepcopy(mixer.state_dict()) for layer, mixer in student.mixers.items()}
 
 
 def student_of(session: Session):
@@ -79,8 +80,8 @@ def trainer_of(session: Session, stage: Stage, reading: Reading) -> Trainer:
 def made(session: Session, start: dict, entry: StageEntry, k: int | None, cache: LogitCache) -> Stage:
     """The stage on a fresh copy of the student. k: tokens of the cache; None has the teacher beside it."""
     student, _ = student_of(session)
-    for name, (_, parameter) in mixer_parameters(student).items():
-        parameter.data.copy_(start[name])
+    for layer, mixer in student.mixers.items():
+        mixer.load_state_dict(start[layer])
     stage = entry.make(session.teacher, student)
     if k is not None:
         stage.learn_from(Fewer(cache, k))

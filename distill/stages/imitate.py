@@ -23,6 +23,7 @@ from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
 from distill.stages.targets import Online, Source, Targets, relative_error
 from distill.text.windows import Batch, Calibration
+from teachers.teacher import Teacher
 
 NORMS = ("norm", "layernorm", "ln_")
 
@@ -110,6 +111,10 @@ class Imitate(Stage):
     def source(cls, options: "Imitate.Options") -> Source:
         layers = tuple(options.hidden_layers)
         return Source(options.temperature, options.teacher, options.offline_logits, options.hidden > 0, layers)
+
+    @property
+    def running(self) -> Teacher | None:
+        return self.targets.teacher
 
     def learn_from(self, targets: Targets) -> None:
         self.targets = targets

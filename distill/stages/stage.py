@@ -133,6 +133,11 @@ class Stage(nn.Module):
         return self._hidden[0]
 
     @property
+    def running(self) -> Teacher | None:
+        """The model that its steps run beside the student: the teacher, another one, or None where they run none."""
+        return self.teacher if self.needs_teacher else None
+
+    @property
     def student(self) -> nn.Module:
         """The student."""
         return self._hidden[1]
