@@ -96,6 +96,11 @@ def read_facts(folder: Path, where: str) -> Facts:
         raise UserError(
             f"{file} is of format {found.format}, and this version reads format {FORMAT}; make it again with `distill cache`"
         )
+    if found.top_k >= found.vocabulary:
+        raise UserError(
+            f"{file} is damaged (top_k is {found.top_k} of a vocabulary of {found.vocabulary}); delete {folder} and make it "
+            "again with `distill cache`"
+        )
     return found
 
 

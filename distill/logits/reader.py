@@ -16,7 +16,6 @@ from distill.errors import UserError, reason_of
 from distill.logits.facts import Facts, Shard, mend, read_facts, read_shards
 
 OPEN = 32  # shards that are held open
-NOWHERE = -1
 
 
 class Known(NamedTuple):
@@ -50,19 +49,17 @@ class LogitCache:
         self._checked: set[str] = set()
         for name, shard in self._shards.items():
             self._check_there(name, shard)
-        places = [place for shard in self._shards.values() for place in shard.windows]
-        self._shard_of = np.full(max(places, default=-1) + 1, NOWHERE, np.int32)
-        self._row_of = np.zeros(len(self._shard_of), np.int32)
-        for number, shard in enumerate(self._shards.values()):
-            self._shard_of[shard.windows], self._row_of[shard.windows] = number, np.arange(len(shard.windows))
-        self.count = int((self._shard_of != NOWHERE).sum())
+        shards = [np.array(shard.windows, np.int64) for shard in self._shards.values()]
+        sizes = [len(windows) for windows in shards]
+        places = np.concatenate([np.zeros(0, np.int64), *shards])
+        self._places, first = np.unique(places, return_index=True)
+        self._shard_of = np.repeat(np.arange(len(sizes)), sizes)[first]
+        self._row_of = np.concatenate([np.zeros(0, np.int64), *map(np.arange, sizes)])[first]
+        self.count = len(first)
 
     def missing(self, places: np.ndarray) -> np.ndarray:
         """Those of some places in the text that are not in it, in their order."""
-        inside = places < len(self._shard_of)
-        held = np.zeros(len(places), bool)
-        held[inside] = self._shard_of[places[inside]] != NOWHERE
-        return places[~held]
+        return places[~np.isin(places, self._places)]
 
     def known(self, places: Sequence[int]) -> Known:
         """What is known of some windows.
@@ -72,7 +69,8 @@ class LogitCache:
         """
         if len(lost := self.missing(np.asarray(places))):
             raise UserError(f"{self.where}: {self.folder} has no window {lost[0]} of the text; give `distill cache` again")
-        rows = [self._row(self._names[self._shard_of[place]], int(self._row_of[place])) for place in places]
+        held = np.searchsorted(self._places, places)
+        rows = [self._row(self._names[self._shard_of[index]], int(self._row_of[index])) for index in held]
         ids, logs, rest = (np.stack(parts) for parts in zip(*rows, strict=True))
         return Known(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(logs), torch.from_numpy(rest))
 

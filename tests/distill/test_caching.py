@@ -286,19 +286,30 @@ DAMAGE = {
         r"shard-00001.safetensors is damaged: it has 5 bytes",
     ),
     "altered": (lambda place: flip(place / "shard-00001.safetensors"), "is damaged .it is not what was written there"),
-    "foreign": (lambda place: foreign(place), "shard-00001.json is of another cache than logits"),
+    "foreign": (
+        lambda place: change(place / "shard-00001.json", of="0" * 64),
+        "shard-00001.json is of another cache than logits",
+    ),
     "both gone": (
         lambda place: [file.unlink() for file in place.glob("shard-00001.*")],
         "has 21 of the 24 windows that this stage reads",
     ),
     "facts": (lambda place: (place / FACTS).write_text("{}"), "cache.json is damaged"),
+    "no rest": (
+        lambda place: change(place / FACTS, top_k=320),
+        "cache.json is damaged .top_k is 320 of a vocabulary of 320",
+    ),
+    "far": (
+        lambda place: change(place / "shard-00001.json", windows=[2**62]),
+        "has 21 of the 24 windows that this stage reads",
+    ),
     "no json": (lambda place: (place / "shard-00001.json").write_text("]"), "shard-00001.json is damaged"),
 }
 
 
-def foreign(place):
-    said = json.loads((place / "shard-00001.json").read_text())
-    (place / "shard-00001.json").write_text(json.dumps(said | {"of": "0" * 64}))
+def change(file, **entries):
+    """Other values of a JSON file's entries."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -313,7 +324,7 @@ def test_damage(recipe, cached, case, monkeypatch, capsys):
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.count("error: ") == 1 and re.search(said, error), error
-    if case != "facts":
+    if case not in ("facts", "no rest"):
         distill.cache(recipe, out="logits", top_k=8, console=QUIET)
         cache = LogitCache(cached, "x")
         assert cache.count == 24 and cache.known(_windows(cached)).rest.shape == (24, 32)
