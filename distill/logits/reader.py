@@ -53,7 +53,7 @@ class LogitCache:
         sizes = [len(windows) for windows in shards]
         places = np.concatenate([np.zeros(0, np.int64), *shards])
         self._places, first = np.unique(places, return_index=True)
-        self._shard_of = np.repeat(np.arange(len(sizes)), sizes)[first]
+        self._shard_of = np.repeat(np.arange(len(sizes)), np.array(sizes, np.int64))[first]
         self._row_of = np.concatenate([np.zeros(0, np.int64), *map(np.arange, sizes)])[first]
         self.count = len(first)
 

@@ -126,7 +126,7 @@ class Windows:
             tokens[1:],
             (document[1:] == document[:-1]).astype(np.float32),
             self._labels[document[:-1]].astype(np.int64),
-            np.int64(place),
+            np.array(place),
         )
 
     def places(self, first: int, count: int) -> np.ndarray:
