@@ -55,8 +55,6 @@ def _parts(stage: Stage) -> list[nn.Module]:
     """The modules that are compiled: whole layers where the student runs whole, else the teacher's without attentions."""
     teacher, student = stage.running, stage.student
     layers = [] if teacher is None else list(teacher.model.get_submodule(teacher.family.layers))
-    teacher, student = stage.running, stage.student
-    layers = [] if teacher is None else list(teacher.model.get_submodule(teacher.family.layers))
     if stage.whole_student:
         return layers + list(student.get_submodule(student.place.layers))
     return [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]
