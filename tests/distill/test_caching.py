@@ -300,7 +300,7 @@ DAMAGE = {
         "cache.json is damaged .top_k is 320 of a vocabulary of 320",
     ),
     "far": (
-        lambda place: change(place / "shard-00001.json", windows=[2**62]),
+        lambda place: change(place / "shard-00001.json", windows=[10**17]),
         "has 21 of the 24 windows that this stage reads",
     ),
     "no json": (lambda place: (place / "shard-00001.json").write_text("]"), "shard-00001.json is damaged"),
