@@ -1,7 +1,7 @@
 """Turn pretrained Transformers into state-space hybrids by distillation.
 
 The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.prepare(recipe)`,
-`distill.run(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`,
+`distill.run(recipe)`, `distill.cache(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`,
 `distill.export(run, out=folder)`, `distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the
 shipped recipes `distill.recipes()`, `distill.recipe_text(name)`, `distill.copy_recipe(name)`.
 """
@@ -21,6 +21,7 @@ from distill.api import (
     select,
 )
 from distill.api_text import prepare
+from distill.beforehand import cache
 from distill.errors import Interrupted, UserError
 from distill.version import __version__
 
@@ -29,6 +30,7 @@ __all__ = [
     "UserError",
     "__version__",
     "bench",
+    "cache",
     "copy_recipe",
     "doctor",
     "evaluate",

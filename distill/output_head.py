@@ -33,6 +33,15 @@ def head_of(model: nn.Module) -> Head:
     return Head(None, None, scale, softcap, call)
 
 
+def trimmed(head: Head, vocabulary: int) -> Head:
+    """The head of the first entries of a vocabulary alone: behind those that tokenizers know, models have rows that pad."""
+    if head.call is not None:
+        return head._replace(call=lambda hidden, call=head.call: call(hidden)[..., :vocabulary])
+    if head.weight.shape[0] == vocabulary:
+        return head
+    return head._replace(weight=head.weight[:vocabulary], bias=None if head.bias is None else head.bias[:vocabulary])
+
+
 def wide_head(model: nn.Module) -> Head:
     """The head in float32, or wider where it is: a copy where it was narrower. One that is called stays as it is, and is
     called with float32 where it takes that."""

@@ -25,10 +25,11 @@ from distill.runs.session import Session
 from distill.selection.checking import selection_options
 from distill.selection.options import described
 from distill.selection.resolution import TRAINING, cost_of
-from distill.stages import stages_of
+from distill.stages import StageEntry, stages_of
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
 from distill.training.shares import share
+from distill.training.teaching import other_teacher
 from students.config import KEEP, Layout, Place
 from students.state_size import limit, state_bytes, weight_bytes
 from teachers.checks import loading
@@ -106,7 +107,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None) -> Plan:
         kind, options = entry.kind, entry.options
         key = entry.name if entry.name not in tokens else f"{entry.name} ({entry.index})"
         trained[key], tokens[key] = kind.count(student, options), options.tokens
-        teaching = sizes["teacher"] if kind.needs_teacher else 0
+        teaching = sizes["teacher"] if entry.runs_teacher else _other(recipe, entry)
         flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
     kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
@@ -254,6 +255,15 @@ def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
         return family, model
     except ValueError as error:
         raise UserError(f"teacher: {error}") from error
+
+
+def _other(recipe: Recipe, entry: StageEntry) -> int:
+    """Parameters of the teacher that a stage runs in place of the recipe's; 0 where it runs none."""
+    source = entry.source
+    if source is None or source.teacher is None or source.offline is not None:
+        return 0
+    other = other_teacher(recipe, source.teacher)
+    return _parameters(_skeleton(other, teacher_config(other))[1])
 
 
 def _exports(layout: Layout, family: str) -> str:

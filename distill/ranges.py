@@ -106,6 +106,7 @@ SHARE = Range(0, 1)
 PROCESSES = whole(1, 65_536)  # that share a run
 MINUTES = Range(0, 1e6, above=True)  # that a run may be given
 NEW_TOKENS = whole(1, LONGEST)
+TOP_K = whole(1, 2**20)  # likeliest tokens of a distribution that are kept
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time
 TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
 PROCESSES = whole(1, 1024)  # that prepare text

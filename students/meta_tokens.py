@@ -57,6 +57,7 @@ class MetaTokens(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(count, width))
         self.origin = -count if before_zero else 0  # the first one's position
+        self.columns: Int[Tensor, "b t"] | None = None  # where the text's tokens stand, while a call runs that has them
 
     def forward(self) -> Float[Tensor, "count d"]:
         """The embeddings: called, so that whatever holds them elsewhere (offloading) brings them."""
@@ -102,9 +103,11 @@ class MetaTokens(nn.Module):
             if cache is not None:
                 cache.first = first
         hook = body.register_forward_hook(lambda *call: _text_alone(call[-1], columns, inputs.cache, cache))
+        self.columns = columns
         try:
             yield inputs
         finally:
+            self.columns = None
             hook.remove()
 
     def _in_front(self, inputs: Inputs, seats: "Seats", embed: nn.Module) -> Inputs:

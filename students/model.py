@@ -161,6 +161,11 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs, own_call():
             return self.base_model(**self._arguments(inputs, cache is not None)).last_hidden_state
 
+    @property
+    def text_columns(self) -> Int[Tensor, "b t"] | None:
+        """Where the text's tokens stand in layers' states while `hidden` runs; None where nothing else stands there."""
+        return None if self.meta_tokens is None else self.meta_tokens.columns
+
     def next_logits(
         self, token: Int[Tensor, "b 1"], positions: Int[Tensor, "b 1"], mask: Tensor | dict[str, Tensor], cache: Cache
     ) -> Float[Tensor, "b v"]:

@@ -26,15 +26,15 @@ FORBIDDEN = {
 FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
-    ("api_text",),
-    ("benchmarks", "diagnosis", "generation", "launching", "planning"),
+    ("api_text", "beforehand"),
+    ("benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("reports", "recipe_file"),
     ("selection",),
     ("evaluation", "exporters"),
     ("runs",),
     ("stages",),
-    ("loading", "text"),
+    ("loading", "logits", "text"),
     ("teacher_type",),
     ("build", "output_head", "packed_attention", "recipe", "shipped"),
     ("disk", "generation_config", "memory", "mixed_types", "chat", "schema", "strict_json", "yaml_file"),

@@ -15,6 +15,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from distill.benchmarks.check import relative_error
+from distill.benchmarks.targets import learn, without
 from distill.build import build
 from distill.loading import teacher_config
 from distill.recipe import Recipe
@@ -115,18 +116,20 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     stage = entry.make(teacher, student)
     text = RandomText(entry.seq_len(recipe.data), teacher.config.vocab_size)
     batch, micro = entry.batch(recipe.data), entry.micro_batch(recipe.data)
+    learn(recipe, entry, stage, teacher, lambda other: random_teacher(teacher_config(other), accelerator.device))
     stage.prepare()
     with accelerator.autocast():
         stage.begin(lambda tokens: iter([text.batch(0, micro).to(accelerator.device)]))
     trainer = Trainer(stage, accelerator, text, 0, batch, micro)
-    for step in range(WARM):
-        trainer.step(step)
-    if accelerator.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    reports = [trainer.step(WARM + step) for step in range(TIMED)]
-    found = _summary(reports, batch, micro)
-    if profile:
-        found["profile"] = list(_profile(trainer))
+    with without(entry, teacher, student):
+        for step in range(WARM):
+            trainer.step(step)
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        reports = [trainer.step(WARM + step) for step in range(TIMED)]
+        found = _summary(reports, batch, micro)
+        if profile:
+            found["profile"] = list(_profile(trainer))
     return found
 
 

@@ -11,7 +11,7 @@ from distill import processes
 from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, PROCESSES, TEMPERATURE
+from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, PROCESSES, TEMPERATURE, TOP_K
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -19,7 +19,7 @@ RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
 
 def add_to(app: typer.Typer) -> None:
     """Put every verb on the command line, in the order of `--help`."""
-    for verb in (plan, prepare, run, select):
+    for verb in (plan, prepare, run, cache, select):
         app.command()(verb)
     app.command("eval")(evaluate)
     for verb in (report, export, generate, doctor):
@@ -87,6 +87,26 @@ def run(
     quiet_libraries()
     several = {"gpus": gpus, "processes": processes}
     distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after, **several)
+
+
+def cache(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder; the stage's offline_logits, else one in the cache, by default.", metavar="FOLDER"),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option(help="Likeliest tokens that are kept of each distribution.", callback=TOP_K.option("--top-k"))
+    ] = 128,
+    stage: Annotated[str | None, typer.Option(help="Which of several such stages, by its number.", metavar="NUMBER")] = None,
+    stop_after: Annotated[
+        float | None, typer.Option(help="Stop after so many minutes.", callback=MINUTES.option("--stop-after"))
+    ] = None,
+) -> None:
+    """Write a teacher's likeliest tokens down, for a training without it, or go on where that stopped."""
+    quiet_libraries()
+    say(distill.cache(recipe, overrides=overrides or [], out=out, top_k=top_k, stage=stage, stop_after=stop_after))
 
 
 def select(

@@ -39,7 +39,7 @@ def matrices(session: Session, student) -> dict[str, np.ndarray]:
     A head's terms are scaled to fit its attention matrix best: the scale of an output stands outside the matrix.
     """
     batch = session.heldout_windows.batch(0, 1).to(session.teacher.device)
-    batch = type(batch)(**{name: tensor[:, :PICTURE_TOKENS] for name, tensor in vars(batch).items()})
+    batch = batch.shortened(PICTURE_TOKENS)
     layers = spread(student.layout.converted, PICTURE_LAYERS)
     found = {}
     for seen, context in observed(session.teacher, student, batch, layers, qkv=True):

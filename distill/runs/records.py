@@ -28,6 +28,7 @@ class Facts(Record):
     """run.json."""
 
     ended: dict[str, Part] = {}
+    taught: dict[str, str] = {}
 
     format: int = 1
     versions: dict[str, str] = {}

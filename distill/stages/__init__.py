@@ -11,6 +11,7 @@ from distill.errors import UserError, nearest
 from distill.recipe import Data, Recipe
 from distill.schema import explain
 from distill.stages.stage import Stage, StageOptions, Transfers
+from distill.stages.targets import Source
 from teachers.teacher import Teacher
 
 STAGES = {
@@ -40,6 +41,17 @@ class StageEntry:
     def make(self, teacher: Teacher, student: nn.Module, transfers: Transfers | None = None) -> Stage:
         """The stage, on the teacher's device. transfers: the weight-transfer record, for stages that add to it."""
         return self.kind(teacher, student, self.options, transfers).to(teacher.device)
+
+    @property
+    def source(self) -> Source | None:
+        """Where its next-token distributions come from; None of a stage that compares none."""
+        return self.kind.source(self.options)
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the run's teacher runs in its steps: not where logits are cached, or another one runs in its place."""
+        source = self.source
+        return self.kind.needs_teacher and not (source and (source.offline or source.teacher))
 
     def batch(self, data: Data) -> int:
         """Windows an optimizer step: the stage's own number, else the recipe's."""

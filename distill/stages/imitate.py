@@ -6,7 +6,7 @@ join the text here: the stages before show each mixer the teacher's own inputs, 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,11 +18,13 @@ from distill.output_head import head_of, wide_head, wide_logits
 from distill.ranges import SHARE, Range, whole
 from distill.schema import Schema
 from distill.stages import adapters
+from distill.stages.layer_states import recorded
 from distill.stages.masters import is_own, make_masters
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
+from distill.stages.targets import Online, Source, Targets, relative_error
 from distill.text.windows import Batch, Calibration
-from students.kernels.linear_kl import linear_kl
+from teachers.teacher import Teacher
 
 NORMS = ("norm", "layernorm", "ln_")
 
@@ -47,17 +49,20 @@ class Imitate(Stage):
     probed = True
 
     class Options(TrainingOptions):
-        """divergence, temperature: of teacher and student. ce: share of plain cross-entropy. hidden: weight of the relative
-        squared error of the last hidden state. scale: of the whole loss, a mean over tokens; where somebody's is a sum,
-        `clip` and AdamW's epsilon are meant for that. train: what learns beside the mixers. lora: adapters, where train is
-        "lora". activation_checkpointing: recompute layers in the backward pass, for memory."""
-
-        reserved: ClassVar[frozenset[str]] = frozenset({"teacher", "offline_logits"})
+        """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
+        folder of `distill cache`, in place of a teacher. ce: share of plain cross-entropy. hidden: weight of the relative
+        squared error of the last hidden state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a
+        mean over tokens; where somebody's is a sum, `clip` and AdamW's epsilon are meant for that. train: what learns beside
+        the mixers. lora: adapters, where train is "lora". activation_checkpointing: recompute layers in the backward pass,
+        for memory."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+        teacher: Annotated[str, Field(min_length=1)] | None = None
+        offline_logits: Annotated[str, Field(min_length=1)] | None = None
         ce: Annotated[float, SHARE] = 0.0
         hidden: Annotated[float, Range(0, 1e6)] = 0.0
+        hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
         train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
         lora: Lora = Lora()
@@ -69,8 +74,29 @@ class Imitate(Stage):
                 raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
             return self
 
+        @model_validator(mode="after")
+        def _targets_fit(self):
+            if self.offline_logits is not None and self.divergence != "forward_kl":
+                raise ValueError(
+                    f"divergence is {self.divergence!r}, and offline_logits hold a teacher's likeliest tokens alone, which "
+                    "give a bound of the forward KL and of no other; set divergence: forward_kl, or leave offline_logits out"
+                )
+            if self.offline_logits is not None and self.hidden:
+                raise ValueError(
+                    f"hidden is {self.hidden}, and offline_logits hold no hidden states; set hidden: 0, or leave "
+                    "offline_logits out"
+                )
+            if self.hidden_layers and not self.hidden:
+                raise ValueError(
+                    f"hidden_layers is {self.hidden_layers}, but hidden, their weight, is 0; give hidden a weight"
+                )
+            if len(set(self.hidden_layers)) != len(self.hidden_layers):
+                raise ValueError(f"hidden_layers is {self.hidden_layers}, which names a layer twice")
+            return self
+
     def __init__(self, teacher, student, options: "Imitate.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)
+        self.targets: Targets = Online(teacher)
         self._targets: list[str] = []  # linear layers with adapters, also after these are merged
 
     def prepare(self) -> None:
@@ -82,34 +108,40 @@ class Imitate(Stage):
         if self.options.activation_checkpointing:
             recompute_layers(student, {"use_reentrant": False})
 
+    @classmethod
+    def source(cls, options: "Imitate.Options") -> Source:
+        layers = tuple(options.hidden_layers)
+        return Source(options.temperature, options.teacher, options.offline_logits, options.hidden > 0, layers)
+
+    @property
+    def running(self) -> Teacher | None:
+        return self.targets.teacher
+
+    def learn_from(self, targets: Targets) -> None:
+        self.targets = targets
+
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-        options = self.options
-        teacher_hidden = self.teacher.hidden(batch.ids, batch.positions)
-        hidden = self.student.hidden(batch.ids, batch.documents)
-        loss = linear_kl(
-            hidden.flatten(0, 1),
-            head_of(self.student),
-            teacher_hidden.flatten(0, 1).to(hidden.dtype),
-            head_of(self.teacher.model),
-            batch.weights.flatten(),
-            batch.targets.flatten() if options.ce else None,
-            divergence=options.divergence,
-            temperature=options.temperature,
-            ce_weight=options.ce,
-        )
+        options, student = self.options, self.student
+        seen = self.targets.see(batch, options.hidden_layers)
+        layers = student.get_submodule(student.place.layers)
+        with recorded({layer: layers[layer] for layer in options.hidden_layers}, lambda: student.text_columns) as states:
+            hidden = student.hidden(batch.ids, batch.documents)
+        loss = self.targets.divergence(hidden, head_of(student), seen, batch, options)
         if options.hidden:
-            wanted = teacher_hidden.float()
-            error = (hidden.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
-            loss = loss + options.hidden * (error * batch.weights).sum() / batch.weights.sum()
+            ours, theirs = [hidden], [seen.last]
+            for layer in options.hidden_layers:
+                ours.append(states[layer])
+                theirs.append(seen.layers[layer])
+            loss = loss + options.hidden * relative_error(ours, theirs, batch.weights)
         yield "loss", options.scale * loss
 
     @torch.no_grad()
     def blame(self, batch: Batch) -> str | None:
-        teacher, student = self.teacher, self.student
-        runs = {
-            "teacher": (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions)),
-            "student": (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents)),
-        }
+        teacher, student = self.targets.teacher, self.student
+        runs = {"student": (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents))}
+        if teacher is not None:
+            theirs = (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions))
+            runs = {"teacher": theirs} | runs
         for whose, (model, layers, forward) in runs.items():
             if found := first_nonfinite(model, forward, layers):
                 return told(whose, found, model)
@@ -121,7 +153,14 @@ class Imitate(Stage):
     def size(self, batch: Batch) -> float:
         return batch.weights.sum().item()
 
+    def describe(self, loss: float) -> dict[str, float]:
+        options = self.options
+        if options.offline_logits is None or options.ce:
+            return {}
+        return {"kl_lower_bound": loss / options.scale / options.temperature**2}
+
     def finish(self, calibration: Calibration) -> None:
+        self.targets = Online(self.teacher)  # nothing else holds another teacher
         if self.options.activation_checkpointing:
             keep_layers(self.student)
         if self.options.train == "lora" and self.options.lora.save == "merged":
@@ -139,6 +178,9 @@ class Imitate(Stage):
 
     @classmethod
     def check(cls, student: nn.Module, options: "Imitate.Options", last: bool) -> None:
+        count = len(student.layout.pattern)
+        if beyond := [layer for layer in options.hidden_layers if layer >= count]:
+            raise ValueError(f"hidden_layers names layer {beyond[0]}, and the model has the layers 0 to {count - 1}")
         if options.train == "lora":
             adapters.check_rank(adapters.targets(student, options.lora.targets), options.lora.rank)
             if options.lora.save == "adapters" and not last:

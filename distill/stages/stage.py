@@ -13,6 +13,7 @@ from distill.ranges import SHARE, Range
 from distill.recipe import Batch as BatchSize
 from distill.recipe import Length, TextSource
 from distill.schema import Count, Schema
+from distill.stages.targets import Source, Targets
 from distill.text.windows import Batch, Calibration
 from students.mixers.mixer import Context
 from students.mixers.sharing import SharedKeys
@@ -137,6 +138,11 @@ class Stage(nn.Module):
         return self._hidden[0]
 
     @property
+    def running(self) -> Teacher | None:
+        """The model that its steps run beside the student: the teacher, another one, or None where they run none."""
+        return self.teacher if self.needs_teacher else None
+
+    @property
     def student(self) -> nn.Module:
         """The student."""
         return self._hidden[1]
@@ -145,6 +151,15 @@ class Stage(nn.Module):
     def probe_options(cls) -> StageOptions:
         """Options for measuring its losses on the probe batch, whatever a recipe says; only where `probed`."""
         return cls.Options(tokens=1, lr=1.0)
+
+    @classmethod
+    def source(cls, options: StageOptions) -> Source | None:
+        """Where its next-token distributions come from; None of a stage that compares none."""
+        return None
+
+    def learn_from(self, targets: Targets) -> None:
+        """Take what `source` asks for, before `prepare`; only where that is another teacher or a cache."""
+        raise NotImplementedError
 
     def prepare(self) -> None:
         """Change what trains, before a checkpoint's weights are loaded (adapters, own copies); runs again on resume."""

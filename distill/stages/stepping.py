@@ -27,9 +27,10 @@ class Stepping:
     """
 
     def __init__(self, stage: Stage, narrow: bool, compiled: bool | None = None) -> None:
-        self._teacher, self._student = stage.teacher, stage.student
-        cuda = self._teacher.device.type == "cuda"
-        self._packs = cuda and narrow and kernels.chosen() != "reference" and serves(self._teacher)
+        models = [stage.teacher, *([] if stage.running is None or stage.running is stage.teacher else [stage.running])]
+        self._configs = [stage.student.config, *(model.config for model in models)]
+        cuda = stage.teacher.device.type == "cuda"
+        self._packs = cuda and narrow and kernels.chosen() != "reference" and all(map(serves, models))
         self._compiled: dict[nn.Module, Callable] = {}
         if cuda if compiled is None else compiled:
             for package in (
@@ -43,7 +44,7 @@ class Stepping:
     def __call__(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self._packs:
-                stack.enter_context(packed_attention(self._teacher.config, self._student.config))
+                stack.enter_context(packed_attention(*self._configs))
             if self._compiled:
                 stack.enter_context(compiling())
                 stack.enter_context(_replaced(self._compiled))
@@ -52,8 +53,8 @@ class Stepping:
 
 def _parts(stage: Stage) -> list[nn.Module]:
     """The modules that are compiled: whole layers where the student runs whole, else the teacher's without attentions."""
-    teacher, student = stage.teacher, stage.student
-    layers = list(teacher.model.get_submodule(teacher.family.layers))
+    teacher, student = stage.running, stage.student
+    layers = [] if teacher is None else list(teacher.model.get_submodule(teacher.family.layers))
     if stage.whole_student:
         return layers + list(student.get_submodule(student.place.layers))
     return [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]

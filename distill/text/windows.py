@@ -3,7 +3,7 @@
 b batch    t time
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -24,7 +24,8 @@ class Batch:
     """Packed windows.
 
     documents: 0, 1, 2 ... within each window; positions start again with each. targets: the next token. weights: 1 where
-    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text.
+    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text. windows: each
+    window's place in the text, the same in every epoch, on the CPU; None where nothing counts them.
     """
 
     ids: Int[Tensor, "b t"]
@@ -33,6 +34,7 @@ class Batch:
     targets: Int[Tensor, "b t"]
     weights: Float[Tensor, "b t"]
     labels: Int[Tensor, "b t"]
+    windows: Int[Tensor, " b"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -41,11 +43,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if name != "windows"}
+        return Batch(**moved, windows=self.windows)
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the windows."""
-        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items() if tensor is not None})
+
+    def shortened(self, time: int) -> "Batch":
+        """The first tokens of each window, which is none of those that are counted any more."""
+        return Batch(**{name: tensor[:, :time] for name, tensor in vars(self).items() if name != "windows"})
 
 
 Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from a stage's own first window on
@@ -90,6 +97,7 @@ class Windows:
         self.prepared = load(folder)
         self.meta = self.prepared.meta
         self._counts = np.asarray([(shard.counts.tokens - 1) // seq_len for shard in self.prepared.shards])
+        self._firsts = np.cumsum(self._counts) - self._counts  # windows of the shards before each
         self.count = int(self._counts.sum())
         self._shards: tuple[int, np.ndarray, np.ndarray] | None = None  # epoch, order, windows before each
         self._windows: tuple[tuple[int, int], np.ndarray] | None = None  # epoch and shard, order
@@ -107,15 +115,25 @@ class Windows:
         windows = [self._window(k) for k in range(first, first + count)]
         return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
 
+    def at(self, places: Sequence[int] | np.ndarray) -> Batch:
+        """The windows at some places in the text, as `places` and a batch's `windows` name them."""
+        windows = [self._at(int(place)) for place in places]
+        return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
+
     def _window(self, k: int) -> tuple[np.ndarray, ...]:
         epoch, index = divmod(k, self.count)
         shards, before = self._shard_order(epoch)
         place = int(np.searchsorted(before, index, side="right")) - 1
         number = int(shards[place])
-        return self._cut(number, int(self._window_order(epoch, number)[index - before[place]]) * self.seq_len)
+        return self._at(int(self._firsts[number] + self._window_order(epoch, number)[index - before[place]]))
+
+    def _at(self, place: int) -> tuple[np.ndarray, ...]:
+        """The window at a place in the text: windows are counted over the shards, one after the other."""
+        number = int(np.searchsorted(self._firsts, place, side="right")) - 1
+        return *self._cut(number, (place - int(self._firsts[number])) * self.seq_len), np.array(place)
 
     def _cut(self, number: int, start: int) -> tuple[np.ndarray, ...]:
-        """The window of a shard that begins at one of its tokens."""
+        """The tokens of a shard from one on: a window's ids, documents, positions, targets, weights and labels."""
         shard = self.prepared.shards[number]
         places = np.arange(start, start + self.seq_len + 1)
         document = np.searchsorted(shard.starts, places, side="right") - 1
@@ -129,6 +147,23 @@ class Windows:
             (document[1:] == document[:-1]).astype(np.float32),
             shard.labels[document[:-1]].astype(np.int64),
         )
+
+    def places(self, first: int, count: int) -> np.ndarray:
+        """The places in the text of windows first .. first + count - 1, each once, in the order in which they come first."""
+        found, seen = [], np.zeros(self.count, bool)
+        while count and not seen.all():
+            epoch, index = divmod(first, self.count)
+            taken = min(count, self.count - index)
+            order = self._order(epoch)[index : index + taken]
+            found.append(order[~seen[order]])
+            seen[order] = True
+            first, count = first + taken, count - taken
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The places of an epoch's windows."""
+        shards, _ = self._shard_order(epoch)
+        return np.concatenate([self._firsts[number] + self._window_order(epoch, int(number)) for number in shards])
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards in the order of an epoch, and how many windows come before those of each."""

@@ -25,6 +25,8 @@ from distill.stages import check_student, stages_of
 from distill.stages.texts import own_sources
 from distill.text.files import files_of
 from distill.training import trackers
+from distill.training.caches import check_caches
+from distill.training.teaching import check_other_teachers, check_teaching
 from distill.training.twin import check_twin
 from students.config import Layout
 from teachers.int8 import check_installed
@@ -66,6 +68,7 @@ def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) ->
             for index, source in enumerate(sources):
                 files_of(source, f"{where}.{index}")
         trackers.check(recipe)
+        check_caches(recipe)
         check_shared(recipe, world or processes.count())
 
 
@@ -115,6 +118,7 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
     student = empty(teacher, layout)
     _check_windows(given, teacher)
     check_student(recipe, student, recipe.name)
+    check_other_teachers(recipe, teacher)
     check_exports(recipe, layout, teacher.config.model_type)
     check_twin(recipe, layout, teacher)
     return Fit(recipe, layout, student)
@@ -162,6 +166,7 @@ def check_session(session: Session) -> Fit:
     """
     fit = check_fit(session.recipe, session.teacher)
     check_memory(session.recipe, fit, session.teacher.device)
+    check_teaching(session, fit.student)
     if session.recipe.selects:
         session.check_selection_text()
     return fit

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from accelerate.utils import broadcast
@@ -27,10 +27,12 @@ from distill.stages.probe import finite
 from distill.stages.stage import Stage
 from distill.text.heldout import Heldout
 from distill.training import trackers
+from distill.training.caches import Reading
 from distill.training.positions import Positions
 from distill.training.saves import Saves
 from distill.training.shares import sharded
 from distill.training.stage_run import StageRun
+from distill.training.teaching import teach
 from distill.training.trainer import NonFinite, Trainer
 
 
@@ -58,7 +60,7 @@ class Pipeline:
             UserError: the run belongs to another teacher or text, or its checkpoint did not come back whole.
         """
         for this in self._stage_runs():
-            with self._going(this), self._progress(this) as progress:
+            with self._going(this), self._progress(this) as progress, self._only_needed(this):
                 for step in range(this.step, this.steps):
                     report = this.trainer.step(step)
                     self._log(this, report, progress)
@@ -91,6 +93,8 @@ class Pipeline:
         data, text = self.recipe.data, self.session.windows_of(entry)
         began = time.monotonic() - (state.seconds if state else 0.0)
         stage = entry.make(self.teacher, self.student, self.transfers)
+        reading = Reading.of(self.recipe, entry, self.student, text, window)
+        teach(self.session, self.folder, stage, reading, resumed=state is not None)
         stage.prepare()
         if state is None:
             with self.accelerator.autocast():
@@ -122,6 +126,10 @@ class Pipeline:
             raise self._went_wrong(name, error) from error
         except Interrupted as reason:
             raise Interrupted(f"{reason} in stage {name}. {self.saves.where_to_go_on()}") from reason
+
+    def _only_needed(self, this: StageRun) -> AbstractContextManager[None]:
+        """Keep the teacher off the device where a stage's steps do not run it."""
+        return nullcontext() if this.entry.runs_teacher else self.saves.aside.away(self.student)
 
     def _went_wrong(self, name: str, error: UserError) -> NonFinite:
         """What to say of numbers that are not finite, and keep in the folder: going on would come to them again."""

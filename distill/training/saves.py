@@ -19,6 +19,7 @@ from distill.runs.run_dir import FORMAT, RunDir, versions
 from distill.runs.session import Session
 from distill.stages.probe import differs, finite, probe
 from distill.stages.stage import Stage
+from distill.training.aside import Aside
 from distill.training.sharding import Sharding
 from distill.training.stage_run import StageRun
 from distill.training.trainer import Trainer
@@ -39,6 +40,7 @@ class Saves:
         self.student, self.console = student, console
         self.teacher, self.accelerator = session.teacher, session.accelerator
         self.changed: set[str] = set()
+        self.aside = Aside(self.teacher)
         self._probe_batch = session.probe_batch()
         self._last = time.monotonic()
         self._types = f"teacher {types_of(self.teacher)}, products {self.accelerator.mixed_precision}"
@@ -206,7 +208,7 @@ class Saves:
 
     def measure_probe(self, sharding: Sharding | None = None) -> dict[str, float]:
         """The probe batch's losses now. sharding: of a student that is divided; all processes measure it together."""
-        with sharding.gathered() if sharding else nullcontext(), self.accelerator.autocast():
+        with sharding.gathered() if sharding else nullcontext(), self.accelerator.autocast(), self.aside.back():
             return probe(self.teacher, self.student, self._probe_batch)
 
     def _newest(self) -> RunState | None:

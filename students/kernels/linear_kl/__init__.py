@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from students.kernels import Deferred, compute_type, pick
 from students.kernels.linear_kl.reference import DIVERGENCES, called_kl, check_vocabularies
 from students.kernels.linear_kl.reference import linear_kl as reference_kl
+from students.kernels.linear_kl.sparse import sparse_kl
 from students.shapes import Float, Int
 
-__all__ = ["DIVERGENCES", "Head", "linear_kl"]
+__all__ = ["DIVERGENCES", "Head", "linear_kl", "sparse_kl"]
 
 IMPLEMENTATIONS = {"reference": reference_kl, "triton": Deferred("students.kernels.linear_kl.kernel", "linear_kl")}
 # Types compared with float64 on a GPU. Not float16: at the size of a vocabulary most gradients of logits are below it.

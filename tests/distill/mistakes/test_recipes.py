@@ -18,7 +18,18 @@ KEYS = [
     ("plan", ["export=[portabel]"], ["export: there is no target 'portabel'", "did you mean 'portable'"]),
     ("run", ["trackers=[wandbb]"], ["trackers: there is no tracker 'wandbb'", "did you mean 'wandb'"]),
     ("run", ["teacher_4bit=true"], ["teacher_4bit is now teacher_dtype: int8"]),
-    ("plan", ["stages.imitate.teacher=x"], ["stages.imitate.teacher is not built yet"]),
+    (
+        "plan",
+        ["stages.imitate.offline_logits=x"],
+        ["stages.imitate.offline_logits is x", "no cache of logits", "distill cache"],
+    ),
+    (
+        "run",
+        ["stages.imitate.teacher=./gone"],
+        ["stages.imitate.teacher: teacher './gone' is no folder here", "give a hub id"],
+    ),
+    ("cache", ["--top-k", "0"], ["--top-k is 0", "a whole number from 1"]),
+    ("cache", ["--stage", "9"], ["--stage is 9", "that can be cached are"]),
 ]
 TYPES = [
     ("plan", ["data.batch=four"], ["data.batch is 'four'", "valid integer"]),

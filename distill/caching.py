@@ -1,0 +1,248 @@
+"""`distill cache`: one pass of a teacher over the windows that a stage will read, its likeliest tokens written down.
+
+Several processes (torchrun, accelerate launch) take one shard after another, each its share.
+"""
+
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import nn
+
+from distill.build import empty
+from distill.console import new_console
+from distill.errors import Interrupted, UserError, printable
+from distill.evaluation.baselines import twin_layout
+from distill.logits.facts import Facts
+from distill.logits.reader import LogitCache
+from distill.logits.writer import LogitWriter
+from distill.memory import enough_memory, or_cpu
+from distill.output_head import trimmed, wide_head, wide_logits
+from distill.reading import size_of
+from distill.recipe import Recipe
+from distill.runs.progress import PLAIN_SECONDS
+from distill.runs.run_dir import alone
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.stages import StageEntry, stages_of
+from distill.stages.texts import text_of
+from distill.text.windows import Batch, Windows
+from distill.training.aside import Aside
+from distill.training.caches import facts_for, folder_of, key_of, readings, without_caches
+from distill.training.checks import check_fit, check_here, check_session
+from distill.training.teaching import load_other
+from distill.training.twin import twin_recipe
+from teachers.cache import cache_folder
+from teachers.teacher import Teacher
+
+TOKENS = {"cpu": 2048, "cuda": 16_384}  # that the teacher reads at a time
+CHUNK = 1024  # tokens whose logits exist at a time
+LOWEST = -60_000.0  # near the lowest number that float16 holds
+
+
+def write_cache(
+    recipe: Recipe,
+    *,
+    out: str | Path | None,
+    top_k: int,
+    stage: str | None,
+    stopper: Stopper,
+    console: Console | None,
+) -> Path:
+    """Cache a teacher's logits; see `distill.cache`."""
+    chosen = stages_to_cache(recipe, stage)
+    entry, offline = chosen[0], chosen[0].source.offline
+    target = Path(out).expanduser() if out is not None else None if offline is None else folder_of(entry)
+    plain = without_caches(recipe)
+    check_here(plain)
+    console = console or new_console(stderr=True)
+    with console.status("loading the teacher and preparing the text"):
+        session = Session.open(plain)
+    check_session(session)
+    main = session.accelerator.is_main_process
+    console = console if main else Console(quiet=True)
+    windows, places = windows_of(session, {one.index for one in chosen})
+    with _teacher_of(session, entry) as teacher:
+        facts = facts_for(session, windows, teacher, entry.source.temperature, top_k)
+        if top_k >= facts.vocabulary:
+            raise UserError(f"--top-k is {top_k}, and the vocabulary has {facts.vocabulary}; keep fewer than all of it")
+        folder = target or cache_folder() / "logits" / facts.key[:16]
+        option = "--out" if out is not None or offline is None else f"{key_of(recipe, entry)}.offline_logits"
+        with alone(folder) if main else nullcontext():
+            _fill(session, teacher, LogitWriter(folder, facts), windows, places, option, stopper, console)
+    return folder
+
+
+def stages_to_cache(recipe: Recipe, stage: str | None) -> list[StageEntry]:
+    """The stages that compare next-token distributions, or the named one; all of one teacher, temperature and folder.
+
+    Raises:
+        UserError: there is none, or they have different ones and none is named.
+    """
+    known = [entry for entry in stages_of(recipe) if entry.source is not None]
+    if not known:
+        raise UserError(f"{recipe.name}: none of the stages compares next-token distributions, so there is nothing to cache")
+    chosen = known if stage is None else [one for one in known if stage in (one.name, str(one.index))]
+    names = ", ".join(f"{one.index} ({one.name})" for one in known)
+    if not chosen:
+        raise UserError(f"--stage is {stage}, and the stages of {recipe.name} that can be cached are {names}")
+    of = {(one.source.teacher, one.source.temperature, one.source.offline, text_of(recipe, one).key) for one in chosen}
+    if len(of) > 1:
+        raise UserError(
+            f"{recipe.name}: the stages {names} have other teachers, temperatures, folders or texts than each other; "
+            "name one with --stage, by its number"
+        )
+    return chosen
+
+
+def windows_of(session: Session, stages: set[int]) -> tuple[Windows, np.ndarray]:
+    """The text of some stages of a run that read the same one, and the places in it of all windows that they and those of
+    its twin read, each once."""
+    recipe = session.recipe
+    fit = check_fit(recipe, session.teacher)
+    wanted = [reading for reading in readings(session, fit.student) if reading.entry.index in stages]
+    if recipe.twin:
+        twin = twin_recipe(fit.recipe, fit.layout)
+        student = empty(session.teacher, twin_layout(fit.layout))
+        names = {reading.entry.name for reading in wanted}
+        theirs = readings(session.with_recipe(twin), student)
+        wanted += [one for one in theirs if one.entry.name in names and one.windows is wanted[0].windows]
+    places = np.concatenate([reading.places() for reading in wanted])
+    return wanted[0].windows, places[np.sort(np.unique(places, return_index=True)[1])]
+
+
+@contextmanager
+def _teacher_of(session: Session, entry: StageEntry):
+    """The teacher to cache: the run's, or the stage's own, for which the run's makes room."""
+    own = session.teacher
+    if entry.source.teacher is None:
+        yield own
+        return
+    _ = own.fingerprint  # of the weights, while they are there
+    with Aside(own).away(nn.Identity()):
+        yield load_other(session, entry)
+
+
+def _fill(
+    session: Session,
+    teacher: Teacher,
+    writer: LogitWriter,
+    text: Windows,
+    places: np.ndarray,
+    option: str,
+    stopper: Stopper,
+    console: Console,
+) -> None:
+    """Write what is missing, a shard after the other."""
+    accelerator, facts = session.accelerator, writer.facts
+    said = f"{len(places):,} windows of {facts.seq_len} tokens, the {facts.top_k} likeliest of each: "
+    if accelerator.is_main_process:
+        left, complaints = writer.begin(places, option)
+        for complaint in complaints:
+            console.print(f"  {complaint}")
+        size = size_of(len(places) * facts.window_bytes)
+        console.print(
+            Text(printable(f"{said}{size} in {writer.folder}, {len(places) - len(left):,} are there")), soft_wrap=True
+        )
+    accelerator.wait_for_everyone()
+    left = LogitCache(writer.folder, option).missing(places)
+    shards = list(writer.shards(left))
+    accelerator.wait_for_everyone()  # all have seen what is left before anything is added
+    mine = shards[accelerator.process_index :: accelerator.num_processes]
+    progress = _Progress(console, sum(len(windows) for _, windows in mine), facts.seq_len)
+    lower = f"--top-k (now {facts.top_k}) or data.seq_len (now {facts.seq_len}){or_cpu(accelerator.device)}"
+    with progress.shown(), stopper.listening(), enough_memory("caching logits", lower):
+        distribution = _Distribution(session, teacher, facts)
+        for name, windows in mine:
+            writer.write(name, windows, _arrays(text, distribution, windows, facts, stopper, progress))
+    accelerator.wait_for_everyone()
+
+
+def _arrays(text, distribution, windows, facts, stopper, progress) -> dict[str, np.ndarray]:
+    """What a shard holds."""
+    shape = (len(windows), facts.seq_len, facts.top_k)
+    arrays = {
+        "ids": np.empty(shape, facts.ids),
+        "logs": np.empty(shape, np.float16),
+        "rest": np.empty(shape[:2], np.float16),
+    }
+    device = distribution.session.accelerator.device
+    size = max(1, TOKENS[device.type] // facts.seq_len)
+    for start in range(0, len(windows), size):
+        if (reason := stopper.due()) is not None:
+            raise Interrupted(f"{reason}. What is written stays, and the same command goes on behind it")
+        batch = text.at(windows[start : start + size]).to(device)
+        for name, values in distribution.of(batch).items():
+            arrays[name][start : start + size] = values
+        progress.add(len(batch.ids))
+    return arrays
+
+
+class _Distribution:
+    """A teacher's likeliest tokens. Its body runs in the run's precision, its head and softmax in float32."""
+
+    def __init__(self, session: Session, teacher: Teacher, facts: Facts) -> None:
+        self.session, self.teacher, self.facts = session, teacher, facts
+        self.head = wide_head(teacher.model)
+        self.head = trimmed(self.head, facts.vocabulary)
+
+    @torch.no_grad()
+    def of(self, batch: Batch) -> dict[str, np.ndarray]:
+        """ids, logs and rest of a batch's windows, as a shard holds them."""
+        with self.session.accelerator.autocast():
+            hidden = self.teacher.hidden(batch.ids, batch.positions)
+        parts: dict[str, list[np.ndarray]] = {"ids": [], "logs": [], "rest": []}
+        for states in hidden.flatten(0, 1).split(CHUNK):
+            logits = wide_logits(states, self.head) / self.facts.temperature
+            if not bool(logits.isfinite().all()):
+                raise UserError(f"the logits of {self.teacher.reference} are not finite; try precision=float32")
+            whole = logits.logsumexp(-1)
+            top, ids = logits.topk(self.facts.top_k)
+            rest = logits.scatter_(-1, ids, -torch.inf).logsumexp(-1)
+            parts["ids"].append(ids.cpu().numpy().astype(self.facts.ids))
+            parts["logs"].append((top - whole[:, None]).clamp_min(LOWEST).half().cpu().numpy())
+            parts["rest"].append((rest - whole).clamp_min(LOWEST).half().cpu().numpy())
+        shape = batch.ids.shape
+        return {name: np.concatenate(pieces).reshape(*shape, *pieces[0].shape[1:]) for name, pieces in parts.items()}
+
+
+class _Progress:
+    """How far caching is: a live line on a terminal, plain lines anywhere else."""
+
+    def __init__(self, console: Console, windows: int, seq_len: int) -> None:
+        self.console, self.windows, self.seq_len, self.done = console, windows, seq_len, 0
+        self._began = self._printed = time.monotonic()
+        self._bar = Progress(
+            TextColumn("  caching"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed}/{task.total} windows  {task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("caching", total=windows, speed="-")
+
+    def shown(self) -> Progress:
+        """Shows the line while a block runs."""
+        return self._bar
+
+    def add(self, windows: int) -> None:
+        """So many more are done."""
+        self.done += windows
+        now = time.monotonic()
+        seconds = max(now - self._began, 1e-9)
+        speed = self.done * self.seq_len / seconds
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=self.done, speed=f"{speed:,.0f}")
+        elif now - self._printed > PLAIN_SECONDS or self.done == self.windows:
+            self._printed = now
+            left = (self.windows - self.done) * seconds / self.done
+            self.console.print(f"  cached {self.done:,}/{self.windows:,} windows  {speed:,.0f} tokens/s  {left:.0f} s left")

@@ -1,0 +1,170 @@
+"""Caches of logits as the stages of a run ask for them: which windows, of what, and whether a folder is that."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from distill.errors import UserError
+from distill.logits.facts import WORDS, Facts, read_facts
+from distill.logits.reader import LogitCache
+from distill.recipe import Recipe
+from distill.runs.session import Session
+from distill.stages import StageEntry, stages_of
+from distill.stages.texts import text_of
+from distill.text.windows import Windows
+from distill.training.trainer import steps_of
+from teachers.fingerprint import difference
+from teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The windows of its training text that a stage reads: from `first` on, `count` of them, epochs counted through."""
+
+    entry: StageEntry
+    windows: Windows
+    first: int
+    count: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, entry: StageEntry, student: nn.Module, windows: Windows, first: int) -> "Reading":
+        """What a stage reads from a window on. student: its weights may be on the meta device."""
+        tokens, batch, length = entry.options.tokens, entry.batch(recipe.data), windows.seq_len
+        steps = entry.kind.trains and entry.kind.count(student, entry.options) > 0
+        return cls(entry, windows, first, steps_of(tokens, batch, length) * batch if steps else -(-tokens // length))
+
+    def places(self) -> np.ndarray:
+        """Their places in the text, each once, in the order in which they come first."""
+        return self.windows.places(self.first, self.count)
+
+
+def readings(session: Session, student: nn.Module) -> list[Reading]:
+    """What each stage of the session's recipe reads: of a text in windows of one length, one after the other."""
+    found, ends = [], {}
+    for entry in stages_of(session.recipe):
+        key, windows = text_of(session.recipe, entry).key, session.windows_of(entry)
+        found.append(Reading.of(session.recipe, entry, student, windows, ends.get(key, 0)))
+        ends[key] = found[-1].first + found[-1].count
+    return found
+
+
+def facts_for(session: Session, windows: Windows, teacher: Teacher, temperature: float, top_k: int) -> Facts:
+    """What a cache of a teacher's logits on some training text says of itself."""
+    recipe, own = session.recipe, session.teacher
+    return Facts(
+        reference=teacher.reference,
+        teacher=teacher.fingerprint,
+        tokenizer=own.fingerprint.rpartition("-")[2],
+        text=windows.meta.sha256,
+        seq_len=windows.seq_len,
+        seed=recipe.seed,
+        long_documents=recipe.data.long_documents,
+        temperature=temperature,
+        top_k=top_k,
+        vocabulary=vocabulary_of(own, teacher),
+    )
+
+
+def vocabulary_of(own: Teacher, other: Teacher) -> int:
+    """Entries that the distributions of two models are compared over: the rows that both heads have."""
+    return min(rows_of(own), rows_of(other))
+
+
+def rows_of(teacher: Teacher) -> int:
+    """How many logits a teacher's head gives."""
+    return getattr(teacher.model.get_output_embeddings(), "out_features", None) or teacher.config.vocab_size
+
+
+def folder_of(entry: StageEntry) -> Path:
+    """The folder that a stage's offline_logits names, from here."""
+    return Path(entry.source.offline).expanduser()
+
+
+def key_of(recipe: Recipe, entry: StageEntry) -> str:
+    """What overrides and messages call a stage."""
+    twice = sum(name == entry.name for stage in recipe.stages for name in stage) > 1
+    return f"stages.{entry.index if twice else entry.name}"
+
+
+def _where(recipe: Recipe, entry: StageEntry) -> str:
+    return f"{recipe.name}: {key_of(recipe, entry)}.offline_logits"
+
+
+def without_caches(recipe: Recipe) -> Recipe:
+    """The recipe with its teachers online: what makes a cache cannot ask for it."""
+    stages = [
+        {name: {key: value for key, value in options.items() if key != "offline_logits"} for name, options in stage.items()}
+        for stage in recipe.stages
+    ]
+    return recipe.model_copy(update={"stages": stages})
+
+
+def check_caches(recipe: Recipe) -> None:
+    """Refuse caches that are not there, or that by their own word are of another recipe: what needs no teacher and no text.
+
+    Raises:
+        UserError: naming the stage's key and both values.
+    """
+    for entry in stages_of(recipe):
+        if entry.source is None or entry.source.offline is None:
+            continue
+        where = _where(recipe, entry)
+        facts = read_facts(folder_of(entry), where)
+        wanted = facts.model_copy(
+            update={
+                "seed": recipe.seed,
+                "seq_len": text_of(recipe, entry).seq_len,
+                "long_documents": recipe.data.long_documents,
+                "temperature": entry.source.temperature,
+            }
+        )
+        _same(facts, wanted, folder_of(entry), where)
+        if entry.source.teacher is not None and entry.source.teacher != facts.reference:
+            raise UserError(
+                f"{where} is {folder_of(entry)}, which holds the logits of {facts.reference}, and teacher of this stage is "
+                f"{entry.source.teacher}; make a cache of that one with `distill cache`, or name this one as teacher"
+            )
+
+
+def open_cache(session: Session, reading: Reading) -> LogitCache:
+    """A stage's cache, once it is found to be of this run, and to have every window that the stage reads.
+
+    Raises:
+        UserError: it is not, naming the stage's key, what differs and the fix.
+    """
+    recipe, entry = session.recipe, reading.entry
+    where, own = _where(recipe, entry), session.teacher
+    cache = LogitCache(folder_of(entry), where)
+    facts = cache.facts
+    wanted = facts_for(session, reading.windows, own, entry.source.temperature, facts.top_k)
+    if entry.source.teacher is not None:  # its tokenizer was compared token by token when the cache was made
+        wanted = wanted.model_copy(update={"teacher": facts.teacher, "vocabulary": min(facts.vocabulary, wanted.vocabulary)})
+    _same(facts, wanted, cache.folder, where)
+    places = reading.places()
+    if len(missing := cache.missing(places)):
+        raise UserError(
+            f"{where} is {cache.folder}, which has {len(places) - len(missing):,} of the {len(places):,} windows that this "
+            f"stage reads; give `distill cache` of this recipe with --out {cache.folder}, which adds the others"
+        )
+    return cache
+
+
+def _same(known: Facts, wanted: Facts, folder: Path, where: str) -> None:
+    """Refuse a cache of something else."""
+    name = known.difference(wanted)
+    if name is None:
+        return
+    then, now = getattr(known, name), getattr(wanted, name)
+    if name == "teacher":
+        of = f"another teacher ({known.reference}; they differ in the {difference(then, now)})"
+        fix = ", or name that one as the stage's teacher"
+    elif name in ("tokenizer", "text"):
+        of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", ", or bring that one back"
+    else:
+        keys = {"seed": "seed", "seq_len": "data.seq_len", "long_documents": "data.long_documents"}
+        keys["temperature"] = f"{where.partition(': ')[2].rpartition('.')[0]}.temperature"
+        of = f"another run: {WORDS[name]} is {then} there, and {now} here"
+        fix = f", or set {keys[name]}={then}" if name in keys else ""
+    raise UserError(f"{where} is {folder}, a cache of {of}; make one of this run with `distill cache`{fix}")

@@ -1,0 +1,211 @@
+"""The divergence from a distribution of which only the likeliest tokens are known, and how much is left for all others.
+
+Known of a token's distribution p are k tokens with their probabilities, and the mass of the rest. The student's q is put
+into the same k + 1 buckets, and the loss is the KL of those. Merging tokens into a bucket never makes two distributions
+easier to tell apart (the data-processing inequality), so this is a lower bound of KL(p || q): equal to it where p and q
+agree on the shares within the rest, and blind to those shares otherwise.
+
+A chunk's logits live only while its gradients are taken, which is in the forward pass: the loss ends the graph.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from students.kernels.linear_kl.reference import CHUNK, logits_of
+from students.shapes import Float, Int
+
+BYTES = 2**29  # of the logits that exist at a time
+
+
+def sparse_kl(
+    hidden: Float[Tensor, "t d"],
+    head,
+    ids: Int[Tensor, "t k"],
+    logs: Float[Tensor, "t k"],
+    rest: Float[Tensor, " t"],
+    weights: Float[Tensor, " t"],
+    targets: Int[Tensor, " t"] | None = None,
+    *,
+    temperature: float = 1.0,
+    ce_weight: float = 0.0,
+    rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """sum_t weights_t ((1 - ce_weight) T^2 KL_t + ce_weight CE(targets_t)) / sum_t weights_t, in nats, where KL_t is between
+    the k + 1 buckets of `ids` and all other tokens, a lower bound of the KL over the vocabulary.
+
+    Args:
+        head: the student's `Head`. ids: distinct tokens of each place. logs, rest: the logarithms of their probabilities and
+            of the mass of all others, at `temperature` T; made to sum to 1 here, as float16 rounds them. rows: tokens whose
+            logits exist at a time, by memory by default.
+
+    Raises:
+        ValueError: a CE share without targets.
+    """
+    if ce_weight and targets is None:
+        raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logs, rest, weights = logs.to(wide), rest.to(wide), weights.to(wide)
+    whole = torch.logaddexp(logs.logsumexp(-1), rest)
+    logs, rest = logs - whole[:, None], rest - whole
+    weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    known = (ids, logs, rest, weights, targets, temperature, ce_weight)
+    if head.call is not None:
+        return _called(hidden, head, known, rows or CHUNK)
+    rows = rows or max(128, BYTES // (4 * head.weight.shape[0]) // 128 * 128)
+    return _SparseKL.apply(hidden, head.weight, head.bias, (head, known, rows))
+
+
+def bucket_losses(
+    logits: Float[Tensor, "t v"],
+    ids: Int[Tensor, "t k"],
+    logs: Float[Tensor, "t k"],
+    rest: Float[Tensor, " t"],
+    targets: Int[Tensor, " t"] | None,
+    temperature: float,
+    ce_weight: float,
+) -> Float[Tensor, " t"]:
+    """Each token's loss in plain operations: what `sparse_kl` means, and how it is computed for a head that is called."""
+    losses = 0.0
+    if ce_weight < 1:
+        cool = logits / temperature
+        inside = cool.gather(-1, ids)
+        outside = cool.scatter(-1, ids, -torch.inf).logsumexp(-1)
+        whole = torch.logaddexp(inside.logsumexp(-1), outside)
+        terms = logs.exp() * (logs - inside + whole[:, None])
+        left = rest.exp() * (rest - outside + whole)
+        losses = (1 - ce_weight) * temperature**2 * (terms.sum(-1) + torch.where(rest > -torch.inf, left, 0.0))
+    if ce_weight:
+        losses = losses + ce_weight * F.cross_entropy(logits, targets, reduction="none")
+    return losses
+
+
+def _called(hidden: Tensor, head, known: tuple, rows: int) -> Tensor:
+    """Through a head that is called; each chunk's logits are computed again for its gradient."""
+    ids, logs, rest, weights, targets, temperature, ce_weight = known
+
+    def chunk_loss(states: Tensor, start: int) -> Tensor:
+        piece = slice(start, start + rows)
+        wanted = None if targets is None else targets[piece]
+        logits = logits_of(states, head).to(logs.dtype)
+        return (
+            weights[piece] * bucket_losses(logits, ids[piece], logs[piece], rest[piece], wanted, temperature, ce_weight)
+        ).sum()
+
+    starts = range(0, hidden.shape[0], rows)
+    losses = [checkpoint(chunk_loss, hidden[at : at + rows], at, use_reentrant=False) for at in starts]
+    return torch.stack(losses).sum() if losses else hidden.sum().float()
+
+
+class _SparseKL(torch.autograd.Function):
+    """Losses and gradients of a chunk of tokens from one array of logits, which becomes their gradient in place."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, rest):
+        wanted, kind = ctx.needs_input_grad[:3], hidden.device.type
+        product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            loss, ctx.grads = _run(hidden.to(product), weight, bias, *rest, wanted)
+        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_loss):
+        if ctx.grads is None:
+            raise RuntimeError("sparse_kl's gradients were already handed out: it cannot run backward twice")
+        grads, ctx.grads = ctx.grads, None
+        return (*(None if g is None else g.mul_(d_loss).to(t) for g, t in zip(grads, ctx.types, strict=True)), None)
+
+
+def _run(hidden, weight, bias, head, known, rows, wanted):
+    ids, logs, rest, weights, targets, temperature, ce_weight = known
+    product, wide = hidden.dtype, torch.promote_types(hidden.dtype, torch.float32)
+    narrow = weight.to(product)
+    d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+    d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device) if wanted[1] else None
+    d_bias = torch.zeros(bias.shape, dtype=wide, device=hidden.device) if wanted[2] else None
+    loss = torch.zeros((), dtype=wide, device=hidden.device)
+    for start in range(0, hidden.shape[0], rows):
+        piece = slice(start, start + rows)
+        logits = _product(hidden[piece], narrow.t(), wide)
+        if bias is not None:
+            logits += bias.to(wide)
+        logits *= head.scale
+        if head.softcap is not None:
+            logits.div_(head.softcap).tanh_().mul_(head.softcap)
+        capped = logits.clone() if head.softcap is not None and any(wanted) else None
+        label = None if targets is None else targets[piece, None]
+        losses = _losses_and_gradient(logits, ids[piece], logs[piece], rest[piece], label, temperature, ce_weight)
+        loss += (weights[piece] * losses).sum()
+        if not any(wanted):
+            continue
+        logits *= head.scale * weights[piece, None]
+        if capped is not None:
+            logits *= 1 - (capped / head.softcap).square_()
+        d_logits = logits.to(product)
+        if wanted[0]:
+            d_hidden[piece] = d_logits @ narrow
+        if wanted[1]:
+            _accumulate(d_weight, d_logits.t(), hidden[piece])
+        if wanted[2]:
+            d_bias += logits.sum(0)
+    return loss, (d_hidden, d_weight, d_bias)
+
+
+def _losses_and_gradient(z, ids, logs, rest, label, temperature, ce_weight) -> Tensor:
+    """The losses of a chunk's tokens; its logits z become d loss / d z.
+
+    With q of the student's buckets and s its shares within the rest, d KL / d (z / T) is q - p at the known tokens and
+    s (q_rest - p_rest) at the others: the rest learns its size, and keeps its shares.
+    """
+    sharp = z.log_softmax(-1) if ce_weight and (temperature != 1.0 or ce_weight == 1) else None  # of the labels, at T = 1
+    own = z.gather(-1, label)[:, 0] if ce_weight else None
+    z /= temperature
+    inside = z.gather(-1, ids)
+    z.scatter_(-1, ids, -torch.inf)
+    top = z.amax(-1, keepdim=True)
+    total = z.sub_(top).exp_().sum(-1, keepdim=True)
+    outside = (top + total.log())[:, 0]
+    whole = torch.logaddexp(inside.logsumexp(-1), outside)
+    log_q, log_rest = inside - whole[:, None], outside - whole
+    p, p_rest, q, q_rest = logs.exp(), rest.exp(), log_q.exp(), log_rest.exp()
+    left = torch.where(rest > -torch.inf, p_rest * (rest - log_rest), 0.0)
+    kl = (p * (logs - log_q)).sum(-1) + left
+    share, size = 1 - ce_weight, share_of(temperature, ce_weight)
+    warm = ce_weight if ce_weight and sharp is None else 0.0  # CE at T = 1 has the same softmax
+    z.mul_(((size + warm) * q_rest - size * p_rest)[:, None] / total)
+    z.scatter_(-1, ids, (size + warm) * q - size * p)
+    losses = share * temperature**2 * kl
+    if not ce_weight:
+        return losses
+    if sharp is not None:
+        losses = losses - ce_weight * sharp.gather(-1, label)[:, 0]
+        z.add_(sharp.exp_(), alpha=ce_weight)
+    else:
+        losses = losses + ce_weight * (whole - own)
+    z.scatter_add_(-1, label, torch.full_like(own, -ce_weight)[:, None])
+    return losses
+
+
+def share_of(temperature: float, ce_weight: float) -> float:
+    """What d KL / d (z / T) counts for in d loss / d z: (1 - ce_weight) T^2 / T."""
+    return (1 - ce_weight) * temperature
+
+
+def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """left right, summed in a type that may be wider than that of the factors: on a GPU inside the product."""
+    if left.is_cuda and left.dtype != wide:
+        out = torch.empty((left.shape[0], right.shape[1]), dtype=wide, device=left.device)
+        return torch.ops.aten.mm.dtype_out(left, right, wide, out=out)
+    return left.to(wide) @ right.to(wide)
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, in float32 whatever the factors are: on a GPU inside the product."""
+    if total.is_cuda and left.dtype != total.dtype:
+        torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
+    else:
+        total += left @ right

@@ -1,0 +1,44 @@
+"""Whether two models have one vocabulary: only then can their next-token distributions be compared entry by entry."""
+
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from teachers.checks import loading
+from teachers.quiet import no_panics
+from teachers.source import resolve
+
+SPECIAL = ("bos_token", "eos_token", "unk_token")  # padding stands in no text that a model learns from
+
+
+def tokenizer_of(reference: str, trust_remote_code: bool = False, allow_pickle: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a teacher, without its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `teachers.load`.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve(reference, allow_pickle)
+    location, read = source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    if source.kind == "gguf":
+        from teachers import gguf, gguf_tokenizer
+
+        location, read = str(gguf.converted(Path(location))), gguf_tokenizer.load
+    with loading(reference, "tokenizer"), no_panics():
+        return read(location)
+
+
+def vocabulary_difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str | None:
+    """The first token, or special token, in which two tokenizers differ, in words; None where they have one vocabulary."""
+    own, other = ({number: token for token, number in each.get_vocab().items()} for each in (ours, theirs))
+    for number in sorted(own.keys() | other.keys()):
+        if own.get(number) != other.get(number):
+            one, two = (repr(each[number]) if number in each else "nothing" for each in (own, other))
+            return f"token {number} is {one} here and {two} there ({len(own):,} tokens here, {len(other):,} there)"
+    for name in SPECIAL:
+        one, two = (getattr(each, name, None) for each in (ours, theirs))
+        if one is not None and two is not None and str(one) != str(two):
+            return f"{name} is {str(one)!r} here and {str(two)!r} there"
+    return None
