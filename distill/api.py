@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: "str | Path | Mapping[str, Any] | Recipe", *, overrides: str | Sequence[str] = (), check: bool = False
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    *,
+    overrides: str | Sequence[str] = (),
+    check: bool = False,
+    gpus: int | None = None,
+    gpu_memory: float = 80,
 ) -> "Plan":
     """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads nothing unless asked to check.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several. check: load the teacher too, and try what a run tries before it trains.
+            several. check: load the teacher, and try what a run tries first. gpus, gpu_memory: as in `make_plan`.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
@@ -37,10 +42,8 @@ def plan(
     from distill.recipe_file import load
 
     recipe = load(recipe, overrides)
-    made = make_plan(recipe)
-    if check:
-        check_plan(made, recipe)
-    return made
+    made = make_plan(recipe, gpus, gpu_memory)
+    return check_plan(made, recipe) if check else made
 
 
 def run(
@@ -217,8 +220,7 @@ def generate(
         the new text.
 
     Raises:
-        UserError: no finished student there, or a damaged one; an option, a prompt or a chat template that cannot be used;
-            logits that are not finite; a student that cannot be captured as a graph.
+        UserError: no whole student; an option, prompt or chat template that cannot be used; logits that are not finite.
     """
     from distill.generation import generated
 
@@ -254,9 +256,8 @@ def bench(
 
     Args:
         what: "ops", "steps", "layouts" or "generation"; an option of another one is refused. names: of ops, or of layouts;
-            all by default.
-        recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts quickstart, by default); of
-            generation several too.
+            all by default. recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts
+            quickstart, by default); of generation several too.
         configs: of ops, every tile configuration. first: of ops, only each op's first case. peers: of ops, others' kernels
             too (the default). references: of steps, the reference kernels too (the default). runs: of layouts, their place.
         variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
@@ -271,10 +272,10 @@ def bench(
     """
     from distill.benchmarks import run_benchmark
 
-    names = [names] if isinstance(names, str) else names or None
-    asked = {"names": names, "recipe": recipe, "overrides": overrides or None, "configs": configs, "first": first}
-    asked |= {"peers": peers, "references": references, "runs": runs, "variants": variants or None, "lengths": lengths}
-    return run_benchmark(what, asked | {"batches": batches, "protocols": protocols, "prefill_chunk": prefill_chunk})
+    asked = {"names": [names] if isinstance(names, str) else names or None, "recipe": recipe, "configs": configs}
+    asked |= {"overrides": overrides or None, "first": first, "peers": peers, "references": references, "runs": runs}
+    asked |= {"variants": variants or None, "lengths": lengths, "batches": batches, "protocols": protocols}
+    return run_benchmark(what, asked | {"prefill_chunk": prefill_chunk})
 
 
 def recipes() -> list[dict[str, str]]:

@@ -1,12 +1,11 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is trained or written, and nothing loaded
 or prepared unless the plan is to be checked."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -17,15 +16,18 @@ from distill.console import bold
 from distill.errors import UserError, printable
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
+from distill.footprint.needs import Need, needs_of
+from distill.footprint.table import remarks, stage_table
 from distill.loading import teacher_config
 from distill.memory import enough_memory, or_cpu
+from distill.ranges import GPU_GIB, GPUS
 from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.selection.checking import selection_options
 from distill.selection.options import described
 from distill.selection.resolution import TRAINING, cost_of
 from distill.stages import stages_of
-from distill.training.checks import check_fit, check_here, check_session
+from distill.training.checks import check_fit, check_here, check_session, check_shared
 from distill.training.rehearsal import rehearse
 from students.config import KEEP, Layout, Place
 from students.state_size import limit, state_bytes, weight_bytes
@@ -38,6 +40,7 @@ BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float3
 ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
 SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
+GPU_MEMORY = 80  # GiB, an H100's
 TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
@@ -50,7 +53,8 @@ class Plan:
     teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
     in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
-    identity: where the plan was checked, what `identity.check_identity` found."""
+    identity: where the plan was checked, what `identity.check_identity` found. needs: what each training stage needs of each
+    of so many GPUs of so many GiB, see `footprint.needs`; empty where that was not asked for."""
 
     layout: Layout
     teacher_parameters: int
@@ -64,6 +68,9 @@ class Plan:
     decoding: dict[int, tuple[float, float]]
     selection: dict | None = None
     identity: dict | None = None
+    needs: dict[str, Need] = field(default_factory=dict)
+    gpus: int = 1
+    gpu_memory: float = GPU_MEMORY
 
     def speed(self, device: str) -> float:
         """The FLOP/s assumed."""
@@ -75,16 +82,24 @@ class Plan:
 
     def numbers(self) -> dict:
         """Everything, for JSON; `seconds` by the device assumed."""
-        return {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+        found = {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+        return found | {"needs": {stage: need.numbers() for stage, need in self.needs.items()}}
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_MEMORY) -> Plan:
     """Work out a recipe's numbers.
+
+    Args:
+        gpus: how many share the batches; with them also what the stages need of each, which takes seconds. gpu_memory: of
+            one, in GiB.
 
     Raises:
         UserError: what `run` would refuse (see `training.checks`), or a teacher whose config cannot be found.
     """
+    gpus, gpu_memory = GPUS.check(gpus, "gpus"), GPU_GIB.check(gpu_memory, "gpu_memory")
     check_here(recipe)
+    if gpus is not None:
+        check_shared(recipe, gpus)
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
     meta = Teacher(recipe.teacher, teacher, None, family)
@@ -122,13 +137,16 @@ def make_plan(recipe: Recipe) -> Plan:
             for tokens, both in cache.items()
         },
         selection=selection,
+        needs={} if gpus is None else needs_of(recipe, config, family, layout, sizes["teacher"], gpus, gpu_memory),
+        gpus=gpus or 1,
+        gpu_memory=gpu_memory,
     )
 
 
-def check_plan(plan: Plan, recipe: Recipe) -> None:
+def check_plan(plan: Plan, recipe: Recipe) -> Plan:
     """Load the teacher, prepare the text and try what a run tries before it trains: that a student of the teacher is the
     same model with nothing and with plain attention swapped in, that the student of the plan can be built whole, and what
-    the end of the run needs. `plan.identity` has the numbers.
+    the end of the run needs. `plan.identity` has the numbers; the plan is returned.
 
     Raises:
         UserError: what the teacher, the text, the check or the rehearsal refuses.
@@ -140,6 +158,7 @@ def check_plan(plan: Plan, recipe: Recipe) -> None:
     with enough_memory(f"checking {recipe.teacher}", smaller):
         plan.identity = check_identity(teacher, plan.layout)
         rehearse(recipe, teacher, build(teacher, plan.layout)[0])
+    return plan
 
 
 def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
@@ -158,12 +177,9 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         )
     if recipe.meta_tokens:
         console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
-    table = Table(box=None, header_style="bold")
-    for column in ("stage", "tokens", "trained parameters"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, tokens in plan.tokens.items():
-        table.add_row(stage, f"{tokens:,}", f"{plan.trained[stage]:,}")
-    console.print(table)
+    console.print(stage_table(plan.tokens, plan.trained, plan.needs))
+    for line in remarks(plan.needs, plan.gpus, plan.gpu_memory):
+        console.print(line, highlight=False)
     times = ", ".join(f"{_duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
     console.print(
         f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"

@@ -107,6 +107,8 @@ MINUTES = Range(0, 1e6, above=True)  # that a run may be given
 NEW_TOKENS = whole(1, LONGEST)
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time
 TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
+GPUS = whole(1, 65_536)
+GPU_GIB = Range(0, 1e5, above=True)  # of memory
 KEPT = Range(0, MANY, above=True)  # layers or heads, or a share of them
 
 

@@ -10,7 +10,7 @@ import distill
 from distill.cli.arguments import Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
+from distill.ranges import CHUNK, GPU_GIB, GPUS, KEPT, MINUTES, NEW_TOKENS, TEMPERATURE
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -31,6 +31,8 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Load the teacher, and try what a run tries before it trains.")
     ] = False,
+    gpus: Annotated[int, typer.Option(help="GPUs that share the batches.", callback=GPUS.option("--gpus"))] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of one of them.", callback=GPU_GIB.option("--gpu-memory"))] = 80,
     json: Json = None,
 ) -> None:
     """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
@@ -40,7 +42,7 @@ def plan(
 
     quiet_libraries()
     loaded = load(recipe, overrides or [])
-    worked_out = distill.plan(loaded, check=check)
+    worked_out = distill.plan(loaded, check=check, gpus=gpus, gpu_memory=gpu_memory)
     show(worked_out, loaded, find(recipe), table_console(json))
     write_json(json, worked_out.numbers())
 

@@ -121,7 +121,7 @@ class Session:
 
     def calibration(self, window: int) -> Calibration:
         """Training text from a window on, for closed-form work."""
-        size = self.recipe.data.micro_batch or self.recipe.data.batch
+        size = self.recipe.data.calibrated
 
         def batches(tokens: int):
             count = max(1, tokens // self.windows.seq_len)
