@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: "AnyRecipe", *, overrides: str | Sequence[str] = (), check: bool = False, gpus: int | None = None
+    recipe: "AnyRecipe",
+    *,
+    overrides: str | Sequence[str] = (),
+    check: bool = False,
+    gpus: int | None = None,
+    gpu_memory: float = 80,
 ) -> "Plan":
     """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads nothing unless asked to check.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several. check: load the teacher too, and try what a run tries before it trains. gpus: how many would share it.
+            several. check: load the teacher, and try what a run tries first. gpus, gpu_memory: as in `make_plan`.
 
     Returns:
         the numbers; `.numbers()` has them as JSON.
@@ -38,7 +43,7 @@ def plan(
     from distill.planning import planned
     from distill.recipe_file import load
 
-    return planned(load(recipe, overrides), check=check, gpus=gpus)
+    return planned(load(recipe, overrides), check=check, gpus=gpus, gpu_memory=gpu_memory)
 
 
 def run(
@@ -224,8 +229,7 @@ def generate(
         the new text.
 
     Raises:
-        UserError: no finished student there, or a damaged one; an option, a prompt or a chat template that cannot be used;
-            logits that are not finite; a student that cannot be captured as a graph.
+        UserError: no whole student; an option, prompt or chat template that cannot be used; logits that are not finite.
     """
     from distill.generation import generated
 
@@ -274,10 +278,10 @@ def bench(
     """
     from distill.benchmarks import run_benchmark
 
-    names = [names] if isinstance(names, str) else names or None
-    asked = {"names": names, "recipe": recipe, "overrides": overrides or None, "configs": configs, "first": first}
-    asked |= {"peers": peers, "references": references, "runs": runs, "variants": variants or None, "lengths": lengths}
-    return run_benchmark(what, asked | {"batches": batches, "protocols": protocols, "prefill_chunk": prefill_chunk})
+    asked = {"names": [names] if isinstance(names, str) else names or None, "recipe": recipe, "configs": configs}
+    asked |= {"overrides": overrides or None, "first": first, "peers": peers, "references": references, "runs": runs}
+    asked |= {"variants": variants or None, "lengths": lengths, "batches": batches, "protocols": protocols}
+    return run_benchmark(what, asked | {"prefill_chunk": prefill_chunk})
 
 
 def recipes() -> list[dict[str, str]]:

@@ -30,10 +30,10 @@ def prepare(
         UserError: anything that the user can mend.
     """
     from distill.console import new_console
-    from distill.ranges import PROCESSES
+    from distill.ranges import PREPARING
     from distill.recipe_file import load
     from distill.runs.preparing import prepare_texts
 
     if processes is not None:
-        PROCESSES.check(processes, "processes")
+        PREPARING.check(processes, "processes")
     return prepare_texts(load(recipe, overrides), processes, console or new_console(stderr=True))

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -23,17 +25,21 @@ def recompute_layers(model: nn.Module, options: dict) -> None:
     """Have transformers recompute each layer's activations in the backward pass, and nothing drop out.
 
     `activation_checkpointing_enable` from transformers 5.24 on, `gradient_checkpointing_enable` in 5.17 to 5.23. A layer
-    is recomputed where it is in training mode when it is called (5.17, 5.24). What is inside it never is, nor is the layer
-    while its own forward runs: Falcon's drop out there.
+    is recomputed where it is in training mode when it is called (5.17) or when its forward is (5.24, and then only with
+    gradients). What is inside it never is, nor is the layer while its own forward runs: Falcon's drop out there.
+
+    Args:
+        options: of torch.utils.checkpoint.checkpoint.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
     for module in model.eval().modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
+            module._gradient_checkpointing_func = partial(_run_layer, module, module._gradient_checkpointing_func)
             module.recompute_hooks = (
-                module.register_forward_pre_hook(partial(_set_training, mode=False)),
-                module.register_forward_hook(partial(_set_training, mode=True), always_call=True),
+                module.register_forward_pre_hook(_judged_without_gradients),
+                module.register_forward_hook(_recomputed_again, always_call=True),
             )
 
 
@@ -46,8 +52,26 @@ def keep_layers(model: nn.Module) -> None:
             hook.remove()
 
 
-def _set_training(module: nn.Module, *unused, mode: bool) -> None:
-    module.training = mode
+def _run_layer(layer: nn.Module, checkpointed: Callable, forward: Callable, *arguments: Any) -> Any:
+    """A layer's forward through torch's checkpointing, in evaluation mode now and when it is recomputed."""
+
+    def run(*given: Any) -> Any:
+        layer.training = False
+        try:
+            return forward(*given)
+        finally:
+            layer.training = True
+
+    return checkpointed(run, *arguments)
+
+
+def _judged_without_gradients(layer: nn.Module, *unused: Any) -> None:
+    if not torch.is_grad_enabled():  # 5.24 then runs the layer as it is
+        layer.training = False
+
+
+def _recomputed_again(layer: nn.Module, *unused: Any) -> None:
+    layer.training = True
 
 
 def kept_in_float32(model: nn.Module) -> set[str]:

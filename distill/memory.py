@@ -48,6 +48,24 @@ def capacity(device: torch.device) -> int:
         return machine
 
 
+def available(device: torch.device) -> int:
+    """The memory of a device that is free, in bytes: of a CPU what the machine can give, or its control group still allows
+    where that is less."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    except (OSError, StopIteration, ValueError):  # no Linux
+        return capacity(device) // 2
+    try:
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()) - used)
+    except (OSError, ValueError):
+        return free
+
+
 def check_room_for(count: float, device: torch.device, what: str, instead: str) -> None:
     """Refuse what would take more than all the memory of a device.
 

@@ -1,31 +1,28 @@
 """`distill plan`: what a run would do, from the teacher's config alone. Nothing is trained or written, and nothing loaded
 or prepared unless the plan is to be checked."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import students
 from distill.build import attention_shapes, build
-from distill.console import bold
-from distill.errors import UserError, printable
+from distill.errors import UserError
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
+from distill.footprint.needs import Need, needs_of
 from distill.loading import teacher_config
-from distill.memory import capacity, enough_memory, or_cpu
-from distill.ranges import PROCESSES
+from distill.memory import enough_memory, or_cpu
+from distill.ranges import GPU_GIB, GPUS
 from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.selection.checking import selection_options
 from distill.selection.options import described
 from distill.selection.resolution import TRAINING, cost_of
 from distill.stages import StageEntry, stages_of
+from distill.teacher_type import config_type
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
 from distill.training.shares import share
@@ -41,9 +38,9 @@ BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float3
 ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
 SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
+GPU_MEMORY = 80  # GiB, an H100's
 TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
-ROOM = 79 * 2**30  # bytes of a GPU's memory, an H100's, where there is none to ask
 MASTERS = "the student's masters, gradients and moments"
 DIVIDED = {"student": MASTERS, "all": f"{MASTERS} and the teacher's layers"}
 CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
@@ -56,7 +53,9 @@ class Plan:
     teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
     in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
-    identity: where the plan was checked, what `identity.check_identity` found. shard: of several GPUs, what they divide."""
+    identity: where the plan was checked, what `identity.check_identity` found. shard: of several GPUs, what they divide.
+    needs: what each training stage needs of each of so many GPUs of so many GiB, see `footprint.needs`; empty where that was
+    not asked for."""
 
     layout: Layout
     teacher_parameters: int
@@ -71,6 +70,9 @@ class Plan:
     selection: dict | None = None
     identity: dict | None = None
     shard: dict | None = None
+    needs: dict[str, Need] = field(default_factory=dict)
+    gpus: int = 1
+    gpu_memory: float = GPU_MEMORY
 
     def speed(self, device: str) -> float:
         """The FLOP/s assumed."""
@@ -82,16 +84,22 @@ class Plan:
 
     def numbers(self) -> dict:
         """Everything, for JSON; `seconds` by the device assumed."""
-        return {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+        found = {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
+        return found | {"needs": {stage: need.numbers() for stage, need in self.needs.items()}}
 
 
-def make_plan(recipe: Recipe, gpus: int | None = None) -> Plan:
-    """Work out a recipe's numbers. gpus: how many would share the run.
+def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_MEMORY) -> Plan:
+    """Work out a recipe's numbers.
+
+    Args:
+        gpus: how many share the batches; with them also what the stages need of each, which takes seconds. gpu_memory: of
+            one, in GiB.
 
     Raises:
         UserError: what `run` would refuse (see `training.checks`), or a teacher whose config cannot be found.
     """
-    check_here(recipe, world=PROCESSES.check(gpus, "--gpus"))
+    gpus, gpu_memory = GPUS.check(gpus, "gpus"), GPU_GIB.check(gpu_memory, "gpu_memory")
+    check_here(recipe, world=gpus)
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)
     meta = Teacher(recipe.teacher, teacher, None, family)
@@ -114,6 +122,9 @@ def make_plan(recipe: Recipe, gpus: int | None = None) -> Plan:
     weights = weight_bytes(kept), weight_bytes(student)
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
+    held = config_type(recipe, "cpu" if recipe.device == "cpu" else "cuda", config.dtype)
+    shares = _shares(recipe, trained, held.itemsize * sizes["teacher"], gpus or 1, gpu_memory)
+    divides = shares is not None and shares["kind"] != "none"
     return Plan(
         layout=layout,
         teacher_parameters=sizes["teacher"],
@@ -129,32 +140,32 @@ def make_plan(recipe: Recipe, gpus: int | None = None) -> Plan:
             for tokens, both in cache.items()
         },
         selection=selection,
-        shard=_shares(recipe, trained, BYTES * sizes["teacher"], gpus),
+        shard=shares,
+        needs={} if gpus is None else needs_of(recipe, config, family, layout, sizes["teacher"], gpus, gpu_memory, divides),
+        gpus=gpus or 1,
+        gpu_memory=gpu_memory,
     )
 
 
-def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int | None) -> dict | None:
+def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int, gib: float) -> dict | None:
     """What so many GPUs divide, and why."""
-    if gpus is None or gpus == 1:
+    if gpus == 1:
         return None
     whole = [count for entry, count in zip(stages_of(recipe), trained.values(), strict=True) if entry.kind.whole_student]
-    room = capacity(torch.device("cuda")) if torch.cuda.is_available() else ROOM
-    found = share(recipe.shard if whole else "none", gpus, max(whole, default=0), teacher, room)
+    found = share(recipe.shard if whole else "none", gpus, max(whole, default=0), teacher, gib * 2**30)
     return {"gpus": gpus, "asked": recipe.shard, "kind": found.kind, "why": found.reason, "bytes": found.held}
 
 
-def planned(recipe: Recipe, *, check: bool, gpus: int | None) -> Plan:
+def planned(recipe: Recipe, *, check: bool, gpus: int | None, gpu_memory: float) -> Plan:
     """A recipe's numbers, and what `check_plan` finds where that is asked for; raises what either does."""
-    made = make_plan(recipe, gpus)
-    if check:
-        check_plan(made, recipe)
-    return made
+    made = make_plan(recipe, gpus, gpu_memory)
+    return check_plan(made, recipe) if check else made
 
 
-def check_plan(plan: Plan, recipe: Recipe) -> None:
+def check_plan(plan: Plan, recipe: Recipe) -> Plan:
     """Load the teacher, prepare the text and try what a run tries before it trains: that a student of the teacher is the
     same model with nothing and with plain attention swapped in, that the student of the plan can be built whole, and what
-    the end of the run needs. `plan.identity` has the numbers.
+    the end of the run needs. `plan.identity` has the numbers; the plan is returned.
 
     Raises:
         UserError: what the teacher, the text, the check or the rehearsal refuses.
@@ -166,69 +177,7 @@ def check_plan(plan: Plan, recipe: Recipe) -> None:
     with enough_memory(f"checking {recipe.teacher}", smaller):
         plan.identity = check_identity(teacher, plan.layout)
         rehearse(recipe, teacher, build(teacher, plan.layout)[0])
-
-
-def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
-    """Print a recipe's plan. place: where the recipe is."""
-    strip = [bold(c, "bold blue") if c in plan.layout.mixers else c for c in plan.layout.pattern]
-    console.print(Text.assemble(bold(recipe.name), printable(f"  {place}")))
-    console.print(Text.assemble("layers   ", *strip, "   (A keeps the teacher's attention)"))
-    for letter, options in recipe.mixers.items():
-        console.print(f"      {letter}  {options}", highlight=False)
-    if plan.selection:
-        trains = f", trains gates on {plan.selection['training_tokens']:,}" if plan.selection["training_tokens"] else ""
-        console.print(
-            f"select   the run chooses the layout by {plan.selection['by']} before it trains: reads about "
-            f"{plan.selection['tokens']:,} tokens{trains}; shown is an even layout of the same budget",
-            highlight=False,
-        )
-    if recipe.meta_tokens:
-        console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
-    table = Table(box=None, header_style="bold")
-    for column in ("stage", "tokens", "trained parameters"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, tokens in plan.tokens.items():
-        table.add_row(stage, f"{tokens:,}", f"{plan.trained[stage]:,}")
-    console.print(table)
-    times = ", ".join(f"{_duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
-    console.print(
-        f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
-        f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
-        f"time        about {times} (assumed: {plan.speed('cpu'):.1e} and {plan.speed('cuda'):.1e} FLOP/s of training; "
-        f"loading and evaluation come on top)\n"
-        f"exports     {plan.exports}"
-    )
-    if plan.shard:
-        found = plan.shard
-        said = "nothing is divided" if found["kind"] == "none" else f"divides {DIVIDED[found['kind']]}"
-        console.print(f"shard       {found['asked']}, over {found['gpus']} GPUs: {said} ({found['why']})", highlight=False)
-    if plan.identity:
-        found = plan.identity
-        swapped = (
-            "no layer is converted"
-            if found["layer"] is None
-            else (
-                f"plain attention in each converted layer is off by {found['attention']:.1g} of its output at most (layer "
-                f"{found['layer']})"
-            )
-        )
-        console.print(
-            f"check       with nothing swapped the student's logits are off by {found['logits']:.1g} of the teacher's; "
-            f"{swapped}; every part has a value; {found['seconds']:.2f} s\n"
-            "            what the end of the run needs was tried: rows, questions, saving, exports, generation",
-            highlight=False,
-        )
-    for tokens, (theirs, ours) in plan.cache.items():
-        share = f"{_size(ours)} ({ours / theirs:.1%})"
-        console.print(
-            f"cache       {tokens:,} tokens in bfloat16: teacher {_size(theirs)}, student {share}", highlight=False
-        )
-    limits = ", ".join(f"{theirs:,.0f} / {ours:,.0f} behind {tokens:,}" for tokens, (theirs, ours) in plan.decoding.items())
-    console.print(
-        f"decoding    at most, teacher / student: {limits} tokens/s, one text in bfloat16 at an H100's "
-        f"{BANDWIDTH / 1e12:.1f} TB/s (weights and cache read once a token)",
-        highlight=False,
-    )
+    return plan
 
 
 def _selection(recipe: Recipe, teacher: Teacher) -> dict | None:
@@ -280,13 +229,3 @@ def _exports(layout: Layout, family: str) -> str:
 
 def _parameters(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

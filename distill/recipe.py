@@ -24,6 +24,9 @@ FewTokens = Annotated[int, BeforeValidator(count), whole(1, LONGEST)]  # that ar
 Batch = Annotated[int, whole(1, 65_536)]  # windows at a time
 
 
+MicroBatch = Batch | Literal["auto"]  # auto: as many as fit the device's memory
+
+
 class TextSource(Schema):
     """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id.
     `documents`: what of a .txt file is one: the file (the default), paragraphs between blank lines, or lines."""
@@ -48,14 +51,22 @@ class Data(Schema):
     """What to read, and how it is cut: windows of `seq_len` tokens, `batch` windows an optimizer step. `longest_document`:
     bytes that a document may have; what preparing text takes of memory grows with it."""
 
+    CLOSED_FORM: ClassVar[int] = 8  # windows at a time, at most, of closed-form work where micro_batch is auto
+
     train: Annotated[list[TextSource], Field(min_length=1)]
     heldout: Annotated[list[TextSource], Field(min_length=1)]
     seq_len: Length
     batch: Batch
-    micro_batch: Batch | None = None
+    micro_batch: MicroBatch | None = None
     separator: str | None = None
     long_documents: Literal["shuffled", "in_order"] = "shuffled"
     limit: Count | None = None
+
+    @property
+    def calibrated(self) -> int:
+        """Windows at a time of closed-form work: its results must not depend on the device."""
+        return min(self.batch, self.CLOSED_FORM) if self.micro_batch == "auto" else self.micro_batch or self.batch
+
     longest_document: Annotated[Count, Field(lt=2**31)] = LONGEST_DOCUMENT
 
 
@@ -95,10 +106,10 @@ class Checkpoints(Schema):
 class Recipe(Schema):
     """A whole recipe. `pattern`, one entry a letter, and `meta_tokens` (learned ones in front of every document) make the
     student's layout; a mapping as `pattern` has the run select it (distill/selection), and `selected` says of a layout that
-    was written out by what. `stages` run in order. teacher_dtype: the type that the teacher is held in, and what of the
-    student no stage trains; auto: its checkpoint's on a GPU, float32 elsewhere. `shard`: what several processes divide of
-    stages that train the student end to end: none, the student's masters, gradients and moments, or all, the teacher's
-    layers too."""
+    was written out by what. `student`: a folder of a finished one that the run starts from; the layout is its own. `stages`
+    run in order. teacher_dtype: the type that the teacher is held in, and what of the student no stage trains; auto: its
+    checkpoint's on a GPU, float32 elsewhere. `shard`: what several processes divide of stages that train the student end to
+    end: none, the student's masters, gradients and moments, or all, the teacher's layers too."""
 
     renamed: ClassVar[dict[str, str]] = {"teacher_4bit": "teacher_dtype: int8"}
 
@@ -108,6 +119,7 @@ class Recipe(Schema):
     teacher_pickle: bool = False
     teacher_ignore: list[str] = []
     teacher_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    student: Annotated[str, Field(min_length=1)] | None = None
     pattern: str | dict[str, Any]
     mixers: dict[Letter, dict[str, Any]]
     meta_tokens: Annotated[int, whole(0, 65_536)] = 0
@@ -134,7 +146,7 @@ class Recipe(Schema):
         """Eight digits that change with anything in the recipe."""
         entries = self.model_dump(mode="json")
         del entries["shard"]  # a run goes on whoever holds which part of it
-        for name in ("teacher_ignore", "selected"):  # recipes from before these were there keep their runs
+        for name in ("teacher_ignore", "selected", "student"):  # recipes from before these were there keep their runs
             if not entries[name]:
                 del entries[name]
         if entries["teacher_dtype"] == "auto":  # likewise

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from distill.errors import UserError
 from distill.exporters import check_targets
 from distill.recipe import Recipe, parse
 from distill.selection.checking import check_selection
 from distill.shipped import find
 from distill.stages import check_stages
+from distill.starting import fill_layout
 from distill.yaml_file import override, read
 
 
@@ -50,9 +52,12 @@ def load(
             for stage in entries["stages"]
         ]
     if change is not None:
+        if entries.get("student") is not None:
+            raise UserError(f"{where}: the layout of the student {entries['student']} is there; there is none to select")
         change(entries, where)
     for text in [overrides] if isinstance(overrides, str) else overrides:
         override(entries, text)
+    fill_layout(entries, where)
     return check(entries, where)
 
 

@@ -14,7 +14,7 @@ from distill.ranges import whole
 
 LONGEST = 200  # bytes of a name, which a fingerprint and the names of files beside the folder come on top of
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
-ALTERNATIVE = re.compile(r"[\[(]|^(float|int|str)$")  # a part that pydantic adds to a key, naming no key
+ALTERNATIVE = re.compile(r"[\[(]|^(bool|float|int|str)$")  # a part that pydantic adds to a key, naming no key
 WORDS = {
     "Input should": "it should",
     "dictionary": "mapping",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from students.compat import accelerate_hook, has_global_hooks
+from students.kernels import is_on_paper
 from students.shapes import Float
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights that are numbers as they stand
@@ -31,7 +32,8 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
         return False
     own = layer.__dict__
     weight = own["_parameters"].get("weight", own.get("weight"))
-    return type(weight) in (nn.Parameter, Tensor) and weight.dtype in TYPES and not weight.is_meta
+    there = type(weight) in (nn.Parameter, Tensor) and not weight.is_meta
+    return (there or is_on_paper()) and weight.dtype in TYPES
 
 
 def is_untouched(module: nn.Module) -> bool:

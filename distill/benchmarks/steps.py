@@ -4,6 +4,7 @@ The teacher has the published shape and random weights, the text is random token
 depend on either. Batch, windows and options are the recipe's.
 """
 
+import gc
 import json
 import math
 import sys
@@ -26,6 +27,7 @@ from distill.stages import StageEntry, stages_of
 from distill.teacher_type import config_type
 from distill.text.windows import Batch
 from distill.training.checks import check_fit
+from distill.training.fitting import fit_micro_batch
 from distill.training.trainer import Trainer
 from students import kernels
 from teachers.families import family_of
@@ -100,6 +102,7 @@ def _measure(recipe: Recipe, entry: StageEntry, backend: str, profile: bool) -> 
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
     finally:
+        gc.collect()  # models, hooks and stage refer to each other: the next one would be measured with their memory
         torch.cuda.empty_cache()
 
 
@@ -121,6 +124,9 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     with accelerator.autocast():
         stage.begin(lambda tokens: iter([text.batch(0, micro).to(accelerator.device)]))
     trainer = Trainer(stage, accelerator, text, 0, batch, micro)
+    if entry.fits_itself(recipe.data):
+        fit_micro_batch(trainer, entry, recipe, None, fit.layout)
+        micro = trainer.micro_batch
     with without(entry, teacher, student):
         for step in range(WARM):
             trainer.step(step)

@@ -11,7 +11,7 @@ from distill import processes
 from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import CHUNK, KEPT, MINUTES, NEW_TOKENS, PROCESSES, TEMPERATURE, TOP_K
+from distill.ranges import CHUNK, GPU_GIB, GPUS, KEPT, MINUTES, NEW_TOKENS, PREPARING, PROCESSES, TEMPERATURE, TOP_K
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -32,17 +32,18 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Load the teacher, and try what a run tries before it trains.")
     ] = False,
-    gpus: Gpus = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that share the batches.", callback=GPUS.option("--gpus"))] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of one of them.", callback=GPU_GIB.option("--gpu-memory"))] = 80,
     json: Json = None,
 ) -> None:
     """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
-    from distill.planning import show
+    from distill.plan_table import show
     from distill.recipe_file import load
     from distill.shipped import find
 
     quiet_libraries()
     loaded = load(recipe, overrides or [])
-    worked_out = distill.plan(loaded, check=check, gpus=gpus)
+    worked_out = distill.plan(loaded, check=check, gpus=gpus, gpu_memory=gpu_memory)
     show(worked_out, loaded, find(recipe), table_console(json))
     write_json(json, worked_out.numbers())
 
@@ -52,7 +53,7 @@ def prepare(
     overrides: Overrides = None,
     processes: Annotated[
         int | None,
-        typer.Option(help="Processes that tokenise; by the cores by default.", callback=PROCESSES.option("--processes")),
+        typer.Option(help="Processes that tokenise; by the cores by default.", callback=PREPARING.option("--processes")),
     ] = None,
     json: Json = None,
 ) -> None:

@@ -24,11 +24,28 @@ class Part(Record):
     files: list[str] = []
 
 
+class MicroBatch(Record):
+    """How many windows at a time were found to fit, on which device, with how many processes."""
+
+    windows: Annotated[int, Field(ge=1)]
+    device: str
+    processes: Whole
+
+
+class Begun(Record):
+    """The student that a run starts from, and the hash of its weights."""
+
+    reference: str
+    sha256: str
+
+
 class Facts(Record):
     """run.json."""
 
     ended: dict[str, Part] = {}
     taught: dict[str, str] = {}
+    micro_batches: dict[str, MicroBatch] = {}
+    student: Begun | None = None
 
     format: int = 1
     versions: dict[str, str] = {}

@@ -158,7 +158,7 @@ class Session:
         text: a stage's; the recipe's by default.
         """
         data, text = self.recipe.data, text or self.windows
-        size = max(1, (data.micro_batch or data.batch) * data.seq_len // text.seq_len)
+        size = max(1, data.calibrated * data.seq_len // text.seq_len)
 
         def batches(tokens: int):
             count = max(1, tokens // text.seq_len)

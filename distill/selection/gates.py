@@ -144,7 +144,7 @@ class Gates(Scorer):
     def _on_text(self, measurer: Measurer, model, step: int) -> tuple[Tensor, int]:
         """KL on a micro-batch of the recipe's training text."""
         session, data = measurer.session, measurer.session.recipe.data
-        size = data.micro_batch or data.batch
+        size = data.calibrated
         batch = session.windows.batch(step * size, size).to(session.teacher.device)
         seen = Heldout.of(session.teacher, [batch], session.windows.label_names)
         hidden = model.hidden(batch.ids, batch.documents)

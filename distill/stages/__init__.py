@@ -62,9 +62,18 @@ class StageEntry:
         return getattr(self.options, "seq_len", None) or data.seq_len
 
     def micro_batch(self, data: Data) -> int:
-        """Windows at a time: the stage's own number, else the recipe's, unless the stage has a batch of its own."""
+        """Windows at a time: the stage's own number, else the recipe's, unless the stage has a batch of its own; where it is
+        auto, all that a step has."""
+        found = self._micro_batch(data)
+        return self.batch(data) if found in (None, "auto") else found
+
+    def fits_itself(self, data: Data) -> bool:
+        """Whether the windows at a time are as many as fit (`auto`)."""
+        return self._micro_batch(data) == "auto"
+
+    def _micro_batch(self, data: Data) -> int | str | None:
         batch, own = getattr(self.options, "batch", None), getattr(self.options, "micro_batch", None)
-        return own or (data.micro_batch if batch is None else None) or batch or data.batch
+        return own or (data.micro_batch if batch is None or data.micro_batch == "auto" else None)
 
 
 def stage_class(name: str) -> type[Stage]:
@@ -106,6 +115,11 @@ def check_stages(recipe: Recipe, where: str) -> None:
     """
     entries, seen = stages_of(recipe, where), set()
     for entry in entries:
+        if entry.kind.first and recipe.student is not None:
+            raise UserError(
+                f"{where}: stages.{entry.index}: {entry.name} makes the mixers anew, but the run starts from the student "
+                f"{recipe.student}; leave one of them out"
+            )
         if entry.kind.first and entry.index:
             raise UserError(
                 f"{where}: stages.{entry.index}: {entry.name} can only come first; it would undo the stages before"
@@ -130,7 +144,9 @@ def check_stages(recipe: Recipe, where: str) -> None:
             f"{where}: meta_tokens is {recipe.meta_tokens}, but only {_named('whole_student')} trains them; add that stage, "
             "or leave them out"
         )
-    if not entries or not entries[0].kind.first:
+    if not entries and recipe.student is not None:
+        raise UserError(f"{where}: stages is empty, and the student {recipe.student} is trained no further; name a stage")
+    if recipe.student is None and not (entries and entries[0].kind.first):
         raise UserError(f"{where}: stages must begin with {_named('first')}, which makes the mixers")
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.schema import Count
+from distill.stages.rates import Point
 from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers, layer_name, observed
 from distill.text.windows import Batch, Calibration
 
@@ -21,6 +22,11 @@ class Align(Stage):
 
     probed = True
     layer_loss = LayerLoss("output against attention's", "relative L2 error", squared=True, judged=True)
+    rates = (
+        Point(134.5e6, 155_375, "smollm2-135m_mamba2-hybrid, 16 windows (docs/performance.md)"),
+        Point(1236e6, 72_368, "llama-3.2-1b_mamba2-hybrid, 8 windows at a time"),
+        Point(8030e6, 10_510, "llama-3-8b_mamba-in-llama, 1 window at a time"),
+    )
 
     class Options(TrainingOptions):
         """calibration_tokens: text that each layer's output power is measured on."""

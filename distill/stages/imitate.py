@@ -13,7 +13,6 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.compat import keep_layers, recompute_layers
 from distill.output_head import head_of, wide_head, wide_logits
 from distill.ranges import SHARE, Range, whole
 from distill.schema import Schema
@@ -21,6 +20,8 @@ from distill.stages import adapters
 from distill.stages.layer_states import recorded
 from distill.stages.masters import is_own, make_masters
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
+from distill.stages.rates import Point
+from distill.stages.recomputing import Recomputed, recompute, recompute_nothing
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
 from distill.stages.targets import Online, Source, Targets, relative_error
 from distill.text.windows import Batch, Calibration
@@ -47,6 +48,12 @@ class Imitate(Stage):
 
     whole_student = True
     probed = True
+    rates = (
+        Point(134.5e6, 69_709, "smollm2-135m_mamba2-hybrid, 8 windows at a time (docs/performance.md)"),
+        Point(596e6, 55_297, "qwen3-0.6b_mamba2-hybrid, 32 windows a step"),
+        Point(1236e6, 22_226, "llama-3.2-1b_mamba2-hybrid, 8 windows at a time, layers recomputed"),
+        Point(8030e6, 4_311, "llama-3-8b_mamba-in-llama, 1 window at a time, mixers and norms"),
+    )
 
     class Options(TrainingOptions):
         """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
@@ -54,7 +61,7 @@ class Imitate(Stage):
         squared error of the last hidden state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a
         mean over tokens; where somebody's is a sum, `clip` and AdamW's epsilon are meant for that. train: what learns beside
         the mixers. lora: adapters, where train is "lora". activation_checkpointing: recompute layers in the backward pass,
-        for memory."""
+        for memory; "selective" keeps their matrix products and attention."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
@@ -66,7 +73,7 @@ class Imitate(Stage):
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
         train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
         lora: Lora = Lora()
-        activation_checkpointing: bool = False
+        activation_checkpointing: Recomputed = False
 
         @model_validator(mode="after")
         def _adapters_are_used(self):
@@ -105,8 +112,7 @@ class Imitate(Stage):
         if self.options.train == "lora":
             self.add_adapters()
         make_masters(student, self.trained())
-        if self.options.activation_checkpointing:
-            recompute_layers(student, {"use_reentrant": False})
+        recompute(student, self.options.activation_checkpointing)
 
     @classmethod
     def source(cls, options: "Imitate.Options") -> Source:
@@ -161,8 +167,7 @@ class Imitate(Stage):
 
     def finish(self, calibration: Calibration) -> None:
         self.targets = Online(self.teacher)  # nothing else holds another teacher
-        if self.options.activation_checkpointing:
-            keep_layers(self.student)
+        recompute_nothing(self.student, self.options.activation_checkpointing)
         if self.options.train == "lora" and self.options.lora.save == "merged":
             adapters.merge(self.student)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.schema import Count
 from distill.stages.initialise import solve_scales
+from distill.stages.rates import Point
 from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers, layer_name, observed
 from distill.text.windows import Batch, Calibration
 from students.kernels.matrix_orientation import orientation_error
@@ -32,6 +33,10 @@ class Orient(Stage):
     for_twin = False  # windows alone have no matrix to orient
     probed = True
     layer_loss = LayerLoss("matrix against attention's", "relative squared error")
+    rates = (
+        Point(134.5e6, 71_804, "smollm2-135m_mamba2-hybrid, 4 windows (docs/performance.md)"),
+        Point(1236e6, 72_313, "llama-3.2-1b_mamba2-hybrid, 8 windows at a time"),
+    )
 
     class Options(TrainingOptions):
         """calibration_tokens: text for the output scales that are solved when the stage ends."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from distill.ranges import SHARE, Range
 from distill.recipe import Batch as BatchSize
-from distill.recipe import Length, TextSource
+from distill.recipe import Length, MicroBatch, TextSource
 from distill.schema import Count, Schema
+from distill.stages.rates import Point
 from distill.stages.targets import Source, Targets
 from distill.text.windows import Batch, Calibration
 from students.mixers.mixer import Context
@@ -39,9 +40,9 @@ class TrainingOptions(StageOptions):
     lr: one rate, or one for each role of the parameters it trains: new (gates, decays, scales, norms of mixers), ssm and
     window (the mixers' projections), norms and rest (the skeleton's). schedule: "wsd" warms up, stays, and decays
     linearly over the last `decay` share; "cosine" falls from the warm-up's end on; both to `final` of the rate.
-    batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*). compile: whether layers are
-    compiled by torch.compile (default: on a GPU). seq_len, data: the length of its windows, and sources of text of its own
-    (default: data.seq_len and data.train).
+    batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*); micro_batch may be auto.
+    compile: whether layers are compiled by torch.compile (default: on a GPU). seq_len, data: the length of its windows, and
+    sources of text of its own (default: data.seq_len and data.train).
     """
 
     lr: Rate | dict[Literal[ROLES], Rate]
@@ -50,7 +51,7 @@ class TrainingOptions(StageOptions):
     decay: Annotated[float, SHARE] = 0.2
     final: Annotated[float, SHARE] = 0.0
     batch: BatchSize | None = None
-    micro_batch: BatchSize | None = None
+    micro_batch: MicroBatch | None = None
     seq_len: Length | None = None
     data: Annotated[list[TextSource], Field(min_length=1)] | None = None
     betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
@@ -108,6 +109,7 @@ class Stage(nn.Module):
         changes_layout  converts further layers; `reinstate` must be able to convert them again
         text            the form of text that it reads
         probed          its loss is measured on the probe batch, with every checkpoint and after every stage
+        rates           how fast it trained where that was measured
         layer_loss      how its losses by layer are shown, where it has them
     """
 
@@ -123,6 +125,7 @@ class Stage(nn.Module):
     text: ClassVar[Literal["plain", "chat", "pairs"]] = "plain"
     probed: ClassVar[bool] = False
     layer_loss: ClassVar[LayerLoss | None] = None
+    rates: ClassVar[tuple[Point, ...]] = ()
 
     def __init__(
         self, teacher: Teacher, student: nn.Module, options: StageOptions, transfers: Transfers | None = None

@@ -27,7 +27,9 @@ from distill.stages.probe import finite
 from distill.stages.stage import Stage
 from distill.text.heldout import Heldout
 from distill.training import trackers
+from distill.training.beginning import begin_from, check_start, record_start
 from distill.training.caches import Reading
+from distill.training.fitting import fit_micro_batch
 from distill.training.positions import Positions
 from distill.training.saves import Saves
 from distill.training.shares import sharded
@@ -49,8 +51,9 @@ class Pipeline:
         recipe, where = self.recipe, str(folder.path / "recipe.yaml")
         self.layout = layout_of(recipe.pattern, recipe.mixers, self.teacher.n_layers, where, recipe.meta_tokens)
         self.student, self.transfers = build(self.teacher, self.layout)
+        begun = begin_from(recipe, self.teacher, self.student, self.transfers) if recipe.student else set()
         self.stages = stages_of(recipe, where)
-        self.saves = Saves(session, folder, self.student, console)
+        self.saves = Saves(session, folder, self.student, console, begun)
 
     def run(self, heldout: Heldout) -> None:
         """Take every stage that is not over yet.
@@ -74,9 +77,12 @@ class Pipeline:
     def _stage_runs(self) -> Iterator[StageRun]:
         """Each stage that is not over, begun or restored."""
         self.saves.check_run()
+        check_start(self.recipe, self.folder, self.accelerator.is_main_process)
         state = self.saves.resume(self._reinstate)
         if state is not None:  # what stages recorded before is in the file alone
             recall_transfers(self.student, self.transfers, self.folder.read("transfer.json", {}))
+        elif self.accelerator.is_main_process:
+            record_start(self.recipe, self.teacher, self.student, self.transfers, self.folder)
         positions = Positions(self.session, self.stages, state)
         taken = trackers.steps_before(self.recipe, state.stage + state.done) + state.step if state else 0
         trackers.start(self.accelerator, self.recipe, self.folder, taken)
@@ -108,6 +114,9 @@ class Pipeline:
             this.changed = stage.changed(done=False)
             this.sharding = sharded(self.recipe, stage, self.accelerator)
             this.trainer = Trainer(stage, self.accelerator, text, window, *sizes, this.sharding)
+            if entry.fits_itself(data):
+                found = fit_micro_batch(this.trainer, entry, self.recipe, self.folder, self.layout)
+                self.console.print(f"  {found}", highlight=False)
             this.steps, this.next_window = this.trainer.steps, this.trainer.next_window
         if state is not None and this.trainer is not None:
             this.step = state.step
@@ -226,13 +235,15 @@ class Pipeline:
 
     def _what_to_lower(self, entry: StageEntry) -> str:
         """The keys of a stage that its memory grows with, as overrides take them."""
-        options, data, one = entry.options, self.recipe.data, entry.micro_batch(self.recipe.data) == 1
+        options, data = entry.options, self.recipe.data
+        count = entry.micro_batch(data)
+        said = "auto" if entry.fits_itself(data) else f"{count} windows at a time"
         twice = sum(other.name == entry.name for other in self.stages) > 1
         stage = f"stages.{entry.index if twice else entry.name}"
         key = f"{stage}.micro_batch" if hasattr(options, "micro_batch") else "data.micro_batch"
-        windows = "" if one else f"{key} (now {entry.micro_batch(data)} windows at a time) or "
+        windows = "" if count == 1 else f"{key} (now {said}) or "
         spared = getattr(options, "activation_checkpointing", True)
-        also = "" if spared else f", or set {stage}.activation_checkpointing=true"
+        also = "" if spared is True else f", or set {stage}.activation_checkpointing=true"
         length = f"{stage}.seq_len" if getattr(options, "seq_len", None) else "data.seq_len"
         return f"{windows}{length} (now {entry.seq_len(data)} tokens){also}"
 

@@ -35,11 +35,14 @@ _log = logging.getLogger(__name__)
 class Saves:
     """One student's checkpoints in its run folder. `changed` names what stages have trained outside its mixers."""
 
-    def __init__(self, session: Session, folder: RunDir, student: nn.Module, console: Console) -> None:
+    def __init__(
+        self, session: Session, folder: RunDir, student: nn.Module, console: Console, begun: set[str] = frozenset()
+    ) -> None:
+        """begun: names of tensors outside its mixers that differed from the teacher's before the first stage."""
         self.session, self.recipe, self.folder = session, session.recipe, folder
         self.student, self.console = student, console
         self.teacher, self.accelerator = session.teacher, session.accelerator
-        self.changed: set[str] = set()
+        self.changed: set[str] = set(begun)
         self.aside = Aside(self.teacher)
         self._probe_batch = session.probe_batch()
         self._last = time.monotonic()

@@ -21,6 +21,11 @@ def check_twin(recipe: Recipe, layout: Layout, teacher: Teacher) -> None:
     Raises:
         UserError: naming the recipe and what does not fit.
     """
+    if recipe.twin and recipe.student is not None:
+        raise UserError(
+            f"{recipe.name}: twin: true trains windows that are made from the teacher's attention, and this run starts from "
+            f"the student {recipe.student}; leave one of them out"
+        )
     if recipe.twin and not has_window_branch(layout):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
     if recipe.twin:

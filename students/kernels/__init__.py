@@ -23,6 +23,7 @@ from torch import Tensor
 BACKENDS = ("auto", "reference", "triton")
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
 
+_on_paper: ContextVar[bool] = ContextVar("kernels_on_paper", default=False)
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 _log = logging.getLogger(__name__)
@@ -51,6 +52,30 @@ def backend(name: str) -> Iterator[None]:
 def chosen() -> str:
     """The back end that is asked for: one of BACKENDS, unless the environment says something else."""
     return _chosen.get() or os.environ.get("DISTILL_KERNELS", "auto")
+
+
+@contextmanager
+def on_paper() -> Iterator[None]:
+    """Inside the block ops run as on a GPU, for tensors of shapes without values (`FakeTensorMode`, on a CPU): Triton's
+    implementations are chosen, they take their memory, and nothing is launched. Where Triton is not installed the
+    references run."""
+    token, launching = _on_paper.set(True), None
+    if _is_installed("triton", None):
+        from triton.runtime.jit import KernelInterface
+
+        launching = KernelInterface, KernelInterface.__getitem__  # seen in Triton 3.4 to 3.9
+        KernelInterface.__getitem__ = lambda kernel, grid: lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        _on_paper.reset(token)
+        if launching:
+            launching[0].__getitem__ = launching[1]
+
+
+def is_on_paper() -> bool:
+    """Whether the tensors of this moment have no values; see `on_paper`."""
+    return _on_paper.get()
 
 
 class Deferred:
@@ -92,7 +117,7 @@ def pick(
     Raises:
         BackendError: a back end was asked for by name and does not exist, or cannot serve this call.
     """
-    name = chosen()
+    name, gpu = chosen(), example.is_cuda or is_on_paper()
     if name not in BACKENDS:
         raise BackendError(f"DISTILL_KERNELS={name!r} does not exist; choose one of {', '.join(BACKENDS)}")
     reason = None
@@ -103,13 +128,13 @@ def pick(
         if reason is None and kind not in checked:
             kind = str(kind).removeprefix("torch.")
             reason = f"its kernel has not been checked in {kind} on a GPU; DISTILL_KERNELS=triton runs it"
-        name = "triton" if reason is None and example.is_cuda else "reference"
+        name = "triton" if reason is None and gpu else "reference"
     elif reason is not None:
         raise BackendError(
             f"{op} cannot run on its triton implementation: {reason}; DISTILL_KERNELS=auto takes what is there"
         )
     choice = (op, name, str(example.device.type) + (f": {reason}" if reason and example.is_cuda else ""))
-    if choice not in _logged:
+    if choice not in _logged and not is_on_paper():
         _logged.add(choice)
         _log.info("%s runs on its %s implementation (%s)", *choice)
     return implementations[name]
@@ -123,7 +148,7 @@ def _why_not_triton(implementations: Mapping[str, Callable], example: Tensor) ->
         return f"it computes in float16, bfloat16 or float32, not {str(example.dtype).removeprefix('torch.')}"
     if kernel.missing() is not None:
         return f"{kernel.missing()} is not installed"
-    if not example.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not (example.is_cuda or is_on_paper()) and os.environ.get("TRITON_INTERPRET") != "1":
         return "without a GPU it needs TRITON_INTERPRET=1 in the environment before Python starts"
     return None
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from students.kernels import compute_type, launch
+from students.kernels import compute_type, is_on_paper, launch
 
 BYTES = 2**30  # of logits, student's and teacher's together, at a time; twice that where they are wider than their factors
 KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
@@ -98,6 +98,8 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
     """out = left right, summed and stored in the type of `out`, which may be wider than that of the factors."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
+    elif is_on_paper():
+        return
     elif out.is_cuda:
         torch.ops.aten.mm.dtype_out(left, right, out.dtype, out=out)
     else:
@@ -106,6 +108,8 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left right, in float32 whatever the factors are: on a GPU inside the product."""
+    if is_on_paper():
+        return
     if total.is_cuda and left.dtype != torch.float32:
         torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
     else:

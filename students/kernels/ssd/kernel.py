@@ -114,7 +114,7 @@ class _SSD(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(x, log_a, B, C, runs, starts)
         ctx.set_materialize_grads(False)
-        ctx.plan = plan
+        ctx.plan = plan.let_go()  # recomputed layers keep this and not what is saved
         ctx.initial_type = None if initial is None else initial.dtype
         return y, final
 
@@ -180,6 +180,10 @@ class _Plan:
 
     def hold(self, x, log_a, B, C, runs) -> "_Plan":
         self.tensors = (x, log_a, B, C, log_a if runs is None else runs)  # a pointer that is never read stands for no runs
+        return self
+
+    def let_go(self) -> "_Plan":
+        self.tensors = ()
         return self
 
     def entries(self, initial: Tensor | None):

@@ -1,0 +1,164 @@
+"""What a stage takes of a device's memory, worked out by running it on tensors that have shapes and no values.
+
+The stage's own forward and backward passes run on a CPU, without weights and in seconds: every storage that an operation
+makes is counted until it is freed (`ledger`), with the kernels' memory and without their launches
+(`students.kernels.on_paper`), under a GPU's rules (`autocast`). Layers of one kind take the same memory, so that a few stand
+for all (`layers`).
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import _engine_run_backward  # `backward` would leave the mode that recomputed layers need
+from transformers import PretrainedConfig
+
+from distill.footprint.autocast import WideAsOnAGpu
+from distill.footprint.divisors import most_windows
+from distill.footprint.layers import extrapolated
+from distill.footprint.ledger import Ledger
+from distill.footprint.shapes import student_of, teacher_of, text_of
+from distill.recipe import Recipe
+from distill.stages import StageEntry
+from students import kernels
+from students.config import Layout
+from teachers.families import Family
+
+__all__ = ["Footprint", "Shape", "footprint", "most_windows", "weights_type"]
+
+WORKSPACE = 2**25  # bytes that cuBLAS takes on a Hopper GPU
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the peak of a training stage's steps.
+
+    teacher: its weights. student: what the student has beside them, `trained` among it. gradients, moments: of what trains
+    (AdamW's two). activations: all the rest, the head's buffers and kernels' temporaries included.
+    """
+
+    teacher: float
+    student: float
+    trained: float
+    gradients: float
+    moments: float
+    activations: float
+
+    @property
+    def peak(self) -> float:
+        """All of it."""
+        return self.teacher + self.student + self.gradients + self.moments + self.activations
+
+    def sharded(self, processes: int) -> "Footprint":
+        """On each of so many GPUs, where what trains, its gradients and moments are divided over them."""
+        kept = self.student - self.trained
+        shares = {name: getattr(self, name) / processes for name in ("trained", "gradients", "moments")}
+        return Footprint(self.teacher, kept + shares["trained"], activations=self.activations, **shares)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a footprint is of: a teacher's config and family, the student's layout, and how the run computes.
+
+    dtype: of the teacher's weights. gpu: as on a Hopper GPU, with Triton's kernels; else as on a CPU.
+    """
+
+    config: PretrainedConfig
+    family: Family
+    layout: Layout
+    dtype: torch.dtype = torch.float32
+    autocast: bool = True
+    gpu: bool = True
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: PretrainedConfig, family: Family, layout: Layout, gpu: bool = True) -> "Shape":
+        """A recipe's: its precision, and the type that its teacher's weights are loaded in."""
+        wide = recipe.precision == "float32" or (recipe.precision == "auto" and not gpu)
+        return cls(config, family, layout, weights_type(recipe, config, gpu), not wide, gpu)
+
+
+def weights_type(recipe: Recipe, config: PretrainedConfig, gpu: bool) -> torch.dtype:
+    """The type that a recipe's teacher is held in; int8 counts as bfloat16, which it is no larger than."""
+    said = getattr(recipe, "teacher_dtype", "float32")
+    if said == "auto":
+        found = getattr(config, "dtype", None) or torch.float32
+        found = getattr(torch, found, torch.float32) if isinstance(found, str) else found
+        return found if gpu and found in HALF else torch.float32
+    return {"int8": torch.bfloat16}.get(said) or getattr(torch, said)
+
+
+def footprint(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool = True) -> Footprint:
+    """What a training stage takes with so many windows at a time.
+
+    Args:
+        accumulates: whether a step has several micro-batches, so that gradients are there when the next is computed.
+
+    Raises:
+        Exception: of any type, where the model cannot run on tensors without values.
+    """
+    whole = extrapolated(shape, lambda part: _measured(part, entry, seq_len, windows, accumulates))
+    base = {field.name: whole[field.name] for field in fields(Footprint) if field.name != "activations"}
+    held = sum(base[name] for name in ("teacher", "student", "gradients", "moments"))
+    highest = max(whole[when] for when in ("forward", "backward", "end"))
+    return Footprint(activations=max(0.0, highest + WORKSPACE * shape.gpu - held), **base)
+
+
+def _measured(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool) -> dict[str, float]:
+    """Bytes by what they are of, and the most that lived in the forward and the backward pass and at their end."""
+    paper: AbstractContextManager = kernels.on_paper() if shape.gpu else kernels.backend("reference")
+    with torch.random.fork_rng(devices=[]), paper, FakeTensorMode(allow_non_fake_inputs=True), Ledger(shape.gpu) as ledger:
+        teacher = teacher_of("", shape.config, shape.family, shape.dtype)
+        theirs = ledger.live
+        student = student_of(teacher, shape.layout)
+        stage = entry.make(teacher, student)
+        with _without_moves():
+            stage.prepare()
+        trained = [parameter for _, parameter in stage.trained().values()]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+            if parameter.dtype != torch.float32:
+                parameter.data = parameter.data.float()
+        sizes = {"teacher": theirs, "student": ledger.live - theirs}
+        count = float(sum(4 * parameter.numel() for parameter in trained))
+        sizes |= {"trained": count, "gradients": count, "moments": 2 * count}
+        moments = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+        for parameter in trained if accumulates else ():
+            parameter.grad = torch.zeros_like(parameter)
+        ledger.forget_peak()
+        peaks = _passes(shape, stage, text_of(windows, seq_len), ledger)
+        del moments
+    return sizes | peaks
+
+
+@contextmanager
+def _without_moves() -> Iterator[None]:
+    """Inside the block modules stay where they are: peft moves an adapter to its layer, where it is, and tensors without
+    values cannot be moved."""
+    convert, nn.Module.to = nn.Module.to, lambda module, *unused, **options: module
+    try:
+        yield
+    finally:
+        nn.Module.to = convert
+
+
+def _passes(shape: Shape, stage: nn.Module, batch, ledger: Ledger) -> dict[str, float]:
+    """The most bytes in each pass of all the losses of a batch, and what lives when the last one ends."""
+    peaks, draw = {"forward": 0, "backward": 0}, iter(stage.losses(batch))
+    wide: AbstractContextManager = WideAsOnAGpu() if shape.gpu else nullcontext()
+    with wide:
+        while True:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=shape.autocast):
+                drawn = next(draw, None)
+            peaks["forward"] = max(peaks["forward"], ledger.peak)
+            if drawn is None:
+                return peaks | {"end": ledger.live}
+            ledger.forget_peak()
+            _engine_run_backward(
+                (drawn[1],), (torch.ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
+            peaks["backward"] = max(peaks["backward"], ledger.peak)
+            ledger.forget_peak()

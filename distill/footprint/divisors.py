@@ -1,0 +1,20 @@
+"""The most windows at a time that fit, among those that a step divides into."""
+
+from collections.abc import Callable
+
+
+def most_windows(share: int, fits: Callable[[int], bool]) -> int:
+    """The largest divisor of a step's windows that fits: doubling while it does, then halving what is between; 0 where not
+    even one does."""
+    divisors = [count for count in range(1, share + 1) if share % count == 0]
+    good, bad = -1, len(divisors)
+    while good + 1 < bad:
+        least = 2 * divisors[good] if good >= 0 else 1
+        index = next((i for i in range(good + 1, bad) if divisors[i] >= least), bad - 1)
+        if bad < len(divisors):
+            index = (good + bad) // 2 if good >= 0 else good + 1
+        if fits(divisors[index]):
+            good = index
+        else:
+            bad = index
+    return divisors[good] if good >= 0 else 0

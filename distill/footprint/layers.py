@@ -1,0 +1,83 @@
+"""A few layers for all: memory grows by the same amount with every layer of a kind, so that models of one or two layers of
+each tell that of a deep one."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from distill.build import empty
+from students.config import Layout
+from teachers.teacher import Teacher
+
+Sizes = dict[str, float]
+Deep = TypeVar("Deep")  # a `footprint.Shape`: it has a config, a family and a layout
+
+
+def extrapolated(shape: Deep, measure: Callable[[Deep], Sizes]) -> Sizes:
+    """What `measure` finds of a model, from models of few of its layers where its layers do not depend on each other.
+
+    The second of two converted layers finds what the first one left, and further ones add what it added; so two of each
+    kind are there from the beginning.
+    """
+    kinds, few = _kinds(shape), []
+    counts = Counter(kinds)
+    for kind in counts:
+        layers = [layer for layer, other in enumerate(kinds) if other == kind]
+        few += layers[: 2 if layers[0] in shape.layout.converted else 1]
+    few.sort()
+    missing = {kind: count - sum(kinds[layer] == kind for layer in few) for kind, count in counts.items()}
+    runs = 1 + sum(count > 0 for count in missing.values())
+    if not _independent(shape.layout) or runs * (len(few) + 1) >= len(kinds):
+        return measure(shape)
+    base = measure(_with(shape, few))
+    found = dict(base)
+    for kind, count in missing.items():
+        if count:
+            more = measure(_with(shape, sorted([*few, kinds.index(kind)])))
+            found = {name: found[name] + count * (more[name] - base[name]) for name in found}
+    return found
+
+
+def _kinds(shape: Deep) -> list[tuple]:
+    """What tells the layers of a model apart: letter, window, and the shapes of all that they hold."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(deepcopy(shape.config))
+    teacher = Teacher("", model, None, shape.family)
+    student = empty(teacher, shape.layout)
+    layers = student.get_submodule(shape.family.layers)
+    held = [tuple((name, tuple(part.shape)) for name, part in layer.named_parameters()) for layer in layers]
+    rules = [teacher.logit_rules(layer) for layer in range(teacher.n_layers)]
+    return [
+        (letter, rule.window, rule.rope, parts)
+        for letter, rule, parts in zip(shape.layout.pattern, rules, held, strict=True)
+    ]
+
+
+def _independent(layout: Layout) -> bool:
+    """Whether no layer reads another's keys or parameters, and no option is given layer by layer."""
+
+    def plain(value: Any) -> bool:
+        if not isinstance(value, Mapping):
+            return True
+        return not any(str(key).isdigit() or key in ("default", "share_kv") for key in value) and all(
+            map(plain, value.values())
+        )
+
+    return all(len(group) == 1 for group in layout.groups) and all(plain(options) for options in layout.mixers.values())
+
+
+def _with(shape: Deep, layers: list[int]) -> Deep:
+    """The same with some of the layers alone, some of them twice."""
+    depth, config = shape.config.num_hidden_layers, deepcopy(shape.config)
+    for name, value in vars(config).items():
+        if isinstance(value, list | tuple) and len(value) == depth:
+            setattr(config, name, type(value)(value[layer] for layer in layers))
+    config.num_hidden_layers = len(layers)
+    pattern = "".join(shape.layout.pattern[layer] for layer in layers)
+    used = {letter: options for letter, options in shape.layout.mixers.items() if letter in pattern}
+    return replace(shape, config=config, layout=replace(shape.layout, pattern=pattern, mixers=used))

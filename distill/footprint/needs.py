@@ -1,0 +1,116 @@
+"""What a recipe's training stages need of GPUs: memory, time, and what to lower where they do not fit."""
+
+import logging
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from distill.errors import reason_of
+from distill.footprint import Footprint, Shape, footprint, most_windows
+from distill.recipe import Recipe
+from distill.stages import StageEntry, stages_of
+from distill.stages.rates import rate_of
+from distill.stages.texts import text_of
+from students.config import Layout
+from teachers.families import Family
+
+_log = logging.getLogger(__name__)
+GIB = 2**30
+LEFT = 0.93  # of a GPU's memory that `micro_batch: auto` may fill
+
+
+@dataclass(frozen=True)
+class Need:
+    """A training stage's: windows at a time, its footprint on each GPU (None where it cannot be worked out), tokens/s of one
+    GPU and where that is from, GPU hours; and what to lower where it does not fit."""
+
+    windows: int
+    footprint: Footprint | None
+    tokens_per_second: float | None
+    said: str
+    hours: float | None
+    lower: str | None = None
+
+    def numbers(self) -> dict:
+        """For JSON: bytes, and the rest as it is."""
+        memory = None if self.footprint is None else {**vars(self.footprint), "peak": self.footprint.peak}
+        rest = {name: value for name, value in vars(self).items() if name not in ("footprint", "said")}
+        return {**rest, "bytes": memory, "rate_from": self.said}
+
+
+def needs_of(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    family: Family,
+    layout: Layout,
+    parameters: int,
+    gpus: int,
+    gib: float,
+    divides: bool,
+) -> dict[str, Need]:
+    """Each training stage's needs by its name, as plans name them.
+
+    Args:
+        parameters: of the teacher. gpus: how many share a batch. gib: memory of one. divides: whether they divide masters,
+            gradients and moments of stages that train the student end to end.
+    """
+    shape, found, names = Shape.of(recipe, config, family, layout, gpu=recipe.device != "cpu"), {}, set()
+    for entry in stages_of(recipe):
+        key = entry.name if entry.name not in names else f"{entry.name} ({entry.index})"
+        names.add(key)
+        if entry.kind.trains:
+            found[key] = _need(recipe, shape, entry, parameters, gpus, gib, divides)
+    return found
+
+
+def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus: int, gib: float, divides: bool) -> Need:
+    share = max(1, entry.batch(recipe.data) // gpus)
+    windows = min(entry.micro_batch(recipe.data), share)
+    if entry.fits_itself(recipe.data):
+        windows = _most(recipe, shape, entry, share, gib * GIB)
+    taken = _footprint(recipe, shape, entry, windows, share)
+    if taken is not None and divides and entry.kind.whole_student:
+        taken = taken.sharded(gpus)
+    rate = rate_of(entry.kind.rates, parameters) if shape.gpu else None
+    hours = None if rate is None else entry.options.tokens / rate.tokens / 3600
+    over = taken is not None and taken.peak > gib * GIB
+    lower = what_to_lower(recipe, entry, taken, windows) if over else None
+    return Need(windows, taken, rate and rate.tokens, rate.said if rate else "not measured", hours, lower)
+
+
+def _footprint(recipe: Recipe, shape: Shape, entry: StageEntry, windows: int, share: int) -> Footprint | None:
+    try:
+        return footprint(shape, entry, length_of(recipe, entry), windows, accumulates=share > windows)
+    except Exception as error:  # of every type: an operation that looks at values
+        _log.info("the memory of %s cannot be worked out: %s: %s", entry.name, type(error).__name__, reason_of(error))
+        return None
+
+
+def _most(recipe: Recipe, shape: Shape, entry: StageEntry, share: int, room: float) -> int:
+    """The most windows at a time that fit so many bytes; one where not even that does or nothing can be worked out."""
+    one, two = (_footprint(recipe, shape, entry, count, share) for count in (1, 2))
+    if one is None or two is None:
+        return 1
+    each = two.activations - one.activations
+    return max(1, most_windows(share, lambda count: one.peak + (count - 1) * each <= LEFT * room))
+
+
+def length_of(recipe: Recipe, entry: StageEntry) -> int:
+    """Tokens of a stage's windows."""
+    return text_of(recipe, entry).seq_len
+
+
+def what_to_lower(recipe: Recipe, entry: StageEntry, taken: Footprint, windows: int) -> str:
+    """The keys that a stage's memory shrinks with, those that help most first."""
+    stage = f"stages.{entry.index}.{entry.name}"
+    steady = taken.trained + taken.gradients + taken.moments
+    batch = (
+        f"{stage}.micro_batch (now {windows})" if windows > 1 else f"the length of windows (now {length_of(recipe, entry)})"
+    )
+    spared = getattr(entry.options, "activation_checkpointing", True)
+    again = [] if spared is True else [f"set {stage}.activation_checkpointing=true"]
+    narrow = getattr(entry.options, "train", "mixers") == "all"
+    less = [f"set {stage}.train=mixers or lora"] if narrow else []
+    more = ["more GPUs (--gpus)"] if entry.kind.whole_student else []
+    fixes = [f"lower {batch}", *again]
+    return ", or ".join([*less, *more, *fixes] if steady > taken.activations else [*fixes, *less, *more])

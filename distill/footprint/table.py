@@ -1,0 +1,38 @@
+"""What plans print of their stages."""
+
+from collections.abc import Iterator, Mapping
+
+from rich.table import Table
+
+from distill.footprint.needs import GIB, Need
+
+
+def stage_table(tokens: Mapping[str, int], trained: Mapping[str, int], needs: Mapping[str, Need]) -> Table:
+    """A row a stage: tokens and parameters; of those that train, windows at a time, GiB on each GPU, tokens/s and hours."""
+    table = Table(box=None, header_style="bold")
+    columns = ["stage", "tokens", "trained parameters"]
+    for column in columns + (["windows", "GiB", "tokens/s", "GPU hours"] if needs else []):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, count in tokens.items():
+        row = [stage, f"{count:,}", f"{trained[stage]:,}"]
+        need = needs.get(stage)
+        if need is not None:
+            memory = "?" if need.footprint is None else f"{need.footprint.peak / GIB:.1f}"
+            rate = "?" if need.tokens_per_second is None else f"{need.tokens_per_second:,.0f}"
+            row += [str(need.windows), memory, rate, "?" if need.hours is None else f"{need.hours:.1f}"]
+        table.add_row(*row)
+    return table
+
+
+def remarks(needs: Mapping[str, Need], gpus: int, gib: float) -> Iterator[str]:
+    """What the memory is made of, where it does not fit, and where the rates are from."""
+    for stage, need in needs.items():
+        if need.footprint is not None:
+            names = ("teacher", "student", "gradients", "moments", "activations")
+            parts = ", ".join(f"{name} {getattr(need.footprint, name) / GIB:.1f}" for name in names)
+            yield f"GiB         {stage}: {parts}{f' on each of {gpus} GPUs' if gpus > 1 else ''}"
+        else:
+            yield f"GiB         {stage}: cannot be worked out without running it"
+        if need.lower:
+            yield f"            {stage} does not fit {gib:g} GiB: {need.lower}"
+        yield f"            {stage}: tokens/s {need.said}"

@@ -1,0 +1,82 @@
+"""A plan as it is printed."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from distill.console import bold
+from distill.errors import printable
+from distill.footprint.table import remarks, stage_table
+from distill.planning import ASSUMED, BANDWIDTH, DIVIDED, Plan
+from distill.recipe import Recipe
+
+
+def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
+    """Print a recipe's plan. place: where the recipe is."""
+    strip = [bold(c, "bold blue") if c in plan.layout.mixers else c for c in plan.layout.pattern]
+    console.print(Text.assemble(bold(recipe.name), printable(f"  {place}")))
+    console.print(Text.assemble("layers   ", *strip, "   (A keeps the teacher's attention)"))
+    for letter, options in recipe.mixers.items():
+        console.print(f"      {letter}  {options}", highlight=False)
+    if plan.selection:
+        trains = f", trains gates on {plan.selection['training_tokens']:,}" if plan.selection["training_tokens"] else ""
+        console.print(
+            f"select   the run chooses the layout by {plan.selection['by']} before it trains: reads about "
+            f"{plan.selection['tokens']:,} tokens{trains}; shown is an even layout of the same budget",
+            highlight=False,
+        )
+    if recipe.meta_tokens:
+        console.print(f"meta     {recipe.meta_tokens} learned tokens in front of every document", highlight=False)
+    console.print(stage_table(plan.tokens, plan.trained, plan.needs))
+    for line in remarks(plan.needs, plan.gpus, plan.gpu_memory):
+        console.print(line, highlight=False)
+    times = ", ".join(f"{_duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
+    console.print(
+        f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
+        f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
+        f"time        about {times} (assumed: {plan.speed('cpu'):.1e} and {plan.speed('cuda'):.1e} FLOP/s of training; "
+        f"loading and evaluation come on top)\n"
+        f"exports     {plan.exports}"
+    )
+    if plan.shard:
+        found = plan.shard
+        said = "nothing is divided" if found["kind"] == "none" else f"divides {DIVIDED[found['kind']]}"
+        console.print(f"shard       {found['asked']}, over {found['gpus']} GPUs: {said} ({found['why']})", highlight=False)
+    if plan.identity:
+        found = plan.identity
+        swapped = (
+            "no layer is converted"
+            if found["layer"] is None
+            else (
+                f"plain attention in each converted layer is off by {found['attention']:.1g} of its output at most (layer "
+                f"{found['layer']})"
+            )
+        )
+        console.print(
+            f"check       with nothing swapped the student's logits are off by {found['logits']:.1g} of the teacher's; "
+            f"{swapped}; every part has a value; {found['seconds']:.2f} s\n"
+            "            what the end of the run needs was tried: rows, questions, saving, exports, generation",
+            highlight=False,
+        )
+    for tokens, (theirs, ours) in plan.cache.items():
+        share = f"{_size(ours)} ({ours / theirs:.1%})"
+        console.print(
+            f"cache       {tokens:,} tokens in bfloat16: teacher {_size(theirs)}, student {share}", highlight=False
+        )
+    limits = ", ".join(f"{theirs:,.0f} / {ours:,.0f} behind {tokens:,}" for tokens, (theirs, ours) in plan.decoding.items())
+    console.print(
+        f"decoding    at most, teacher / student: {limits} tokens/s, one text in bfloat16 at an H100's "
+        f"{BANDWIDTH / 1e12:.1f} TB/s (weights and cache read once a token)",
+        highlight=False,
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

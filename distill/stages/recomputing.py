@@ -1,0 +1,50 @@
+"""What the backward pass recomputes of a decoder layer: all of it, or all but matrix products and attention.
+
+Selective recomputation (arXiv 2205.05198, section 5) keeps what is dear to compute and small to hold. The kernels of
+students are single functions of autograd, and are recomputed as wholes.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from distill.compat import keep_layers, recompute_layers
+
+Recomputed = bool | Literal["selective"]
+
+aten = torch.ops.aten
+PRODUCTS = frozenset({aten.mm.default, aten.addmm.default})
+BATCHED = frozenset({aten.bmm.default, aten.baddbmm.default})
+ATTENTION = "aten::_scaled_dot_product"  # how the names of its fused kernels begin
+
+
+def recompute(model: nn.Module, what: Recomputed) -> None:
+    """Have every decoder layer's backward pass recompute activations: of True all, of "selective" all but what `policy`
+    keeps; of False none."""
+    if not what:
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if what == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
+    recompute_layers(model, options)
+
+
+def recompute_nothing(model: nn.Module, what: Recomputed) -> None:
+    """The reverse of `recompute`."""
+    if what:
+        keep_layers(model)
+
+
+def policy(context: Any, op: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
+    """Keep the result of a matrix product, of a batched one unless it is larger than what goes in (the scores of attention
+    would be), and of fused attention."""
+    keep = op in PRODUCTS or (op in BATCHED and _no_larger(*arguments[-2:])) or str(op.name()).startswith(ATTENTION)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _no_larger(left: Tensor, right: Tensor) -> bool:
+    """Whether a batched product has no more elements than its factors."""
+    return left.shape[0] * left.shape[1] * right.shape[2] <= left.numel() + right.numel()
