@@ -8,20 +8,16 @@ shipped recipes `distill.recipes()`, `distill.recipe_text(name)`, `distill.copy_
 
 from distill.api import (
     bench,
-    copy_recipe,
     doctor,
     evaluate,
     export,
     generate,
     plan,
-    recipe_text,
-    recipes,
     report,
     run,
     select,
 )
-from distill.api_text import prepare
-from distill.beforehand import cache
+from distill.beforehand import cache, copy_recipe, prepare, recipe_text, recipes
 from distill.errors import Interrupted, UserError
 from distill.version import __version__
 

@@ -282,24 +282,3 @@ def bench(
     asked |= {"overrides": overrides or None, "first": first, "peers": peers, "references": references, "runs": runs}
     asked |= {"variants": variants or None, "lengths": lengths, "batches": batches, "protocols": protocols}
     return run_benchmark(what, asked | {"prefill_chunk": prefill_chunk})
-
-
-def recipes() -> list[dict[str, str]]:
-    """The shipped recipes: name, teacher, and what the first comment says."""
-    from distill.shipped import list_recipes
-
-    return list_recipes()
-
-
-def recipe_text(name: str) -> str:
-    """A shipped recipe as it is written; a UserError says that there is none."""
-    from distill.shipped import find_shipped
-
-    return find_shipped(name).read_text(encoding="utf-8")
-
-
-def copy_recipe(name: str, target: str | Path = ".") -> Path:
-    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why not."""
-    from distill.shipped import copy_shipped
-
-    return copy_shipped(name, Path(target))

@@ -1,4 +1,5 @@
-"""The Python API of what is made before a run, which then reads it: as `api`, one function a verb, imports inside."""
+"""The Python API of what stands before a run: recipes, prepared text, cached logits. As in `api`, one function a verb, imports
+inside."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,56 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from distill.recipe import Recipe
+
+
+def recipes() -> list[dict[str, str]]:
+    """The shipped recipes: name, teacher, and what the first comment says."""
+    from distill.shipped import list_recipes
+
+    return list_recipes()
+
+
+def recipe_text(name: str) -> str:
+    """A shipped recipe as it is written; a UserError says that there is none."""
+    from distill.shipped import find_shipped
+
+    return find_shipped(name).read_text(encoding="utf-8")
+
+
+def copy_recipe(name: str, target: str | Path = ".") -> Path:
+    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why not."""
+    from distill.shipped import copy_shipped
+
+    return copy_shipped(name, Path(target))
+
+
+def prepare(
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    *,
+    overrides: str | Sequence[str] = (),
+    processes: int | None = None,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Prepare the texts of a recipe: tokenise them in shards, so that runs find them. A call that was stopped goes on.
+
+    Args:
+        recipe, overrides: as in `plan`. processes: that tokenise; by the cores and the size of each text by default. The
+            result is the same with any number. console: where progress is shown (the standard error).
+
+    Returns:
+        what the docstring of `distill.runs.preparing.prepare_texts` says.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    from distill.console import new_console
+    from distill.ranges import PREPARING
+    from distill.recipe_file import load
+    from distill.runs.preparing import prepare_texts
+
+    if processes is not None:
+        PREPARING.check(processes, "processes")
+    return prepare_texts(load(recipe, overrides), processes, console or new_console(stderr=True))
 
 
 def cache(

@@ -61,13 +61,12 @@ class Data(Schema):
     separator: str | None = None
     long_documents: Literal["shuffled", "in_order"] = "shuffled"
     limit: Count | None = None
+    longest_document: Annotated[Count, Field(lt=2**31)] = LONGEST_DOCUMENT
 
     @property
     def calibrated(self) -> int:
         """Windows at a time of closed-form work: its results must not depend on the device."""
         return min(self.batch, self.CLOSED_FORM) if self.micro_batch == "auto" else self.micro_batch or self.batch
-
-    longest_document: Annotated[Count, Field(lt=2**31)] = LONGEST_DOCUMENT
 
 
 class EvaluationOptions(Schema):

@@ -26,7 +26,7 @@ FORBIDDEN = {
 FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
-    ("api_text", "beforehand", "plan_table"),
+    ("beforehand", "plan_table"),
     ("benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("reports", "recipe_file"),

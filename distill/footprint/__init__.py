@@ -23,14 +23,14 @@ from distill.footprint.ledger import Ledger
 from distill.footprint.shapes import student_of, teacher_of, text_of
 from distill.recipe import Recipe
 from distill.stages import StageEntry
+from distill.teacher_type import config_type
 from students import kernels
 from students.config import Layout
 from teachers.families import Family
 
-__all__ = ["Footprint", "Shape", "footprint", "most_windows", "weights_type"]
+__all__ = ["Footprint", "Shape", "footprint", "most_windows"]
 
 WORKSPACE = 2**25  # bytes that cuBLAS takes on a Hopper GPU
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,7 @@ class Shape:
     def of(cls, recipe: Recipe, config: PretrainedConfig, family: Family, layout: Layout, gpu: bool = True) -> "Shape":
         """A recipe's: its precision, and the type that its teacher's weights are loaded in."""
         wide = recipe.precision == "float32" or (recipe.precision == "auto" and not gpu)
-        return cls(config, family, layout, weights_type(recipe, config, gpu), not wide, gpu)
-
-
-def weights_type(recipe: Recipe, config: PretrainedConfig, gpu: bool) -> torch.dtype:
-    """The type that a recipe's teacher is held in; int8 counts as bfloat16, which it is no larger than."""
-    said = getattr(recipe, "teacher_dtype", "float32")
-    if said == "auto":
-        found = getattr(config, "dtype", None) or torch.float32
-        found = getattr(torch, found, torch.float32) if isinstance(found, str) else found
-        return found if gpu and found in HALF else torch.float32
-    return {"int8": torch.bfloat16}.get(said) or getattr(torch, said)
+        return cls(config, family, layout, config_type(recipe, "cuda" if gpu else "cpu", config.dtype), not wide, gpu)
 
 
 def footprint(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool = True) -> Footprint:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from distill.build import recall_transfers, transfer_report
 from distill.errors import UserError
 from distill.loading import check_teacher, load_student
+from distill.mixed_types import join_types
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.starting import place_of, weights_hash
@@ -45,6 +46,7 @@ def begin_from(recipe: Recipe, teacher: Teacher, student: nn.Module, transfers: 
                 continue
             tensor.data = new.to(torch.promote_types(new.dtype, tensor.dtype), copy=True)
             changed |= set() if own else {name}
+    join_types(student)
     _take_record(Path(recipe.student), place, student, transfers)
     return changed
 
