@@ -1,5 +1,4 @@
-"""The Python API of what stands before a run: recipes, prepared text, cached logits. As in `api`, one function a verb, imports
-inside."""
+"""The Python API of what stands before a run: recipes, prepared text, cached logits. Imports stand inside the functions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -88,7 +88,7 @@ def first_nonfinite_name(gradients: Mapping[str, Tensor], parts: Mapping[str, Te
 
 
 def _squares(tensors, device: torch.device) -> Tensor:
-    norms = torch._foreach_norm([tensor for tensor in tensors if tensor.numel()])
-    if not norms:
+    found = [tensor for tensor in tensors if tensor.numel()]
+    if not found:
         return torch.zeros((), dtype=torch.float64, device=device)
-    return torch.stack([norm.double() for norm in norms]).square().sum()
+    return torch.nn.utils.get_total_norm(found).double().square()

@@ -164,7 +164,9 @@ class Trainer:
             wrong = first_nonfinite_name(whole, parts, sorted(self.parameters)) or "all together"
             raise NonFinite(f"the gradient of {wrong} at step {step + 1} is not finite; try a lower lr or clip")
         if clip is not None:
-            torch._foreach_mul_([*whole.values(), *parts.values()], (clip / (norm + 1e-6)).clamp(max=1.0))
+            factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in (*whole.values(), *parts.values()):
+                gradient.mul_(factor)
         return norm.item()
 
     def _check(self, losses: dict[str, float], step: int) -> None:
