@@ -1,7 +1,8 @@
 """`distill bench steps`: whole optimizer steps of a recipe's stages, on the Triton kernels and on the references in turn.
 
 The teacher has the published shape and random weights, the text is random tokens in packed documents: time and memory do not
-depend on either. Batch, windows and options are the recipe's.
+depend on either. Batch, windows and options are the recipe's. Under torchrun or `accelerate launch` the processes share each
+step as those of a run do, and the first one tells.
 """
 
 import gc
@@ -15,7 +16,10 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from distill import processes
 from distill.benchmarks.check import relative_error
+from distill.benchmarks.flops import flops_per_token
+from distill.benchmarks.measure import ceilings
 from distill.benchmarks.targets import learn, without
 from distill.build import build
 from distill.loading import teacher_config
@@ -28,6 +32,7 @@ from distill.teacher_type import config_type
 from distill.text.windows import Batch
 from distill.training.checks import check_fit
 from distill.training.fitting import fit_micro_batch
+from distill.training.shares import sharded
 from distill.training.trainer import Trainer
 from students import kernels
 from teachers.families import family_of
@@ -65,25 +70,29 @@ def run(recipe: Recipe, *, references: bool = True, profile: bool = True) -> dic
         references: time them beside the kernels. profile: name the kernels of a step.
 
     Returns:
-        device, versions, and one row a stage and back end: tokens/s, seconds a step, GiB, loss, kernels.
+        device, versions, the GPU's bf16 ceiling in FLOP/s, and one row a stage and back end: tokens/s of all processes,
+            seconds a step, GiB, loss, kernels, and the share of the ceiling that the arithmetic of `flops` makes.
 
     Raises:
         UserError: its teacher's config cannot be found or read, or what a run would refuse of its options.
     """
     cuda = torch.cuda.is_available() and recipe.device != "cpu"
     backends = ["triton", *(["reference"] if references else [])] if cuda else ["reference"]
-    rows = []
+    rows, top = [], ceilings().flop_per_second if cuda else None
     for entry in stages_of(recipe):
         if not entry.kind.trains:
             continue
         for backend in backends:
             row = {"stage": entry.name, "index": entry.index, "kernels": backend} | _measure(
-                recipe, entry, backend, profile and cuda
+                recipe, entry, backend, profile and cuda and processes.count() == 1
             )
-            print(json.dumps(row), file=sys.stderr, flush=True)
+            if top and "flops" in row:
+                row["share"] = round(row["flops"] * row["tokens_per_second"] / row["processes"] / top, 3)
+            if not processes.rank():
+                print(json.dumps(row), file=sys.stderr, flush=True)
             rows.append(row)
     device = torch.cuda.get_device_name() if cuda else "CPU"
-    return {"recipe": recipe.name, "device": device, "versions": versions(), "rows": rows}
+    return {"recipe": recipe.name, "device": device, "versions": versions(), "flop_per_second": top, "rows": rows}
 
 
 def all_right(result: Mapping) -> bool:
@@ -123,17 +132,19 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     stage.prepare()
     with accelerator.autocast():
         stage.begin(lambda tokens: iter([text.batch(0, micro).to(accelerator.device)]))
-    trainer = Trainer(stage, accelerator, text, 0, batch, micro)
+    flops = flops_per_token(stage, stage.running.model if stage.running is not None else None)
+    sharding = sharded(recipe, stage, accelerator)
+    trainer = Trainer(stage, accelerator, text, 0, batch, micro, sharding)
     if entry.fits_itself(recipe.data):
         fit_micro_batch(trainer, entry, recipe, None, fit.layout)
-        micro = trainer.micro_batch
     with without(entry, teacher, student):
         for step in range(WARM):
             trainer.step(step)
         if accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         reports = [trainer.step(WARM + step) for step in range(TIMED)]
-        found = _summary(reports, batch, micro)
+        found = _summary(reports, batch, trainer.micro_batch) | {"flops": flops, "processes": trainer.world}
+        found["divided"] = sharding is not None
         if profile:
             found["profile"] = list(_profile(trainer))
     return found
@@ -180,16 +191,17 @@ def random_teacher(config: PretrainedConfig, device: torch.device, dtype: torch.
 def table(result: Mapping) -> Table:
     """What `run` returned, to print."""
     found = Table(title=f"{result['recipe']}, {result['device']}", box=None)
-    for name in ("stage", "kernels", "windows", "tokens/s", "ms a step", "GiB", "loss", ""):
+    for name in ("stage", "kernels", "windows", "tokens/s", "ms a step", "GiB", "of the ceiling", "loss", ""):
         found.add_column(name, justify="left" if name in ("stage", "kernels", "") else "right")
     for row in result["rows"]:
         if "failed" in row:
-            found.add_row(row["stage"], row["kernels"], "", "", "", "", "", row["failed"])
+            found.add_row(row["stage"], row["kernels"], *[""] * 6, row["failed"])
             continue
         numbers = (
             f"{row['tokens_per_second']:,}",
             f"{1e3 * row['seconds']:.0f}",
             str(row.get("gib", "")),
+            f"{row['share']:.0%}" if "share" in row else "",
             f"{row['loss']:.4f}",
         )
         found.add_row(row["stage"], row["kernels"], f"{row['batch']} / {row['micro_batch']}", *numbers, "")

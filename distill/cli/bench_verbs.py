@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import distill
+from distill import processes
 from distill.cli.arguments import Json, Overrides, names_of
 from distill.cli.output import check_json, quiet_libraries, table_console, write_json
 from distill.ranges import CHUNK
@@ -126,6 +127,8 @@ def _finish(what: str, measured: dict, json: Path | None) -> None:
     """Print the table, write the JSON, and end with 1 where something measured was not right."""
     from distill.benchmarks import benchmark
 
+    if processes.rank():  # the first of several processes tells
+        return
     table_console(json).print(benchmark(what).table(measured))
     write_json(json, measured)
     if measured.get("stopped"):
