@@ -131,7 +131,7 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     learn(recipe, entry, stage, teacher, lambda other: random_teacher(teacher_config(other), accelerator.device))
     stage.prepare()
     with accelerator.autocast():
-        stage.begin(lambda tokens: iter([text.batch(0, micro).to(accelerator.device)]))
+        stage.begin(lambda tokens: iter([text.batch(0, recipe.data.calibrated).to(accelerator.device)]))
     flops = flops_per_token(stage, stage.running.model if stage.running is not None else None)
     sharding = sharded(recipe, stage, accelerator)
     trainer = Trainer(stage, accelerator, text, 0, batch, micro, sharding)
