@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,14 +84,6 @@ def add_packed_attention(name: str, attend: Callable, mask: Callable) -> None:
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, mask)
-
-
-@cache
-def leave_to_eager(package: str) -> None:
-    """Have torch.compile run a package's functions as they stand, not look into them. torch 2.11, 2.13."""
-    import torch._dynamo
-
-    torch._dynamo.trace_rules.add(package)
 
 
 @contextmanager

@@ -31,6 +31,9 @@ from teachers.families import Family
 __all__ = ["Footprint", "Shape", "footprint", "most_windows"]
 
 WORKSPACE = 2**25  # bytes that cuBLAS takes on a Hopper GPU
+COMPILED = (
+    0.8  # of the activations that compiled layers keep: 0.78 at 1B (docs/performance.md); recomputed ones keep the same
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,15 @@ def footprint(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accum
     base = {field.name: whole[field.name] for field in fields(Footprint) if field.name != "activations"}
     held = sum(base[name] for name in ("teacher", "student", "gradients", "moments"))
     highest = max(whole[when] for when in ("forward", "backward", "end"))
-    return Footprint(activations=max(0.0, highest + WORKSPACE * shape.gpu - held), **base)
+    kept = COMPILED if shape.gpu and _fuses(entry) else 1.0
+    return Footprint(activations=kept * max(0.0, highest + WORKSPACE * shape.gpu - held), **base)
+
+
+def _fuses(entry: StageEntry) -> bool:
+    """Whether a stage's steps keep what compiled layers keep of a whole student."""
+    options = entry.options
+    recomputed = getattr(options, "activation_checkpointing", False)
+    return entry.kind.whole_student and getattr(options, "compile", None) is not False and not recomputed
 
 
 def _measured(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool) -> dict[str, float]:

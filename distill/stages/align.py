@@ -24,8 +24,8 @@ class Align(Stage):
     layer_loss = LayerLoss("output against attention's", "relative L2 error", squared=True, judged=True)
     rates = (
         Point(134.5e6, 155_375, "smollm2-135m_mamba2-hybrid, 16 windows (docs/performance.md)"),
-        Point(1236e6, 72_368, "llama-3.2-1b_mamba2-hybrid, 8 windows at a time"),
-        Point(8030e6, 10_510, "llama-3-8b_mamba-in-llama, 1 window at a time"),
+        Point(1236e6, 88_105, "llama-3.2-1b_mamba2-hybrid, 8 windows at a time"),
+        Point(8030e6, 17_436, "llama-3-8b_mamba-in-llama, 4 windows at a time"),
     )
 
     class Options(TrainingOptions):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from distill.compat import compiling, leave_to_eager
+from distill.compat import compiling
 from distill.packed_attention import packed_attention, serves
 from distill.stages.stage import Stage
 from students import kernels
@@ -33,12 +33,9 @@ class Stepping:
         self._packs = cuda and narrow and kernels.chosen() != "reference" and all(map(serves, models))
         self._compiled: dict[nn.Module, Callable] = {}
         if cuda if compiled is None else compiled:
-            for package in (
-                "students",
-                "triton",
-            ):  # a traced mixer is ten slow pieces
-                leave_to_eager(package)
             self._compiled = {part: torch.compile(part.forward, dynamic=False) for part in _parts(stage)}
+            if stage.whole_student:  # traced, a mixer is ten pieces, and calling those takes longer than they save
+                self._compiled |= {slot: torch.compiler.disable(slot.forward) for slot in _slots(stage.student)}
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -58,6 +55,12 @@ def _parts(stage: Stage) -> list[nn.Module]:
     if stage.whole_student:
         return layers + list(student.get_submodule(student.place.layers))
     return [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]
+
+
+def _slots(student: nn.Module) -> list[nn.Module]:
+    """What stands around the mixers in the student's layers."""
+    layers, place = student.get_submodule(student.place.layers), student.place.name
+    return [getattr(layers[index], place) for index in student.layout.converted]
 
 
 @contextmanager
