@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def random_tensors() -> dict[str, Tensor]:
     return states
 
 
-def load_random(states: dict[str, Tensor]) -> None:
+def load_random(states: Mapping[str, Tensor]) -> None:
     """Put the random states back."""
     torch.set_rng_state(states["torch"])
     version, internal, gauss = json.loads(bytes(states["python"].tolist()))

@@ -21,7 +21,7 @@ AROUND = 256  # characters on each side of a cut that are looked at
 TRIES = 32  # places that are tried
 
 Row = tuple[Any, str]  # whatever the row is called by, and its text
-Labelled = Iterator[tuple[Any, Sequence[int]]]  # what a row is called by, and its token ids
+Labelled = Iterator[tuple[Any, Sequence[int] | np.ndarray]]  # what a row is called by, and its token ids
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield held
 
 
-def encoded(group: Sequence[Row], tokenizer) -> list[tuple[Any, Sequence[int]]]:
+def encoded(group: Sequence[Row], tokenizer) -> list[tuple[Any, Sequence[int] | np.ndarray]]:
     """Label and token ids of each row of a group."""
     ((label, text), *more) = group
     if not more and len(text) > PIECE and (frame := _frame(tokenizer)) is not None:

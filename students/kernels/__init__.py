@@ -61,10 +61,9 @@ def on_paper() -> Iterator[None]:
     references run."""
     token, launching = _on_paper.set(True), None
     if _is_installed("triton", None):
-        from triton.runtime.jit import KernelInterface
-
-        launching = KernelInterface, KernelInterface.__getitem__  # seen in Triton 3.4 to 3.9
-        KernelInterface.__getitem__ = lambda kernel, grid: lambda *arguments, **options: None
+        interface = import_module("triton.runtime.jit").KernelInterface  # seen in Triton 3.4 to 3.9
+        launching = interface, interface.__getitem__
+        interface.__getitem__ = lambda kernel, grid: lambda *arguments, **options: None
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ def test_what_is_written(recipe, cached):
     """The windows that the stage reads, each once, and of each the teacher's own numbers."""
     session = Session.open(load(recipe))
     cache, facts = LogitCache(cached, "here"), json.loads((cached / FACTS).read_text())
-    assert facts["teacher"] == session.teacher.fingerprint and facts["text"] == session.windows.meta["sha256"]
+    assert facts["teacher"] == session.teacher.fingerprint and facts["text"] == session.windows.meta.sha256
     assert (facts["top_k"], facts["temperature"], facts["vocabulary"], facts["seq_len"]) == (8, 1.0, 320, 32)
     batch = session.windows.batch(8, 24)  # initialise reads 8 before
     assert cache.count == 24 and len(list(cached.glob("*.safetensors"))) == 8

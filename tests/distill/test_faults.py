@@ -17,7 +17,7 @@ from distill import run
 from distill.errors import Interrupted, UserError
 from distill.evaluation import samples
 from distill.recipe_file import check
-from distill.runs import checkpoint
+from distill.runs import checkpoint, parts
 from distill.runs.stopper import Stopper
 from distill.stages.imitate import Imitate
 from distill.training import runner
@@ -202,8 +202,8 @@ def test_a_resumed_stage_counts_its_seconds_and_reads_each_file_once(tiny_recipe
     assert 0 < content["seconds"] < 600
     longer = checkpoint.RunState(**content | {"seconds": 10_000.0})
     state.write_text(json.dumps(asdict(longer) | {"digest": longer.hashed()}))
-    read, digest = [], checkpoint._digest
-    monkeypatch.setattr(checkpoint, "_digest", lambda file: (read.append(file), digest(file))[1])
+    read, digest = [], parts.digest
+    monkeypatch.setattr(parts, "digest", lambda file: (read.append(file), digest(file))[1])
     monkeypatch.setattr(runner.Run, "conclude", lambda self: None)
     folder = run(recipe, runs=tmp_path)
     resumed_from = [file.name for file in read if file.parent.name == state.parent.name]

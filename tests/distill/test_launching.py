@@ -47,7 +47,6 @@ def test_nothing_is_launched_unasked(recipe):
         (2, 2, "auto", "--gpus 2 and --processes 2: a run has one process a GPU; give one of the two"),
         (0, None, "auto", "--gpus is 0; it takes"),
         (None, -1, "cpu", "--processes is -1; it takes"),
-        (None, 2.5, "cpu", r"--processes is 2\.5; it takes"),
         (2, None, "cpu", "--gpus is 2, but device is 'cpu'; set device=auto, or use --processes 2"),
         (64, None, "auto", "--gpus is 64, but PyTorch sees .* here; "),
         (None, 2, "cuda", "--processes is 2, which is for CPUs, but device is 'cuda'"),

@@ -192,7 +192,10 @@ def test_greedy_sees_pairs(entries, tmp_path, monkeypatch):
     def worth(kept):
         return 1.0 * ({1, 3} <= set(kept)) + 0.1 * (2 in kept)
 
-    monkeypatch.setattr(measurer.Measurer, "layout", lambda self, kept, measures: {"choice": worth(kept), "kl": 0.0})
+    def measured(self, layouts, measures):
+        return {kept: {"choice": worth(kept), "kl": 0.0} for kept in layouts}
+
+    monkeypatch.setattr(measurer.Measurer, "layouts", measured)
     narrow = chosen_with_fake(entries, tmp_path / "a", beam=1)
     wide = chosen_with_fake(entries, tmp_path / "b", beam=3)
     assert narrow == [0, 1, 2] and wide == [0, 1, 3]
