@@ -8,9 +8,29 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor  # these two: torch 2.11, 2.13
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.autograd.graph import _engine_run_backward as run_backward  # noqa: F401  torch 2.11, 2.13
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode  # torch 2.11, 2.13
+from torch.utils._pytree import tree_leaves as tree_leaves  # these two: torch 2.11, 2.13
+from torch.utils._pytree import tree_map_only as tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer  # 5.17, 5.24
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # 5.17, 5.24: the table of implementations
+
+# Operations of torch 2.11, 2.13: reading a number off a tensor, and choosing a kernel of fused attention.
+NUMBER_READ = torch.ops.aten._local_scalar_dense.default
+ATTENTION_CHOICE = torch.ops.aten._fused_sdp_choice.default
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """What tells one storage from another while both live, also one without memory. `_cdata`, torch 2.11, 2.13."""
+    return storage._cdata
+
+
+def own_tensors(module: nn.Module) -> tuple[dict, dict]:
+    """A module's own parameters and buffers, by name, in place. torch 2.11, 2.13."""
+    return module._parameters, module._buffers
 
 
 def forget_precision() -> None:

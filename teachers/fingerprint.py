@@ -58,6 +58,12 @@ def difference(known: str, now: str) -> str | None:
     return None
 
 
+def tokenizer_part(word: str) -> str:
+    """The hash of a teacher's tokenizer in its word; empty where the word has none."""
+    found = dict(zip(PARTS, word.split("-"), strict=False))
+    return found.get("tokenizer", "")
+
+
 def _of_weights(model: nn.Module, config: PretrainedConfig) -> tuple[str, str]:
     """Of the numbers as they are held, and as bfloat16 would hold them."""
     exact = hashlib.sha256(config.model_type.encode())

@@ -12,10 +12,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import _engine_run_backward  # `backward` would leave the mode that recomputed layers need
 from transformers import PretrainedConfig
 
+from distill.compat import FakeTensorMode, run_backward
 from distill.footprint.autocast import WideAsOnAGpu
 from distill.footprint.divisors import most_windows
 from distill.footprint.layers import extrapolated
@@ -158,7 +157,7 @@ def _passes(shape: Shape, stage: nn.Module, batch, ledger: Ledger) -> dict[str, 
             if drawn is None:
                 return peaks | {"end": ledger.live}
             ledger.forget_peak()
-            _engine_run_backward(
+            run_backward(  # `backward` would leave the mode that recomputed layers need
                 (drawn[1],), (torch.ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True
             )
             peaks["backward"] = max(peaks["backward"], ledger.peak)

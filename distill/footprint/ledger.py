@@ -4,16 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from distill.compat import ATTENTION_CHOICE, NUMBER_READ, FakeTensor, TorchDispatchMode, storage_key, tree_leaves
 
 BLOCK = 512  # bytes that PyTorch's allocator rounds up to
 SLACK = 2**-11  # share of the most by which it may grow before what died is looked for: that costs time
 aten = torch.ops.aten
 READ = {  # of a tensor without values
-    aten._local_scalar_dense.default: lambda tensor: tensor.dtype != torch.bool and 1,
+    NUMBER_READ: lambda tensor: tensor.dtype != torch.bool and 1,
     aten.is_nonzero.default: lambda tensor: False,
     aten.equal.default: lambda tensor: False,
     aten.nonzero.default: lambda tensor: tensor.new_zeros((1, tensor.dim()), dtype=torch.long),
@@ -41,7 +40,7 @@ class Ledger(TorchDispatchMode):
         keywords = keywords or {}
         if op in READ and isinstance(arguments[0], FakeTensor):
             return READ[op](arguments[0])
-        if op is aten._fused_sdp_choice.default:
+        if op is ATTENTION_CHOICE:
             return _attention(*arguments, **keywords) if self._gpu else FLASH
         found = op(*arguments, **keywords)
         for part in tree_leaves(found):
@@ -69,10 +68,11 @@ class Ledger(TorchDispatchMode):
     def count(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once."""
         storage = tensor.untyped_storage()
-        if storage._cdata in self._counted and not self._counted[storage._cdata][0].expired():
+        key = storage_key(storage)
+        if key in self._counted and not self._counted[key][0].expired():
             return
         size = -(-storage.nbytes() // BLOCK) * BLOCK
-        self._counted[storage._cdata] = StorageWeakRef(storage), size
+        self._counted[key] = StorageWeakRef(storage), size
         self._live += size
         if self._live > self._peak * (1 + SLACK):
             self._peak = max(self._peak, self.live)

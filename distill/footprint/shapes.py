@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from distill.build import empty
+from distill.compat import own_tensors
 from distill.text.windows import Batch
 from students.config import Layout
 from teachers.families import Family
@@ -28,7 +29,7 @@ def student_of(teacher: Teacher, layout: Layout) -> nn.Module:
     theirs = dict(teacher.model.named_parameters()) | dict(teacher.model.named_buffers())
     made: dict[int, Tensor] = {}
     for path, module in student.named_modules():
-        for group in (module._parameters, module._buffers):
+        for group in own_tensors(module):
             for name, tensor in group.items():
                 if tensor is None:
                     continue

@@ -12,6 +12,7 @@ from distill.disk import write_text
 from distill.errors import UserError
 from distill.reading import read_json
 from distill.schema import Schema
+from teachers.fingerprint import difference
 
 FORMAT = 1
 FACTS = "cache.json"
@@ -66,8 +67,12 @@ class Facts(Schema):
         return self.seq_len * (self.top_k * (2 + int(self.ids[4:]) // 8) + 2)
 
     def difference(self, other: "Facts", among: tuple[str, ...] = tuple(WORDS)) -> str | None:
-        """The first key in which two caches differ."""
-        return next((name for name in WORDS if name in among and getattr(self, name) != getattr(other, name)), None)
+        """The first key in which two caches differ; a teacher is the same one in whichever type it is held."""
+        return next((name for name in WORDS if name in among and self._differs(other, name)), None)
+
+    def _differs(self, other: "Facts", name: str) -> bool:
+        mine, theirs = getattr(self, name), getattr(other, name)
+        return mine != theirs and (name != "teacher" or difference(mine, theirs) is not None)
 
 
 class Shard(Schema):

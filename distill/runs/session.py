@@ -55,7 +55,7 @@ class Session:
             session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
             if trains:  # now, so that a mistake in the text shows before anything is written
                 session.open_texts()
-                check_windows(session.windows, accelerator.num_processes)
+                check_windows(session.windows.count, session.windows.seq_len, accelerator.num_processes)
         return session
 
     def with_recipe(self, recipe: Recipe) -> "Session":
@@ -217,15 +217,15 @@ def check_device(recipe: Recipe) -> None:
         raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
 
 
-def check_windows(windows: Windows, count: int) -> None:
-    """Refuse more processes than there are windows of training text.
+def check_windows(windows: int, length: int, count: int) -> None:
+    """Refuse more processes than there are windows of so many tokens of training text.
 
     Raises:
         UserError: giving both numbers.
     """
-    if windows.count < count:
+    if windows < count:
         raise UserError(
-            f"data.train is {windows.count} windows of {windows.seq_len} tokens, fewer than the {count} processes of this "
+            f"data.train is {windows} windows of {length} tokens, fewer than the {count} processes of this "
             "run: name more text, shorter windows (data.seq_len), or use fewer processes"
         )
 

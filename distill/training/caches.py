@@ -15,7 +15,7 @@ from distill.stages import StageEntry, stages_of
 from distill.stages.texts import text_of
 from distill.text.windows import Windows
 from distill.training.trainer import steps_of
-from teachers.fingerprint import difference
+from teachers.fingerprint import difference, tokenizer_part
 from teachers.teacher import Teacher
 
 
@@ -56,7 +56,7 @@ def facts_for(session: Session, windows: Windows, teacher: Teacher, temperature:
     return Facts(
         reference=teacher.reference,
         teacher=teacher.fingerprint,
-        tokenizer=own.fingerprint.rpartition("-")[2],
+        tokenizer=tokenizer_part(own.fingerprint),
         text=windows.meta.sha256,
         seq_len=windows.seq_len,
         seed=recipe.seed,

@@ -197,7 +197,7 @@ class Pipeline:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = told(measured) if "kl" in measured else ""
             self.console.print(Text.assemble("  ", bold(f"{entry.name:<10}"), f" {seconds:5.0f} s   {found}"))
-        self.saves.save(this, done=True, probed=measured["probe"])
+        self.saves.save(this, done=True, probed=measured.get("probe", {}))
         self.accelerator.wait_for_everyone()
 
     def _measured(self, entry: StageEntry, heldout: Heldout) -> dict:

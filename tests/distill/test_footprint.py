@@ -7,7 +7,7 @@ from transformers import AutoConfig
 import distill
 from distill.build import build
 from distill.errors import UserError
-from distill.footprint import Footprint, Shape, footprint, layers
+from distill.footprint import COMPILED, Footprint, Shape, footprint, layers
 from distill.footprint.ledger import Ledger
 from distill.recipe_file import check
 from distill.stages import STAGES, stage_class, stages_of
@@ -24,11 +24,11 @@ ROWS, TIME = 3, 24
 
 
 def entry_of(name, **options):
-    """A stage with its options, as a recipe has it."""
+    """A stage with its options, as a recipe has it, uncompiled."""
     recipe = {
         "name": "x", "teacher": "x", "pattern": "M", "mixers": {"M": {"mixer": "mamba2"}},
         "data": {"train": [{"path": "x"}], "heldout": [{"path": "x"}], "seq_len": TIME, "batch": 4},
-        "stages": [{"initialise": {}}, {name: {"tokens": 64, "lr": 1e-3, **options}}],
+        "stages": [{"initialise": {}}, {name: {"tokens": 64, "lr": 1e-3, "compile": False, **options}}],
     }  # fmt: skip
     return stages_of(check(recipe, "x"))[1]
 
@@ -118,6 +118,14 @@ def test_few_layers_stand_for_many(tiny_teacher, monkeypatch, name="imitate"):
     shared = Layout.over(13, "S", {"S": {"mixer": "shared_attention", "blocks": 2}})
     with_few(Shape(shape.config, shape.family, shared), lambda part: measured.append(part.config.num_hidden_layers) or {})
     assert measured[3:] == [13]  # layers that share a block are not counted one by one
+
+
+def test_compiled_layers_keep_less(teacher):
+    shape = Shape(teacher.config, teacher.family, Layout.over(4, "AM", {"M": {"mixer": "discrete_mamba2"}}))
+    kept, fused = (footprint(shape, entry_of("imitate", compile=how), TIME, ROWS) for how in (False, None))
+    assert fused.activations == pytest.approx(COMPILED * kept.activations) and fused.moments == kept.moments
+    aligned = [footprint(shape, entry_of("align", compile=how), TIME, ROWS) for how in (False, None)]
+    assert aligned[0] == aligned[1]
 
 
 def test_shares_of_several_gpus():

@@ -73,12 +73,9 @@ def test_nothing_to_talk_through(monkeypatch, gpu, name):
 
 
 def test_more_processes_than_windows(tiny_recipe, tmp_path):
-    class Few:
-        count, seq_len = 3, 32
-
-    check_windows(Few, 3)
+    check_windows(3, 32, 3)
     with pytest.raises(UserError, match=r"data.train is 3 windows of 32 tokens, fewer than the 4 processes of this run"):
-        check_windows(Few, 4)
+        check_windows(3, 32, 4)
 
 
 def test_it_refuses_before_anything_is_started(tiny_recipe, tmp_path, monkeypatch):
