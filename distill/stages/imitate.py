@@ -52,7 +52,7 @@ class Imitate(Stage):
         Point(134.5e6, 69_709, "smollm2-135m_mamba2-hybrid, 8 windows at a time (docs/performance.md)"),
         Point(596e6, 55_297, "qwen3-0.6b_mamba2-hybrid, 32 windows a step"),
         Point(1236e6, 30_282, "llama-3.2-1b_mamba2-hybrid, 8 windows at a time, layers recomputed"),
-        Point(8030e6, 4_311, "llama-3-8b_mamba-in-llama, 1 window at a time, mixers and norms"),
+        Point(8030e6, 7_124, "llama-3-8b_mamba-in-llama, 4 windows at a time, layers recomputed, mixers and norms"),
     )
 
     class Options(TrainingOptions):
