@@ -121,10 +121,10 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
     weights = weight_bytes(kept), weight_bytes(student)
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
-    memory = BYTES * (sizes["teacher"] + max(most, mixers) + 3 * most)
     held = config_type(recipe, "cpu" if recipe.device == "cpu" else "cuda", config.dtype)
+    memory = held.itemsize * sizes["teacher"] + BYTES * (max(most, mixers) + 3 * most)
     shares = _shares(recipe, trained, held.itemsize * sizes["teacher"], gpus or 1, gpu_memory)
-    divides = shares is not None and shares["kind"] != "none"
+    divides = "none" if shares is None else shares["kind"]
     return Plan(
         layout=layout,
         teacher_parameters=sizes["teacher"],

@@ -46,13 +46,13 @@ def needs_of(
     parameters: int,
     gpus: int,
     gib: float,
-    divides: bool,
+    divides: str,
 ) -> dict[str, Need]:
     """Each training stage's needs by its name, as plans name them.
 
     Args:
-        parameters: of the teacher. gpus: how many share a batch. gib: memory of one. divides: whether they divide masters,
-            gradients and moments of stages that train the student end to end.
+        parameters: of the teacher. gpus: how many share a batch. gib: memory of one. divides: what they divide of stages
+            that train the student end to end: "none", "student" (masters, gradients and moments) or "all" (the teacher too).
     """
     shape, found, names = Shape.of(recipe, config, family, layout, gpu=recipe.device != "cpu"), {}, set()
     for entry in stages_of(recipe):
@@ -63,14 +63,14 @@ def needs_of(
     return found
 
 
-def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus: int, gib: float, divides: bool) -> Need:
+def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus: int, gib: float, divides: str) -> Need:
     share = max(1, entry.batch(recipe.data) // gpus)
     windows = min(entry.micro_batch(recipe.data), share)
     if entry.fits_itself(recipe.data):
         windows = _most(recipe, shape, entry, share, gib * GIB)
     taken = _footprint(recipe, shape, entry, windows, share)
-    if taken is not None and divides and entry.kind.whole_student:
-        taken = taken.sharded(gpus)
+    if taken is not None and divides != "none" and entry.kind.whole_student:
+        taken = taken.sharded(gpus, teacher_too=divides == "all")
     rate = rate_of(entry.kind.rates, parameters) if shape.gpu else None
     hours = None if rate is None else entry.options.tokens / rate.tokens / 3600
     over = taken is not None and taken.peak > gib * GIB

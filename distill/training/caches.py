@@ -120,7 +120,7 @@ def check_caches(recipe: Recipe) -> None:
                 "temperature": entry.source.temperature,
             }
         )
-        _same(facts, wanted, folder_of(entry), where)
+        _same(facts, wanted, folder_of(entry), where, text_of(recipe, entry).length_key)
         if entry.source.teacher is not None and entry.source.teacher != facts.reference:
             raise UserError(
                 f"{where} is {folder_of(entry)}, which holds the logits of {facts.reference}, and teacher of this stage is "
@@ -141,7 +141,7 @@ def open_cache(session: Session, reading: Reading) -> LogitCache:
     wanted = facts_for(session, reading.windows, own, entry.source.temperature, facts.top_k)
     if entry.source.teacher is not None:  # its tokenizer was compared token by token when the cache was made
         wanted = wanted.model_copy(update={"teacher": facts.teacher, "vocabulary": min(facts.vocabulary, wanted.vocabulary)})
-    _same(facts, wanted, cache.folder, where)
+    _same(facts, wanted, cache.folder, where, text_of(recipe, entry).length_key)
     places = reading.places()
     if len(missing := cache.missing(places)):
         raise UserError(
@@ -151,7 +151,7 @@ def open_cache(session: Session, reading: Reading) -> LogitCache:
     return cache
 
 
-def _same(known: Facts, wanted: Facts, folder: Path, where: str) -> None:
+def _same(known: Facts, wanted: Facts, folder: Path, where: str, length_key: str) -> None:
     """Refuse a cache of something else."""
     name = known.difference(wanted)
     if name is None:
@@ -163,7 +163,7 @@ def _same(known: Facts, wanted: Facts, folder: Path, where: str) -> None:
     elif name in ("tokenizer", "text"):
         of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", ", or bring that one back"
     else:
-        keys = {"seed": "seed", "seq_len": "data.seq_len", "long_documents": "data.long_documents"}
+        keys = {"seed": "seed", "seq_len": length_key, "long_documents": "data.long_documents"}
         keys["temperature"] = f"{where.partition(': ')[2].rpartition('.')[0]}.temperature"
         of = f"another run: {WORDS[name]} is {then} there, and {now} here"
         fix = f", or set {keys[name]}={then}" if name in keys else ""

@@ -132,6 +132,7 @@ def test_shares_of_several_gpus():
     one = Footprint(teacher=100, student=60, trained=40, gradients=40, moments=80, activations=500)
     assert one.peak == 780
     assert one.sharded(4).peak == 100 + (20 + 10) + 10 + 20 + 500
+    assert one.sharded(4, teacher_too=True).peak == 25 + (20 + 10) + 10 + 20 + 500
 
 
 def test_rates_say_where_they_are_from():
