@@ -54,7 +54,7 @@ class Footprint:
         return self.teacher + self.student + self.gradients + self.moments + self.activations
 
     def sharded(self, processes: int, teacher_too: bool = False) -> "Footprint":
-        """On each of so many GPUs, where what trains, its gradients and moments are divided over them, and the teacher too."""
+        """On each of so many GPUs, which divide what trains, its gradients and moments, and the teacher too."""
         kept = self.student - self.trained
         shares = {name: getattr(self, name) / processes for name in ("trained", "gradients", "moments")}
         return Footprint(
