@@ -16,6 +16,7 @@ from distill.errors import Ended, Interrupted, UserError, explains_itself, print
 from distill.version import __version__
 
 PATIENCE = 30.0  # seconds that other processes than the first wait before they say what ended them
+TALKATIVE = ("torchao", "torch.utils._pytree")  # when torchao is imported, as transformers does wherever it is installed
 SHORT_PATIENCE = 8.0  # that a process waits for its launcher to end it, before it shows a traceback
 
 app = typer.Typer(
@@ -69,6 +70,8 @@ def _first_speaks() -> Iterator[None]:
 def entry() -> None:
     """The program: user errors end in one message and exit code 2, without a traceback unless asked for."""
     debug = "--debug" in sys.argv
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if processes.launched():
         processes.follow_launcher()
     try:
