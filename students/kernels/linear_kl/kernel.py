@@ -13,10 +13,9 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from students.kernels import compute_type, is_on_paper, launch
+from students.kernels import compute_type, launch
+from students.kernels.linear_kl.products import GradientsKept, accumulate, product
 
 BYTES = 2**30  # of logits, student's and teacher's together, at a time; twice that where they are wider than their factors
 KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
@@ -33,7 +32,7 @@ def linear_kl(
     return _LinearKL.apply(hidden, head.weight, head.bias, rest)
 
 
-class _LinearKL(torch.autograd.Function):
+class _LinearKL(GradientsKept):
     """The loss ends the graph, so its gradients are taken chunk by chunk in the forward pass and kept instead of logits."""
 
     @staticmethod
@@ -41,16 +40,8 @@ class _LinearKL(torch.autograd.Function):
         wanted, dtype = ctx.needs_input_grad[:3], compute_type(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             loss, ctx.grads = _run(hidden, weight, bias, rest, wanted, dtype)
-        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.op, ctx.types = "linear_kl", (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_loss):
-        if ctx.grads is None:
-            raise RuntimeError("linear_kl's gradients were already handed out: it cannot run backward twice")
-        grads, ctx.grads = ctx.grads, None
-        return (*(None if g is None else g.mul_(d_loss).to(t) for g, t in zip(grads, ctx.types, strict=True)), None)
 
 
 def _run(hidden, weight, bias, rest, wanted, dtype):
@@ -73,8 +64,8 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
         piece = slice(start, min(start + rows, time))
         count = piece.stop - start
         s, t, d = student[:count], teacher[:count], gradient[:count]
-        _product(h[piece], w.t(), s)
-        _product(th[piece], tw.t(), t)
+        product(h[piece], w.t(), s)
+        product(th[piece], tw.t(), t)
         with launch.on(h):
             _divergence[(count,)](
                 s, t, d, bias if bias is not None else s, teacher_head.bias if teacher_head.bias is not None else t,
@@ -88,32 +79,10 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
         if wanted[0]:
             torch.mm(d, w, out=d_hidden[piece])
         if wanted[1]:
-            _accumulate(d_weight, d.t(), h[piece])
+            accumulate(d_weight, d.t(), h[piece])
         if wanted[2]:
             d_bias += d.sum(0, dtype=torch.float32)
     return losses.sum(), (d_hidden, d_weight, d_bias)
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left right, summed and stored in the type of `out`, which may be wider than that of the factors."""
-    if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    elif is_on_paper():
-        return
-    elif out.is_cuda:
-        torch.ops.aten.mm.dtype_out(left, right, out.dtype, out=out)
-    else:
-        torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
-
-
-def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in float32 whatever the factors are: on a GPU inside the product."""
-    if is_on_paper():
-        return
-    if total.is_cuda and left.dtype != torch.float32:
-        torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
-    else:
-        total += left @ right
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """The chunked divergence in PyTorch: each chunk's logits live only while its gradients are taken."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,8 +30,13 @@ def called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, dive
         wanted = None if targets is None else targets[piece]
         return (weights[piece] * _token_losses(logits, teacher, wanted, divergence, temperature, ce_weight)).sum()
 
-    starts = range(0, hidden.shape[0], CHUNK)
-    losses = [checkpoint(chunk_loss, hidden[at : at + CHUNK], at, use_reentrant=False) for at in starts]
+    return in_pieces(chunk_loss, hidden, CHUNK)
+
+
+def in_pieces(chunk_loss: Callable[[Tensor, int], Tensor], hidden: Tensor, rows: int) -> Tensor:
+    """The sum of `chunk_loss(states, start)` over so many tokens at a time, each computed again for its gradient."""
+    starts = range(0, hidden.shape[0], rows)
+    losses = [checkpoint(chunk_loss, hidden[at : at + rows], at, use_reentrant=False) for at in starts]
     return torch.stack(losses).sum() if losses else hidden.sum().float()
 
 

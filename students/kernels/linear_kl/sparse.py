@@ -10,11 +10,11 @@ A chunk's logits live only while its gradients are taken, which is in the forwar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from students.kernels.linear_kl.reference import CHUNK, logits_of
+from students.kernels import compute_type
+from students.kernels.linear_kl.products import GradientsKept, accumulate, product
+from students.kernels.linear_kl.reference import CHUNK, in_pieces, logits_of
 from students.shapes import Float, Int
 
 BYTES = 2**29  # of the logits that exist at a time
@@ -94,43 +94,33 @@ def _called(hidden: Tensor, head, known: tuple, rows: int) -> Tensor:
             weights[piece] * bucket_losses(logits, ids[piece], logs[piece], rest[piece], wanted, temperature, ce_weight)
         ).sum()
 
-    starts = range(0, hidden.shape[0], rows)
-    losses = [checkpoint(chunk_loss, hidden[at : at + rows], at, use_reentrant=False) for at in starts]
-    return torch.stack(losses).sum() if losses else hidden.sum().float()
+    return in_pieces(chunk_loss, hidden, rows)
 
 
-class _SparseKL(torch.autograd.Function):
+class _SparseKL(GradientsKept):
     """Losses and gradients of a chunk of tokens from one array of logits, which becomes their gradient in place."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, rest):
-        wanted, kind = ctx.needs_input_grad[:3], hidden.device.type
-        product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        with torch.autocast(kind, enabled=False):
-            loss, ctx.grads = _run(hidden.to(product), weight, bias, *rest, wanted)
-        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        wanted, narrow = ctx.needs_input_grad[:3], hidden.to(compute_type(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, ctx.grads = _run(narrow, weight, bias, *rest, wanted)
+        ctx.op, ctx.types = "sparse_kl", (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_loss):
-        if ctx.grads is None:
-            raise RuntimeError("sparse_kl's gradients were already handed out: it cannot run backward twice")
-        grads, ctx.grads = ctx.grads, None
-        return (*(None if g is None else g.mul_(d_loss).to(t) for g, t in zip(grads, ctx.types, strict=True)), None)
 
 
 def _run(hidden, weight, bias, head, known, rows, wanted):
     ids, logs, rest, weights, targets, temperature, ce_weight = known
-    product, wide = hidden.dtype, torch.promote_types(hidden.dtype, torch.float32)
-    narrow = weight.to(product)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    narrow = weight.to(hidden.dtype)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
     d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device) if wanted[1] else None
     d_bias = torch.zeros(bias.shape, dtype=wide, device=hidden.device) if wanted[2] else None
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     for start in range(0, hidden.shape[0], rows):
         piece = slice(start, start + rows)
-        logits = _product(hidden[piece], narrow.t(), wide)
+        states = hidden[piece]
+        logits = product(states, narrow.t(), states.new_empty((len(states), len(weight)), dtype=wide))
         if bias is not None:
             logits += bias.to(wide)
         logits *= head.scale
@@ -145,11 +135,11 @@ def _run(hidden, weight, bias, head, known, rows, wanted):
         logits *= head.scale * weights[piece, None]
         if capped is not None:
             logits *= 1 - (capped / head.softcap).square_()
-        d_logits = logits.to(product)
+        d_logits = logits.to(hidden.dtype)
         if wanted[0]:
             d_hidden[piece] = d_logits @ narrow
         if wanted[1]:
-            _accumulate(d_weight, d_logits.t(), hidden[piece])
+            accumulate(d_weight, d_logits.t(), states)
         if wanted[2]:
             d_bias += logits.sum(0)
     return loss, (d_hidden, d_weight, d_bias)
@@ -193,19 +183,3 @@ def _losses_and_gradient(z, ids, logs, rest, label, temperature, ce_weight) -> T
 def share_of(temperature: float, ce_weight: float) -> float:
     """What d KL / d (z / T) counts for in d loss / d z: (1 - ce_weight) T^2 / T."""
     return (1 - ce_weight) * temperature
-
-
-def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
-    """left right, summed in a type that may be wider than that of the factors: on a GPU inside the product."""
-    if left.is_cuda and left.dtype != wide:
-        out = torch.empty((left.shape[0], right.shape[1]), dtype=wide, device=left.device)
-        return torch.ops.aten.mm.dtype_out(left, right, wide, out=out)
-    return left.to(wide) @ right.to(wide)
-
-
-def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in float32 whatever the factors are: on a GPU inside the product."""
-    if total.is_cuda and left.dtype != total.dtype:
-        torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
-    else:
-        total += left @ right
