@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 from torch import nn
 
@@ -25,15 +25,15 @@ from distill.memory import enough_memory, or_cpu
 from distill.output_head import trimmed, wide_head, wide_logits
 from distill.reading import size_of
 from distill.recipe import Recipe
-from distill.runs.progress import PLAIN_SECONDS
+from distill.runs.progress import PLAIN_SECONDS, live_bar
 from distill.runs.run_dir import alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.stages import StageEntry, stages_of
+from distill.stages import StageEntry, key_of, stages_of
 from distill.stages.texts import text_of
 from distill.text.windows import Batch, Windows
 from distill.training.aside import Aside
-from distill.training.caches import facts_for, folder_of, key_of, readings, without_caches
+from distill.training.caches import facts_for, folder_of, readings, without_caches
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.teaching import load_other
 from distill.training.twin import twin_recipe
@@ -217,17 +217,8 @@ class _Progress:
     def __init__(self, console: Console, windows: int, seq_len: int) -> None:
         self.console, self.windows, self.seq_len, self.done = console, windows, seq_len, 0
         self._began = self._printed = time.monotonic()
-        self._bar = Progress(
-            TextColumn("  caching"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed}/{task.total} windows  {task.fields[speed]} tokens/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
+        said = "{task.completed}/{task.total} windows  {task.fields[speed]} tokens/s"
+        self._bar = live_bar(console, "  caching", said)
         self._task = self._bar.add_task("caching", total=windows, speed="-")
 
     def shown(self) -> Progress:

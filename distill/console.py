@@ -40,6 +40,13 @@ def bold(text: str, style: str = "bold") -> Text:
     return Text(printable(text), style)
 
 
+def duration(seconds: float) -> str:
+    """So many seconds in the unit that fits them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class Ticker:
     """Says on the standard error how far something is that takes long; nothing of what is done in seconds."""
 

@@ -3,6 +3,7 @@
 Nothing is written through a link, and what cannot be written is said as which, why and what to do.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -75,6 +76,12 @@ def refuse_other(path: Path) -> None:
         raise UserError(
             f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, and is not written over; name another"
         )
+
+
+def file_hash(name: str | Path) -> str:
+    """The SHA-256 of a file."""
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from distill.console import bold
+from distill.console import bold, duration
 from distill.errors import printable
 from distill.footprint.table import remarks, stage_table
 from distill.planning import ASSUMED, BANDWIDTH, DIVIDED, Plan
@@ -31,7 +31,7 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
     console.print(stage_table(plan.tokens, plan.trained, plan.needs))
     for line in remarks(plan.needs, plan.gpus, plan.gpu_memory):
         console.print(line, highlight=False)
-    times = ", ".join(f"{_duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
+    times = ", ".join(f"{duration(plan.seconds(device))} on {name}" for device, name in ASSUMED.items())
     console.print(
         f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
         f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
@@ -74,9 +74,3 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
 
 def _size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

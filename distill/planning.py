@@ -15,7 +15,7 @@ from distill.exporters import EXPORTERS, target
 from distill.footprint.needs import Need, needs_of
 from distill.loading import teacher_config
 from distill.memory import enough_memory, or_cpu
-from distill.ranges import GPU_GIB, GPUS
+from distill.ranges import GPU_GIB, PROCESSES
 from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.selection.checking import selection_options
@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     Raises:
         UserError: what `run` would refuse (see `training.checks`), or a teacher whose config cannot be found.
     """
-    gpus, gpu_memory = GPUS.check(gpus, "gpus"), GPU_GIB.check(gpu_memory, "gpu_memory")
+    gpus, gpu_memory = PROCESSES.check(gpus, "gpus"), GPU_GIB.check(gpu_memory, "gpu_memory")
     check_here(recipe, world=gpus)
     config = teacher_config(recipe)
     family, teacher = _skeleton(recipe, config)

@@ -103,14 +103,13 @@ def whole(low: int, high: int) -> Range:
 SHARE = Range(0, 1)
 
 # of the command line and the Python API
-PROCESSES = whole(1, 65_536)  # that share a run
+PROCESSES = whole(1, 65_536)  # that share a run, each with a GPU of its own where there are any
 MINUTES = Range(0, 1e6, above=True)  # that a run may be given
 NEW_TOKENS = whole(1, LONGEST)
 TOP_K = whole(1, 2**20)  # likeliest tokens of a distribution that are kept
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time
 TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
 PREPARING = whole(1, 1024)  # processes that prepare text
-GPUS = whole(1, 65_536)
 GPU_GIB = Range(0, 1e5, above=True)  # of memory
 KEPT = Range(0, MANY, above=True)  # layers or heads, or a share of them
 

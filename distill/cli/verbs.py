@@ -11,7 +11,7 @@ from distill import processes
 from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import CHUNK, GPU_GIB, GPUS, KEPT, MINUTES, NEW_TOKENS, PREPARING, PROCESSES, TEMPERATURE, TOP_K
+from distill.ranges import CHUNK, GPU_GIB, KEPT, MINUTES, NEW_TOKENS, PREPARING, PROCESSES, TEMPERATURE, TOP_K
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -32,7 +32,7 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Load the teacher, and try what a run tries before it trains.")
     ] = False,
-    gpus: Annotated[int, typer.Option(help="GPUs that share the batches.", callback=GPUS.option("--gpus"))] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs that share the batches.", callback=PROCESSES.option("--gpus"))] = 1,
     gpu_memory: Annotated[float, typer.Option(help="GiB of one of them.", callback=GPU_GIB.option("--gpu-memory"))] = 80,
     json: Json = None,
 ) -> None:

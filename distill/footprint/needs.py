@@ -10,7 +10,6 @@ from distill.footprint import Footprint, Shape, footprint, most_windows
 from distill.recipe import Recipe
 from distill.stages import StageEntry, stages_of
 from distill.stages.rates import rate_of
-from distill.stages.texts import text_of
 from students.config import Layout
 from teachers.families import Family
 
@@ -80,7 +79,7 @@ def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus
 
 def _footprint(recipe: Recipe, shape: Shape, entry: StageEntry, windows: int, share: int) -> Footprint | None:
     try:
-        return footprint(shape, entry, length_of(recipe, entry), windows, accumulates=share > windows)
+        return footprint(shape, entry, entry.seq_len(recipe.data), windows, accumulates=share > windows)
     except Exception as error:  # of every type: an operation that looks at values
         _log.info("the memory of %s cannot be worked out: %s: %s", entry.name, type(error).__name__, reason_of(error))
         return None
@@ -95,17 +94,14 @@ def _most(recipe: Recipe, shape: Shape, entry: StageEntry, share: int, room: flo
     return max(1, most_windows(share, lambda count: one.peak + (count - 1) * each <= LEFT * room))
 
 
-def length_of(recipe: Recipe, entry: StageEntry) -> int:
-    """Tokens of a stage's windows."""
-    return text_of(recipe, entry).seq_len
-
-
 def what_to_lower(recipe: Recipe, entry: StageEntry, taken: Footprint, windows: int) -> str:
     """The keys that a stage's memory shrinks with, those that help most first."""
     stage = f"stages.{entry.index}.{entry.name}"
     steady = taken.trained + taken.gradients + taken.moments
     batch = (
-        f"{stage}.micro_batch (now {windows})" if windows > 1 else f"the length of windows (now {length_of(recipe, entry)})"
+        f"{stage}.micro_batch (now {windows})"
+        if windows > 1
+        else f"the length of windows (now {entry.seq_len(recipe.data)})"
     )
     spared = getattr(entry.options, "activation_checkpointing", True)
     again = [] if spared is True else [f"set {stage}.activation_checkpointing=true"]

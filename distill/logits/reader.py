@@ -1,6 +1,5 @@
 """A cache of logits, open: which windows it has, and what is known of them."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from distill.disk import file_hash
 from distill.errors import UserError, reason_of
 from distill.logits.facts import Facts, Shard, mend, read_facts, read_shards
 
@@ -85,9 +85,7 @@ class LogitCache:
         shard, facts = self._shards[name], self.facts
         path = self.folder / f"{name}.safetensors"
         try:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard.sha256:
+            if file_hash(path) != shard.sha256:
                 raise ValueError("it is not what was written there: the disk, or somebody, altered it")
             with safe_open(path, "numpy") as opened:
                 arrays = {each: opened.get_tensor(each) for each in ("ids", "logs", "rest")}

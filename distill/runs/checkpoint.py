@@ -26,7 +26,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from distill.disk import FIX, refuse_link
+from distill.disk import FIX, file_hash, refuse_link
 from distill.errors import UserError, reason_of
 from distill.memory import ran_out
 from distill.mixed_types import join_types
@@ -206,7 +206,7 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
         state = RunState(**content)
         if files:
             with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
-                found = pool.map(lambda name: parts.digest(checkpoint / name), state.files)
+                found = pool.map(lambda name: file_hash(checkpoint / name), state.files)
                 wrong = [name for name, one in zip(state.files, found, strict=True) if one != state.files[name]]
             if wrong:
                 raise UserError(f"{checkpoint / wrong[0]} is damaged")

@@ -8,7 +8,6 @@ Whatever is not divided lies in student.safetensors and the others, as in a chec
 safetensors or JSON: nothing that is read back can run code.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distill.disk import file_hash
 from distill.reading import read_json
 from distill.runs.records import Record, Whole
 
@@ -68,7 +68,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write a file of tensors; its hash."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     sync(file)
-    return digest(file)
+    return file_hash(file)
 
 
 def write_parts(folder: Path, which: int, world: int, groups: Mapping[str, Mapping[str, Part]], rng: Mapping[str, Tensor]):
@@ -99,7 +99,7 @@ def written(folder: Path, world: int) -> dict[str, str]:
     for which in range(world):
         listed = folder / numbered("parts.json", which, world)
         found |= read_json(listed, LIST, fix="it is left out", most=MOST)["files"]
-        found[listed.name] = digest(listed)
+        found[listed.name] = file_hash(listed)
     return found
 
 
@@ -166,12 +166,6 @@ def _check(name: str, places: list[dict]) -> None:
         next_row += place["rows"]
     if next_row != shape[0]:
         raise ValueError(f"the parts of {name} hold {next_row} of its {shape[0]} rows")
-
-
-def digest(file: Path) -> str:
-    """A file's sha256."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -23,6 +23,25 @@ class StepReport:
     seconds: float
 
 
+def live_bar(console: Console, title: str, said: str) -> Progress:
+    """A line with a title, a bar, what is said, and the time taken and left; on a terminal alone.
+
+    Args:
+        title, said: as rich's columns take them.
+    """
+    return Progress(
+        TextColumn(title),
+        BarColumn(bar_width=28),
+        TextColumn(said),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
 class StageProgress:
     """Shows one stage's steps. `update` takes each step's report."""
 
@@ -30,17 +49,8 @@ class StageProgress:
         self.console, self.title, self.steps, self.start = console, title, steps, start
         self._printed = self._began = time.monotonic()
         self._tokens = 0
-        self._bar = Progress(
-            TextColumn("  {task.description:<10}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed}/{task.total} steps  loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
+        said = "{task.completed}/{task.total} steps  loss {task.fields[loss]}  {task.fields[speed]} tokens/s"
+        self._bar = live_bar(console, "  {task.description:<10}", said)
         self._task = self._bar.add_task(title, total=steps, completed=start, loss="-", speed="-")
 
     @contextmanager

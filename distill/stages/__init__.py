@@ -82,6 +82,12 @@ def stage_class(name: str) -> type[Stage]:
     return getattr(import_module(module), attribute)
 
 
+def key_of(recipe: Recipe, entry: StageEntry) -> str:
+    """What overrides and messages call a stage."""
+    twice = sum(name == entry.name for stage in recipe.stages for name in stage) > 1
+    return f"stages.{entry.index if twice else entry.name}"
+
+
 def stages_of(recipe: Recipe, where: str | None = None) -> list[StageEntry]:
     """A recipe's stages in order, their options checked.
 

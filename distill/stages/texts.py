@@ -36,7 +36,7 @@ def text_of(recipe: Recipe, entry: StageEntry) -> StageText:
     return StageText(
         tuple(sources) if own else usual.sources,
         f"{place}.data" if own else usual.where,
-        length or usual.seq_len,
+        entry.seq_len(recipe.data),
         f"{place}.seq_len" if length else usual.length_key,
     )
 

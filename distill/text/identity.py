@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
+from distill.disk import file_hash
 from distill.errors import UserError, named
 from distill.recipe import TextSource
 from distill.text.files import TextFile
-from distill.text.prepared import file_hash
 from teachers.cache import cache_folder
 
 FORMAT = "6"  # part of the key: raise it when prepared folders change

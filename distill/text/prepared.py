@@ -6,7 +6,6 @@ its tokens) and a `meta.json` of its own. What is read is checked when it is fir
 not hashed whole at every start.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
+from distill.disk import file_hash
 from distill.errors import UserError, brief
 from distill.schema import Schema, explain
 
@@ -280,12 +280,6 @@ def _read(file: Path, schema: type[Schema], delete: Path):
         raise _damage(file.parent, "; ".join(explain(error, META, schema).splitlines()), delete) from error
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _damage(file.parent, error, delete) from error
-
-
-def file_hash(name: str | Path) -> str:
-    """The SHA-256 of a file."""
-    with open(name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damage(folder: Path, reason: object, delete: Path) -> UserError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from distill.console import TICKS
+from distill.console import TICKS, duration
 
 LIVE = 0.2  # seconds between two changes of a live line
 
@@ -52,11 +52,5 @@ class TextProgress:
         """What is said after so many seconds, and the share of all that is done."""
         rate = (tokens - self._begun) / max(seconds, 1e-9)
         done = max(share or 0.0, tokens / self._limit if self._limit else 0.0)
-        left = f", {_duration(tokens * (1 / done - 1) / rate)} left" if 0 < done <= 1 and rate > 0 else ""
+        left = f", {duration(tokens * (1 / done - 1) / rate)} left" if 0 < done <= 1 and rate > 0 else ""
         return f"{tokens:,} tokens of {documents:,} documents prepared, {rate:,.0f} tokens/s{left}", min(done, 1.0)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

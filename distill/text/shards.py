@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.disk import file_hash
 from distill.errors import UserError
-from distill.text.prepared import META, TYPES, Counts, Meta, Place, ShardMeta, file_hash, shard_meta, shard_name
+from distill.text.prepared import META, TYPES, Counts, Meta, Place, ShardMeta, shard_meta, shard_name
 
 SIZE = 64_000_000  # tokens of a shard, to the end of a document
 HELD = 1 << 14  # documents whose beginnings, labels and hashes are held before they are written

@@ -11,7 +11,7 @@ from distill.logits.facts import WORDS, Facts, read_facts
 from distill.logits.reader import LogitCache
 from distill.recipe import Recipe
 from distill.runs.session import Session
-from distill.stages import StageEntry, stages_of
+from distill.stages import StageEntry, key_of, stages_of
 from distill.stages.texts import text_of
 from distill.text.windows import Windows
 from distill.training.trainer import steps_of
@@ -80,12 +80,6 @@ def rows_of(teacher: Teacher) -> int:
 def folder_of(entry: StageEntry) -> Path:
     """The folder that a stage's offline_logits names, from here."""
     return Path(entry.source.offline).expanduser()
-
-
-def key_of(recipe: Recipe, entry: StageEntry) -> str:
-    """What overrides and messages call a stage."""
-    twice = sum(name == entry.name for stage in recipe.stages for name in stage) > 1
-    return f"stages.{entry.index if twice else entry.name}"
 
 
 def _where(recipe: Recipe, entry: StageEntry) -> str:

@@ -26,13 +26,14 @@ from distill.stages.texts import own_sources
 from distill.text.files import files_of
 from distill.training import trackers
 from distill.training.caches import check_caches
+from distill.training.shares import MASTERS
 from distill.training.teaching import check_other_teachers, check_teaching
 from distill.training.twin import check_twin
 from students.config import Layout
 from teachers.int8 import check_installed
 from teachers.teacher import Teacher
 
-FLOAT, TRAINED = 4, 16  # bytes of a parameter in float32; of one that trains, with its gradient and AdamW's two moments
+FLOAT = 4  # bytes of a parameter in float32
 WINDOWS = ("window", "size")  # options of mixers, and of their window branches, that are lengths of text
 
 
@@ -187,7 +188,7 @@ def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
         shares = processes.count() if entry.kind.whole_student and recipe.shard != "none" else 1
         less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
         check_room_for(
-            TRAINED * trained / shares,
+            MASTERS * trained / shares,
             device,
             f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments"
             + (f", divided by {shares} processes," if shares > 1 else ""),

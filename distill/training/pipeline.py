@@ -22,7 +22,7 @@ from distill.runs.progress import StageProgress, StepReport
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
-from distill.stages import StageEntry, stages_of
+from distill.stages import StageEntry, key_of, stages_of
 from distill.stages.probe import finite
 from distill.stages.stage import Stage
 from distill.text.heldout import Heldout
@@ -238,8 +238,7 @@ class Pipeline:
         options, data = entry.options, self.recipe.data
         count = entry.micro_batch(data)
         said = "auto" if entry.fits_itself(data) else f"{count} windows at a time"
-        twice = sum(other.name == entry.name for other in self.stages) > 1
-        stage = f"stages.{entry.index if twice else entry.name}"
+        stage = key_of(self.recipe, entry)
         key = f"{stage}.micro_batch" if hasattr(options, "micro_batch") else "data.micro_batch"
         windows = "" if count == 1 else f"{key} (now {said}) or "
         spared = getattr(options, "activation_checkpointing", True)

@@ -9,11 +9,11 @@ from distill.memory import enough_memory, or_cpu
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
-from distill.stages import StageEntry, stages_of
+from distill.stages import StageEntry, key_of, stages_of
 from distill.stages.stage import Stage
 from distill.stages.targets import Cached, Online, Targets
 from distill.stages.texts import text_of
-from distill.training.caches import Reading, key_of, open_cache, readings, rows_of, vocabulary_of
+from distill.training.caches import Reading, open_cache, readings, rows_of, vocabulary_of
 from teachers.fingerprint import difference
 from teachers.teacher import Teacher, positions_of
 from teachers.vocabulary import tokenizer_of, vocabulary_difference

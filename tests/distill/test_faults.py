@@ -202,8 +202,8 @@ def test_a_resumed_stage_counts_its_seconds_and_reads_each_file_once(tiny_recipe
     assert 0 < content["seconds"] < 600
     longer = checkpoint.RunState(**content | {"seconds": 10_000.0})
     state.write_text(json.dumps(asdict(longer) | {"digest": longer.hashed()}))
-    read, digest = [], parts.digest
-    monkeypatch.setattr(parts, "digest", lambda file: (read.append(file), digest(file))[1])
+    read, digest = [], checkpoint.file_hash
+    monkeypatch.setattr(checkpoint, "file_hash", lambda file: (read.append(file), digest(file))[1])
     monkeypatch.setattr(runner.Run, "conclude", lambda self: None)
     folder = run(recipe, runs=tmp_path)
     resumed_from = [file.name for file in read if file.parent.name == state.parent.name]

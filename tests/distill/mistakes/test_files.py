@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distill.runs import checkpoint, parts
+from distill.runs import checkpoint
 from tests.distill.mistakes.test_runs import run_folder
 
 
@@ -158,7 +158,7 @@ def lying(name, tensors):
     def damage(newest):
         save_file(tensors, newest / f"{name}.safetensors")
         content = json.loads((newest / "state.json").read_text())
-        content["files"][f"{name}.safetensors"] = parts.digest(newest / f"{name}.safetensors")
+        content["files"][f"{name}.safetensors"] = checkpoint.file_hash(newest / f"{name}.safetensors")
         state = checkpoint.RunState(**content)
         (newest / "state.json").write_text(json.dumps(content | {"digest": state.hashed()}))
 
