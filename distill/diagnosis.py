@@ -16,7 +16,7 @@ from teachers.cache import cache_folder
 OPTIONAL = {
     "gguf": "GGUF teachers: pip install 'distill-hybrids[gguf]'",
     "lm_eval": "lm-evaluation-harness tasks: pip install 'distill-hybrids[eval]'",
-    "torchao": "teachers with int8 weights (teacher_dtype: int8): pip install 'distill-hybrids[int8]'",
+    "torchao": "teacher_dtype: int8, and optimizer: adamw_8bit of stages: pip install 'distill-hybrids[int8]'",
     "fla": "faster gated DeltaNet and GLA on a GPU: pip install 'distill-hybrids[fla]'",
     "wandb": "a tracker: pip install 'distill-hybrids[trackers]'",
     "trackio": "a tracker: pip install 'distill-hybrids[trackers]'",

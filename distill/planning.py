@@ -25,7 +25,7 @@ from distill.stages import StageEntry, stages_of
 from distill.teacher_type import config_type
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
-from distill.training.shares import share
+from distill.training.shares import bytes_of, share
 from distill.training.teaching import other_teacher
 from students.config import KEEP, Layout, Place
 from students.state_size import limit, state_bytes, weight_bytes
@@ -34,7 +34,7 @@ from teachers.families import Family, family_of
 from teachers.teacher import Teacher
 from teachers.weights import check_row
 
-BYTES = 4  # of a parameter, a gradient, and each of AdamW's two moments: float32 masters
+BYTES = 4  # of a parameter that trains: float32 masters
 ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
 SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
@@ -110,19 +110,20 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     mixers = _parameters(nn.ModuleList(student.mixers.values()))
     with torch.device("meta"):  # untied: a block that several layers share computes in each of them
         used = sum(_parameters(layout.make(layer, shapes.at(layer))) for layer in layout.converted)
-    trained, tokens, flops = {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
+    trained, tokens, training, flops = {}, {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
     for entry in stages_of(recipe):
         kind, options = entry.kind, entry.options
         key = entry.name if entry.name not in tokens else f"{entry.name} ({entry.index})"
-        trained[key], tokens[key] = kind.count(student, options), options.tokens
+        trained[key], tokens[key], training[key] = kind.count(student, options), options.tokens, options
         teaching = sizes["teacher"] if entry.runs_teacher else _other(recipe, entry)
         flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
     kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
     weights = weight_bytes(kept), weight_bytes(student)
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
+    steady = max((bytes_of(trained[key], options) for key, options in training.items()), default=0.0)
     held = config_type(recipe, "cpu" if recipe.device == "cpu" else "cuda", config.dtype)
-    memory = held.itemsize * sizes["teacher"] + BYTES * (max(most, mixers) + 3 * most)
+    memory = held.itemsize * sizes["teacher"] + BYTES * (max(most, mixers) - most) + int(steady)
     shares = _shares(recipe, trained, held.itemsize * sizes["teacher"], gpus or 1, gpu_memory)
     divides = "none" if shares is None else shares["kind"]
     return Plan(
@@ -151,7 +152,8 @@ def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int, 
     """What so many GPUs divide, and why."""
     if gpus == 1:
         return None
-    whole = [count for entry, count in zip(stages_of(recipe), trained.values(), strict=True) if entry.kind.whole_student]
+    counts = zip(stages_of(recipe), trained.values(), strict=True)
+    whole = [bytes_of(count, entry.options) for entry, count in counts if entry.kind.whole_student]
     found = share(recipe.shard if whole else "none", gpus, max(whole, default=0), teacher, gib * 2**30)
     return {"gpus": gpus, "asked": recipe.shard, "kind": found.kind, "why": found.reason, "bytes": found.held}
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from distill import moments
 from distill.compat import FakeTensorMode, run_backward
 from distill.footprint.autocast import WideAsOnAGpu
 from distill.footprint.divisors import most_windows
@@ -22,6 +23,7 @@ from distill.footprint.ledger import Ledger
 from distill.footprint.shapes import student_of, teacher_of, text_of
 from distill.recipe import Recipe
 from distill.stages import StageEntry
+from distill.stages.stage import Stage
 from distill.teacher_type import config_type
 from students import kernels
 from students.config import Layout
@@ -120,21 +122,28 @@ def _measured(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accum
         stage = entry.make(teacher, student)
         with _without_moves():
             stage.prepare()
-        trained = [parameter for _, parameter in stage.trained().values()]
+        trained, each = [parameter for _, parameter in stage.trained().values()], _moments(stage)
         for parameter in trained:
             parameter.requires_grad_(True)
             if parameter.dtype != torch.float32:
                 parameter.data = parameter.data.float()
         sizes = {"teacher": theirs, "student": ledger.live - theirs}
         count = float(sum(4 * parameter.numel() for parameter in trained))
-        sizes |= {"trained": count, "gradients": count, "moments": 2 * count}
-        moments = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+        sizes |= {"trained": count, "gradients": count, "moments": float(2 * sum(each))}
+        held = [torch.zeros(size, dtype=torch.uint8) for size in each for _ in range(2)]
         for parameter in trained if accumulates else ():
             parameter.grad = torch.zeros_like(parameter)
         ledger.forget_peak()
         peaks = _passes(shape, stage, text_of(windows, seq_len), ledger)
-        del moments
+        del held
     return sizes | peaks
+
+
+def _moments(stage: Stage) -> list[int]:
+    """Bytes of one moment of each parameter that a stage trains."""
+    trained, optimizer = stage.trained(), stage.options.optimizer
+    wide = moments.wide_names(stage.student, trained)
+    return [moments.bytes_of(parameter.shape, optimizer, name in wide) for name, (_, parameter) in trained.items()]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from distill.errors import reason_of
 from distill.footprint import Footprint, Shape, footprint, most_windows
+from distill.moments import EIGHT_BIT
 from distill.recipe import Recipe
 from distill.stages import StageEntry, stages_of
 from distill.stages.rates import rate_of
@@ -21,7 +22,7 @@ LEFT = 0.93  # of a GPU's memory that `micro_batch: auto` may fill
 @dataclass(frozen=True)
 class Need:
     """A training stage's: windows at a time, its footprint on each GPU (None where it cannot be worked out), tokens/s of one
-    GPU and where that is from, GPU hours; and what to lower where it does not fit."""
+    GPU and where that is from, GPU hours; what to lower where it does not fit; and its optimizer."""
 
     windows: int
     footprint: Footprint | None
@@ -29,6 +30,7 @@ class Need:
     said: str
     hours: float | None
     lower: str | None = None
+    optimizer: str = "adamw"
 
     def numbers(self) -> dict:
         """For JSON: bytes, and the rest as it is."""
@@ -74,7 +76,8 @@ def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus
     hours = None if rate is None else entry.options.tokens / rate.tokens / 3600
     over = taken is not None and taken.peak > gib * GIB
     lower = what_to_lower(recipe, entry, taken, windows) if over else None
-    return Need(windows, taken, rate and rate.tokens, rate.said if rate else "not measured", hours, lower)
+    said, optimizer = rate.said if rate else "not measured", entry.options.optimizer
+    return Need(windows, taken, rate and rate.tokens, said, hours, lower, optimizer)
 
 
 def _footprint(recipe: Recipe, shape: Shape, entry: StageEntry, windows: int, share: int) -> Footprint | None:
@@ -107,6 +110,7 @@ def what_to_lower(recipe: Recipe, entry: StageEntry, taken: Footprint, windows: 
     again = [] if spared is True else [f"set {stage}.activation_checkpointing=true"]
     narrow = getattr(entry.options, "train", "mixers") == "all"
     less = [f"set {stage}.train=mixers or lora"] if narrow else []
+    less += [f"set {stage}.optimizer={EIGHT_BIT}"] if entry.options.optimizer != EIGHT_BIT else []
     more = ["more GPUs (--gpus)"] if entry.kind.whole_student else []
     fixes = [f"lower {batch}", *again]
     return ", or ".join([*less, *more, *fixes] if steady > taken.activations else [*fixes, *less, *more])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 
 from distill.footprint.needs import GIB, Need
+from distill.moments import EIGHT_BIT
 
 
 def stage_table(tokens: Mapping[str, int], trained: Mapping[str, int], needs: Mapping[str, Need]) -> Table:
@@ -29,7 +30,8 @@ def remarks(needs: Mapping[str, Need], gpus: int, gib: float) -> Iterator[str]:
     for stage, need in needs.items():
         if need.footprint is not None:
             names = ("teacher", "student", "gradients", "moments", "activations")
-            parts = ", ".join(f"{name} {getattr(need.footprint, name) / GIB:.1f}" for name in names)
+            said = {"moments": "moments (8 bits)"} if need.optimizer == EIGHT_BIT else {}
+            parts = ", ".join(f"{said.get(name, name)} {getattr(need.footprint, name) / GIB:.1f}" for name in names)
             yield f"GiB         {stage}: {parts}{f' on each of {gpus} GPUs' if gpus > 1 else ''}"
         else:
             yield f"GiB         {stage}: cannot be worked out without running it"

@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from distill import moments
 from distill.errors import UserError
 from distill.runs import checkpoint, parts
 from distill.runs.parts import Part, Stored
@@ -49,17 +51,42 @@ def save_together(
         raise
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name; `names` maps id(parameter) to it."""
+@runtime_checkable
+class Optimizer(Protocol):
+    """What is saved of an optimizer."""
+
+    state: Mapping[nn.Parameter, dict[str, Tensor]]
+    defaults: Mapping[str, Any]
+
+
+def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name, moments of 8 bits in their parts; `names` maps id(parameter) to it."""
     return {
-        f"{names[id(parameter)]}|{key}": value
+        f"{names[id(parameter)]}|{key}": _as_parameter(parameter, value) if moments.by_rows(key) else value
         for parameter, entries in optimizer.state.items()
-        for key, value in entries.items()
+        for key, value in moments.plain(entries).items()
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], tensors: Stored) -> None:
-    """Put the optimizer's state back; of a divided parameter the rows that this process holds."""
+def _as_parameter(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Rows of what belongs to a parameter, divided as that is."""
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
+        return value
+    shape = (parameter.shape[0], *value.shape[1:])
+    strides = torch.empty(shape, device="meta").stride()
+    where = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(value, *where, run_check=False, shape=torch.Size(shape), stride=strides)
+
+
+def load_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: Stored) -> None:
+    """Put the optimizer's state back; of a divided parameter the rows that this process holds.
+
+    Raises:
+        ValueError: a tensor has another shape or type than it must.
+    """
+    if optimizer.state:
+        _fill(optimizer, parameters, tensors)
+        return
     for name in tensors:
         parameter_name, _, key = name.rpartition("|")
         parameter = parameters[parameter_name]
@@ -69,6 +96,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Pa
         tensor = tensors[name]
         on_device = tensor if key == "step" and not optimizer.defaults.get("fused") else tensor.to(parameter.device)
         optimizer.state[parameter][key] = on_device
+
+
+def _fill(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: Stored) -> None:
+    """Put the state back into one that has begun."""
+    begun = {id(parameter): moments.plain(entries) for parameter, entries in optimizer.state.items()}
+    for name in tensors:
+        parameter_name, _, key = name.rpartition("|")
+        parameter = parameters[parameter_name]
+        if id(parameter) not in begun:  # its rows are all elsewhere
+            continue
+        into, divided = begun[id(parameter)][key], isinstance(parameter, DTensor) and moments.by_rows(key)
+        tensor = tensors.rows(name, *rows_of(parameter)) if divided else tensors[name]
+        if tensor.shape != into.shape or tensor.dtype != into.dtype:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)} and the type {tensor.dtype}")
+        into.copy_(tensor)
 
 
 def _held_again(parameter: DTensor, name: str, tensors: Stored) -> DTensor:

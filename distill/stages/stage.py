@@ -41,8 +41,9 @@ class TrainingOptions(StageOptions):
     window (the mixers' projections), norms and rest (the skeleton's). schedule: "wsd" warms up, stays, and decays
     linearly over the last `decay` share; "cosine" falls from the warm-up's end on; both to `final` of the rate.
     batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*); micro_batch may be auto.
-    compile: whether layers are compiled by torch.compile (default: on a GPU). seq_len, data: the length of its windows, and
-    sources of text of its own (default: data.seq_len and data.train).
+    compile: whether layers are compiled by torch.compile (default: on a GPU). optimizer: AdamW with float32 moments, or
+    adamw_8bit, where a moment of a matrix takes a byte a number (`distill.moments`; needs torchao). seq_len, data: the
+    length of its windows, and sources of text of its own (default: data.seq_len and data.train).
     """
 
     lr: Rate | dict[Literal[ROLES], Rate]
@@ -58,6 +59,7 @@ class TrainingOptions(StageOptions):
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
     clip: Annotated[float, Range(0, 1e9, above=True)] | None = 1.0
     compile: bool | None = None
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
     @model_validator(mode="after")
     def _shares(self):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from distill import processes
+from distill import moments, processes
 from distill.build import empty, layout_of
 from distill.errors import UserError
 from distill.exporters import check_exports
@@ -21,12 +21,12 @@ from distill.runs.session import Session, check_device, check_length
 from distill.selection.checking import check_lengths, selection_options
 from distill.selection.resolution import cost_of, even_recipe
 from distill.selection.switched import check_stand_in
-from distill.stages import check_student, stages_of
+from distill.stages import check_student, key_of, stages_of
 from distill.stages.texts import own_sources
 from distill.text.files import files_of
 from distill.training import trackers
 from distill.training.caches import check_caches
-from distill.training.shares import MASTERS
+from distill.training.shares import bytes_of
 from distill.training.teaching import check_other_teachers, check_teaching
 from distill.training.twin import check_twin
 from students.config import Layout
@@ -61,6 +61,8 @@ def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) ->
     processes.check_launch()
     check_device(recipe)
     _check_quantiser(recipe)
+    if trains:
+        _check_optimizers(recipe)
     for part in ("heldout", "train") if trains else ("heldout",):
         for index, source in enumerate(getattr(recipe.data, part)):
             files_of(source, f"data.{part}.{index}")
@@ -84,6 +86,21 @@ def _check_quantiser(recipe: Recipe) -> None:
             check_installed()
         except ImportError as error:
             raise UserError(f"{recipe.name}: teacher_dtype is 'int8': {error}") from error
+
+
+def _check_optimizers(recipe: Recipe) -> None:
+    """Refuse an optimizer of a stage where what makes it is not installed.
+
+    Raises:
+        UserError: naming the key, with the command that installs it.
+    """
+    for entry in stages_of(recipe):
+        if getattr(entry.options, "optimizer", None) == moments.EIGHT_BIT:
+            try:
+                moments.check_installed()
+            except ImportError as error:
+                key = f"{key_of(recipe, entry)}.optimizer"
+                raise UserError(f"{recipe.name}: {key} is {moments.EIGHT_BIT!r}, which {error}") from error
 
 
 def check_shared(recipe: Recipe, count: int) -> None:
@@ -188,7 +205,7 @@ def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
         shares = processes.count() if entry.kind.whole_student and recipe.shard != "none" else 1
         less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
         check_room_for(
-            MASTERS * trained / shares,
+            bytes_of(trained, entry.options) / shares,
             device,
             f"{recipe.name}: the {trained:,} parameters of stage {entry.name}, their gradients and AdamW's moments"
             + (f", divided by {shares} processes," if shares > 1 else ""),

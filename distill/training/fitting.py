@@ -6,6 +6,7 @@ CPU, whose allocator says nothing before the machine stops, the footprint of the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -114,6 +115,8 @@ def _estimated(trainer: Trainer, entry: StageEntry, recipe: Recipe, layout, shar
     except Exception as error:  # of every type: an operation that looks at values
         trainer.accelerator.print(f"  the memory of {entry.name} cannot be worked out ({reason_of(error)}); one at a time")
         return 1
+    if trainer.optimizer.state:  # its moments are there already
+        one = replace(one, moments=0.0)
     room = (1 - RESERVE) * available(device)
     return most_windows(share, lambda count: _beside(one, two, count, trainer.world) <= room)
 

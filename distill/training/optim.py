@@ -1,17 +1,25 @@
 """AdamW over the parameters a stage trains, and the learning-rate schedules."""
 
 import math
+from collections.abc import Container
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from distill.moments import EIGHT_BIT
 from distill.stages.stage import TrainingOptions
+from distill.training.eight_bits import EightBitAdamW
 
 
-def make_optimizer(trained: dict[str, tuple[str, nn.Parameter]], options: TrainingOptions) -> torch.optim.AdamW:
+def make_optimizer(
+    trained: dict[str, tuple[str, nn.Parameter]], options: TrainingOptions, wide: Container[str] = ()
+) -> torch.optim.AdamW | EightBitAdamW:
     """One group a role and decay; only matrices outside the mixers' new parameters decay. Parameters that processes divide
     have groups of their own: AdamW's fused form takes either kind, not both at once.
+
+    Args:
+        wide: names of parameters whose moments stay float32 where the options ask for 8 bits.
 
     Raises:
         ValueError: the recipe gives rates by role and leaves one out.
@@ -29,8 +37,11 @@ def make_optimizer(trained: dict[str, tuple[str, nn.Parameter]], options: Traini
         }
         for (role, decays, _), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
-    fused = all(parameter.is_cuda for group in entries for parameter in group["params"])
-    return torch.optim.AdamW(entries, betas=options.betas, fused=fused)
+    on_gpu = all(parameter.is_cuda for group in entries for parameter in group["params"])
+    if options.optimizer == EIGHT_BIT:
+        ids = {id(parameter) for name, (_, parameter) in trained.items() if name in wide}
+        return EightBitAdamW(entries, options.betas, ids, compiled=on_gpu and options.compile is not False)
+    return torch.optim.AdamW(entries, betas=options.betas, fused=on_gpu)
 
 
 def rate_factor(step: int, steps: int, options: TrainingOptions) -> float:
@@ -48,7 +59,12 @@ def rate_factor(step: int, steps: int, options: TrainingOptions) -> float:
     return 1.0 if left > decay else options.final + (1 - options.final) * left / (decay + 1)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's rate to its peak times a factor."""
+def set_rates(optimizer: torch.optim.Optimizer | EightBitAdamW, factor: float) -> float:
+    """Set each group's rate to its peak times a factor; the largest of them."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        rate = group["peak"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    return max(group["peak"] * factor for group in optimizer.param_groups)

@@ -6,11 +6,12 @@ import torch
 from accelerate import Accelerator
 
 from distill.memory import capacity
+from distill.moments import bytes_a_parameter
 from distill.recipe import Recipe
-from distill.stages.stage import Stage
+from distill.stages.stage import Stage, StageOptions
 from distill.training.sharding import Sharding
 
-MASTERS = 16  # bytes of a parameter that trains: its float32 master, gradient, and AdamW's two moments
+MASTERS = 8  # bytes of a parameter that trains: its float32 master and gradient
 FILLED = 0.7  # of a device's memory, that these and the teacher may take; activations and gathered layers need the rest
 
 
@@ -32,14 +33,18 @@ class Share:
         return f"{sizes}; each process holds {self.held / 2**30:.1f} GiB"
 
 
-def share(asked: str, world: int, trained: float, teacher: float, room: float) -> Share:
+def bytes_of(trained: float, options: StageOptions) -> float:
+    """What so many parameters take that a stage trains: masters, gradients, and AdamW's two moments."""
+    return (MASTERS + bytes_a_parameter(getattr(options, "optimizer", "adamw"))) * trained
+
+
+def share(asked: str, world: int, masters: float, teacher: float, room: float) -> Share:
     """What so many processes divide.
 
     Args:
-        asked: the recipe's `shard`. trained: parameters that a whole-student stage trains. teacher: bytes of its weights.
-            room: bytes of a process's memory.
+        asked: the recipe's `shard`. masters: bytes of what a whole-student stage trains (`bytes_of`). teacher: bytes of its
+            weights. room: bytes of a process's memory.
     """
-    masters = MASTERS * trained
     held = {"none": teacher + masters, "student": teacher + masters / world, "all": (teacher + masters) / world}
     kind = asked
     if world == 1:
@@ -60,7 +65,7 @@ def share_of(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Share:
     trained = sum(parameter.numel() for _, parameter in stage.trained().values())
     teacher = sum(parameter.numel() * parameter.element_size() for parameter in stage.teacher.model.parameters())
     asked = recipe.shard if stage.whole_student else "none"
-    return share(asked, world, trained, teacher, room_of(device, world))
+    return share(asked, world, bytes_of(trained, stage.options), teacher, room_of(device, world))
 
 
 def sharded(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Sharding | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from distill.errors import UserError
+from distill.moments import wide_names
 from distill.runs.divided import load_optimizer, optimizer_tensors
 from distill.runs.parts import Stored
 from distill.runs.progress import StepReport
@@ -61,7 +62,7 @@ class Trainer:
         self.parameters: dict[str, nn.Parameter] = {name: entry[1] for name, entry in stage.trained().items()}
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer = make_optimizer(stage.trained(), stage.options)
+        self.optimizer = make_optimizer(stage.trained(), stage.options, wide_names(stage.student, self.parameters))
         self.stepping = Stepping(stage, accelerator.mixed_precision != "no", stage.options.compile)
 
     @property
@@ -84,7 +85,7 @@ class Trainer:
             NonFinite: a loss or a gradient is not finite, naming the step and the layer or parameter.
         """
         began = time.monotonic()
-        set_rates(self.optimizer, rate_factor(step, self.steps, self.stage.options))
+        rate = set_rates(self.optimizer, rate_factor(step, self.steps, self.stage.options))
         with self.stepping():
             losses = self._reduced(self._accumulated(step))
         self._check(losses, step)
@@ -92,7 +93,6 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         mean = sum(losses.values()) / max(len(losses), 1)
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
         tokens = self.batch * self.windows.seq_len
         return StepReport(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
 

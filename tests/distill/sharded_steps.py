@@ -43,11 +43,11 @@ CASES = {  # changes of the tiny recipe, options of the stage, what is divided
 }
 
 
-def prepared(entries: dict, options: dict):
+def prepared(entries: dict, options: dict, layers: int = 4):
     """A session, a student and its stage."""
     recipe = check(entries, "tiny.yaml")
     session = Session.open(recipe)
-    layout = layout_of(recipe.pattern, recipe.mixers, 4, "tiny.yaml", recipe.meta_tokens)
+    layout = layout_of(recipe.pattern, recipe.mixers, layers, "tiny.yaml", recipe.meta_tokens)
     student, _ = build(session.teacher, layout)
     kind = stage_class("imitate")
     stage = kind(session.teacher, student, kind.Options(tokens=1, lr=1e-3, **options))

@@ -17,7 +17,8 @@ from distill.errors import UserError
 from distill.recipe import Recipe
 from distill.runs import checkpoint, parts
 from distill.runs.checkpoint import RunState
-from distill.training.shares import share
+from distill.stages.imitate import Imitate
+from distill.training.shares import bytes_of, share
 from tests.distill import sharded_steps
 from tests.distill.test_processes import TWO
 
@@ -182,7 +183,8 @@ def test_a_state_names_its_files(tmp_path):
     ],
 )
 def test_what_auto_divides(asked, world, trained, teacher, kind, held):
-    found = share(asked, world, trained, teacher, 79 * GIB)
+    masters = bytes_of(trained, Imitate.Options(tokens=1, lr=1.0))
+    found = share(asked, world, masters, teacher, 79 * GIB)
     assert (found.kind, found.held) == (kind, pytest.approx(held))
 
 

@@ -1,0 +1,103 @@
+"""AdamW's two moments of a parameter: the bytes they take, and those of 8 bits (torchao) as plain tensors.
+
+A moment of 8 bits is codes, one byte a number; a scale a block of numbers; and the map from codes to values. A block lies
+within one row (of the first dimension), so that processes which divide a parameter by rows hold what one process would.
+
+Source: Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv 2110.02861).
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
+
+from torch import Tensor, nn
+
+from distill.compat import kept_in_float32
+
+EIGHT_BIT = "adamw_8bit"
+SIGNED = {"exp_avg": True, "exp_avg_sq": False}  # the moments by their names, and whether they have a sign
+PARTS = ("codes", "scale", "qmap")  # of one with 8 bits
+LEAST = 4096  # numbers of a parameter whose moments get 8 bits, as in bitsandbytes and torchao
+BLOCK, SMALLEST_BLOCK = 256, 32  # numbers that share a scale
+MISSING = "needs torchao, which is not installed: pip install 'distill-hybrids[int8]'"
+
+
+def check_installed() -> None:
+    """Refuse to go on without torchao's optimizers.
+
+    Raises:
+        ImportError: with the command that installs them.
+    """
+    if find_spec("torchao") is None:
+        raise ImportError(MISSING)
+    try:
+        from torchao.optim import AdamW8bit  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{MISSING} (version 0.15 or newer; the one here says: {error})") from error
+
+
+def block_of(shape: Sequence[int]) -> int | None:
+    """Numbers that share a scale in the moments of a parameter: the largest divisor of its rows up to BLOCK. None where the
+    moments stay float32, for the parameter is small, or its rows have no such divisor (vectors, taps of convolutions).
+
+    Args:
+        shape: of the whole parameter, whoever holds its rows.
+    """
+    if math.prod(shape) < LEAST:
+        return None
+    row = math.prod(shape[1:])
+    return next((size for size in range(min(BLOCK, row), SMALLEST_BLOCK - 1, -1) if row % size == 0), None)
+
+
+def wide_names(student: nn.Module, names: Collection[str]) -> set[str]:
+    """Those of a student's parameters whose moments stay float32 in any case: what mixers keep in float32 (decays)."""
+    wide = kept_in_float32(student) | student.float32_names
+    return {name for name in names if not wide.isdisjoint(name.split("."))}
+
+
+def bytes_of(shape: Sequence[int], optimizer: str, wide: bool = False) -> int:
+    """What one moment of a parameter takes, scales included."""
+    count, block = math.prod(shape), None if wide or optimizer != EIGHT_BIT else block_of(shape)
+    return 4 * count if block is None else count + 4 * count // block
+
+
+def bytes_a_parameter(optimizer: str) -> float:
+    """What both moments take for each parameter where all are in matrices with rows of multiples of BLOCK."""
+    return 2 * bytes_of((LEAST, BLOCK), optimizer) / (LEAST * BLOCK)
+
+
+def begun(held: Tensor, shape: Sequence[int], wide: bool) -> dict[str, Tensor]:
+    """Moments of 0, and a count of steps of 0, for torchao's AdamW8bit.
+
+    Args:
+        held: the rows of the parameter that are here, one at least. shape: of the whole parameter.
+    """
+    import torch
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    block = None if wide else block_of(shape)
+    found = {"step": torch.tensor(0.0)}
+    for name, signed in SIGNED.items():
+        if block is None:
+            found[name] = torch.zeros_like(held, requires_grad=False)
+        else:
+            found[name] = OptimState8bit.zeros(held.shape, signed, block, held.device, dtype=held.dtype)
+    return found
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An optimizer's state of one parameter, moments of 8 bits as `exp_avg.codes` (as the parameter), `exp_avg.scale`
+    ([rows, blocks a row]) and `exp_avg.qmap` ([256]). The tensors are views: what is copied into them is in the state."""
+    found = {}
+    for name, value in state.items():
+        if hasattr(value, "codes"):
+            found |= {f"{name}.{part}": getattr(value, part) for part in PARTS}
+            found[f"{name}.scale"] = value.scale.view(value.shape[0], -1)
+        else:
+            found[name] = value
+    return found
+
+
+def by_rows(key: str) -> bool:
+    """Whether a tensor of `plain` has the rows of its parameter."""
+    return key != "step" and not key.endswith(".qmap")
