@@ -37,7 +37,7 @@ FLOORS = (
     ("loading", "logits", "text"),
     ("teacher_type",),
     ("build", "output_head", "packed_attention", "recipe", "shipped", "starting"),
-    ("disk", "generation_config", "memory", "mixed_types", "chat", "schema", "strict_json", "yaml_file"),
+    ("disk", "generation_config", "memory", "mixed_types", "moments", "chat", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),
     ("division", "processes", "ranges"),
     ("compat", "errors", "version"),

@@ -1,5 +1,5 @@
-"""`optimizer: adamw_8bit`: moments of 8 bits learn as AdamW's, take the bytes that plans say, and come back from checkpoints to
-the bit, in one process or in several."""
+"""`optimizer: adamw_8bit`: moments of 8 bits learn as AdamW's, take the bytes that plans say, and come back from checkpoints
+to the bit, in one process or in several."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def quiet():
 
 @pytest.fixture(scope="module")
 def wide_teacher(tmp_path_factory, tokenizer):
-    """The folder of a random Llama whose matrices are large enough for moments of 8 bits, of rows of 64, 96 and 192 numbers."""
+    """The folder of a random Llama whose matrices are large enough for moments of 8 bits, rows of 64 and 192 numbers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
@@ -159,7 +159,7 @@ def gradient(name, step, like):
 def take(optimizer, parameters, steps, whole=lambda name, gradient: gradient):
     for step in steps:
         rate = set_rates(optimizer, 1 / (step + 1))
-        assert rate == 1e-2 / (step + 1) == pytest.approx(float(optimizer.param_groups[0]["lr"]))
+        assert pytest.approx(1e-2 / (step + 1)) == rate == pytest.approx(float(optimizer.param_groups[0]["lr"]))
         for name, parameter in parameters.items():
             parameter.grad = whole(name, gradient(name, step, parameter))
         optimizer.step()
@@ -278,29 +278,23 @@ def alone(tmp_path_factory, wide_teacher, text_files):
     return distill.run(entries_of(wide_teacher, text_files), runs=tmp_path_factory.mktemp("alone"), console=quiet())
 
 
-def stop_at(monkeypatch, count):
-    asked = iter(range(1000))
-    monkeypatch.setattr(Stopper, "due", lambda self: "enough" if next(asked) == count else None)
-
-
 @installed
 def test_a_run_learns_as_with_adamw(entries, alone, tmp_path):
     other = distill.run(with_adamw(entries), runs=tmp_path, console=quiet())
     assert alone.path.name != other.path.name
     wide, narrow = losses(other), losses(alone)
-    assert [line[:2] for line in wide] == [line[:2] for line in narrow] and len(wide) > 8
-    for stage in ("align", "imitate"):
-        before, after, theirs = (
-            [line[2] for line in run if line[0] == stage][place] for run, place in ((narrow, 0), (narrow, -1), (wide, -1))
-        )
-        assert after < before and after == pytest.approx(theirs, rel=0.02) and after != theirs
+    assert [line[:2] for line in wide] == [line[:2] for line in narrow] and len(wide) > 8 and wide != narrow
+    assert [line[2] for line in narrow] == pytest.approx([line[2] for line in wide], rel=0.005)
+    aligned = [line[2] for line in narrow if line[0] == "align"]
+    assert aligned[-1] < 0.9 * aligned[0]
 
 
 @installed
 @pytest.mark.parametrize("steps", [2, 6])
 def test_a_stopped_run_goes_on_to_the_same_bits(entries, alone, tmp_path, monkeypatch, steps):
+    asked = iter(range(1000))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        stop_at(patch, steps)
+        patch.setattr(Stopper, "due", lambda self: "enough" if next(asked) == steps else None)
         distill.run(entries, runs=tmp_path, console=quiet())
     (folder,) = tmp_path.glob("tiny-*")
     newest = checkpoint.latest(folder / "checkpoints")
@@ -331,7 +325,8 @@ def test_two_processes_that_divide_and_one_that_goes_on(entries, alone, tmp_path
     """Stopped in imitate, whose masters, gradients and moments two processes divide."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(entries | {"shard": "student"}))
     (tmp_path / "stopped.py").write_text(STOPPED.replace("== 2", "== 6"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *TWO, str(tmp_path / "stopped.py"), str(tmp_path / "tiny.yaml"), str(tmp_path / "runs")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
