@@ -12,6 +12,7 @@ from rich.console import Console
 import distill
 from distill.errors import Ended
 from distill.runs import checkpoint
+from tests.conftest import tiny_entries
 from tests.distill.test_launching import KILLED
 
 pytestmark = pytest.mark.gpu
@@ -33,15 +34,37 @@ def wide_teacher(tmp_path_factory, tokenizer):
     return folder
 
 
-@pytest.fixture
-def entries(tiny_recipe, wide_teacher):
-    """A recipe of every stage in float32, with a checkpoint a step."""
-    stages = [{"initialise": {"tokens": 256}}, {"align": {"tokens": 1024, "lr": 1e-3}}]
-    stages += [{"imitate": {"tokens": 2048, "lr": 1e-3, "train": "all"}}]
+def entries_of(wide_teacher, text_files, **options):
+    """A recipe of every stage in float32, with a checkpoint every second step. What is divided is looked at here: layers are
+    not compiled, and the references run (`on_references`), for compiling float32 kernels takes minutes."""
+    tiny_recipe = tiny_entries(wide_teacher, text_files)
+    stages = [{"initialise": {"tokens": 256}}, {"align": {"tokens": 1024, "lr": 1e-3, "compile": False}}]
+    stages += [{"imitate": {"tokens": 2048, "lr": 1e-3, "train": "all", "compile": False, **options}}]
     changes = {"device": "cuda", "precision": "float32", "checkpoints": {"steps": 2, "keep": 4}, "stages": stages}
     tiny_recipe["evaluation"] |= {"passkey": [], "documents": 1}
     tiny_recipe["data"] |= {"batch": 8, "micro_batch": 1}
-    return tiny_recipe | changes | {"teacher": str(wide_teacher)}
+    return tiny_recipe | changes
+
+
+@pytest.fixture
+def entries(wide_teacher, text_files, on_references):
+    """`entries_of`, a copy to change."""
+    return entries_of(wide_teacher, text_files)
+
+
+@pytest.fixture
+def on_references(monkeypatch):
+    """Runs of this process and of those that it starts are on the references."""
+    monkeypatch.setenv("DISTILL_KERNELS", "reference")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, wide_teacher, text_files):
+    """The recipe's run on one GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILL_KERNELS", "reference")
+        entries = entries_of(wide_teacher, text_files)
+        return distill.run(entries, runs=tmp_path_factory.mktemp("alone"), console=quiet())
 
 
 def quiet():
@@ -64,8 +87,7 @@ def several():
 
 
 @pytest.mark.parametrize("shard", ["none", "student", "all"])
-def test_as_on_one_gpu(entries, tmp_path, shard):
-    alone = distill.run(entries, runs=tmp_path / "alone", console=quiet())
+def test_as_on_one_gpu(entries, alone, tmp_path, shard):
     began = time.monotonic()
     done = distill.run(entries | {"shard": shard}, runs=tmp_path / "several", gpus=GPUS)
     print(f"{GPUS} GPUs, shard {shard}: {time.monotonic() - began:.1f} s")
@@ -75,8 +97,7 @@ def test_as_on_one_gpu(entries, tmp_path, shard):
     )
 
 
-def test_killed_and_gone_on_with_by_one(entries, tmp_path, monkeypatch, capfd):
-    alone = distill.run(entries, runs=tmp_path / "alone", console=quiet())
+def test_killed_and_gone_on_with_by_one(entries, alone, tmp_path, monkeypatch, capfd):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(KILLED)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
@@ -94,9 +115,22 @@ def test_killed_and_gone_on_with_by_one(entries, tmp_path, monkeypatch, capfd):
     assert_same(losses(done), losses(alone), 1e-4)
 
 
-def test_bfloat16_divided(entries, tmp_path):
-    """The masters are float32 and layers are gathered in bfloat16: close to one GPU's autocast, not equal."""
+def test_moments_of_8_bits_divided(wide_teacher, text_files, on_references, tmp_path):
+    """Each process has its rows' codes and scales, and the steps are one GPU's."""
+    pytest.importorskip("torchao")
+    entries = entries_of(wide_teacher, text_files, optimizer="adamw_8bit")
+    alone = distill.run(entries, runs=tmp_path / "alone", console=quiet())
+    done = distill.run(entries | {"shard": "student"}, runs=tmp_path / "several", gpus=GPUS)
+    assert_same(losses(done), losses(alone), 1e-3)
+
+
+def test_bfloat16_divided(entries, tmp_path, monkeypatch):
+    """Masters are float32, layers are gathered in bfloat16: close to one GPU's autocast, not equal. On the kernels, and
+    compiled."""
+    monkeypatch.delenv("DISTILL_KERNELS")
     entries |= {"precision": "bfloat16"}
+    for stage in entries["stages"][1:]:
+        next(iter(stage.values()))["compile"] = True
     alone = distill.run(entries, runs=tmp_path / "alone", console=quiet())
     done = distill.run(entries | {"shard": "all"}, runs=tmp_path / "several", gpus=GPUS)
     assert_same(losses(done), losses(alone), 2e-2)
