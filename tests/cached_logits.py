@@ -112,11 +112,11 @@ def main() -> None:
         for k in KEPT:
             size = k * (2 + int(cache.facts.ids[4:]) // 8) + 2
             print(f"| {k} | {size:,} | {errors[k]:.1%} |", flush=True)
-        print(f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s |\n|---|---|---|", flush=True)
+        print(f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|", flush=True)
         for k in (None, *ORDER):
-            kl, speed = trained(session, start, reading, k, cache, heldout)
+            kl, speed, held = trained(session, start, reading, k, cache, heldout)
             name = "the whole distribution, teacher beside it" if k is None else f"{k} likeliest tokens and the rest, cached"
-            print(f"| {name} | {kl:.4f} | {speed:,.0f} |", flush=True)
+            print(f"| {name} | {kl:.4f} | {speed:,.0f} | {held} |", flush=True)
 
 
 def gradient_errors(session, start, reading, cache) -> dict[int | None, float]:
@@ -125,28 +125,39 @@ def gradient_errors(session, start, reading, cache) -> dict[int | None, float]:
     stage = made(session, start, reading.entry, None, cache)
     size = reading.entry.batch(session.recipe.data)
     for number in range(BATCHES):
-        batch = session.windows.batch(reading.first + number * size, size)
+        batch = session.windows.batch(reading.first + number * size, size).to(session.accelerator.device)
         whole = None
         for k in totals:
             if k is not None:
                 stage.learn_from(Fewer(cache, k))
-            found = gradient(stage, batch)
+            with session.accelerator.autocast():
+                found = gradient(stage, batch)
             whole = found if whole is None else whole
             totals[k] += ((found - whole).norm() / whole.norm()).item() / BATCHES
         stage.learn_from(Online(session.teacher))
     return totals
 
 
-def trained(session, start, reading, k, cache, heldout) -> tuple[float, float]:
-    """The held-out KL after the stage, and the tokens a second that its steps took."""
+def trained(session, start, reading, k, cache, heldout) -> tuple[float, float, str]:
+    """The held-out KL after the stage, the tokens a second that its steps took after the first, and the GPU's peak in GiB."""
     torch.manual_seed(0)
+    on_gpu = session.accelerator.device.type == "cuda"
     stage = made(session, start, reading.entry, k, cache)
+    if k is not None:
+        session.teacher.model.to("cpu")  # a cache needs none
     trainer = trainer_of(session, stage, reading)
+    trainer.step(0)  # compiles
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    for step in range(trainer.steps):
+    for step in range(1, trainer.steps):
         trainer.step(step)
-    speed = trainer.steps * trainer.batch * session.windows.seq_len / (time.monotonic() - began)
-    return fidelity(session.teacher, stage.student, heldout)["kl"], speed
+    if on_gpu:
+        torch.cuda.synchronize()
+    speed = (trainer.steps - 1) * trainer.batch * session.windows.seq_len / (time.monotonic() - began)
+    held = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else "-"
+    session.teacher.model.to(session.accelerator.device)
+    return fidelity(session.teacher, stage.student, heldout)["kl"], speed, held
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def test_against_float64(dtype, tolerance, ce_weight):
     hidden, weight, known, weights = drawn()
     targets, found = torch.randint(V, (T,), device="cuda"), {}
     for kind in (torch.float64, dtype):
-        leaves = [hidden.to(kind).requires_grad_(), weight.to(kind).requires_grad_()]
+        leaves = [part.detach().to(kind, copy=True).requires_grad_() for part in (hidden, weight)]
         loss = sparse_kl(leaves[0], Head(leaves[1]), *known, weights, targets, ce_weight=ce_weight, rows=1000)
         loss.backward()
         found[kind] = [loss.double(), *(leaf.grad.double() for leaf in leaves)]
