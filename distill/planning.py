@@ -12,6 +12,7 @@ from distill.build import attention_shapes, build
 from distill.errors import UserError
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
+from distill.exporters.source import Source
 from distill.footprint.needs import Need, needs_of
 from distill.loading import teacher_config
 from distill.memory import enough_memory, or_cpu
@@ -43,8 +44,6 @@ TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
 MASTERS = "the student's masters, gradients and moments"
 DIVIDED = {"student": MASTERS, "all": f"{MASTERS} and the teacher's layers"}
-CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
-CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
 
 
 @dataclass
@@ -133,7 +132,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
         tokens=tokens,
         bytes=memory,
         flops=flops,
-        exports=_exports(layout, config.model_type),
+        exports=_exports(Source.of(student.config)),
         cache=cache,
         decoding={
             tokens: tuple(limit(size, held, 1, BANDWIDTH) for size, held in zip(weights, both, strict=True))
@@ -215,16 +214,10 @@ def _other(recipe: Recipe, entry: StageEntry) -> int:
     return _parameters(_skeleton(other, teacher_config(other))[1])
 
 
-def _exports(layout: Layout, family: str) -> str:
-    """The targets that can hold the layout, and why the others cannot."""
-    found = {name: target(name).refuses(layout, family) for name in EXPORTERS}
-    said = ", ".join(name if reason is None else f"not {name} ({reason})" for name, reason in found.items())
-    kinds = {options["mixer"] for options in layout.mixers.values()}
-    windows = any("window" in options for options in layout.mixers.values())
-    kept = len(layout.converted) < len(layout.pattern)
-    if kinds == {"mamba2"} and not windows and kept and family in CONTAINED:
-        return f"{said}; its layers would also fit {CONTAINERS['mamba2']}, to which there is no export yet"
-    return said
+def _exports(source: Source) -> str:
+    """The targets that can hold the student, and why the others cannot."""
+    found = {name: target(name).refuses(source) for name in EXPORTERS}
+    return ", ".join(name if reason is None else f"not {name} ({reason})" for name, reason in found.items())
 
 
 def _parameters(module) -> int:
