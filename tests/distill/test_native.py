@@ -49,7 +49,7 @@ STUDENTS = {
     "llama, heads of their own width": ("llama", "AMMM", {"M": M}, {"head_dim": 16}),
     "llama, narrow heads, filled up": ("llama", "AMMM", {"M": M | {"expand": 1}}, {"head_dim": 6, "hidden_size": 36}),
     "llama, all biases": ("llama", "AMMM", {"M": M}, {"attention_bias": True}),
-    "llama, attention as a mixer": ("llama", "WMMM", {"M": M, "W": {"mixer": "attention"}}, {}),
+    "llama, attention as a mixer": ("llama", "WMMM", {"M": M | {"d_conv": 6}, "W": {"mixer": "attention"}}, {}),
     "llama, no rope": ("llama", "WMMM", {"M": M, "W": {"mixer": "attention", "rope": False}}, {}),
     "qwen2": ("qwen2", "AMMM", {"M": M}, {"tie_word_embeddings": True}),
     "qwen2, windows in converted layers": (
@@ -174,7 +174,7 @@ def test_a_wrong_weight_is_another_function(part, zamba, tmp_path):
 
 
 REFUSED = {
-    "another family": ("qwen3", "AMMM", {"M": M}, {"head_dim": 8}, "its blocks are not those of qwen3"),
+    "another family": ("qwen3", "AMMM", {"M": M}, {"head_dim": 8}, "the norms on q and k of qwen3 have no place"),
     "another mixer": (
         "llama",
         "AMMM",

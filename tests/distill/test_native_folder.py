@@ -8,12 +8,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+import distill
 from distill.exporters import saved as saving
 from distill.exporters import target
 from distill.exporters.containers import container_of, granite
 from distill.exporters.source import Source
 from distill.exporters.target import Form
+from distill.recipe_file import check
 from distill.stages import adapters
+from tests.conftest import tiny_entries
 from tests.distill.random_students import loaded, saved, student_of
 from tests.distill.test_native import EXACT, ONE, M, exported, furthest, plain
 
@@ -76,6 +79,19 @@ def test_adapters_are_merged(tmp_path):
     target("native").write(folder, tmp_path / "native", Form("float32"))
     assert not any(path.is_dir() or "adapter" in path.name for path in (tmp_path / "native").iterdir())
     assert furthest(student.eval(), plain(tmp_path / "native"), torch.randint(1, 320, (2, 19))) < EXACT
+
+
+def test_a_run_ends_with_it(tiny_teacher, text_files, tmp_path):
+    """Rehearsed at its beginning, written at its end, by its recipe."""
+    entries = tiny_entries(tiny_teacher, text_files) | {"mixers": {"M": ONE}, "stages": [{"initialise": {"tokens": 64}}]}
+    folder = distill.run(check(entries | {"export": ["native"]}, "here"), runs=tmp_path)
+    student, model = loaded(folder.student), plain(folder.path / "export" / "native")
+    ids = torch.randint(1, 320, (2, 19))
+    with torch.no_grad():
+        wanted, found = student(ids).logits, model(ids).logits
+    assert (wanted - found).abs().max() < 0.05 * wanted.std()  # the weights are in bfloat16
+    tokens = [AutoTokenizer.from_pretrained(place)("He said so.").input_ids for place in (tiny_teacher, model.name_or_path)]
+    assert tokens[0] == tokens[1]
 
 
 def broken(folder, change):

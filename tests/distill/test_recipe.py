@@ -13,11 +13,12 @@ from distill.recipe_file import check, load
 from distill.shipped import find, shipped_folder
 from distill.stages import stages_of
 
-NATIVE = {  # whose students a class of transformers' own holds
-    "llama-3.2-1b_mamba2-hybrid",
-    "llama-3.2-1b_zamba2",
-    "smollm2-135m_mamba2-hybrid",
-    "smollm2-135m_zamba",
+NATIVE = {  # whose students a class of transformers' own holds, and from which version on
+    "llama-3-8b_mamba-in-llama": "5.23",
+    "llama-3.2-1b_mamba2-hybrid": "5.23",
+    "llama-3.2-1b_zamba2": "5.23",
+    "smollm2-135m_mamba2-hybrid": "5.23",
+    "smollm2-135m_zamba": "5.23",
 }
 SHIPPED = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
@@ -33,8 +34,7 @@ def test_shipped_recipes_parse_and_plan(name):
     assert plan.exports["portable"]["engines"]["transformers"] is None
     assert (plan.exports["native"]["refused"] is None) == (name in NATIVE)
     if name in NATIVE:
-        assert plan.exports["native"]["since"] == "5.23" and "groups" in plan.exports["native"]["engines"]["mlx"]
-        assert plan.exports["native"]["engines"]["vllm"] is None
+        assert plan.exports["native"]["since"] == NATIVE[name] and plan.exports["native"]["engines"]["vllm"] is None
 
 
 def test_counts():

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from distill.exporters.source import Source
 
 FAMILIES = ("llama", "mistral", "qwen2", "granite", "smollm3", "mixtral")
+OTHERS = {  # what of other families has no place in its blocks
+    "qwen3": "norms on q and k",
+    "qwen3_moe": "norms on q and k",
+    "gemma2": "norms behind each block, soft caps and GELU",
+    "gemma3_text": "norms on q and k and behind each block, and GELU",
+    "olmo2": "norms on q and k and behind each block",
+    "phi3": "projections in one piece",
+    **dict.fromkeys(("phi", "gpt_neox", "falcon", "gpt2", "stablelm", "cohere"), "layer norms"),
+}
 ROPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
 IDLE = 256  # channels of the MLP of zeros beside experts: a block of the coarsest quantisation
 RENAMED = {
@@ -38,7 +47,8 @@ class GraniteMoeHybrid(Container):
 
     def reasons(self, source: "Source") -> list[str]:
         if source.family not in FAMILIES:
-            return [f"its blocks are not those of {source.family}: it holds {', '.join(FAMILIES)} (choose another teacher)"]
+            what = OTHERS.get(source.family, "blocks")
+            return [f"the {what} of {source.family} have no place; it holds teachers of {', '.join(FAMILIES)}"]
         return [*_of_teacher(source), *_of_layout(source)]
 
     def since(self, source: "Source") -> str | None:
