@@ -12,6 +12,7 @@ from distill.build import attention_shapes, build
 from distill.errors import UserError
 from distill.evaluation.identity import check_identity
 from distill.exporters import EXPORTERS, target
+from distill.exporters.source import Source
 from distill.footprint.needs import Need, needs_of
 from distill.loading import teacher_config
 from distill.memory import enough_memory, or_cpu
@@ -43,8 +44,6 @@ TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
 BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
 MASTERS = "the student's masters, gradients and moments"
 DIVIDED = {"student": MASTERS, "all": f"{MASTERS} and the teacher's layers"}
-CONTAINED = ("llama", "mistral", "granite")  # whose norms, MLP and kept attention those containers have too
-CONTAINERS = {"mamba2": "GraniteMoeHybrid / Bamba (transformers >= 5.23, vLLM, llama.cpp)"}
 
 
 @dataclass
@@ -53,6 +52,8 @@ class Plan:
     teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
     in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
+    exports: for each target why it is `refused` (None where it is not), and then the first transformers that gets it right
+    (`since`, None for all) and for each of `engines` why it does not run it (None where it does).
     identity: where the plan was checked, what `identity.check_identity` found. shard: of several GPUs, what they divide.
     needs: what each training stage needs of each of so many GPUs of so many GiB, see `footprint.needs`; empty where that was
     not asked for."""
@@ -64,7 +65,7 @@ class Plan:
     tokens: dict[str, int]
     bytes: int
     flops: float
-    exports: str
+    exports: dict[str, dict]
     cache: dict[int, tuple[int, int]]
     decoding: dict[int, tuple[float, float]]
     selection: dict | None = None
@@ -134,7 +135,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
         tokens=tokens,
         bytes=memory,
         flops=flops,
-        exports=_exports(layout, config.model_type),
+        exports=_exports(Source.of(student.config)),
         cache=cache,
         decoding={
             tokens: tuple(limit(size, held, 1, BANDWIDTH) for size, held in zip(weights, both, strict=True))
@@ -217,16 +218,15 @@ def _other(recipe: Recipe, entry: StageEntry) -> int:
     return _parameters(_skeleton(other, teacher_config(other))[1])
 
 
-def _exports(layout: Layout, family: str) -> str:
-    """The targets that can hold the layout, and why the others cannot."""
-    found = {name: target(name).refuses(layout, family) for name in EXPORTERS}
-    said = ", ".join(name if reason is None else f"not {name} ({reason})" for name, reason in found.items())
-    kinds = {options["mixer"] for options in layout.mixers.values()}
-    windows = any("window" in options for options in layout.mixers.values())
-    kept = len(layout.converted) < len(layout.pattern)
-    if kinds == {"mamba2"} and not windows and kept and family in CONTAINED:
-        return f"{said}; its layers would also fit {CONTAINERS['mamba2']}, to which there is no export yet"
-    return said
+def _exports(source: Source) -> dict[str, dict]:
+    """Of every target, why it is refused, or else since when and in which engines it runs."""
+    found = {}
+    for name in EXPORTERS:
+        chosen = target(name)
+        found[name] = {"refused": chosen.refuses(source)}
+        if found[name]["refused"] is None:
+            found[name] |= {"since": chosen.since(source), "engines": chosen.engines(source)}
+    return found
 
 
 def _parameters(module) -> int:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.errors import UserError, nearest, reason_of
-from distill.exporters.target import Target
+from distill.exporters.target import Form, Target
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from distill.recipe import Recipe
-    from students.config import Layout
 
 EXPORTERS = {
+    "native": "distill.exporters.native:Native",
     "portable": "distill.exporters.portable:Portable",
 }
 MARKER = ".exported-by-distill"  # in every folder written; holds the target's name
@@ -49,17 +51,20 @@ def check_targets(recipe: "Recipe", where: str) -> None:
             raise UserError(f"{where}: export: there is no target {name!r}; {nearest(name, EXPORTERS)}")
 
 
-def check_exports(recipe: "Recipe", layout: "Layout", family: str) -> None:
-    """Refuse targets that cannot hold a layout, before anything is trained.
+def check_exports(recipe: "Recipe", student: "PretrainedConfig") -> None:
+    """Refuse targets that cannot hold a student, before anything is trained.
 
     Args:
-        family: the teacher's model_type.
+        student: its config.
 
     Raises:
         UserError: naming the target and why it refuses.
     """
+    from distill.exporters.source import Source
+
+    source = Source.of(student)
     for name in recipe.export:
-        if reason := target(name).refuses(layout, family):
+        if reason := target(name).refuses(source):
             raise UserError(f"{recipe.name}: export: {name} cannot hold this student: {reason}")
 
 
@@ -98,7 +103,7 @@ def export_student(run_folder: str | PathLike, *, to: str = "portable", out: str
         with new_folder(out) as scratch:
             scratch.rmdir()  # targets make it
             try:
-                chosen.write(folder.student, scratch)
+                chosen.write(folder.student, scratch, Form())
             except (LookupError, TypeError, ValueError) as error:  # of files that were edited
                 said = reason_of(error) if type(error) is ValueError else "its files were edited"
                 raise UserError(

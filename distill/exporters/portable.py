@@ -10,13 +10,17 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, TypeAdapter
 
-from distill.exporters.target import Target
+from distill.exporters.engines import ENGINES
+from distill.exporters.target import Form, Target
 from distill.reading import read_json
 from distill.runs.records import Record
+
+if TYPE_CHECKING:
+    from distill.exporters.source import Source
 
 CODE = "modeling_distill"
 FIX = "delete it, and the same `distill run` saves the student again"
@@ -69,7 +73,11 @@ class Portable(Target):
 
     line = "a folder that transformers loads with trust_remote_code, without this project"
 
-    def write(self, student: Path, out: Path) -> None:
+    def engines(self, source: "Source") -> dict[str, str | None]:
+        why = "it runs no code that comes with a model"
+        return {engine: None if engine == "transformers" else why for engine in ENGINES}
+
+    def write(self, student: Path, out: Path, form: Form) -> None:
         from distill.stages import adapters
 
         config = read_json(student / "config.json", TypeAdapter(Config), fix=FIX)

@@ -137,7 +137,7 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
     _check_windows(given, teacher)
     check_student(recipe, student, recipe.name)
     check_other_teachers(recipe, teacher)
-    check_exports(recipe, layout, teacher.config.model_type)
+    check_exports(recipe, student.config)
     check_twin(recipe, layout, teacher)
     return Fit(recipe, layout, student)
 

@@ -20,6 +20,7 @@ from distill.evaluation.samples import continuations, matrices
 from distill.evaluation.stored import evaluations_of
 from distill.evaluation.suites import suite_of_run
 from distill.exporters import target
+from distill.exporters.target import Form
 from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.reports.run_page import run_page
@@ -60,7 +61,7 @@ def rehearse(recipe: Recipe, teacher: Teacher, student: nn.Module) -> None:
             AutoTokenizer.from_pretrained(saved)
         for kind in recipe.export:
             with _tried(recipe, f"export to {kind}"):
-                target(kind).write(saved, Path(place) / kind)
+                target(kind).rehearse(saved, Path(place) / kind, Form())
     with _tried(recipe, "let teacher and student go on with a text"), no_warnings():
         continuations(teacher, student, TRIAL_TOKENS)
 

@@ -7,11 +7,19 @@ import yaml
 
 from distill import schema
 from distill.errors import UserError
+from distill.plan_table import export_lines
 from distill.planning import make_plan
 from distill.recipe_file import check, load
 from distill.shipped import find, shipped_folder
 from distill.stages import stages_of
 
+NATIVE = {  # whose students a class of transformers' own holds, and from which version on
+    "llama-3-8b_mamba-in-llama": "5.23",
+    "llama-3.2-1b_mamba2-hybrid": "5.23",
+    "llama-3.2-1b_zamba2": "5.23",
+    "smollm2-135m_mamba2-hybrid": "5.23",
+    "smollm2-135m_zamba": "5.23",
+}
 SHIPPED = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
 
@@ -23,7 +31,10 @@ def test_shipped_recipes_parse_and_plan(name):
     assert 0 < len(plan.layout.converted) <= len(plan.layout.pattern)
     assert plan.student_parameters > plan.teacher_parameters * 0.9
     assert next(iter(plan.tokens)) == "initialise" and sum(plan.tokens.values()) > 0
-    assert "portable" in plan.exports
+    assert plan.exports["portable"]["engines"]["transformers"] is None
+    assert (plan.exports["native"]["refused"] is None) == (name in NATIVE)
+    if name in NATIVE:
+        assert plan.exports["native"]["since"] == NATIVE[name] and plan.exports["native"]["engines"]["vllm"] is None
 
 
 def test_counts():
@@ -190,6 +201,26 @@ def test_mixer_options_that_cannot_be(mixer, message):
 def test_an_export_target_that_does_not_exist():
     with pytest.raises(UserError, match="export: there is no target 'portabel'; did you mean 'portable'"):
         load("quickstart", ["export=[portabel]"])
+
+
+def test_an_export_that_cannot_hold_the_student_is_refused_before_training():
+    """One message, with every key that would have to change."""
+    with pytest.raises(UserError) as caught:
+        make_plan(load("llama-3.2-1b_samba", ["export=[portable, native]"]))
+    said = str(caught.value)
+    assert said.startswith("llama-3.2-1b_samba: export: native cannot hold this student: GraniteMoeHybrid (")
+    assert "mixers.M: mamba1, where it holds mamba2" in said and "mixers.W.window is 2048, of 131072 positions" in said
+
+
+def test_a_plan_prints_the_engines_of_every_target():
+    lines = [*export_lines(make_plan(load("llama-3.2-1b_mamba2-hybrid")).exports)]
+    assert lines[0] == "native: runs in transformers >= 5.23, vllm"
+    assert any(
+        line.startswith("    not in mlx: its gated norm is over all channels at once, not over 32 groups") for line in lines
+    )
+    assert lines[-1] == "    not in vllm, llama.cpp, mlx: it runs no code that comes with a model"
+    refused = next(export_lines({"native": {"refused": "so"}}))
+    assert refused == "native: refused: so"
 
 
 def test_a_shared_block_computes_in_each_of_its_layers():

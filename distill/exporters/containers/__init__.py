@@ -1,0 +1,41 @@
+"""The table of containers: classes of transformers that hold a student exactly, and that other engines read.
+
+To add one: a file beside this one with a `Container`, and a line here.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.exporters.containers.container import Container
+    from distill.exporters.source import Source
+
+CONTAINERS: dict[str, str] = {
+    "GraniteMoeHybrid": "distill.exporters.containers.granite:GraniteMoeHybrid",
+}
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The container that holds a student, None where none does, and why each of the others does not, by name."""
+
+    container: "Container | None"
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+
+
+def container_of(name: str) -> "Container":
+    """A container of the table."""
+    module, _, attribute = CONTAINERS[name].partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def fitting(source: "Source") -> Fitting:
+    """The first container of the table that holds a student, and why those before it (all, where none does) do not."""
+    reasons = {}
+    for name in CONTAINERS:
+        container = container_of(name)
+        reasons[name] = container.reasons(source)
+        if not reasons[name]:
+            return Fitting(container, {other: why for other, why in reasons.items() if why})
+    return Fitting(None, reasons)
