@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distill.exporters.containers.container import Container
     from distill.exporters.source import Source
 
-SAMPLE = "In 1969 the café's \n\n\tclock said 12:34, didn't it? 东京 <|im_end|> </s> def f(x): return x**2"
+SAMPLE = "In 1969 the café's \n\n\tclock said 12:34, didn't it? 东京 नमस्ते <|im_end|> </s> def f(x): return x**2"
 LEFT_BEHIND = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_*", "*.py", "README.md")
 
 
@@ -101,6 +101,8 @@ def _begin(student: Path, out: Path, form: Form) -> _Begun:
     shutil.copytree(student, out, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
     entries = container.config(source) | {"dtype": form.dtype, "transformers_version": transformers.__version__}
     (out / "config.json").write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
+    for name, text in container.files(source).items():
+        (out / name).write_text(text)
     with torch.device("meta"):
         ours = _own_tensors(AutoModelForCausalLM.from_config(source.config))
         theirs = _own_tensors(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out)))

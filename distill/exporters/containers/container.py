@@ -47,6 +47,10 @@ class Container:
         """
         raise NotImplementedError
 
+    def files(self, source: "Source") -> dict[str, str]:
+        """Further files of the folder, text by name, that some engine asks for."""
+        return {}
+
     def name_inside(self, name: str) -> str:
         """What the class calls a tensor that files have under this name; transformers renames some as it loads them."""
         return name
