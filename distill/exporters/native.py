@@ -23,6 +23,10 @@ class Native(Target):
             return None
         return "; ".join(f"{name}: {', '.join(why)}" for name, why in found.reasons.items()) or "no container is known"
 
+    def since(self, source: "Source") -> str | None:
+        container = fitting(source).container
+        return None if container is None else container.since(source)
+
     def engines(self, source: "Source") -> dict[str, str | None]:
         container = fitting(source).container
         return dict.fromkeys(ENGINES, "no container") if container is None else container.engines(source)

@@ -34,6 +34,10 @@ class Target:
         """Why it cannot hold such a student, naming what would have to change; None where it can."""
         return None
 
+    def since(self, source: "Source") -> str | None:
+        """The first version of transformers in which what it writes is the student; None for every supported one."""
+        return None
+
     def engines(self, source: "Source") -> dict[str, str | None]:
         """For each engine of `exporters.engines.ENGINES`, why it does not run what the target writes; None where it does."""
         raise NotImplementedError
