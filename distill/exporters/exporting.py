@@ -103,7 +103,7 @@ def export_student(
     if push:
         check_repository(push)
     finished = Finished.of(Path(run))
-    place = Place.checked(Path(out), finished.home, finished.student) if out is not None else None
+    place = _checked(Path(out), finished) if out is not None else None
     with enough_memory("exporting the student"):
         source = _whole(finished.student)
         kind = to or _fittest(source, say)
@@ -112,7 +112,7 @@ def export_student(
             raise UserError(
                 f"{kind} cannot hold the student in {finished.student}: {reason}; --to {ANY} holds every student"
             )
-        place = place or Place.checked(finished.out(kind), finished.home, finished.student)
+        place = place or _checked(finished.out(kind), finished)
         written = _Writing(finished, source, chosen, kind, form, place, say)
         written.make(found if verify else None, push)
     if push:
@@ -134,7 +134,7 @@ class _Writing:
 
     def make(self, found: Mapping[str, str] | None, push: str | None) -> None:
         """Write, prove and rename. found: Pythons of engines; None where nothing is to be proved."""
-        with self._writable(), self.place.new() as scratch:
+        with _writable(self.place.path), self.place.new() as scratch:
             self._write(scratch)
             self.place.check_names([*paths_in(scratch), README])
             proofs = None if found is None else self._proved(scratch, found)
@@ -186,17 +186,24 @@ class _Writing:
         name = push or (str(self.place.path) if not self.place.path.is_absolute() else self.place.path.name)
         (scratch / README).write_text(card(facts, name), "utf-8")
 
-    @contextmanager
-    def _writable(self) -> Iterator[None]:
-        from safetensors import SafetensorError
 
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"the export to {self.place.path} could not be written: {str(error) or reason_of(error)}; make room there, "
-                "or name another folder"
-            ) from error
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """Turn what a disk raises inside the block into a message."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the export to {out} could not be written: {str(error) or reason_of(error)}; make room there, or name another "
+            "folder"
+        ) from error
+
+
+def _checked(out: Path, finished: Finished) -> Place:
+    with _writable(out):
+        return Place.checked(out, finished.home, finished.student)
 
 
 def _asked(to: str | None, dtype: str | None, quantize: str | None) -> tuple[Target | None, Form]:
@@ -242,8 +249,10 @@ def _whole(student: Path) -> "Source":
 
 
 def _is_student(path: Path) -> bool:
-    """Whether a folder is that of a student, by its config alone."""
+    """Whether a folder is that of a student, by its config alone; a damaged one is, for what is wrong with it to be said."""
     try:
-        return "distill" in json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return "distill" in json.loads((path / "config.json").read_bytes())
+    except OSError:
         return False
+    except (ValueError, TypeError, RecursionError):
+        return any(path.glob("*.safetensors"))

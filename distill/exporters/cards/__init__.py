@@ -11,6 +11,7 @@ from distill.exporters.cards.results import results
 from distill.exporters.cards.student import limits, made, what_it_is
 from distill.exporters.local_paths import is_local, name_of
 from distill.yaml_file import dump
+from teachers.source import HUB_ID
 
 if TYPE_CHECKING:
     from distill.exporters.proofs import Proof
@@ -45,7 +46,7 @@ def card(facts: Facts, name: str) -> str:
     reference = _reference(facts)
     found = licences.of_teacher(reference)
     sections = [
-        f"# {name.rstrip('/').rpartition('/')[2]}",
+        f"# {facts.run.recipe().name if facts.run else name.rstrip('/').rpartition('/')[2]}, {facts.kind}",
         what_it_is(facts, name_of(reference)),
         "## Use",
         use(facts, name),
@@ -77,7 +78,8 @@ def _front(facts: Facts, reference: str, found: licences.Licence) -> str:
         entries["license_name"] = found.name
     if found.link:
         entries["license_link"] = found.link
-    base = found.base or (reference if reference.count("/") == 1 and not is_local(reference) else None)
+    on_hub = reference.count("/") == 1 and HUB_ID.fullmatch(reference) and not is_local(reference)
+    base = found.base or (reference if on_hub else None)
     if base:
         entries |= {"base_model": base, "base_model_relation": "finetune"}
     files = {file.suffix for file in facts.written.iterdir()}

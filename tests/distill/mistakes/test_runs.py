@@ -227,7 +227,7 @@ def test_students(copied_place, refuse, verb, name):
         (["eval", "runs/finished", "--teacher", "./gone"], ["teacher './gone' is no folder here"]),
         (["export", "gone", "--out", "x"], ["gone is no run folder: it has no recipe.yaml"]),
         (["export", "runs/stopped", "--out", "x"], ["runs/stopped has no finished student yet"]),
-        (["export", "runs/finished", "--out", "runs"], ["runs is not empty, and was not written by an export", "another"]),
+        (["export", "runs/finished", "--out", "runs"], ["runs holds the run folder finished", "choose another folder"]),
         (["export", "runs/finished", "--out", "tiny.yaml"], ["tiny.yaml is a file; name a folder"]),
         (["export", "runs/finished", "--out", "tiny.yaml/x"], ["tiny.yaml/x could not be written", "another folder"]),
         (["export", "runs/finished", "--out", "x", "--to", "portabel"], ["no export target 'portabel'", "'portable'?"]),
