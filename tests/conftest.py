@@ -191,7 +191,7 @@ def tiny_recipe(tiny_teacher, text_files):
 
 @pytest.fixture(scope="session")
 def untrained_run(tmp_path_factory, tiny_teacher, text_files):
-    """The folder of a run with its recipe and a student that nothing trained, for what needs no numbers; not to be changed."""
+    """The folder of a run with its recipe and an untrained student, for what needs no numbers; not to be changed."""
     import teachers
     from distill.build import build
     from distill.recipe_file import check
