@@ -190,9 +190,11 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Prove it in every engine that is to run it and is installed.")
     ] = True,
-    engine: Annotated[
+    engines: Annotated[
         list[str] | None,
-        typer.Option(help="An engine in an environment of its own; also in DISTILL_ENGINES.", metavar="NAME=PYTHON"),
+        typer.Option(
+            "--engine", help="An engine in an environment of its own; also in DISTILL_ENGINES.", metavar="NAME=PYTHON"
+        ),
     ] = None,
     push: Annotated[str | None, typer.Option(help="Upload it to this repository of the hub.", metavar="OWNER/NAME")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make that repository for all to see.")] = False,
@@ -203,7 +205,7 @@ def export(
 
     quiet_libraries()
     options = {"to": to, "out": out, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
-    say(distill.export(run, engines=parsed(engine or []), console=new_console(stderr=True), **options))
+    say(distill.export(run, engines=parsed(engines or []), console=new_console(stderr=True), **options))
 
 
 def generate(

@@ -10,7 +10,7 @@ from distill.errors import UserError
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that writes down what it is asked. failing: what its calls raise, by name; private: what it says of the place."""
+    """A hub that writes down what it is asked. failing: what its calls raise, by name; private: what it says."""
     found = SimpleNamespace(calls=[], failing={}, private=True)
 
     class Api:
