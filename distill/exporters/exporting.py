@@ -105,7 +105,7 @@ def export_student(
     finished = Finished.of(Path(run))
     place = _checked(Path(out), finished) if out is not None else None
     with enough_memory("exporting the student"):
-        source = _whole(finished.student)
+        source = _whole(finished)
         kind = to or _fittest(source, say)
         chosen = chosen or target(kind)
         if reason := chosen.refuses(source):
@@ -183,8 +183,9 @@ class _Writing:
         facts = Facts(
             self.finished.student, self.finished.run, self.source, self.kind, self.target, self.form, proofs, scratch
         )
-        name = push or (str(self.place.path) if not self.place.path.is_absolute() else self.place.path.name)
-        (scratch / README).write_text(card(facts, name), "utf-8")
+        path = self.place.path
+        name = push or str(path.name if path.is_absolute() else path)
+        (scratch / README).write_text(card(facts, name, hub=push is not None), "utf-8")
 
 
 @contextmanager
@@ -242,17 +243,26 @@ def _fittest(source: "Source", say: Callable[[str], None]) -> str:
     return kind
 
 
-def _whole(student: Path) -> "Source":
+def _whole(finished: Finished) -> "Source":
+    """Read what the export is made from, and what its card is.
+
+    Raises:
+        UserError: the student or a file of its run is damaged.
+    """
+    from distill.exporters.cards.results import results
     from distill.exporters.whole import check_whole
 
-    return check_whole(student)
+    if finished.run is not None:
+        finished.run.laid_out()
+        results(finished.run)
+    return check_whole(finished.student)
 
 
 def _is_student(path: Path) -> bool:
     """Whether a folder is that of a student, by its config alone; a damaged one is, for what is wrong with it to be said."""
+    if not (path / "config.json").is_file():
+        return False
     try:
         return "distill" in json.loads((path / "config.json").read_bytes())
-    except OSError:
-        return False
-    except (ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return any(path.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""What an export says of the machine that wrote it: nothing. Paths in its JSON files become the names that they end in."""
+"""What an export says of the machine that wrote it: nothing. Paths in its configs become the names that they end in."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 NAMED = re.compile(r"(.*_)?(name_or_path|file|path|folder|reference)")  # keys whose value may be a path
-SMALL = 64 * 2**20  # bytes of a JSON file that is looked through; what is larger is a vocabulary
+FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def name_of(reference: str) -> str:
@@ -30,14 +30,12 @@ def is_local(reference: str) -> bool:
 
 
 def take_out(folder: Path) -> None:
-    """Replace the paths in the JSON files of a folder, in place.
+    """Replace the paths in the configs of a folder, in place.
 
     Raises:
         OSError: a file cannot be written. ValueError: one is no JSON.
     """
-    for file in sorted(folder.glob("*.json")):
-        if file.stat().st_size > SMALL or file.name in ("tokenizer.json", "vocab.json"):
-            continue
+    for file in filter(Path.is_file, (folder / name for name in FILES)):
         content = json.loads(file.read_text("utf-8"))
         cleaned = _cleaned(content)
         if cleaned != content:

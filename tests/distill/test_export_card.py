@@ -72,6 +72,18 @@ def test_what_was_not_measured_says_so(untrained_run, exported):
         assert section(text, title).strip().startswith(said)
 
 
+def test_damaged_results_are_said_before_anything_is_written(judged_run, tmp_path):
+    run = shutil.copytree(judged_run, tmp_path / "run")
+    whole = json.loads((run / "evaluations.json").read_text())
+    for name, said in (("kl", "evaluations.json is damaged"), ("documents", "does not go together")):
+        content = json.loads(json.dumps(whole))
+        content["final"]["rows"]["student"]["fidelity"][name] = "x" if name == "kl" else None
+        (run / "evaluations.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            distill.export(run, verify=False)
+    assert not (run / "export").exists()
+
+
 def test_what_was_proved(untrained_run, exported):
     rows = {
         "proved": ("proved with 5.24.0", "largest difference: 1.2e-05; tokens equal: 200"),

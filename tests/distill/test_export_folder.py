@@ -180,7 +180,7 @@ def test_a_kill_between_the_two_renamings(run_copy, tmp_path):
 
 
 def test_what_is_asked_for_is_refused_before_anything_is_read(run_copy, tmp_path, monkeypatch):
-    monkeypatch.setattr("distill.exporters.exporting._whole", lambda student: pytest.fail("the student was read"))
+    monkeypatch.setattr("distill.exporters.exporting._whole", lambda finished: pytest.fail("the student was read"))
     for options, said in (
         ({"to": "portabel"}, "there is no export target 'portabel'; did you mean 'portable'"),
         ({"dtype": "float16"}, "--dtype is 'float16'; did you mean 'bfloat16'|--dtype is 'float16'; did you mean 'float32'"),

@@ -33,7 +33,7 @@ def hub(monkeypatch):
 
 
 def push(run, out, **options):
-    return distill.export(run, out=out, verify=False, **{"push": "me/my-student", **options})
+    return distill.export(run, out=out, **{"verify": False, "push": "me/my-student", **options})
 
 
 def test_it_is_private_and_holds_the_exports_files_alone(hub, untrained_run, tmp_path):

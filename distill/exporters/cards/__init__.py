@@ -34,11 +34,11 @@ class Facts:
     written: Path
 
 
-def card(facts: Facts, name: str) -> str:
+def card(facts: Facts, name: str, hub: bool = False) -> str:
     """The text of README.md.
 
     Args:
-        name: what whoever reads it calls the export: a folder, or a repository of the hub.
+        name: what whoever reads it calls the export: a folder, or, where `hub`, a repository of the hub.
 
     Raises:
         UserError: a file of the run is damaged.
@@ -49,7 +49,7 @@ def card(facts: Facts, name: str) -> str:
         f"# {facts.run.recipe().name if facts.run else name.rstrip('/').rpartition('/')[2]}, {facts.kind}",
         what_it_is(facts, name_of(reference)),
         "## Use",
-        use(facts, name),
+        use(facts, name, hub),
         "## Proved",
         proved(facts),
         "## Teacher and licence",

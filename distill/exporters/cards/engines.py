@@ -1,5 +1,7 @@
 """Of a card, how each engine is asked to run the export, and what was seen of it there."""
 
+import json
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from distill.exporters.engines import ENGINES
@@ -12,22 +14,23 @@ if TYPE_CHECKING:
 TRANSFORMERS = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained({name}{trust})
+tokenizer = AutoTokenizer.from_pretrained({name})
 print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=64)[0]))
 ```"""
 OTHERS = {
     "vllm": "vllm serve {name}",
-    "llama.cpp": 'llama-cli -m {name}/{gguf} -p "Once upon a time" -n 64',
+    "llama.cpp": 'llama-cli {gguf} -p "Once upon a time" -n 64',
     "mlx": 'mlx_lm.generate --model {name} --prompt "Once upon a time" --max-tokens 64',
 }
 VERSIONS = ("distill", "torch", "transformers", "tokenizers", "safetensors")
 
 
-def use(facts: "Facts", name: str) -> str:
+def use(facts: "Facts", name: str, hub: bool) -> str:
     """The commands of the engines that run it, and why the others do not."""
     reasons = facts.target.engines(facts.source)
-    gguf = next((file.name for file in sorted(facts.written.glob("*.gguf"))), None)
+    file = next((file.name for file in sorted(facts.written.glob("*.gguf"))), None)
+    gguf = f"-hf {quote(name)}" if hub else f"-m {quote(f'{name}/{file}')}"
     parts = []
     for engine in ENGINES:
         if reasons.get(engine) is not None:
@@ -36,9 +39,9 @@ def use(facts: "Facts", name: str) -> str:
             trust = ", trust_remote_code=True" if _brings_code(facts) else ""
             since = facts.target.since(facts.source)
             parts.append(f"transformers{f' (from {since} on)' if since else ''}:")
-            parts.append(TRANSFORMERS.format(name=name, trust=trust))
-        elif engine != "llama.cpp" or gguf:
-            parts.append(f"{engine}:\n\n```\n{OTHERS[engine].format(name=name, gguf=gguf)}\n```")
+            parts.append(TRANSFORMERS.format(name=json.dumps(name, ensure_ascii=False), trust=trust))
+        elif engine != "llama.cpp" or file:
+            parts.append(f"{engine}:\n\n```\n{OTHERS[engine].format(name=quote(name), gguf=gguf)}\n```")
     return "\n\n".join(parts) or "No engine runs it as it is."
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from distill.evaluation.stored import evaluations_of
 from distill.evaluation.suites import evaluation
+from distill.reports import shown
 from distill.reports.run_page import fullest, scored_tasks
 from distill.reports.tables import (
     PAIRED,
@@ -23,12 +24,17 @@ FURTHER = {"Recall": (("passkey", "recall"), "standard"), "Tasks": (("tasks",), 
 
 
 def results(run: RunDir | None) -> str:
-    """The sections on fidelity, recall, tasks and speed."""
+    """The sections on fidelity, recall, tasks and speed.
+
+    Raises:
+        UserError: evaluations.json is damaged.
+    """
     evaluations = evaluations_of(run) if run else {}
-    parts = ["## Fidelity", _fidelity(evaluations)]
-    for title, (names, suite) in FURTHER.items():
-        parts += [f"## {title}", _tables(evaluations, names) or (BY_SUITE.format(suite) if run else NOT_MEASURED)]
-    return "\n\n".join(parts)
+    with shown([run] if run else []):
+        parts = ["## Fidelity", _fidelity(evaluations)]
+        for title, (names, suite) in FURTHER.items():
+            parts += [f"## {title}", _tables(evaluations, names) or (BY_SUITE.format(suite) if run else NOT_MEASURED)]
+        return "\n\n".join(parts)
 
 
 def _fidelity(evaluations: Mapping) -> str:
@@ -52,5 +58,5 @@ def _tables(evaluations: Mapping, names: tuple[str, ...]) -> str:
         judged = scored_tasks(evaluations) if name == "tasks" else fullest(evaluations, name)
         if judged:
             where = f"suite {judged['suite']}, {judged['device']}, {judged['precision']}"
-            parts += [f"{title} ({where}):\n\n{as_markdown(shown)}" for title, shown in evaluation(name).tables(judged)]
+            parts += [f"{title} ({where}):\n\n{as_markdown(found)}" for title, found in evaluation(name).tables(judged)]
     return "\n\n".join(parts)
