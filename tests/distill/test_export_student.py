@@ -20,6 +20,7 @@ from distill.recipe_file import check
 from distill.stages.adapters import CONFIG
 from students.config import Layout
 from students.mixers import mixer_class
+from tests.teachers.tiny import tiny_teacher
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -178,6 +179,22 @@ def test_damaged_adapters(tiny_recipe, tmp_path, monkeypatch):
     file.unlink()
     with pytest.raises(UserError, match=f"{CONFIG} is there, but no adapter_model.safetensors"):
         export(run.path)
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b-v0.1", "gpt2"])
+def test_students_of_other_families(name, teacher, tmp_path):
+    """Those whose weights have other names in files than in memory are whole too, and what they lack is named."""
+    student = build(tiny_teacher(name), Layout("AM", {"M": {"mixer": "discrete_mamba2"}}))[0].eval()
+    folder, ids = tmp_path / "student", torch.randint(1, 90, (1, 12))
+    student.save_pretrained(folder)
+    teacher.tokenizer.save_pretrained(folder)
+    out = export(folder, out=tmp_path / "out", dtype="float32")
+    assert torch.equal(students.load(out).eval()(ids).logits, student(ids).logits)
+    tensors = load_file(folder / WHOLE)
+    lost = next(one for one in sorted(tensors) if "mlp" in one or "experts" in one)
+    changed(folder, lambda found: found.pop(lost))
+    with pytest.raises(UserError, match=f"cannot be exported: .*{WHOLE} lacks |cannot be exported: .*{lost}"):
+        export(folder, out=tmp_path / "other")
 
 
 # types

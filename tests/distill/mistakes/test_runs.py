@@ -309,7 +309,7 @@ def test_a_recipe_that_is_none_any_more(copied_place, refuse, verb, old, new, pa
 def test_the_python_api_says_the_same(place):
     with pytest.raises(UserError, match="gone cannot be loaded as a student"):
         distill.evaluate("gone")
-    with pytest.raises(UserError, match="there is no export target 'x'; choose from .*portable"):
+    with pytest.raises(UserError, match=r"there is no export target 'x'; choose from .*portable"):
         distill.export("runs/finished", to="x", out="y")
     with pytest.raises(UserError, match="has no finished student yet"):
         distill.export("runs/stopped", out="y")
