@@ -26,6 +26,7 @@ from teachers.files import INDEX, WHOLE
 from teachers.quiet import no_bars_in_logs, no_warnings
 
 AGAIN = "delete the student's folder, and the same `distill run` saves it again"
+INSIDE = (TypeError, AttributeError, LookupError, AssertionError, RecursionError)  # of libraries: no reason for people
 ADAPTER, ADAPTED = "adapter_model.safetensors", "adapter_config.json"
 FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 TOKENIZER = (*files.TOKENIZER, "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -75,7 +76,7 @@ def _read(student: Path) -> Iterator[None]:
         if ran_out(error):
             raise
         said = reason_of(error)
-        if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
+        if not said or isinstance(error, INSIDE):
             said = "its files were edited, and the entries of its config.json do not fit each other"
         raise _damaged(student, said) from error
 
@@ -228,7 +229,7 @@ def _check_tokenizer(student: Path) -> None:
     except Exception as error:
         if ran_out(error):
             raise
-        said = reason_of(error)
+        said = "its files do not fit each other" if isinstance(error, INSIDE) else reason_of(error)
         raise UserError(
             f"the tokenizer in {student} cannot be loaded ({said}), so the student is not exported; {fix}"
         ) from error
