@@ -86,7 +86,7 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
 
 
 def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module:
-    """A student from a folder or a hub id, ready to be judged.
+    """A student from a folder or a hub id, in float32 whatever type its files have, ready to be judged.
 
     Args:
         trust_remote_code: run code that lies in its folder, where it is no student of this version's making.
@@ -103,7 +103,7 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module
         if Path(path).is_dir():
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             check_size(str(path), lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
-        return students.load(path, trust_remote_code=trust_remote_code).eval()
+        return students.load(path, trust_remote_code=trust_remote_code, dtype=torch.float32).eval()
 
 
 @contextmanager

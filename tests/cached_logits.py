@@ -112,7 +112,8 @@ def main() -> None:
         for k in KEPT:
             size = k * (2 + int(cache.facts.ids[4:]) // 8) + 2
             print(f"| {k} | {size:,} | {errors[k]:.1%} |", flush=True)
-        print(f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|", flush=True)
+        print(f"\nheld-out KL before: {begun:.4f}\n")
+        print("| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|", flush=True)
         for k in (None, *ORDER):
             kl, speed, held = trained(session, start, reading, k, cache, heldout)
             name = "the whole distribution, teacher beside it" if k is None else f"{k} likeliest tokens and the rest, cached"
@@ -139,7 +140,7 @@ def gradient_errors(session, start, reading, cache) -> dict[int | None, float]:
 
 
 def trained(session, start, reading, k, cache, heldout) -> tuple[float, float, str]:
-    """The held-out KL after the stage, the tokens a second that its steps took after the first, and the GPU's peak in GiB."""
+    """The held-out KL after the stage, the tokens a second of its steps after the first, and the GPU's peak in GiB."""
     torch.manual_seed(0)
     on_gpu = session.accelerator.device.type == "cuda"
     stage = made(session, start, reading.entry, k, cache)

@@ -190,6 +190,26 @@ def tiny_recipe(tiny_teacher, text_files):
 
 
 @pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory, tiny_teacher, text_files):
+    """The folder of a run with its recipe and an untrained student, for what needs no numbers; not to be changed."""
+    import teachers
+    from distill.build import build
+    from distill.recipe_file import check
+    from distill.runs.run_dir import RunDir
+    from students.config import Layout
+
+    recipe = check(tiny_entries(tiny_teacher, text_files), "tiny.yaml")
+    run = RunDir.open(recipe, tmp_path_factory.mktemp("untrained"), fresh=False)
+    teacher = teachers.load(str(tiny_teacher))
+    build(teacher, Layout("AMAM", recipe.mixers))[0].save_pretrained(run.student)
+    teacher.tokenizer.save_pretrained(run.student)
+    config = json.loads((run.student / "config.json").read_text())
+    config["distill"]["teacher"] = {"reference": str(tiny_teacher), "fingerprint": None}
+    (run.student / "config.json").write_text(json.dumps(config))
+    return run.path
+
+
+@pytest.fixture(scope="session")
 def judged_run(tmp_path_factory, tiny_teacher, text_files):
     """The folder of a tiny run with a twin, judged by a small suite that holds every evaluation; not to be changed."""
     from dataclasses import replace

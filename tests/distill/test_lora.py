@@ -198,7 +198,7 @@ def test_adapters_are_left_in_a_form_that_peft_loads(left, teacher, tmp_path):
     again = PeftModel.from_pretrained(plain, left.student)
     assert torch.allclose(again(ids).logits, logits, atol=1e-6)
 
-    written = export(left.path, out=tmp_path / "out")
+    written = export(left.path, out=tmp_path / "out", dtype="float32", verify=False)
     assert not list(written.glob("adapter_*")), "an export should need no peft"
     (tmp_path / "out" / "config.json").write_text((left.student / "config.json").read_text())
     assert torch.allclose(students.load(written)(ids).logits, logits, atol=1e-5)

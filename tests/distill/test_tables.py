@@ -6,8 +6,10 @@ import json
 import pytest
 
 import distill
+from distill.errors import UserError
 from distill.evaluation.suites import EVALUATIONS, SIZES, evaluation
-from distill.exporters import EXPORTERS, MARKER, target
+from distill.exporters import EXPORTERS, target
+from distill.exporters.place import MARKER
 from distill.exporters.source import Source
 from distill.recipe_file import check
 from distill.stages import STAGES, stage_class
@@ -45,8 +47,12 @@ def test_an_export_target(name, judged_run, tmp_path):
     reason = made.refuses(Source.read(judged_run / "student"))
     assert reason is None or len(reason) > 10
     if reason is None:
-        out = distill.export(judged_run, to=name, out=tmp_path / "out")
-        assert (out / MARKER).read_text().strip() == name and len(list(out.iterdir())) > 1
+        out = distill.export(judged_run, to=name, out=tmp_path / "out", verify=False)
+        marked = json.loads((out / MARKER).read_text())
+        assert marked["target"] == name and "README.md" in marked["files"] and len(marked["files"]) > 1
+    else:
+        with pytest.raises(UserError, match=f"{name} cannot hold the student in .*--to portable"):
+            distill.export(judged_run, to=name, out=tmp_path / "out")
     assert not list(tmp_path.glob(".*")), "a half-written folder was left"
 
 

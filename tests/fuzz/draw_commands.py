@@ -50,9 +50,22 @@ def command_line(draw, trees) -> Case:
             "export",
             "@short",
             "--out",
-            draw(st.sampled_from(["outside", "out", "outside/secret.txt", "", "/dev/null/x", "@short", "runs", "teacher"])),
+            draw(
+                st.sampled_from(
+                    ["outside", "out", "outside/secret.txt", "", ".", "/dev/null/x", "@short", "runs", "teacher"]
+                )
+            ),
             "--to",
             draw(name | st.just("portable")),
+            "--no-verify",
+        ],
+        [
+            "export",
+            draw(st.sampled_from(["@short", "@short/student", "out", "teacher", "text"])),
+            "--no-verify",
+            *(["--out", "written"] if draw(st.booleans()) else []),
+            draw(st.sampled_from(["--dtype", "--quantize", "--engine"])),
+            draw(name | st.sampled_from(["float32", "bfloat16", "q8_0", "vllm=", "vllm=nowhere", "=x", "a/b/c"])),
         ],
         [
             "report",

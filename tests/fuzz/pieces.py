@@ -35,7 +35,8 @@ FINISHED = [
     ["report", "@short"],
     ["report", "@short", "@every", "--out", "compared.html"],
     ["eval", "@short"],
-    ["export", "@short", "--out", "written"],
+    ["export", "@short", "--out", "written", "--no-verify"],
+    ["export", "@short/student", "--out", "out", "--no-verify"],
     ["generate", "@short", "a river", "--tokens", "3"],
 ]
 EVERY = [["run", "every.yaml"], ["report", "@every"], ["select", "every.yaml"], ["eval", "@every", "--tasks", "tasks"]]

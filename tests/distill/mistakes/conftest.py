@@ -53,7 +53,7 @@ def made_place(tmp_path_factory, tiny_teacher, text_files):
     (folder / "short.yaml").write_text(yaml.safe_dump(short))
     with one_thread():
         finished = distill.run(folder / "short.yaml", runs=folder / "runs")
-    distill.export(finished.path, out=folder / "out")
+    distill.export(finished.path, out=folder / "out", verify=False)
     half = entries | {"name": "half", "stages": [stages[0], {"align": {"tokens": 768, "lr": 1e-3}}]}
     (folder / "half.yaml").write_text(yaml.safe_dump(half))
     with one_thread():

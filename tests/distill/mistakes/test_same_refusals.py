@@ -75,7 +75,7 @@ def test_a_device_that_is_not_here(place, tmp_path):
 
 
 def test_a_target_that_cannot_hold_the_layout(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(Portable, "refuses", lambda self, layout, family: f"{layout.pattern} of {family} has no name there")
+    monkeypatch.setattr(Portable, "refuses", lambda self, of: f"{of.layout.pattern} of {of.family} has no name there")
     planned, run = refusals(["export=[portable]"], tmp_path / "runs")
     assert planned == run and "export: portable cannot hold this student: AMAM of llama has no name there" in planned
 

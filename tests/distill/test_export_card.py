@@ -1,0 +1,184 @@
+"""README.md of an export: front matter for the hub, what was measured and proved, and nothing that was not."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+import distill
+from distill.errors import UserError
+from distill.exporters.cards import licence
+from distill.exporters.proofs import Proof
+
+
+@pytest.fixture
+def exported(judged_run, tmp_path, monkeypatch):
+    """Export the judged run with a card; the front matter and the rest."""
+    monkeypatch.chdir(tmp_path)
+
+    def export(run=judged_run, proofs=None, **options):
+        if proofs is not None:
+            monkeypatch.setattr("distill.exporters.proofs.prove", lambda *arguments, **more: proofs)
+        out = distill.export(run, to="portable", out="my student", verify=proofs is not None, **options)
+        _, front, text = (out / "README.md").read_text().split("---\n", 2)
+        return yaml.safe_load(front), text
+
+    return export
+
+
+def section(text, title):
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_a_judged_student(exported, judged_run, tiny_teacher):
+    front, text = exported()
+    assert front == {
+        "license": "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["distill", "hybrid", "state-space-model", "discrete-mamba2"],
+    }
+    assert text.startswith("\n# tiny, portable\n") and "\nAMAM\n" in text and str(tiny_teacher.parent) not in text
+    assert "of its 4 layers 2 have a discrete_mamba2 in the place of attention, 2 keep theirs" in text
+    assert '`M`, 2 of 4 layers: `{"mixer": "discrete_mamba2", "window": {"sinks": 2, "size": 4}}`' in text
+    assert 'AutoModelForCausalLM.from_pretrained("my student", trust_remote_code=True)' in section(text, "Use")
+    assert "vllm serve" not in text and "llama-cli" not in text
+    made = section(text, "How it was made")
+    assert "| align | 768 |" in made and "| in all | 2,304 |" in made and "Windows of 32 tokens, 4 a step, seed 0" in made
+    judged = json.loads((judged_run / "evaluations.json").read_text())
+    student = judged["final"]["rows"]["student"]["fidelity"]
+    fidelity = section(text, "Fidelity")
+    assert f"| student | {student['kl']:.3f} ± " in fidelity and "its twin: the windows alone" in fidelity
+    assert "the student, its states zeroed" in fidelity and "window 64 + 4 sinks in every layer, untrained" in fidelity
+    assert "suite standard, cpu" in section(text, "Recall") and "recall at 256 tokens" in section(text, "Recall")
+    assert "tasks, %" in section(text, "Tasks")
+    speed = section(text, "Speed").splitlines()
+    assert any(
+        line.startswith("| 1 x 32 |") and line.count("\\|") == line.replace("\\|", "").count("|") - 2 for line in speed
+    )
+    limits = section(text, "Limits")
+    assert "prefix caching" in limits and "speculative" in limits and "trained on windows of 32 tokens" in limits
+
+
+def test_what_was_not_measured_says_so(untrained_run, exported):
+    _, text = exported(untrained_run)
+    for title, said in (
+        ("Fidelity", "Not measured."),
+        ("Recall", "Not measured; `distill eval RUN --suite standard` does"),
+        ("Tasks", "Not measured; `distill eval RUN --suite quick` does"),
+        ("Speed", "Not measured; `distill eval RUN --suite standard` does"),
+    ):
+        assert section(text, title).strip().startswith(said)
+
+
+def test_damaged_results_are_said_before_anything_is_written(judged_run, tmp_path):
+    run = shutil.copytree(judged_run, tmp_path / "run")
+    whole = json.loads((run / "evaluations.json").read_text())
+    for name, said in (("kl", "evaluations.json is damaged"), ("documents", "does not go together")):
+        content = json.loads(json.dumps(whole))
+        content["final"]["rows"]["student"]["fidelity"][name] = "x" if name == "kl" else None
+        (run / "evaluations.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=said):
+            distill.export(run, verify=False)
+    assert not (run / "export").exists()
+
+
+def test_what_was_proved(untrained_run, exported):
+    rows = {
+        "proved": ("proved with 5.24.0", "largest difference: 1.2e-05; tokens equal: 200"),
+        "absent": ("not installed", "so it was not proved there"),
+        "cannot": ("cannot run it", "too wide"),
+    }
+    for state, (word, more) in rows.items():
+        numbers = {"largest difference": 1.2e-5, "tokens equal": 200} if state == "proved" else {}
+        why = "too wide" if state == "cannot" else ""
+        proof = Proof("transformers", state, why, "5.24.0" if state == "proved" else None, numbers)
+        _, text = exported(untrained_run, [proof])
+        proved = section(text, "Proved")
+        assert f"| transformers | {word} | {more} |" in proved
+        assert "| vllm | cannot run it | it runs no code that comes with a model |" in proved
+        assert "Each engine ran in a process of its own" in proved and "transformers 5" in proved
+        shutil.rmtree("my student")
+    _, text = exported(untrained_run)
+    assert "| transformers | not verified | exported with --no-verify |" in section(text, "Proved")
+    assert "this export is not verified" in section(text, "Proved")
+
+
+def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
+    """Nothing under the final name, the earlier export as it was, and the difference in the message."""
+    out = distill.export(untrained_run, out=tmp_path / "out", verify=False)
+    before = (out / "config.json").stat().st_mtime_ns
+    seen = {}
+
+    def prove(student, written, target, source, form, *, pythons, say):
+        seen.update(written=written, form=form, pythons=pythons, there=sorted(path.name for path in written.iterdir()))
+        say("transformers: logits")
+        raise UserError("transformers gives 1.0 where the student gives 2.0 (prompt 1, position 7)")
+
+    monkeypatch.setattr("distill.exporters.proofs.prove", prove)
+    monkeypatch.setenv("DISTILL_ENGINES", "mlx=sh; vllm=sh;")
+    for place in (tmp_path / "out", tmp_path / "new"):
+        with pytest.raises(UserError) as raised:
+            distill.export(untrained_run, out=place, dtype="float32", engines={"vllm": "env"})
+        said = str(raised.value)
+        assert "position 7" in said and f"nothing was left in {place}" in said
+        assert f"`distill export {untrained_run} --to portable --no-verify` writes it unproved" in said
+    assert seen["pythons"] == {"vllm": "env", "mlx": "sh"} and seen["form"].dtype == "float32"
+    assert "config.json" in seen["there"] and seen["written"].parent == tmp_path and not seen["written"].exists()
+    assert (out / "config.json").stat().st_mtime_ns == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.setattr("distill.exporters.proofs.prove", lambda *arguments, **more: {}["no such name"])
+    with pytest.raises(UserError, match="could not be proved: something inside"):
+        distill.export(untrained_run, out=tmp_path / "new")
+
+
+# licences
+
+
+@pytest.mark.parametrize(
+    ("card", "config", "wanted", "said"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", {}, ("apache-2.0", None, None), "keep its notices"),
+        ("---\ntags: [a]\nlicense: llama3.2\n---\n", {}, ("llama3.2", None, None), "its name begins with `Llama`"),
+        ('---\nlicense: "gemma"\n---\n', {}, ("gemma", None, None), "prohibited-use policy"),
+        (
+            "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n",
+            {},
+            ("other", "qwen-research", "LICENSE"),
+            "read it: this card does not know it",
+        ),
+        ("---\nlicense: my-own\n---\n", {}, ("other", "my-own", None), "read it"),
+        ("---\nlicense: [a, b]\n---\n", {}, ("unknown", None, None), "do not say its licence"),
+        ("---\nlicense: &a !!python/object:os.system\n---\n", {}, ("unknown", None, None), "do not say"),
+        ("license: mit\n", {}, ("unknown", None, None), "look the licence"),
+        ("", {"license": "cc-by-nc-4.0"}, ("cc-by-nc-4.0", None, None), "no commercial use"),
+        (None, {}, ("unknown", None, None), "look the licence"),
+    ],
+)
+def test_a_teachers_licence(tiny_teacher, tmp_path, card, config, wanted, said):
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **config}))
+    found = licence.of_teacher(str(folder))
+    assert (found.id, found.name, found.link) == wanted
+    assert said in " ".join(licence.said(found, "teacher").split())
+
+
+def test_a_teacher_that_is_gone_or_on_the_hub():
+    assert licence.of_teacher("/nowhere/teacher").id == licence.of_teacher("nobody/nothing").id == "unknown"
+
+
+def test_the_licence_of_a_gguf_file(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for name, value, wanted in (("a", "apache-2.0", ("apache-2.0", "owner/model")), ("b", None, ("unknown", "owner/model"))):
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        if value:
+            writer.add_license(value)
+        writer.add_string("general.base_model.0.repo_url", "https://huggingface.co/owner/model")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        found = licence.of_teacher(str(tmp_path / f"{name}.gguf"))
+        assert (found.id, found.base) == wanted
