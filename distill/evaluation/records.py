@@ -45,6 +45,20 @@ class Documents(Record):
         return self
 
 
+class Completions(Record):
+    """Fidelity on completions; all of it, or nothing where no token is one."""
+
+    tokens: Count | None = None
+    bytes: Whole = 0
+    kl: float = 0.0
+    kl_error: float | None = None
+    agreement: float = 0.0
+    nll: float = 0.0
+    teacher_nll: float = 0.0
+    bits_per_byte: float | None = None
+    teacher_bits_per_byte: float | None = None
+
+
 class Fidelity(Record):
     """Results of `fidelity`."""
 
@@ -61,6 +75,7 @@ class Fidelity(Record):
     overlap: float = 0.0
     kendall: float = 0.0
     documents: Documents | None = None
+    completions: Completions | None = None
     by_position: list[Band] = []
     by_source: list[Part] = []
 

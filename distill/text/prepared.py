@@ -200,6 +200,15 @@ class Prepared:
         """Tokens of each document, in the whole text."""
         return np.diff(np.append(self.starts, self.tokens))
 
+    def marks(self, start: int, stop: int) -> np.ndarray:
+        """1 where tokens start .. stop - 1 of the whole text are trained on, else 0."""
+        found = np.ones(max(min(stop, self.tokens) - start, 0), np.uint8)
+        for shard in self.shards:
+            first, last = max(start, shard.first), min(stop, shard.last)
+            if first < last and shard.trained is not None:
+                found[first - start : last - start] = shard.trained[first - shard.first : last - shard.first]
+        return found
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop - 1 of the whole text; fewer where it ends."""
         inside = [shard for shard in self.shards if shard.first < stop and shard.last > start]
