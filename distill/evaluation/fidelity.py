@@ -72,7 +72,7 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
     table = dict(zip((*COLUMNS, *SURENESS), columns, strict=True)) | _places(heldout, indexes)
     found = _summary(table, heldout.label_names)
     batches = [heldout.batches[index] for index in indexes]
-    if all(batch.trained is not None and batch.trained.any() for batch in batches[:1]):
+    if any(batch.trained is not None and batch.trained.any() for batch in batches):
         found["completions"] = completions(table, batches, teacher.tokenizer)
     return found
 
@@ -84,12 +84,10 @@ def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer
         table: columns over all tokens, [window t]. batches: which have `trained`. tokenizer: that they are decoded by.
 
     Returns:
-        tokens, bytes (of UTF-8; tokens that end a turn have none), kl, kl_error (over documents), agreement, nll, teacher_nll
-        (nats a token), bits_per_byte and teacher_bits_per_byte (None where there is no byte).
+        tokens, bytes (of UTF-8; tokens that end a turn have none), kl, kl_error (over documents), agreement, nll and
+        teacher_nll (nats a token), bits_per_byte and teacher_bits_per_byte (None where there is no byte).
     """
     weight = torch.cat([batch.trained.double().cpu() for batch in batches])
-    if not weight.any():
-        return {}
     documents = _by_document({**table, "weight": weight})
     means = {name: _mean(table[name], weight).item() for name in ("kl", "agreement", "nll", "teacher_nll")}
     count = sum(answer_bytes(batch, tokenizer) for batch in batches)
@@ -266,14 +264,9 @@ def _completions_table(rows: Mapping) -> Table:
     lines = {}
     for row, results in rows.items():
         if found := results["fidelity"].get("completions"):
+            _, agreement, bits = completion_cells(found)
             kl = f"{found['kl']:.3f}" + error_of(found["kl_error"] if row != "teacher" else None, 3, "±")
-            lines[row] = [
-                kl,
-                *completion_cells(found)[1:2],
-                f"{found['nll']:.3f}",
-                completion_cells(found)[2],
-                f"{found['tokens']:,}",
-            ]
+            lines[row] = [kl, agreement, f"{found['nll']:.3f}", bits, f"{found['tokens']:,}"]
     return rows_table(titles, lines)
 
 

@@ -46,15 +46,15 @@ class Documents(Record):
 
 
 class Completions(Record):
-    """Fidelity on completions; all of it, or nothing where no token is one."""
+    """Fidelity on completions."""
 
-    tokens: Count | None = None
-    bytes: Whole = 0
-    kl: float = 0.0
+    tokens: Count
+    bytes: Whole
+    kl: float
     kl_error: float | None = None
-    agreement: float = 0.0
-    nll: float = 0.0
-    teacher_nll: float = 0.0
+    agreement: float
+    nll: float
+    teacher_nll: float
     bits_per_byte: float | None = None
     teacher_bits_per_byte: float | None = None
 

@@ -105,7 +105,8 @@ def _parquet(reading: Reading, rows: Rows) -> None:
                 f"{listed(names) or 'none'}"
             )
         wanted += [name for name in ("source",) if name in names and name not in wanted]
-        file = parquet.ParquetFile(path, read_dictionary=[reading.column], pre_buffer=False, buffer_size=BLOCK)
+        plain = wanted[:1] if wanted[0] == reading.column else []
+        file = parquet.ParquetFile(path, read_dictionary=plain, pre_buffer=False, buffer_size=BLOCK)
         add_records(reading, rows, _parquet_records(file, wanted, place), names)
 
 
