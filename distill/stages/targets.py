@@ -119,6 +119,7 @@ def relative_error(
     total = torch.zeros((), device=weights.device)
     for own, other in zip(ours, theirs, strict=True):
         wanted = other.float()
-        error = (own.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
+        power = torch.where(weights > 0, wanted.square().sum(-1), 1.0)  # a token that counts for nothing may have none
+        error = (own.float() - wanted).square().sum(-1) / power
         total = total + (error * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return total / len(ours)

@@ -8,7 +8,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from distill.errors import UserError
 from distill.recipe import TextSource
@@ -41,15 +40,15 @@ def lines(path, rows):
 
 
 @pytest.fixture
-def tokenizer():
+def chatml():
     return tokenizer_with(templates.CHATML, eos="<|im_end|>")
 
 
 @pytest.fixture
-def made(tokenizer, tmp_path, monkeypatch):
+def made(chatml, tmp_path, monkeypatch):
     """Prepare in a cache of this name."""
 
-    def made(*sources, cache="cache", processes=1, tokenizer=tokenizer):
+    def made(*sources, cache="cache", processes=1, tokenizer=chatml):
         monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / cache))
         options = {"separator": None, "seed": 3, "limit": None, "where": "data.train", "how": Tokenising(processes)}
         return prepare(sources, tokenizer, **options)
@@ -229,7 +228,7 @@ def test_whole_turns_are_kept():
     assert kept(start, length, np.ones(9), 4).stops.tolist() == [9] == kept(start, length, None, 4).stops.tolist()
 
 
-def test_chats_longer_than_a_window(made, tmp_path, tokenizer):
+def test_chats_longer_than_a_window(made, tmp_path, chatml):
     """Turns that fit are kept, and what is lost is counted and named; a text of nothing else is refused."""
     long = [part for turn in range(9) for part in (user(f"{turn} the sea"), assistant(f"it runs {turn}"))]
     rows = [*chats(3), {"messages": long}, {"messages": [user("the sea " * 80), assistant("no")]}]
@@ -244,10 +243,9 @@ def test_chats_longer_than_a_window(made, tmp_path, tokenizer):
     assert tokenizer_with(templates.CHATML, eos="<|im_end|>").decode(cut).endswith("<|im_end|>") and len(cut) <= 96 < len(
         ids
     )
-    alone = made(lines(tmp_path / "alone.jsonl", rows_of_one := [{"messages": [user("sea " * 80), assistant("no")]}]))
-    assert rows_of_one
+    alone = made(lines(tmp_path / "alone.jsonl", rows[-1:]))
     with pytest.raises(
-        UserError, match="data.seq_len is 32, and no chat in data.train has a completion that ends in it: .*alone, row 1"
+        UserError, match=r"seq_len is 32, and no chat in data.train has a completion that ends in it: .*row 1"
     ):
         Windows(alone, 32, None, where="data.train")
 
@@ -261,17 +259,3 @@ def test_processes_name_the_row(made, tmp_path, monkeypatch):
             UserError, match=r"data.train.0: .*chats.jsonl, line 6: .* refuses it: System role not supported"
         ):
             made(source, cache=str(processes), processes=processes, tokenizer=tokenizer_with(templates.GEMMA))
-
-
-def test_prepare_shows_what_is_trained_on(chat_recipe, monkeypatch, tmp_path):
-    from distill.cli import app
-
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "300")
-    (tmp_path / "r.yaml").write_text(json.dumps(chat_recipe))
-    found = CliRunner().invoke(app, ["prepare", str(tmp_path / "r.yaml"), "--show", "2"])
-    assert found.exit_code == 0, found.output
-    assert "tokens are trained on" in found.output and "data.train: chats, row " in found.output
-    shown = found.output[found.output.index("data.train: chats, row") :]
-    assert shown.count("⟦") == shown.count("⟧") > 2 and "user" in shown and "<end>⟧" in shown
-    assert CliRunner().invoke(app, ["prepare", str(tmp_path / "r.yaml"), "--show", "-1"]).exit_code
