@@ -17,7 +17,7 @@ from distill.text.prepared import Prepared
 from distill.text.windows import Windows
 
 OPEN, CLOSE, BAR = "⟦", "⟧", "|"  # around what is trained on, and between tokens
-MOST = 4096  # tokens of a document that are shown
+MOST = 1024  # tokens of a document that are shown
 
 
 def prepare_texts(recipe: Recipe, processes: int | None, console: Console, shown: int = 0) -> dict[str, Any]:

@@ -153,9 +153,8 @@ class Windows:
         all fit."""
         if not self.cut and not self.left_out:
             return None
-        said = (
-            f"{self.cut:,} chats longer than {self.seq_len} tokens were cut at the end of a turn, {self.left_out:,} left out"
-        )
+        longer = f"of chats longer than {self.seq_len} tokens"
+        said = f"{longer} {self.cut:,} cut at the end of a turn, {self.left_out:,} left out"
         for one, shard in zip(self._packed, self.prepared.shards, strict=True):
             for number in one.kept.left_out[:1]:
                 label, row = self.label_names[shard.labels[number]], shard.rows[number]
