@@ -103,7 +103,7 @@ def _tokens(document: Written, chat: dict[str, Any], tokenizer) -> np.ndarray | 
     """A document's tokens; of a prompt in plain text with what the tokenizer puts around a text."""
     plain, place = MESSAGES not in chat, chat["place"]
     text, spans = document
-    if spans is not None and not tokenizer.is_fast:
+    if spans is not None and not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"{place}: {WHOSE} is a slow one, which does not say where in a text its tokens stand; name a teacher with a "
             "fast tokenizer (tokenizer.json), or set train_on: all"
