@@ -62,6 +62,16 @@ def test_two_answers(name, trims):
     assert written({"messages": TWO}, tokenizer_with(getattr(templates, name), trims=trims)) == ONE[name]
 
 
+def test_markers_around_the_end_of_a_turn():
+    """The end that a marked span holds is the assistant's, the space behind it is not; nor are turns before `completion`."""
+    inside = "{{ message['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+    template = templates.MARKED.replace("{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>\n' }}", inside)
+    assert template != templates.MARKED
+    assert written({"messages": TWO}, tokenizer_with(template)) == ONE["MARKED"]
+    (said,) = written({"prompt": TWO[:3], "completion": TWO[3:]}, tokenizer_with(template))
+    assert said == ONE["MARKED"][0].replace("⟦hello world<|im_end|>⟧", "hello world<|im_end|>")
+
+
 def test_signs_of_words_and_mixed_letters():
     """SentencePiece's signs, letters of several tokens, space at the borders, and a token across the border of an answer."""
     tokenizer = tokenizer_with(templates.MISTRAL, metaspace=True)
