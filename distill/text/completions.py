@@ -74,11 +74,10 @@ class _Chat:
 
     def end_of(self, text: str, start: int, end: int) -> int:
         """Where a turn ends that ends about there: behind the token that ends it, before the space behind that."""
-        behind = text[end:]
-        if token := next((token for token in self._added if behind.startswith(token)), None):
-            end += len(token)
-        last = text[start:end].rstrip()
-        return start + len(last) if last.endswith(self._added) else end
+        said, behind = text[start:end].rstrip(), text[end:]
+        if said.endswith(self._added):
+            return start + len(said)
+        return end + len(next((token for token in self._added if behind.startswith(token)), ""))
 
     def last_token(self, text: str) -> int:
         """Where the last token of a text that is no plain text ends; 0 where it has none."""
@@ -92,8 +91,12 @@ def _marked(chats: _Chat, whole: str, answers: Sequence[int], asked: Sequence[in
         return None
     if any(_lacks(text[start:end], chats.messages[k]) for k, (start, end) in zip(answers, places, strict=True)):
         return None
-    chosen = [place for k, place in zip(answers, places, strict=True) if k in set(asked)]
-    return Written(text, [(start, chats.end_of(text, start, end)) for start, end in chosen])
+    spans = []
+    for k, (start, end) in zip(answers, places, strict=True):
+        if k in asked:
+            after = chats.rendered(k + 1)  # what stands behind that is the next turn's
+            spans.append((start, chats.end_of(after if text.startswith(after) else text, start, end)))
+    return Written(text, spans)
 
 
 def _compared(chats: _Chat, whole: str, asked: Sequence[int]) -> list[Written]:

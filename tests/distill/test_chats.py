@@ -68,6 +68,9 @@ def test_markers_around_the_end_of_a_turn():
     template = templates.MARKED.replace("{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>\n' }}", inside)
     assert template != templates.MARKED
     assert written({"messages": TWO}, tokenizer_with(template)) == ONE["MARKED"]
+    unended = templates.MARKED.replace("{{ '<|im_end|>\n' }}", "")  # what follows begins the next turn
+    (said,) = written({"messages": TWO}, tokenizer_with(unended))
+    assert "⟦hello world⟧<|im_start|>user" in said and said.endswith("⟦the end⟧")
     (said,) = written({"prompt": TWO[:3], "completion": TWO[3:]}, tokenizer_with(template))
     assert said == ONE["MARKED"][0].replace("⟦hello world<|im_end|>⟧", "hello world<|im_end|>")
 
