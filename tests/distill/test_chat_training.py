@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import distill
 from distill.build import build
 from distill.errors import Interrupted, UserError
-from distill.evaluation.fidelity import fidelity
+from distill.evaluation import records
+from distill.evaluation.fidelity import Fidelity, fidelity
 from distill.logits.reader import LogitCache
 from distill.recipe_file import check
 from distill.reports.tables import headline_cells
@@ -138,6 +139,15 @@ def test_fidelity_on_completions(opened):
     assert found["bits_per_byte"] == pytest.approx(torch.cat(nll).sum().item() / math.log(2) / said, rel=1e-4)
     judged = {"rows": {"student": {"fidelity": fidelity(session.teacher, student, heldout)}}}
     judged["rows"]["teacher"] = {"fidelity": fidelity(session.teacher, None, heldout)}
+    assert records.Fidelity(**judged["rows"]["student"]["fidelity"]).completions.kl == found["kl"]
+    tables = dict(Fidelity().tables(judged))
+    (table,) = (table for title, table in tables.items() if title.startswith("fidelity on what the assistant said"))
+    assert [next(iter(column.cells)) for column in table.columns][2:] == [
+        f"{found['agreement']:.1%}",
+        f"{found['nll']:.3f}",
+        f"{found['bits_per_byte']:.3f}",
+        f"{found['tokens']:,}",
+    ]
     columns, cells = headline_cells(judged)
     at = columns.index("KL on completions")
     assert cells["student"][at] == f"{found['kl']:.3f}" and cells["teacher"][at] == "0.000"
