@@ -37,12 +37,14 @@ def prepare(
     overrides: str | Sequence[str] = (),
     processes: int | None = None,
     console: "Console | None" = None,
+    show: int = 0,
 ) -> dict[str, Any]:
     """Prepare the texts of a recipe: tokenise them in shards, so that runs find them. A call that was stopped goes on.
 
     Args:
         recipe, overrides: as in `plan`. processes: that tokenise; by the cores and the size of each text by default. The
-            result is the same with any number. console: where progress is shown (the standard error).
+            result is the same with any number. console: where progress is shown (the standard error). show: so many
+            documents of each text are in the result token by token, with what is trained on.
 
     Returns:
         what the docstring of `distill.runs.preparing.prepare_texts` says.
@@ -51,13 +53,14 @@ def prepare(
         UserError: anything that the user can mend.
     """
     from distill.console import new_console
-    from distill.ranges import PREPARING
+    from distill.ranges import PREPARING, SHOWN
     from distill.recipe_file import load
     from distill.runs.preparing import prepare_texts
 
     if processes is not None:
         PREPARING.check(processes, "processes")
-    return prepare_texts(load(recipe, overrides), processes, console or new_console(stderr=True))
+    SHOWN.check(show, "show")
+    return prepare_texts(load(recipe, overrides), processes, console or new_console(stderr=True), show)
 
 
 def cache(

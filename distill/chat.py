@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 
 from distill.errors import UserError
@@ -26,9 +27,21 @@ def render(tokenizer, turns: list[dict[str, str]], where: str, *, answer: bool =
     def work() -> str:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
 
+    return limited(work, where, "mend it, or leave --chat out")
+
+
+def limited(work: Callable[[], str], where: str, fix: str) -> str:
+    """What a piece of work with a chat template gives, which may take so much time and memory and no more.
+
+    Args:
+        where: the tokenizer is, and fix: what to do, for the message.
+
+    Raises:
+        UserError: it fails, takes too long, or gives too much.
+    """
     said, reason = _limited(work) if hasattr(os, "fork") else _tried(work)
     if reason is not None:
-        raise UserError(f"the chat template of {where} {plain(reason)}; mend it, or leave --chat out")
+        raise UserError(f"the chat template of {where} {plain(reason)}; {fix}")
     return said
 
 

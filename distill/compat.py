@@ -33,6 +33,20 @@ def own_tensors(module: nn.Module) -> tuple[dict, dict]:
     return module._parameters, module._buffers
 
 
+def marked_rendering(tokenizer: Any, turns: list[dict], tools: list[dict] | None, options: dict) -> tuple[str, list]:
+    """A chat as its template writes it, and the [start, end) of what stands between the template's generation markers.
+
+    `transformers.utils.chat_template_utils.render_jinja_template`, 5.17 to 5.24; None of the public calls gives places in
+    the text.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = tokenizer.get_chat_template(tools=tools)
+    options = {**tokenizer.special_tokens_map, **options}
+    texts, places = render_jinja_template([turns], tools, None, template, return_assistant_tokens_mask=True, **options)
+    return texts[0], list(places[0])
+
+
 def forget_precision() -> None:
     """Let the next `Accelerator` of this process have another precision than the last.
 

@@ -110,6 +110,7 @@ TOP_K = whole(1, 2**20)  # likeliest tokens of a distribution that are kept
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time
 TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
 PREPARING = whole(1, 1024)  # processes that prepare text
+SHOWN = whole(0, 1000)  # documents that are shown
 GPU_GIB = Range(0, 1e5, above=True)  # of memory
 KEPT = Range(0, MANY, above=True)  # layers or heads, or a share of them
 

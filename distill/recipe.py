@@ -29,7 +29,9 @@ MicroBatch = Batch | Literal["auto"]  # auto: as many as fit the device's memory
 
 class TextSource(Schema):
     """A source of text. `path`: local files (a glob; `shipped:NAME` for the project's own) or `hub`: a dataset id.
-    `documents`: what of a .txt file is one: the file (the default), paragraphs between blank lines, or lines."""
+    `column`: text, or a chat's messages, or `prompt+completion` for those two. `documents`: what of a .txt file is one: the
+    file (the default), paragraphs between blank lines, or lines. `train_on`: every token, or what the assistant said alone;
+    by default the second where the rows have completions."""
 
     path: str | None = None
     hub: str | None = None
@@ -39,6 +41,7 @@ class TextSource(Schema):
     label: str | None = None
     weight: Annotated[float, Range(1e-6, 1e6)] | None = None
     documents: Literal["file", "paragraphs", "lines"] | None = None
+    train_on: Literal["all", "completions"] | None = None
 
     @model_validator(mode="after")
     def _one_place(self):
@@ -155,8 +158,9 @@ class Recipe(Schema):
         if entries["data"]["longest_document"] == LONGEST_DOCUMENT:  # likewise
             del entries["data"]["longest_document"]
         for source in entries["data"]["train"] + entries["data"]["heldout"]:
-            if source["documents"] is None:
-                del source["documents"]
+            for name in ("documents", "train_on"):
+                if source[name] is None:
+                    del source[name]
         text = json.dumps(entries, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -238,3 +238,38 @@ def smollm2():
     import teachers
 
     return teachers.load(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def chat_teacher(tmp_path_factory, tiny_teacher):
+    """The tiny teacher with a chat template."""
+    import shutil
+
+    from tests.distill.chat_templates import TINY
+
+    folder = tmp_path_factory.mktemp("chat") / "teacher"
+    shutil.copytree(tiny_teacher, folder)
+    (folder / "chat_template.jinja").write_text(TINY)
+    return folder
+
+
+@pytest.fixture
+def chat_recipe(chat_teacher, text_files, tmp_path):
+    """`tiny_entries` on chats, train and held-out, of which one shares its windows with plain text."""
+    folder = tmp_path / "chat data"
+    folder.mkdir()
+    for name, count in (("chats", 40), ("held", 12)):
+        rows = []
+        for number in range(count):
+            said = f"{name} {number}: " + "over the stones " * (number % 3)
+            turns = [("user", f"what {number}?"), ("assistant", said), ("user", "and?"), ("assistant", "the sea")]
+            rows.append({"messages": [{"role": role, "content": text} for role, text in turns[: 2 + 2 * (number % 2)]]})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = tiny_entries(chat_teacher, text_files)
+    entries["data"] |= {
+        "train": [{"path": str(folder / "chats.jsonl")}],
+        "heldout": [{"path": str(folder / "held.jsonl")}, {"path": str(text_files / "heldout.jsonl")}],
+        "seq_len": 96,
+    }
+    entries["evaluation"] |= {"passkey": [], "documents": 4, "tokens": 768, "probe_tokens": 96}
+    return entries

@@ -11,7 +11,7 @@ from distill import processes
 from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
-from distill.ranges import CHUNK, GPU_GIB, KEPT, MINUTES, NEW_TOKENS, PREPARING, PROCESSES, TEMPERATURE, TOP_K
+from distill.ranges import CHUNK, GPU_GIB, KEPT, MINUTES, NEW_TOKENS, PREPARING, PROCESSES, SHOWN, TEMPERATURE, TOP_K
 from distill.selection import SCORERS
 
 RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
@@ -55,17 +55,23 @@ def prepare(
         int | None,
         typer.Option(help="Processes that tokenise; by the cores by default.", callback=PREPARING.option("--processes")),
     ] = None,
+    show: Annotated[
+        int,
+        typer.Option(
+            help="Print so many documents of each text, what is trained on marked.", callback=SHOWN.option("--show")
+        ),
+    ] = 0,
     json: Json = None,
 ) -> None:
     """Tokenise a recipe's texts, so that runs find them; a call that was stopped goes on."""
     from distill.recipe_file import load
-    from distill.runs.preparing import show
+    from distill.runs.preparing import print_prepared
 
     quiet_libraries()
     check_json(json)
     loaded = load(recipe, overrides or [])
-    made = distill.prepare(loaded, processes=processes)
-    show(made, loaded, table_console(json))
+    made = distill.prepare(loaded, processes=processes, show=show)
+    print_prepared(made, loaded, table_console(json))
     write_json(json, made)
 
 

@@ -18,7 +18,7 @@ from distill.evaluation.calibration import calibration_error, rank_agreement
 from distill.evaluation.evaluation import Evaluation
 from distill.evaluation.nonfinite import NotFinite, blame_logits, check_finite
 from distill.evaluation.pairing import COMPARED, mean_and_error
-from distill.evaluation.rows import decimal, difference_of, error_of, lower_on, rows_table
+from distill.evaluation.rows import completion_cells, decimal, difference_of, error_of, lower_on, rows_table
 from distill.output_head import wide_head, wide_logits
 from distill.text.heldout import Heldout
 from distill.text.windows import Batch
@@ -44,7 +44,8 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
         tokens, kl, kl_error (standard error over documents; None of a single one), agreement, nll and teacher_nll (nats a
         token), perplexity and teacher_perplexity (None where they are beyond 1e300), ece, teacher_ece (see
         `calibration_error`), rank, overlap, kendall (means of `rank_agreement`), documents, a mapping of lists {number,
-        tokens, kl, nll, agreement}, and by_position and by_source, lists of {name, tokens, kl, agreement}.
+        tokens, kl, nll, agreement}, and by_position and by_source, lists of {name, tokens, kl, agreement}; of text with
+        chats also completions, see `completions`.
 
     Raises:
         UserError: no token of the text can be scored. NotFinite: an output is not finite, naming the layer.
@@ -69,7 +70,45 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
         raise UserError("the held-out text has no token to score: none has a next one in its document (data.heldout)")
     columns = torch.cat(divided_tables(indexes, scores, shape, teacher.device), 1)  # [column window t]
     table = dict(zip((*COLUMNS, *SURENESS), columns, strict=True)) | _places(heldout, indexes)
-    return _summary(table, heldout.label_names)
+    found = _summary(table, heldout.label_names)
+    batches = [heldout.batches[index] for index in indexes]
+    if any(batch.trained is not None and batch.trained.any() for batch in batches):
+        found["completions"] = completions(table, batches, teacher.tokenizer)
+    return found
+
+
+def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer) -> dict:
+    """Fidelity on what the assistant said (and on every token of text that is no chat) alone.
+
+    Args:
+        table: columns over all tokens, [window t]. batches: which have `trained`. tokenizer: that they are decoded by.
+
+    Returns:
+        tokens, bytes (of UTF-8; tokens that end a turn have none), kl, kl_error (over documents), agreement, nll and
+        teacher_nll (nats a token), bits_per_byte and teacher_bits_per_byte (None where there is no byte).
+    """
+    weight = torch.cat([batch.trained.double().cpu() for batch in batches])
+    documents = _by_document({**table, "weight": weight})
+    means = {name: _mean(table[name], weight).item() for name in ("kl", "agreement", "nll", "teacher_nll")}
+    count = sum(answer_bytes(batch, tokenizer) for batch in batches)
+    bits = {
+        f"{whose}bits_per_byte": means[f"{whose}nll"] * weight.sum().item() / math.log(2) / count if count else None
+        for whose in ("", "teacher_")
+    }
+    error = mean_and_error(documents["kl"], documents["tokens"])[1]
+    return {"tokens": int(weight.sum()), "bytes": count, "kl_error": error, **means, **bits}
+
+
+def answer_bytes(batch: Batch, tokenizer) -> int:
+    """Bytes of UTF-8 of the tokens that a batch's `trained` marks."""
+    total = 0
+    for targets, marks, documents in zip(batch.targets.cpu(), batch.trained.cpu() > 0, batch.documents.cpu(), strict=True):
+        runs = torch.unique_consecutive(torch.stack([marks.long(), documents]), dim=1, return_counts=True)[1].tolist()
+        for ids, marked in zip(targets.split(runs), marks.split(runs), strict=True):
+            if marked[0]:
+                said = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                total += len(said.encode())
+    return total
 
 
 def _places(heldout: Heldout, indexes: Sequence[int]) -> dict[str, Tensor]:
@@ -198,6 +237,8 @@ class Fidelity(Evaluation):
         count = len(judged["rows"]["student"]["fidelity"].get("documents", {}).get("number", []))
         of = f" of {count} documents, ± one standard error over them" if count else ""
         yield f"fidelity on held-out text{of}, KL in nats a token", _table(judged["rows"])
+        if any(results["fidelity"].get("completions") for results in judged["rows"].values()):
+            yield "fidelity on what the assistant said, KL in nats a token", _completions_table(judged["rows"])
         if any(judged.get("against_student", {}).values()):
             yield "the student less each row, paired document by document", _paired_table(judged["against_student"])
 
@@ -216,6 +257,17 @@ def _table(rows: Mapping) -> Table:
             f"{found['kendall']:.3f}",
         ]
     return rows_table(["", "KL", "agree", "perplexity", "ECE", "rank", "top 5", "tau of 10"], lines)
+
+
+def _completions_table(rows: Mapping) -> Table:
+    titles = ["", "KL", "agree", "nats a token", "bits a byte", "tokens"]
+    lines = {}
+    for row, results in rows.items():
+        if found := results["fidelity"].get("completions"):
+            _, agreement, bits = completion_cells(found)
+            kl = f"{found['kl']:.3f}" + error_of(found["kl_error"] if row != "teacher" else None, 3, "±")
+            lines[row] = [kl, agreement, f"{found['nll']:.3f}", bits, f"{found['tokens']:,}"]
+    return rows_table(titles, lines)
 
 
 def _paired_table(against: Mapping) -> Table:

@@ -45,6 +45,20 @@ class Documents(Record):
         return self
 
 
+class Completions(Record):
+    """Fidelity on completions."""
+
+    tokens: Count
+    bytes: Whole
+    kl: float
+    kl_error: float | None = None
+    agreement: float
+    nll: float
+    teacher_nll: float
+    bits_per_byte: float | None = None
+    teacher_bits_per_byte: float | None = None
+
+
 class Fidelity(Record):
     """Results of `fidelity`."""
 
@@ -61,6 +75,7 @@ class Fidelity(Record):
     overlap: float = 0.0
     kendall: float = 0.0
     documents: Documents | None = None
+    completions: Completions | None = None
     by_position: list[Band] = []
     by_source: list[Part] = []
 

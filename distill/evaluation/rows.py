@@ -110,7 +110,16 @@ def lower_on(found: Mapping) -> str:
     return f"{found['lower']} of {found['documents']}"
 
 
+def completion_cells(found: Mapping | None) -> list[str]:
+    """KL, agreement and bits a byte on completions, see `fidelity.completions`; blanks where there are none."""
+    if not found:
+        return ["", "", ""]
+    bits = found["bits_per_byte"]
+    return [f"{found['kl']:.3f}", f"{found['agreement']:.1%}", "" if bits is None else f"{bits:.3f}"]
+
+
 def told(measured: Mapping) -> str:
     """A fidelity in one line, as a run tells it."""
     kl, found = measured["kl"], decimal(measured["perplexity"], 2)
-    return f"held-out KL {kl:.3f}   agreement {measured['agreement']:.1%}   perplexity {found}"
+    answers = f"   KL on completions {measured['completions']['kl']:.3f}" if measured.get("completions") else ""
+    return f"held-out KL {kl:.3f}   agreement {measured['agreement']:.1%}   perplexity {found}{answers}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from distill.evaluation.recall.families import title
-from distill.evaluation.rows import TITLES, decimal, difference_of, error_of, lower_on
+from distill.evaluation.rows import TITLES, completion_cells, decimal, difference_of, error_of, lower_on
 from distill.evaluation.suite import SIX
 from distill.evaluation.table import overlap_line
 from distill.reports.page import text
@@ -14,6 +14,7 @@ from distill.runs.run_dir import RunDir
 
 PASSKEY = "passkey"
 BAR = "\\|"  # in a cell of a Markdown table
+ON_COMPLETIONS = ["KL on completions", "agreement on them", "their bits a byte"]
 PAIRED = ["student less it, paired", "lower on"]
 PAIRED_SAYS = (
     "Paired: the student's KL less the row's, on the same documents, ± one standard error over them; lower on so many of "
@@ -85,12 +86,15 @@ def headline_cells(judged: Mapping) -> tuple[list[str], dict[str, list[str]]]:
     asked = [] if PASSKEY in selected else judged["rows"]["teacher"].get(PASSKEY, [])
     paired = PAIRED if any(against.values()) else []
     columns = ["", "held-out KL", *paired, "agreement", "perplexity"]
+    said = any(results["fidelity"].get("completions") for results in judged["rows"].values())
+    columns += ON_COMPLETIONS if said else []
     columns += [f"{PASSKEY} {entry['length']}" for entry in asked]
     lines = {}
     for name, results in judged["rows"].items():
         kl, *others = fidelity_cells(results["fidelity"], name != "teacher")
         passkeys = [f"{entry['recalled']}/{entry['trials']}" for entry in results.get(PASSKEY, [])[: len(asked)]]
-        lines[name] = [TITLES[name], kl, *paired_cells(against.get(name), name)[: len(paired)], *others, *passkeys]
+        answers = completion_cells(results["fidelity"].get("completions")) if said else []
+        lines[name] = [TITLES[name], kl, *paired_cells(against.get(name), name)[: len(paired)], *others, *answers, *passkeys]
     return columns, lines
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distill.console import bold
 from distill.errors import printable
@@ -12,38 +13,73 @@ from distill.recipe import Recipe
 from distill.runs.texts import text_windows, training_windows
 from distill.stages.texts import texts_of
 from distill.text.preparation import Tokenising
+from distill.text.prepared import Prepared
 from distill.text.windows import Windows
 
+OPEN, CLOSE, BAR = "⟦", "⟧", "|"  # around what is trained on, and between tokens
+MOST = 1024  # tokens of a document that are shown
 
-def prepare_texts(recipe: Recipe, processes: int | None, console: Console) -> dict[str, Any]:
+
+def prepare_texts(recipe: Recipe, processes: int | None, console: Console, shown: int = 0) -> dict[str, Any]:
     """Prepare every text that a run of a recipe reads, held-out text first.
 
     Args:
         processes: that tokenise; by the cores and the size of each text where None. console: where progress is shown.
+            shown: documents of each text that are shown token by token.
 
     Returns:
-        by the key of its sources: folder, tokens, documents, shards, sha256 (of its tokens), and windows by their length.
+        by the key of its sources: folder, tokens, documents, shards, sha256 (of its tokens), and windows by their length; of
+        text with chats also trained (tokens that are), cut and left_out (chats, by the length of windows); and shown, a
+        list of {label, row, tokens (their texts), trained} (row: in its file, of chats), where that is asked for.
 
     Raises:
         UserError: a teacher without a tokenizer that can be read, or a text that cannot be prepared.
     """
     tokenizer, how = load_tokenizer(recipe), Tokenising(processes, console)
-    made = {"data.heldout": _facts(text_windows(recipe, tokenizer, "heldout", how=how))}
+    heldout = text_windows(recipe, tokenizer, "heldout", how=how)
+    made = {"data.heldout": _facts(heldout, tokenizer, shown)}
     keys: dict[tuple, str] = {}  # of each text, where it is first read
     for text in texts_of(recipe):
         windows, where = training_windows(recipe, tokenizer, text, how=how), keys.setdefault(text.sources, text.where)
-        facts = made.setdefault(where, _facts(windows))
-        facts["windows"][str(text.seq_len)] = windows.count
+        facts = made.get(where) or made.setdefault(where, _facts(windows, tokenizer, shown))
+        _add_length(facts, windows)
     return made
 
 
-def _facts(windows: Windows) -> dict[str, Any]:
+def _facts(windows: Windows, tokenizer, shown: int) -> dict[str, Any]:
     meta = windows.meta
     counts = {"tokens": meta.tokens, "documents": meta.documents, "shards": len(meta.shards), "sha256": meta.sha256}
-    return {"folder": str(windows.folder), **counts, "windows": {str(windows.seq_len): windows.count}}
+    facts: dict[str, Any] = {"folder": str(windows.folder), **counts, "windows": {}}
+    if windows.prepared.marked:
+        facts |= {"trained": windows.prepared.trained, "cut": {}, "left_out": {}}
+    if shown:
+        facts["shown"] = [_shown(windows.prepared, number, tokenizer) for number in range(min(shown, meta.documents))]
+    _add_length(facts, windows)
+    return facts
 
 
-def show(prepared: dict[str, Any], recipe: Recipe, console: Console) -> None:
+def _add_length(facts: dict[str, Any], windows: Windows) -> None:
+    """What windows of another length make of the same text."""
+    length = str(windows.seq_len)
+    facts["windows"][length] = windows.count
+    if windows.prepared.marked:
+        facts["cut"][length], facts["left_out"][length] = windows.cut, windows.left_out
+        facts.setdefault("fitted", {})[length] = windows.fitted
+
+
+def _shown(text: Prepared, number: int, tokenizer) -> dict[str, Any]:
+    """A document token by token."""
+    shard = next(shard for shard in reversed(text.shards) if shard.first_document <= number)
+    index = number - shard.first_document
+    start = shard.first + int(shard.starts[index])
+    stop = start + min(int(shard.lengths[index]), MOST)
+    tokens = [tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in text.read(start, stop).tolist()]
+    label = text.meta.labels[int(shard.labels[index])]
+    marks = text.marks(start, stop).astype(bool).tolist()
+    return {"label": label, "row": int(shard.rows[index]), "tokens": tokens, "trained": marks}
+
+
+def print_prepared(prepared: dict[str, Any], recipe: Recipe, console: Console) -> None:
     """Print what was prepared."""
     console.print(bold(recipe.name))
     table = Table(box=None, header_style="bold")
@@ -54,3 +90,24 @@ def show(prepared: dict[str, Any], recipe: Recipe, console: Console) -> None:
         counts = [f"{facts[name]:,}" for name in ("tokens", "documents", "shards")]
         table.add_row(where, *counts, windows, printable(facts["folder"]))
     console.print(table)
+    for where, facts in prepared.items():
+        if "trained" in facts:
+            console.print(f"{where}: {facts['trained']:,} of {facts['tokens']:,} tokens are trained on")
+        for said in filter(None, facts.get("fitted", {}).values()):
+            console.print(f"{where}: {printable(said)}", style="yellow")
+    for where, facts in prepared.items():
+        for document in facts.get("shown", []):
+            _print_document(where, document, console)
+
+
+def _print_document(where: str, document: dict[str, Any], console: Console) -> None:
+    """A document with a bar between its tokens; what is trained on stands between brackets, and is green on a terminal."""
+    row = f", row {document['row']}" if document["row"] else ""
+    said = Text(f"\n{where}: {printable(document['label'])}{row}\n", style="bold")
+    before = False
+    for token, trained in zip([*document["tokens"], ""], [*document["trained"], False], strict=True):
+        border = {(False, True): OPEN, (True, False): CLOSE}.get((before, trained), BAR)
+        said.append(border, style="dim" if border == BAR else "bold green")
+        said.append(printable(token), style="green" if trained else "")
+        before = trained
+    console.print(said, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 All layers see the same teacher pass and are independent; each layer's graph is freed before the next one's is built. The
 loss of a layer is |y - a|^2 over the mean |a|^2 of that layer, so layers count alike; its root is the relative L2 error.
+Every token of a document counts, in chats too: what mixers learn here is attention, whoever speaks.
 MOHAWK and RADLADS average unsquared norms of whole blocks' or mixers' outputs; the square keeps sums over tokens additive.
 """
 
@@ -49,11 +50,19 @@ class Align(Stage):
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         for seen, context in observed(self.teacher, self.student, batch, self.student.layout.converted):
             y = self.student.mixers[seen.layer](seen.input, context)
-            error = (y.float() - seen.output.float()).square().sum(-1).mean()
+            error = _mean((y.float() - seen.output.float()).square().sum(-1), batch)
             yield layer_name(seen.layer), error / self.power[seen.layer]
 
     def size(self, batch: Batch) -> float:
-        return batch.tokens
+        return batch.tokens if batch.trained is None else (batch.labels >= 0).sum().item()
 
     def describe(self, loss: float) -> dict[str, float]:
         return {"relative_l2": loss**0.5}
+
+
+def _mean(errors: Float[Tensor, "b t"], batch: Batch) -> Float[Tensor, ""]:
+    """The mean over tokens of documents: windows of chats have room that is nobody's."""
+    if batch.trained is None:
+        return errors.mean()
+    real = batch.labels >= 0
+    return (errors * real).sum() / real.sum().clamp_min(1)

@@ -1,6 +1,7 @@
 """Stage 3, imitate: the whole student against the teacher's next-token distribution (end-to-end distillation).
 
 Forward KL by default, on the last hidden states of both through both heads in chunks: the logits of a batch never exist.
+Of text with chats every loss here, that of hidden states too, is a mean over the tokens that are trained on.
 MOHAWK trains every weight here at a low rate; `train` says what does, and `lr` may give each role its own rate. Meta tokens
 join the text here: the stages before show each mixer the teacher's own inputs, which have none.
 """
@@ -138,7 +139,7 @@ class Imitate(Stage):
             for layer in options.hidden_layers:
                 ours.append(states[layer])
                 theirs.append(seen.layers[layer])
-            loss = loss + options.hidden * relative_error(ours, theirs, batch.weights)
+            loss = loss + options.hidden * relative_error(ours, theirs, batch.loss_weights)
         yield "loss", options.scale * loss
 
     @torch.no_grad()
@@ -157,7 +158,7 @@ class Imitate(Stage):
         return None
 
     def size(self, batch: Batch) -> float:
-        return batch.weights.sum().item()
+        return batch.loss_weights.sum().item()
 
     def describe(self, loss: float) -> dict[str, float]:
         options = self.options

@@ -98,6 +98,11 @@ class LayerLoss:
 class Stage(nn.Module):
     """Base of the stages. The teacher is kept out of the module's own parameters.
 
+    What a stage reads is a `Batch`. A loss on the next token weighs each position by `batch.loss_weights`: 1 where the next
+    token is in the same document and is trained on. Of text with chats that is `batch.trained`, which is 0 at what the
+    assistant did not say; else `batch.weights`. A mean divides by their sum, which may be 0, and `size` is that sum: the
+    trainer weighs micro-batches and processes by it.
+
     A stage declares what it is; recipes, plans, the pipeline and reports ask for these, never for a stage's name:
 
         trains          takes optimizer steps; without, its work is closed-form (`begin`, `finish`)

@@ -51,7 +51,8 @@ class Targets(ABC):
 
     @abstractmethod
     def divergence(self, hidden: Float[Tensor, "b t d"], head: Head, seen: Any, batch: Batch, options) -> Float[Tensor, ""]:
-        """The loss of a batch. options: the stage's divergence, temperature and ce."""
+        """The loss of a batch, a mean over its `loss_weights`; 0 where these are all 0. options: the stage's divergence,
+        temperature and ce."""
 
 
 class Online(Targets):
@@ -79,7 +80,7 @@ class Online(Targets):
             head,
             seen.last.flatten(0, 1).to(hidden.dtype),
             theirs,
-            batch.weights.flatten(),
+            batch.loss_weights.flatten(),
             batch.targets.flatten() if options.ce else None,
             divergence=options.divergence,
             temperature=options.temperature,
@@ -103,7 +104,7 @@ class Cached(Targets):
             hidden.flatten(0, 1),
             trimmed(head, self.vocabulary),
             *(tensor.flatten(0, 1) for tensor in seen),
-            batch.weights.flatten(),
+            batch.loss_weights.flatten(),
             batch.targets.flatten() if options.ce else None,
             temperature=options.temperature,
             ce_weight=options.ce,
@@ -113,10 +114,12 @@ class Cached(Targets):
 def relative_error(
     ours: Sequence[Float[Tensor, "b t d"]], theirs: Sequence[Float[Tensor, "b t d"]], weights: Float[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
-    """|ours - theirs|^2 / |theirs|^2 of each token, mean over the tokens that count, and over the pairs of states."""
+    """|ours - theirs|^2 / |theirs|^2 of each token, mean over the tokens that count, and over the pairs of states; 0 where
+    none counts."""
     total = torch.zeros((), device=weights.device)
     for own, other in zip(ours, theirs, strict=True):
         wanted = other.float()
-        error = (own.float() - wanted).square().sum(-1) / wanted.square().sum(-1)
-        total = total + (error * weights).sum() / weights.sum()
+        power = torch.where(weights > 0, wanted.square().sum(-1), 1.0)  # a token that counts for nothing may have none
+        error = (own.float() - wanted).square().sum(-1) / power
+        total = total + (error * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return total / len(ours)

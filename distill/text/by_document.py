@@ -2,11 +2,11 @@
 
 Windows cut from running text hold neighbours of one document, and numbers of neighbours go together: an error over windows
 is then too small, and eight windows may be three documents. Here the first windows hold the first piece of each document in
-turn, the next ones the second pieces, and so on. Short pieces share a window; what room is left counts for nothing.
+turn, the next ones the second pieces, and so on. Short pieces share a window; what room is left counts for nothing. Of a
+chat that is longer than a window the turns that fit are kept, and there is no second piece (`packing.kept`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,27 +14,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.text.packing import Piece, kept, laid
 from distill.text.prepared import Prepared
 from distill.text.windows import Batch
 
 SELECTION = 0.75  # of the held-out tokens, where the part begins that selections read and no table does
 NEAR = (0.5, 0.9)  # of them, between which a document's beginning is taken for that place
-NO_DOCUMENT = -1  # the number of tokens that count for nothing
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Tokens [start, end) of a document that ends at `stop`; the token at `stop` is another's, or nobody's."""
-
-    document: int
-    start: int
-    end: int
-    stop: int
-
-    @property
-    def scored(self) -> int:
-        """How many of its tokens have a next one in the document."""
-        return min(self.end, self.stop - 1) - self.start
 
 
 class DocumentWindows:
@@ -44,6 +29,8 @@ class DocumentWindows:
         """first, last: the part, in tokens; whole by default."""
         self.seq_len, self._text = seq_len, text
         self.first, self.last = first, text.tokens if last is None else last
+        trained = text.marks(0, text.tokens) if text.marked else None
+        self._stops = kept(text.starts, text.lengths, trained, seq_len).stops
 
     def batches(self, tokens: int, size: int) -> Iterator[tuple[Batch, Int[Tensor, "b t"]]]:
         """As many windows as hold so many tokens, `size` at a time, each with the number of every token's document.
@@ -59,8 +46,10 @@ class DocumentWindows:
             )
         for start in range(0, len(windows), size):
             made = [self._window(pieces) for pieces in windows[start : start + size]]
-            *parts, documents = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*made, strict=True))
-            yield Batch(*parts), documents
+            stacked = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*made, strict=True)]
+            *parts, documents = stacked[:7]
+            trained = stacked[7] if self._text.marked else None
+            yield Batch(*parts, trained=trained), documents
 
     def _windows(self, count: int) -> list[list[Piece]]:
         """The pieces of the first so many windows."""
@@ -79,7 +68,7 @@ class DocumentWindows:
     def _pieces(self) -> Iterator[Piece]:
         """Every piece with something to score: the first of each document, then the second ones, and so on."""
         starts = np.maximum(self._text.starts, self.first)
-        stops = np.minimum(np.append(self._text.starts[1:], self._text.tokens), self.last)
+        stops = np.minimum(self._stops, self.last)
         inside, offset = np.arange(len(starts)), 0
         while len(inside := inside[starts[inside] + offset < stops[inside] - 1]):
             for number in inside:
@@ -88,29 +77,9 @@ class DocumentWindows:
             offset += self.seq_len
 
     def _window(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
-        """ids, documents in the window, positions, targets, weights, labels, and documents in the text."""
-        made = []
-        for place, piece in enumerate(pieces):
-            count = piece.end - piece.start
-            tokens = self._text.read(piece.start, min(piece.end + 1, piece.stop)).astype(np.int64)
-            ids = tokens[:count]
-            targets = tokens[1:] if len(tokens) > count else np.append(ids[1:], ids[-1])
-            made.append(
-                (
-                    ids,
-                    np.full(count, place),
-                    np.arange(count),
-                    targets,
-                    (np.arange(count) < piece.scored).astype(np.float32),
-                    np.full(count, self._text.labels[piece.document], np.int64),
-                    np.full(count, piece.document),
-                )
-            )
-        if room := self.seq_len - sum(piece.end - piece.start for piece in pieces):
-            end = np.full(room, made[-1][0][-1])
-            last, zeros = np.full(room, len(pieces)), np.zeros(room, np.int64)
-            made.append((end, last, np.arange(room), end, zeros.astype(np.float32), zeros, np.full(room, NO_DOCUMENT)))
-        return tuple(np.concatenate(parts) for parts in zip(*made, strict=True))
+        """ids, documents in the window, positions, targets, weights, labels, documents in the text, and marks."""
+        text = self._text
+        return laid(pieces, self.seq_len, text.read, text.marks if text.marked else None, text.labels)
 
 
 def selection_begins(text: Prepared) -> int:

@@ -12,8 +12,11 @@ import yaml
 from distill.errors import UserError, brief, named
 from distill.recipe import TextSource
 from distill.text import json_file
+from distill.text.chats import columns_of, row_of
 from distill.text.files import KINDS, TextFile
-from distill.text.readers import paragraphs, size
+from distill.text.readers import paragraphs
+from distill.text.records import size
+from distill.text.rows import Chat
 from distill.text.unpacked import LONGER, Place, lines
 from teachers.cache import CacheError
 
@@ -95,32 +98,42 @@ def _options(source: TextSource) -> dict:
 def _labelled(table, source: TextSource, where: str, longest: int):
     """The table in the two columns `label` and `text`."""
     columns = list(table.column_names or next(iter(table), {}))  # a stream may have to be asked for its first row
-    if source.column not in columns:
+    wanted = columns_of(source.column, columns)
+    if not wanted:
         raise UserError(f"{where}: there is no column {source.column!r}; there are {', '.join(columns) or 'none'}")
     label = source.label or (None if "source" in columns else source.hub)
-    options = {"column": source.column, "label": label, "where": where, "longest": longest}
-    mapped = label_and_paragraphs if source.documents == "paragraphs" else label_and_text
-    return table.map(mapped, fn_kwargs=options, remove_columns=columns, batched=source.documents == "paragraphs")
+    options = {"columns": wanted, "label": label, "where": where, "longest": longest}
+    if source.documents == "paragraphs":
+        return table.map(label_and_paragraphs, fn_kwargs=options, remove_columns=columns, batched=True)
+    options |= {"train_on": source.train_on, "called": source.hub}
+    return table.map(label_and_row, fn_kwargs=options, remove_columns=columns, with_indices=True)
 
 
-def label_and_text(row: Mapping, column: str, label: str | None, where: str, longest: int) -> dict[str, str]:
+def label_and_row(
+    row: Mapping,
+    index: int,
+    columns: Sequence[str],
+    label: str | None,
+    where: str,
+    longest: int,
+    train_on: str | None = None,
+    called: str = "",
+) -> dict[str, str | bool]:
     """A plain function with plain arguments: `datasets` names what it caches by a hash of both."""
-    text = row[column]
-    if not isinstance(text, str | None):
-        raise UserError(
-            f"{where}: the column {column!r} holds {type(text).__name__}, not text ({brief(text)}); there are "
-            f"{', '.join(row)}"
-        )
+    place = f"{where}: {named(called)}, row {index + 1}"
+    text = row_of(row, train_on, place, index + 1, columns, row) or ""
     if text and size(text) > longest:
         raise UserError(f"{where}: a document is longer than {longest:,} bytes, the most that it may have; {LONGER}")
-    return {"label": str(row["source"]) if label is None else label, "text": text or ""}
+    said = str(row["source"]) if label is None else label
+    return {"label": said, "text": str(text), "chat": isinstance(text, Chat)}
 
 
-def label_and_paragraphs(rows: Mapping, column: str, label: str, where: str, longest: int) -> dict[str, list[str]]:
-    """As `label_and_text`, many rows at a time: what stands between blank lines, whatever space these hold."""
+def label_and_paragraphs(rows: Mapping, columns: Sequence[str], label: str, where: str, longest: int) -> dict[str, list]:
+    """As `label_and_row`, many rows at a time: what stands between blank lines, whatever space these hold."""
+    column = columns[0]
     texts = [part for text in rows[column] for part in paragraphs(text or "")]
-    found = [label_and_text({column: text}, column, label, where, longest) for text in texts]
-    return {name: [row[name] for row in found] for name in ("label", "text")}
+    found = [label_and_row({column: text}, 0, columns, label, where, longest) for text in texts]
+    return {name: [row[name] for row in found] for name in ("label", "text", "chat")}
 
 
 def _check_descriptions(folder: Path, where: str) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from distill.errors import UserError
-from distill.text.prepared import Place
+from distill.text.chat_tokens import Marked
+from distill.text.shard_facts import Place
 from distill.text.sources import Stream
 from distill.text.tokenising import Encode
 
-Drawn = tuple[str, np.ndarray]  # label and token ids of a document
+Drawn = tuple[str, np.ndarray | Marked]  # label and tokens of a document
 
 
 class Source:

@@ -46,7 +46,10 @@ def text_name(
             hashed = [[file.kind, file.label, _known_hash(file.path)] for file in group]
         except OSError as error:
             raise UserError(f"{where}: {named(error.filename or source.path)} cannot be read: {error.strerror}") from error
-        read.append([source.model_dump(exclude={"path"}), hashed])
+        said = source.model_dump(exclude={"path"})
+        if said["train_on"] is None:  # text that was prepared before this was there keeps its name
+            del said["train_on"]
+        read.append([said, hashed])
     said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), options, read])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

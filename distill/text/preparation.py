@@ -19,11 +19,12 @@ from rich.console import Console
 from distill.errors import UserError, named
 from distill.recipe import LONGEST_DOCUMENT, TextSource
 from distill.text import shards
+from distill.text.chat_tokens import Marked
 from distill.text.drawing import Source, drawn
 from distill.text.files import TextFile, files_of
 from distill.text.identity import Stamp, separator_id, stamps, text_name
-from distill.text.prepared import META, Meta, Place, missing, read_meta, shard_name
 from distill.text.progress import TextProgress
+from distill.text.shard_facts import META, Meta, Place, missing, read_meta, shard_name
 from distill.text.sources import Stream, streams
 from distill.text.tokenising import processes_for, tokenising
 from teachers.cache import CacheError, cache_folder, in_parts, is_there, writing
@@ -185,7 +186,7 @@ def _draw(
 ) -> bool:
     """Write shards until one is there already, or the text ends; whether it goes on behind that one."""
     for label, ids in drawn(sources, asked.weights, asked.where):
-        writer.add(label, *([ids] if ids[-1] == asked.end else [ids, [asked.end]]))
+        _add(writer, label, ids, asked.end)
         progress.update(writer.tokens, writer.documents, _share(sources))
         if writer.full:
             writer.close([source.place for source in sources])
@@ -196,6 +197,17 @@ def _draw(
     if writer.open:
         writer.close([source.place for source in sources])
     return False
+
+
+def _add(writer: shards.Writer, label: str, document: np.ndarray | Marked, end: int) -> None:
+    """Write a document with the token that ends it, which is trained on where a completion ends with nothing else."""
+    ids = document.ids if isinstance(document, Marked) else document
+    parts = [ids] if ids[-1] == end else [ids, [end]]
+    if isinstance(document, Marked):
+        trained = document.trained if len(parts) == 1 else np.append(document.trained, document.unended)
+        writer.add(label, *parts, trained=trained, row=document.row)
+    else:
+        writer.add(label, *parts)
 
 
 def _known(writer: shards.Writer, places: list[Place], last: int | None) -> list[Place]:

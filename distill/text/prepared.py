@@ -2,74 +2,33 @@
 
 A shard is whole documents, each ended by the separator: `tokens.npy` (one after the other), `starts.npy` (where each begins
 in the shard), `labels.npy` (its source, an index of the names in the last `meta.json`), `hashes.npy` (64 bits of a hash of
-its tokens) and a `meta.json` of its own. What is read is checked when it is first read, an array at a time: a large text is
-not hashed whole at every start.
+its tokens) and a `meta.json` of its own (`shard_facts.py` says of what). A shard with chats of which only what the assistant
+said is trained on also has `trained.npy` (1 at each such token, and at every token of other text) and `rows.npy` (the row of
+each document in its file). What is read is checked when it is first read, an array at a time: a large text is not hashed
+whole at every start.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
 
 from distill.disk import file_hash
-from distill.errors import UserError, brief
-from distill.schema import Schema, explain
-
-TYPES = {"tokens": ("uint16", "uint32"), "starts": ("int64",), "labels": ("int32",), "hashes": ("uint64",)}
-LARGEST = 1 << 28  # bytes of meta.json
-META = "meta.json"
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Whole = Annotated[int, Field(ge=0, lt=2**63)]
-Some = Annotated[int, Field(ge=1, lt=2**63)]
-
-
-class Place(Schema):
-    """Where a source goes on: its pass over its rows, the rows behind it, the documents behind it of the row that comes
-    next, and the tokens that were taken of it."""
-
-    turn: Whole = 0
-    rows: Whole = 0
-    documents: Whole = 0
-    taken: Whole = 0
-
-
-class Counts(Schema):
-    """What a shard holds: tokens and documents, the hash of its tokens, the highest token, the most tokens of a document."""
-
-    tokens: Some
-    documents: Some
-    sha256: Hash
-    highest: Whole
-    longest: Some
-
-
-class ShardMeta(Counts):
-    """`meta.json` of a shard. labels: all names so far. places: where each source goes on behind it. files: their hashes."""
-
-    labels: Annotated[list[str], Field(min_length=1)]
-    files: dict[str, Hash]
-    places: list[Place] = []
-
-
-class Meta(Schema):
-    """`meta.json` of a prepared folder: counts, names of labels, where the text is from, and its shards. sha256: of the
-    tokens; of several shards, of their hashes."""
-
-    tokens: Some
-    documents: Some
-    labels: Annotated[list[str], Field(min_length=1)]
-    sha256: Hash
-    shards: Annotated[list[Counts], Field(min_length=1)]
-    sources: list[dict[str, Any]] = []
-
-
-def shard_name(number: int) -> str:
-    """The folder of a shard, inside its text's."""
-    return f"{number:05d}"
+from distill.errors import UserError
+from distill.text.shard_facts import (
+    OF_CHATS,
+    TYPES,
+    Counts,
+    Meta,
+    ShardMeta,
+    damage,
+    mend,
+    missing,
+    read_meta,
+    shard_meta,
+    shard_name,
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +60,7 @@ class Shard:
         """
         meta = shard_meta(self.folder, self.delete)
         if any(getattr(meta, name) != getattr(self.counts, name) for name in Counts.model_fields):
-            raise UserError(f"{self.folder} is a shard of another text; {_mend(self.delete)}")
+            raise UserError(f"{self.folder} is a shard of another text; {mend(self.delete)}")
         return meta
 
     @cached_property
@@ -133,6 +92,23 @@ class Shard:
         """64 bits of a hash of each document's tokens."""
         return self._array("hashes", self.counts.documents)
 
+    @cached_property
+    def trained(self) -> np.ndarray | None:
+        """1 at each token that is trained on, mapped; None where that is all."""
+        if self.counts.trained is None:
+            return None
+        found = self._array("trained", self.counts.tokens)
+        if int(np.count_nonzero(found)) != self.counts.trained:
+            raise self._damaged(f"trained.npy does not mark {self.counts.trained} tokens")
+        return found
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The row of each document in its file, of chats; 0 of other text."""
+        if self.counts.trained is None:
+            return np.zeros(self.counts.documents, np.int64)
+        return np.array(self._array("rows", self.counts.documents))
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each document, the one that ends it included."""
@@ -144,7 +120,7 @@ class Shard:
         Raises:
             UserError: an array is missing, cut, altered or of another form.
         """
-        _ = self.tokens, self.starts, self.labels, self.hashes
+        _ = self.tokens, self.starts, self.labels, self.hashes, self.trained, self.rows
 
     def _array(self, name: str, count: int) -> np.ndarray:
         """An array, mapped, once it is found to be what was written.
@@ -156,18 +132,19 @@ class Shard:
         try:
             if file_hash(file) != known:
                 raise UserError(
-                    f"{file} is not what was written there: the disk, or somebody, altered it; {_mend(self.delete)}"
+                    f"{file} is not what was written there: the disk, or somebody, altered it; {mend(self.delete)}"
                 )
             found = np.lib.format.open_memmap(file, mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(error) from error
-        if found.dtype.name not in TYPES[name] or found.shape != (count,):
-            wanted = f"{' or '.join(TYPES[name])} [{count}]"
+        kinds = (TYPES | OF_CHATS)[name]
+        if found.dtype.name not in kinds or found.shape != (count,):
+            wanted = f"{' or '.join(kinds)} [{count}]"
             raise self._damaged(f"{name}.npy holds {found.dtype.name} {list(found.shape)}, not {wanted}")
         return found
 
     def _damaged(self, reason: object) -> UserError:
-        return _damage(self.folder, reason, self.delete)
+        return damage(self.folder, reason, self.delete)
 
 
 @dataclass(frozen=True)
@@ -209,9 +186,28 @@ class Prepared:
         return np.concatenate([shard.hashes for shard in self.shards])
 
     @property
+    def marked(self) -> bool:
+        """Whether some of its tokens are not trained on."""
+        return any(shard.counts.trained is not None for shard in self.shards)
+
+    @property
+    def trained(self) -> int:
+        """How many tokens are trained on."""
+        return sum(shard.counts.tokens if shard.counts.trained is None else shard.counts.trained for shard in self.shards)
+
+    @property
     def lengths(self) -> np.ndarray:
         """Tokens of each document, in the whole text."""
         return np.diff(np.append(self.starts, self.tokens))
+
+    def marks(self, start: int, stop: int) -> np.ndarray:
+        """1 where tokens start .. stop - 1 of the whole text are trained on, else 0."""
+        found = np.ones(max(min(stop, self.tokens) - start, 0), np.uint8)
+        for shard in self.shards:
+            first, last = max(start, shard.first), min(stop, shard.last)
+            if first < last and shard.trained is not None:
+                found[first - start : last - start] = shard.trained[first - shard.first : last - shard.first]
+        return found
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop - 1 of the whole text; fewer where it ends."""
@@ -235,56 +231,8 @@ def load(folder: Path) -> Prepared:
         shards.append(Shard(place, counts, len(meta.labels), first, documents, delete))
         first, documents = first + counts.tokens, documents + counts.documents
     if (first, documents) != (meta.tokens, meta.documents):
-        raise _damage(folder, f"its shards hold {first} tokens of {documents} documents", folder)
+        raise damage(folder, f"its shards hold {first} tokens of {documents} documents", folder)
     if lost := missing(folder, meta):
         raise UserError(f"the prepared text lacks its shard {folder / lost[0]}; the same command makes it again")
     shards[0].check()
     return Prepared(folder, meta, shards)
-
-
-def missing(folder: Path, meta: Meta) -> list[str]:
-    """The shards of a prepared folder that are not there."""
-    return [shard_name(number) for number in range(len(meta.shards)) if not (folder / shard_name(number)).is_dir()]
-
-
-def read_meta(folder: Path) -> Meta:
-    """What the `meta.json` of a prepared folder says.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    return _read(folder / META, Meta, folder)
-
-
-def shard_meta(folder: Path, delete: Path) -> ShardMeta:
-    """What the `meta.json` of a shard says. delete: what to delete where it is damaged.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    meta = _read(folder / META, ShardMeta, delete)
-    if set(meta.files) != {f"{name}.npy" for name in TYPES}:
-        raise _damage(folder, f"meta.json names the files {brief(sorted(meta.files))}", delete)
-    return meta
-
-
-def _read(file: Path, schema: type[Schema], delete: Path):
-    try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"meta.json is larger than {LARGEST:,} bytes")
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"meta.json is {brief(found)}, not an object")
-        return schema(**found)
-    except ValidationError as error:
-        raise _damage(file.parent, "; ".join(explain(error, META, schema).splitlines()), delete) from error
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _damage(file.parent, error, delete) from error
-
-
-def _damage(folder: Path, reason: object, delete: Path) -> UserError:
-    return UserError(f"the prepared text in {folder} is damaged ({reason}); {_mend(delete)}")
-
-
-def _mend(delete: Path) -> str:
-    return f"delete {delete}, and the same command makes it again"

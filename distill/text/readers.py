@@ -6,43 +6,23 @@ Every reader writes into `Rows` and says of what it cannot take the file, the li
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from distill.errors import UserError, brief, named
+from distill.errors import UserError, named
 from distill.text import json_file
-from distill.text.files import PACKED, TextFile
+from distill.text.chats import columns_of
+from distill.text.files import PACKED
+from distill.text.records import Reading, add_records, listed, size
 from distill.text.rows import Rows
 from distill.text.unpacked import Place, explained, lines, too_long, unpacked
 from teachers.cache import writing
 
 BLOCK = 1 << 20  # characters of a text file read at a time
 PARQUET_ROWS = 64  # read at a time
-NAMES = 20  # columns that a message lists
-LABEL = 1000  # characters that a source's name may have
 FIRST_LINES = re.compile(r"\A\s*\n")  # blank ones
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is read of a file, and how.
-
-    column: whose text. label: what every row is called; None takes the column `source` where there is one. documents: what
-    of a .txt file is one. longest: bytes that a document may have. scratch: a place for a file to be unpacked in. tick:
-    called with every row.
-    """
-
-    file: TextFile
-    where: str
-    column: str
-    label: str | None
-    documents: str
-    longest: int
-    scratch: Path
-    tick: Callable[[], None] = lambda: None
 
 
 def read(reading: Reading, rows: Rows) -> None:
@@ -57,71 +37,7 @@ def read(reading: Reading, rows: Rows) -> None:
 def _json(reading: Reading, rows: Rows) -> None:
     place = Place()
     entries = json_file.entries(reading.file.path, reading.where, reading.longest, place)
-    _records(reading, rows, ((str(place), entry) for entry in entries))
-
-
-def _records(
-    reading: Reading, rows: Rows, records: Iterator[tuple[str, Mapping]], columns: Sequence[str] | None = None
-) -> None:
-    """Rows of records, each with its place in the file. columns: of the file, where the records hold only some."""
-    seen, found, column = {}, False, reading.column
-    for place, record in records:
-        reading.tick()
-        if column in record:
-            found = True
-        elif len(seen) < NAMES:
-            seen |= dict.fromkeys(record)
-        text, label = record.get(column), reading.label
-        if not isinstance(text, str | None):
-            raise UserError(
-                f"{reading.where}: {named(reading.file.path)}, {place}: the column {column!r} holds {type(text).__name__}, "
-                f"not text ({brief(text)}); there are {_listed(columns or record)}"
-            )
-        if label is None:
-            label = _source(reading, place, record.get("source"))
-        text = text or ""
-        _check_text(reading, place, text)
-        rows.add(label, text)
-    if not found and not seen:
-        raise UserError(f"{reading.where}: {named(reading.file.path)} holds no entry; remove it, or fetch it again")
-    if not found:
-        raise UserError(
-            f"{reading.where}: there is no column {column!r} in {named(reading.file.path)}; there are {_listed(seen)}"
-        )
-
-
-def size(text: str) -> int:
-    """Bytes of a text's UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def _check_text(reading: Reading, place: str, text: str) -> None:
-    """Refuse text that UTF-8 has no bytes for, or too much of it."""
-    try:
-        if size(text) > reading.longest:
-            raise too_long(reading.file.path, reading.where, place, reading.longest)
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{reading.where}: {named(reading.file.path)}, {place}: the column {reading.column!r} holds half of a pair "
-            f"({text[error.start]!a}), which is no text; write the character whole"
-        ) from error
-
-
-def _source(reading: Reading, place: str, source: object) -> str:
-    """What a row is called where its column `source` says."""
-    if source is None:
-        return reading.file.label
-    if not isinstance(source, str | int | float) or len(str(source)) > LABEL:
-        raise UserError(
-            f"{reading.where}: {named(reading.file.path)}, {place}: source is {brief(source)}, which is no name; write a "
-            "short one, or give the source a label"
-        )
-    return str(source)
-
-
-def _listed(names) -> str:
-    names = [named(name, 40) for name in names]
-    return ", ".join(names[:NAMES]) + (" ..." if len(names) > NAMES else "")
+    add_records(reading, rows, ((str(place), entry) for entry in entries))
 
 
 def _csv(reading: Reading, rows: Rows) -> None:
@@ -132,7 +48,7 @@ def _csv(reading: Reading, rows: Rows) -> None:
         names = next(cells, None)
         if names is None:
             raise ValueError("it has no line that names its columns")
-        _records(reading, rows, ((str(place), _cells_by_name(names, row)) for row in cells))
+        add_records(reading, rows, ((str(place), _cells_by_name(names, row)) for row in cells))
 
 
 @contextmanager
@@ -182,14 +98,16 @@ def _parquet(reading: Reading, rows: Rows) -> None:
         from pyarrow import parquet
 
         names = parquet.read_schema(path).names
-        wanted = [name for name in (reading.column, "source") if name in names]
-        if reading.column not in wanted:
+        wanted = columns_of(reading.column, names)
+        if not wanted:
             raise UserError(
                 f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}; there are "
-                f"{_listed(names) or 'none'}"
+                f"{listed(names) or 'none'}"
             )
-        file = parquet.ParquetFile(path, read_dictionary=[reading.column], pre_buffer=False, buffer_size=BLOCK)
-        _records(reading, rows, _parquet_records(file, wanted, place), names)
+        wanted += [name for name in ("source",) if name in names and name not in wanted]
+        plain = wanted[:1] if wanted[0] == reading.column else []
+        file = parquet.ParquetFile(path, read_dictionary=plain, pre_buffer=False, buffer_size=BLOCK)
+        add_records(reading, rows, _parquet_records(file, wanted, place), names)
 
 
 @contextmanager

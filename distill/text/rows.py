@@ -13,7 +13,12 @@ from teachers.cache import writing
 
 HELD = 1 << 16  # rows whose place is held in memory before it is written
 ENTRY = 16  # bytes of a row's place
+CHAT = 1 << 40  # added to the number of a chat's label
 WHOLE = "rows.json"  # the file that says that all rows are there
+
+
+class Chat(str):
+    """A row that is a chat, or a prompt and its completion, as JSON (`chats.py` says of what)."""
 
 
 class Rows:
@@ -48,12 +53,12 @@ class Rows:
         """Bytes of all texts."""
         return self._size
 
-    def begin(self, label: str) -> None:
-        """Begin a row; `extend` gives it its text."""
+    def begin(self, label: str, mark: int = 0) -> None:
+        """Begin a row; `extend` gives it its text. mark: added to the number of its label."""
         number = self._numbers.setdefault(label, len(self._names))
         if number == len(self._names):
             self._names.append(label)
-        self._held.extend((self._size, number))
+        self._held.extend((self._size, number + mark))
         self.count += 1
         if len(self._held) > 2 * HELD:
             self._flush()
@@ -65,7 +70,7 @@ class Rows:
 
     def add(self, label: str, text: str) -> None:
         """A whole row."""
-        self.begin(label)
+        self.begin(label, CHAT if isinstance(text, Chat) else 0)
         self.extend(text)
 
     def _flush(self) -> None:
@@ -103,4 +108,5 @@ class Rows:
             for row in order:
                 start, number = map(int, table[row])
                 end = int(table[row + 1, 0]) if row + 1 < self.count else self._size
-                yield self._names[number], os.pread(texts.fileno(), end - start, start).decode()
+                text = os.pread(texts.fileno(), end - start, start).decode()
+                yield self._names[number % CHAT], Chat(text) if number >= CHAT else text

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.disk import file_hash
 from distill.errors import UserError
-from distill.text.prepared import META, TYPES, Counts, Meta, Place, ShardMeta, shard_meta, shard_name
+from distill.text.shard_facts import META, OF_CHATS, TYPES, Counts, Meta, Place, ShardMeta, shard_meta, shard_name
 
 SIZE = 64_000_000  # tokens of a shard, to the end of a document
 HELD = 1 << 14  # documents whose beginnings, labels and hashes are held before they are written
@@ -70,11 +70,15 @@ class Writer:
         self._shards.append(Counts(**{name: getattr(meta, name) for name in Counts.model_fields}))
         return meta.places
 
-    def add(self, label: str, *parts: Sequence[int] | np.ndarray) -> None:
-        """Write a document, its end included: token ids, in one part or more."""
+    def add(self, label: str, *parts: Sequence[int] | np.ndarray, trained: np.ndarray | None = None, row: int = 0) -> None:
+        """Write a document, its end included: token ids, in one part or more.
+
+        Args:
+            trained: of a chat, whether each token is trained on, and row: its number in its file.
+        """
         if self._shard is None:
             self._shard = _Shard(self._folder / SCRATCH, self._dtype)
-        self._shard.add(self._names.setdefault(label, len(self._names)), parts)
+        self._shard.add(self._names.setdefault(label, len(self._names)), parts, trained, row)
 
     def close(self, places: Sequence[Place] = ()) -> None:
         """End the shard at work, which takes its name. places: where the sources go on behind it."""
@@ -82,7 +86,7 @@ class Writer:
         self._shard = None
         meta = ShardMeta(**counts, labels=list(self._names), files=files, places=list(places))
         scratch = self._folder / SCRATCH
-        _write(scratch / META, meta.model_dump())
+        _write(scratch / META, meta.model_dump(exclude_none=True))
         scratch.rename(self._folder / shard_name(len(self._shards)))
         self._shards.append(Counts(**counts))
 
@@ -106,7 +110,7 @@ class Writer:
                 f"the prepared text in {self._folder} is another than the one that its files give now; delete "
                 f"{self._folder}, and the same command makes it again"
             )
-        _write(self._folder / META, meta.model_dump())
+        _write(self._folder / META, meta.model_dump(exclude_none=True))
         return meta
 
     def give_up(self) -> None:
@@ -126,6 +130,7 @@ class _Shard:
         self._arrays = {name: _Array(folder / f"{name}.npy", kind) for name, kind in types.items()}
         self._held: dict[str, list[int]] = {"starts": [], "labels": [], "hashes": []}
         self._hash, self._highest, self._longest = hashlib.sha256(), 0, 0
+        self._trained, self._trained_hash = 0, hashlib.sha256()
 
     @property
     def tokens(self) -> int:
@@ -135,7 +140,11 @@ class _Shard:
     def documents(self) -> int:
         return self._arrays["starts"].count + len(self._held["starts"])
 
-    def add(self, label: int, parts: Sequence[Sequence[int] | np.ndarray]) -> None:
+    def add(
+        self, label: int, parts: Sequence[Sequence[int] | np.ndarray], trained: np.ndarray | None = None, row: int = 0
+    ) -> None:
+        if trained is not None and "trained" not in self._arrays:
+            self._begin_chats()
         start, own = self.tokens, hashlib.blake2b(digest_size=8)
         for ids in parts:
             for begin in range(0, len(ids), BLOCK):
@@ -146,8 +155,25 @@ class _Shard:
         self._longest = max(self._longest, self.tokens - start)
         for name, value in (("starts", start), ("labels", label), ("hashes", int.from_bytes(own.digest(), "little"))):
             self._held[name].append(value)
+        if "trained" in self._arrays:
+            self._mark(np.ones(self.tokens - start, bool) if trained is None else trained)
+            self._held["rows"].append(row)
         if len(self._held["starts"]) == HELD:
             self._flush()
+
+    def _begin_chats(self) -> None:
+        """From the first chat on, what is trained on is written; of the documents before it that is every token."""
+        self._flush()
+        for name, kinds in OF_CHATS.items():
+            self._arrays[name] = _Array(self._folder / f"{name}.npy", np.dtype(kinds[0]))
+        for begin in range(0, self.tokens, BLOCK):
+            self._mark(np.ones(min(BLOCK, self.tokens - begin), bool))
+        self._held["rows"] = [0] * self.documents
+        self._flush()
+
+    def _mark(self, trained: np.ndarray) -> None:
+        self._trained += int(trained.sum())
+        self._trained_hash.update(self._arrays["trained"].append(trained))
 
     def _flush(self) -> None:
         for name, values in self._held.items():
@@ -160,7 +186,10 @@ class _Shard:
         for array in self._arrays.values():
             array.close()
         counts = {"tokens": self.tokens, "documents": self.documents, "sha256": self._hash.hexdigest()}
-        files = {f"{name}.npy": file_hash(self._folder / f"{name}.npy") for name in TYPES}
+        if "trained" in self._arrays:
+            both = f"{counts['sha256']} {self._trained_hash.hexdigest()}"
+            counts |= {"sha256": hashlib.sha256(both.encode()).hexdigest(), "trained": self._trained}
+        files = {f"{name}.npy": file_hash(self._folder / f"{name}.npy") for name in self._arrays}
         return counts | {"highest": self._highest, "longest": self._longest}, files
 
 

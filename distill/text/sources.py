@@ -14,8 +14,9 @@ from distill.console import Ticker
 from distill.recipe import TextSource
 from distill.text.data_sets import data_set, said
 from distill.text.files import TextFile
-from distill.text.readers import Reading, read
-from distill.text.rows import Rows
+from distill.text.readers import read
+from distill.text.records import Reading
+from distill.text.rows import Chat, Rows
 
 Group = Sequence[tuple[TextSource, Sequence[TextFile], str]]  # sources, the files of each, and the recipe's key of it
 
@@ -68,7 +69,7 @@ def _rows(group: Group, reading: Path, longest: int) -> Rows:
             ticker = Ticker(lambda where=where: f"{where}: {rows.count:,} rows read, {rows.size / 1e6:,.0f} MB of text")
             for file in files:
                 options = (source.column, source.label, source.documents or "file", longest, reading, ticker.tick)
-                read(Reading(file, where, *options), rows)
+                read(Reading(file, where, *options, source.train_on), rows)
         whole = True
     finally:
         rows.close(whole)
@@ -96,7 +97,7 @@ def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) 
     def rows(turn: int, first: int) -> Iterator[tuple[str, str]]:
         with said(key, called, local, longest):
             for row in islice(joined.shuffle(seed=seed + turn), first, None):
-                yield row["label"], row["text"]
+                yield row["label"], Chat(row["text"]) if row["chat"] else row["text"]
 
     return Stream(rows)
 
@@ -107,10 +108,10 @@ def _table(rows: Rows):
 
     text = datasets.Value("string")
     return datasets.IterableDataset.from_generator(
-        _records, features=datasets.Features({"label": text, "text": text}), gen_kwargs={"rows": rows}
+        _records, features=datasets.Features(label=text, text=text, chat=datasets.Value("bool")), gen_kwargs={"rows": rows}
     )
 
 
-def _records(rows: Rows) -> Iterator[dict[str, str]]:
+def _records(rows: Rows) -> Iterator[dict[str, str | bool]]:
     for label, text in rows.read(range(rows.count)):
-        yield {"label": label, "text": text}
+        yield {"label": label, "text": text, "chat": isinstance(text, Chat)}

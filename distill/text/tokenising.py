@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 
 from distill.errors import UserError
+from distill.text.chat_tokens import Marked, chat_documents
 from distill.text.encoding import Documents
 from distill.text.pieces import Row, encoded, grouped
+from distill.text.rows import Chat
 
 SMALL = 16_000_000  # bytes of text that one process is fast enough for
 AHEAD = 2  # groups of rows a process that are on their way
 WATCH = 1.0  # seconds between two looks at whether the process that asked still lives
 QUIET = "TOKENIZERS_PARALLELISM"  # what the tokenizers library warns about when a process is forked
 
-Encoded = list[tuple[Any, list[np.ndarray]]]  # what a row is called by, and the token ids of each of its documents
-Encode = Callable[[Iterator[Row]], Iterator[tuple[Any, list[np.ndarray]]]]
+Encoded = list[tuple[Any, list[np.ndarray | Marked]]]  # what a row is called by, and the tokens of each of its documents
+Encode = Callable[[Iterator[Row]], Iterator[tuple[Any, list[np.ndarray | Marked]]]]
 
 _worker: tuple[Any, Documents] | None = None  # a worker's tokenizer and how it cuts
 
@@ -77,10 +79,17 @@ def tokenising(tokenizer, ends: Sequence[int], processes: int) -> Iterator[Encod
 
 
 def _encode(group: Sequence[Row], tokenizer, cut: Documents) -> Encoded:
-    return [(label, list(cut(np.asarray(ids, np.uint32)))) for label, ids in encoded(group, tokenizer)]
+    plain = [(label, text) for label, text in group if not isinstance(text, Chat)]
+    texts = iter(encoded(plain, tokenizer) if plain else [])
+    chats = iter(chat_documents([text for _, text in group if isinstance(text, Chat)], tokenizer))
+    found = []
+    for label, text in group:
+        documents = next(chats) if isinstance(text, Chat) else list(cut(np.asarray(next(texts)[1], np.uint32)))
+        found.append((label, documents))
+    return found
 
 
-def _shared(pool: ProcessPoolExecutor, rows: Iterator[Row], ahead: int) -> Iterator[tuple[Any, list[np.ndarray]]]:
+def _shared(pool: ProcessPoolExecutor, rows: Iterator[Row], ahead: int) -> Iterator[tuple[Any, list[np.ndarray | Marked]]]:
     """Rows tokenised by a pool, so many groups on their way, in their order."""
     groups, waiting = grouped(rows), deque[Future]()
     try:

@@ -6,15 +6,16 @@ b batch    t time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.errors import UserError
-from distill.text.prepared import load
+from distill.errors import UserError, named
+from distill.text.packing import Kept, Piece, kept, laid, packed
+from distill.text.prepared import Shard, load
 
 SHARDS = 2**31  # in the seed of the shards' order: no shard has that number
 
@@ -24,8 +25,10 @@ class Batch:
     """Packed windows.
 
     documents: 0, 1, 2 ... within each window; positions start again with each. targets: the next token. weights: 1 where
-    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text. windows: each
-    window's place in the text, the same in every epoch, on the CPU; None where nothing counts them.
+    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text, negative where there
+    is none. windows: each window's place in the text, the same in every epoch, on the CPU; None where nothing counts them.
+    trained: of text with chats, 1 where the next token is also one that is trained on (what the assistant said and what
+    ends its turn, every token of other text); None where that is all of them.
     """
 
     ids: Int[Tensor, "b t"]
@@ -35,6 +38,12 @@ class Batch:
     weights: Float[Tensor, "b t"]
     labels: Int[Tensor, "b t"]
     windows: Int[Tensor, " b"] | None = None
+    trained: Float[Tensor, "b t"] | None = None
+
+    @property
+    def loss_weights(self) -> Float[Tensor, "b t"]:
+        """What a loss on the next token weighs each position by: `trained` where there is such a thing, else `weights`."""
+        return self.weights if self.trained is None else self.trained
 
     @property
     def tokens(self) -> int:
@@ -43,7 +52,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if name != "windows"}
+        present = {name: tensor for name, tensor in vars(self).items() if tensor is not None and name != "windows"}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in present.items()}
         return Batch(**moved, windows=self.windows)
 
     def rows(self, rows: slice) -> "Batch":
@@ -52,7 +62,19 @@ class Batch:
 
     def shortened(self, time: int) -> "Batch":
         """The first tokens of each window, which is none of those that are counted any more."""
-        return Batch(**{name: tensor[:, :time] for name, tensor in vars(self).items() if name != "windows"})
+        present = {name: tensor for name, tensor in vars(self).items() if tensor is not None and name != "windows"}
+        return Batch(**{name: tensor[:, :time] for name, tensor in present.items()})
+
+
+class _Packed(NamedTuple):
+    """A shard laid into windows, and what of its documents that kept."""
+
+    windows: list[list[Piece]]
+    kept: Kept
+
+
+def _batch(windows: Sequence[tuple[np.ndarray, ...]]) -> Batch:
+    return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
 
 
 Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from a stage's own first window on
@@ -74,7 +96,8 @@ class Windows:
 
     No window goes over the border of two shards. The first epoch reads shard after shard, its windows in another order: so
     it needs no more of a large text than it has come to; documents are shuffled when they are prepared. Later epochs read
-    the shards in another order too.
+    the shards in another order too. Text with chats is laid into windows document by document (`packing`), so that no chat
+    is cut.
     """
 
     def __init__(
@@ -96,13 +119,17 @@ class Windows:
         self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
         self.prepared = load(folder)
         self.meta = self.prepared.meta
-        self._counts = np.asarray([(shard.counts.tokens - 1) // seq_len for shard in self.prepared.shards])
+        self._packed = [self._pack(shard) for shard in self.prepared.shards] if self.prepared.marked else None
+        running = [(shard.counts.tokens - 1) // seq_len for shard in self.prepared.shards]
+        self._counts = np.asarray(running if self._packed is None else [len(one.windows) for one in self._packed])
         self._firsts = np.cumsum(self._counts) - self._counts  # windows of the shards before each
         self.count = int(self._counts.sum())
         self._shards: tuple[int, np.ndarray, np.ndarray] | None = None  # epoch, order, windows before each
         self._windows: tuple[tuple[int, int], np.ndarray] | None = None  # epoch and shard, order
         if self.count < 1:
             of = f" in {where}" if where else ""
+            if self.left_out:
+                raise UserError(f"{key} is {seq_len}, and no chat{of} has a completion that ends in it: {self.fitted}")
             raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text{of}")
 
     @property
@@ -110,15 +137,42 @@ class Windows:
         """The names that a batch's labels are indexes of."""
         return self.meta.labels
 
+    @property
+    def cut(self) -> int:
+        """Chats that lost turns because they are longer than a window."""
+        return sum(len(one.kept.cut) for one in self._packed or ())
+
+    @property
+    def left_out(self) -> int:
+        """Chats whose first completion ends beyond a window, so that they are not read."""
+        return sum(len(one.kept.left_out) for one in self._packed or ())
+
+    @property
+    def fitted(self) -> str | None:
+        """What windows of this length make of chats that are longer, in words, with the first that is left out; None where
+        all fit."""
+        if not self.cut and not self.left_out:
+            return None
+        longer = f"of chats longer than {self.seq_len} tokens"
+        said = f"{longer} {self.cut:,} cut at the end of a turn, {self.left_out:,} left out"
+        for one, shard in zip(self._packed, self.prepared.shards, strict=True):
+            for number in one.kept.left_out[:1]:
+                label, row = self.label_names[shard.labels[number]], shard.rows[number]
+                length = f"{shard.lengths[number]:,} tokens"
+                return f"{said}, the first of these {named(label)}, row {row} ({length}, and no completion ends in a window)"
+        return said
+
+    def _pack(self, shard: Shard) -> "_Packed":
+        found = kept(shard.starts, shard.lengths, shard.trained, self.seq_len)
+        return _Packed(packed(shard.starts, found.stops, self.seq_len), found)
+
     def batch(self, first: int, count: int) -> Batch:
         """Windows first .. first + count - 1; past the last one the next epoch begins, in another order."""
-        windows = [self._window(k) for k in range(first, first + count)]
-        return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
+        return _batch([self._window(k) for k in range(first, first + count)])
 
     def at(self, places: Sequence[int] | np.ndarray) -> Batch:
         """The windows at some places in the text, as `places` and a batch's `windows` name them."""
-        windows = [self._at(int(place)) for place in places]
-        return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
+        return _batch([self._at(int(place)) for place in places])
 
     def _window(self, k: int) -> tuple[np.ndarray, ...]:
         epoch, index = divmod(k, self.count)
@@ -130,7 +184,19 @@ class Windows:
     def _at(self, place: int) -> tuple[np.ndarray, ...]:
         """The window at a place in the text: windows are counted over the shards, one after the other."""
         number = int(np.searchsorted(self._firsts, place, side="right")) - 1
-        return *self._cut(number, (place - int(self._firsts[number])) * self.seq_len), np.array(place)
+        index = place - int(self._firsts[number])
+        if self._packed is None:
+            return *self._cut(number, index * self.seq_len), np.array(place)
+        shard, marks = self.prepared.shards[number], self._marks(number)
+        *parts, _, trained = laid(
+            self._packed[number].windows[index], self.seq_len, lambda a, b: shard.tokens[a:b], marks, shard.labels
+        )
+        return *parts, np.array(place), trained
+
+    def _marks(self, number: int) -> Callable[[int, int], np.ndarray]:
+        """The marks of a shard's tokens."""
+        trained = self.prepared.shards[number].trained
+        return lambda start, stop: np.ones(stop - start, np.uint8) if trained is None else trained[start:stop]
 
     def _cut(self, number: int, start: int) -> tuple[np.ndarray, ...]:
         """The tokens of a shard from one on: a window's ids, documents, positions, targets, weights and labels."""
@@ -181,7 +247,7 @@ class Windows:
             return np.arange(count)
         if self._windows is None or self._windows[0] != (epoch, number):
             generator = np.random.default_rng([self.seed, epoch, number])  # of shard 0: as [seed, epoch]
-            if self.in_order:
+            if self.in_order and self._packed is None:
                 runs = self._runs(number)
                 order = np.argsort(generator.permutation(runs[-1] + 1)[runs], kind="stable")
             else:

@@ -105,6 +105,14 @@ class Run:
         ending.finish()
         show_end(self.folder, self.console)
 
+    def _tell_of_long_chats(self) -> None:
+        """Say how many chats are longer than their text's windows, and what was done about them."""
+        session = self.session
+        texts = {"data.heldout": session.heldout_windows, "data.train": session.windows} | session.stage_texts()
+        for where, windows in texts.items():
+            if windows.fitted:
+                self.console.print(Text.assemble(("  warning", "yellow"), f": {where}: {windows.fitted}"))
+
     def _announce(self, pipeline: Pipeline) -> None:
         """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
         layout, accelerator = pipeline.layout, self.session.accelerator
@@ -126,6 +134,8 @@ class Run:
                     "data.heldout",
                 )
             )
+        if self.main:
+            self._tell_of_long_chats()
         if self.main and checkpoint.latest(self.folder.checkpoints) is None:
             rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
             rehearse_report(self.session, pipeline.student, self.folder)

@@ -99,6 +99,7 @@ class Trainer:
     def _accumulated(self, step: int) -> dict[str, Tensor]:
         """Gradients of this process's micro-batches, and its share of each loss."""
         parts, sizes, whole = self._sized_parts(step)
+        whole = whole or 1.0  # nothing of the step is trained on: its losses are 0, and so are their shares
         sums: dict[str, Tensor] = {}
         for number, (part, size) in enumerate(zip(parts, sizes, strict=True), start=1):
             if self.sharding:

@@ -139,7 +139,10 @@ def test_a_run_takes_of_a_named_set_what_it_trains_on(tiny_recipe, tiny_teacher,
     ("source", "message"),
     [
         ({"hub": "{set}"}, r"data\.train\.0: there is no column 'text'; there are body, id"),
-        ({"hub": "{set}", "column": "id"}, r"data\.train\.0: the column 'id' holds int, not text \(0\); there are body, id"),
+        (
+            {"hub": "{set}", "column": "id"},
+            r"data\.train\.0: .*named-set, row 1: the column 'id' holds int, not text \(0\); there are body, id",
+        ),
         ({"hub": "{set}", "column": "body", "split": "test"}, "Bad split: test|Unknown split .test."),
         ({"hub": "{set}", "column": "body", "name": "other"}, "'other' not found"),
         (
@@ -197,7 +200,7 @@ def test_a_weighted_source_without_text(tokenizer, mixture, tmp_path):
 
 
 def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, caplog):
-    from distill.text.data_sets import label_and_text
+    from distill.text.data_sets import label_and_row
 
     tokenizer.model_max_length, usual = 8, tokenizer.model_max_length
     try:
@@ -207,7 +210,7 @@ def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, capl
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     out, err = capfd.readouterr()
     assert out + err == ""
-    assert pickle.loads(pickle.dumps(label_and_text)) is label_and_text  # what datasets hashes it by
+    assert pickle.loads(pickle.dumps(label_and_row)) is label_and_row  # what datasets hashes it by
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""Chats as their tokenizer's template writes them, and which characters of that the assistant said.
+
+The template says so itself by {% generation %} markers, or the renderings of the chat up to each turn are compared: what the
+chat with the assistant's turn has more than the chat before it, its turn opened. Every span must hold what its turn says.
+
+What is compared is what a model sees when it answers. Where a template writes an earlier turn otherwise once others follow
+(Qwen3 drops its thoughts), that turn has a document of its own, which ends with it. What ends a turn (<|im_end|>) belongs to
+it; the space behind that does not. This runs in a process of its own (`distill.chat`), for a template is a program.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from distill.compat import marked_rendering
+from distill.text.chats import ASSISTANT, MESSAGES, TOOLS
+
+MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+THOUGHT = re.compile(r"</?think>")
+REASONING = ("reasoning_content", "reasoning", "thinking")  # what messages call thoughts
+ALL = "or set train_on: all"
+
+
+class Written(NamedTuple):
+    """A document of a chat: its text, and the [start, end) of what is trained on; None where that is all of it."""
+
+    text: str
+    spans: list[tuple[int, int]] | None
+
+
+class CannotMask(ValueError):
+    """Why what the assistant said cannot be told apart, and the fix."""
+
+
+def documents_of(tokenizer, chat: dict[str, Any]) -> list[Written]:
+    """The documents that a chat becomes, most often one.
+
+    Args:
+        chat: see `chats`; one with messages.
+
+    Raises:
+        CannotMask: the template does not say, or changes, what the assistant said. Whatever else the template raises.
+    """
+    chats = _Chat(tokenizer, chat)
+    whole = chats.rendered(len(chat[MESSAGES]))
+    if chat["train_on"] == "all":
+        return [Written(whole, None)]
+    answers = [k for k, message in enumerate(chat[MESSAGES]) if message["role"] == ASSISTANT]
+    asked = [k for k in answers if k >= chat["first"]]
+    if chats.marks and (found := _marked(chats, whole, answers, asked)) is not None:
+        return [found]
+    return _compared(chats, whole, asked)
+
+
+class _Chat:
+    """A chat and its template."""
+
+    def __init__(self, tokenizer, chat: dict[str, Any]) -> None:
+        self._tokenizer, self.messages = tokenizer, chat[MESSAGES]
+        self._tools, self._options = chat.get(TOOLS), chat.get("options", {})
+        self.marks = MARKER.search(tokenizer.get_chat_template(tools=self._tools)) is not None
+        added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+        self._added = tuple(sorted((token for token in added if token.strip()), key=len, reverse=True))
+
+    def rendered(self, count: int, answer: bool = False) -> str:
+        """The first so many messages. answer: with the assistant's turn opened behind them."""
+        options = {**self._options, "add_generation_prompt": answer, "tokenize": False}
+        return self._tokenizer.apply_chat_template(self.messages[:count], tools=self._tools, **options)
+
+    def marked(self) -> tuple[str, list[tuple[int, int]]]:
+        """All of it, and the places between the template's markers."""
+        return marked_rendering(self._tokenizer, self.messages, self._tools, self._options)
+
+    def end_of(self, text: str, start: int, end: int) -> int:
+        """Where a turn ends that ends about there: behind the token that ends it, before the space behind that."""
+        said, behind = text[start:end].rstrip(), text[end:]
+        if said.endswith(self._added):
+            return start + len(said)
+        return end + len(next((token for token in self._added if behind.startswith(token)), ""))
+
+    def last_token(self, text: str) -> int:
+        """Where the last token of a text that is no plain text ends; 0 where it has none."""
+        return max((text.rfind(token) + len(token) for token in self._added if token in text), default=0)
+
+
+def _marked(chats: _Chat, whole: str, answers: Sequence[int], asked: Sequence[int]) -> Written | None:
+    """By the template's markers; None where these do not hold each of the assistant's turns."""
+    text, places = chats.marked()
+    if text != whole or len(places) != len(answers):
+        return None
+    if any(_lacks(text[start:end], chats.messages[k]) for k, (start, end) in zip(answers, places, strict=True)):
+        return None
+    spans = []
+    for k, (start, end) in zip(answers, places, strict=True):
+        if k in asked:
+            after = chats.rendered(k + 1)  # what stands behind that is the next turn's
+            spans.append((start, chats.end_of(after if text.startswith(after) else text, start, end)))
+    return Written(text, spans)
+
+
+def _compared(chats: _Chat, whole: str, asked: Sequence[int]) -> list[Written]:
+    """By comparing renderings: turns that the whole chat holds as they were said, in it; each other one behind what came
+    before it, in a document of its own."""
+    inside, alone = [], []
+    for k in asked:
+        if k == 0:
+            raise CannotMask(f"cannot open the assistant's turn with nothing before it; begin with the user's, {ALL}")
+        before, after = chats.rendered(k, answer=True), chats.rendered(k + 1)
+        if not after.startswith(before):
+            raise CannotMask(
+                f"does not begin the assistant's turn (message {k + 1}) as it opens one to be answered, so what was said "
+                f"cannot be told apart; mend it, with {{% generation %}} markers for example, {ALL}"
+            )
+        start, end = len(before), chats.end_of(after, len(before), len(after))
+        if lost := _lacks(after[start:end], chats.messages[k]):
+            raise CannotMask(
+                f"does not write all of the assistant's turn (message {k + 1}): {lost!r} is not in what it writes; mend the "
+                f"template, or write the turn as the template wants it, {ALL}"
+            )
+        if not whole.startswith(after[:end]):  # perhaps but for what stands behind a chat's last turn
+            shared = _shared(after, whole)
+            shorter = chats.last_token(after[:shared])
+            if shorter <= start or _lacks(after[start:shorter], chats.messages[k]):
+                alone.append(Written(after, [(start, end)]))
+                continue
+            end = shorter
+        inside.append((start, end))
+    return [*([Written(whole, inside)] if inside else []), *alone]
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    low, high = 0, length
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
+
+
+def _lacks(span: str, message: dict[str, Any]) -> str | None:
+    """The first part of a turn that its span does not hold, one behind the other; None where it holds all. Around thoughts
+    and at its borders a template may change the space."""
+    place = 0
+    for part in _said(message):
+        found = span.find(part, place)
+        if found < 0:
+            return part[:40]
+        place = found + len(part)
+    for call in message.get("tool_calls", []):
+        inner = call.get("function", call)
+        for part in (inner["name"], *_leaves(inner.get("arguments"))):
+            if not any(way in span for way in (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])):
+                return part[:40]
+    return None
+
+
+def _said(message: dict[str, Any]) -> list[str]:
+    """The texts of a turn in their order: thoughts, and what stands before, between and behind their tags."""
+    thoughts = next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
+    return [part.strip() for part in (thoughts, *THOUGHT.split(message["content"])) if part.strip()]
+
+
+def _leaves(value: Any) -> list[str]:
+    """The texts in a value, those of its mappings and lists too."""
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in (str(key), *_leaves(inner))]
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in _leaves(inner)]
+    return [value] if isinstance(value, str) else []
