@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = distill.cache(recipe, out=Path(place) / "logits", top_k=MOST, console=Console(stderr=True))
         session = Session.open(recipe)
-        *heads, reading = readings(session, check_fit(recipe, session.teacher).student)
+        *heads, reading = readings(session, check_fit(recipe, session.teacher).students)
         start = start_of(session, heads)
         heldout, cache = session.heldout(recipe.evaluation.tokens), LogitCache(folder, "the cache")
         begun = fidelity(session.teacher, made(session, start, reading.entry, None, cache).student, heldout)["kl"]
@@ -112,7 +112,10 @@ def main() -> None:
         for k in KEPT:
             size = k * (2 + int(cache.facts.ids[4:]) // 8) + 2
             print(f"| {k} | {size:,} | {errors[k]:.1%} |", flush=True)
-        print(f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|", flush=True)
+        print(
+            f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|",
+            flush=True,
+        )
         for k in (None, *ORDER):
             kl, speed, held = trained(session, start, reading, k, cache, heldout)
             name = "the whole distribution, teacher beside it" if k is None else f"{k} likeliest tokens and the rest, cached"
