@@ -1,7 +1,7 @@
 """Replace: more layers of the student as it now is become mixers (progressive replacement).
 
-The Mamba in the Llama (arXiv 2408.15237) converts some layers, distils, and converts more of what came of it: with a quarter
-of the layers first its perplexity was 2.20, with all at once 2.29. What the new mixers are made from is the student's own
+The Mamba in the Llama (arXiv 2408.15237) converts some layers, distils, and converts more of what came of it: in its ablation
+the perplexity was 2.20 step by step, and 2.29 with all of them at once. What the new mixers are made from is the student's own
 attention, which the stages before may have trained: its projections (`Mixer.from_attention`), and its inputs and outputs in
 the student, on which their constants and output scales are solved as `initialise` solves those of the first mixers.
 
