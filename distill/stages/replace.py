@@ -1,9 +1,9 @@
 """Replace: more layers of the student as it now is become mixers (progressive replacement).
 
-The Mamba in the Llama (arXiv 2408.15237) converts some layers, distils, and converts more of what came of it: in its ablation
-the perplexity was 2.20 step by step, and 2.29 with all of them at once. What the new mixers are made from is the student's own
-attention, which the stages before may have trained: its projections (`Mixer.from_attention`), and its inputs and outputs in
-the student, on which their constants and output scales are solved as `initialise` solves those of the first mixers.
+The Mamba in the Llama (arXiv 2408.15237) converts some layers, distils, and converts more of what came of it: in its
+ablation the perplexity was 2.20 step by step, and 2.29 with all of them at once. What the new mixers are made from is the
+student's own attention, which the stages before may have trained: its projections (`Mixer.from_attention`), and its inputs
+and outputs in the student, on which their constants and output scales are solved as `initialise` solves the first mixers'.
 
 The layers that are there already stay as they are. Stages after it know which ones are new (`layers: new`).
 """
@@ -19,6 +19,7 @@ from distill.text.windows import Calibration
 from students.config import Layout
 from students.converting import convert, further
 from students.mixers.mixer import Mixer
+from teachers.teacher import Teacher
 
 MADE_FROM = "(made from)"  # in the weight-transfer record
 
@@ -84,7 +85,9 @@ class Replace(Stage):
         join_types(self.student)
 
 
-def mixers_for(teacher, student: nn.Module, layout: Layout, options: Initialise.Options, calibration: Calibration):
+def mixers_for(
+    teacher: Teacher, student: nn.Module, layout: Layout, options: Initialise.Options, calibration: Calibration
+) -> dict[int, Mixer]:
     """Calibrated mixers for further layers of a student, which is left as it is.
 
     Returns:
