@@ -1,6 +1,6 @@
 """A student from a teacher: the skeleton's weights shared, mixers made from attention, and a record of every weight."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,17 @@ from distill.generation_config import inherited
 from distill.mixed_types import join_types
 from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
-from students.mixers.mixer import Shape
+from students.mixers.mixer import Mixer, Shape
 from students.mixers.transfer import Projections, Transfer
 from teachers.teacher import Teacher
 
 
-def attention_shapes(teacher: Teacher) -> Shapes:
-    """The teacher's attention in the numbers that mixers are made from; the weights' values are not looked at."""
-    return Shapes.of({layer: _shape(teacher, layer) for layer in range(teacher.n_layers)})
+def attention_shapes(teacher: Teacher, layers: Iterable[int] | None = None) -> Shapes:
+    """The teacher's attention in the numbers that mixers are made from; the weights' values are not looked at.
+
+    layers: those that are asked about; all of them by default.
+    """
+    return Shapes.of({layer: _shape(teacher, layer) for layer in (range(teacher.n_layers) if layers is None else layers)})
 
 
 def _shape(teacher: Teacher, layer: int) -> Shape:
@@ -122,6 +125,37 @@ def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
     for layer, mixer in mixers.items():
         _account(mixer, transfers[layer], layer)
     return dict(sorted(transfers.items()))
+
+
+def as_source(teacher: Teacher, student: nn.Module) -> Teacher:
+    """A student as what mixers are made from: the attention that it keeps is read, and watched, as a teacher's is."""
+    return Teacher(f"the student of {teacher.reference}", student, teacher.tokenizer, teacher.family)
+
+
+def further_mixers(
+    source: Teacher, layout: Layout, shapes: Shapes, layers: Sequence[int]
+) -> tuple[dict[int, Mixer], dict[int, Transfer]]:
+    """Mixers for further layers of a student, each made from its layer's attention as that is now; they stand nowhere yet.
+
+    Args:
+        source: see `as_source`. layout: what the student is to have. shapes: of all its attention.
+
+    Raises:
+        UserError: a mixer refuses its options.
+        RuntimeError: a mixer leaves a parameter of its own unaccounted for.
+    """
+    mixers, transfers = {}, {}
+    for layer in layers:
+        try:
+            with torch.device("meta"):
+                mixer = layout.make(layer, shapes.at(layer))
+        except ValueError as error:
+            raise UserError(f"layer {layer} of {source.reference}: {error}") from error
+        mixer.to_empty(device=source.device)
+        transfers[layer] = mixer.from_attention(_projections(source, layer))
+        _account(mixer, transfers[layer], layer)
+        mixers[layer] = mixer.requires_grad_(False).eval()
+    return mixers, transfers
 
 
 def _projections(teacher: Teacher, layer: int) -> Projections:

@@ -14,7 +14,6 @@ from rich.progress import Progress
 from rich.text import Text
 from torch import nn
 
-from distill.build import empty
 from distill.console import new_console
 from distill.errors import Interrupted, UserError, printable
 from distill.evaluation.baselines import twin_layout
@@ -30,6 +29,7 @@ from distill.runs.run_dir import alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.stages import StageEntry, key_of, stages_of
+from distill.stages.layouts import students_of
 from distill.stages.texts import text_of
 from distill.text.windows import Batch, Windows
 from distill.training.aside import Aside
@@ -105,12 +105,12 @@ def windows_of(session: Session, stages: set[int]) -> tuple[Windows, np.ndarray]
     its twin read, each once."""
     recipe = session.recipe
     fit = check_fit(recipe, session.teacher)
-    wanted = [reading for reading in readings(session, fit.student) if reading.entry.index in stages]
+    wanted = [reading for reading in readings(session, fit.students) if reading.entry.index in stages]
     if recipe.twin:
-        twin = twin_recipe(fit.recipe, fit.layout)
-        student = empty(session.teacher, twin_layout(fit.layout))
+        twin = twin_recipe(fit.recipe, fit.layout, fit.layouts)
+        students = students_of(twin, session.teacher, twin_layout(fit.layout), twin.name)
         names = {reading.entry.name for reading in wanted}
-        theirs = readings(session.with_recipe(twin), student)
+        theirs = readings(session.with_recipe(twin), students)
         wanted += [one for one in theirs if one.entry.name in names and one.windows is wanted[0].windows]
     places = np.concatenate([reading.places() for reading in wanted])
     return wanted[0].windows, places[np.sort(np.unique(places, return_index=True)[1])]

@@ -11,13 +11,23 @@ from distill.errors import printable
 from distill.footprint.table import remarks, stage_table
 from distill.planning import ASSUMED, BANDWIDTH, DIVIDED, Plan
 from distill.recipe import Recipe
+from distill.selection.checking import measured_stages
+from students.config import Layout
+from students.converting import further
 
 
 def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
     """Print a recipe's plan. place: where the recipe is."""
-    strip = [bold(c, "bold blue") if c in plan.layout.mixers else c for c in plan.layout.pattern]
     console.print(Text.assemble(bold(recipe.name), printable(f"  {place}")))
-    console.print(Text.assemble("layers   ", *strip, "   (A keeps the teacher's attention)"))
+    console.print(Text.assemble("layers   ", *_strip(plan.layout), "   (A keeps the teacher's attention)"))
+    before = plan.layout
+    for stage, layout in plan.replaced.items():
+        new, count = further(before, layout), len(layout.converted)
+        said = f"   {stage} converts {len(new)} more, {count} of {len(layout.pattern)} by then"
+        console.print(Text.assemble("         ", *_strip(layout), said))
+        before = layout
+    if chosen := ", ".join(dict.fromkeys(entry.options.scorer for entry in measured_stages(recipe))):
+        console.print(f"         which layers, the run chooses by {chosen} by then; shown are even ones", highlight=False)
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)
     if plan.selection:
@@ -89,6 +99,11 @@ def export_lines(exports: Mapping[str, dict]) -> Iterator[str]:
                 reasons.setdefault(why, []).append(engine)
         for why, engines in reasons.items():
             yield f"    not in {', '.join(engines)}: {why}"
+
+
+def _strip(layout: Layout) -> list:
+    """A layout's letters, its mixers standing out."""
+    return [bold(letter, "bold blue") if letter in layout.mixers else letter for letter in layout.pattern]
 
 
 def _size(count: int) -> str:

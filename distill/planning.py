@@ -28,7 +28,7 @@ from distill.training.checks import check_fit, check_here, check_session
 from distill.training.rehearsal import rehearse
 from distill.training.shares import bytes_of, share
 from distill.training.teaching import other_teacher
-from students.config import KEEP, Layout, Place
+from students.config import KEEP, Layout, Place, Shapes
 from students.state_size import limit, state_bytes, weight_bytes
 from teachers.checks import loading
 from teachers.families import Family, family_of
@@ -48,8 +48,9 @@ DIVIDED = {"student": MASTERS, "all": f"{MASTERS} and the teacher's layers"}
 
 @dataclass
 class Plan:
-    """The numbers of a plan. Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of a
-    teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
+    """The numbers of a plan. layout: the first one. replaced: by stage that converts further layers, what it leaves (even
+    layers, where the run chooses). Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of
+    a teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
     in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
     exports: for each target why it is `refused` (None where it is not), and then the first transformers that gets it right
@@ -74,6 +75,12 @@ class Plan:
     needs: dict[str, Need] = field(default_factory=dict)
     gpus: int = 1
     gpu_memory: float = GPU_MEMORY
+    replaced: dict[str, Layout] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Layout:
+        """The layout that the run ends with."""
+        return [self.layout, *self.replaced.values()][-1]
 
     def speed(self, device: str) -> float:
         """The FLOP/s assumed."""
@@ -105,20 +112,21 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     family, teacher = _skeleton(recipe, config)
     meta = Teacher(recipe.teacher, teacher, None, family)
     fit, selection = check_fit(recipe, meta), _selection(recipe, meta)
-    recipe, layout, student = fit.recipe, fit.layout, fit.student
+    recipe, student = fit.recipe, fit.student
     place, shapes = Place(family.layers, family.slot, family.documents), attention_shapes(meta)
     sizes = {"teacher": _parameters(teacher), "student": _parameters(student)}
     mixers = _parameters(nn.ModuleList(student.mixers.values()))
-    with torch.device("meta"):  # untied: a block that several layers share computes in each of them
-        used = sum(_parameters(layout.make(layer, shapes.at(layer))) for layer in layout.converted)
-    trained, tokens, training, flops = {}, {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
+    trained, tokens, training, replaced, flops = {}, {}, {}, {}, 2.0 * sizes["teacher"] * _selection_tokens(selection)
     for entry in stages_of(recipe):
         kind, options = entry.kind, entry.options
         key = entry.name if entry.name not in tokens else f"{entry.name} ({entry.index})"
-        trained[key], tokens[key], training[key] = kind.count(student, options), options.tokens, options
+        under = fit.students[entry.index]
+        trained[key], tokens[key], training[key] = kind.count(under, options), options.tokens, options
+        if kind.changes_layout:
+            replaced[key] = under.layout
         teaching = sizes["teacher"] if entry.runs_teacher else _other(recipe, entry)
-        flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
-    kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
+        flops += options.tokens * 2 * (teaching + 3 * _computing(under, shapes, kind.whole_student))
+    kept = students.build(config, Layout(KEEP * len(fit.layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
     weights = weight_bytes(kept), weight_bytes(student)
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
@@ -128,7 +136,8 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     shares = _shares(recipe, trained, held.itemsize * sizes["teacher"], gpus or 1, gpu_memory)
     divides = "none" if shares is None else shares["kind"]
     return Plan(
-        layout=layout,
+        layout=fit.layout,
+        replaced=replaced,
         teacher_parameters=sizes["teacher"],
         student_parameters=sizes["student"],
         trained=trained,
@@ -143,10 +152,20 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
         },
         selection=selection,
         shard=shares,
-        needs={} if gpus is None else needs_of(recipe, config, family, layout, sizes["teacher"], gpus, gpu_memory, divides),
+        needs={}
+        if gpus is None
+        else needs_of(recipe, config, family, fit.students, sizes["teacher"], gpus, gpu_memory, divides),
         gpus=gpus or 1,
         gpu_memory=gpu_memory,
     )
+
+
+def _computing(student: nn.Module, shapes: Shapes, whole: bool) -> int:
+    """Parameters that compute in a student's steps, those of its mixers alone or of all of it."""
+    layout = student.layout
+    with torch.device("meta"):  # untied: a block that several layers share computes in each of them
+        used = sum(_parameters(layout.make(layer, shapes.at(layer))) for layer in layout.converted)
+    return _parameters(student) - _parameters(nn.ModuleList(student.mixers.values())) + used if whole else used
 
 
 def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int, gib: float) -> dict | None:
@@ -178,8 +197,8 @@ def check_plan(plan: Plan, recipe: Recipe) -> Plan:
     check_session(session)
     smaller = f"the teacher's size (choose a smaller one){or_cpu(teacher.device)}"
     with enough_memory(f"checking {recipe.teacher}", smaller):
-        plan.identity = check_identity(teacher, plan.layout)
-        rehearse(recipe, teacher, build(teacher, plan.layout)[0])
+        plan.identity = check_identity(teacher, plan.last)
+        rehearse(recipe, teacher, build(teacher, plan.last)[0])
     return plan
 
 

@@ -47,19 +47,20 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)
-        self.layout, self.place, shapes = from_dict(config.distill)
+        self.layout, self.place, self.shapes = from_dict(config.distill)
         layers = self._layers()
         self.givers = self.layout.givers
         keys_of = {giver: giver for giver in self.givers.values()} | self.givers
         for index in self.layout.converted:
-            mixer = self.layout.make(index, shapes.at(index))
+            mixer = self.layout.make(index, self.shapes.at(index))
             slot = MixerSlot(mixer, index, self.place.documents, keys_of.get(index))
             setattr(layers[index], self.place.name, slot)
         mixers = self.mixers
         for owner, *others in self.layout.groups:
             for layer in others:
                 mixers[layer].tie(mixers[owner])
-        check_shared_keys(self.mixers, self.givers, shapes, self.place)
+        check_shared_keys(self.mixers, self.givers, self.shapes, self.place)
+        self.newest = self.layout.converted  # the layers that were converted last, see `converting`
         # transformers (5.17, 5.24) gives each model a set of its own in `post_init`, and reads it when weights are loaded.
         self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens

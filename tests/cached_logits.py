@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = distill.cache(recipe, out=Path(place) / "logits", top_k=MOST, console=Console(stderr=True))
         session = Session.open(recipe)
-        *heads, reading = readings(session, check_fit(recipe, session.teacher).student)
+        *heads, reading = readings(session, check_fit(recipe, session.teacher).students)
         start = start_of(session, heads)
         heldout, cache = session.heldout(recipe.evaluation.tokens), LogitCache(folder, "the cache")
         begun = fidelity(session.teacher, made(session, start, reading.entry, None, cache).student, heldout)["kl"]

@@ -22,7 +22,7 @@ from distill.benchmarks.measure import copied
 from distill.benchmarks.protocols import Protocol, protocol
 from distill.benchmarks.sizes import most_texts, sizes_of
 from distill.benchmarks.steps import random_teacher
-from distill.build import build, count_parameters, empty, layout_of
+from distill.build import build, count_parameters, empty
 from distill.errors import UserError
 from distill.evaluation.speed import (
     eager_rate,
@@ -39,6 +39,7 @@ from distill.memory import ran_out
 from distill.recipe import Recipe
 from distill.runs.run_dir import versions
 from distill.selection.resolution import even_recipe
+from distill.stages.layouts import first_layout, layouts_of
 from students.config import Layout
 from students.prompts import new_cache
 from students.state_size import limit
@@ -174,7 +175,8 @@ def _model(name: str, recipe: Recipe, device: torch.device) -> nn.Module:
 def _layout(recipe: Recipe, teacher: Teacher) -> Layout:
     if recipe.selects:  # nothing is measured here: an even layout of the same budget takes the same time
         recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
-    return layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
+    first = first_layout(recipe, teacher.n_layers, recipe.name)
+    return [first, *layouts_of(recipe, first, recipe.name)][-1]
 
 
 def _check(name: str, recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ from distill.recipe_file import check
 from distill.runs.run_dir import RunDir, versions
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
+from distill.stages import stages_of
 from distill.training.pipeline import Pipeline
 from students.config import KEEP
 from students.state_size import state_bytes
@@ -86,7 +87,9 @@ def of_layout(base: Recipe, name: str) -> Recipe:
     taken, pattern = itertools.cycle(letters), ""
     while not set(letters) <= set(pattern):  # a short pattern repeats until all are in
         pattern += "".join(KEEP if letter == KEEP else next(taken) for letter in base.pattern)
-    entries = base.model_dump(mode="json") | {"pattern": pattern, "mixers": mixers, "meta_tokens": meta_tokens}
+    kept = [base.stages[entry.index] for entry in stages_of(base) if not entry.kind.changes_layout]
+    layout = {"pattern": pattern, "mixers": mixers, "meta_tokens": meta_tokens, "stages": kept}
+    entries = base.model_dump(mode="json") | layout
     return check(entries | {"twin": False, "export": []}, f"{base.name}, {name}")
 
 

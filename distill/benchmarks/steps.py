@@ -124,7 +124,9 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     if recipe.teacher_dtype == "int8":
         teacher.quantise()
     fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
-    recipe, (student, _) = fit.recipe, build(teacher, fit.layout)
+    recipe, under = fit.recipe, fit.students[entry.index]
+    student, _ = build(teacher, under.layout)
+    student.newest = under.newest
     stage = entry.make(teacher, student)
     text = RandomText(entry.seq_len(recipe.data), teacher.config.vocab_size)
     batch, micro = entry.batch(recipe.data), entry.micro_batch(recipe.data)
@@ -136,7 +138,7 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     sharding = sharded(recipe, stage, accelerator)
     trainer = Trainer(stage, accelerator, text, 0, batch, micro, sharding)
     if entry.fits_itself(recipe.data):
-        fit_micro_batch(trainer, entry, recipe, None, fit.layout)
+        fit_micro_batch(trainer, entry, recipe, None, under.layout)
     with without(entry, teacher, student):
         for step in range(WARM):
             trainer.step(step)

@@ -5,7 +5,7 @@ window or a boundary between documents that mixers do not know of, a layer that 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.build import build
+from distill.build import as_source, attention_shapes, build
 from distill.compat import keep_layers, recompute_layers
 from distill.errors import UserError
 from distill.stages.nonfinite import first_nonfinite, told
@@ -23,6 +23,7 @@ from students.config import Layout, Shapes
 from students.entry import from_dict
 from students.kernels import backend
 from students.mixers import make_mixer
+from students.mixers.mixer import Shape
 from students.mixers.transfer import Projections
 from students.slot import MixerSlot
 from teachers.teacher import Teacher
@@ -96,6 +97,72 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
         "layers": {str(layer): error for layer, error in errors.items()},
         "seconds": round(time.monotonic() - began, 3),
     }
+
+
+@dataclass
+class Before:
+    """A student before some of its layers are converted, on the text of the check. logits: its own. plain: by layer, how far
+    plain attention in the place of the student's own is from it, as a share of its output."""
+
+    logits: Tensor
+    plain: dict[int, float]
+
+
+@torch.no_grad()
+def before_replacing(teacher: Teacher, student: nn.Module, layers: Sequence[int]) -> Before:
+    """What `check_replaced` compares with, from the student as it still is.
+
+    Raises:
+        UserError: plain attention in the place of a layer's own is not that attention, naming the layer.
+    """
+    source, batch, plain = as_source(teacher, student), _text(teacher), {}
+
+    def at_slot(layer: int, inputs: tuple, keywords: dict, out: Tensor) -> None:
+        if layer in layers:
+            shape = attention_shapes(source, [layer]).at(layer)
+            plain[layer] = _plain_error(source, shape, layer, inputs, keywords, out)
+
+    with _threads(teacher):
+        logits = _run(student, teacher, batch, {"document_ids": batch.documents}, at_slot).logits
+    allowed = _tolerance(teacher)
+    if wrong := [layer for layer in layers if not plain[layer] <= allowed]:
+        raise UserError(
+            f"layer {wrong[0]} of the student with plain attention in its place differs from the student's own by "
+            f"{plain[wrong[0]]:.2g} of its output, {allowed:.0e} is allowed: its mixer would start from another attention"
+        )
+    return Before(logits, plain)
+
+
+@torch.no_grad()
+def check_replaced(teacher: Teacher, student: nn.Module, taken: Mapping[int, nn.Module], before: Before) -> dict:
+    """Compare a student whose layers were converted, its attention put back for a moment, with what it was before.
+
+    Args:
+        taken: the attention modules that stood in the layers.
+
+    Returns:
+        the relative error of the logits ("logits"), and, by layer, of plain attention ("layers").
+
+    Raises:
+        UserError: something else of the student changed.
+    """
+    layers, name = student.get_submodule(student.place.layers), student.place.name
+    slots, batch = {layer: getattr(layers[layer], name) for layer in taken}, _text(teacher)
+    try:
+        for layer, attention in taken.items():
+            setattr(layers[layer], name, attention)
+        with _threads(teacher):
+            found = _run(student, teacher, batch, {"document_ids": batch.documents}, lambda *seen: None)
+    finally:
+        for layer, slot in slots.items():
+            setattr(layers[layer], name, slot)
+    logits, allowed = _error(found.logits, before.logits), _tolerance(teacher)
+    if not logits <= allowed:
+        raise UserError(
+            f"with the attention of layers {sorted(taken)} put back the student is not what it was before they were "
+            f"converted: its logits differ by {logits:.2g} of their size, {allowed:.0e} is allowed"
+        )
+    return {"logits": logits, "layers": {str(layer): error for layer, error in sorted(before.plain.items())}}
 
 
 def _check_finite(teacher: Teacher, batch: Batch, wanted: Pass) -> None:
@@ -175,13 +242,18 @@ def _attention_error(
     is from the teacher's; None where the layer is not converted."""
     if layer not in converted:
         return None
-    weights = teacher.attention_weights(layer)
+    return _plain_error(teacher, shapes.at(layer), layer, inputs, keywords, wanted.slots[layer])
+
+
+def _plain_error(source: Teacher, shape: Shape, layer: int, inputs: tuple, keywords: dict, wanted: Tensor) -> float:
+    """How far plain attention made from a layer's projections, called with these arguments, is from an output."""
+    weights = source.attention_weights(layer)
     with torch.device("meta"):
-        mixer = make_mixer("attention", shapes.at(layer), {})
-    mixer = mixer.to(weights.q.dtype).to_empty(device=teacher.device)
+        mixer = make_mixer("attention", shape, {})
+    mixer = mixer.to(weights.q.dtype).to_empty(device=source.device)
     mixer.from_attention(Projections(**vars(weights)))
     with backend("reference"):
-        return _error(MixerSlot(mixer, layer, teacher.family.documents)(*inputs, **keywords)[0], wanted.slots[layer])
+        return _error(MixerSlot(mixer, layer, source.family.documents)(*inputs, **keywords)[0], wanted)
 
 
 def _first_difference(wanted: Pass, found: Pass, allowed: float) -> str:

@@ -291,8 +291,19 @@ class Judgement(Record):
         return self
 
 
+class Unchanged(Record):
+    """How far a student is from itself before further layers of it were converted, see `identity.check_replaced`."""
+
+    logits: float
+    layers: Numbers
+
+
 class After(Record):
-    """What was measured after a stage: its own loss, and fidelity where it was asked for."""
+    """What was measured after a stage: its own loss, fidelity where it was asked for. Of one that converted further layers
+    also which, the layout that it left, and what else of the student changed."""
 
     probe: Numbers
     seconds: float
+    converted: list[Whole] | None = None
+    pattern: Annotated[str, Field(pattern="^[A-Z]+$")] | None = None
+    identity: Unchanged | None = None

@@ -71,7 +71,8 @@ class Footprint:
 class Shape:
     """What a footprint is of: a teacher's config and family, the student's layout, and how the run computes.
 
-    dtype: of the teacher's weights. gpu: as on a Hopper GPU, with Triton's kernels; else as on a CPU.
+    dtype: of the teacher's weights. newest: the layers that were converted last; all by default.
+    gpu: as on a Hopper GPU, with Triton's kernels; else as on a CPU.
     """
 
     config: PretrainedConfig
@@ -80,6 +81,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
     autocast: bool = True
     gpu: bool = True
+    newest: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, config: PretrainedConfig, family: Family, layout: Layout, gpu: bool = True) -> "Shape":
@@ -119,6 +121,7 @@ def _measured(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accum
         teacher = teacher_of("", shape.config, shape.family, shape.dtype)
         theirs = ledger.live
         student = student_of(teacher, shape.layout)
+        student.newest = student.newest if shape.newest is None else list(shape.newest)
         stage = entry.make(teacher, student)
         with _without_moves():
             stage.prepare()

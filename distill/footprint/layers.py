@@ -44,7 +44,7 @@ def extrapolated(shape: Deep, measure: Callable[[Deep], Sizes]) -> Sizes:
 
 
 def _kinds(shape: Deep) -> list[tuple]:
-    """What tells the layers of a model apart: letter, window, and the shapes of all that they hold."""
+    """What tells the layers of a model apart: letter, whether it came last, window, and the shapes of all that they hold."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(deepcopy(shape.config))
     teacher = Teacher("", model, None, shape.family)
@@ -52,9 +52,10 @@ def _kinds(shape: Deep) -> list[tuple]:
     layers = student.get_submodule(shape.family.layers)
     held = [tuple((name, tuple(part.shape)) for name, part in layer.named_parameters()) for layer in layers]
     rules = [teacher.logit_rules(layer) for layer in range(teacher.n_layers)]
+    newest = shape.layout.converted if shape.newest is None else shape.newest
     return [
-        (letter, rule.window, rule.rope, parts)
-        for letter, rule, parts in zip(shape.layout.pattern, rules, held, strict=True)
+        (letter, layer in newest, rule.window, rule.rope, parts)
+        for layer, (letter, rule, parts) in enumerate(zip(shape.layout.pattern, rules, held, strict=True))
     ]
 
 
@@ -80,4 +81,5 @@ def _with(shape: Deep, layers: list[int]) -> Deep:
     config.num_hidden_layers = len(layers)
     pattern = "".join(shape.layout.pattern[layer] for layer in layers)
     used = {letter: options for letter, options in shape.layout.mixers.items() if letter in pattern}
-    return replace(shape, config=config, layout=replace(shape.layout, pattern=pattern, mixers=used))
+    newest = None if shape.newest is None else tuple(n for n, layer in enumerate(layers) if layer in shape.newest)
+    return replace(shape, config=config, layout=replace(shape.layout, pattern=pattern, mixers=used), newest=newest)

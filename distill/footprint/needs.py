@@ -1,8 +1,10 @@
 """What a recipe's training stages need of GPUs: memory, time, and what to lower where they do not fit."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from distill.errors import reason_of
@@ -11,7 +13,6 @@ from distill.moments import EIGHT_BIT
 from distill.recipe import Recipe
 from distill.stages import StageEntry, stages_of
 from distill.stages.rates import rate_of
-from students.config import Layout
 from teachers.families import Family
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def needs_of(
     recipe: Recipe,
     config: PretrainedConfig,
     family: Family,
-    layout: Layout,
+    students: Sequence[nn.Module],
     parameters: int,
     gpus: int,
     gib: float,
@@ -52,14 +53,18 @@ def needs_of(
     """Each training stage's needs by its name, as plans name them.
 
     Args:
-        parameters: of the teacher. gpus: how many share a batch. gib: memory of one. divides: what they divide of stages
-            that train the student end to end: "none", "student" (masters, gradients and moments) or "all" (the teacher too).
+        students: the one under each stage. parameters: of the teacher. gpus: how many share a batch. gib: of
+            one. divides: what they divide of stages that train the student end to end: "none", "student" (masters, gradients
+            and moments) or "all" (the teacher too).
     """
-    shape, found, names = Shape.of(recipe, config, family, layout, gpu=recipe.device != "cpu"), {}, set()
+    found, names = {}, set()
     for entry in stages_of(recipe):
         key = entry.name if entry.name not in names else f"{entry.name} ({entry.index})"
         names.add(key)
         if entry.kind.trains:
+            under = students[entry.index]
+            shape = Shape.of(recipe, config, family, under.layout, gpu=recipe.device != "cpu")
+            shape = replace(shape, newest=tuple(under.newest))
             found[key] = _need(recipe, shape, entry, parameters, gpus, gib, divides)
     return found
 

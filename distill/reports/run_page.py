@@ -44,7 +44,7 @@ def run_page(folder: RunDir) -> str:
     said = f"{recipe.teacher} distilled into a hybrid. KL is in nats a token; ± is one standard error over documents."
     sections = [
         _headline(evaluations),
-        _layout(recipe, judged, folder.read("selection.json", {}).get("chosen")),
+        _layout(recipe, judged, folder.read("selection.json", {}).get("chosen"), evaluations.get("after", {})),
         _story(evaluations, evaluations_of(RunDir(folder.path / "twin"))),
         _losses(folder),
         _layers(evaluations),
@@ -98,11 +98,17 @@ def _headline(evaluations: Mapping) -> Section:
     return Section("headline", "Student, baselines, teacher", body, NOT_JUDGED)
 
 
-def _layout(recipe, judged: Mapping | None, chosen: Mapping | None) -> Section:
-    """chosen: what a selection of layers or heads found, where the recipe asked for one."""
+def _layout(recipe, judged: Mapping | None, chosen: Mapping | None, after: Mapping) -> Section:
+    """chosen: what a selection of layers or heads found, where the recipe asked for one. after: what was found after each
+    stage."""
     body = ""
     if judged:
         body = strip(judged["pattern"], recipe.mixers, kinds_of(recipe.mixers)) + meaning(judged["pattern"], recipe.mixers)
+    for key, found in after.items() if judged else ():
+        if found.get("converted") and found.get("identity"):
+            layers = ", ".join(map(str, found["converted"]))
+            off = f"with their attention put back the logits were off by {found['identity']['logits']:.1g}"
+            body += note(f"Stage {key} converted layers {layers}; {off}.")
     if judged and chosen:
         body += note(f"Selected by {chosen['by']}, in {chosen['cost']['seconds']:,.0f} s, before anything was trained:")
         body += printed(models_table(chosen["models"]))

@@ -49,10 +49,10 @@ END = "end"  # in the place of a step, where a stage is over
 class RunState:
     """Where a run stands. `stage` is the index of the stage, `step` the steps it has taken, `done` whether it is over.
 
-    window: the next window of the stage's training text. windows: of the texts and lengths that it does not read. changed:
-    names of the skeleton's parameters that stages have trained. seconds: what a running stage has taken so far, over all the
-    processes that took part in it. teacher, recipe: their fingerprints. processes: how many took its steps. digest: of
-    everything else here, as it was saved; of earlier versions' states it and `recipe` are empty, and `processes` is 0.
+    window: the next window of the stage's text. windows: of the texts and lengths that it does not read. changed: names of
+    the skeleton's parameters that stages have trained. seconds: what a running stage took so far, over all processes.
+    layouts: by index of stages that converted layers, what they left. teacher, recipe: their fingerprints. processes: how
+    many took its steps. digest: of all else here, as saved; earlier versions' states have none, and 0 `processes`.
     """
 
     stage: int
@@ -68,6 +68,7 @@ class RunState:
     recipe: str = ""
     processes: int = 0
     windows: dict[str, int] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
     digest: str = ""
 
     @property
@@ -77,7 +78,7 @@ class RunState:
 
     def hashed(self) -> str:
         """What its digest should be."""
-        left_out = {"digest"} | {name for name in ("processes", "windows") if not getattr(self, name)}
+        left_out = {"digest", *(name for name in ("processes", "windows", "layouts") if not getattr(self, name))}
         entries = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
@@ -105,6 +106,7 @@ class _Schema(Record):
     recipe: str = ""
     processes: Whole = 0
     windows: dict[str, Whole] = {}
+    layouts: dict[Annotated[str, Field(pattern=r"^\d{1,6}$")], Annotated[str, Field(pattern="^[A-Z]{1,1024}$")]] = {}
     digest: str = ""
 
 
@@ -289,10 +291,10 @@ def restore_student(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _all(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    found = [path for path in folder.glob("*-*-*") if PLACE.fullmatch(path.name) and os.path.lexists(path / "state.json")]
 
     def age(path: Path) -> tuple[int, float]:
         stage, _, step = path.name.split("-")
         return int(stage), math.inf if step == END else int(step)
 
+    found = [path for path in folder.glob("*-*-*") if PLACE.fullmatch(path.name) and os.path.lexists(path / "state.json")]
     return sorted(found, key=age)

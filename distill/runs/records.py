@@ -3,6 +3,7 @@
 They say what is read back. Entries that they do not name are kept as they are: later versions write more.
 """
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -223,3 +224,9 @@ SCHEMAS = {
     "row.json": (TypeAdapter(Row), AGAIN),
 }
 STEP = TypeAdapter(Step)
+OF_A_STAGE = re.compile(r"selection-\d+-\w+\.json")  # of layers that a stage converts
+
+
+def schema_of(name: str) -> tuple[TypeAdapter, str]:
+    """What a file of a run folder holds, and the fix where it does not."""
+    return SCHEMAS["selection.json" if OF_A_STAGE.fullmatch(name) else name]

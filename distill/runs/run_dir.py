@@ -23,7 +23,7 @@ from distill.disk import append_line, check_name, refuse_link, sweep, write_text
 from distill.errors import UserError, reason_of
 from distill.reading import read_json, read_lines, read_text
 from distill.recipe import Recipe, parse
-from distill.runs.records import SCHEMAS, STEP
+from distill.runs.records import STEP, schema_of
 from distill.stages import check_stages
 from distill.strict_json import dumps
 from distill.version import __version__
@@ -185,7 +185,7 @@ class RunDir:
             UserError: the file is damaged.
         """
         file = self.path / name
-        schema, fix = SCHEMAS[name]
+        schema, fix = schema_of(name)
         return read_json(file, schema, fix=fix) if os.path.lexists(file) else default
 
     def write(self, name: str, content: Any) -> None:

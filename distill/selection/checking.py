@@ -3,11 +3,13 @@
 from pydantic import ValidationError
 
 from distill.errors import UserError, nearest
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Selected
 from distill.schema import explain
 from distill.selection import SCORERS, scorer_class
 from distill.selection.options import Options, rest_of
 from distill.selection.periodic import check_periodic
+from distill.stages import StageEntry, key_of, stages_of
+from distill.stages.layouts import EVEN, later_letters
 from students.config import KEEP
 from teachers.teacher import Teacher
 
@@ -35,18 +37,64 @@ def selection_options(recipe: Recipe, where: str | None = None) -> Options:
     return options
 
 
+def replacing_options(recipe: Recipe, entry: StageEntry, where: str) -> Options:
+    """The options of the scorer by which a stage chooses the further layers that it converts, checked.
+
+    Raises:
+        UserError: naming the key, and the nearest valid one; a scorer that cannot rank layers of a student.
+    """
+    where, given = f"{where}: {key_of(recipe, entry)}.pattern", entry.options.pattern
+    name = given["by"]
+    if name not in SCORERS:
+        raise UserError(f"{where}.by: there is no scorer {name!r}; {nearest(name, [EVEN, *SCORERS])}")
+    if reason := scorer_class(name).teacher_alone:
+        raise UserError(f"{where}.by is {name!r}, which cannot choose layers of a student that has mixers: {reason}")
+    if "rest" in given:
+        raise UserError(f"{where}.rest is no option here: {key_of(recipe, entry)}.mixer names the letter of the layers")
+    schema = scorer_class(name).Options
+    try:
+        return schema(**given)
+    except ValidationError as error:
+        raise UserError(explain(error, where, schema)) from error
+
+
+def measured_stages(recipe: Recipe) -> list[StageEntry]:
+    """The stages that choose the layers they convert by a scorer."""
+    return [entry for entry in stages_of(recipe) if entry.kind.changes_layout and entry.options.scorer]
+
+
+def marked(recipe: Recipe) -> Recipe:
+    """The recipe, saying of layers that its stages choose by a scorer what that reads: in tables of the student that is
+    in-sample."""
+    before = [] if recipe.selected is None else [recipe.selected]
+    found = before + [
+        scorer_class(entry.options.scorer).selected_by(replacing_options(recipe, entry, recipe.name))
+        for entry in measured_stages(recipe)
+    ]
+    if found == before:
+        return recipe
+    by, families, tasks = (
+        list(dict.fromkeys(name for names in column for name in names))
+        for column in zip(*(([one.by], one.families, one.tasks) for one in found), strict=True)
+    )
+    return recipe.model_copy(update={"selected": Selected(by=", ".join(by), families=families, tasks=tasks)})
+
+
 def check_selection(recipe: Recipe, where: str) -> None:
-    """Refuse a `pattern` that asks for a selection that cannot be; nothing to do where the layout is written out.
+    """Refuse a `pattern` that asks for a selection that cannot be, the recipe's or that of a stage which converts further
+    layers; nothing to do where layouts are written out.
 
     Raises:
         UserError: naming the key, and the nearest valid one.
     """
     if recipe.selects:
         selection_options(recipe, where)
+    for entry in measured_stages(recipe):
+        replacing_options(recipe, entry, where)
 
 
-def check_lengths(recipe: Recipe, options: Options, teacher: Teacher) -> None:
-    """Refuse texts and windows of a selection that are longer than the teacher has positions for.
+def check_lengths(recipe: Recipe, options: Options, teacher: Teacher, key: str = "pattern") -> None:
+    """Refuse texts and windows of a selection that are longer than the teacher has positions for. key: of the options.
 
     Raises:
         UserError: naming the key and both lengths.
@@ -55,19 +103,20 @@ def check_lengths(recipe: Recipe, options: Options, teacher: Teacher) -> None:
     for name in ("length", "window"):
         if known is not None and (asked := getattr(options, name)) > known:
             raise UserError(
-                f"{recipe.name}: pattern.{name} is {asked}, but {teacher.reference} has positions for {known} tokens; make "
+                f"{recipe.name}: {key}.{name} is {asked}, but {teacher.reference} has positions for {known} tokens; make "
                 f"it {known} or less"
             )
 
 
 def _check_rest(recipe: Recipe, options: Options, where: str) -> None:
-    letters = sorted(recipe.mixers)
+    later = later_letters(recipe)
+    letters = sorted(set(recipe.mixers) - later) or sorted(recipe.mixers)
     if options.rest is None and len(letters) > 1:
         raise UserError(f"{where}.rest is missing: with mixers for {', '.join(letters)} it says which layers get which")
     rest = set(rest_of(recipe, options))
     if KEEP in rest:
         raise UserError(f"{where}.rest is {options.rest!r}; {KEEP} is the letter of the layers that are kept")
-    if unknown := sorted(rest - set(letters)):
+    if unknown := sorted(rest - set(recipe.mixers)):
         raise UserError(f"{where}.rest uses {unknown[0]!r}, but no mixer is given for it; there are {', '.join(letters)}")
     if unused := sorted(set(letters) - rest):
         raise UserError(f"a mixer is given for {unused[0]!r}, but {where}.rest ({options.rest!r}) does not use it")

@@ -25,7 +25,7 @@ from distill.output_head import head_of
 from distill.ranges import SHARE
 from distill.recipe import Selected
 from distill.schema import Count
-from distill.selection.measurer import FILE, Measurer
+from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of
 from distill.stages.stage import Rate
@@ -116,7 +116,7 @@ class Gates(Scorer):
         state = GateState.read(saved["gates"]) if "gates" in saved else GateState.new(measurer.layers)
         if {len(vector) for vector in (state.logits, state.first, state.second)} != {measurer.layers}:
             raise UserError(
-                f"{measurer.records.folder.path / FILE}: its gates are not those of {measurer.layers} layers; delete it "
+                f"{measurer.records.path}: its gates are not those of {measurer.layers} layers; delete it "
                 "to have it measured again"
             )
         return state, dict(saved.get("trained", {"tokens": 0, "seconds": 0.0}))

@@ -29,6 +29,7 @@ class RetrievalHeads(Scorer):
 
     Options = HeadOptions
     measures = ("recall",)
+    teacher_alone = "it chooses single heads of a teacher, and a stage converts whole layers"
 
     @classmethod
     def check(cls, recipe: Recipe, options: HeadOptions, where: str) -> None:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,21 +30,21 @@ class Records:
     """selection.json: `facts` (what the measurements depend on besides the recipe), `measured` by key and measure, what a
     scorer saves of its own, and in the end `chosen`."""
 
-    def __init__(self, folder: RunDir, facts: Mapping[str, str], writes: bool) -> None:
-        """writes: False for the processes of a run that only follow the first.
+    def __init__(self, folder: RunDir, facts: Mapping[str, str], writes: bool, file: str = FILE) -> None:
+        """writes: False for the processes of a run that only follow the first. file: in the folder.
 
         Raises:
             UserError: the file holds measurements of another teacher, recipe or text.
         """
-        self.folder, self.writes = folder, writes
-        self.content: dict[str, Any] = folder.read(FILE, {}) or {"facts": dict(facts)}
+        self.folder, self.writes, self.file = folder, writes, file
+        self.content: dict[str, Any] = folder.read(file, {}) or {"facts": dict(facts)}
         self.content = {"facts": {}, "measured": {}, **self.content}
         for name, value in facts.items():
             known = self.content["facts"].get(name, value if name == "recipe" else "")  # earlier versions left that one out
             chosen = name == MATERIAL and "chosen" in self.content  # a choice that was made stands
             if difference(known, value) and not chosen:
                 raise UserError(
-                    f"{folder.path / FILE}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
+                    f"{folder.path / file}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
                     "back, or start again with --fresh"
                 )
 
@@ -60,7 +61,12 @@ class Records:
         """Write further entries down, and everything again."""
         self.content.update(entries)
         if self.writes:
-            self.folder.write(FILE, self.content)
+            self.folder.write(self.file, self.content)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder.path / self.file
 
     @property
     def tokens(self) -> int:
@@ -195,7 +201,7 @@ class Measurer:
         with dividing(not self._apart):
             reasons = divided(range(shares()[1]), lambda index: self.stopper.due())
         if reason := next(filter(None, reasons), None):
-            raise Interrupted(f"{reason} while selecting; the same command goes on from {self.records.folder.path / FILE}")
+            raise Interrupted(f"{reason} while selecting; the same command goes on from {self.records.path}")
 
     def expect(self, keys: int) -> None:
         """So many measurements are about to come."""

@@ -9,6 +9,7 @@ from distill.evaluation.recall.families import FAMILIES
 from distill.ranges import LONGEST, MANY, Range, whole
 from distill.recipe import Recipe
 from distill.schema import Count, Schema
+from distill.stages.layouts import later_letters
 
 Whole = Annotated[int, whole(1, MANY)]
 Part = Annotated[float, Range(0, 1, above=True, below=True)]
@@ -55,7 +56,8 @@ class Options(Schema):
 
 def rest_of(recipe: Recipe, options: Options) -> str:
     """The letters of the layers that are not kept."""
-    return options.rest or next(iter(recipe.mixers))
+    later = later_letters(recipe)
+    return options.rest or next((letter for letter in recipe.mixers if letter not in later), next(iter(recipe.mixers)))
 
 
 def described(options: Options) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection import scorer_class
-from distill.selection.checking import selection_options
+from distill.selection.checking import marked, selection_options
 from distill.selection.measurer import MATERIAL, TEACHER, Measurer, Records
 from distill.selection.measures import tokens_of
 from distill.selection.options import Options, described, rest_of
 from distill.selection.periodic import best_interval
 from distill.selection.scorer import Choice, Ranked, Scorer
+from distill.stages.layouts import later_letters
 from students.config import KEEP
 
 READS = "words and held-out text that no table reads"  # earlier versions' measurements are of others: not to be mixed
@@ -55,7 +56,7 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
     options = selection_options(recipe)
     selected = scorer_class(options.by).selected_by(options)
     layout = {"pattern": chosen["pattern"], "mixers": chosen["mixers"], "selected": selected}
-    resolved = recipe.model_copy(update=layout)
+    resolved = marked(recipe.model_copy(update=layout))
     if accelerator.is_main_process:
         folder.resolve(resolved)
     return resolved, chosen
@@ -85,6 +86,16 @@ def cost_of(options: Options, layers: int, heads: int) -> tuple[int, int]:
 
 
 def _select(measurer: Measurer) -> dict[str, Any]:
+    options, layers = measurer.options, measurer.layers
+    found = chosen_by(measurer)
+    heads = found["heads"]
+    choice = Choice(found["layers"], None if heads is None else {int(layer): some for layer, some in heads.items()})
+    recipe = _with_layout(measurer.session.recipe, options, choice, layers)
+    return {**found, "pattern": recipe.pattern, "mixers": recipe.mixers}
+
+
+def chosen_by(measurer: Measurer) -> dict[str, Any]:
+    """What the measurer's scorer chooses among its layers: all of `chosen` (see `resolve`) but pattern and mixers."""
     options, layers, heads = measurer.options, measurer.layers, measurer.heads
     scorer = scorer_class(options.by)()
     even = scorer.even(options, layers, heads)  # before anything is measured: it refuses a budget that does not fit
@@ -99,13 +110,10 @@ def _select(measurer: Measurer) -> dict[str, Any]:
         choice, periodic = best_interval(scorer, measurer, ranking, free)
         models["free"] = scorer.measure(measurer, free, JUDGED)
     models |= {"chosen": scorer.measure(measurer, choice, JUDGED), "even": scorer.measure(measurer, even, JUDGED)}
-    recipe = _with_layout(measurer.session.recipe, options, choice, layers)
     records = measurer.records
     return {
         "by": options.by,
         "options": described(options),
-        "pattern": recipe.pattern,
-        "mixers": recipe.mixers,
         "layers": choice.layers,
         "heads": None if choice.heads is None else {str(layer): found for layer, found in choice.heads.items()},
         "ranking": [_entry(one, choice) for one in ranking],
@@ -143,7 +151,8 @@ def _with_layout(recipe: Recipe, options: Options, choice: Choice, layers: int) 
     for layer in range(layers):
         converted = layer - sum(kept < layer for kept in choice.layers)
         letters.append(KEEP if layer in choice.layers else rest[converted % len(rest)])
-    mixers = {letter: options for letter, options in recipe.mixers.items() if letter in letters}
+    used = {*letters, *later_letters(recipe)}
+    mixers = {letter: options for letter, options in recipe.mixers.items() if letter in used}
     if choice.heads is not None:
         mixers[rest] = {**mixers[rest], "keep": {str(layer): heads for layer, heads in choice.heads.items()}}
     return recipe.model_copy(update={"pattern": "".join(letters), "mixers": mixers})

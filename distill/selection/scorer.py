@@ -39,6 +39,7 @@ class Scorer:
     Options: ClassVar[type[Options]] = Options
     measures: ClassVar[tuple[str, ...]] = ()  # of each pass
     note: ClassVar[str] = ""  # what a reader of its ranking should know
+    teacher_alone: ClassVar[str] = ""  # why it cannot choose among the layers of a student that has mixers; empty if it can
 
     @classmethod
     def check(cls, recipe: Recipe, options: Options, where: str) -> None:

@@ -1,6 +1,7 @@
 """The table of stages, and a recipe's own stages by it. To add one: a file beside this one with a Stage and its Options,
 and one line here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -19,6 +20,7 @@ STAGES = {
     "orient": "distill.stages.orient:Orient",
     "align": "distill.stages.align:Align",
     "imitate": "distill.stages.imitate:Imitate",
+    "replace": "distill.stages.replace:Replace",
 }
 STEP = 2**26  # tokens of an optimizer step, four times what the largest trainings read
 TEXTS = ("plain",)  # forms of text that a recipe's data can have
@@ -156,15 +158,18 @@ def check_stages(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: stages must begin with {_named('first')}, which makes the mixers")
 
 
-def check_student(recipe: Recipe, student: nn.Module, where: str) -> None:
+def check_student(recipe: Recipe, students: Sequence[nn.Module], where: str) -> None:
     """Refuse a recipe that gives rates by role and leaves out one that a later stage will need, or whose stages' options
-    do not fit the student. Its weights may be on the meta device.
+    do not fit the student.
+
+    Args:
+        students: the student under each stage (`layouts.students_of`). Their weights may be on the meta device.
 
     Raises:
         UserError: naming the stage, and the role or the option.
     """
     entries = stages_of(recipe, where)
-    for entry in entries:
+    for entry, student in zip(entries, students, strict=True):
         try:
             entry.kind.check(student, entry.options, last=entry is entries[-1])
             for role in sorted(entry.kind.roles(student, entry.options)):

@@ -4,9 +4,14 @@ All layers see the same teacher pass and are independent; each layer's graph is 
 loss of a layer is |y - a|^2 over the mean |a|^2 of that layer, so layers count alike; its root is the relative L2 error.
 Every token of a document counts, in chats too: what mixers learn here is attention, whoever speaks.
 MOHAWK and RADLADS average unsquared norms of whole blocks' or mixers' outputs; the square keeps sums over tokens additive.
+
+After further layers were replaced it aligns the new ones alone, by default: the others were distilled with the student as a
+whole since, and to fit them to the teacher's layers once more, on the teacher's own inputs, would undo what they learned of
+each other.
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,25 +35,32 @@ class Align(Stage):
     )
 
     class Options(TrainingOptions):
-        """calibration_tokens: text that each layer's output power is measured on."""
+        """calibration_tokens: text that each layer's output power is measured on. layers: whose mixers are aligned; "new":
+        those that the last stage made which made any."""
 
         calibration_tokens: Count = 8192
+        layers: Literal["new", "all"] = "new"
 
     def __init__(self, teacher, student, options: "Align.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)
+        self.aligned = self.trained_layers(student, options)
         self.register_buffer("power", torch.ones(teacher.n_layers))
 
     @torch.no_grad()
     def begin(self, calibration: Calibration) -> None:
         total, tokens = torch.zeros_like(self.power), 0
         for batch in calibration(self.options.calibration_tokens):
-            for seen in self.teacher.observe(batch.ids, batch.positions, self.student.layout.converted):
+            for seen in self.teacher.observe(batch.ids, batch.positions, self.aligned):
                 total[seen.layer] += seen.output.float().square().sum()
             tokens += batch.tokens
         self.power.copy_(torch.where(total > 0, total / tokens, torch.ones_like(total)))
 
+    @classmethod
+    def probe_options(cls) -> "Align.Options":
+        return cls.Options(tokens=1, lr=1.0, layers="all")
+
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-        for seen, context in observed(self.teacher, self.student, batch, self.student.layout.converted):
+        for seen, context in observed(self.teacher, self.student, batch, self.aligned):
             y = self.student.mixers[seen.layer](seen.input, context)
             error = _mean((y.float() - seen.output.float()).square().sum(-1), batch)
             yield layer_name(seen.layer), error / self.power[seen.layer]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distill.output_head import head_of, wide_head, wide_logits
 from distill.ranges import SHARE, Range, whole
 from distill.schema import Schema
-from distill.stages import adapters
+from distill.stages import adapters, kept_attention
 from distill.stages.layer_states import recorded
 from distill.stages.masters import is_own, make_masters
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
@@ -61,8 +61,10 @@ class Imitate(Stage):
         folder of `distill cache`, in place of a teacher. ce: share of plain cross-entropy. hidden: weight of the relative
         squared error of the last hidden state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a
         mean over tokens; where somebody's is a sum, `clip` and AdamW's epsilon are meant for that. train: what learns beside
-        the mixers. lora: adapters, where train is "lora". activation_checkpointing: recompute layers in the backward pass,
-        for memory; "selective" keeps their matrix products and attention."""
+        the mixers. layers: whose mixers learn, "new" for those that the last stage made which made any. freeze: of kept
+        attention, what does not learn (see `kept_attention`). layer_decay: multiplies the rates of a layer once for every
+        layer above it (see `kept_attention`). lora: adapters, where train is "lora". activation_checkpointing: recompute
+        layers in the backward pass, for memory; "selective" keeps their matrix products and attention."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
@@ -73,6 +75,9 @@ class Imitate(Stage):
         hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
         train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
+        layers: Literal["new", "all"] = "all"
+        freeze: list[Literal["q", "k"]] = []
+        layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
         lora: Lora = Lora()
         activation_checkpointing: Recomputed = False
 
@@ -80,6 +85,15 @@ class Imitate(Stage):
         def _adapters_are_used(self):
             if "lora" in self.model_fields_set and self.train != "lora":
                 raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
+            return self
+
+        @model_validator(mode="after")
+        def _frozen_would_learn(self):
+            if self.freeze and self.train != "all":
+                raise ValueError(
+                    f"freeze is {self.freeze}, but train is {self.train!r}, which leaves the projections of kept attention "
+                    "as they are; leave freeze out, or set train: all"
+                )
             return self
 
         @model_validator(mode="after")
@@ -184,6 +198,7 @@ class Imitate(Stage):
 
     @classmethod
     def check(cls, student: nn.Module, options: "Imitate.Options", last: bool) -> None:
+        kept_attention.check(student, options.freeze)
         count = len(student.layout.pattern)
         if beyond := [layer for layer in options.hidden_layers if layer >= count]:
             raise ValueError(f"hidden_layers names layer {beyond[0]}, and the model has the layers 0 to {count - 1}")
@@ -199,10 +214,14 @@ class Imitate(Stage):
         return super().roles(student, options) | new | beside[options.train]
 
     def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
-        found, mixers, new = {}, mixer_parameters(self.student), meta_parameters(self.student)
-        for name, parameter in self.student.named_parameters():
+        student, found = self.student, {}
+        mixers, new = mixer_parameters(student, self.trained_layers(student, self.options)), meta_parameters(student)
+        still = {*mixer_parameters(student), *kept_attention.frozen(student, self.options.freeze)}
+        for name, parameter in student.named_parameters():
             if name in mixers:
                 found[name] = mixers[name]
+            elif name in still:
+                continue
             elif name in new:
                 found[name] = new[name]
             elif self.options.train == "lora":
@@ -216,13 +235,17 @@ class Imitate(Stage):
 
     @classmethod
     def count(cls, student: nn.Module, options: "Imitate.Options") -> int:
-        inside = mixer_parameters(student) | meta_parameters(student)
-        ours = sum(parameter.numel() for _, parameter in inside.values())
+        learning = mixer_parameters(student, cls.trained_layers(student, options)) | meta_parameters(student)
+        ours = sum(parameter.numel() for _, parameter in learning.values())
         if options.train == "lora":
             return ours + adapters.parameters_of(adapters.targets(student, options.lora.targets), options.lora.rank)
-        outside = {name: parameter for name, parameter in student.named_parameters() if name not in inside}
+        still = {*mixer_parameters(student), *meta_parameters(student), *kept_attention.frozen(student, options.freeze)}
+        outside = {name: parameter for name, parameter in student.named_parameters() if name not in still}
         kept = {"mixers": lambda name: False, "mixers+norms": _is_norm, "all": lambda name: True}[options.train]
         return ours + sum(parameter.numel() for name, parameter in outside.items() if kept(name))
+
+    def rate_factor(self, name: str) -> float:
+        return kept_attention.depth_factor(self.student, name, self.options.layer_decay)
 
     def changed(self, done: bool) -> set[str]:
         if done and self.options.lora.save == "merged" and self._targets:

@@ -8,6 +8,7 @@ squares. Taylor-Calibrate (arXiv 2606.16429) showed what such a start is worth: 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -31,6 +32,7 @@ class Initialise(Stage):
     first = True
     repeats = False
     records = True
+    whose = "teacher"  # outputs the scales are solved on, in the record
 
     class Options(StageOptions):
         """tokens: text to calibrate on. scales: solve the output scales. decay: keep half-lives "spread" over the heads, or
@@ -48,11 +50,12 @@ class Initialise(Stage):
             residuals = solve_scales(self.teacher, self.student, calibration(self.options.tokens))
             for layer, residual in residuals.items():
                 record = self.transfers[layer]
-                record.set("(output scales)", f"least squares on teacher outputs, {residual:.1%} of their power unexplained")
+                said = f"least squares on {self.whose} outputs, {residual:.1%} of their power unexplained"
+                record.set("(output scales)", said)
 
     @torch.no_grad()
     def _constants(self, calibration: Calibration) -> None:
-        batch, layers = next(iter(calibration(self.options.tokens))), self.student.layout.converted
+        batch, layers = next(iter(calibration(self.options.tokens))), list(self.student.mixers)
         normed = any(self.teacher.logit_rules(layer).norm for layer in layers)  # q, k and v of all layers take memory
         for seen in map(Observation.wide, self.teacher.observe(batch.ids, batch.positions, layers, qkv=normed)):
             mixer, record = self.student.mixers[seen.layer], self.transfers[seen.layer]
@@ -90,9 +93,10 @@ def half_lives(mixer: Mixer) -> Float[Tensor, " candidate"]:
 
 
 @torch.no_grad()
-def solve_scales(teacher, student, batches) -> dict[int, float]:
-    """Solve and set every mixer's output scales; the unexplained share of each layer's output."""
-    solvers = {layer: OutputScales(mixer) for layer, mixer in student.mixers.items()}
+def solve_scales(teacher, student, batches, layers: Sequence[int] | None = None) -> dict[int, float]:
+    """Solve and set the output scales of mixers, of all or of some layers; the unexplained share of each layer's output."""
+    chosen = student.mixers if layers is None else layers
+    solvers = {layer: OutputScales(student.mixers[layer]) for layer in chosen}
     for batch in batches:
         for seen, context in observed(teacher, student, batch, list(solvers), wide=True):
             solvers[seen.layer].add(seen.input, context, seen.output)

@@ -9,6 +9,7 @@ when it ends. A mixer with a window branch is fitted at the lags that the window
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -39,16 +40,19 @@ class Orient(Stage):
     )
 
     class Options(TrainingOptions):
-        """calibration_tokens: text for the output scales that are solved when the stage ends."""
+        """calibration_tokens: text for the output scales that are solved when the stage ends. layers: whose mixers are
+        oriented, "new" for those that the last stage made which made any (why, says align)."""
 
         calibration_tokens: Count = 8192
+        layers: Literal["new", "all"] = "new"
 
     def __init__(self, teacher, student, options: "Orient.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)
-        self.layers = [layer for layer, mixer in student.mixers.items() if mixer.orientable]
+        chosen = self.trained_layers(student, options)
+        self.oriented = [layer for layer in chosen if student.mixers[layer].orientable]
         self.register_buffer("alpha", torch.ones(teacher.n_layers, teacher.config.num_attention_heads))
         self.norms: dict[str, Tensor] = {}
-        skipped = sorted(set(student.mixers) - set(self.layers))
+        skipped = sorted(set(chosen) - set(self.oriented))
         if skipped:
             _log.info("orient skips layers %s: their mixers' matrices are not semiseparable", skipped)
 
@@ -60,7 +64,7 @@ class Orient(Stage):
         lost in the sums' rounding otherwise.
         """
         batch = next(iter(calibration(1)))
-        for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True, wide=True):
+        for seen, context in observed(self.teacher, self.student, batch, self.oriented, qkv=True, wide=True):
             mixer = self.student.mixers[seen.layer]
             heads, lag = mixer.oriented(), max(1, mixer.min_lag)
             self.alpha[seen.layer, heads] = 1.0
@@ -83,7 +87,7 @@ class Orient(Stage):
         return errors, power
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
-        for seen, context in observed(self.teacher, self.student, batch, self.layers, qkv=True):
+        for seen, context in observed(self.teacher, self.student, batch, self.oriented, qkv=True):
             error, power = self._error(seen, context)
             name = layer_name(seen.layer)
             self.norms[name] = error.detach().sqrt().mean()  # read once a step: reading waits for the GPU
@@ -93,22 +97,31 @@ class Orient(Stage):
         return batch.ids.shape[0]
 
     def finish(self, calibration: Calibration) -> None:
-        if self.layers:
-            solve_scales(self.teacher, self.student, calibration(self.options.calibration_tokens))
+        if self.oriented:
+            layers = self.trained_layers(self.student, self.options)
+            solve_scales(self.teacher, self.student, calibration(self.options.calibration_tokens), layers)
 
     def describe(self, loss: float) -> dict[str, float]:
         return {"mohawk_norm": float(sum(self.norms.values())) / max(len(self.norms), 1)}
 
     @classmethod
     def count(cls, student, options) -> int:
-        return sum(p.numel() for mixer in _orientable(student) for p in mixer.parameters())
+        return sum(p.numel() for mixer in cls._orientable(student, options) for p in mixer.parameters())
 
     @classmethod
     def roles(cls, student, options) -> set[str]:
-        return {role for mixer in _orientable(student) for role in mixer.roles().values()}
+        return {role for mixer in cls._orientable(student, options) for role in mixer.roles().values()}
+
+    @classmethod
+    def probe_options(cls) -> "Orient.Options":
+        return cls.Options(tokens=1, lr=1.0, layers="all")
+
+    @classmethod
+    def _orientable(cls, student, options) -> list[Mixer]:
+        return [mixer for layer in cls.trained_layers(student, options) if (mixer := student.mixers[layer]).orientable]
 
     def trained(self):
-        prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.layers)
+        prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.oriented)
         return {name: entry for name, entry in super().trained().items() if name.startswith(prefixes)}
 
     def _error(
@@ -144,7 +157,3 @@ class Orient(Stage):
 def _one_size(wanted: Float[Tensor, " h"], found: Float[Tensor, " h"]) -> Float[Tensor, " h"]:
     """What to multiply by so that squares sum to `wanted`; 1 where there is next to nothing to multiply."""
     return torch.where(found > TINY * wanted, (wanted / found.clamp_min(torch.finfo(found.dtype).tiny)).sqrt(), 1.0)
-
-
-def _orientable(student) -> list[Mixer]:
-    return [mixer for mixer in student.mixers.values() if mixer.orientable]

@@ -1,6 +1,6 @@
 """What a stage is: it draws losses from a batch, and knows which parameters they train. The trainer knows the rest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from distill.schema import Count, Schema
 from distill.stages.rates import Point
 from distill.stages.targets import Source, Targets
 from distill.text.windows import Batch, Calibration
+from students.config import Layout
 from students.mixers.mixer import Context
 from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Transfer
@@ -113,7 +114,8 @@ class Stage(nn.Module):
         for_twin        also trains the twin, which has the windows of the mixers alone; without, the stage that follows
                         gets its tokens there
         records         adds to the weight-transfer record
-        changes_layout  converts further layers; `reinstate` must be able to convert them again
+        changes_layout  converts further layers (its Options are `layouts.Further`); `reinstate` must be able to convert
+                        them again
         text            the form of text that it reads
         probed          its loss is measured on the probe batch, with every checkpoint and after every stage
         rates           how fast it trained where that was measured
@@ -200,18 +202,33 @@ class Stage(nn.Module):
         """
 
     @classmethod
+    def trained_layers(cls, student: nn.Module, options: StageOptions) -> list[int]:
+        """The layers whose mixers it trains: all, or, where its options say `layers: new`, those converted last."""
+        return list(student.newest if getattr(options, "layers", "all") == "new" else student.layout.converted)
+
+    @classmethod
     def count(cls, student: nn.Module, options: StageOptions) -> int:
-        """How many parameters it will train. By default those of the mixers."""
-        return sum(p.numel() for mixer in student.mixers.values() for p in mixer.parameters()) if cls.trains else 0
+        """How many parameters it will train. By default those of the mixers of its layers."""
+        mixers = [student.mixers[layer] for layer in cls.trained_layers(student, options)] if cls.trains else []
+        return sum(parameter.numel() for mixer in mixers for parameter in mixer.parameters())
 
     @classmethod
     def roles(cls, student: nn.Module, options: StageOptions) -> set[str]:
-        """The roles of what it will train, known before it is made. By default those of the mixers."""
-        return {role for mixer in student.mixers.values() for role in mixer.roles().values()} if cls.trains else set()
+        """The roles of what it will train, known before it is made. By default those of the mixers of its layers."""
+        mixers = [student.mixers[layer] for layer in cls.trained_layers(student, options)] if cls.trains else []
+        return {role for mixer in mixers for role in mixer.roles().values()}
 
     def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
-        """Name in the student, role and parameter of everything this stage trains. By default the mixers."""
-        return mixer_parameters(self.student)
+        """Name in the student, role and parameter of everything this stage trains. By default the mixers of its layers."""
+        return mixer_parameters(self.student, self.trained_layers(self.student, self.options))
+
+    def rate_factor(self, name: str) -> float:
+        """What multiplies the rate of a parameter's role, by its name in the student."""
+        return 1.0
+
+    def become(self, layout: Layout) -> None:
+        """Take the layout that the student is to have, before `begin` or `reinstate`; only where `changes_layout`."""
+        raise NotImplementedError
 
     def changed(self, done: bool) -> set[str]:
         """Names of the student's tensors outside its mixers that differ from the teacher's, during the stage or after."""
@@ -226,10 +243,12 @@ class Stage(nn.Module):
         return {}
 
 
-def mixer_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
-    """Name in the student, role and parameter of everything in the mixers."""
+def mixer_parameters(student: nn.Module, layers: Collection[int] | None = None) -> dict[str, tuple[str, nn.Parameter]]:
+    """Name in the student, role and parameter of everything in the mixers. layers: of these alone."""
     found = {}
     for layer, mixer in student.mixers.items():
+        if layers is not None and layer not in layers:
+            continue
         roles, prefix = mixer.roles(), student.mixer_prefix(layer)
         found.update({prefix + name: (roles[name], parameter) for name, parameter in mixer.named_parameters()})
     return found

@@ -1,5 +1,6 @@
 """Caches of logits as the stages of a run ask for them: which windows, of what, and whether a folder is that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,11 @@ class Reading:
         return self.windows.places(self.first, self.count)
 
 
-def readings(session: Session, student: nn.Module) -> list[Reading]:
-    """What each stage of the session's recipe reads: of a text in windows of one length, one after the other."""
+def readings(session: Session, students: Sequence[nn.Module]) -> list[Reading]:
+    """What each stage of the session's recipe reads: of a text in windows of one length, one after the other. students: the
+    one under each stage."""
     found, ends = [], {}
-    for entry in stages_of(session.recipe):
+    for entry, student in zip(stages_of(session.recipe), students, strict=True):
         key, windows = text_of(session.recipe, entry).key, session.windows_of(entry)
         found.append(Reading.of(session.recipe, entry, student, windows, ends.get(key, 0)))
         ends[key] = found[-1].first + found[-1].count

@@ -12,16 +12,18 @@ import torch
 from torch import nn
 
 from distill import moments, processes
-from distill.build import empty, layout_of
+from distill.build import empty
 from distill.errors import UserError
 from distill.exporters import check_exports
 from distill.memory import check_room_for
 from distill.recipe import Recipe
 from distill.runs.session import Session, check_device, check_length
-from distill.selection.checking import check_lengths, selection_options
+from distill.selection.checking import check_lengths, measured_stages, replacing_options, selection_options
+from distill.selection.present import numbered
 from distill.selection.resolution import cost_of, even_recipe
 from distill.selection.switched import check_stand_in
 from distill.stages import check_student, key_of, stages_of
+from distill.stages.layouts import first_layout, students_of
 from distill.stages.texts import own_sources
 from distill.text.files import files_of
 from distill.training import trackers
@@ -39,12 +41,18 @@ WINDOWS = ("window", "size")  # options of mixers, and of their window branches,
 
 @dataclass(frozen=True)
 class Fit:
-    """A recipe that fits its teacher. recipe: with its layout, an even one where the run is to select it. student: without
-    weights."""
+    """A recipe that fits its teacher. recipe: with its layout, an even one where the run is to select it. layout: the first
+    one. students: without weights, the one under each stage. student: the last of them."""
 
     recipe: Recipe
     layout: Layout
+    students: list[nn.Module]
     student: nn.Module
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """The layout under each stage."""
+        return [student.layout for student in self.students]
 
 
 def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) -> None:
@@ -132,14 +140,22 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
     given = recipe
     if recipe.selects:  # the layout is not known yet, but one like it is
         recipe = _even(recipe, teacher)
-    layout = layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, recipe.name, recipe.meta_tokens)
-    student = empty(teacher, layout)
+    layout = first_layout(recipe, teacher.n_layers, recipe.name)
+    students = students_of(recipe, teacher, layout, recipe.name)
+    student = students[-1] if students else empty(teacher, layout)
     _check_windows(given, teacher)
-    check_student(recipe, student, recipe.name)
+    check_student(recipe, students, recipe.name)
     check_other_teachers(recipe, teacher)
     check_exports(recipe, student.config)
-    check_twin(recipe, layout, teacher)
-    return Fit(recipe, layout, student)
+    fit = Fit(recipe, layout, students, student)
+    check_twin(recipe, layout, fit.layouts, teacher)
+    for entry in measured_stages(recipe):
+        key = f"{key_of(recipe, entry)}.pattern"
+        check_lengths(recipe, replacing_options(recipe, entry, recipe.name), teacher, key)
+        before = fit.layouts[entry.index - 1] if entry.index else layout
+        there = [layer for layer in range(teacher.n_layers) if layer not in before.converted]
+        numbered(recipe, entry, there, teacher.n_layers)
+    return fit
 
 
 def _even(recipe: Recipe, teacher: Teacher) -> Recipe:
@@ -184,8 +200,8 @@ def check_session(session: Session) -> Fit:
     """
     fit = check_fit(session.recipe, session.teacher)
     check_memory(session.recipe, fit, session.teacher.device)
-    check_teaching(session, fit.student)
-    if session.recipe.selects:
+    check_teaching(session, fit.students)
+    if session.recipe.selects or measured_stages(session.recipe):
         session.check_selection_text()
     return fit
 
@@ -201,7 +217,7 @@ def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
     mixers = sum(parameter.numel() for parameter in nn.ModuleList(fit.student.mixers.values()).parameters())
     check_room_for(FLOAT * mixers, device, f"{recipe.name}: the mixers", smaller)
     for entry in stages_of(recipe):
-        trained = entry.kind.count(fit.student, entry.options)
+        trained = entry.kind.count(fit.students[entry.index], entry.options)
         shares = processes.count() if entry.kind.whole_student and recipe.shard != "none" else 1
         less = f", or stages.{entry.name}.train=mixers" if getattr(entry.options, "train", "mixers") == "all" else ""
         check_room_for(

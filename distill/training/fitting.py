@@ -109,6 +109,7 @@ def _estimated(trainer: Trainer, entry: StageEntry, recipe: Recipe, layout, shar
     """The most windows whose footprint fits what is free; one where it cannot be worked out."""
     teacher, device = trainer.stage.teacher, trainer.accelerator.device
     shape = Shape.of(recipe, teacher.config, teacher.family, layout, device.type == "cuda")
+    shape = replace(shape, newest=tuple(trainer.stage.student.newest))
     length = trainer.windows.seq_len
     try:
         one, two = (footprint(shape, entry, length, count) for count in (1, 2))

@@ -1,7 +1,7 @@
 """AdamW over the parameters a stage trains, and the learning-rate schedules."""
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +13,33 @@ from distill.training.eight_bits import EightBitAdamW
 
 
 def make_optimizer(
-    trained: dict[str, tuple[str, nn.Parameter]], options: TrainingOptions, wide: Container[str] = ()
+    trained: dict[str, tuple[str, nn.Parameter]],
+    options: TrainingOptions,
+    wide: Container[str] = (),
+    factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.AdamW | EightBitAdamW:
-    """One group a role and decay; only matrices outside the mixers' new parameters decay. Parameters that processes divide
-    have groups of their own: AdamW's fused form takes either kind, not both at once.
+    """One group a role, factor and decay; only matrices outside the mixers' new parameters decay. Parameters that processes
+    divide have groups of their own: AdamW's fused form takes either kind, not both at once.
 
     Args:
-        wide: names of parameters whose moments stay float32 where the options ask for 8 bits.
+        wide: names of parameters whose moments stay float32 where the options ask for 8 bits. factor: of a parameter's rate,
+            by its name.
 
     Raises:
         ValueError: the recipe gives rates by role and leaves one out.
     """
-    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
-    for role, parameter in (trained[name] for name in sorted(trained)):
+    groups: dict[tuple[str, bool, bool, float], list[nn.Parameter]] = {}
+    for name, (role, parameter) in sorted(trained.items()):
         decays = role != "new" and parameter.dim() >= 2
-        groups.setdefault((role, decays, isinstance(parameter, DTensor)), []).append(parameter)
+        groups.setdefault((role, decays, isinstance(parameter, DTensor), factor(name)), []).append(parameter)
     entries = [
         {
             "params": parameters,
-            "lr": options.rate(role),
-            "peak": options.rate(role),
+            "lr": options.rate(role) * scaled,
+            "peak": options.rate(role) * scaled,
             "weight_decay": options.weight_decay if decays else 0.0,
         }
-        for (role, decays, _), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (role, decays, _, scaled), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     on_gpu = all(parameter.is_cuda for group in entries for parameter in group["params"])
     if options.optimizer == EIGHT_BIT:

@@ -9,7 +9,7 @@ from accelerate.utils import broadcast
 from rich.console import Console
 from rich.text import Text
 
-from distill.build import build, layout_of, recall_transfers, transfer_report
+from distill.build import build, recall_transfers, transfer_report
 from distill.console import bold
 from distill.division import dividing
 from distill.errors import Interrupted, UserError
@@ -31,6 +31,7 @@ from distill.training.beginning import begin_from, check_start, record_start
 from distill.training.caches import Reading
 from distill.training.fitting import fit_micro_batch
 from distill.training.positions import Positions
+from distill.training.replacing import Replacing
 from distill.training.saves import Saves
 from distill.training.shares import sharded
 from distill.training.stage_run import StageRun
@@ -49,7 +50,8 @@ class Pipeline:
         self.console, self.stopper = console, stopper
         self.recipe, self.teacher, self.accelerator = session.recipe, session.teacher, session.accelerator
         recipe, where = self.recipe, str(folder.path / "recipe.yaml")
-        self.layout = layout_of(recipe.pattern, recipe.mixers, self.teacher.n_layers, where, recipe.meta_tokens)
+        self.replacing = Replacing(session, folder, console, stopper, where)
+        self.layout = self.replacing.first
         self.student, self.transfers = build(self.teacher, self.layout)
         begun = begin_from(recipe, self.teacher, self.student, self.transfers) if recipe.student else set()
         self.stages = stages_of(recipe, where)
@@ -78,7 +80,7 @@ class Pipeline:
         """Each stage that is not over, begun or restored."""
         self.saves.check_run()
         check_start(self.recipe, self.folder, self.accelerator.is_main_process)
-        state = self.saves.resume(self._reinstate)
+        state = self.saves.resume(lambda state: self.replacing.reinstate(self.stages, state, self.student, self.transfers))
         if state is not None:  # what stages recorded before is in the file alone
             recall_transfers(self.student, self.transfers, self.folder.read("transfer.json", {}))
         elif self.accelerator.is_main_process:
@@ -102,11 +104,9 @@ class Pipeline:
         reading = Reading.of(self.recipe, entry, self.student, text, window)
         teach(self.session, self.folder, stage, reading, resumed=state is not None)
         stage.prepare()
-        if state is None:
-            with self.accelerator.autocast():
-                stage.begin(self.session.calibration(window, text))
-            self._agree(stage)
         this = StageRun(entry, stage, window, window + -(-entry.options.tokens // text.seq_len), began, text, others)
+        if state is None:
+            self._first_work(this)
         if stage.trains and stage.trained():
             sizes = entry.batch(data), entry.micro_batch(data)
             if state is not None:
@@ -115,7 +115,7 @@ class Pipeline:
             this.sharding = sharded(self.recipe, stage, self.accelerator)
             this.trainer = Trainer(stage, self.accelerator, text, window, *sizes, this.sharding)
             if entry.fits_itself(data):
-                found = fit_micro_batch(this.trainer, entry, self.recipe, self.folder, self.layout)
+                found = fit_micro_batch(this.trainer, entry, self.recipe, self.folder, self.student.layout)
                 self.console.print(f"  {found}", highlight=False)
             this.steps, this.next_window = this.trainer.steps, this.trainer.next_window
         if state is not None and this.trainer is not None:
@@ -123,6 +123,18 @@ class Pipeline:
             self.saves.restore_training(this.trainer)
         self.saves.restart_clock()
         return this
+
+    def _first_work(self, this: StageRun) -> None:
+        """The closed-form work that begins a stage; where it converts layers, also what shows that nothing else changed."""
+        entry, stage, calibration = this.entry, this.stage, self.session.calibration(this.window, this.text)
+        if entry.kind.changes_layout:
+            self.replacing.prepare(entry, stage, calibration)
+        with self.accelerator.autocast():
+            stage.begin(calibration)
+        if entry.kind.changes_layout:
+            this.found = self.replacing.check(entry, stage)
+            self.saves.follow_layout(self.replacing.left)
+        self._agree(stage)
 
     @contextmanager
     def _going(self, this: StageRun) -> Iterator[None]:
@@ -189,7 +201,7 @@ class Pipeline:
             measured["probe"] = finite(self.saves.measure_probe())
 
             def add(evaluations: dict) -> None:
-                found = {**measured, "seconds": round(seconds, 1)}
+                found = {**measured, **this.found, "seconds": round(seconds, 1)}
                 evaluations["after"] = {**evaluations.get("after", {}), entry.key: found}
 
             self.folder.change("evaluations.json", add)
@@ -218,12 +230,6 @@ class Pipeline:
             if last:
                 return {}
             raise self._went_wrong(f"{entry.name}, on held-out text", error) from error
-
-    def _reinstate(self, state: RunState) -> None:
-        """Give the student the modules that finished stages left in it."""
-        for entry in self.stages[: state.stage + state.done]:
-            if entry.kind.changes_layout or (state.done and entry.index == state.stage):
-                entry.make(self.teacher, self.student, self.transfers).reinstate()
 
     def _agree(self, stage: Stage) -> None:
         """Closed-form results of the first process to all: least squares may differ in their last bits, and only gradients

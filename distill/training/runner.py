@@ -27,6 +27,7 @@ from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
+from distill.selection.checking import marked
 from distill.selection.resolution import resolve, what_to_lower
 from distill.selection.tables import strip
 from distill.stages import adapters
@@ -37,8 +38,8 @@ from distill.training.checks import check_fit, check_here, check_session
 from distill.training.ending import STUDENT, Ending, files_in, judging, made, show_end, state_of, write_down
 from distill.training.pipeline import Pipeline
 from distill.training.rehearsal import rehearse, rehearse_report
+from distill.training.replacing import Replacing
 from distill.training.twin import twin_recipe
-from students.config import Layout
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Run:
     console: Console
     stopper: Stopper
     student: nn.Module | None = None
-    layout: Layout | None = None
+    replacing: Replacing | None = None
     twin_made: bool = False
 
     @cached_property
@@ -68,29 +69,36 @@ class Run:
     def choose_layout(self) -> None:
         """Where the recipe says how its layout is selected: do that, and go on with the recipe that says the layout."""
         recipe = self.session.recipe
-        if not recipe.selects:
-            return
-        with enough_memory("the selection", what_to_lower(self.session)):
-            resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
-        self.console.print(Text.assemble(f"  layout selected by {chosen['by']}: ", strip(resolved.pattern)))
-        self.session = self.session.with_recipe(resolved)
-        check_fit(resolved, self.session.teacher)
+        if recipe.selects:
+            with enough_memory("the selection", what_to_lower(self.session)):
+                resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
+            self.console.print(Text.assemble(f"  layout selected by {chosen['by']}: ", strip(resolved.pattern)))
+            self.session = self.session.with_recipe(resolved)
+            check_fit(resolved, self.session.teacher)
+        elif (found := marked(recipe)) is not recipe:
+            if self.main:
+                self.folder.resolve(found)
+            self.session = self.session.with_recipe(found)
 
     def next_student(self) -> Pipeline | None:
         """The student's way through its stages, then its twin's where the recipe asks for one, then None. Ask again when the
         last one is trained and saved."""
         if self.student is None:
             pipeline = Pipeline(self.session, self.folder, self.console, self.stopper)
-            self.student, self.layout = pipeline.student, pipeline.layout
+            self.student, self.replacing = pipeline.student, pipeline.replacing
             self._announce(pipeline)
             return pipeline
         if not self.session.recipe.twin or self.twin_made:
             return None
-        session = self.session.with_recipe(twin_recipe(self.session.recipe, self.layout))
+        session = self.session.with_recipe(self._twin_recipe())
         folder = RunDir.at(self.folder.path / "twin", session.recipe, fresh=False)
         self.console.print(Text.assemble("  ", bold("twin"), ": the same windows, trained alone"))
         self.twin_made = True
         return Pipeline(session, folder, self.console, self.stopper, every_stage=False)
+
+    def _twin_recipe(self) -> Recipe:
+        """The twin's, of the layouts that the student came to have."""
+        return twin_recipe(self.session.recipe, self.replacing.first, self.replacing.layouts)
 
     def conclude(self) -> None:
         """Judge every row, draw, write the report and the exports; of an earlier attempt only what is missing. All processes
@@ -115,16 +123,17 @@ class Run:
 
     def _announce(self, pipeline: Pipeline) -> None:
         """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
-        layout, accelerator = pipeline.layout, self.session.accelerator
+        layout, last, accelerator = pipeline.layout, pipeline.replacing.last, self.session.accelerator
         precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.console.print(
-            f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer "
-            f"({accelerator.device}, {precision})"
+            f"  teacher {pipeline.teacher.reference}: {len(layout.converted)} of {len(layout.pattern)} layers get a mixer"
+            + (f", and {len(last.converted)} by the end" if last != layout else "")
+            + f" ({accelerator.device}, {precision})"
         )
         with dividing():
             evaluations = first_decides(lambda: evaluations_of(self.folder))
         if "identity" not in evaluations and self.main:
-            found = check_identity(pipeline.teacher, layout)
+            found = check_identity(pipeline.teacher, last)
             self.folder.update("evaluations.json", identity=found)
         if self.main and (found := self.session.overlap) and suspicious(found):
             self.console.print(
@@ -137,8 +146,10 @@ class Run:
         if self.main:
             self._tell_of_long_chats()
         if self.main and checkpoint.latest(self.folder.checkpoints) is None:
-            rehearse(self.session.recipe, pipeline.teacher, pipeline.student)
-            rehearse_report(self.session, pipeline.student, self.folder)
+            final = pipeline.student if last == layout else build(pipeline.teacher, last)[0]
+            rehearse(self.session.recipe, pipeline.teacher, final)
+            rehearse_report(self.session, final, self.folder)
+            del final
         if pipeline.teacher.unquantised:
             self._tell_of_quantisation(evaluations)
         if "untrained" not in evaluations:

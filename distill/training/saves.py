@@ -43,6 +43,7 @@ class Saves:
         self.student, self.console = student, console
         self.teacher, self.accelerator = session.teacher, session.accelerator
         self.changed: set[str] = set(begun)
+        self.layouts: dict[str, str] = {}
         self.aside = Aside(self.teacher)
         self._probe_batch = session.probe_batch()
         self._last = time.monotonic()
@@ -93,6 +94,11 @@ class Saves:
             facts["teacher"] = known.get("teacher", word) if self.teacher.rounded else word
             self.folder.update("run.json", **facts, **({} if known else {"format": FORMAT, "versions": versions()}))
 
+    def follow_layout(self, left: dict[str, str]) -> None:
+        """Save from now on a student that has further mixers. left: see `Replacing`; what stood in their layers is gone."""
+        there = dict(self.student.named_parameters()) | dict(self.student.named_buffers())
+        self.layouts, self.changed = dict(left), self.changed & there.keys()
+
     # saving
 
     def due(self, step: int) -> bool:
@@ -117,7 +123,7 @@ class Saves:
         changed = self.changed if done else self.changed | this.changed
         about = self.teacher.fingerprint, self.recipe.fingerprint, self.accelerator.num_processes
         state = this.state(*about, done)
-        state.changed = sorted(changed)
+        state.changed, state.layouts = sorted(changed), self.layouts
         tensors, held = {"rng": random_states.random_tensors()}, {}
         if this.sharding or self.accelerator.is_main_process:
             state.probe = probed or finite(self.measure_probe(this.sharding))
@@ -158,6 +164,7 @@ class Saves:
         self.console.print(f"  going on after {'the end of' if state.done else f'step {state.step} of'} stage {state.name}")
         self._tell_of_processes(state)
         reinstate(state)
+        self.layouts = dict(state.layouts)
         if state.done:
             self.changed = set(state.changed)
             with checkpoint.whole(path):

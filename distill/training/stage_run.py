@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from distill.runs.checkpoint import RunState
 from distill.stages import StageEntry
@@ -19,7 +20,7 @@ class StageRun:
     the next stages of other texts and lengths begin, by their name. began: the monotonic time at which it
     would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
     taken so far. steps: all of them. changed: names outside the mixers of what its steps change. sharding: its parts, where
-    processes divide what it trains.
+    processes divide what it trains. found: what it did to the student's layout, for evaluations.json.
     """
 
     entry: StageEntry
@@ -34,6 +35,7 @@ class StageRun:
     steps: int = 0
     changed: set[str] = field(default_factory=set)
     sharding: Sharding | None = None
+    found: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -1,6 +1,8 @@
 """Where each stage of a run gets its next-token distributions from: opened when the stage begins, checked before anything is
 made. The run's own teacher, another one, or a cache of logits; see `distill.stages.targets`."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from distill.errors import UserError
@@ -27,16 +29,16 @@ def other_teacher(recipe: Recipe, reference: str) -> Recipe:
 # what a run refuses
 
 
-def check_teaching(session: Session, student: nn.Module) -> None:
+def check_teaching(session: Session, students: Sequence[nn.Module]) -> None:
     """Refuse caches of another tokenizer, text or teacher, or with too few windows, and teachers of another vocabulary.
 
     Args:
-        student: its weights may be on the meta device.
+        students: the one under each stage; their weights may be on the meta device.
 
     Raises:
         UserError: naming the stage's key, what differs and the fix.
     """
-    for reading in readings(session, student):
+    for reading in readings(session, students):
         source = reading.entry.source
         if source is not None and source.offline is not None:
             open_cache(session, reading)

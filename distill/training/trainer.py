@@ -62,7 +62,8 @@ class Trainer:
         self.parameters: dict[str, nn.Parameter] = {name: entry[1] for name, entry in stage.trained().items()}
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer = make_optimizer(stage.trained(), stage.options, wide_names(stage.student, self.parameters))
+        wide = wide_names(stage.student, self.parameters)
+        self.optimizer = make_optimizer(stage.trained(), stage.options, wide, stage.rate_factor)
         self.stepping = Stepping(stage, accelerator.mixed_precision != "no", stage.options.compile)
 
     @property

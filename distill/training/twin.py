@@ -3,7 +3,8 @@
 What a student gains over its twin, it owes to its states; see `evaluation.baselines`.
 """
 
-from distill.build import empty
+from collections.abc import Sequence
+
 from distill.errors import UserError
 from distill.evaluation.baselines import has_window_branch, twin_layout, window_layout
 from distill.evaluation.stored import evaluations_of
@@ -11,12 +12,16 @@ from distill.evaluation.suites import suite_of_run
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.stages import check_student, stages_of
+from distill.stages.layouts import students_of
 from students.config import Layout
 from teachers.teacher import Teacher
 
 
-def check_twin(recipe: Recipe, layout: Layout, teacher: Teacher) -> None:
+def check_twin(recipe: Recipe, layout: Layout, layouts: Sequence[Layout], teacher: Teacher) -> None:
     """Refuse a twin that cannot be, where the recipe asks for one. The teacher's weights may be on the meta device.
+
+    Args:
+        layout: the first one. layouts: the one under each stage.
 
     Raises:
         UserError: naming the recipe and what does not fit.
@@ -26,15 +31,20 @@ def check_twin(recipe: Recipe, layout: Layout, teacher: Teacher) -> None:
             f"{recipe.name}: twin: true trains windows that are made from the teacher's attention, and this run starts from "
             f"the student {recipe.student}; leave one of them out"
         )
-    if recipe.twin and not has_window_branch(layout):
+    if recipe.twin and not has_window_branch(layouts[-1]):
         raise UserError(f"{recipe.name}: twin: true needs mixers with a window branch; this layout has none")
     if recipe.twin:
-        check_student(twin_recipe(recipe, layout), empty(teacher, twin_layout(layout)), f"{recipe.name} (twin)")
+        twin, where = twin_recipe(recipe, layout, layouts), f"{recipe.name} (twin)"
+        check_student(twin, students_of(twin, teacher, twin_layout(layout), where), where)
 
 
-def twin_recipe(recipe: Recipe, layout: Layout) -> Recipe:
-    """The same training for the same layout with the windows alone; what a stage that a twin has no use for would read
-    goes to the stage after it."""
+def twin_recipe(recipe: Recipe, layout: Layout, layouts: Sequence[Layout] = ()) -> Recipe:
+    """The same training for the same layouts with the windows alone; what a stage that a twin has no use for would read
+    goes to the stage after it.
+
+    Args:
+        layout: the student's first one. layouts: the one under each stage, where some convert further layers.
+    """
     stages, spare = [], 0
     for entry in stages_of(recipe):
         if not entry.kind.for_twin:
@@ -43,8 +53,11 @@ def twin_recipe(recipe: Recipe, layout: Layout) -> Recipe:
         given = dict(recipe.stages[entry.index][entry.name])
         if spare and entry.kind.trains:
             given["tokens"], spare = entry.options.tokens + spare, 0
+        if entry.kind.changes_layout:  # the layers that the student's stage chose
+            given = {name: value for name, value in given.items() if name not in ("layers", "mixer")}
+            given["pattern"] = layouts[entry.index].pattern
         stages.append({entry.name: given})
-    mixers = twin_layout(layout).mixers
+    mixers = twin_layout(layouts[-1] if layouts else layout).mixers
     return recipe.model_copy(update={"mixers": mixers, "stages": stages, "twin": False, "export": [], "selected": None})
 
 
@@ -61,7 +74,8 @@ def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, d
 
     found = evaluations_of(folder)
     known = {"student": last(found)}
-    if twin_layout(layout) == window_layout(layout) and "untrained" in found:
+    first = (recipe.pattern * len(layout.pattern))[: len(layout.pattern)]  # what was measured before any stage
+    if first == layout.pattern and twin_layout(layout) == window_layout(layout) and "untrained" in found:
         known["window_layout"] = {"fidelity": found["untrained"]}
     twin = folder.path / "twin"
     return {**known, "twin": last(evaluations_of(RunDir(twin)))} if twin.exists() else known

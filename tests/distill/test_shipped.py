@@ -10,6 +10,7 @@ from distill.build import layout_of
 from distill.recipe_file import load
 from distill.shipped import shipped_folder
 from distill.stages import stages_of
+from distill.stages.layouts import first_layout, layouts_of
 
 README = (shipped_folder() / "README.md").read_text()
 CONFIGS = sorted(path.stem for path in (shipped_folder() / "configs").glob("*.json"))
@@ -100,8 +101,35 @@ def stage_of(recipe, name):
     return next(entry.options for entry in stages_of(load(recipe)) if entry.name == name)
 
 
-def test_the_mamba_in_the_llama_trains_as_its_authors_code_does():
-    options, data = stage_of("llama-3-8b_mamba-in-llama", "imitate"), load("llama-3-8b_mamba-in-llama").data
+def converted(name, layers):
+    """The layers that are converted under each stage of a recipe."""
+    recipe = load(name)
+    return [layout.converted for layout in layouts_of(recipe, first_layout(recipe, layers, name), name)]
+
+
+def test_the_mamba_in_the_llama_replaces_layers_as_its_authors_do():
+    """Every fourth layer, the even ones, then all but every fourth and every eighth."""
+    found = converted("llama-3-8b_mamba-in-llama", 32)
+    steps = [found[place] for place in range(len(found)) if place == 0 or found[place] != found[place - 1]]
+    fourth, eighth = ([layer for layer in range(32) if layer % every != every - 1] for every in (4, 8))
+    assert steps == [list(range(0, 32, 4)), list(range(0, 32, 2)), fourth, eighth]
+    names = [entry.name for entry in stages_of(load("llama-3-8b_mamba-in-llama"))]
+    assert names == ["initialise", "align", "imitate"] + 3 * ["replace", "align", "imitate"]
+
+
+def test_the_small_mamba_in_llama_goes_from_half_to_a_quarter():
+    found = converted("smollm2-135m_mamba-in-llama", 30)
+    assert found[0] == list(range(0, 30, 2)) and len(found[2]) == 15
+    assert [layer for layer in range(30) if layer not in found[-1]] == [1, 3, 7, 11, 15, 19, 23, 27]
+    last = stages_of(load("smollm2-135m_mamba-in-llama"))[-1].options
+    assert last.freeze == ["q", "k"] and last.train == "all"
+
+
+@pytest.mark.parametrize(("which", "warm"), [(0, 1500), (1, 500), (2, 500), (3, 500)])
+def test_the_mamba_in_the_llama_trains_as_its_authors_code_does(which, warm):
+    recipe = load("llama-3-8b_mamba-in-llama")
+    options, data = [entry.options for entry in stages_of(recipe) if entry.name == "imitate"][which], recipe.data
+    assert options.layers == "all"
     assert options.scale * options.ce == pytest.approx(1.0, rel=1e-3)  # cross-entropy, a mean over tokens
     assert options.scale * (1 - options.ce) == pytest.approx(
         0.1 * data.seq_len, rel=1e-3
@@ -109,7 +137,7 @@ def test_the_mamba_in_the_llama_trains_as_its_authors_code_does():
     assert (options.lr, options.betas, options.clip, options.weight_decay) == (8e-5, (0.9, 0.98), 0.1, 0.0)
     assert options.train == "mixers" and (options.schedule, options.final) == ("cosine", 0.0)
     steps = options.tokens / (data.batch * data.seq_len)
-    assert data.batch == 64 and round(options.warmup * steps) == pytest.approx(500, abs=5)
+    assert data.batch == 64 and round(options.warmup * steps) == pytest.approx(warm, abs=5)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ KEYS = {
     "stages.3.imitate.temperature": ([0.0, -0.0, 1e-9, 1e9, math.nan], "number from 0.001 to 1,000"),
     "stages.3.imitate.ce": ([-0.5, 1.5, math.nan], "number from 0 to 1"),
     "stages.3.imitate.hidden": ([-1.0, math.inf, 1e30], "number from 0 to 1,000,000"),
+    "stages.3.imitate.layer_decay": ([0.0, 1.5, -1.0, math.nan], "number above 0 up to 1"),
     "stages.3.imitate.scale": ([0.0, math.nan, 1e30], "number above 0 up to 1,000,000,000"),
     "stages.3.imitate.lora.rank": ([0, 10**6], "whole number from 1 to 65,536"),
     "stages.3.imitate.lora.alpha": ([0.0, math.nan, 1e9], "number above 0 up to 1,000,000"),

@@ -1,0 +1,162 @@
+"""Layers chosen on a student as it is: which of those that still have attention stay, for stages that convert further ones.
+
+A scorer sees the layers with attention alone, numbered from 0; those that are converted already stay as they are in every
+model that it measures. What stands in for a layer's attention is made of the student's own, as it is now.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from torch import nn
+
+from distill.build import as_source, attention_shapes, further_mixers
+from distill.errors import UserError
+from distill.mixed_types import join_types
+from distill.recipe import Recipe
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.runs.stopper import Stopper
+from distill.selection.checking import replacing_options
+from distill.selection.measurer import MATERIAL, Measurer, Records
+from distill.selection.options import Options
+from distill.selection.resolution import READS, chosen_by
+from distill.selection.switched import STAND_IN, Switch, Switched, untrained
+from distill.stages import StageEntry, key_of
+from distill.stages.replace import mixers_for
+from distill.text.windows import Calibration
+from students.config import Layout
+from students.mixers.mixer import Mixer
+from students.slot import MixerSlot
+
+
+def choose_layers(
+    session: Session,
+    folder: RunDir,
+    entry: StageEntry,
+    student: nn.Module,
+    calibration: Calibration,
+    console: Console,
+    stopper: Stopper,
+) -> list[int]:
+    """The layers of a student that stay attention, as a stage's scorer has them; every measurement is kept in the folder.
+
+    Args:
+        calibration: text for stand-ins that are the recipe's mixers.
+
+    Raises:
+        UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
+        Interrupted: stopped early, with everything measured kept.
+    """
+    recipe, accelerator = session.recipe, session.accelerator
+    facts = {
+        "recipe": recipe.fingerprint,
+        "teacher": session.teacher.fingerprint,
+        "heldout_text": session.heldout_windows.meta.sha256,
+        MATERIAL: READS,
+    }
+    file = f"selection-{entry.key}.json"
+    records = Records(folder, facts, accelerator.is_main_process, file)
+    accelerator.wait_for_everyone()
+    chosen = records.content.get("chosen")
+    if chosen is None:
+        there = [layer for layer in range(len(student.layout.pattern)) if layer not in student.layout.converted]
+        options = numbered(recipe, entry, there, len(student.layout.pattern))
+        with stopper.listening(), _switchable(session, entry, student, there, options, calibration) as switched:
+            measurer = PresentMeasurer(session, options, records, console, stopper)
+            measurer.layers, measurer.switched = len(there), switched
+            found = chosen_by(measurer)
+        chosen = _named(found, there, recipe, entry, student.layout)
+        chosen = broadcast_object_list([chosen])[0] if accelerator.num_processes > 1 else chosen
+        records.save(chosen=chosen)
+    console.print(f"  layers chosen by {chosen['by']}: {chosen['pattern']}", highlight=False)
+    return chosen["layers"]
+
+
+class PresentMeasurer(Measurer):
+    """Measures models of a student whose kept layers can be switched, numbered from 0."""
+
+    layers: int = 0
+
+    @cached_property
+    def switched(self) -> Switched:
+        """The switched student, which whoever made this has put here."""
+        raise NotImplementedError
+
+
+def numbered(recipe: Recipe, entry: StageEntry, there: Sequence[int], depth: int) -> Options:
+    """A stage's options of its scorer, for the layers that have attention, numbered from 0.
+
+    Raises:
+        UserError: a budget that does not fit them, or a protected layer that is none of them.
+    """
+    key = f"{recipe.name}: {key_of(recipe, entry)}.pattern"
+    options, count = replacing_options(recipe, entry, recipe.name), entry.options.kept(depth)
+    given = options.protect if "protect" in options.model_fields_set else [one for one in options.protect if one in there]
+    if wrong := [layer for layer in given if layer not in there]:
+        raise UserError(f"{key}.protect names layer {wrong[0]}, and the layers with attention are {list(there)}")
+    if not max(1, len(given)) <= count < len(there):
+        raise UserError(
+            f"{key}.keep is {options.keep}, {count} of {depth} layers; {len(there)} have attention by then and {len(given)} "
+            f"of them are protected ({given}); keep from {max(1, len(given))} to {len(there) - 1}"
+        )
+    return options.model_copy(update={"keep": count, "protect": [list(there).index(layer) for layer in given]})
+
+
+@contextmanager
+def _switchable(
+    session: Session,
+    entry: StageEntry,
+    student: nn.Module,
+    there: Sequence[int],
+    options: Options,
+    calibration: Calibration,
+) -> Iterator["Switchable"]:
+    """The student with a switch in every layer that has attention; as it was when the block ends."""
+    layout, place = student.layout, student.place
+    with session.accelerator.autocast():
+        if options.stand_in == "mixer":
+            everywhere = entry.options.after(layout, session.recipe.mixers, [])
+            mixers = mixers_for(session.teacher, student, everywhere, entry.options, calibration)
+        else:
+            source = as_source(session.teacher, student)
+            everywhere = Layout(STAND_IN * len(layout.pattern), {STAND_IN: untrained(options)})
+            mixers, _ = further_mixers(source, everywhere, attention_shapes(source, there), there)
+    inside = student.get_submodule(place.layers)
+    attentions = [getattr(inside[layer], place.name) for layer in there]
+    try:
+        yield Switchable(student, there, attentions, mixers)
+    finally:
+        for layer, attention in zip(there, attentions, strict=True):
+            setattr(inside[layer], place.name, attention)
+        student.layout = layout
+        join_types(student)
+
+
+class Switchable(Switched):
+    """A student of switches, one in each of some layers, which are numbered from 0."""
+
+    def __init__(
+        self, student: nn.Module, layers: Sequence[int], attentions: Sequence[nn.Module], mixers: dict[int, Mixer]
+    ) -> None:
+        self.model, self.switches, place = student, [], student.place
+        inside = student.get_submodule(place.layers)
+        for layer, attention in zip(layers, attentions, strict=True):
+            slot = MixerSlot(mixers[layer], layer, place.documents)
+            self.switches.append(Switch(attention, slot.train(student.training)))
+            setattr(inside[layer], place.name, self.switches[-1])
+        whole = STAND_IN * len(student.layout.pattern)
+        student.layout = Layout(whole, {STAND_IN: {"mixer": "attention"}})  # as one that no cache serves
+        self.model.requires_grad_(False)
+        join_types(student)
+
+
+def _named(found: dict[str, Any], there: Sequence[int], recipe: Recipe, entry: StageEntry, before: Layout) -> dict[str, Any]:
+    """What a scorer found, its layers by their own numbers."""
+    stay = [there[number] for number in found["layers"]]
+    after = entry.options.after(before, recipe.mixers, stay)
+    ranking = [{**one, "name": str(there[int(one["name"])])} for one in found["ranking"]]
+    return {**found, "layers": stay, "ranking": ranking, "pattern": after.pattern, "mixers": after.mixers}

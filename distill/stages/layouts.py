@@ -1,0 +1,219 @@
+"""A run's layouts: the first one by its recipe's pattern, and those that stages leave which convert further layers.
+
+A stage that has the run choose its layers is planned and checked with evenly spread ones, see `Further.even`.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from distill.build import empty, layout_of
+from distill.errors import UserError
+from distill.ranges import MANY, whole
+from distill.recipe import Recipe
+from distill.schema import Letter, Schema
+from distill.stages import StageEntry, key_of, stages_of
+from students.config import KEEP, Layout
+from students.converting import further
+from teachers.teacher import Teacher
+
+EVEN = "even"  # the way to choose layers that measures nothing
+
+
+class Further(Schema):
+    """Which layers a stage converts, and to what; mixed into the options of stages that convert any.
+
+    layers: their numbers. pattern: in place of them, the layout that it leaves, letters that repeat over depth; or how many
+    layers stay attention and how they are chosen among those that are: {keep: 8 or a share of all, by: even}, or by a scorer
+    of `distill select`, with its options, on the student as it is by then. Without either, half of the attention that is
+    there stays, evenly spread. mixer: the letter of the recipe's `mixers` that the layers get; may be left out where there
+    is one, or where pattern is letters.
+    """
+
+    layers: Annotated[list[Annotated[int, whole(0, MANY)]], Field(min_length=1)] | None = None
+    pattern: str | dict[str, Any] | None = None
+    mixer: Letter | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_is_one(cls, pattern):
+        if isinstance(pattern, dict):
+            if not isinstance(pattern.get("by"), str):
+                raise ValueError("it says not `by` what the layers are chosen; by: even spreads them")
+            if "keep" not in pattern:
+                raise ValueError("it says not how many layers `keep` their attention")
+            if pattern["by"] == EVEN and (unknown := sorted(set(pattern) - {"by", "keep"})):
+                raise ValueError(f"by: even takes keep alone, not {unknown[0]!r}")
+            keep = pattern["keep"]
+            count = isinstance(keep, int) and not isinstance(keep, bool) and 0 <= keep <= MANY
+            if not count and not (isinstance(keep, float) and 0 < keep < 1):
+                raise ValueError(f"keep is {keep!r}; it should be a number of layers, or a share of them between 0 and 1")
+        elif pattern is not None and not (pattern.isascii() and pattern.isalpha() and pattern.isupper()):
+            raise ValueError("it should be capital letters, one a layer, or a mapping with keep and by")
+        return pattern
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if self.layers is not None and self.pattern is not None:
+            raise ValueError("layers and pattern both say what is converted; leave one of them out")
+        if self.mixer is not None and isinstance(self.pattern, str):
+            raise ValueError(f"mixer is {self.mixer!r}, but the letters of pattern say already which mixers there are")
+        if self.layers is not None and len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers is {self.layers}, which names a layer twice")
+        return self
+
+    @property
+    def scorer(self) -> str | None:
+        """The scorer that chooses the layers; None where nothing has to be measured."""
+        by = self.pattern["by"] if isinstance(self.pattern, dict) else EVEN
+        return None if by == EVEN else by
+
+    def letters(self, mixers: dict[str, dict]) -> set[str]:
+        """The letters that it gives to layers. mixers: the recipe's."""
+        if isinstance(self.pattern, str):
+            return set(self.pattern) & set(mixers)
+        return {self.mixer} if self.mixer else set(mixers) if len(mixers) == 1 else set()
+
+    def kept(self, depth: int) -> int:
+        """How many of so many layers stay attention, where it says how many."""
+        keep = self.pattern["keep"]
+        return keep if isinstance(keep, int) else max(1, round(keep * depth))
+
+    def after(self, before: Layout, mixers: dict[str, dict], stay: Sequence[int] | None = None) -> Layout:
+        """The layout that it leaves of one that it finds.
+
+        Args:
+            mixers: the recipe's. stay: the layers that keep attention, where they are chosen already; else even ones.
+
+        Raises:
+            ValueError: naming the key: letters without a mixer, layers that do not exist or are converted, none left.
+        """
+        depth = len(before.pattern)
+        there = [layer for layer in range(depth) if before.mixer_of(layer) is None]
+        if not there:
+            raise ValueError("every layer is converted already, and none is left")
+        if isinstance(self.pattern, str):
+            if len(self.pattern) > depth:
+                raise ValueError(f"pattern {self.pattern!r} names {len(self.pattern)} layers, but the model has {depth}")
+            return self._layout((self.pattern * depth)[:depth], before, mixers)
+        letter = self._letter(mixers)
+        if self.layers is not None:
+            converted = self._named(before, depth)
+        else:
+            if stay is None:
+                stay = self.even(there, depth)
+            converted = [layer for layer in there if layer not in stay]
+        found = "".join(letter if layer in converted else old for layer, old in enumerate(before.pattern))
+        return self._layout(found, before, mixers)
+
+    def even(self, there: Sequence[int], depth: int) -> list[int]:
+        """Which of the layers with attention stay, evenly spread over them.
+
+        Raises:
+            ValueError: as many are to stay as there are, or more.
+        """
+        count = len(there) // 2 if self.pattern is None else self.kept(depth)
+        if count >= len(there):
+            raise ValueError(
+                f"pattern.keep is {self.pattern['keep']}, {count} of {depth} layers, and {len(there)} have attention: none "
+                "would be converted; keep fewer"
+            )
+        return [there[index * len(there) // count] for index in range(count)]
+
+    def _letter(self, mixers: dict[str, dict]) -> str:
+        if self.mixer is None and len(mixers) > 1:
+            raise ValueError(f"mixer is missing: with mixers for {', '.join(sorted(mixers))} it says which the layers get")
+        letter = self.mixer or next(iter(mixers))
+        if letter not in mixers:
+            raise ValueError(f"mixer is {letter!r}, but no mixer is given for it; there are {', '.join(sorted(mixers))}")
+        return letter
+
+    def _named(self, before: Layout, depth: int) -> list[int]:
+        for layer in self.layers:
+            if layer >= depth:
+                raise ValueError(f"layers names layer {layer}, and the model has the layers 0 to {depth - 1}")
+            if before.mixer_of(layer) is not None:
+                raise ValueError(f"layers names layer {layer}, which is converted already ({before.pattern[layer]})")
+        return self.layers
+
+    def _layout(self, pattern: str, before: Layout, mixers: dict[str, dict]) -> Layout:
+        used = {letter: mixers[letter] for letter in sorted(set(pattern) & set(mixers))}
+        found = Layout.over(len(pattern), pattern, used, before.meta_tokens)
+        further(before, found)
+        return found
+
+
+def later_letters(recipe: Recipe) -> set[str]:
+    """The letters that stages give to layers which have attention in the first layout."""
+    found = [entry.options.letters(recipe.mixers) for entry in stages_of(recipe) if entry.kind.changes_layout]
+    return set().union(*found)
+
+
+def first_layout(recipe: Recipe, layers: int, where: str) -> Layout:
+    """The layout that a recipe's student begins with, its pattern being letters.
+
+    Raises:
+        UserError: what `Layout.over` refuses, with the place named.
+    """
+    spare = later_letters(recipe) - set(recipe.pattern)
+    mixers = {letter: options for letter, options in recipe.mixers.items() if letter not in spare}
+    return layout_of(recipe.pattern, mixers, layers, where, recipe.meta_tokens)
+
+
+def layouts_of(recipe: Recipe, first: Layout, where: str) -> list[Layout]:
+    """The layout under each stage of a recipe: of one that converts layers, the one that it leaves.
+
+    Raises:
+        UserError: layers that cannot be converted, naming the stage and the key.
+    """
+    found, now = [], first
+    for entry in stages_of(recipe):
+        if entry.kind.changes_layout:
+            now = layout_after(recipe, entry, now, where)
+        found.append(now)
+    return found
+
+
+def layout_after(recipe: Recipe, entry: StageEntry, before: Layout, where: str, stay: Sequence[int] | None = None) -> Layout:
+    """The layout that a stage leaves. stay: see `Further.after`.
+
+    Raises:
+        UserError: naming the stage and the key.
+    """
+    try:
+        return entry.options.after(before, recipe.mixers, stay)
+    except ValueError as error:
+        raise UserError(f"{where}: {key_of(recipe, entry)}: {error}") from error
+
+
+def layout_saved(recipe: Recipe, pattern: str, before: Layout, where: str) -> Layout:
+    """The layout of a pattern that was written down when a stage left it.
+
+    Raises:
+        UserError: no stage of the recipe can have left it.
+    """
+    try:
+        letters = sorted(letter for letter in set(pattern) if letter != KEEP or letter in recipe.mixers)
+        used = {letter: recipe.mixers[letter] for letter in letters}
+        found = Layout.over(len(pattern), pattern, used, before.meta_tokens)
+        further(before, found)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where}: the layout {pattern!r} is of no stage of this recipe ({error})") from error
+    return found
+
+
+def students_of(recipe: Recipe, teacher: Teacher, first: Layout, where: str) -> list[nn.Module]:
+    """The student under each stage of a recipe, without weights; one and the same while its layout is.
+
+    Raises:
+        UserError: see `layouts_of`; a mixer refuses its options.
+    """
+    now, layout, found = empty(teacher, first), first, []
+    for after in layouts_of(recipe, first, where):
+        if after != layout:
+            now, new = empty(teacher, after), further(layout, after)
+            now.newest, layout = new, after
+        found.append(now)
+    return found
