@@ -1,12 +1,12 @@
 """What was seen of an export in the engines that are to run it, before it takes its final name.
 
 Every engine runs in a fresh process, by a script that needs nothing of this project. The student, loaded by this project
-in float32, is what transformers is held against: before rounding, so that the rewrite itself is seen to be exact; the published
-folder is then that rewrite, rounded, tensor by tensor, and what rounding costs is a number. Every other engine is held against
-transformers' float32 run of the published folder. Bounds stand in `bounds.py`.
+in float32, is what transformers is held against: before rounding, so that the rewrite itself is seen to be exact. The
+published folder is then that rewrite, rounded, tensor by tensor, and what rounding costs is a number. Every other engine is
+held against transformers' float32 run of the published folder. Bounds stand in `bounds.py`.
 
-To add an engine: its name in `exporters/engines.py`, a script beside this file that answers a job as `answer.py` reads it, a line
-in SCRIPTS, one in `installed.MODULES` and one in `bounds.BOUNDS`.
+To add an engine: its name in `exporters/engines.py`, a script beside this file that answers a job as `answer.py` reads it,
+and its line in SCRIPTS, in `installed.MODULES` and in `bounds.BOUNDS`.
 """
 
 from collections.abc import Callable, Mapping

@@ -9,8 +9,8 @@ import numpy
 
 @dataclass(frozen=True)
 class Answer:
-    """name: for messages. rows: logits (or log-probabilities, which differ by a number a row) of the positions asked for, all
-    texts one after the other, [positions, vocabulary]. logprobs: of every token of a text but the first.
+    """name: for messages. rows: logits (or log-probabilities, which differ by a number a row) of the positions asked for,
+    one text after the other, [positions, vocabulary]. logprobs: of every token of a text but the first.
     tokens: those taken, own: those that it would have taken, both [prompts, steps]; second, margins: the second most likely
     token of each step, and how far its logit is behind. checks: ways of computing the same thing, each with its furthest
     [difference, text, position, value, wanted value], None where there was nothing to try.

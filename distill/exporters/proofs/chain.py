@@ -134,7 +134,7 @@ class Chain:
         """The export in float32: the published folder itself, or another beside it."""
         if self.form.dtype == "float32":
             return self.written
-        exact = self.place.folder / "exact"
+        exact = self.place.folder / "in float32"
         self.target.write(self.student, exact, replace(self.form, dtype="float32"))
         return exact
 

@@ -44,8 +44,8 @@ def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
         away, text, position, value, wanted = check
         if not away <= _scaled(bounds.logits, value, wanted):
             raise UserError(
-                f"{found.name}: {name} is not the same as the whole text alone: {_where(text, position)}: {value:.6g} instead "
-                f"of {wanted:.6g}"
+                f"{found.name}: {name} is not the same as the whole text alone: {_where(text, position)}: {value:.6g} "
+                f"instead of {wanted:.6g}"
             )
         numbers[name] = away
     return numbers
@@ -105,8 +105,8 @@ def _divergence(numbers: dict, found: Answer, wanted: Answer, bounds: Bounds) ->
         )
     if bounds.agreement is not None and not numbers["top-1 agreement"] >= bounds.agreement:
         raise UserError(
-            f"{found.name}: the most likely token is that of {wanted.name} in {numbers['top-1 agreement']:.1%} of positions; "
-            f"at least {bounds.agreement:.0%}"
+            f"{found.name}: the most likely token is that of {wanted.name} in {numbers['top-1 agreement']:.1%} of "
+            f"positions; at least {bounds.agreement:.0%}"
         )
 
 
@@ -136,8 +136,8 @@ def _tokens(found: Answer, wanted: Answer, asked: Asked, tie: float | None) -> d
                 ties += 1
             else:
                 raise UserError(
-                    f"{found.name}: prompt {prompt + 1} of {len(asked.prompts[prompt])} tokens: token {step + 1} behind it is "
-                    f"{token}, but {wanted.name} gives {expected} (its next likely one, {second}, is {margin:.4g} behind)"
+                    f"{found.name}: prompt {prompt + 1} of {len(asked.prompts[prompt])} tokens: token {step + 1} behind it "
+                    f"is {token}, but {wanted.name} gives {expected} (its next likely one, {second}, is {margin:.4g} behind)"
                 )
     numbers = {"tokens": f"{same} of {whole}"}
     return numbers | ({"near ties": ties} if tie is not None else {})

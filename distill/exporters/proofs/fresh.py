@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def place(written: Path, say: Callable[[str], None]) -> Iterator[Place]:
 
 @contextmanager
 def _started(command: list[str], variables: dict[str, str], log) -> Iterator[subprocess.Popen]:
-    """A process and what it starts, which all end with the block."""
+    """A process that ends with the block at the latest."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -90,16 +90,15 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
         errors="replace",
         env=variables,
         cwd=Path(command[1]).parent,
-        start_new_session=True,
     )
     try:
         with process.stdout:
             yield process
         process.wait()
     finally:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _failed(engine: str, code: int, said: Path) -> str:
@@ -108,7 +107,7 @@ def _failed(engine: str, code: int, said: Path) -> str:
     last = next((line for line in reversed(lines) if not line.startswith(("Exception ignored", "warnings.warn"))), "nothing")
     if code in (-signal.SIGKILL, 137) or any(word in line for word in MEMORY for line in lines[-30:]):
         return (
-            f"{engine} cannot hold this export in memory here ({last if code > 0 else 'the system ended it'}); prove it on a "
-            "machine with more memory, or leave the proof out with --no-verify"
+            f"{engine} cannot hold this export in memory here ({last if code > 0 else 'the system ended it'}); prove it on "
+            "a machine with more memory, or leave the proof out with --no-verify"
         )
     return f"{engine} does not run this export: {last} (exit code {code}); --no-verify leaves the proof out"

@@ -1,8 +1,8 @@
 """What an export is held against, as a plain script: the student itself, loaded by this project in float32.
 
 `python reference.py JOB.json`: with `first` in the job, the path of transformers.py and those of its jobs, these run before,
-in the same process, which cannot import this project until they are done. The student then goes along the tokens that the
-first of them took, and answers as it would.
+in the same process, which cannot import this project until they are done. With `along`, an answer, the student says at each
+step along the tokens taken there which it would have taken itself, by whole texts; without, it goes on by itself.
 """
 
 import gc

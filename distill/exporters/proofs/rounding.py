@@ -1,4 +1,4 @@
-"""That a published folder is an exact one rounded: the same config but for the type, every tensor the nearest of its type."""
+"""That a published folder is an exact one rounded: the same config, every tensor the nearest of its type."""
 
 import json
 from collections.abc import Iterator

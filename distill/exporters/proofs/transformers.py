@@ -29,28 +29,31 @@ class Absent(importlib.abc.MetaPathFinder):
 
 
 class Along:
-    """A logits processor that writes down what a model says at each step, and has it take given tokens, where there are any.
+    """A logits processor that has a model take its most likely token, and writes down what it said at each step."""
 
-    forced: [prompts, steps], or None.
-    """
-
-    def __init__(self, forced):
-        self.forced, self.at = forced, 0
-        self.own, self.second, self.margins, self.rows = [], [], [], []
+    def __init__(self):
+        self.best, self.rows = [], []
         self.said = []  # log-probabilities of the tokens taken
 
     def __call__(self, ids, scores):
-        best = scores.float().topk(2, dim=-1)
-        taken = best.indices[:, 0] if self.forced is None else self.forced[:, self.at]
-        self.own.append(best.indices[:, 0])
-        self.second.append(best.indices[:, 1])
-        self.margins.append(best.values[:, 0] - best.values[:, 1])
-        logs = scores.float().log_softmax(-1)
-        self.said.append(logs.gather(1, taken[:, None])[:, 0])
-        if self.at % STEPS == 0:
-            self.rows.append(scores.float().clone())
-        self.at += 1
-        return torch.full_like(scores, float("-inf")).scatter(1, taken[:, None], 0.0)
+        logits = scores.float()
+        best = logits.topk(2, dim=-1)
+        if len(self.best) % STEPS == 0:
+            self.rows.append(logits.clone())
+        self.best.append(best)
+        self.said.append(best.values[:, 0] - logits.logsumexp(-1))
+        return torch.full_like(scores, float("-inf")).scatter(1, best.indices[:, :1], 0.0)
+
+    def entries(self):
+        """What answer.json says of the tokens."""
+        indices, values = zip(*((best.indices, best.values) for best in self.best), strict=True)
+        return steps_of(torch.stack(indices, 1), torch.stack(values, 1))
+
+
+def steps_of(indices, values):
+    """Entries of answer.json, from the two most likely tokens of every step and their logits. [prompts, steps, 2]"""
+    entries = {"own": indices[..., 0], "second": indices[..., 1], "margins": values[..., 0] - values[..., 1]}
+    return {name: found.tolist() for name, found in entries.items()} | {"tokens": indices[..., 0].tolist()}
 
 
 def padded(texts):
@@ -78,11 +81,11 @@ def furthest(found, wanted, where):
     return [float(away[place]), *where(int(place[0])), float(found[place]), float(wanted[place])]
 
 
-def going_on(model, prompts, steps, forced):
-    """What a model goes on with, all prompts in one batch. Returns the record and the tokens taken."""
+def going_on(model, prompts, steps):
+    """What a model goes on with, all prompts in one batch."""
     ids, mask = padded(prompts)
-    along = Along(None if forced is None else torch.tensor(forced))
-    out = model.generate(
+    along = Along()
+    model.generate(
         ids,
         attention_mask=mask,
         max_new_tokens=steps,
@@ -92,7 +95,16 @@ def going_on(model, prompts, steps, forced):
         pad_token_id=0,
         logits_processor=[along],
     )
-    return along, out[:, ids.shape[1] :].tolist()
+    return along
+
+
+def along_tokens(model, prompts, tokens):
+    """What a model would have gone on with at every step along given tokens, by whole texts."""
+    best = [
+        alone(model, prompt + taken)[len(prompt) - 1 : -1].topk(2) for prompt, taken in zip(prompts, tokens, strict=True)
+    ]
+    steps = steps_of(torch.stack([each.indices for each in best]), torch.stack([each.values for each in best]))
+    return steps | {"tokens": tokens}
 
 
 def in_a_batch(model, texts, rows, whole):
@@ -161,14 +173,15 @@ def answer(model, job):
         out["checks"]["chunks"] = in_chunks(model, texts[longest], whole[longest][-1])
         if out["checks"]["chunks"]:
             out["checks"]["chunks"][1] = longest
-    if job["steps"]:
+    if job["forced"]:
+        print(f"# {job['steps']} tokens behind each of {len(job['prompts'])} prompts", flush=True)
+        out |= along_tokens(model, job["prompts"], job["forced"])
+    elif job["steps"]:
         print(f"# {job['steps']} tokens from a cache, {len(job['prompts'])} prompts in one batch", flush=True)
-        along, tokens = going_on(model, job["prompts"], job["steps"], job["forced"])
-        for name, steps in (("own", along.own), ("second", along.second), ("margins", along.margins)):
-            out[name] = torch.stack(steps, 1).tolist()
-        out["tokens"] = tokens
+        along = going_on(model, job["prompts"], job["steps"])
+        out |= along.entries()
         if job["checks"]:
-            out["checks"]["cached decoding"] = decoded(model, job["prompts"], along, tokens)
+            out["checks"]["cached decoding"] = decoded(model, job["prompts"], along, out["tokens"])
     return out, found.numpy()
 
 
