@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from distill.exporters.containers.container import Container
     from distill.exporters.source import Source
 
-CONTAINERS: dict[str, str] = {}
+CONTAINERS: dict[str, str] = {
+    "Qwen3_5ForCausalLM": "distill.exporters.containers.qwen35:Qwen35",
+    "FalconH1ForCausalLM": "distill.exporters.containers.falcon_h1:FalconH1",
+}
 
 
 @dataclass(frozen=True)
