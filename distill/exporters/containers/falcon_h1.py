@@ -52,11 +52,10 @@ class FalconH1(Container):
         return [*found, *attention_reasons(source, layers, None), *block_reasons(source)]
 
     def since(self, source: "Source") -> str | None:
-        return "5.18"
+        return "5.23"  # before, decoding a batch of several rows mixes them up where the Mamba branch has its norm
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         config, ssm = source.config, _ssm(source)
-        kind = config.rope_parameters.get("rope_type", "default")
         biased = [
             name
             for name, there in (("attention", _attention_bias(source)), ("MLP", getattr(config, "mlp_bias", False)))
@@ -69,8 +68,6 @@ class FalconH1(Container):
                 f"its norm ignores groups, and this student's Mamba-2 has {ssm['n_groups']}: only n_groups: 1 under ssm is "
                 "the same function there"
             )
-        elif kind != "default":
-            mlx = f"it does not read a rotary embedding of type {kind}"
         return {"transformers": None, "vllm": vllm, "llama.cpp": gguf, "mlx": mlx}
 
     def config(self, source: "Source") -> dict:
@@ -78,7 +75,9 @@ class FalconH1(Container):
         heads = ssm["expand"] * shape.n_heads
         entries = {"architectures": [self.name], "model_type": "falcon_h1"} | block_entries(source)
         rope = dict(config.rope_parameters)
-        entries |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}  # the second is read by MLX alone
+        entries |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}  # the second is MLX's
+        if rope["rope_type"] != "default":
+            entries["rope_scaling"] = rope  # likewise
         entries |= {"attention_bias": _attention_bias(source), "mlp_bias": getattr(config, "mlp_bias", False)}
         entries |= {
             "mamba_d_ssm": heads * shape.head_dim,

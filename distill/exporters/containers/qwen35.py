@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 MIXER = "gated_deltanet"
 TAPS = 4  # of the convolution, unless a layout's d_conv says otherwise
-MLX_ROPES = ("default", "linear", "llama3")  # those that MLX computes as transformers does
 
 
 class Qwen35(Container):
@@ -62,9 +61,7 @@ class Qwen35(Container):
                 "it takes attention in every n-th layer alone, where (i + 1) % n = 0: say so in pattern (MMMA), or "
                 "periodic: true"
             )
-        elif (kind := source.config.rope_parameters.get("rope_type", "default")) not in MLX_ROPES:
-            mlx = f"its rotary embedding of type {kind} is not the same function"
-        return {"transformers": None, "vllm": None, "llama.cpp": _gguf_reason(source), "mlx": mlx}
+        return {"transformers": None, "vllm": None, "llama.cpp": None, "mlx": mlx}
 
     def config(self, source: "Source") -> dict:
         shape, every = source.shapes.shape, interval(source)
@@ -133,12 +130,6 @@ def _bias_reasons(source: "Source") -> list[str]:
     shape = source.shapes.shape
     names = [name for name, there in (("q, k and v", shape.qkv_bias), ("o", shape.o_bias)) if there]
     return [f"the teacher's attention has biases ({' and '.join(names)}); the delta layers here have none"] if names else []
-
-
-def _gguf_reason(source: "Source") -> str | None:
-    """llama.cpp's qwen35 wants keys and values of one width, which ours are; and rotary tables that GGUF can say."""
-    kind = source.config.rope_parameters.get("rope_type", "default")
-    return None if kind in ("default", "linear", "yarn", "llama3") else f"it has no rotary embedding of type {kind}"
 
 
 def _taps(source: "Source") -> int:

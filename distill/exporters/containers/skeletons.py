@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 REST = ("hidden_act", "rms_norm_eps", "tie_word_embeddings", "initializer_range", "attention_dropout", "use_cache")
+ROPES = ("default", "linear", "llama3", "yarn")  # those whose angles are the same however long a text is
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -71,6 +72,8 @@ def block_reasons(source: "Source") -> list[str]:
         found.append(f"meta_tokens is {source.layout.meta_tokens}; the class starts from nothing but text: leave it out")
     if (rope := config.rope_parameters).get("partial_rotary_factor", 1.0) != 1.0:
         found.append(f"the teacher rotates {rope['partial_rotary_factor']:g} of a head's channels, not all")
+    if (kind := rope.get("rope_type", "default")) not in ROPES:
+        found.append(f"the teacher's rotary embedding is of type {kind}, which changes with the length of a text")
     return found
 
 
