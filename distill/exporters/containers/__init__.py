@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from distill.exporters.source import Source
 
 CONTAINERS: dict[str, str] = {
-    "Qwen3_5ForCausalLM": "distill.exporters.containers.qwen35:Qwen35",
-    "FalconH1ForCausalLM": "distill.exporters.containers.falcon_h1:FalconH1",
+    "GraniteMoeHybrid": "distill.exporters.containers.granite:GraniteMoeHybrid",
+    "Qwen3.5": "distill.exporters.containers.qwen35:Qwen35",
+    "Falcon-H1": "distill.exporters.containers.falcon_h1:FalconH1",
 }
 
 

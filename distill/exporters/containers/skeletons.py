@@ -1,11 +1,11 @@
 """What containers of Llama-like blocks ask of a student alike, and what they take over alike."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from distill.exporters.containers.rewrite import Rewrite
 
 if TYPE_CHECKING:
     from distill.exporters.source import Source
@@ -77,42 +77,28 @@ def block_reasons(source: "Source") -> list[str]:
     return found
 
 
-class Taking:
-    """A student's tensors by name, each taken once and held against the shape that its config says.
+def put_ends(rewrite: Rewrite, source: "Source", *, offset: float = 0.0, final: str = "model.norm.weight") -> None:
+    """The embedding, the output head where it is not the same, and the last norm, under the name `final`.
 
-    Raises:
-        ValueError: by `[...]`, one is missing or has another shape; by `done`, one was left.
+    Args:
+        offset: what the class adds to the weights of norms itself.
     """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._left = dict(tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        if name not in self._left:
-            raise ValueError(f"the student has no tensor {name}")
-        found = self._left.pop(name)
-        if tuple(found.shape) != shape:
-            raise ValueError(f"{name} has the shape {list(found.shape)}; its config.json says {list(shape)}")
-        return found
-
-    def done(self) -> None:
-        """Refuse what no container's tensor was made from."""
-        if self._left:
-            raise ValueError(f"the student has tensors that its config.json says nothing of: {', '.join(sorted(self._left))}")
+    for name in ("model.embed_tokens", *(() if source.config.tie_word_embeddings else ("lm_head",))):
+        rewrite.put(f"{name}.weight", f"{name}.weight")
+    put_less(rewrite, final, "model.norm.weight", offset)
 
 
-def head_and_embedding(source: "Source", take: Taking) -> dict[str, Tensor]:
-    """The embedding, and the output head where it is not the same."""
-    config, name = source.config, "model.embed_tokens.weight"
-    found = {name: take(name, config.vocab_size, config.hidden_size)}
-    if not config.tie_word_embeddings:
-        found["lm_head.weight"] = take("lm_head.weight", config.vocab_size, config.hidden_size)
-    elif "lm_head.weight" in take:  # tied, and saved twice
-        take("lm_head.weight", config.vocab_size, config.hidden_size)
-    return found
+def put_less(rewrite: Rewrite, name: str, own: str, offset: float) -> None:
+    """A norm's weight without what the class adds to it."""
+    rewrite.put(name, own, make=None if not offset else lambda weight: weight - offset)
+
+
+def put_mlp(rewrite: Rewrite, source: "Source", own: str, name: str) -> None:
+    """A gated MLP, its biases where it has them. own, name: what its tensors begin with in the student and the container."""
+    kinds = ("weight", "bias") if getattr(source.config, "mlp_bias", False) else ("weight",)
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        for kind in kinds:
+            rewrite.put(f"{name}{part}.{kind}", f"{own}{part}.{kind}")
 
 
 def _layers(layers: Iterable[int]) -> str:
