@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from distill.exporters.containers.container import Container
     from distill.exporters.source import Source
 
-CONTAINERS: dict[str, str] = {}
+CONTAINERS: dict[str, str] = {
+    "GraniteMoeHybrid": "distill.exporters.containers.granite:GraniteMoeHybrid",
+    "Qwen3.5": "distill.exporters.containers.qwen35:Qwen35",
+    "Falcon-H1": "distill.exporters.containers.falcon_h1:FalconH1",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,106 @@
+"""What containers of Llama-like blocks ask of a student alike, and what they take over alike."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from distill.exporters.containers.rewrite import Rewrite
+
+if TYPE_CHECKING:
+    from distill.exporters.source import Source
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+REST = ("hidden_act", "rms_norm_eps", "tie_word_embeddings", "initializer_range", "attention_dropout", "use_cache")
+ROPES = ("default", "linear", "llama3", "yarn")  # those whose angles are the same however long a text is
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def block_entries(source: "Source") -> dict[str, Any]:
+    """The entries of a config that mean the same in every class of Llama-like blocks; the rotary ones are not among them."""
+    config, shape = source.config, source.shapes.shape
+    entries = {name: getattr(config, name) for name in (*SIZES, *REST)}
+    entries |= {name: getattr(config, name, None) for name in TOKENS}
+    return entries | {
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_kv_heads,
+        "head_dim": shape.head_dim,
+    }
+
+
+def attention_reasons(source: "Source", layers: Iterable[int], norm: str | None) -> list[str]:
+    """What of the teacher's attention a full attention with rotary positions has no place for.
+
+    Args:
+        layers: those whose attention a student runs. norm: the norm on q and k that the class has.
+    """
+    layers, rule, found = sorted(layers), asdict(source.shapes.shape), []
+    changes = {name for layer in layers for name in source.shapes.exceptions.get(layer, {})}
+    if varying := sorted(changes - {"window", "rope"}):
+        found.append(f"the teacher's attention is not the same in every layer ({', '.join(varying)})")
+    shapes = {layer: source.shapes.at(layer) for layer in layers}
+    if unrotated := [layer for layer, shape in shapes.items() if shape.rope is None]:
+        found.append(f"the teacher's attention has no rotary embedding in {_layers(unrotated)}")
+    if any(shape.rope == "pairs" for shape in shapes.values()):
+        found.append("the teacher's rotary embedding pairs neighbouring channels, not the two halves of a head")
+    positions = source.config.max_position_embeddings
+    windows = {layer: shape.window for layer, shape in shapes.items() if (shape.window or positions) < positions}
+    if windows:
+        found.append(
+            f"the teacher's attention sees {min(windows.values()):,} of its {positions:,} positions in {_layers(windows)} "
+            "(sliding_window); convert those layers, or train with a teacher whose window is off"
+        )
+    if rule["softcap"] is not None:
+        found.append(f"the teacher caps its attention logits at {rule['softcap']:g}")
+    if rule["qk_norm"] != norm:
+        found.append(f"the teacher's norm on q and k is {rule['qk_norm'] or 'missing'}, the class's {norm or 'missing'}")
+    elif norm is not None and rule["qk_norm_eps"] != source.config.rms_norm_eps:
+        found.append("the teacher's norms on q and k have an epsilon of their own")
+    if rule["softmax_scale"] is not None and not math.isclose(rule["softmax_scale"], rule["head_dim"] ** -0.5):
+        found.append(f"the teacher's attention logits are scaled by {rule['softmax_scale']:g}, not 1 / sqrt(head_dim)")
+    return found
+
+
+def block_reasons(source: "Source") -> list[str]:
+    """What of the rest of the teacher's blocks has no place in such a class, and meta tokens."""
+    config, found = source.config, []
+    if config.hidden_act != "silu":
+        found.append(f"the teacher's activation is {config.hidden_act}; the class uses it in its convolutions too: silu alone")
+    if source.shapes.shape.norm_eps != config.rms_norm_eps:
+        found.append("the student's norms have another epsilon than the teacher's")
+    if source.layout.meta_tokens:
+        found.append(f"meta_tokens is {source.layout.meta_tokens}; the class starts from nothing but text: leave it out")
+    if (rope := config.rope_parameters).get("partial_rotary_factor", 1.0) != 1.0:
+        found.append(f"the teacher rotates {rope['partial_rotary_factor']:g} of a head's channels, not all")
+    if (kind := rope.get("rope_type", "default")) not in ROPES:
+        found.append(f"the teacher's rotary embedding is of type {kind}, which changes with the length of a text")
+    return found
+
+
+def put_ends(rewrite: Rewrite, source: "Source", *, offset: float = 0.0, final: str = "model.norm.weight") -> None:
+    """The embedding, the output head where it is not the same, and the last norm, under the name `final`.
+
+    Args:
+        offset: what the class adds to the weights of norms itself.
+    """
+    for name in ("model.embed_tokens", *(() if source.config.tie_word_embeddings else ("lm_head",))):
+        rewrite.put(f"{name}.weight", f"{name}.weight")
+    put_less(rewrite, final, "model.norm.weight", offset)
+
+
+def put_less(rewrite: Rewrite, name: str, own: str, offset: float) -> None:
+    """A norm's weight without what the class adds to it."""
+    rewrite.put(name, own, make=None if not offset else lambda weight: weight - offset)
+
+
+def put_mlp(rewrite: Rewrite, source: "Source", own: str, name: str) -> None:
+    """A gated MLP, its biases where it has them. own, name: what its tensors begin with in the student and the container."""
+    kinds = ("weight", "bias") if getattr(source.config, "mlp_bias", False) else ("weight",)
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        for kind in kinds:
+            rewrite.put(f"{name}{part}.{kind}", f"{own}{part}.{kind}")
+
+
+def _layers(layers: Iterable[int]) -> str:
+    layers = list(layers)
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
