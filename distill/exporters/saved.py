@@ -57,7 +57,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_weights(
-    out: Path, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], dtype: Callable[[str], torch.dtype], most: int = SHARD
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    dtype: Callable[[str], torch.dtype],
+    most: int = SHARD,
 ) -> None:
     """Write tensors as `save_pretrained` would: one file, or shards with an index, each made when its turn comes.
 

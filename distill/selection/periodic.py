@@ -10,10 +10,12 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.selection.measurer import Measurer
-from distill.selection.scorer import Choice, Ranked, Scorer, count_of, every_nth, intervals
+from distill.selection.scorer import Choice, Ranked, Scorer, every_nth, intervals
 
 
-def best_interval(scorer: Scorer, measurer: Measurer, ranking: Sequence[Ranked], free: Choice) -> tuple[Choice, dict[str, Any]]:
+def best_interval(
+    scorer: Scorer, measurer: Measurer, ranking: Sequence[Ranked], free: Choice
+) -> tuple[Choice, dict[str, Any]]:
     """The interval whose layers score highest, and what it costs against a free choice of as many.
 
     Where a scorer scores nothing (`uniform`), the interval nearest to evenly spread layers.

@@ -46,7 +46,9 @@ class FalconH1(Container):
             return [f"the layout has {', '.join(others)}; every layer of this class is {MIXER}"]
         found = []
         if source.kept:
-            found.append(f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer here has both branches")
+            found.append(
+                f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer here has both branches"
+            )
         for letter, options in sorted(source.layout.mixers.items()):
             found += _option_reasons(f"mixers.{letter}", options)
         if not found:

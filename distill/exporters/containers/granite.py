@@ -143,7 +143,9 @@ def _of_teacher(source: "Source") -> list[str]:
     if share not in (None, 1.0):
         found.append(f"the teacher rotates {share:g} of each head (partial_rotary_factor), and its attention all of it")
     if source.shapes.shape.norm_eps != config.rms_norm_eps:
-        found.append(f"the mixers' norms have epsilon {source.shapes.shape.norm_eps:g}, and the rest {config.rms_norm_eps:g}")
+        found.append(
+            f"the mixers' norms have epsilon {source.shapes.shape.norm_eps:g}, and the rest {config.rms_norm_eps:g}"
+        )
     if differing := {name for changes in source.shapes.exceptions.values() for name in changes} - {"rope", "window"}:
         found.append(f"the teacher's layers differ in {', '.join(sorted(differing))}, and there all attention is alike")
     return found

@@ -65,7 +65,9 @@ def block_reasons(source: "Source") -> list[str]:
     """What of the rest of the teacher's blocks has no place in such a class, and meta tokens."""
     config, found = source.config, []
     if config.hidden_act != "silu":
-        found.append(f"the teacher's activation is {config.hidden_act}; the class uses it in its convolutions too: silu alone")
+        found.append(
+            f"the teacher's activation is {config.hidden_act}; the class uses it in its convolutions too: silu alone"
+        )
     if source.shapes.shape.norm_eps != config.rms_norm_eps:
         found.append("the student's norms have another epsilon than the teacher's")
     if source.layout.meta_tokens:

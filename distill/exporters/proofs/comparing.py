@@ -35,14 +35,14 @@ def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
     """The differences of ways of computing the same thing in one engine.
 
     Raises:
-        UserError: one is beyond the bound of logits.
+        UserError: one is beyond its bound.
     """
     numbers = {}
     for name, check in found.checks.items():
         if check is None:
             continue
         away, text, position, value, wanted = check
-        if not away <= _scaled(bounds.logits, value, wanted):
+        if not away <= _scaled(bounds.ways, value, wanted):
             raise UserError(
                 f"{found.name}: {name} is not the same as the whole text alone: {_where(text, position)}: {value:.6g} "
                 f"instead of {wanted:.6g}"
