@@ -10,8 +10,8 @@ class Bounds:
     dtype: that it computes in.
     logits: largest difference of a logit, None where the engine gives none. Logits of trained models reach 30 and more, and
         float32 has 7 digits, so the bound is for logits of up to `SCALE` and grows with the largest beyond it.
-    ways: the same for ways of computing one thing in one engine. A token at a time adds up a state in another order than a scan
-        over a text does, and hundreds of tokens behind a prompt stand on each other's rounding.
+    ways: the same for ways of computing one thing in one engine. A token at a time adds up a state in another order than a
+        scan over a text does, and hundreds of tokens behind a prompt stand on each other's rounding.
     logprobs: largest difference of a log-probability of a token of the text, None where only the divergence is bounded.
     kl: mean divergence in nats a token, agreement: least share of positions with the same most likely token; where the type
         leaves nothing closer to ask for.
@@ -37,9 +37,7 @@ SCALE = 16.0  # the largest logit for which the bounds of logits stand as they a
 
 BOUNDS = {
     "transformers": Bounds("float32", 1e-4, 1e-3, 1e-4, 2e-3, "float32 on both sides; sums are taken in another order"),
-    "vllm": Bounds(
-        "float32", None, None, 1e-3, 2e-3, "float32, with kernels of its own for attention, scan and convolution"
-    ),
+    "vllm": Bounds("float32", None, None, 1e-3, 2e-3, "float32, by kernels of its own for attention, scan and convolution"),
     "mlx": Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with products of its own in another order"),
     "llama.cpp": Bounds(
         "float16",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from distill.exporters.proofs.installed import Installed, foreign
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]  # what has to be on the path for `import students`
+RAISED = re.compile(r"(?!Exception ignored)[\w.]*(Error|Exception|Failure)\b")
 MEMORY = ("MemoryError", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 
 
@@ -104,10 +106,16 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
 def _failed(engine: str, code: int, said: Path) -> str:
     """What a script that failed is said to have failed of: its last lines, or the memory."""
     lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if not line.startswith(("Exception ignored", "warnings.warn"))), "nothing")
+    last = _last(lines)
     if code in (-signal.SIGKILL, 137) or any(word in line for word in MEMORY for line in lines[-30:]):
         return (
             f"{engine} cannot hold this export in memory here ({last if code > 0 else 'the system ended it'}); prove it on "
             "a machine with more memory, or leave the proof out with --no-verify"
         )
     return f"{engine} does not run this export: {last} (exit code {code}); --no-verify leaves the proof out"
+
+
+def _last(lines: list[str]) -> str:
+    """What Python said last that names an error, with the two lines behind it; the last line where none does."""
+    named = [number for number, line in enumerate(lines) if RAISED.match(line)]
+    return " ".join(lines[named[-1] : named[-1] + 3]) if named else (lines or ["nothing"])[-1]
