@@ -36,14 +36,6 @@ class Native(Target):
         container = fitting(source).container
         return None if container is None else container.since(source)
 
-    def since(self, source: "Source") -> str | None:
-        container = fitting(source).container
-        return None if container is None else container.since(source)
-
-    def since(self, source: "Source") -> str | None:
-        container = fitting(source).container
-        return None if container is None else container.since(source)
-
     def engines(self, source: "Source") -> dict[str, str | None]:
         container = fitting(source).container
         if container is None:

@@ -54,7 +54,7 @@ def prove(
 
     Args:
         student: the finished student's folder. written: the export, under its scratch name.
-        pythons: engines that live in an environment of their own, with its Python; see `installed.pythons_of`.
+        pythons: engines that live in an environment of their own, with its Python; see `exporters.engines.pythons`.
         say: told what is being proved. reading: how much text and how many tokens (default: `asked.Reading()`).
 
     Returns:
@@ -65,16 +65,17 @@ def prove(
             memory; a Python of `pythons` that does not start or lacks the engine.
     """
     from distill.exporters.proofs.chain import Chain
-    from distill.exporters.proofs.installed import check_engine, installed
+    from distill.exporters.proofs.installed import installed, too_old
 
-    for name in pythons:
-        check_engine(name, "engines")
     reasons, proofs, found = target.engines(source), {}, {}
     for engine in ENGINES:
         if why := reasons.get(engine):
             proofs[engine] = Proof(engine, "cannot", why)
         elif where := installed(engine, pythons):
-            found[engine] = where
+            if why := too_old(engine, where.version, target.since(source)):
+                proofs[engine] = Proof(engine, "cannot", why, where.version)
+            else:
+                found[engine] = where
         else:
             proofs[engine] = Proof(engine, "absent", "not installed")
     if found:

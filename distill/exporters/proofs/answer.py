@@ -13,7 +13,8 @@ class Answer:
     one text after the other, [positions, vocabulary]. logprobs: of every token of a text but the first.
     tokens: those taken, own: those that it would have taken, both [prompts, steps]; second, margins: the second most likely
     token of each step, and how far its logit is behind. checks: ways of computing the same thing, each with its furthest
-    [difference, text, position, value, wanted value], None where there was nothing to try.
+    [difference, text, position, value, wanted value], None where there was nothing to try. ids: how an engine with a
+    tokenizer of its own cuts the strings asked for.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Answer:
     second: list[list[int]]
     margins: list[list[float]]
     checks: dict[str, list | None]
+    ids: list[list[int]]
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Answer":
@@ -35,7 +37,7 @@ class Answer:
         """
         entries = json.loads((folder / "answer.json").read_text())
         version = entries["version"]
-        lists = {key: entries.get(key, []) for key in ("tokens", "own", "second", "margins")}
+        lists = {key: entries.get(key, []) for key in ("tokens", "own", "second", "margins", "ids")}
         return cls(
             name=f"{name} {version}".strip(),
             version=version,

@@ -43,12 +43,13 @@ class Reading:
 @dataclass(frozen=True)
 class Asked:
     """texts: token ids. rows: of each text, the positions whose distribution is compared. prompts: what is gone on from, of
-    unequal length. steps: tokens to go on with."""
+    unequal length. steps: tokens to go on with. strings: what the texts were cut from, with all its tokens."""
 
     texts: list[list[int]]
     rows: list[list[int]]
     prompts: list[list[int]]
     steps: int
+    strings: dict[str, list[int]]
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", source: "Source", reading: Reading) -> "Asked":
@@ -59,15 +60,16 @@ class Asked:
         """
         reading = reading.within(source)
         documents = _documents()
-        texts = [_text(tokenizer, documents, length, source.config.vocab_size) for length in reading.lengths]
+        strings = dict(_text(tokenizer, documents, length, source.config.vocab_size) for length in reading.lengths)
+        texts = [ids[:length] for ids, length in zip(strings.values(), reading.lengths, strict=True)]
         share = max(1, reading.rows // len(texts))
         rows = [sorted({round((len(text) - 1) * n / share) for n in range(1, share + 1)} | {0}) for text in texts]
         prompts = [text[: max(1, len(text) // 2)] for text in texts[:-1]] + texts[-1:]
-        return cls(texts, rows, prompts, reading.tokens)
+        return cls(texts, rows, prompts, reading.tokens, strings)
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], length: int, known: int) -> list[int]:
-    """The tokens of as many documents as are needed, cut to a length."""
+def _text(tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], length: int, known: int) -> tuple[str, list[int]]:
+    """As many documents as are needed for a length, and their tokens."""
     words, ids = "", []
     while len(ids) < length:
         words += next(documents, "")[: CHARACTERS * length]
@@ -81,7 +83,7 @@ def _text(tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], length
         raise UserError(
             f"the student's tokenizer gives token {max(ids)}, but the student has {known}; they do not belong together"
         )
-    return ids[:length]
+    return words, ids
 
 
 def _documents() -> Iterator[str]:

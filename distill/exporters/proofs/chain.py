@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.errors import UserError, reason_of
+from distill.exporters.local_paths import take_out
 from distill.exporters.proofs import SCRIPTS, Proof
 from distill.exporters.proofs.answer import Answer
 from distill.exporters.proofs.asked import Asked, Reading
 from distill.exporters.proofs.bounds import Bounds, bounds_of
-from distill.exporters.proofs.comparing import check_ways, compare, divergence
+from distill.exporters.proofs.comparing import check_ways, compare, compare_ids, divergence
 from distill.exporters.proofs.fresh import Place, place
 from distill.exporters.proofs.installed import Installed
 from distill.exporters.proofs.rounding import check_rounded
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from distill.exporters.target import Target
 
 BASE = "transformers"  # the engine that others are held against
+CUTS = ("llama.cpp",)  # engines that bring a tokenizer of their own, which has to cut text as the student's does
 
 
 @dataclass
@@ -115,9 +117,12 @@ class Chain:
         not read what was written."""
         bounds, base = bounds_of(engine, self._model_type), self._base
         self._say(engine, where, f"against {base.name}, in {bounds.dtype}")
-        job = self._job(engine, self.written, bounds, forced=base.tokens)
+        strings = list(self.asked.strings) if engine in CUTS else None
+        job = self._job(engine, self.written, bounds, forced=base.tokens, strings=strings)
         self.place.run(SCRIPTS[engine], job, engine, where)
         found = self._answer(engine, engine)
+        if strings:
+            compare_ids(found, self.asked)
         return Proof(engine, "proved", version=found.version, numbers=compare(found, base, self.asked, bounds))
 
     @cached_property
@@ -136,6 +141,7 @@ class Chain:
             return self.written
         exact = self.place.folder / "in float32"
         self.target.write(self.student, exact, replace(self.form, dtype="float32"))
+        take_out(exact)
         return exact
 
     @cached_property

@@ -51,6 +51,22 @@ def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
     return numbers
 
 
+def compare_ids(found: Answer, asked: Asked) -> None:
+    """Hold an engine's own tokenizer against the student's.
+
+    Raises:
+        UserError: the first token that is another, with the text before it.
+    """
+    for string, ids in zip(asked.strings, found.ids, strict=True):
+        wanted = asked.strings[string]
+        if ids != wanted:
+            place = next((n for n, pair in enumerate(zip(ids, wanted, strict=False)) if pair[0] != pair[1]), len(wanted))
+            raise UserError(
+                f"{found.name} cuts {string[:40]!r}... into {len(ids)} tokens, the student's tokenizer into {len(wanted)}; "
+                f"token {place + 1} is {ids[place : place + 1]} instead of {wanted[place : place + 1]}"
+            )
+
+
 def divergence(found: Answer, wanted: Answer) -> dict[str, float]:
     """Mean KL of one from the other in nats a token, and the share of positions with the same most likely token, on the rows
     that both have (the texts that come first)."""

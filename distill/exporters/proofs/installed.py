@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
-from distill.errors import UserError, nearest, reason_of
-from distill.exporters.engines import ENGINES
+from packaging.version import Version
 
-VARIABLE = "DISTILL_ENGINES"
+from distill.errors import UserError, reason_of
+
 FIX = "name the Python of an environment that has it, as --engine {engine}=/path/to/bin/python"
 LOOK = """
 import importlib.metadata, importlib.util, json
@@ -41,33 +43,6 @@ class Installed:
     version: str
 
 
-def pythons_of(given: Iterable[str] = (), environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Engines and their Pythons, from options `ENGINE=PYTHON` and from DISTILL_ENGINES (the same, joined by `;`).
-
-    Raises:
-        UserError: an entry of another form, or an engine that there is none of.
-    """
-    found = {}
-    listed = [(VARIABLE, entry) for entry in environment.get(VARIABLE, "").split(";") if entry.strip()]
-    for where, entry in [*listed, *(("--engine", entry) for entry in given)]:
-        name, equals, python = (part.strip() for part in entry.partition("="))
-        if not equals or not python:
-            raise UserError(f"{where} {entry!r} is not of the form ENGINE=PYTHON, as vllm=/path/to/bin/python")
-        check_engine(name, where)
-        found[name] = python
-    return found
-
-
-def check_engine(name: str, where: str) -> None:
-    """Refuse an engine that there is none of.
-
-    Raises:
-        UserError: naming the nearest one.
-    """
-    if name not in ENGINES:
-        raise UserError(f"{where}: there is no engine {name!r}; {nearest(name, ENGINES)}")
-
-
 def installed(engine: str, pythons: Mapping[str, str]) -> Installed | None:
     """Where an engine is; None where it is not installed.
 
@@ -75,7 +50,7 @@ def installed(engine: str, pythons: Mapping[str, str]) -> Installed | None:
         UserError: a Python was named for it that does not start, or that lacks it.
     """
     python = pythons.get(engine)
-    found = _look(engine, python or sys.executable, own=python is None)
+    found = _look(engine, python)
     if not found and python:
         modules = " or ".join(dict.fromkeys(module for module, _ in MODULES[engine]))
         raise UserError(
@@ -83,7 +58,14 @@ def installed(engine: str, pythons: Mapping[str, str]) -> Installed | None:
         )
     if not found:
         return None
-    return Installed(python or sys.executable, python is None, next(iter(found.values())))
+    return Installed(python or sys.executable, python is None, next((known for known in found.values() if known), ""))
+
+
+def too_old(engine: str, version: str, since: str | None) -> str:
+    """Why a version of transformers is another function than the student; empty where it is not."""
+    if engine != "transformers" or since is None or Version(version) >= Version(since):
+        return ""
+    return f"it computes what the student does from {since} on; this is {version}"
 
 
 def foreign(environment: Mapping[str, str]) -> dict[str, str]:
@@ -92,14 +74,15 @@ def foreign(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in ours}
 
 
-def _look(engine: str, python: str, own: bool) -> dict[str, str]:
-    """The modules of an engine that a Python has, with the versions of their packages."""
-    variables = dict(os.environ) if own else foreign(os.environ)
+def _look(engine: str, python: str | None) -> dict[str, str]:
+    """The modules of an engine that a Python has, with the versions of their packages; of this one without a Python."""
+    if python is None:
+        return {module: _version(package) for module, package in MODULES[engine] if find_spec(module)}
     try:
         done = subprocess.run(
             [python, "-c", LOOK],
             input=json.dumps(MODULES[engine]),
-            env=variables,
+            env=foreign(os.environ),
             capture_output=True,
             text=True,
             check=False,
@@ -109,6 +92,13 @@ def _look(engine: str, python: str, own: bool) -> dict[str, str]:
         said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
     except OSError as error:
         said = reason_of(error)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, TypeError):
         said = "it does not answer as Python does"
     raise UserError(f"the Python {python} given for {engine} does not start: {said}; {FIX.format(engine=engine)}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from distill.errors import UserError
+from distill.errors import UserError, shown
 
 TYPES = ("dtype", "torch_dtype")
 
@@ -46,7 +46,8 @@ def _check_config(published: Path, exact: Path) -> None:
     for name in sorted({*found, *wanted} - set(TYPES)):
         if found.get(name) != wanted.get(name):
             raise UserError(
-                f"config.json of the export has {name} {found.get(name)!r}, and of the same in float32 {wanted.get(name)!r}"
+                f"config.json of the export has {name} {shown(found.get(name))}, and of the same in float32 "
+                f"{shown(wanted.get(name))}"
             )
 
 
