@@ -34,6 +34,10 @@ class Target:
         """Why it cannot hold such a student, naming what would have to change; None where it can."""
         return None
 
+    def since(self, source: "Source") -> str | None:
+        """The first version of transformers that gets such a student right; None for every supported one."""
+        return None
+
     def engines(self, source: "Source") -> dict[str, str | None]:
         """For each engine of `exporters.engines.ENGINES`, why it does not run what the target writes; None where it does."""
         raise NotImplementedError
@@ -48,3 +52,12 @@ class Target:
             OSError: it cannot be written. ValueError: the student's files do not fit each other.
         """
         raise NotImplementedError
+
+    def rehearse(self, student: Path, out: Path, form: Form) -> None:
+        """Try, before anything is trained, what `write` will do: on a folder that is whole but for its weights, of which one
+        tensor is there. What is written is thrown away.
+
+        Raises:
+            OSError, ValueError: as `write`.
+        """
+        self.write(student, out, form)

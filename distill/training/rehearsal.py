@@ -61,7 +61,7 @@ def rehearse(recipe: Recipe, teacher: Teacher, student: nn.Module) -> None:
             AutoTokenizer.from_pretrained(saved)
         for kind in recipe.export:
             with _tried(recipe, f"export to {kind}"):
-                target(kind).write(saved, Path(place) / kind, Form())
+                target(kind).rehearse(saved, Path(place) / kind, Form())
     with _tried(recipe, "let teacher and student go on with a text"), no_warnings():
         continuations(teacher, student, TRIAL_TOKENS)
 

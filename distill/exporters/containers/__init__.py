@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from distill.exporters.containers.container import Container
     from distill.exporters.source import Source
 
-CONTAINERS: dict[str, str] = {}
+CONTAINERS: dict[str, str] = {
+    "GraniteMoeHybrid": "distill.exporters.containers.granite:GraniteMoeHybrid",
+}
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ class Container:
         """The entries of config.json, model_type and architectures among them, without a dtype."""
         raise NotImplementedError
 
-    def tensors(self, source: "Source", student: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The container's tensors by name.
+    def tensors(self, source: "Source", student: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The container's tensors by the names that files have: all at once, or each when it is asked for (`Rewrite`).
 
         Args:
             student: the student's tensors by name, in float32, adapters merged. Tied tensors stand once, as they were saved.
@@ -46,6 +46,10 @@ class Container:
             ValueError: one is missing, or of another shape than the config says.
         """
         raise NotImplementedError
+
+    def name_inside(self, name: str) -> str:
+        """What the class calls a tensor that files have under this name; transformers renames some as it loads them."""
+        return name
 
     def float32(self, name: str) -> bool:
         """Whether a tensor stays in float32 whatever type is asked for: decays, and what else loses by rounding."""

@@ -1,0 +1,99 @@
+"""Attention that a student has, in a container's attention layers: the teacher's own, `attention`, and `shared_attention`.
+
+A scale of each head goes into the output projection. A block that several layers share is copied into each of them, the
+layer's low-rank delta added (product and sum in float64, rounded once).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distill.exporters.containers.rewrite import Rewrite
+
+if TYPE_CHECKING:
+    from distill.exporters.source import Source
+
+MIXERS = ("attention", "shared_attention")
+PROJECTIONS = ("q", "k", "v", "o")
+
+
+def layers(source: "Source") -> list[int]:
+    """The layers that have attention and nothing beside it."""
+    mixed = source.layout.mixer_of
+    return [n for n in range(len(source.layout.pattern)) if mixed(n) is None or mixed(n)["mixer"] in MIXERS]
+
+
+def rope_of(source: "Source", layer: int) -> str | None:
+    """How a layer rotates q and k, if it does."""
+    options = source.layout.mixer_of(layer) or {}
+    return None if options.get("rope") is False else source.shapes.at(layer).rope
+
+
+def reasons(source: "Source") -> list[str]:
+    """Why an attention layer without windows, soft caps and norms on q and k is not these; each names the recipe's key or
+    what the teacher has."""
+    found, positions = [], source.config.max_position_embeddings
+    for layer in layers(source):
+        shape, letter, options = source.shapes.at(layer), source.layout.pattern[layer], source.layout.mixer_of(layer)
+        window = (options or {}).get("window") or shape.window
+        if window is not None and window < positions:
+            whose = f"mixers.{letter}.window" if options and options.get("window") else "the teacher's sliding_window"
+            found.append(
+                f"{whose} is {window}, of {positions} positions, and its attention sees every token; take the window out, or "
+                f"convert the layers that have it ({letter})"
+            )
+        if options and options.get("share_kv"):
+            found.append(f"mixers.{letter}.share_kv: every layer has its own keys and values there; take it out")
+        if shape.softcap is not None:
+            found.append(f"the teacher's soft cap on attention logits ({shape.softcap:g}) has no place")
+        if shape.qk_norm is not None:
+            found.append("the teacher's norms on q and k have no place")
+    if len({rope_of(source, layer) is None for layer in layers(source)}) > 1:
+        without = [str(layer) for layer in layers(source) if rope_of(source, layer) is None]
+        found.append(
+            f"layers {', '.join(without)} have attention without rotary embedding, and others with it; there all have it or "
+            "none: convert the ones or the others"
+        )
+    return list(dict.fromkeys(found))
+
+
+def put(rewrite: Rewrite, source: "Source", layer: int, name: str, bias: bool) -> None:
+    """A layer's tensors. name: what theirs begin with in the container; bias: whether all four projections have one there."""
+    shape, mixed = source.shapes.at(layer), source.layout.mixer_of(layer)
+    before = f"{source.place.layers}.{layer}.{source.place.name}."
+    width = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads}
+    scale = (f"{before}mixer.scale",) if mixed else ()
+    before += "mixer." if mixed else ""
+    for projection in PROJECTIONS:
+        scaled = scale if projection == "o" else ()
+        sources = _weights(source, layer, before, projection)
+        plain = len(sources) == 1 and not scaled
+        rewrite.put(f"{name}{projection}_proj.weight", *sources, *scaled, make=None if plain else _merged)
+        has = shape.o_bias if projection == "o" else shape.qkv_bias
+        if bias and has:
+            rewrite.put(f"{name}{projection}_proj.bias", f"{before}{projection}_proj.bias")
+        elif bias:
+            size = shape.d_model if projection == "o" else width[projection] * shape.head_dim
+            rewrite.put(f"{name}{projection}_proj.bias", make=lambda size=size: torch.zeros(size))
+
+
+def _weights(source: "Source", layer: int, before: str, projection: str) -> list[str]:
+    """The student's tensors that a projection's weight is made of: itself, or the shared one and the layer's delta."""
+    mixed = source.layout.mixer_of(layer)
+    if not mixed or mixed["mixer"] != "shared_attention":
+        return [f"{before}{projection}_proj.weight"]
+    owner = next(group[0] for group in source.layout.groups if layer in group)
+    shared = f"{source.place.layers}.{owner}.{source.place.name}.mixer.{projection}_proj.shared.weight"
+    delta = [f"{before}{projection}_proj.{part}" for part in ("up", "down")]
+    return [shared, *(delta if source.layout.options_at(layer).get("rank", 16) else ())]
+
+
+def _merged(weight: Tensor, *others: Tensor) -> Tensor:
+    """A projection's weight with its delta (up, down) added, and, of an output projection, the heads' scales."""
+    whole = weight.double()
+    if len(others) >= 2:
+        whole = whole + others[0].double() @ others[1].double()
+    if len(others) % 2:
+        whole = whole * others[-1].double().repeat_interleave(whole.shape[1] // len(others[-1]))
+    return whole.to(weight.dtype)
