@@ -139,9 +139,10 @@ def _architecture(container: str) -> "Architecture | None":
 
 
 def _config(entries: dict[str, Any]) -> "PretrainedConfig":
-    """A container's config with every entry that it leaves to its class."""
+    """A container's config, that of the text where it has several, with every entry that it leaves to its class."""
     from transformers import AutoConfig
 
+    entries = entries.get("text_config", entries)
     given = {name: value for name, value in entries.items() if name not in ("model_type", "architectures")}
     return AutoConfig.for_model(entries["model_type"], **given)
 

@@ -51,7 +51,7 @@ class Taken:
     """The tensors of a class, each taken once, so that what has no place in the file is not dropped without a word."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors, self._taken = tensors, set()
+        self._tensors, self._names, self._taken = tensors, set(tensors), set()
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """A tensor in float32.
@@ -59,7 +59,7 @@ class Taken:
         Raises:
             ValueError: it is missing, or has another shape.
         """
-        if name not in self._tensors:
+        if name not in self._names:
             raise ValueError(f"the tensor {name} is missing")
         tensor = self._tensors[name]
         if tuple(tensor.shape) != shape:
@@ -68,7 +68,7 @@ class Taken:
         return tensor.float()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._names
 
     def finish(self, *ignored: str) -> None:
         """Refuse what nobody took.
@@ -76,7 +76,7 @@ class Taken:
         Raises:
             ValueError: naming it.
         """
-        left = sorted(set(self._tensors) - self._taken - set(ignored))
+        left = sorted(self._names - self._taken - set(ignored))
         if left:
             raise ValueError(f"the tensor {left[0]} has no place in a GGUF file")
 
