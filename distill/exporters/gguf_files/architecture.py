@@ -14,7 +14,11 @@ from teachers.compat import rotary_frequencies
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-SCALINGS = ("default", "linear", "llama3")
+SCALINGS = ("default", "linear", "yarn", "llama3")  # llama3 where the graph reads divisors of frequencies
+YARN = {"rope_type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"} | {
+    "beta_fast",
+    "beta_slow",
+}  # what a file says of it
 Entry = int | float | bool | str | list[int] | list[bool]
 
 
@@ -162,15 +166,28 @@ def rope(config: "PretrainedConfig", rotated: int) -> dict[str, Entry]:
     """Entries of the rotary embedding of so many channels of a head. llama3's scaling is a tensor (`rope_divisors`)."""
     parameters = config.rope_parameters
     found = {"rope.freq_base": float(parameters["rope_theta"]), "rope.dimension_count": rotated}
-    if parameters.get("rope_type", "default") == "linear":
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(parameters["factor"])}
+    if (kind := parameters.get("rope_type", "default")) in ("linear", "yarn"):
+        found |= {"rope.scaling.type": kind, "rope.scaling.factor": float(parameters["factor"])}
+    if kind == "yarn":
+        usual_length = config.max_position_embeddings
+        found |= {
+            "rope.scaling.original_context_length": parameters.get("original_max_position_embeddings", usual_length),
+            "rope.scaling.yarn_beta_fast": float(parameters.get("beta_fast") or 32),
+            "rope.scaling.yarn_beta_slow": float(parameters.get("beta_slow") or 1),
+        }
     return found
 
 
 def rope_reason(config: "PretrainedConfig", known: tuple[str, ...] = SCALINGS) -> list[str]:
     """Whether llama.cpp rotates by such parameters."""
-    kind = config.rope_parameters.get("rope_type", "default")
-    return [] if kind in known else [f"llama.cpp has no rotary embedding of type {kind!r} for it ({', '.join(known)})"]
+    parameters = config.rope_parameters
+    kind = parameters.get("rope_type", "default")
+    if kind not in known:
+        return [f"llama.cpp has no rotary embedding of type {kind!r} for it ({', '.join(known)})"]
+    odd = sorted(name for name, value in parameters.items() if name not in YARN and value is not None)
+    if kind == "yarn" and odd:
+        return [f"llama.cpp's yarn has fixed what the teacher says of it ({', '.join(odd)})"]
+    return []
 
 
 def rope_divisors(config: "PretrainedConfig", rotated: int) -> dict[str, Tensor]:

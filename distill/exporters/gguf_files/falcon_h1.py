@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.exporters.gguf_files import mamba2
 from distill.exporters.gguf_files.architecture import (
+    SCALINGS,
     Architecture,
     Entry,
     Taken,
@@ -31,7 +32,7 @@ class FalconH1(Architecture):
     name = "falcon-h1"
 
     def reasons(self, config: "PretrainedConfig") -> list[str]:
-        found = plain_activation(config) + mamba2.reasons(config) + rope_reason(config, ("default", "linear"))
+        found = plain_activation(config) + mamba2.reasons(config) + rope_reason(config, SCALINGS[:-1])
         if config.mamba_rms_norm and config.mamba_norm_before_gate:
             found.append("llama.cpp norms Mamba-2's output behind its gate, not before it (mamba_norm_before_gate)")
         if config.projectors_bias or config.mlp_bias:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 STATES = (128, 256)  # channels of B and C that scans on GPUs take (CUDA also 96, Vulkan not)
+NO_LIMIT = 1e30  # of the time step: as configs write it that cannot hold an infinite one
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def reasons(config: "PretrainedConfig") -> list[str]:
     if config.mamba_proj_bias:
         found.append("llama.cpp has no bias in Mamba-2's projections (mamba_proj_bias)")
     low, high = config.time_step_limit
-    if low > 0 or high != float("inf"):
+    if low > 0 or high < NO_LIMIT:
         found.append(f"llama.cpp keeps no limits of the time step ({low}, {high})")
     return found
 

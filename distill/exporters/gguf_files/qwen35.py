@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.exporters.gguf_files.architecture import (
+    SCALINGS,
     Architecture,
     Entry,
     Taken,
@@ -32,7 +33,7 @@ class Qwen35(Architecture):
     name = "qwen35"
 
     def reasons(self, config: "PretrainedConfig") -> list[str]:
-        found = plain_activation(config) + rope_reason(config, ("default", "linear"))
+        found = plain_activation(config) + rope_reason(config, SCALINGS[:-1])
         if config.attention_bias:
             found.append("llama.cpp has no bias in the attention of qwen35 (attention_bias)")
         if config.linear_key_head_dim != config.linear_value_head_dim:
