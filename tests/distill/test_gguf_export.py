@@ -1,18 +1,22 @@
 """gguf: the file read back is the student, whatever was filled up with zeros; its tokenizer cuts text as the student's does;
 and llama.cpp, where it is installed, computes what the student computes."""
 
+import builtins
 import json
+import os
 import shutil
-from dataclasses import replace
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from distill.errors import UserError
-from distill.exporters import target
-from distill.exporters.gguf_files.quantising import command
-from distill.exporters.gguf_files.vocabulary import vocabulary
+from distill.exporters import proofs, target
+from distill.exporters.gguf_files import quantising
 from distill.exporters.source import Source
 from distill.exporters.target import Form
 from tests.distill.gguf_back import contents, model_of
@@ -118,7 +122,18 @@ def test_matrices_are_float16_and_nothing_else_is(tokenizer, tmp_path):
     entries, tensors, types = contents(path)
     assert path.name == "a-run-F16.gguf" and entries["general.file_type"] == 1
     halves = {name for name, kind in types.items() if kind == "F16"}
-    kinds = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ssm_in", "ssm_out", "token_embd")
+    kinds = (
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+        "ssm_in",
+        "ssm_out",
+        "token_embd",
+    )
     assert {name.removesuffix(".weight").split(".")[-1] for name in halves} == set(kinds)
     assert set(types.values()) == {"F16", "F32"}
     _, exact = exported(tmp_path / "other", tokenizer, *STUDENTS["llama, tied"][0])
@@ -170,3 +185,114 @@ def test_engines_are_llama_cpp_alone():
     engines = target("gguf").engines(Source.of(student_of(*STUDENTS["zamba"][0][:3]).config))
     assert engines["llama.cpp"] is None
     assert all(why for engine, why in engines.items() if engine != "llama.cpp")
+
+
+def test_without_the_package_gguf_one_message_says_how_to_get_it(tokenizer, tmp_path, monkeypatch):
+    folder = saved(student_of(*STUDENTS["zamba"][0][:3]), tmp_path / "student", tokenizer)
+    real = builtins.__import__
+    monkeypatch.delitem(sys.modules, "gguf", raising=False)
+
+    def absent(name, *rest):
+        if name == "gguf":
+            raise ImportError("No module named 'gguf'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(UserError, match=r"package gguf, which is not installed; pip install 'distill-hybrids\[gguf\]'"):
+        target("gguf").write(folder, tmp_path / "gguf", Form())
+    assert not (tmp_path / "gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"), [(lambda file: file.unlink(), "no tokenizer.json"), (lambda file: file.write_text("{"), "is damaged")]
+)
+def test_a_student_without_a_tokenizer_is_refused(spoil, why, tokenizer, tmp_path):
+    folder = saved(student_of(*STUDENTS["zamba"][0][:3]), tmp_path / "student", tokenizer)
+    spoil(folder / "tokenizer.json")
+    for do in (target("gguf").write, target("gguf").rehearse):
+        with pytest.raises(ValueError, match=why):
+            do(folder, tmp_path / "gguf", Form())
+    assert not (tmp_path / "gguf").exists()
+
+
+def test_ends_of_generation_come_from_the_student(tokenizer, tmp_path):
+    made = student_of(*STUDENTS["zamba"][0][:3])
+    made.generation_config.eos_token_id = [7, 9]
+    _, path = exported_of(made, tokenizer, tmp_path)
+    assert contents(path)[0]["tokenizer.ggml.eos_token_id"] == 0  # the tokenizer's own wins
+
+
+def exported_of(student, tokenizer, place):
+    folder = saved(student, place / "student", tokenizer)
+    target("gguf").write(folder, place / "gguf", Form("float32"))
+    return folder, next((place / "gguf").iterdir())
+
+
+PROGRAM = """#!{python}
+import shutil, sys
+source, wanted, name = sys.argv[1:]
+if name != "Q8_0":
+    sys.exit("this one makes Q8_0 alone")
+shutil.copyfile(source, wanted)
+"""
+
+
+@pytest.fixture
+def quantiser(tmp_path, monkeypatch):
+    """A program of the quantiser's name that copies, and no library."""
+    program = tmp_path / "bin" / "llama-quantize"
+    program.parent.mkdir()
+    program.write_text(PROGRAM.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+def test_only_the_quantised_file_stays(quantiser, tokenizer, tmp_path):
+    _, path = exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q8_0"))
+    assert path.name == "a-run-Q8_0.gguf"
+
+
+def test_a_quantiser_that_fails_is_quoted(quantiser, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="did not make q4_k_m of a-run-F16.gguf: this one makes Q8_0 alone"):
+        exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q4_k_m"))
+
+
+def test_without_a_quantiser_nothing_is_written(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantising, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"--quantize q8_0 needs llama.cpp's quantiser.*pip install llama-cpp-python"):
+        exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q8_0"))
+    assert not (tmp_path / "gguf").exists()
+
+
+def python_of(engine):
+    """A Python that has llama.cpp: that of DISTILL_ENGINES, or this one."""
+    named = dict(entry.split("=", 1) for entry in os.environ.get("DISTILL_ENGINES", "").split(";") if "=" in entry)
+    return named.get(engine, sys.executable)
+
+
+@pytest.mark.llama_cpp
+@pytest.mark.parametrize("name", STUDENTS)
+@torch.no_grad()
+def test_llama_cpp_computes_what_the_student_computes(name, tokenizer, tmp_path):
+    folder, path = exported(tmp_path, tokenizer, *STUDENTS[name][0])
+    student, steps = loaded(folder), 6
+    text = torch.randint(1, 320, (1, 21), generator=torch.Generator().manual_seed(2))
+    prompts = [text[0, :9].tolist(), text[0].tolist()]
+    strings = ["Hello there, it is 1969.", " a\n\n b"]
+    job = {"folder": str(path.parent), "texts": text.tolist(), "rows": [[0, 7, 20]], "prompts": prompts, "steps": steps}
+    job |= {"forced": None, "dtype": "float32", "strings": strings, "out": str(tmp_path)}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    script = shutil.copyfile(Path(proofs.__file__).parent / "llama_cpp.py", tmp_path / "llama_cpp_proof.py")
+    where = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([python_of("llama.cpp"), script, tmp_path / "job.json"], env=where, check=True)
+    answer, rows = json.loads((tmp_path / "answer.json").read_text()), torch.tensor(numpy.load(tmp_path / "rows.npy"))
+    wanted = student(text).logits[0].log_softmax(-1)
+    bound = 1e-3 if find_spec("llama_cpp") or python_of("llama.cpp") != sys.executable else 2e-2  # the server caches float16
+    assert (rows.log_softmax(-1) - wanted[[0, 7, 20]]).abs().max() < bound
+    said = wanted[:-1].gather(1, text[0, 1:, None])[:, 0]
+    assert (torch.tensor(answer["logprobs"][0]) - said).abs().max() < bound
+    for prompt, tokens in zip(prompts, answer["tokens"], strict=True):
+        settings = {"max_new_tokens": steps, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        assert tokens == student.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
+    assert answer["ids"] == [tokenizer(string).input_ids for string in strings]

@@ -36,7 +36,7 @@ class FalconH1(Architecture):
         if config.mamba_rms_norm and config.mamba_norm_before_gate:
             found.append("llama.cpp norms Mamba-2's output behind its gate, not before it (mamba_norm_before_gate)")
         if config.projectors_bias or config.mlp_bias:
-            found.append("llama.cpp's biases of projectors and feed-forward layers are not written (projectors_bias, mlp_bias)")
+            found.append("biases of projectors and feed-forward layers are not written for it (projectors_bias, mlp_bias)")
         return found
 
     def entries(self, config: "PretrainedConfig") -> dict[str, Entry]:

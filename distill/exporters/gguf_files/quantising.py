@@ -19,8 +19,8 @@ failed = llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 raise SystemExit(1 if failed else 0)
 """
 MISSING = (
-    "--quantize {name} needs llama.cpp's quantiser, and neither llama-quantize is on PATH nor llama-cpp-python installed here; "
-    "pip install llama-cpp-python, or leave --quantize out and run llama-quantize on the file elsewhere"
+    "--quantize {name} needs llama.cpp's quantiser, and neither llama-quantize is on PATH nor llama-cpp-python installed "
+    "here; pip install llama-cpp-python, or leave --quantize out and run llama-quantize on the file elsewhere"
 )
 
 
@@ -44,11 +44,16 @@ def quantise(source: Path, target: Path, name: str) -> None:
         UserError: there is no quantiser, or it failed, with the last that it said.
     """
     done = subprocess.run(
-        command(source, target, name), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        command(source, target, name),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode or not target.exists():
         said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         raise UserError(
-            f"llama.cpp's quantiser did not make {name} of {source.name}: {said[-1] if said else 'it said nothing'} (exit code "
-            f"{done.returncode}); leave --quantize out to keep the float16 file"
+            f"llama.cpp's quantiser did not make {name} of {source.name}: {said[-1] if said else 'it said nothing'} (exit "
+            f"code {done.returncode}); leave --quantize out to keep the float16 file"
         )

@@ -2,8 +2,8 @@
 
 llama.cpp knows how byte-level vocabularies cut text by a name. It is found by the tokenizer's own expressions
 (`teachers.gguf_vocabulary` has the names); a tokenizer of other expressions, or with parts that llama.cpp lacks, is refused.
-One part is left out: llama.cpp does not compose characters (NFC), which Qwen's tokenizers do; composed text, which nearly
-all text is, is cut alike.
+Two parts are left out, neither of which most texts meet: llama.cpp does not compose characters (NFC), which Qwen's
+tokenizers do; and before a text that begins with a space it puts another, where some SentencePiece ones (Metaspace) do not.
 """
 
 import json
@@ -78,8 +78,8 @@ def _named(said: dict) -> str:
                 return name
     if row := next((name for name, row in VOCABULARIES.items() if row.splits == splits), None):
         raise ValueError(
-            f"its tokenizer cuts text like {row!r} but takes whole words {'before' if whole else 'only by'} the merges, which "
-            "llama.cpp has no name for"
+            f"its tokenizer cuts text like {row!r} but takes whole words {'before' if whole else 'only by'} the merges, "
+            "which llama.cpp has no name for"
         )
     raise ValueError(f"how its tokenizer cuts text has no name in llama.cpp: {' then '.join(splits)}")
 
@@ -164,7 +164,7 @@ def _special(tokenizer: "PreTrainedTokenizerBase", tokens: list[str], ends: list
         found["eom_token_id"] = tokens.index("<|eom_id|>")
     inside = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a", add_special_tokens=True)
-    at = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
+    at = next((at for at in range(len(whole)) if whole[at : at + len(inside)] == inside), len(whole))
     before, after = whole[:at], whole[at + len(inside) :]
     for name, around in (("bos", before), ("eos", after)):
         if around not in ([], [found.get(f"{name}_token_id")]):

@@ -40,8 +40,8 @@ def write_file(
     Matrices that hold a value beyond float16's range stay in float32, so that nothing becomes infinite.
 
     Args:
-        entries: with their full names. tensors: in float32, given twice: once for their sizes, once for their values, so that
-            no more than a layer of them is in memory. dtype: of the matrices. float32: which tensors stay so.
+        entries: with their full names. tensors: in float32, given twice: once for their sizes, once for their values, so
+            that no more than a layer of them is in memory. dtype: of the matrices. float32: which tensors stay so.
 
     Raises:
         ValueError: a tensor that is not finite. OSError: it cannot be written.

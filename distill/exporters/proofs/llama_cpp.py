@@ -29,7 +29,10 @@ class Library:
         """widths: of the sequences that run side by side, in tokens. exact: whether keys and values are float32."""
         from llama_cpp import llama_cpp as c
 
-        self.c, self._quiet = c, c.llama_log_callback(lambda level, text, _: sys.stderr.buffer.write(text) if level == LOUD else 0)
+        self.c, self._quiet = (
+            c,
+            c.llama_log_callback(lambda level, text, _: sys.stderr.buffer.write(text) if level == LOUD else 0),
+        )
         c.llama_log_set(self._quiet, ctypes.c_void_p(0))
         c.llama_backend_init()
         parameters = c.llama_model_default_params()
@@ -143,7 +146,14 @@ class Server:
 
     def next(self, tokens, most, slot=0, bias=None):
         """The token behind others, its log-probability, and the most likely ones with theirs."""
-        entries = {"prompt": tokens, "n_predict": 1, "n_probs": most, "temperature": 0, "cache_prompt": True, "id_slot": slot}
+        entries = {
+            "prompt": tokens,
+            "n_predict": 1,
+            "n_probs": most,
+            "temperature": 0,
+            "cache_prompt": True,
+            "id_slot": slot,
+        }
         if bias is not None:
             entries["logit_bias"] = [[bias, CERTAIN]]
         found = self.ask("/completion", entries)["completion_probabilities"][0]
