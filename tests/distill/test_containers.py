@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from distill.build import build
-from distill.exporters.containers import fitting
+from distill.exporters.containers import container_of, fitting
 from distill.exporters.source import Source
 from students.config import Layout
 from tests.teachers.tiny import tiny_teacher
@@ -46,9 +46,7 @@ def contained(student, folder):
     entries = fit.container.config(source)
     tensors = fit.container.tensors(source, {name: t.float() for name, t in student.state_dict().items()})
     (folder / "config.json").write_text(json.dumps(entries))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert type(model).__name__ == fit.container.name
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report

@@ -23,6 +23,7 @@ from tests.distill.gguf_back import contents, model_of
 from tests.distill.random_students import loaded, saved, student_of
 from tests.distill.test_native import GRANITE, LLAMA3, YARN, ZAMBA
 
+EXACT = Form("float32")
 M = {"mixer": "mamba2"}
 DELTA = {"M": {"mixer": "gated_deltanet"}}
 LITE = {"mixer": "parallel_heads", "norm": False, "ssm": M}
@@ -81,7 +82,7 @@ STUDENTS = {  # family, pattern, mixers, entries of the teacher's config; archit
 }
 
 
-def exported(place, tokenizer, family, pattern, mixers, entries, form=Form("float32")):
+def exported(place, tokenizer, family, pattern, mixers, entries, form=EXACT):
     """The folder of a random student, and the file made of it."""
     folder = saved(student_of(family, pattern, mixers, **entries), place / "a run" / "student", tokenizer)
     target("gguf").write(folder, place / "gguf", form)
@@ -253,7 +254,7 @@ def test_only_the_quantised_file_stays(quantiser, tokenizer, tmp_path):
 
 
 def test_a_quantiser_that_fails_is_quoted(quantiser, tokenizer, tmp_path):
-    with pytest.raises(UserError, match="did not make q4_k_m of a-run-F16.gguf: this one makes Q8_0 alone"):
+    with pytest.raises(UserError, match=r"did not make q4_k_m of a-run-F16\.gguf: this one makes Q8_0 alone"):
         exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q4_k_m"))
 
 

@@ -58,7 +58,7 @@ def byte_level(words, cutter, normalizer=None, marks=(), frame=None, **options):
 
 def of_pieces(pieces, before=True, metaspace=False):
     """A tokenizer of SentencePiece's, as transformers converts one."""
-    found, scores = pieces
+    found = pieces[0]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     tokens = ["<unk>", "<s>", "</s>", *bytes_, *(piece for piece in found if len(piece) > 1)]
     tokens += [piece for piece in found if len(piece) == 1]

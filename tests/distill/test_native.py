@@ -1,9 +1,13 @@
 """native: transformers' own classes hold the student exactly, without code of ours; what they cannot hold is refused by name."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distill.exporters import target
+from distill.exporters.source import Source
 from distill.exporters.target import Form
 from tests.distill.random_students import loaded, saved, student_of
 
@@ -29,12 +33,7 @@ STUDENTS = {
     "llama, tied": ("llama", "AMMM", {"M": M}, {"tie_word_embeddings": True}),
     "llama, untied, attention first and last": ("llama", "AMMA", {"M": M}, {}),
     "llama, one group": ("llama", "MMAM", {"M": M | {"n_groups": 1, "expand": 1}}, {}),
-    "llama, two groups, wide state, three taps": (
-        "llama",
-        "MAMM",
-        {"M": M | {"n_groups": 2, "d_state": 12, "d_conv": 3}},
-        {},
-    ),
+    "llama, two groups, wide state, three taps": ("llama", "MAMM", {"M": M | {"n_groups": 2, "d_state": 12, "d_conv": 3}}, {}),
     "llama, expand 1, one tap": ("llama", "AMMM", {"M": M | {"expand": 1, "d_conv": 1}}, {}),
     "llama 3's rope": ("llama", "AMMM", {"M": M}, {"rope_parameters": LLAMA3}),
     "llama, yarn": ("llama", "AMMM", {"M": M}, {"rope_parameters": YARN}),

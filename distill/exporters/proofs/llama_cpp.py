@@ -29,11 +29,8 @@ class Library:
         """widths: of the sequences that run side by side, in tokens. exact: whether keys and values are float32."""
         from llama_cpp import llama_cpp as c
 
-        self.c, self._quiet = (
-            c,
-            c.llama_log_callback(lambda level, text, _: sys.stderr.buffer.write(text) if level == LOUD else 0),
-        )
-        c.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        self.c, self._log = c, c.llama_log_callback(lambda level, text, _: print_error(text) if level == LOUD else None)
+        c.llama_log_set(self._log, ctypes.c_void_p(0))
         c.llama_backend_init()
         parameters = c.llama_model_default_params()
         parameters.n_gpu_layers = 0
@@ -224,6 +221,10 @@ class Told:
 
     def answer(self):
         return {"tokens": self.tokens, "own": self.own, "second": self.second, "margins": self.margins}
+
+
+def print_error(text):
+    print(text.decode(errors="replace"), end="", file=sys.stderr)
 
 
 def log_softmax(row):
