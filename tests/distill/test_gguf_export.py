@@ -73,7 +73,7 @@ STUDENTS = {  # family, pattern, mixers, entries of the teacher's config; archit
     ),
     "qwen3, attention first, tied": (
         ("qwen3", "AMMM", DELTA, SMALL_EPS | {"head_dim": 16, "tie_word_embeddings": True}),
-        ("qwen35", {"attention.recurrent_layers": [False] + [True] * 3, "rope.dimension_sections": [11, 11, 10, 0]}),
+        ("qwen35", {"attention.recurrent_layers": [False] + [True] * 3, "rope.dimension_sections": [3, 3, 2, 0]}),
     ),
     "hymba-lite": (
         ("llama", "P", {"P": LITE}, {"num_hidden_layers": 2}),

@@ -25,7 +25,7 @@ from distill.exporters.gguf_files.architecture import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-SECTIONS = [11, 11, 10, 0]  # Qwen3.5's: which positions of an image pairs of channels turn by; a text has one for all
+PAIRS = 32  # of channels that Qwen3.5 counts off in three sections: those of the three positions of a place in an image
 KEY_EPS = 1e-6  # of the norm of queries and keys in transformers; llama.cpp takes that of every norm
 
 
@@ -52,7 +52,7 @@ class Qwen35(Architecture):
         rotated = int(head_dim(config) * config.rope_parameters.get("partial_rotary_factor", 1.0))
         found = usual(config) | rope(config, rotated)
         return found | {
-            "rope.dimension_sections": SECTIONS,
+            "rope.dimension_sections": _sections(rotated),
             "ssm.conv_kernel": config.linear_conv_kernel_dim,
             "ssm.state_size": config.linear_key_head_dim,
             "ssm.group_count": config.linear_num_key_heads,
@@ -75,6 +75,12 @@ class Qwen35(Architecture):
             one |= _attention(taken, f"{at}.self_attn", config) if mixer is None else mixer
             yield from named(layer, one | gated(taken, f"{at}.mlp", hidden, config.intermediate_size))
         taken.finish("lm_head.weight")
+
+
+def _sections(rotated: int) -> list[int]:
+    """Pairs of each section, one after the other in turn, so that every pair is of one. A text has one position for all."""
+    pairs = min(PAIRS, rotated // 2)
+    return [(pairs + 2 - section) // 3 for section in range(3)] + [0]
 
 
 def _interval(recurrent: list[bool]) -> int:

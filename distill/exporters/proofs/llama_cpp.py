@@ -27,6 +27,7 @@ class Library:
 
     def __init__(self, path, widths, exact):
         """widths: of the sequences that run side by side, in tokens. exact: whether keys and values are float32."""
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # of a failed assertion; its message says enough
         from llama_cpp import llama_cpp as c
 
         self.c, self._log = c, c.llama_log_callback(lambda level, text, _: print_error(text) if level == LOUD else None)
