@@ -1,5 +1,6 @@
 """A plan as it is printed."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -36,9 +37,10 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
         f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
         f"time        about {times} (assumed: {plan.speed('cpu'):.1e} and {plan.speed('cuda'):.1e} FLOP/s of training; "
-        f"loading and evaluation come on top)\n"
-        f"exports     {plan.exports}"
+        f"loading and evaluation come on top)"
     )
+    for number, line in enumerate(export_lines(plan.exports)):
+        console.print(f"{'' if number else 'exports':12}{line}", highlight=False, markup=False)
     if plan.shard:
         found = plan.shard
         said = "nothing is divided" if found["kind"] == "none" else f"divides {DIVIDED[found['kind']]}"
@@ -70,6 +72,23 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         f"{BANDWIDTH / 1e12:.1f} TB/s (weights and cache read once a token)",
         highlight=False,
     )
+
+
+def export_lines(exports: Mapping[str, dict]) -> Iterator[str]:
+    """For each target, the engines that run what it writes; then those that do not, or why it is refused."""
+    for name, found in exports.items():
+        if found["refused"]:
+            yield f"{name}: refused: {found['refused']}"
+            continue
+        since = f" >= {found['since']}" if found["since"] else ""
+        runs = [engine + since * (engine == "transformers") for engine, why in found["engines"].items() if why is None]
+        yield f"{name}: runs in {', '.join(runs) or 'no engine'}"
+        reasons: dict[str, list[str]] = {}
+        for engine, why in found["engines"].items():
+            if why is not None:
+                reasons.setdefault(why, []).append(engine)
+        for why, engines in reasons.items():
+            yield f"    not in {', '.join(engines)}: {why}"
 
 
 def _size(count: int) -> str:

@@ -52,6 +52,8 @@ class Plan:
     teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
     in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
     the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
+    exports: for each target why it is `refused` (None where it is not), and then the first transformers that gets it right
+    (`since`, None for all) and for each of `engines` why it does not run it (None where it does).
     identity: where the plan was checked, what `identity.check_identity` found. shard: of several GPUs, what they divide.
     needs: what each training stage needs of each of so many GPUs of so many GiB, see `footprint.needs`; empty where that was
     not asked for."""
@@ -63,7 +65,7 @@ class Plan:
     tokens: dict[str, int]
     bytes: int
     flops: float
-    exports: str
+    exports: dict[str, dict]
     cache: dict[int, tuple[int, int]]
     decoding: dict[int, tuple[float, float]]
     selection: dict | None = None
@@ -214,10 +216,15 @@ def _other(recipe: Recipe, entry: StageEntry) -> int:
     return _parameters(_skeleton(other, teacher_config(other))[1])
 
 
-def _exports(source: Source) -> str:
-    """The targets that can hold the student, and why the others cannot."""
-    found = {name: target(name).refuses(source) for name in EXPORTERS}
-    return ", ".join(name if reason is None else f"not {name} ({reason})" for name, reason in found.items())
+def _exports(source: Source) -> dict[str, dict]:
+    """Of every target, why it is refused, or else since when and in which engines it runs."""
+    found = {}
+    for name in EXPORTERS:
+        chosen = target(name)
+        found[name] = {"refused": chosen.refuses(source)}
+        if found[name]["refused"] is None:
+            found[name] |= {"since": chosen.since(source), "engines": chosen.engines(source)}
+    return found
 
 
 def _parameters(module) -> int:

@@ -30,7 +30,7 @@ class Native(Target):
         found = fitting(source)
         if found.container:
             return None
-        return "; ".join(f"{name}: {', '.join(why)}" for name, why in found.reasons.items()) or "no container is known"
+        return ", ".join(f"{name} ({'; '.join(why)})" for name, why in found.reasons.items()) or "no container is known"
 
     def since(self, source: "Source") -> str | None:
         container = fitting(source).container

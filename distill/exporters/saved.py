@@ -57,17 +57,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_weights(
-    out: Path, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], dtype: Callable[[str], torch.dtype], most: int = SHARD
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    dtype: Callable[[str], torch.dtype],
 ) -> None:
     """Write tensors as `save_pretrained` would: one file, or shards with an index, each made when its turn comes.
 
     Args:
-        sizes: numbers in each tensor. dtype: of a tensor by its name. most: bytes of a file.
+        sizes: numbers in each tensor. dtype: of a tensor by its name.
     """
     bytes_of = {name: count * dtype(name).itemsize for name, count in sizes.items()}
     shards = [[]]
     for name, size in bytes_of.items():
-        if shards[-1] and sum(bytes_of[other] for other in shards[-1]) + size > most:
+        if shards[-1] and sum(bytes_of[other] for other in shards[-1]) + size > SHARD:
             shards.append([])
         shards[-1].append(name)
     names = [WEIGHTS] if len(shards) == 1 else [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in _counted(shards)]

@@ -35,7 +35,7 @@ class Target:
         return None
 
     def since(self, source: "Source") -> str | None:
-        """The first version of transformers that gets such a student right; None for every supported one."""
+        """The first version of transformers in which what it writes is the student; None for every supported one."""
         return None
 
     def engines(self, source: "Source") -> dict[str, str | None]:

@@ -41,9 +41,7 @@ def scattered(student):
     for name, parameter in student.named_parameters():
         if parameter.dim() > 1:
             parameter.add_(0.1 * torch.randn_like(parameter))
-        elif name.endswith("dt_bias"):
-            parameter.copy_(torch.empty_like(parameter).uniform_(-2, 1))
-        elif name.endswith("A_log"):
+        elif name.endswith("dt_bias") or name.endswith("A_log"):
             parameter.copy_(torch.empty_like(parameter).uniform_(-2, 1))
         else:
             parameter.add_(0.3 * torch.randn_like(parameter))

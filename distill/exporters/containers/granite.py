@@ -131,9 +131,7 @@ def _of_teacher(source: "Source") -> list[str]:
     """What of the teacher has no place."""
     config, found = source.config, []
     if config.hidden_act not in ("silu", "swish"):
-        found.append(
-            f"the teacher's hidden_act is {config.hidden_act}, and its MLP shares the activation of Mamba-2's convolution, silu"
-        )
+        found.append(f"the teacher's hidden_act is {config.hidden_act}, and its MLP shares silu with Mamba-2's convolution")
     if getattr(config, "mlp_bias", False):
         found.append("the teacher's MLP has biases (mlp_bias), and its MLP has none")
     kind = config.rope_parameters.get("rope_type", "default")
@@ -143,7 +141,9 @@ def _of_teacher(source: "Source") -> list[str]:
     if share not in (None, 1.0):
         found.append(f"the teacher rotates {share:g} of each head (partial_rotary_factor), and its attention all of it")
     if source.shapes.shape.norm_eps != config.rms_norm_eps:
-        found.append(f"the mixers' norms have epsilon {source.shapes.shape.norm_eps:g}, and the rest {config.rms_norm_eps:g}")
+        found.append(
+            f"the mixers' norms have epsilon {source.shapes.shape.norm_eps:g}, and the rest {config.rms_norm_eps:g}"
+        )
     if differing := {name for changes in source.shapes.exceptions.values() for name in changes} - {"rope", "window"}:
         found.append(f"the teacher's layers differ in {', '.join(sorted(differing))}, and there all attention is alike")
     return found
@@ -151,15 +151,15 @@ def _of_teacher(source: "Source") -> list[str]:
 
 def _of_layout(source: "Source") -> list[str]:
     """What of the layout has no place."""
-    found, layout = [], source.layout
-    known = (stock_mamba2.NAME, *kept_attention.MIXERS)
+    found, layout, others = [], source.layout, {}
     for letter, options in sorted(layout.mixers.items()):
-        if letter in layout.pattern and options["mixer"] not in known:
-            found.append(f"mixers.{letter}.mixer is {options['mixer']}; it holds mamba2 (and attention): make it mamba2")
+        if letter in layout.pattern and options["mixer"] not in (stock_mamba2.NAME, *kept_attention.MIXERS):
+            others.setdefault(options["mixer"], []).append(f"mixers.{letter}")
+    found += [f"{', '.join(letters)}: {mixer}, where it holds mamba2 or attention" for mixer, letters in others.items()]
     if layout.meta_tokens:
         found.append(f"meta_tokens is {layout.meta_tokens}, and it has none; take them out")
-    if not kept_attention.layers(source):
-        found.append("no layer has attention, and without any its cache cannot be used; keep one in the pattern")
-    if not stock_mamba2.layers(source):
+    if not kept_attention.layers(source) and (not others or stock_mamba2.layers(source)):
+        found.append("no layer has attention, and without any its cache cannot be used; keep one (A) in the pattern")
+    if not stock_mamba2.layers(source) and not others:
         found.append("no layer has mamba2; give the pattern one")
     return [*found, *kept_attention.reasons(source), *stock_mamba2.reasons(source)]

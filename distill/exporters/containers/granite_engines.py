@@ -23,7 +23,7 @@ def engines(source: "Source", since: str | None) -> dict[str, str | None]:
     found = {"transformers": [], "vllm": [], "llama.cpp": [], "mlx": []}
     if since and Version(transformers.__version__) < Version(since):
         found["transformers"].append(
-            f"its gated norm is over each of the {sizes.all_groups} groups from {since} on; this is {transformers.__version__}"
+            f"its norm is over each of the {sizes.all_groups} groups from {since} on; this is {transformers.__version__}"
         )
     if shape.head_dim * shape.n_heads != shape.d_model:
         for engine in ("vllm", "llama.cpp", "mlx"):

@@ -40,7 +40,7 @@ def reasons(source: "Source") -> list[str]:
         if window is not None and window < positions:
             whose = f"mixers.{letter}.window" if options and options.get("window") else "the teacher's sliding_window"
             found.append(
-                f"{whose} is {window}, of {positions} positions, and its attention sees every token; take the window out, or "
+                f"{whose} is {window}, of {positions} positions, and its attention sees every token; take it out, or "
                 f"convert the layers that have it ({letter})"
             )
         if options and options.get("share_kv"):
@@ -59,7 +59,7 @@ def reasons(source: "Source") -> list[str]:
 
 
 def put(rewrite: Rewrite, source: "Source", layer: int, name: str, bias: bool) -> None:
-    """A layer's tensors. name: what theirs begin with in the container; bias: whether all four projections have one there."""
+    """A layer's tensors. name: what theirs begin with in the container; bias: whether all four projections have one."""
     shape, mixed = source.shapes.at(layer), source.layout.mixer_of(layer)
     before = f"{source.place.layers}.{layer}.{source.place.name}."
     width = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads}

@@ -1,7 +1,7 @@
 """Stock Mamba-2 (`mamba2`) in transformers' Mamba-2 layers: sizes, what has no place, tensors.
 
 Classes want d_inner = expand x hidden with a whole expand, and kernels want short convolutions of certain widths. What is
-missing is filled with zeros, which is exact: heads whose x is 0 in norm groups of their own, and taps of 0 before the others.
+missing is filled with zeros, which is exact: heads whose x is 0 in norm groups of their own, and taps of 0 before others.
 """
 
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def reasons(source: "Source") -> list[str]:
     if unfit := [layer for layer, sizes in wanted.items() if sizes is None]:
         shape, letter = source.shapes.at(unfit[0]), source.layout.pattern[unfit[0]]
         found.append(
-            f"mixers.{letter}.n_groups: its heads of {shape.head_dim} channels in norm groups of this size do not fill a whole "
+            f"mixers.{letter}.n_groups: heads of {shape.head_dim} channels in norm groups of this size do not fill a "
             f"multiple of the hidden size {shape.d_model}; leave n_groups out"
         )
     elif len(set(wanted.values())) > 1:
@@ -142,10 +142,10 @@ def put(rewrite: Rewrite, before: str, name: str, sizes: Sizes, shape: "Shape") 
 
 
 def _filled(tensor: Tensor, parts: tuple[tuple[int, int], ...], front: int) -> Tensor:
-    """A tensor whose rows fall into parts, with so many rows of zeros behind each, and `front` columns before its last axis'.
+    """A tensor whose rows fall into parts, with so many rows of zeros behind each, and so many columns in front.
 
     Args:
-        parts: rows, and rows of zeros.
+        parts: rows, and rows of zeros. front: columns of zeros before those of the last axis.
     """
     pieces = []
     for (_, more), piece in zip(parts, tensor.split([count for count, _ in parts]), strict=True):
