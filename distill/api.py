@@ -187,21 +187,35 @@ def report(*runs: str | PathLike, out: str | Path | None = None) -> Path:
     return write_reports(runs, out)
 
 
-def export(run: str | PathLike, *, out: str | Path, to: str = "portable") -> Path:
-    """Write the finished student of a run in a form that other software loads.
+def export(
+    run: str | PathLike,
+    *,
+    to: str | None = None,
+    out: str | PathLike | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    verify: bool = True,
+    engines: Mapping[str, str] | None = None,
+    push: str | None = None,
+    public: bool = False,
+    console: "Console | None" = None,
+) -> Path:
+    """Write the finished student of a run in a form that other software loads, and prove it there before it takes its name.
 
-    Args:
-        run: the run folder. out: the folder to write. to: the target; `distill export --help` lists them.
+    Args: as in `distill.exporters.exporting.export_student`. console: where progress is shown.
 
     Returns:
-        the folder written.
-
-    Raises:
-        UserError: no such target, a run without a finished student, or a folder in the way.
+        the folder written; a UserError says what is damaged, in the way, or not proved.
     """
-    from distill.exporters import export_student
+    from distill.console import new_console
+    from distill.exporters.exporting import export_student
+    from distill.training.ending import write_down_export
 
-    return export_student(run, to=to, out=out)
+    options = {"to": to, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
+    shown = console or new_console(quiet=True)
+    written = export_student(run, out=out, engines=engines, say=lambda line: shown.print(f"  {line}"), **options)
+    write_down_export(Path(run), written)
+    return written
 
 
 def generate(

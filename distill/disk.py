@@ -117,9 +117,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     refuse_link(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=_scratch(target), suffix="~", dir=target.parent))
+    scratch = scratch_beside(target)
     try:
-        scratch.chmod(0o777 & ~_mask())
         yield scratch
         if target.exists():
             shutil.rmtree(target)
@@ -127,6 +126,13 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def scratch_beside(target: Path) -> Path:
+    """A new folder beside a target, under a name by which `sweep` knows it."""
+    scratch = Path(tempfile.mkdtemp(prefix=_scratch(target), suffix="~", dir=target.parent))
+    scratch.chmod(0o777 & ~_mask())
+    return scratch
 
 
 def write_text(file: Path, text: str) -> None:

@@ -176,13 +176,34 @@ def report(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    to: Annotated[str, typer.Option(help=f"The form. {help_lines()}.", autocompletion=names_of(EXPORTERS))] = "portable",
+    run: Annotated[Path, typer.Argument(help="The run folder, or a finished student's folder.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The form; native where it holds the student, else portable. {help_lines()}.",
+            autocompletion=names_of(EXPORTERS),
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write; RUN/export/TARGET by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights: bfloat16 (the default) or float32.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="A type that the target has, such as q8_0.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Prove it in every engine that is to run it and is installed.")
+    ] = True,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="An engine in an environment of its own; also in DISTILL_ENGINES.", metavar="NAME=PYTHON"),
+    ] = None,
+    push: Annotated[str | None, typer.Option(help="Upload it to this repository of the hub.", metavar="OWNER/NAME")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make that repository for all to see.")] = False,
 ) -> None:
-    """Write a run's student in a form that other software loads."""
+    """Write a run's student in a form that other software loads, and prove it there."""
+    from distill.console import new_console
+    from distill.exporters.engines import parsed
+
     quiet_libraries()
-    say(distill.export(run, to=to, out=out))
+    options = {"to": to, "out": out, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
+    say(distill.export(run, engines=parsed(engine or []), console=new_console(stderr=True), **options))
 
 
 def generate(

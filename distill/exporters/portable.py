@@ -1,14 +1,16 @@
 """portable: a folder that `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` loads without this project.
 
-It holds the student's config and safetensors, and as modelling code the files of `students/` themselves, flattened: every
-`from students.a.b import c` becomes `from .students_a_b import c`, and the shape annotations become plain `object`s, so that
-only torch and transformers are needed. Triton kernels come along and are imported where Triton is and a GPU asks for them.
-One small file names the family's classes for `auto_map`.
+It holds the student's config and its weights: in bfloat16, those that decay states in float32, as transformers keeps them in
+any type. The modelling code is the files of `students/` themselves, flattened: every `from students.a.b import c` becomes
+`from .students_a_b import c`, and the shape annotations become plain `object`s, so that only torch and transformers are
+needed. Triton kernels come along and are imported where Triton is and a GPU asks for them. One small file names the family's
+classes for `auto_map`.
 """
 
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,8 @@ from distill.reading import read_json
 from distill.runs.records import Record
 
 if TYPE_CHECKING:
+    import torch
+
     from distill.exporters.source import Source
 
 CODE = "modeling_distill"
@@ -72,18 +76,23 @@ class Portable(Target):
     """The portable folder; every layout fits."""
 
     line = "a folder that transformers loads with trust_remote_code, without this project"
+    remote_code = True
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         why = "it runs no code that comes with a model"
         return {engine: None if engine == "transformers" else why for engine in ENGINES}
 
     def write(self, student: Path, out: Path, form: Form) -> None:
+        from distill.exporters.weights import write_cast
         from distill.stages import adapters
 
         config = read_json(student / "config.json", TypeAdapter(Config), fix=FIX)
         family = config["model_type"].removeprefix("distill_")
-        shutil.copytree(student, out)
+        adapted = (student / adapters.CONFIG).exists()
+        shutil.copytree(student, out, ignore=None if adapted else shutil.ignore_patterns("*.safetensors"))
         adapters.merge_saved(out)
+        config["dtype"] = form.dtype
+        write_cast(out if adapted else student, out, _types(student, form))
         modules = flattened()
         for name, text in modules.items():
             (out / name).write_text(text)
@@ -93,6 +102,19 @@ class Portable(Target):
             "AutoModelForCausalLM": f"{CODE}.{names['model']}",
         }
         (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _types(student: Path, form: Form) -> "Callable[[str], torch.dtype]":
+    """The type of each weight: the form's, but float32 for what transformers keeps so whatever type it loads."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from distill.compat import kept_in_float32
+
+    with torch.device("meta"):
+        kept = kept_in_float32(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(student)))
+    kind = getattr(torch, form.dtype)
+    return lambda name: torch.float32 if any(f".{part}." in f".{name}." for part in kept) else kind
 
 
 def _entry(target: Path, family: str, modules: dict[str, str]) -> dict[str, str]:

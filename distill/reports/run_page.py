@@ -26,6 +26,7 @@ from distill.reports.tables import (
     with_tasks,
 )
 from distill.runs.run_dir import RunDir
+from distill.selection.periodic import cost_line
 from distill.selection.tables import models_table, ranking_table
 from distill.stages import stages_of
 from distill.stages.probe import probed_stages
@@ -107,6 +108,8 @@ def _layout(recipe, judged: Mapping | None, chosen: Mapping | None) -> Section:
         body += printed(models_table(chosen["models"]))
         if any(entry["score"] is not None for entry in chosen["ranking"]):
             body += printed(ranking_table(chosen))
+        if found := chosen.get("periodic"):
+            body += note(f"Layers: {cost_line(found, chosen['models'])}.")
         body += note(chosen["note"]) if chosen["note"] else ""
     return Section("layout", "Layout", body, NOT_JUDGED)
 

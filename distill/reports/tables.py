@@ -13,6 +13,7 @@ from distill.reports.page import text
 from distill.runs.run_dir import RunDir
 
 PASSKEY = "passkey"
+BAR = "\\|"  # in a cell of a Markdown table
 PAIRED = ["student less it, paired", "lower on"]
 PAIRED_SAYS = (
     "Paired: the student's KL less the row's, on the same documents, ± one standard error over them; lower on so many of "
@@ -53,7 +54,13 @@ def printed(given: Table) -> str:
 def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     rows = [columns, ["---"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in rows)
+
+
+def as_markdown(given: Table) -> str:
+    """A table of the terminal in Markdown."""
+    cells = zip(*(list(column.cells) for column in given.columns), strict=True)
+    return markdown([str(column.header) for column in given.columns], [[str(cell) for cell in line] for line in cells])
 
 
 def headline(judged: Mapping) -> Table:

@@ -119,6 +119,7 @@ class Models(Record):
     teacher: Model
     chosen: Model
     even: Model
+    free: Model | None = None
 
 
 class Cost(Record):
@@ -127,6 +128,15 @@ class Cost(Record):
     tokens: Whole
     seconds: float
     predicted_seconds: float
+
+
+class Periodic(Record):
+    """Attention in every n-th layer, against a free choice."""
+
+    every: Whole
+    score: float | None
+    free: list[Whole]
+    free_score: float | None
 
 
 class Scored(Record):
@@ -149,6 +159,7 @@ class Chosen(Record):
     models: Models
     cost: Cost
     note: str
+    periodic: Periodic | None = None
 
 
 class Measurement(Record):

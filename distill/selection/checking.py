@@ -7,6 +7,7 @@ from distill.recipe import Recipe
 from distill.schema import explain
 from distill.selection import SCORERS, scorer_class
 from distill.selection.options import Options, rest_of
+from distill.selection.periodic import check_periodic
 from students.config import KEEP
 from teachers.teacher import Teacher
 
@@ -29,6 +30,7 @@ def selection_options(recipe: Recipe, where: str | None = None) -> Options:
     except ValidationError as error:
         raise UserError(explain(error, where, schema)) from error
     _check_rest(recipe, options, where)
+    check_periodic(options, where)
     scorer_class(name).check(recipe, options, where)
     return options
 

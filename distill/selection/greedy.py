@@ -10,7 +10,7 @@ from typing import Literal
 
 from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
-from distill.selection.scorer import Ranked, Scorer, count_of
+from distill.selection.scorer import Ranked, Scorer, count_of, intervals
 
 
 class GreedyOptions(Options):
@@ -36,7 +36,8 @@ class Greedy(Scorer):
         start = len(options.protect)
         steps = max(0, count_of(options, layers) - start)
         later = min(layers - start, options.look_ahead or layers)
-        return (layers - start if steps else 0) + max(0, steps - 1) * options.beam * later
+        periodic = len(intervals(options, layers)) if options.periodic else 0
+        return (layers - start if steps else 0) + max(0, steps - 1) * options.beam * later + periodic
 
     def rank(self, measurer: Measurer) -> list[Ranked]:
         options, start = measurer.options, tuple(sorted(measurer.options.protect))
@@ -55,6 +56,10 @@ class Greedy(Scorer):
             best = sorted(values, key=lambda kept: (-values[kept], kept))[: options.beam]
             beam = {kept: values[kept] for kept in best}
         return order[next(iter(beam))]
+
+    def worth(self, measurer, ranking, layouts):
+        """Measured whole, as everything here."""
+        return self._values(measurer, list(dict.fromkeys(layouts)))
 
     def _promising(self, kept: tuple[int, ...], gains: dict[int, float], measurer: Measurer) -> list[int]:
         """The layers to try beside some: in the first step all, then those that helped most when they were last tried."""

@@ -39,6 +39,8 @@ class RetrievalHeads(Scorer):
                 f"{where}.by is 'retrieval-heads', which chooses heads: the other layers need one letter whose mixer is "
                 f"split_heads, not {letters!r} ({mixer.get('mixer')})"
             )
+        if options.periodic:
+            raise UserError(f"{where}.periodic keeps whole layers, and retrieval-heads chooses single heads; leave it out")
         if "keep" in mixer:
             raise UserError(f"mixers.{letters}.keep is what {where} selects; leave it out")
 

@@ -19,7 +19,8 @@ class Options(Schema):
 
     keep: how many layers stay attention, or their share. by: the scorer. rest: the letters that the other layers get, in
     turn; may be left out where `mixers` has one letter. protect: layers that stay attention whatever they score; they are
-    among the kept ones.
+    among the kept ones. periodic: keep every n-th layer alone, those with (i + 1) % n = 0, which more engines run; no layer is
+    protected then.
     stand_in: what stands for a layer's attention while it is measured: "window" (of `window` tokens and `sinks`, untrained),
     or "mixer", the recipe's own after its initialise stage.
     families, length, trials: the made-up texts of recall. tokens: held-out text for the KL, from its end: the tables of a
@@ -30,6 +31,7 @@ class Options(Schema):
     by: str
     rest: str | None = None
     protect: list[Annotated[int, whole(0, MANY)]] = [0]
+    periodic: bool = False
     stand_in: Literal["window", "mixer"] = "window"
     window: Annotated[int, whole(1, LONGEST)] = 64
     sinks: Annotated[int, whole(0, LONGEST)] = 4
@@ -37,6 +39,11 @@ class Options(Schema):
     length: Annotated[int, whole(64, LONGEST)] = 512
     trials: Whole = 6
     tokens: Count = 2048
+
+    @model_validator(mode="before")
+    @classmethod
+    def _protect_none(cls, given):
+        return {"protect": [], **given} if isinstance(given, dict) and given.get("periodic") else given
 
     @model_validator(mode="after")
     def _families_exist(self):

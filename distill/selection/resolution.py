@@ -15,6 +15,7 @@ from distill.selection.checking import selection_options
 from distill.selection.measurer import MATERIAL, TEACHER, Measurer, Records
 from distill.selection.measures import tokens_of
 from distill.selection.options import Options, described, rest_of
+from distill.selection.periodic import best_interval
 from distill.selection.scorer import Choice, Ranked, Scorer
 from students.config import KEEP
 
@@ -29,7 +30,8 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
     Returns:
         the recipe with the layout written out, which is also in the folder's resolved.yaml, and `chosen` of selection.json:
         by, options, pattern, mixers, layers, heads, ranking [{name, score, numbers, kept}], models {teacher, chosen, even:
-        numbers}, cost {tokens, seconds, predicted_seconds}, note.
+        numbers}, cost {tokens, seconds, predicted_seconds}, note. Where attention is to be in every n-th layer: periodic
+        {every, score, free, free_score}, see `periodic.best_interval`, and `free` among the models.
 
     Raises:
         UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
@@ -79,7 +81,7 @@ def cost_of(options: Options, layers: int, heads: int) -> tuple[int, int]:
     scorer = scorer_class(options.by)
     reads = scorer.reads(options)
     passes = scorer.passes(options, layers, heads) * tokens_of(options, reads) if reads else 0
-    return passes + 3 * tokens_of(options, JUDGED), scorer.trains_on(options)
+    return passes + (3 + options.periodic) * tokens_of(options, JUDGED), scorer.trains_on(options)
 
 
 def _select(measurer: Measurer) -> dict[str, Any]:
@@ -91,7 +93,11 @@ def _select(measurer: Measurer) -> dict[str, Any]:
     models = {"teacher": scorer.measure(measurer, None, JUDGED)}
     predicted = _announce(measurer, scorer)
     ranking = scorer.rank(measurer)
-    choice = scorer.choose(options, ranking, layers, heads)
+    choice, periodic = scorer.choose(options, ranking, layers, heads), None
+    if options.periodic:
+        free = choice
+        choice, periodic = best_interval(scorer, measurer, ranking, free)
+        models["free"] = scorer.measure(measurer, free, JUDGED)
     models |= {"chosen": scorer.measure(measurer, choice, JUDGED), "even": scorer.measure(measurer, even, JUDGED)}
     recipe = _with_layout(measurer.session.recipe, options, choice, layers)
     records = measurer.records
@@ -106,7 +112,7 @@ def _select(measurer: Measurer) -> dict[str, Any]:
         "models": models,
         "cost": {"tokens": records.tokens, "seconds": round(records.seconds, 1), "predicted_seconds": round(predicted, 1)},
         "note": scorer.note,
-    }
+    } | ({} if periodic is None else {"periodic": periodic})
 
 
 def _announce(measurer: Measurer, scorer: Scorer) -> float:
@@ -117,17 +123,17 @@ def _announce(measurer: Measurer, scorer: Scorer) -> float:
         scorer.measure(measurer, None, reads)
     known = measurer.records.of(TEACHER)
     judged = sum(known[name]["seconds"] for name in JUDGED)
-    seconds = 3 * judged + passes * sum(known[name]["seconds"] for name in reads)
+    seconds = (3 + options.periodic) * judged + passes * sum(known[name]["seconds"] for name in reads)
     speed = sum(known[name]["tokens"] for name in JUDGED) / max(judged, 1e-9)
     seconds += TRAINING * scorer.trains_on(options) / speed
     tokens, training = cost_of(options, layers, heads)
     trains = f", and training on {training:,}" if training else ""
     measurer.console.print(
-        f"  selecting by {options.by}: {passes} measurements and 3 of layouts, about {tokens:,} tokens{trains}, "
+        f"  selecting by {options.by}: {passes} measurements and {3 + options.periodic} of layouts, about {tokens:,} tokens{trains}, "
         f"{seconds:,.0f} s (the teacher's own took {judged:.1f} s)",
         highlight=False,
     )
-    measurer.expect(passes + 2)
+    measurer.expect(passes + 2 + options.periodic)
     return seconds
 
 

@@ -80,9 +80,20 @@ class Scorer:
         best = [one.layer for one in ranking if one.layer not in options.protect]
         return Choice(sorted([*options.protect, *best][: count_of(options, layers)]))
 
+    def worth(
+        self, measurer: Measurer, ranking: Sequence[Ranked], layouts: Sequence[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], float] | None:
+        """The score of each layout, by the layers kept: the sum of its layers' scores; None where layers have none."""
+        scores = {one.layer: one.score for one in ranking}
+        if not scores or None in scores.values():
+            return None
+        return {kept: sum(scores[layer] for layer in kept) for kept in layouts}
+
     @classmethod
     def even(cls, options: Options, layers: int, heads: int) -> Choice:
         """As much kept, evenly spread: what a choice is compared with, and planned with before it is made."""
+        if options.periodic:
+            return Choice(every_nth(intervals(options, layers)[0], layers))
         return Choice(evenly(count_of(options, layers), layers, options.protect))
 
     def measure(self, measurer: Measurer, choice: Choice | None, measures: Sequence[str]) -> dict[str, float]:
@@ -106,6 +117,28 @@ def count_of(options: Options, layers: int) -> int:
             f"({options.protect}); keep more, or set pattern.protect"
         )
     return kept
+
+
+def every_nth(every: int, layers: int) -> list[int]:
+    """Those with (i + 1) % n = 0."""
+    return list(range(every - 1, layers, every))
+
+
+def intervals(options: Options, layers: int) -> list[int]:
+    """Every n of which every n-th layer comes to as many as stay attention, the one nearest to their even spread first.
+
+    Raises:
+        UserError: there is none.
+    """
+    count = count_of(options, layers)
+    found = [every for every in range(2, layers + 1) if layers // every == count]
+    if not found:
+        known = sorted({layers // every for every in range(2, layers + 1)}, reverse=True)
+        raise UserError(
+            f"pattern.keep is {options.keep}, {count} of {layers} layers, and no interval keeps as many: with periodic: true "
+            f"every n-th layer stays, which can be {', '.join(map(str, known))} of them"
+        )
+    return sorted(found, key=lambda every: abs(every - layers / count))
 
 
 def check_protected(options: Options, layers: int) -> None:

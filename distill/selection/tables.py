@@ -8,10 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.errors import printable
+from distill.selection.periodic import cost_line
 from students.config import KEEP
 
 MORE = 8  # rows of the ranking shown below the last that is kept
-TITLES = {"teacher": "teacher", "chosen": "chosen layout, untrained", "even": "as much evenly spread, untrained"}
+TITLES = {
+    "teacher": "teacher",
+    "chosen": "chosen layout, untrained",
+    "even": "as much evenly spread, untrained",
+    "free": "the free choice, untrained",
+}
 
 
 def strip(pattern: str) -> Text:
@@ -34,6 +40,8 @@ def show(chosen: Mapping[str, Any], console: Console) -> None:
     if chosen["heads"] is not None:
         heads = "; ".join(f"{layer}: {', '.join(map(str, heads))}" for layer, heads in chosen["heads"].items())
         console.print(f"heads    {heads}", highlight=False)
+    if found := chosen.get("periodic"):
+        console.print(f"periodic {cost_line(found, chosen['models'])}", highlight=False)
     if chosen["note"]:
         console.print(f"note     {chosen['note']}")
 
@@ -55,11 +63,12 @@ def ranking_table(chosen: Mapping[str, Any]) -> Table:
 
 
 def models_table(models: Mapping[str, Mapping[str, float]]) -> Table:
-    """Recall and KL of the teacher, and of the chosen and an even layout before any training."""
+    """Recall and KL of the teacher, and of the chosen and an even layout before any training; of the free choice where the
+    chosen one is every n-th layer."""
     table = Table(box=None, header_style="bold")
     table.add_column("")
     for column in ("recall, greedy", "forced choice, nats a token", "held-out KL"):
         table.add_column(column, justify="right")
-    for name, numbers in models.items():
+    for name, numbers in ((name, models[name]) for name in TITLES if models.get(name)):
         table.add_row(TITLES[name], f"{numbers['recalled']:.0%}", f"{numbers['choice']:.3f}", f"{numbers['kl']:.4f}")
     return table

@@ -130,7 +130,7 @@ def save(student: nn.Module, folder: Path) -> None:
 
 
 def merge_saved(folder: Path) -> None:
-    """Merge the adapters of a saved student into its weights, in its folder; nothing to do where it has none."""
+    """Merge the adapters of a saved student into its weights, in its folder and float32; without any, nothing is done."""
     if not (folder / CONFIG).exists():
         return
     from peft import PeftModel
@@ -141,7 +141,7 @@ def merge_saved(folder: Path) -> None:
     aside.mkdir()
     for file in folder.glob("adapter_*"):
         file.rename(aside / file.name)
-    PeftModel.from_pretrained(students.load(folder), aside).merge_and_unload().save_pretrained(folder)
+    PeftModel.from_pretrained(students.load(folder, dtype=torch.float32), aside).merge_and_unload().save_pretrained(folder)
     shutil.rmtree(aside)
 
 

@@ -7,7 +7,7 @@ command makes what is missing: after a part that failed or was killed, and after
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,8 @@ from distill.evaluation.nonfinite import NotFinite
 from distill.evaluation.samples import MATRICES, SAMPLES, collect
 from distill.evaluation.stored import evaluations_of
 from distill.evaluation.target import judge_session
-from distill.exporters import export_student
+from distill.exporters.exporting import export_student
+from distill.exporters.place import MARKER, listed
 from distill.loading import check_teacher, load_student
 from distill.memory import enough_memory, ran_out
 from distill.recipe import Recipe
@@ -81,6 +82,11 @@ def write_down(folder: RunDir, part: str, of: str, files: list[Path]) -> None:
 def files_in(folder: Path) -> list[Path]:
     """Every file below a folder."""
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """The files of an export, without what its owner put beside them."""
+    return [folder / name for name in (MARKER, *listed(folder))]
 
 
 def judging(recipe: Recipe, doing: str) -> AbstractContextManager[None]:
@@ -186,9 +192,10 @@ class Ending:
         return [page, page.with_suffix(".md")]
 
     def _export(self, kind: str) -> list[Path]:
-        written = export_student(self.folder.path, to=kind, out=self.folder.path / "export" / kind)
+        say = partial(_indented, self.console)
+        written = export_student(self.folder.path, to=kind, out=self.folder.path / "export" / kind, say=say)
         self.console.print(f"  exported to {written}")
-        return files_in(written)
+        return exported_files(written)
 
     def _forget(self, part: str) -> None:
         self.folder.change("run.json", lambda facts: facts.get("ended", {}).pop(part, None))
@@ -206,6 +213,21 @@ class Ending:
                 f"{reason_of(error)}; the student is saved in {self.folder.student}, and the same command tries this part "
                 f"of the run's end again ({part})"
             ) from error
+
+
+def _indented(console: Console, line: str) -> None:
+    console.print(f"  {line}")
+
+
+def write_down_export(run: Path, written: Path) -> None:
+    """Note an export that was made by hand in the place of one that a run ends with: the run then lacks it no more."""
+    folder = RunDir(run)
+    part = f"export/{written.name}"
+    if not (run / "recipe.yaml").is_file() or written.resolve() != (run / part).resolve():
+        return
+    if written.name in folder.recipe().export:
+        of = folder.read("run.json", {}).get("ended", {}).get(STUDENT, {}).get("of", "")
+        write_down(folder, part, of, exported_files(run / part))
 
 
 def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:

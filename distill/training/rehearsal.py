@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from distill.build import empty
+from distill.compat import kept_in_float32
 from distill.errors import UserError, reason_of
 from distill.evaluation.recall import passkey_lengths
 from distill.evaluation.rows import layouts
@@ -107,16 +108,25 @@ def _check_room(recipe: Recipe, student: nn.Module, folder: RunDir) -> None:
     Raises:
         UserError: giving both sizes.
     """
-    one = ROOM * sum(tensor.numel() * tensor.element_size() for tensor in student.parameters())
-    places = [folder.student] + [folder.path / "export" / kind for kind in recipe.export]
-    places += [folder.path / "twin" / "student"] if recipe.twin else []
-    needed = one * sum(not place.exists() for place in places)
+    one = sum(tensor.numel() * tensor.element_size() for tensor in student.parameters())
+    exported = _exported_bytes(student)
+    places = {folder.student: one} | {folder.path / "export" / kind: exported for kind in recipe.export}
+    places |= {folder.path / "twin" / "student": one} if recipe.twin else {}
+    needed = ROOM * sum(size for place, size in places.items() if not place.exists())
     free = shutil.disk_usage(folder.path).free
     if needed > free:
         raise UserError(
             f"{os.strerror(errno.ENOSPC)}: the students and exports of this run will take {_size(needed)} in {folder.path}, "
             f"and {_size(free)} are free; make room there, or make runs elsewhere with --runs"
         )
+
+
+def _exported_bytes(student: nn.Module) -> int:
+    """What an export of a student takes: its weights in the usual type, and in float32 those that stay in it."""
+    kept, narrow = kept_in_float32(student), getattr(torch, Form().dtype).itemsize
+    sizes = {name: tensor.numel() for name, tensor in student.named_parameters()}
+    wide = {name for name in sizes if kept & set(name.split("."))}
+    return sum(count * (torch.float32.itemsize if name in wide else narrow) for name, count in sizes.items())
 
 
 def _size(count: float) -> str:

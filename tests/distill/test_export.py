@@ -76,7 +76,7 @@ def test_portable_elsewhere_is_the_same_student(mixer, setting, tiny_teacher, te
     if "meta tokens" in mixer:
         entries |= {"meta_tokens": 3, "stages": [*entries["stages"], {"imitate": {"tokens": 128, "lr": 1e-3}}]}
     folder = run(check(entries, "here"), runs=tmp_path)
-    out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable")
+    out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable", dtype="float32")
     ids = torch.randint(1, 320, (2, 21))
     found = elsewhere(out, ids, tmp_path, setting)
 
@@ -178,7 +178,7 @@ def test_a_portable_folder_saved_again_loads_again(mixer, tiny_teacher, text_fil
     entries = tiny_entries(tiny_teacher, text_files)
     entries |= {"mixers": {"M": MIXERS[mixer]}, "stages": [{"initialise": {"tokens": 64}}]}
     folder = run(check(entries, "here"), runs=tmp_path)
-    out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable")
+    out = distill.export(folder.path, to="portable", out=tmp_path / "a folder" / "portable", dtype="float32")
     ids = torch.randint(1, 320, (2, 9))
     found = isolated(
         AGAIN,

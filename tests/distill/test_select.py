@@ -1,5 +1,6 @@
 """Selections find what was planted: a teacher of which one head of one layer alone looks anything up."""
 
+import io
 import json
 import re
 
@@ -23,6 +24,7 @@ from distill.selection.request import ask_for_selection
 from distill.selection.resolution import cost_of
 from distill.selection.scorer import count_of, evenly
 from distill.selection.switched import SwitchedHeads, make_switched
+from distill.selection.tables import show
 from tests.conftest import tiny_entries
 
 LAYERS, HEADS, LAYER, HEAD = 4, 2, 2, 1  # of the planted teacher; where the one head is
@@ -117,6 +119,7 @@ def written(tmp_path, entries):
 
 def chosen_by(entries, tmp_path, **options):
     entries["pattern"] |= options
+    tmp_path.mkdir(exist_ok=True)
     return select(written(tmp_path, entries), runs=tmp_path / "runs")
 
 
@@ -149,6 +152,59 @@ def test_keeping_another_layer_is_seen_to_lose_recall(entries, tmp_path):
     assert chosen["layers"] == [0] and chosen["pattern"] == "AMMM"
     models = chosen["models"]
     assert models["chosen"]["kl"] > 0.01 and models["chosen"]["choice"] < models["teacher"]["choice"] - 0.1
+
+
+@pytest.mark.parametrize("by", ["uniform", *MEASURED])
+def test_every_nth_layer_says_what_it_costs(entries, tmp_path, task_folder, by, monkeypatch):
+    """The planted layer 2 is in no interval of one layer but n = 3; two layers come to n = 2, without it."""
+    extra = {"tasks": str(task_folder)} if by == "task" else {}
+    options = MEASURED.get(by, {}) | extra
+    chosen = chosen_by(entries, tmp_path / "a", by=by, keep=1, periodic=True, **options)
+    found = chosen["periodic"]
+    if by == "uniform":
+        assert found == {"every": 4, "score": None, "free": [0], "free_score": None} and chosen["pattern"] == "MMMA"
+    else:
+        assert found["every"] == 3 and chosen["pattern"] == "MMAM" and found["free"] == [LAYER]
+        assert found["score"] == found["free_score"] > 0
+    chosen = chosen_by(entries, tmp_path / "b", by=by, keep=2, periodic=True, **options)
+    found, models = chosen["periodic"], chosen["models"]
+    assert chosen["pattern"] == "MAMA" and chosen["layers"] == [1, 3] and found["every"] == 2
+    if by != "uniform":
+        assert LAYER in found["free"] and found["score"] < found["free_score"]
+        assert models["free"]["kl"] < models["chosen"]["kl"]
+        assert models["free"]["kl"] == pytest.approx(models["teacher"]["kl"], abs=1e-5)
+    console = Console(record=True, width=400, file=io.StringIO())
+    show(chosen, console)
+    text = console.export_text()
+    assert "every n-th layer, n = 2; the free choice is " in text and "the free choice, untrained" in text
+    monkeypatch.setattr(measurer.Measurer, "_measure_round", None)  # the same command reads what was found
+    assert select(written(tmp_path, entries), runs=tmp_path / "b" / "runs")["periodic"] == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep": 3}, r"pattern\.keep is 3, 3 of 4 layers, and no interval keeps as many: .* which can be 2, 1 of them"),
+        ({"keep": 0.75}, r"pattern\.keep is 0\.75, 3 of 4 layers"),
+        ({"protect": [0]}, r"pattern\.protect names layers \[0\], but with periodic: true the interval alone says"),
+        ({"by": "retrieval-heads"}, r"pattern\.periodic keeps whole layers, and retrieval-heads chooses single heads"),
+        ({"periodic": "often"}, r"pattern: periodic is 'often'"),
+    ],
+    ids=str,
+)
+def test_intervals_that_cannot_be(entries, changes, message):
+    if "by" in changes:
+        entries["mixers"] = {"S": {"mixer": "split_heads"}}
+    entries["pattern"] |= {"periodic": True, "keep": 1, "by": "kl"} | changes
+    with pytest.raises(UserError, match=message):
+        make_plan(check(entries, "mine.yaml"))
+
+
+def test_a_plan_shows_an_interval(entries):
+    entries["pattern"] |= {"periodic": True, "keep": 2, "by": "kl"}
+    plan = make_plan(check(entries, "mine.yaml"))
+    assert plan.layout.pattern == "MAMA"
+    assert plan.selection["tokens"] == 4 * (3 * 128 + 256) + LAYERS * 256
 
 
 @pytest.mark.parametrize("ablate", ["zero", "window"])

@@ -53,7 +53,8 @@ def test_a_row_says_how_much_text_the_recipe_takes(name):
         ("smollm2-135m_mamba2", 30, []),
         ("smollm2-135m_zamba", 30, []),
         ("qwen3-0.6b_mamba2-hybrid", 28, [0, 4, 8, 12, 16, 20, 24]),
-        ("qwen3-0.6b_gated-deltanet", 28, [0, 4, 8, 12, 16, 20, 24]),
+        ("qwen3-0.6b_gated-deltanet", 28, [3, 7, 11, 15, 19, 23, 27]),
+        ("smollm2-135m_hymba-lite", 30, []),
     ],
 )
 def test_layouts_keep_the_attention_they_say(name, layers, kept):

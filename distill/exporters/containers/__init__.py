@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 CONTAINERS: dict[str, str] = {
     "GraniteMoeHybrid": "distill.exporters.containers.granite:GraniteMoeHybrid",
-    "Qwen3_5ForCausalLM": "distill.exporters.containers.qwen35:Qwen35",
-    "FalconH1ForCausalLM": "distill.exporters.containers.falcon_h1:FalconH1",
+    "Qwen3.5": "distill.exporters.containers.qwen35:Qwen35",
+    "Falcon-H1": "distill.exporters.containers.falcon_h1:FalconH1",
 }
 
 

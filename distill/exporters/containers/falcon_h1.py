@@ -5,18 +5,21 @@ nothing but its betas: half of each beta goes into the weights of the Mamba bran
 attention's o_proj, and so does the attention's own scale a head. Every multiplier of the class is 1.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill.exporters.containers.container import Container
+from distill.exporters.containers.rewrite import Rewrite
 from distill.exporters.containers.skeletons import (
-    Taking,
     attention_reasons,
     block_entries,
     block_reasons,
-    head_and_embedding,
+    put_ends,
+    put_mlp,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ class FalconH1(Container):
             return [f"the layout has {', '.join(others)}; every layer of this class is {MIXER}"]
         found = []
         if source.kept:
-            found.append(f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer here has both branches")
+            found.append(
+                f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer here has both branches"
+            )
         for letter, options in sorted(source.layout.mixers.items()):
             found += _option_reasons(f"mixers.{letter}", options)
         if not found:
@@ -52,11 +57,10 @@ class FalconH1(Container):
         return [*found, *attention_reasons(source, layers, None), *block_reasons(source)]
 
     def since(self, source: "Source") -> str | None:
-        return "5.18"
+        return "5.23"  # before, decoding a batch of several rows mixes them up where the Mamba branch has its norm
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         config, ssm = source.config, _ssm(source)
-        kind = config.rope_parameters.get("rope_type", "default")
         biased = [
             name
             for name, there in (("attention", _attention_bias(source)), ("MLP", getattr(config, "mlp_bias", False)))
@@ -69,8 +73,6 @@ class FalconH1(Container):
                 f"its norm ignores groups, and this student's Mamba-2 has {ssm['n_groups']}: only n_groups: 1 under ssm is "
                 "the same function there"
             )
-        elif kind != "default":
-            mlx = f"it does not read a rotary embedding of type {kind}"
         return {"transformers": None, "vllm": vllm, "llama.cpp": gguf, "mlx": mlx}
 
     def config(self, source: "Source") -> dict:
@@ -78,7 +80,9 @@ class FalconH1(Container):
         heads = ssm["expand"] * shape.n_heads
         entries = {"architectures": [self.name], "model_type": "falcon_h1"} | block_entries(source)
         rope = dict(config.rope_parameters)
-        entries |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}  # the second is read by MLX alone
+        entries |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}  # the second is MLX's
+        if rope["rope_type"] != "default":
+            entries["rope_scaling"] = rope  # likewise
         entries |= {"attention_bias": _attention_bias(source), "mlp_bias": getattr(config, "mlp_bias", False)}
         entries |= {
             "mamba_d_ssm": heads * shape.head_dim,
@@ -100,18 +104,17 @@ class FalconH1(Container):
         entries |= {f"{name}_multiplier": 1.0 for name in ones}
         return entries | {"mlp_multipliers": [1.0] * 2, "ssm_multipliers": [1.0] * 5}
 
-    def tensors(self, source: "Source", student: "Mapping[str, Tensor]") -> dict[str, Tensor]:
-        take, config = Taking(student), source.config
-        found, width = head_and_embedding(source, take), config.hidden_size
-        found["model.final_layernorm.weight"] = take("model.norm.weight", width)
-        for layer in range(config.num_hidden_layers):
+    def tensors(self, source: "Source", student: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        rewrite = Rewrite(student)
+        put_ends(rewrite, source, final="model.final_layernorm.weight")
+        for layer in range(source.config.num_hidden_layers):
             prefix = f"model.layers.{layer}."
-            inside = {"input_layernorm.weight": take(f"{prefix}input_layernorm.weight", width)}
-            inside["pre_ff_layernorm.weight"] = take(f"{prefix}post_attention_layernorm.weight", width)
-            inside |= _mlp(source, take, f"{prefix}mlp.") | _branches(source, take, layer)
-            found.update({prefix + name: tensor for name, tensor in inside.items()})
-        take.done()
-        return found
+            for name, own in (("input_layernorm", "input_layernorm"), ("pre_ff_layernorm", "post_attention_layernorm")):
+                rewrite.put(f"{prefix}{name}.weight", f"{prefix}{own}.weight")
+            put_mlp(rewrite, source, f"{prefix}mlp.", f"{prefix}feed_forward.")
+            _put_mamba(rewrite, source, layer)
+            _put_attention(rewrite, source, layer)
+        return rewrite.finished()
 
     def float32(self, name: str) -> bool:
         return name.endswith((".A_log", ".dt_bias", ".D"))
@@ -160,59 +163,46 @@ def _attention_bias(source: "Source") -> bool:
     return source.shapes.shape.qkv_bias or source.shapes.shape.o_bias
 
 
-def _mlp(source: "Source", take: Taking, prefix: str) -> dict[str, Tensor]:
-    width, inner, found = source.config.hidden_size, source.config.intermediate_size, {}
-    for name, shape in (("gate_proj", (inner, width)), ("up_proj", (inner, width)), ("down_proj", (width, inner))):
-        found[f"feed_forward.{name}.weight"] = take(f"{prefix}{name}.weight", *shape)
-        if getattr(source.config, "mlp_bias", False):
-            found[f"feed_forward.{name}.bias"] = take(f"{prefix}{name}.bias", shape[0])
-    return found
+def _put_mamba(rewrite: Rewrite, source: "Source", layer: int) -> None:
+    """The Mamba branch; half of its betas go into its norm's weights."""
+    mixer, name = f"model.layers.{layer}.self_attn.mixer.", f"model.layers.{layer}.mamba."
+    own, sizes = f"{mixer}ssm.", _sizes(source, source.layout.options_at(layer)["ssm"])
+    heads, missing = sizes["expand"] * source.shapes.shape.n_heads, _ssm(source)["d_conv"] - sizes["d_conv"]
+    for each in ("in_proj.weight", "conv1d.bias", "A_log", "D", "dt_bias", "out_proj.weight"):
+        rewrite.put(name + each, own + each)
+    taps = "conv1d.weight"
+    rewrite.put(name + taps, own + taps, make=None if not missing else lambda weight: F.pad(weight, (missing, 0)))
+
+    def halved(weight: Tensor, beta: Tensor) -> Tensor:
+        return (weight.double() * beta[:heads].flatten().double() / 2).to(weight.dtype)
+
+    rewrite.put(f"{name}norm.weight", f"{own}norm.weight", f"{mixer}beta", make=halved)
 
 
-def _branches(source: "Source", take: Taking, layer: int) -> dict[str, Tensor]:
-    """Both branches, each with half of its betas inside."""
-    shape, prefix = source.shapes.shape, f"model.layers.{layer}.self_attn.mixer."
-    sizes = _sizes(source, source.layout.options_at(layer)["ssm"])
-    heads = sizes["expand"] * shape.n_heads
-    beta = take(f"{prefix}beta", heads + shape.n_heads, shape.head_dim).double() / 2
-    mamba = _mamba(source, take, f"{prefix}ssm.", sizes, beta[:heads])
-    scale = take(f"{prefix}attention.scale", shape.n_heads).double()
-    attention = _attention(source, take, f"{prefix}attention.", (scale[:, None] * beta[heads:]).flatten())
-    if shape.o_bias:
-        attention["self_attn.o_proj.bias"] = take(f"{prefix}ssm.out_proj.bias", shape.d_model)
-    elif shape.qkv_bias:  # the class has biases on all four, or on none
-        attention["self_attn.o_proj.bias"] = beta.new_zeros(shape.d_model).float()
-    return mamba | attention
-
-
-def _mamba(source: "Source", take: Taking, prefix: str, sizes: dict[str, int], beta: Tensor) -> dict[str, Tensor]:
-    heads, width = len(beta), source.shapes.shape.d_model
-    inner, states = beta.numel(), 2 * sizes["n_groups"] * sizes["d_state"]
-    found = {
-        "in_proj.weight": take(f"{prefix}in_proj.weight", 2 * inner + states + heads, width),
-        "conv1d.bias": take(f"{prefix}conv1d.bias", inner + states),
-        "out_proj.weight": take(f"{prefix}out_proj.weight", width, inner),
-        "norm.weight": (take(f"{prefix}norm.weight", inner) * beta.flatten()).float(),
-    }
-    weight = take(f"{prefix}conv1d.weight", inner + states, 1, sizes["d_conv"])
-    found["conv1d.weight"] = F.pad(weight, (_ssm(source)["d_conv"] - sizes["d_conv"], 0))
-    found |= {name: take(prefix + name, heads) for name in ("A_log", "D", "dt_bias")}
-    return {f"mamba.{name}": tensor for name, tensor in found.items()}
-
-
-def _attention(source: "Source", take: Taking, prefix: str, columns: Tensor) -> dict[str, Tensor]:
-    """columns: what each column of o_proj is multiplied by."""
-    shape, found = source.shapes.shape, {}
-    heads, keys, width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim, shape.d_model
-    for name, size in (("q_proj", heads), ("k_proj", keys), ("v_proj", keys)):
-        found[f"{name}.weight"] = take(f"{prefix}{name}.weight", size, width)
+def _put_attention(rewrite: Rewrite, source: "Source", layer: int) -> None:
+    """The attention; the scales of its heads and half of its betas go into the columns of o_proj, and the bias of the other
+    branch's output, where there is one, is this one's here. The class has biases on all four projections, or on none."""
+    shape, name = source.shapes.shape, f"model.layers.{layer}.self_attn."
+    mixer = f"{name}mixer."
+    own, has_biases = f"{mixer}attention.", _attention_bias(source)
+    widths = {"q_proj": shape.n_heads * shape.head_dim}
+    widths["k_proj"] = widths["v_proj"] = shape.n_kv_heads * shape.head_dim
+    for each, width in widths.items():
+        rewrite.put(f"{name}{each}.weight", f"{own}{each}.weight")
         if shape.qkv_bias:
-            found[f"{name}.bias"] = take(f"{prefix}{name}.bias", size)
-    if shape.o_bias and not shape.qkv_bias:
-        found |= {f"{name}.bias": columns.new_zeros(size).float() for name, size in (("q_proj", heads), ("k_proj", keys))}
-        found["v_proj.bias"] = columns.new_zeros(keys).float()
-    found["o_proj.weight"] = (take(f"{prefix}o_proj.weight", width, heads) * columns).float()
-    return {f"self_attn.{name}": tensor for name, tensor in found.items()}
+            rewrite.put(f"{name}{each}.bias", f"{own}{each}.bias")
+        elif has_biases:
+            rewrite.put(f"{name}{each}.bias", make=partial(torch.zeros, width))
+    if shape.o_bias:
+        rewrite.put(f"{name}o_proj.bias", f"{mixer}ssm.out_proj.bias")
+    elif has_biases:
+        rewrite.put(f"{name}o_proj.bias", make=partial(torch.zeros, shape.d_model))
+
+    def scaled(weight: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
+        columns = scale.double()[:, None] * beta[-shape.n_heads :].double() / 2
+        return (weight.double() * columns.flatten()).to(weight.dtype)
+
+    rewrite.put(f"{name}o_proj.weight", f"{own}o_proj.weight", f"{own}scale", f"{mixer}beta", make=scaled)
 
 
 def _shown(layers: list[int]) -> str:

@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.exporters.containers.container import Container
+from distill.exporters.containers.rewrite import Rewrite
 from distill.exporters.containers.skeletons import (
-    Taking,
     attention_reasons,
     block_entries,
     block_reasons,
-    head_and_embedding,
+    put_ends,
+    put_less,
+    put_mlp,
 )
 
 if TYPE_CHECKING:
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
     from distill.exporters.source import Source
 
 MIXER = "gated_deltanet"
+DELTA = (
+    *(f"{name}.weight" for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "norm", "out_proj")),
+    "A_log",
+    "dt_bias",
+)
 TAPS = 4  # of the convolution, unless a layout's d_conv says otherwise
-MLX_ROPES = ("default", "linear", "llama3")  # those that MLX computes as transformers does
 
 
 class Qwen35(Container):
@@ -62,9 +68,7 @@ class Qwen35(Container):
                 "it takes attention in every n-th layer alone, where (i + 1) % n = 0: say so in pattern (MMMA), or "
                 "periodic: true"
             )
-        elif (kind := source.config.rope_parameters.get("rope_type", "default")) not in MLX_ROPES:
-            mlx = f"its rotary embedding of type {kind} is not the same function"
-        return {"transformers": None, "vllm": None, "llama.cpp": _gguf_reason(source), "mlx": mlx}
+        return {"transformers": None, "vllm": None, "llama.cpp": None, "mlx": mlx}
 
     def config(self, source: "Source") -> dict:
         shape, every = source.shapes.shape, interval(source)
@@ -90,21 +94,20 @@ class Qwen35(Container):
         outside = {name: text[name] for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")}
         return {"model_type": "qwen3_5", **classes, **outside, "text_config": text}
 
-    def tensors(self, source: "Source", student: "Mapping[str, Tensor]") -> dict[str, Tensor]:
-        take, config = Taking(student), source.config
-        found, width = head_and_embedding(source, take), config.hidden_size
-        found["model.norm.weight"] = take("model.norm.weight", width) - 1
-        for layer in range(config.num_hidden_layers):
+    def tensors(self, source: "Source", student: "Mapping[str, Tensor]") -> "Mapping[str, Tensor]":
+        rewrite = Rewrite(student)
+        put_ends(rewrite, source, offset=1.0)
+        for layer in range(source.config.num_hidden_layers):
             prefix = f"model.layers.{layer}."
             for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
-                found[prefix + name] = take(prefix + name, width) - 1
-            for name in ("gate_proj", "up_proj", "down_proj"):
-                shape = (width, config.intermediate_size) if name == "down_proj" else (config.intermediate_size, width)
-                found[f"{prefix}mlp.{name}.weight"] = take(f"{prefix}mlp.{name}.weight", *shape)
-            inside = _attention(source, take, prefix) if layer in source.kept else _delta(source, take, prefix)
-            found.update({prefix + name: tensor for name, tensor in inside.items()})
-        take.done()
-        return found
+                put_less(rewrite, prefix + name, prefix + name, 1.0)
+            put_mlp(rewrite, source, f"{prefix}mlp.", f"{prefix}mlp.")
+            if layer in source.kept:
+                _put_attention(rewrite, f"{prefix}self_attn.", source.shapes.shape.n_heads)
+            else:
+                missing = _taps(source) - source.layout.options_at(layer).get("d_conv", TAPS)
+                _put_delta(rewrite, f"{prefix}self_attn.mixer.", f"{prefix}linear_attn.", missing)
+        return rewrite.finished()
 
     def float32(self, name: str) -> bool:
         return name.endswith((".A_log", ".dt_bias"))
@@ -135,38 +138,27 @@ def _bias_reasons(source: "Source") -> list[str]:
     return [f"the teacher's attention has biases ({' and '.join(names)}); the delta layers here have none"] if names else []
 
 
-def _gguf_reason(source: "Source") -> str | None:
-    """llama.cpp's qwen35 wants keys and values of one width, which ours are; and rotary tables that GGUF can say."""
-    kind = source.config.rope_parameters.get("rope_type", "default")
-    return None if kind in ("default", "linear", "yarn", "llama3") else f"it has no rotary embedding of type {kind}"
-
-
 def _taps(source: "Source") -> int:
     """The most of any layer: the others' first ones are zeros."""
     return max((options.get("d_conv", TAPS) for options in source.layout.mixers.values()), default=TAPS)
 
 
-def _attention(source: "Source", take: Taking, prefix: str) -> dict[str, Tensor]:
-    shape, inside = source.shapes.shape, f"{prefix}self_attn."
-    heads, width = shape.n_heads * shape.head_dim, shape.d_model
-    q = take(f"{inside}q_proj.weight", heads, width).unflatten(0, (shape.n_heads, shape.head_dim))
-    found = {"q_proj.weight": torch.cat([q, torch.zeros_like(q)], 1).flatten(0, 1)}  # of each head: q, then its gate
+def _put_attention(rewrite: Rewrite, prefix: str, heads: int) -> None:
+    def with_gates(weight: Tensor) -> Tensor:
+        q = weight.unflatten(0, (heads, -1))
+        return torch.cat([q, torch.zeros_like(q)], 1).flatten(0, 1)  # of each head: q, then its gate
+
+    rewrite.put(f"{prefix}q_proj.weight", f"{prefix}q_proj.weight", make=with_gates)
     for name in ("k_proj", "v_proj"):
-        found[f"{name}.weight"] = take(f"{inside}{name}.weight", shape.n_kv_heads * shape.head_dim, width)
-    found["o_proj.weight"] = take(f"{inside}o_proj.weight", width, heads) * 2
+        rewrite.put(f"{prefix}{name}.weight", f"{prefix}{name}.weight")
+    rewrite.put(f"{prefix}o_proj.weight", f"{prefix}o_proj.weight", make=lambda weight: weight * 2)
     for name in ("q_norm", "k_norm"):
-        found[f"{name}.weight"] = take(f"{inside}{name}.weight", shape.head_dim) - 1
-    return {f"self_attn.{name}": tensor for name, tensor in found.items()}
+        put_less(rewrite, f"{prefix}{name}.weight", f"{prefix}{name}.weight", 1.0)
 
 
-def _delta(source: "Source", take: Taking, prefix: str) -> dict[str, Tensor]:
-    shape, inside, layer = source.shapes.shape, f"{prefix}self_attn.mixer.", int(prefix.split(".")[2])
-    heads, width, n = shape.n_heads * shape.head_dim, shape.d_model, shape.n_heads
-    sizes = {"in_proj_qkv": (3 * heads, width), "in_proj_z": (heads, width), "in_proj_b": (n, width), "in_proj_a": (n, width)}
-    sizes |= {"out_proj": (width, heads), "norm": (shape.head_dim,)}
-    found = {f"{name}.weight": take(f"{inside}{name}.weight", *size) for name, size in sizes.items()}
-    found |= {name: take(inside + name, n) for name in ("A_log", "dt_bias")}
-    taps = source.layout.options_at(layer).get("d_conv", TAPS)
-    weight = take(f"{inside}conv1d.weight", 3 * heads, 1, taps)
-    found["conv1d.weight"] = F.pad(weight, (_taps(source) - taps, 0))
-    return {f"linear_attn.{name}": tensor for name, tensor in found.items()}
+def _put_delta(rewrite: Rewrite, own: str, name: str, missing: int) -> None:
+    """missing: how many taps the class has before the layer's own."""
+    for each in DELTA:
+        rewrite.put(name + each, own + each)
+    taps = "conv1d.weight"
+    rewrite.put(name + taps, own + taps, make=None if not missing else lambda weight: F.pad(weight, (missing, 0)))

@@ -1,17 +1,18 @@
 """What containers of Llama-like blocks ask of a student alike, and what they take over alike."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from distill.exporters.containers.rewrite import Rewrite
 
 if TYPE_CHECKING:
     from distill.exporters.source import Source
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 REST = ("hidden_act", "rms_norm_eps", "tie_word_embeddings", "initializer_range", "attention_dropout", "use_cache")
+ROPES = ("default", "linear", "llama3", "yarn")  # those whose angles are the same however long a text is
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -64,52 +65,42 @@ def block_reasons(source: "Source") -> list[str]:
     """What of the rest of the teacher's blocks has no place in such a class, and meta tokens."""
     config, found = source.config, []
     if config.hidden_act != "silu":
-        found.append(f"the teacher's activation is {config.hidden_act}; the class uses it in its convolutions too: silu alone")
+        found.append(
+            f"the teacher's activation is {config.hidden_act}; the class uses it in its convolutions too: silu alone"
+        )
     if source.shapes.shape.norm_eps != config.rms_norm_eps:
         found.append("the student's norms have another epsilon than the teacher's")
     if source.layout.meta_tokens:
         found.append(f"meta_tokens is {source.layout.meta_tokens}; the class starts from nothing but text: leave it out")
     if (rope := config.rope_parameters).get("partial_rotary_factor", 1.0) != 1.0:
         found.append(f"the teacher rotates {rope['partial_rotary_factor']:g} of a head's channels, not all")
+    if (kind := rope.get("rope_type", "default")) not in ROPES:
+        found.append(f"the teacher's rotary embedding is of type {kind}, which changes with the length of a text")
     return found
 
 
-class Taking:
-    """A student's tensors by name, each taken once and held against the shape that its config says.
+def put_ends(rewrite: Rewrite, source: "Source", *, offset: float = 0.0, final: str = "model.norm.weight") -> None:
+    """The embedding, the output head where it is not the same, and the last norm, under the name `final`.
 
-    Raises:
-        ValueError: by `[...]`, one is missing or has another shape; by `done`, one was left.
+    Args:
+        offset: what the class adds to the weights of norms itself.
     """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._left = dict(tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._left
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        if name not in self._left:
-            raise ValueError(f"the student has no tensor {name}")
-        found = self._left.pop(name)
-        if tuple(found.shape) != shape:
-            raise ValueError(f"{name} has the shape {list(found.shape)}; its config.json says {list(shape)}")
-        return found
-
-    def done(self) -> None:
-        """Refuse what no container's tensor was made from."""
-        if self._left:
-            raise ValueError(f"the student has tensors that its config.json says nothing of: {', '.join(sorted(self._left))}")
+    for name in ("model.embed_tokens", *(() if source.config.tie_word_embeddings else ("lm_head",))):
+        rewrite.put(f"{name}.weight", f"{name}.weight")
+    put_less(rewrite, final, "model.norm.weight", offset)
 
 
-def head_and_embedding(source: "Source", take: Taking) -> dict[str, Tensor]:
-    """The embedding, and the output head where it is not the same."""
-    config, name = source.config, "model.embed_tokens.weight"
-    found = {name: take(name, config.vocab_size, config.hidden_size)}
-    if not config.tie_word_embeddings:
-        found["lm_head.weight"] = take("lm_head.weight", config.vocab_size, config.hidden_size)
-    elif "lm_head.weight" in take:  # tied, and saved twice
-        take("lm_head.weight", config.vocab_size, config.hidden_size)
-    return found
+def put_less(rewrite: Rewrite, name: str, own: str, offset: float) -> None:
+    """A norm's weight without what the class adds to it."""
+    rewrite.put(name, own, make=None if not offset else lambda weight: weight - offset)
+
+
+def put_mlp(rewrite: Rewrite, source: "Source", own: str, name: str) -> None:
+    """A gated MLP, its biases where it has them. own, name: what its tensors begin with in the student and the container."""
+    kinds = ("weight", "bias") if getattr(source.config, "mlp_bias", False) else ("weight",)
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        for kind in kinds:
+            rewrite.put(f"{name}{part}.{kind}", f"{own}{part}.{kind}")
 
 
 def _layers(layers: Iterable[int]) -> str:

@@ -1,0 +1,234 @@
+"""Whether a student is whole, before it is written for others: every tensor there, of its shape, finite; and its tokenizer.
+
+transformers fills what is missing with random numbers and leaves out what it does not know, and an engine serves NaN as it
+serves anything. So names and shapes are held against the model that config.json describes, which is made without memory,
+and the numbers are read tensor by tensor.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from distill.errors import UserError, reason_of, shown
+from distill.exporters.source import Source
+from distill.exporters.weights import files_of
+from distill.loading import check_student_files
+from distill.memory import ran_out
+from teachers import folder as files
+from teachers.files import INDEX, WHOLE
+from teachers.quiet import no_bars_in_logs, no_warnings
+
+AGAIN = "delete the student's folder, and the same `distill run` saves it again"
+ADAPTER, ADAPTED = "adapter_model.safetensors", "adapter_config.json"
+FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
+TOKENIZER = (*files.TOKENIZER, "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}  # of a tokenizer, no vocabulary
+
+
+def check_whole(student: Path) -> Source:
+    """Refuse a damaged student.
+
+    Returns:
+        what export targets are told of it.
+
+    Raises:
+        UserError: naming the file and the tensor.
+    """
+    for path in sorted(student.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"{path} is a link, and an export takes no file from elsewhere along; put the file itself there")
+    check_student_files(student)
+    if not (student / files.CONFIG).is_file():
+        raise _damaged(student, f"there is no {files.CONFIG}")
+    with _read(student), no_warnings():
+        source = Source.read(student)
+    held = dict(_shapes(student))
+    with _read(student):
+        model = _on_no_device(student)
+    _check_names(student, *model, held)
+    for name, (file, _) in held.items():
+        _check_numbers(student, file, name)
+    _check_adapter(student, model[0])
+    _check_tokenizer(student)
+    return source
+
+
+def _damaged(student: Path, said: str) -> UserError:
+    return UserError(f"the student in {student} cannot be exported: {said}; {AGAIN}")
+
+
+@contextmanager
+def _read(student: Path) -> Iterator[None]:
+    """Turn what libraries raise inside the block on damaged files, which is of every type, into a message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise
+        said = reason_of(error)
+        if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
+            said = "its files were edited, and the entries of its config.json do not fit each other"
+        raise _damaged(student, said) from error
+
+
+def _shapes(student: Path) -> Iterator[tuple[str, tuple[str, list[int]]]]:
+    """Of every tensor the file that holds it, and its shape.
+
+    Raises:
+        UserError: a file is cut short, holds no numbers with a point, or not what the index says.
+    """
+    index = None
+    if not (student / WHOLE).exists():
+        index = json.loads((student / INDEX).read_text())["weight_map"]
+    seen = {}
+    for file in files_of(student):
+        with _opened(student, file.name) as opened:
+            for name in opened.keys():  # noqa: SIM118, it is no mapping
+                part = opened.get_slice(name)
+                if not part.get_dtype().startswith(("F", "BF")) or part.get_dtype().startswith("F8"):
+                    raise _damaged(
+                        student, f"{file.name}: {name} holds {part.get_dtype()}, and weights are F32, BF16 or F16"
+                    )
+                if index is not None and index.get(name) != file.name:
+                    raise _damaged(student, f"{file.name}: {name} is there, but by {INDEX} it is in {index.get(name)}")
+                seen[name] = file.name
+                yield name, (file.name, part.get_shape())
+    for name, file in (index or {}).items():
+        if name not in seen:
+            raise _damaged(student, f"{file}: {name} is missing, which {INDEX} says is in it")
+
+
+@contextmanager
+def _opened(student: Path, file: str) -> Iterator:
+    try:
+        with safe_open(student / file, "pt") as opened:
+            yield opened
+    except (SafetensorError, OSError, EOFError) as error:
+        raise _damaged(student, f"{file} is no whole safetensors file ({reason_of(error)})") from error
+
+
+def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
+    """The model of config.json without memory, and what transformers says of loading the weights into it.
+
+    It is asked in a folder with links to the weights alone: adapters beside them are none of the model's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with TemporaryDirectory(prefix="distill-") as place, no_bars_in_logs(), no_warnings():
+        for name in (files.CONFIG, INDEX, *(file.name for file in files_of(student))):
+            if (student / name).exists():
+                os.symlink((student / name).absolute(), Path(place) / name)
+        return AutoModelForCausalLM.from_pretrained(
+            place, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+
+
+def _check_names(student: Path, model: nn.Module, info: dict, held: dict[str, tuple[str, list[int]]]) -> None:
+    """Refuse tensors that are missing, of another shape, or of no use."""
+    first = files_of(student)[0].name
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        file = held.get(name, (first,))[0]
+        raise _damaged(
+            student,
+            f"{file}: {name} has the shape {list(found)}, but by config.json it is {list(wanted)}"
+            f"{_others(mismatched)}; config and weights do not belong together",
+        )
+    if missing := sorted(info["missing_keys"]):
+        where = first if len(files_of(student)) == 1 else "all of its weight files"
+        raise _damaged(student, f"{where} lacks {missing[0]}{_others(missing)}")
+    unknown = sorted(info["unexpected_keys"])
+    if unknown:
+        file = held.get(unknown[0], (first,))[0]
+        raise _damaged(
+            student, f"{file}: {unknown[0]} is no weight of the model that config.json describes{_others(unknown)}"
+        )
+    if info.get("error_msgs"):
+        raise _damaged(student, shown(info["error_msgs"][0], 200))
+
+
+def _others(names: list) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _check_numbers(student: Path, file: str, name: str) -> None:
+    with _opened(student, file) as opened:
+        tensor = opened.get_tensor(name)
+    if not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise _damaged(
+            student, f"{file}: {name} has {count:,} values of {tensor.numel():,} that are not finite (NaN or infinite)"
+        )
+
+
+def _check_adapter(student: Path, model: nn.Module) -> None:
+    """Refuse adapters that do not fit the layers that they stand on, for peft leaves such ones out without a word."""
+    if not (student / ADAPTED).exists():
+        if (student / ADAPTER).exists():
+            raise _damaged(student, f"{ADAPTER} has no {ADAPTED} beside it")
+        return
+    if not (student / ADAPTER).exists():
+        raise _damaged(student, f"{ADAPTED} is there, but no {ADAPTER}")
+    factors: dict[str, dict[str, Tensor]] = {}
+    with _opened(student, ADAPTER) as opened:
+        for name in opened.keys():  # noqa: SIM118, it is no mapping
+            tensor = opened.get_tensor(name)
+            if not bool(tensor.isfinite().all()):
+                raise _damaged(student, f"{ADAPTER}: {name} has values that are not finite (NaN or infinite)")
+            found = FACTOR.fullmatch(name)
+            if not found:
+                raise _damaged(student, f"{ADAPTER}: {name} is no factor of a low-rank adapter")
+            factors.setdefault(found[1], {})[found[2]] = tensor
+    if not factors:
+        raise _damaged(student, f"{ADAPTER} holds no adapter")
+    for path, pair in factors.items():
+        try:
+            weight = model.get_submodule(path).weight
+        except AttributeError as error:
+            raise _damaged(student, f"{ADAPTER}: {path} is no layer of the student") from error
+        if set(pair) != {"A", "B"}:
+            raise _damaged(student, f"{ADAPTER}: {path} has one factor of an adapter, not both")
+        sizes = sorted((pair["A"].shape[-1], pair["B"].shape[0]))
+        if pair["A"].shape[0] != pair["B"].shape[-1] or sizes != sorted(weight.shape):
+            raise _damaged(
+                student,
+                f"{ADAPTER}: the factors of {path} have the shapes {list(pair['A'].shape)} and {list(pair['B'].shape)}, "
+                f"which do not fit its weight of {list(weight.shape)}",
+            )
+
+
+def _check_tokenizer(student: Path) -> None:
+    """Refuse a student whose tokenizer is missing or cannot be loaded: whoever gets the export could not use it."""
+    from transformers import AutoTokenizer
+
+    fix = f"copy the teacher's tokenizer files there, or {AGAIN}"
+    present = [name for name in TOKENIZER if (student / name).is_file()]
+    if not [
+        name for name in present if name not in ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
+    ]:
+        raise UserError(
+            f"the student in {student} cannot be exported: it has no tokenizer (no tokenizer.json, tokenizer.model or vocab "
+            f"file); {fix}"
+        )
+    try:
+        files.check_tokenizer_files(student)
+        config = files.read_json(student / "tokenizer_config.json") if "tokenizer_config.json" in present else {}
+        if "auto_map" not in config:  # such a one loads through code of its own, which is not run here
+            with no_warnings():
+                AutoTokenizer.from_pretrained(student)
+    except Exception as error:
+        if ran_out(error):
+            raise
+        said = reason_of(error)
+        raise UserError(
+            f"the tokenizer in {student} cannot be loaded ({said}), so the student is not exported; {fix}"
+        ) from error
