@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from distill.exporters.gguf_files.architecture import Architecture
     from distill.exporters.source import Source
 
+ELSEWHERE = "it reads no such architecture from GGUF: export to native"
 WRITTEN = {"float32": "F32", "bfloat16": "F16"}  # a file is float16 unless float32 is asked for
 
 
@@ -41,7 +42,10 @@ class Gguf(Target):
         return f"{found.container.name}: {', '.join(why)}" if why else None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
-        return {engine: self.refuses(source) if engine == "llama.cpp" else "it reads no GGUF here" for engine in ENGINES}
+        return {engine: self.refuses(source) if engine == "llama.cpp" else ELSEWHERE for engine in ENGINES}
+
+    def types(self, form: Form) -> str:
+        return form.quantize or ("float32" if form.dtype == "float32" else "float16")
 
     def rehearse(self, student: Path, out: Path, form: Form) -> None:
         _Export.of(student, form)

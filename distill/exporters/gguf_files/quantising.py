@@ -1,5 +1,6 @@
 """A GGUF file quantised by llama.cpp's own quantiser, in a process of its own: what it does not like, it aborts at."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from distill.errors import UserError
+from distill.exporters.engines import pythons
+from distill.exporters.proofs.installed import foreign
 
 TYPES = {"q8_0": 7, "q4_k_m": 15}  # as llama.cpp numbers them (llama_ftype)
 PROGRAM = "llama-quantize"
@@ -20,7 +23,8 @@ raise SystemExit(1 if failed else 0)
 """
 MISSING = (
     "--quantize {name} needs llama.cpp's quantiser, and neither llama-quantize is on PATH nor llama-cpp-python installed "
-    "here; pip install llama-cpp-python, or leave --quantize out and run llama-quantize on the file elsewhere"
+    "here; pip install llama-cpp-python, or name the Python that has it in DISTILL_ENGINES (llama.cpp=/path/to/bin/python), "
+    "or leave --quantize out and run llama-quantize on the file elsewhere"
 )
 
 
@@ -34,7 +38,14 @@ def command(source: Path, target: Path, name: str) -> list[str]:
         return [program, str(source), str(target), name.upper()]
     if find_spec("llama_cpp") is not None:
         return [sys.executable, "-c", BY_LIBRARY, str(source), str(target), str(TYPES[name])]
+    if (python := pythons({}).get("llama.cpp")) is not None and _has_library(python):
+        return [python, "-c", BY_LIBRARY, str(source), str(target), str(TYPES[name])]
     raise UserError(MISSING.format(name=name))
+
+
+def _has_library(python: str) -> bool:
+    done = subprocess.run([python, "-c", "import llama_cpp"], env=foreign(os.environ), capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def quantise(source: Path, target: Path, name: str) -> None:
@@ -43,8 +54,10 @@ def quantise(source: Path, target: Path, name: str) -> None:
     Raises:
         UserError: there is no quantiser, or it failed, with the last that it said.
     """
+    arguments = command(source, target, name)
     done = subprocess.run(
-        command(source, target, name),
+        arguments,
+        env=dict(os.environ) if arguments[0] == sys.executable else foreign(os.environ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
