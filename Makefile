@@ -50,9 +50,10 @@ test-fla: $(VENV)/.installed  ## installs fla-core; the ops that may run on its 
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fla]'
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_linear_attention.py
 
-test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); tokenizers of GGUF files against its own, text by text
+test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); GGUF files against it: tokenizers, students
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt xllamacpp
-	$(RUN) -m pytest -q -n0 -m llama_cpp tests/teachers/test_tokenizers_llama_cpp.py
+	$(RUN) -m pytest -q -n0 -m llama_cpp tests/teachers/test_tokenizers_llama_cpp.py \
+		tests/distill/test_gguf_vocabulary.py tests/distill/test_gguf_export.py
 
 # Which run's report the screenshots show; without one, the report of the tests' tiny run.
 REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))

@@ -145,8 +145,8 @@ class _Writing:
         from distill.exporters.local_paths import take_out
         from distill.reading import size_of
 
-        student, quantized = self.finished.student, f", {self.form.quantize}" if self.form.quantize else ""
-        self.say(f"writing {student} as {self.kind} ({self.form.dtype}{quantized})")
+        student = self.finished.student
+        self.say(f"writing {student} as {self.kind} ({self.target.types(self.form)})")
         scratch.rmdir()  # targets make it
         try:
             self.target.write(student, scratch, self.form)

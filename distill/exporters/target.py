@@ -44,6 +44,10 @@ class Target:
         """For each engine of `exporters.engines.ENGINES`, why it does not run what the target writes; None where it does."""
         raise NotImplementedError
 
+    def types(self, form: Form) -> str:
+        """The type of the weights that are written, as people call it."""
+        return form.dtype
+
     def write(self, student: Path, out: Path, form: Form) -> None:
         """Write a student in the target's form.
 

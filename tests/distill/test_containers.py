@@ -1,4 +1,4 @@
-"""Containers: a random student, every parameter of it away from its start, is the same function in transformers' own class."""
+"""Containers: a random student, every parameter away from its start, is the same function in transformers' own class."""
 
 import json
 

@@ -23,8 +23,7 @@ def what_it_is(facts: "Facts", teacher: str) -> str:
         f"A hybrid distilled from `{teacher}`: of its {len(pattern)} layers {len(pattern) - kept} have a "
         f"{' or '.join(sorted(facts.source.kinds)) or 'mixer'} in the place of attention, {kept} keep theirs{size}. "
         "Its memory of a text grows in the kept layers alone.",
-        f"Form: {facts.kind}, {facts.form.dtype}"
-        + (f", quantised to {facts.form.quantize}" if facts.form.quantize else "")
+        f"Form: {facts.kind}, {facts.target.types(facts.form)}"
         + ". "
         + f"{facts.target.line[0].upper()}{facts.target.line[1:]}.",
         f"```\n{pattern}\n```",

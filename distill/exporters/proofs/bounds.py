@@ -1,6 +1,10 @@
 """How far an engine may be from what it is held against. One table; every bound with its reason."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.exporters.target import Form
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,29 @@ ROUNDED = Bounds(
 )
 
 
-def bounds_of(engine: str, model_type: str) -> Bounds:
-    """The bounds of an engine on a model."""
+# llama.cpp with a file that is float32, and with quantised ones.
+FLOAT32 = Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with products of its own in another order; caches in float32")
+QUANTISED = {
+    "q8_0": Bounds(
+        "q8_0", None, None, None, None, "blocks of 32 weights in 8 bits, activations too", 2e-2, 0.93, perplexity=2e-2
+    ),
+    "q4_k_m": Bounds(
+        "q4_k_m",
+        None,
+        None,
+        None,
+        None,
+        "4 to 6 bits a weight cost what they cost: it is said, and only a model that is broken is refused",
+        kl=1.0,
+        perplexity=0.5,
+    ),
+}
+
+
+def bounds_of(engine: str, model_type: str, form: "Form | None" = None) -> Bounds:
+    """The bounds of an engine on a model that was written in a form."""
+    if engine == "llama.cpp" and form is not None and form.quantize:
+        return QUANTISED[form.quantize]
+    if engine == "llama.cpp" and form is not None and form.dtype == "float32":
+        return FLOAT32
     return ROUNDED if (engine, model_type) in BFLOAT16 else BOUNDS[engine]

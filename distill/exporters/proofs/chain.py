@@ -115,7 +115,7 @@ class Chain:
     def _other(self, engine: str, where: Installed) -> Proof:
         """An engine against transformers' float32 run of the published folder; against the student, where transformers does
         not read what was written."""
-        bounds, base = bounds_of(engine, self._model_type), self._base
+        bounds, base = bounds_of(engine, self._model_type, self.form), self._base
         self._say(engine, where, f"against {base.name}, in {bounds.dtype}")
         strings = list(self.asked.strings) if engine in CUTS else None
         job = self._job(engine, self.written, bounds, forced=base.tokens, strings=strings)
