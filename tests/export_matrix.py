@@ -22,7 +22,7 @@ from distill.exporters.proofs import Proof, prove
 from distill.exporters.proofs.asked import Reading
 from distill.exporters.source import Source
 from distill.exporters.target import Form
-from tests.export.rows import SMOLLM2, students
+from tests.export.rows import small_tokenizer, students
 
 BEGIN, END = "<!-- matrix -->", "<!-- end of matrix -->"
 OLDEST = "oldest transformers"
@@ -74,9 +74,7 @@ def line_of(name: str, student: Path, place: Path, found: dict[str, str], oldest
 
 
 def lines(arguments, found: dict[str, str], say) -> Iterator[Line]:
-    import teachers
-
-    tokenizer = teachers.load_tokenizer(SMOLLM2)
+    tokenizer = small_tokenizer()
     for name, make in students(arguments.trained).items():
         if arguments.rows and not any(part.lower() in name.lower() for part in arguments.rows):
             continue

