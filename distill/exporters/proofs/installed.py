@@ -50,6 +50,8 @@ def installed(engine: str, pythons: Mapping[str, str]) -> Installed | None:
         UserError: a Python was named for it that does not start, or that lacks it.
     """
     python = pythons.get(engine)
+    if python is not None and os.path.dirname(python):
+        python = os.path.abspath(python)  # links stay: an environment is found by where its Python lies
     found = _look(engine, python)
     if not found and python:
         modules = " or ".join(dict.fromkeys(module for module, _ in MODULES[engine]))
