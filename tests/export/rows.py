@@ -85,7 +85,7 @@ def small_tokenizer():
 
 
 def trained(runs: Path) -> Path:
-    """The folder of a SmolLM2 student with stock Mamba-2 in 22 of 30 layers, trained for some steps; minutes on two cores."""
+    """The folder of a SmolLM2 student with stock Mamba-2 in 22 of 30 layers, trained for some steps; takes minutes."""
     import distill
     from distill.recipe_file import load
 

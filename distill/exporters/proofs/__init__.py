@@ -6,37 +6,22 @@ published folder is then that rewrite, rounded, tensor by tensor, and what round
 held against transformers' float32 run of the published folder. Bounds stand in `bounds.py`.
 
 To add an engine: its name in `exporters/engines.py`, a script beside this file that answers a job as `answer.py` reads it,
-and its line in SCRIPTS, in `installed.MODULES` and in `bounds.BOUNDS`.
+and its line in `proof.SCRIPTS`, in `installed.MODULES` and in `bounds.BOUNDS`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from distill.exporters.engines import ENGINES
+from distill.exporters.proofs.proof import SCRIPTS, Proof
 
 if TYPE_CHECKING:
     from distill.exporters.proofs.asked import Reading
     from distill.exporters.source import Source
     from distill.exporters.target import Form, Target
 
-SCRIPTS = {"transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_cpp", "mlx": "mlx"}
-
-
-@dataclass(frozen=True)
-class Proof:
-    """One engine and one export.
-
-    state: proved; absent (it is not installed); cannot (`why` says what of this student it does not run).
-    version: the engine's. numbers: what was measured, by name: largest differences, equal tokens, divergences.
-    """
-
-    engine: str
-    state: Literal["proved", "absent", "cannot"]
-    why: str = ""
-    version: str | None = None
-    numbers: dict[str, float | int | str] = field(default_factory=dict)
+__all__ = ["SCRIPTS", "Proof", "prove"]
 
 
 def prove(

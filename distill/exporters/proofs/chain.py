@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from distill.errors import UserError, reason_of
 from distill.exporters.local_paths import take_out
-from distill.exporters.proofs import SCRIPTS, Proof
 from distill.exporters.proofs.answer import Answer
 from distill.exporters.proofs.asked import Asked, Reading
 from distill.exporters.proofs.bounds import Bounds, bounds_of
 from distill.exporters.proofs.comparing import check_ways, compare, compare_ids, divergence
 from distill.exporters.proofs.fresh import Place, place
 from distill.exporters.proofs.installed import Installed
+from distill.exporters.proofs.proof import SCRIPTS, Proof
 from distill.exporters.proofs.rounding import check_rounded
 from distill.exporters.target import Form
 
