@@ -24,7 +24,7 @@ from distill.exporters.source import Source
 from distill.exporters.target import Form
 from tests.export.rows import small_tokenizer, students
 
-BEGIN, END = "<!-- matrix -->", "<!-- end of matrix -->"
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 OLDEST = "oldest transformers"
 
 
