@@ -1,7 +1,10 @@
 """Proofs of exports: what is right is proved with its numbers; every planted fault is found, and named with its place."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,3 +311,29 @@ def test_an_engine_that_fails(script_text, said, tmp_path, monkeypatch):
             fresh.run("engine", fresh.job("job", {}), "engine", Installed(sys.executable, False, ""))
         assert Path(fresh.folder).is_dir()
     assert told == ["engine: working"] and not fresh.folder.exists()
+
+
+def test_an_engine_does_not_outlive_who_started_it(tmp_path):
+    """kill -9 of a proof: the engine's process ends too."""
+    (tmp_path / "engine.py").write_text("import os, time\nprint('#', os.getpid(), flush=True)\ntime.sleep(600)\n")
+    starter = f"""
+import sys
+from pathlib import Path
+import distill.exporters.proofs.fresh as fresh
+fresh.HERE = Path({str(tmp_path)!r})
+with fresh.place(Path({str(tmp_path / "out")!r}), lambda line: print(line, flush=True)) as made:
+    made.run("engine", made.job("job", {{}}), "engine", fresh.Installed(sys.executable, False, ""))
+"""
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True) as process:
+        engine = int(process.stdout.readline().split()[-1])
+        process.kill()
+    for _ in range(600):
+        try:
+            os.kill(engine, 0)
+        except ProcessLookupError:
+            return
+        if "Z" in Path(f"/proc/{engine}/stat").read_text().rpartition(")")[2].split()[0]:
+            return  # nobody waits for it
+        time.sleep(0.1)
+    os.kill(engine, 9)
+    pytest.fail("the engine's process went on")

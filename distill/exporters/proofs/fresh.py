@@ -16,6 +16,7 @@ from distill.errors import UserError
 from distill.exporters.proofs.installed import Installed, foreign
 
 HERE = Path(__file__).parent
+WATCHED = HERE / "watched.py"
 ROOT = HERE.parents[2]  # what has to be on the path for `import students`
 RAISED = re.compile(r"(?!Exception ignored)[\w.]*(Error|Exception|Failure)\b")
 MEMORY = ("MemoryError", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
@@ -30,10 +31,7 @@ class Place:
 
     def script(self, name: str) -> Path:
         """A script of this folder, copied to where nothing else lies: a Python looks for modules beside its script first."""
-        copy = self.folder / "scripts" / name / f"{name}_proof.py"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(HERE / f"{name}.py", copy)
-        return copy
+        return self._copied(HERE / f"{name}.py")
 
     def job(self, name: str, entries: dict) -> Path:
         """Write a job; its answer's folder has its name."""
@@ -61,12 +59,19 @@ class Place:
             "PYTHONUNBUFFERED": "1",
         }
         said = self.folder / f"{job.stem}.log"
-        with said.open("w") as log, _started([where.python, str(self.script(script)), str(job)], variables, log) as process:
+        scripts = [str(self._copied(WATCHED)), str(self.script(script))]
+        with said.open("w") as log, _started([where.python, *scripts, str(job)], variables, log) as process:
             for line in process.stdout:
                 if line.startswith("# "):
                     self.say(f"{engine}: {line[2:].strip()}")
         if process.returncode:
             raise UserError(_failed(engine, process.returncode, said))
+
+    def _copied(self, file: Path) -> Path:
+        copy = self.folder / "scripts" / file.stem / f"{file.stem}_proof.py"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        return copy
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
     """A process that ends with the block at the latest."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # its end is this process's
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
@@ -94,9 +99,9 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
         cwd=Path(command[1]).parent,
     )
     try:
-        with process.stdout:
+        with process.stdin, process.stdout:
             yield process
-        process.wait()
+            process.wait()
     finally:
         if process.poll() is None:
             process.kill()
