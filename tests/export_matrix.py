@@ -22,7 +22,7 @@ from distill.exporters.proofs import Proof, prove
 from distill.exporters.proofs.asked import Reading
 from distill.exporters.source import Source
 from distill.exporters.target import Form
-from tests.export.rows import small_tokenizer, students
+from tests.export.rows import students
 
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 OLDEST = "oldest transformers"
@@ -49,7 +49,7 @@ def proofs_of(student: Path, to: str, place: Path, found: dict[str, str], say, l
             target(to).write(student, out, form)
         line.sizes[to] = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         return prove(student, out, target(to), source, form, pythons=found, say=say, reading=reading)
-    except UserError as error:
+    except (UserError, ValueError, OSError) as error:
         line.failures.append(f"{to}: {error}")
         return []
 
@@ -74,13 +74,12 @@ def line_of(name: str, student: Path, place: Path, found: dict[str, str], oldest
 
 
 def lines(arguments, found: dict[str, str], say) -> Iterator[Line]:
-    tokenizer = small_tokenizer()
     for name, make in students(arguments.trained).items():
         if arguments.rows and not any(part.lower() in name.lower() for part in arguments.rows):
             continue
         with tempfile.TemporaryDirectory(prefix="distill-matrix-") as scratch:
             say(f"== {name}")
-            student = Path(make(Path(scratch) / "student", tokenizer))
+            student = Path(make(Path(scratch) / "student"))
             reading = Reading(tokens=arguments.tokens)
             yield line_of(name, student, Path(scratch), found, arguments.oldest, say, reading)
             shutil.rmtree(student, ignore_errors=True)

@@ -42,7 +42,9 @@ class Row:
     mixers: dict
     entries: dict = field(default_factory=dict)
 
-    def make(self, folder: Path, tokenizer) -> Path:
+    def make(self, folder: Path) -> Path:
+        """The folder of the student, with its tokenizer."""
+        tokenizer = small_tokenizer(self.family)
         sizes = SIZES | {"vocab_size": len(tokenizer)} | self.entries
         return saved(student_of(self.family, self.pattern, self.mixers, **sizes), folder, tokenizer)
 
@@ -65,13 +67,20 @@ ROWS = {
 }
 
 
-def small_tokenizer():
-    """A byte-pair tokenizer of 512 entries, trained on shipped text, that splits text as GPT-2's does."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def small_tokenizer(family):
+    """A byte-pair tokenizer of 512 entries, trained on shipped text, that splits text as GPT-2's does; as Qwen2's does for
+    families whose classes bring that along."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family.startswith("qwen"):
+        from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+        split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+        raw.normalizer = normalizers.NFC()
+        raw.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
@@ -100,9 +109,9 @@ def trained(runs: Path) -> Path:
     return distill.run(load("quickstart", changes), runs=runs).path / "student"
 
 
-def students(trained_too: bool) -> dict[str, Callable[[Path, object], Path]]:
+def students(trained_too: bool) -> dict[str, Callable[[Path], Path]]:
     """What makes each student of the matrix in a folder, by name; the trained one first."""
     found = {name: row.make for name, row in ROWS.items()}
     if not trained_too:
         return found
-    return {"SmolLM2-135M, stock Mamba-2, trained": lambda folder, tokenizer: trained(folder)} | found
+    return {"SmolLM2-135M, stock Mamba-2, trained": trained} | found
