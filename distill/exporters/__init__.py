@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distill.recipe import Recipe
 
 EXPORTERS = {
+    "gguf": "distill.exporters.gguf:Gguf",
     "native": "distill.exporters.native:Native",
     "portable": "distill.exporters.portable:Portable",
 }

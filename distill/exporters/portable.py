@@ -76,6 +76,7 @@ class Portable(Target):
     """The portable folder; every layout fits."""
 
     line = "a folder that transformers loads with trust_remote_code, without this project"
+    remote_code = True
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         why = "it runs no code that comes with a model"

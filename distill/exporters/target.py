@@ -25,10 +25,12 @@ class Target:
     Modules of targets are imported for `--help`: whatever is heavy is imported where it is used.
 
     line: what the target makes, in one line for `--help`. quantizations: what `Form.quantize` may be.
+    remote_code: whether what it writes brings code along, which `trust_remote_code` lets transformers run.
     """
 
     line: ClassVar[str]
     quantizations: ClassVar[tuple[str, ...]] = ()
+    remote_code: ClassVar[bool] = False
 
     def refuses(self, source: "Source") -> str | None:
         """Why it cannot hold such a student, naming what would have to change; None where it can."""

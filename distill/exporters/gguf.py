@@ -1,0 +1,184 @@
+"""gguf: one file that llama.cpp runs, and what is built on it (Ollama, LM Studio).
+
+It holds the tensors of the class of transformers that is the same function as the student (`containers`), by llama.cpp's
+names and in its order (`gguf_files`), its tokenizer, its chat template and the ends of its turns. Matrices are float16, or
+float32 where that is asked for or where a value is beyond float16's range; all else is float32. With `quantize`, llama.cpp's
+own quantiser makes the file from the float16 one, which goes.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.exporters.containers import fitting
+from distill.exporters.engines import ENGINES
+from distill.exporters.target import Form, Target
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from distill.exporters.gguf_files.architecture import Architecture
+    from distill.exporters.source import Source
+
+ELSEWHERE = "it reads no such architecture from GGUF: export to native"
+WRITTEN = {"float32": "F32", "bfloat16": "F16"}  # a file is float16 unless float32 is asked for
+
+
+class Gguf(Target):
+    """llama.cpp's file, where a container is the same function as the student and llama.cpp has its architecture."""
+
+    line = "one file for llama.cpp, float16 or quantised; refused where llama.cpp has no architecture that is exact"
+    quantizations = ("q8_0", "q4_k_m")
+
+    def refuses(self, source: "Source") -> str | None:
+        found = fitting(source)
+        if found.container is None:
+            reasons = found.reasons.items()
+            return "; ".join(f"{name}: {', '.join(why)}" for name, why in reasons) or "no container is known"
+        architecture = _architecture(found.container.name)
+        if architecture is None:
+            return f"{found.container.name}: llama.cpp has no architecture that it is written as"
+        why = architecture.reasons(_config(found.container.config(source)))
+        return f"{found.container.name}: {', '.join(why)}" if why else None
+
+    def engines(self, source: "Source") -> dict[str, str | None]:
+        return {engine: self.refuses(source) if engine == "llama.cpp" else ELSEWHERE for engine in ENGINES}
+
+    def types(self, form: Form) -> str:
+        return form.quantize or ("float32" if form.dtype == "float32" else "float16")
+
+    def rehearse(self, student: Path, out: Path, form: Form) -> None:
+        _Export.of(student, form)
+
+    def write(self, student: Path, out: Path, form: Form) -> None:
+        import shutil
+
+        from distill.exporters.gguf_files.quantising import quantise
+        from distill.exporters.saved import SavedTensors
+        from distill.stages import adapters
+
+        export = _Export.of(student, form)
+        out.mkdir(parents=True)
+        merged = student
+        if (student / adapters.CONFIG).exists():
+            merged = out / ".merged"
+            shutil.copytree(student, merged)
+            adapters.merge_saved(merged)
+        path = out / f"{export.name}-{WRITTEN[form.dtype]}.gguf"
+        export.write(SavedTensors(merged), path, form)
+        if merged != student:
+            shutil.rmtree(merged)
+        if form.quantize:
+            quantise(path, out / f"{export.name}-{form.quantize.upper()}.gguf", form.quantize)
+            path.unlink()
+
+
+class _Export:
+    """All of a file but its tensors."""
+
+    def __init__(self, source: "Source", architecture: "Architecture", config: "PretrainedConfig") -> None:
+        self.source, self.architecture, self.config = source, architecture, config
+        self.name, self.entries = "", {}
+
+    @classmethod
+    def of(cls, student: Path, form: Form) -> "_Export":
+        """Of a student's folder.
+
+        Raises:
+            UserError: the package gguf, or the quantiser that is asked for, is not installed. ValueError: the student does
+            not fit, or its tokenizer is one that llama.cpp does not have.
+        """
+        from distill.exporters.gguf_files.quantising import command
+        from distill.exporters.gguf_files.writing import check_installed
+        from distill.exporters.source import Source
+
+        check_installed()
+        if form.quantize:
+            command(student, student, form.quantize)
+        source = Source.read(student)
+        if why := Gguf().refuses(source):
+            raise ValueError(f"gguf cannot hold this student: {why}")
+        container = fitting(source).container
+        found = cls(source, _architecture(container.name), _config(container.config(source)))
+        found.name = _name(student)
+        found.entries = found._entries(student)
+        return found
+
+    def _entries(self, student: Path) -> dict[str, Any]:
+        from distill.exporters.gguf_files.vocabulary import vocabulary
+
+        model = {f"{self.architecture.name}.{name}": value for name, value in self.architecture.entries(self.config).items()}
+        words = vocabulary(_tokenizer(student), self.config.vocab_size, _ends(student))
+        return {"general.type": "model", "general.name": self.name} | model | words
+
+    def write(self, student, path: Path, form: Form) -> None:
+        """Write the file.
+
+        Args:
+            student: the student's tensors by name.
+
+        Raises:
+            ValueError: they are not those that the config says, or not finite. OSError: it cannot be written.
+        """
+        import torch
+
+        from distill.exporters.gguf_files.writing import write_file
+
+        container = fitting(self.source).container
+        tensors = container.tensors(self.source, student)
+        write_file(
+            path,
+            self.architecture.name,
+            self.entries,
+            lambda: self.architecture.tensors(self.config, tensors),
+            torch.float32 if form.dtype == "float32" else torch.float16,
+            self.architecture.float32,
+        )
+
+
+def _architecture(container: str) -> "Architecture | None":
+    from distill.exporters.gguf_files import architecture_of
+
+    return architecture_of(container)
+
+
+def _config(entries: dict[str, Any]) -> "PretrainedConfig":
+    """A container's config, that of the text where it has several, with every entry that it leaves to its class."""
+    from transformers import AutoConfig
+
+    entries = entries.get("text_config", entries)
+    given = {name: value for name, value in entries.items() if name not in ("model_type", "architectures")}
+    return AutoConfig.for_model(entries["model_type"], **given)
+
+
+def _name(student: Path) -> str:
+    """The model's: that of its run, or of its folder where it lies outside one."""
+    folder = student.resolve()
+    found = folder.parent.name if folder.name == "student" else folder.name
+    return re.sub(r"[^\w.+-]+", "-", found) or "student"
+
+
+def _tokenizer(student: Path):
+    """The tokenizer in a student's folder as its files say, whatever class a model type would choose.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not (student / "tokenizer.json").exists():
+        raise ValueError("it has no tokenizer.json, and a GGUF file holds the tokenizer of its model")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(student)
+    except Exception as error:  # of tokenizers, of a type of its own
+        raise ValueError(f"its tokenizer.json is damaged: {error}") from error
+
+
+def _ends(student: Path) -> list[int]:
+    """Ids that end a generation with the student."""
+    from transformers import GenerationConfig
+
+    if not (student / "generation_config.json").exists():
+        return []
+    ends = GenerationConfig.from_pretrained(student).eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -1,0 +1,198 @@
+"""The chain of a proof: the student, the same in its container, that rounded, and what runs it."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.errors import UserError, reason_of
+from distill.exporters.local_paths import take_out
+from distill.exporters.proofs.answer import Answer
+from distill.exporters.proofs.asked import Asked, Reading
+from distill.exporters.proofs.bounds import Bounds, bounds_of
+from distill.exporters.proofs.comparing import check_ways, compare, compare_ids, divergence
+from distill.exporters.proofs.fresh import Place, place
+from distill.exporters.proofs.installed import Installed
+from distill.exporters.proofs.proof import SCRIPTS, Proof
+from distill.exporters.proofs.rounding import check_rounded
+from distill.exporters.target import Form
+
+if TYPE_CHECKING:
+    from distill.exporters.source import Source
+    from distill.exporters.target import Target
+
+BASE = "transformers"  # the engine that others are held against
+CUTS = ("llama.cpp",)  # engines that bring a tokenizer of their own, which has to cut text as the student's does
+
+
+@dataclass
+class Chain:
+    """student: its folder. written: the export. engines: those that run it and are installed."""
+
+    student: Path
+    written: Path
+    target: "Target"
+    source: "Source"
+    form: Form
+    asked: Asked
+    engines: Mapping[str, Installed]
+    place: Place
+
+    @classmethod
+    @contextmanager
+    def of(
+        cls,
+        student: Path,
+        written: Path,
+        target: "Target",
+        source: "Source",
+        form: Form,
+        reading: Reading | None,
+        engines: Mapping[str, Installed],
+        say: Callable[[str], None],
+    ) -> Iterator["Chain"]:
+        """A chain with a scratch folder beside the export, which goes when the block ends.
+
+        Raises:
+            UserError: the student's tokenizer cannot be read, or does not belong to it.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(student)
+        except Exception as error:  # what transformers raises on damaged files is of every type
+            raise UserError(
+                f"{student} has no tokenizer that can be read ({reason_of(error)}), and a proof needs text"
+            ) from error
+        asked = Asked.of(tokenizer, source, reading or Reading())
+        with place(written, say) as folder:
+            yield cls(student, written, target, source, form, asked, engines, folder)
+
+    def proofs(self) -> dict[str, Proof]:
+        """Every engine's proof.
+
+        Raises:
+            UserError: the first difference.
+        """
+        proofs = {BASE: self._transformers()} if BASE in self.engines else {}
+        for engine, where in self.engines.items():
+            if engine != BASE:
+                proofs[engine] = self._other(engine, where)
+        return proofs
+
+    def _transformers(self) -> Proof:
+        """The rewrite before rounding against the student; then the published folder, as that one rounded."""
+        bounds, where = bounds_of(BASE, self._model_type), self.engines[BASE]
+        exact = self._exact
+        self._say(BASE, where, f"the export {'' if exact == self.written else 'in float32 '}against the student")
+        job = self._job("exact", exact, bounds, checks=True)
+        jobs = [job]
+        if exact != self.written:
+            jobs.append(self._job("published", self.written, bounds, steps=len(self.engines) > 1))
+        if where.own:  # one fresh process for both, which cannot import this project before the export has answered
+            self._reference(first=jobs)
+        else:
+            for each in jobs:
+                self.place.run(SCRIPTS[BASE], each, BASE, where)
+            self._reference(along=job)
+        found, student = self._answer("exact", BASE), self._answer("student", "the student")
+        numbers = check_ways(found, bounds) | compare(found, student, self.asked, bounds)
+        del numbers["kl"], numbers["top-1 agreement"]
+        if exact != self.written:
+            check_rounded(self.written, exact, self.form.dtype)
+            rounded = self._answer("published", BASE)
+            compare(rounded, student, self.asked, replace(bounds, logits=None, logprobs=None, tie=None))
+            cost = divergence(rounded, student)
+            numbers |= {f"{name} of {self.form.dtype}": value for name, value in cost.items()}
+            numbers["perplexity"] = round(rounded.perplexity, 6)
+        return Proof(BASE, "proved", version=found.version, numbers=numbers)
+
+    def _other(self, engine: str, where: Installed) -> Proof:
+        """An engine against transformers' float32 run of the published folder; against the student, where transformers does
+        not read what was written."""
+        bounds, base = bounds_of(engine, self._model_type, self.form), self._base
+        self._say(engine, where, f"against {base.name}, in {bounds.dtype}")
+        strings = list(self.asked.strings) if engine in CUTS else None
+        job = self._job(engine, self.written, bounds, forced=base.tokens, strings=strings)
+        self.place.run(SCRIPTS[engine], job, engine, where)
+        found = self._answer(engine, engine)
+        if strings:
+            compare_ids(found, self.asked)
+        return Proof(engine, "proved", version=found.version, numbers=compare(found, base, self.asked, bounds))
+
+    @cached_property
+    def _base(self) -> Answer:
+        """What the other engines are held against."""
+        if BASE in self.engines:
+            return self._answer("exact" if self._exact == self.written else "published", BASE)
+        self.place.say("the student, in float32")
+        self._reference()
+        return self._answer("student", "the student")
+
+    @cached_property
+    def _exact(self) -> Path:
+        """The export in float32: the published folder itself, or another beside it."""
+        if self.form.dtype == "float32":
+            return self.written
+        exact = self.place.folder / "in float32"
+        self.target.write(self.student, exact, replace(self.form, dtype="float32"))
+        take_out(exact)
+        return exact
+
+    @cached_property
+    def _model_type(self) -> str:
+        path = self.written / "config.json"
+        return json.loads(path.read_text()).get("model_type", "") if path.exists() else ""
+
+    def _reference(self, first: list[Path] = (), along: Path | None = None) -> None:
+        """Have the student answer, in a process that may run jobs of transformers before."""
+        from distill.stages import adapters
+
+        folder = self.student
+        if (folder / adapters.CONFIG).exists():
+            folder = self.place.folder / "merged"
+            shutil.copytree(self.student, folder)
+            adapters.merge_saved(folder)
+        before = [str(path) for path in first]
+        took = along or next(iter(first), None)
+        job = self._job(
+            "student",
+            folder,
+            bounds_of(BASE, ""),
+            script=str(self.place.script(SCRIPTS[BASE])),
+            first=before,
+            along=None if took is None else str(self.place.folder / took.stem / "answer.json"),
+        )
+        own = Installed(sys.executable, True, "")
+        self.place.run("reference", job, BASE if before else "the student", own, ours=True)
+
+    def _job(self, name: str, folder: Path, bounds: Bounds, *, checks: bool = False, steps: bool = True, **rest) -> Path:
+        asked = self.asked
+        entries = {
+            "folder": str(folder),
+            "trust_remote_code": self.target.remote_code,
+            "dtype": bounds.dtype,
+            "texts": asked.texts,
+            "rows": asked.rows,
+            "prompts": asked.prompts,
+            "steps": asked.steps if steps else 0,
+            "forced": None,
+            "checks": checks,
+        }
+        return self.place.job(name, entries | rest)
+
+    def _answer(self, job: str, name: str) -> Answer:
+        try:
+            return Answer.read(self.place.folder / job, name)
+        except (OSError, ValueError, LookupError) as error:
+            raise UserError(
+                f"{name} ended without an answer ({reason_of(error)}); --no-verify leaves the proof out"
+            ) from error
+
+    def _say(self, engine: str, where: Installed, what: str) -> None:
+        self.place.say(f"{engine} {where.version}: {what}")

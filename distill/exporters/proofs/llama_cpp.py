@@ -1,0 +1,269 @@
+"""Proof in llama.cpp, as a plain script: `python llama_cpp.py JOB.json` in an environment that has llama-cpp-python, or
+xllamacpp, and numpy.
+
+It answers what `answer.py` reads: what the model says of the texts, and what it goes on with, all prompts side by side. With
+`strings` in the job it also answers how llama.cpp itself cuts them (`ids`). llama-cpp-python runs the texts in batches and
+all prompts in one; xllamacpp has llama.cpp's server alone, which is asked for one token after the other.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+
+BATCH = 256  # tokens at a time, so that longer texts come in chunks
+FLOAT32 = 0  # ggml's number of the type
+LOUD = 4  # ggml's level of errors
+CERTAIN = 1e5  # added to the logit of a token that is to be taken
+
+
+class Library:
+    """A model in this process, through llama-cpp-python's bindings of llama.cpp's own functions."""
+
+    def __init__(self, path, widths, exact):
+        """widths: of the sequences that run side by side, in tokens. exact: whether keys and values are float32."""
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # of a failed assertion; its message says enough
+        from llama_cpp import llama_cpp as c
+
+        self.c, self._log = c, c.llama_log_callback(lambda level, text, _: print_error(text) if level == LOUD else None)
+        c.llama_log_set(self._log, ctypes.c_void_p(0))
+        c.llama_backend_init()
+        parameters = c.llama_model_default_params()
+        parameters.n_gpu_layers = 0
+        self.model = c.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self.model:
+            raise SystemExit(f"llama.cpp does not load {path}")
+        self.vocabulary = c.llama_model_get_vocab(self.model)
+        self.size = c.llama_vocab_n_tokens(self.vocabulary)
+        settings = c.llama_context_default_params()
+        longest = -(-max(widths) // BATCH) * BATCH
+        settings.n_ctx, settings.n_seq_max = longest * len(widths), len(widths)
+        settings.n_batch = settings.n_ubatch = BATCH
+        settings.n_threads = settings.n_threads_batch = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count()
+        if exact:
+            settings.type_k = settings.type_v = FLOAT32
+            settings.flash_attn_type = 0  # its sums are in float16
+        self.context = c.llama_init_from_model(self.model, settings)
+        if not self.context:
+            raise SystemExit(f"llama.cpp makes no context for {path}")
+        self.batch = c.llama_batch_init(BATCH, 0, 1)
+
+    def ids(self, string):
+        """The tokens of a text as llama.cpp cuts it."""
+        data = string.encode()
+        room = (self.c.llama_token * (len(data) + 8))()
+        count = self.c.llama_tokenize(self.vocabulary, data, len(data), room, len(room), True, False)
+        return list(room[:count])
+
+    def forget(self):
+        self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
+
+    def run(self, entries):
+        """Run (sequence, position, token, wanted) and return the logits of those wanted, in their order."""
+        found = []
+        for start in range(0, len(entries), BATCH):
+            part = entries[start : start + BATCH]
+            self.batch.n_tokens = len(part)
+            for at, (sequence, position, token, wanted) in enumerate(part):
+                self.batch.token[at], self.batch.pos[at] = token, position
+                self.batch.n_seq_id[at], self.batch.seq_id[at][0] = 1, sequence
+                self.batch.logits[at] = wanted
+            if code := self.c.llama_decode(self.context, self.batch):
+                raise SystemExit(f"llama.cpp could not run a batch of {len(part)} tokens (code {code})")
+            for at, entry in enumerate(part):
+                if entry[3]:
+                    row = self.c.llama_get_logits_ith(self.context, at)
+                    found.append(numpy.ctypeslib.as_array(row, (self.size,)).copy())
+        return found
+
+    def said(self, text, rows):
+        """Log-probabilities of a text's tokens but the first, and the logits of some positions."""
+        self.forget()
+        logs, kept, wanted = [], [], set(rows)
+        for start in range(0, len(text), BATCH):
+            part = [(0, at, text[at], True) for at in range(start, min(start + BATCH, len(text)))]
+            for (_, at, _, _), row in zip(part, self.run(part), strict=True):
+                if at in wanted:
+                    kept.append(row)
+                if at + 1 < len(text):
+                    logs.append(float(log_softmax(row)[text[at + 1]]))
+        return logs, kept
+
+    def going_on(self, prompts, steps, forced):
+        """What each prompt is gone on with, all side by side."""
+        self.forget()
+        told = Told(len(prompts), forced)
+        rows = self.run(
+            [
+                (number, at, token, at + 1 == len(prompt))
+                for number, prompt in enumerate(prompts)
+                for at, token in enumerate(prompt)
+            ]
+        )
+        for step in range(steps):
+            taken = [told.take(number, step, row) for number, row in enumerate(rows)]
+            if step + 1 < steps:
+                rows = self.run([(n, len(prompts[n]) + step, token, True) for n, token in enumerate(taken)])
+        return told.answer()
+
+
+class Server:
+    """A model behind llama.cpp's server, which xllamacpp starts on this machine."""
+
+    def __init__(self, path, widths, exact):
+        import xllamacpp
+
+        settings = xllamacpp.CommonParams()
+        settings.model.path = str(path)
+        settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = max(widths) * len(widths) + BATCH, len(widths), 0
+        settings.port, settings.verbosity, settings.warmup, settings.fit_params = 0, -1, False, False
+        self.server = xllamacpp.Server(settings)
+        self.address = self.server.listening_address
+        self.size = None
+
+    def ask(self, where, entries):
+        import http.client
+        from urllib.parse import urlsplit
+
+        line = http.client.HTTPConnection(urlsplit(self.address).netloc)
+        line.request("POST", where, json.dumps(entries))
+        answer = json.loads(line.getresponse().read())
+        line.close()
+        if "error" in answer:
+            raise SystemExit(f"llama.cpp's server says {answer['error'].get('message', answer['error'])}")
+        return answer
+
+    def ids(self, string):
+        """The tokens of a text as llama.cpp cuts it."""
+        return self.ask("/tokenize", {"content": string, "add_special": True, "parse_special": False})["tokens"]
+
+    def next(self, tokens, most, slot=0, bias=None):
+        """The token behind others, its log-probability, and the most likely ones with theirs."""
+        entries = {
+            "prompt": tokens,
+            "n_predict": 1,
+            "n_probs": most,
+            "temperature": 0,
+            "cache_prompt": True,
+            "id_slot": slot,
+        }
+        if bias is not None:
+            entries["logit_bias"] = [[bias, CERTAIN]]
+        found = self.ask("/completion", entries)["completion_probabilities"][0]
+        return found["id"], found["logprob"], [(each["id"], each["logprob"]) for each in found["top_logprobs"]]
+
+    def said(self, text, rows):
+        """As the library's; the rows are log-probabilities."""
+        logs, kept, wanted = [], [], set(rows)
+        for at in range(len(text)):
+            if at in wanted:
+                _, _, most = self.next(text[: at + 1], self.known())
+                row = numpy.full(self.known(), -1e4, numpy.float32)
+                for token, log in most:
+                    row[token] = max(log if log is not None else -1e4, -1e4)
+                kept.append(row)
+            if at + 1 < len(text):
+                token, log, _ = self.next(text[: at + 1], 1, bias=text[at + 1])
+                if token != text[at + 1]:
+                    raise SystemExit(f"llama.cpp's server took token {token} and was to take {text[at + 1]}")
+                logs.append(log)
+        return logs, kept
+
+    def known(self):
+        """Tokens of the vocabulary."""
+        if self.size is None:
+            self.size = self.ask_for("/v1/models")["data"][0]["meta"]["n_vocab"]
+        return self.size
+
+    def ask_for(self, where):
+        import urllib.request
+
+        with urllib.request.urlopen(self.address + where) as answer:
+            return json.loads(answer.read())
+
+    def going_on(self, prompts, steps, forced):
+        """As the library's; every prompt has a slot of the server."""
+        told = Told(len(prompts), forced)
+
+        def one(number):
+            tokens = list(prompts[number])
+            for step in range(steps):
+                (_, first), (second, other) = (most := self.next(tokens, 2, slot=number)[2])[:2]
+                tokens.append(told.note(number, step, most[0][0], second, first - other))
+
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            list(threads.map(one, range(len(prompts))))
+        return told.answer()
+
+
+class Told:
+    """What was said at each step. forced: [prompts, steps] to be taken instead, or None."""
+
+    def __init__(self, prompts, forced):
+        self.forced = forced
+        self.tokens, self.own, self.second, self.margins = ([[] for _ in range(prompts)] for _ in range(4))
+
+    def take(self, number, step, row):
+        """The token to go on with, given the logits."""
+        second, first = numpy.argsort(row)[-2:].tolist() if len(row) > 1 else (0, 0)
+        return self.note(number, step, first, second, float(row[first] - row[second]))
+
+    def note(self, number, step, first, second, margin):
+        self.own[number].append(first)
+        self.second[number].append(second)
+        self.margins[number].append(margin)
+        self.tokens[number].append(first if self.forced is None else self.forced[number][step])
+        return self.tokens[number][-1]
+
+    def answer(self):
+        return {"tokens": self.tokens, "own": self.own, "second": self.second, "margins": self.margins}
+
+
+def print_error(text):
+    print(text.decode(errors="replace"), end="", file=sys.stderr)
+
+
+def log_softmax(row):
+    row = row.astype(numpy.float64)
+    row -= row.max()
+    return row - numpy.log(numpy.exp(row).sum())
+
+
+def version():
+    """What runs, and in which build."""
+    import importlib.metadata
+
+    package = "llama-cpp-python" if importlib.util.find_spec("llama_cpp") else "xllamacpp"
+    return f"({package} {importlib.metadata.version(package)})"
+
+
+def main(path):
+    job = json.loads(Path(path).read_text())
+    files = sorted(Path(job["folder"]).glob("*.gguf"))
+    if len(files) != 1:
+        raise SystemExit(f"{job['folder']} holds {len(files)} files of GGUF, and one is to be proved")
+    widths = [len(prompt) + job["steps"] for prompt in job["prompts"]] or [1]
+    widths[0] = max(widths[0], *map(len, job["texts"]))
+    kind = Library if importlib.util.find_spec("llama_cpp") else Server
+    engine = kind(files[0], widths, job["dtype"] == "float32")
+    print("# the texts", flush=True)
+    answers = [engine.said(text, rows) for text, rows in zip(job["texts"], job["rows"], strict=True)]
+    out = {"version": version(), "logprobs": [logs for logs, _ in answers], "checks": {}}
+    if job.get("strings"):
+        print("# the tokenizer", flush=True)
+        out["ids"] = [engine.ids(string) for string in job["strings"]]
+    if job["steps"]:
+        print(f"# {job['steps']} tokens, {len(job['prompts'])} prompts side by side", flush=True)
+        out |= engine.going_on(job["prompts"], job["steps"], job["forced"])
+    rows = [row for _, kept in answers for row in kept]
+    numpy.save(Path(job["out"]) / "rows.npy", numpy.stack(rows) if rows else numpy.zeros((0, 0), numpy.float32))
+    (Path(job["out"]) / "answer.json").write_text(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

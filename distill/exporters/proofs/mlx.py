@@ -1,0 +1,75 @@
+"""Proof in MLX, as a plain script: `python mlx.py JOB.json` in an environment that has mlx-lm and numpy.
+
+It answers what `answer.py` reads: the logits of the texts, and what the model goes on with, by mlx-lm's own batches of
+prompts of unequal length.
+"""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy
+from mlx.utils import tree_map
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.utils import load_model
+
+
+class Along:
+    """A sampler that takes given tokens, one after the other, and writes down which it would have taken itself."""
+
+    def __init__(self, forced):
+        self.forced, self.own = forced, []
+
+    def __call__(self, logprobs):
+        best = mx.argmax(logprobs, axis=-1)
+        at = len(self.own)
+        self.own.append(best)
+        if self.forced is None or at >= len(self.forced):
+            return best
+        return mx.array([self.forced[at]], dtype=best.dtype)
+
+
+def said(model, text, rows):
+    """The log-probabilities of a text's tokens but the first, and the logits of some positions."""
+    logits = model(mx.array([text]))[0].astype(mx.float32)
+    logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    taken = mx.take_along_axis(logs[:-1], mx.array(text[1:])[:, None], axis=-1)[:, 0]
+    return numpy.array(taken).tolist(), numpy.array(logits[mx.array(rows)])
+
+
+def going_on(model, job):
+    """What each prompt is gone on with, all in one batch. [prompts, steps]"""
+    steps, prompts = job["steps"], job["prompts"]
+    along = [Along(job["forced"][number] if job["forced"] else None) for number in range(len(prompts))]
+    batch = BatchGenerator(model, max_tokens=steps)
+    waiting = set(batch.insert(prompts, samplers=along))
+    while waiting:
+        _, answers = batch.next()
+        waiting -= {answer.uid for answer in answers if answer.finish_reason is not None}
+    batch.close()
+    return [[int(token.item()) for token in each.own[:steps]] for each in along]
+
+
+def main(path):
+    job = json.loads(Path(path).read_text())
+    print("# loading", flush=True)
+    model, _ = load_model(Path(job["folder"]))
+    dtype = getattr(mx, job["dtype"])
+    model.update(
+        tree_map(lambda each: each.astype(dtype) if mx.issubdtype(each.dtype, mx.floating) else each, model.parameters())
+    )
+    model.eval()
+    print("# the texts", flush=True)
+    answers = [said(model, text, rows) for text, rows in zip(job["texts"], job["rows"], strict=True)]
+    out = {"version": importlib.metadata.version("mlx-lm"), "logprobs": [logs for logs, _ in answers], "checks": {}}
+    if job["steps"]:
+        print(f"# {job['steps']} tokens, {len(job['prompts'])} prompts in one batch", flush=True)
+        out["own"] = going_on(model, job)
+    numpy.save(Path(job["out"]) / "rows.npy", numpy.concatenate([rows for _, rows in answers]))
+    (Path(job["out"]) / "answer.json").write_text(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

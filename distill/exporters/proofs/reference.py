@@ -1,0 +1,42 @@
+"""What an export is held against, as a plain script: the student itself, loaded by this project in float32.
+
+`python reference.py JOB.json`: with `first` in the job, the path of transformers.py and those of its jobs, these run before,
+in the same process, which cannot import this project until they are done. With `along`, an answer, the student says at each
+step along the tokens taken there which it would have taken itself, by whole texts; without, it goes on by itself.
+"""
+
+import gc
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+
+def script(path):
+    """A script of this folder as a module."""
+    spec = importlib.util.spec_from_file_location("proof_in_transformers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(path):
+    job = json.loads(Path(path).read_text())
+    engine = script(job["script"])
+    for first in job["first"]:
+        engine.main(first)
+        gc.collect()
+    if job["along"]:
+        job["forced"] = json.loads(Path(job["along"]).read_text())["tokens"]
+    print("# the student", flush=True)
+    import torch
+
+    import students
+
+    model = students.load(job["folder"], dtype=torch.float32).eval()
+    out, rows = engine.answer(model, job)
+    engine.write(job["out"], out | {"version": "", "class": type(model).__name__}, rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,211 @@
+"""Proof in transformers, as a plain script: `python transformers.py JOB.json` in an environment that has transformers.
+
+The job's folder is loaded in float32 by `AutoModelForCausalLM`, without this project, which is kept from being imported. It
+answers what `answer.py` reads: what the model says of the texts, and what it goes on with, by `generate`, for all prompts
+in one batch that is padded on the left. With `checks` it also gives how far ways of computing the same thing are apart: a
+text in a padded batch, a prompt in chunks, tokens that are decoded from a cache.
+"""
+
+import importlib.abc
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+
+OURS = ("distill", "students", "teachers")
+STEPS = 10  # of every so many decoded tokens the whole distribution is compared
+CHUNKS = (7, 100)  # columns of a prompt at a time
+
+
+class Absent(importlib.abc.MetaPathFinder):
+    """Keeps this project from being imported, where it is installed."""
+
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in OURS:
+            raise ModuleNotFoundError(f"No module named {name!r}: an export runs without this project", name=name)
+        return None
+
+
+class Along:
+    """A logits processor that has a model take its most likely token, and writes down what it said at each step."""
+
+    def __init__(self):
+        self.best, self.rows = [], []
+        self.said = []  # log-probabilities of the tokens taken
+
+    def __call__(self, ids, scores):
+        logits = scores.float()
+        best = logits.topk(2, dim=-1)
+        if len(self.best) % STEPS == 0:
+            self.rows.append(logits.clone())
+        self.best.append(best)
+        self.said.append(best.values[:, 0] - logits.logsumexp(-1))
+        return torch.full_like(scores, float("-inf")).scatter(1, best.indices[:, :1], 0.0)
+
+    def entries(self):
+        """What answer.json says of the tokens."""
+        indices, values = zip(*((best.indices, best.values) for best in self.best), strict=True)
+        return steps_of(torch.stack(indices, 1), torch.stack(values, 1))
+
+
+def steps_of(indices, values):
+    """Entries of answer.json, from the two most likely tokens of every step and their logits. [prompts, steps, 2]"""
+    entries = {"own": indices[..., 0], "second": indices[..., 1], "margins": values[..., 0] - values[..., 1]}
+    return {name: found.tolist() for name, found in entries.items()} | {"tokens": indices[..., 0].tolist()}
+
+
+def padded(texts):
+    """Texts as one batch, padded on the left, and its mask."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
+    return ids, torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+
+
+def alone(model, text):
+    """The logits of every position of one text. [tokens, vocabulary]"""
+    return model(torch.tensor([text]), use_cache=False).logits[0].float()
+
+
+def said_of(logits, text):
+    """The log-probability of every token of a text but the first."""
+    return logits[:-1].log_softmax(-1).gather(1, torch.tensor(text[1:])[:, None])[:, 0]
+
+
+def furthest(found, wanted, where):
+    """The largest difference, and where: [difference, name, text, position, found, wanted]."""
+    away = (found - wanted).abs()
+    away[away.isnan()] = float("inf")
+    place = numpy.unravel_index(int(away.argmax()), tuple(away.shape))
+    return [float(away[place]), *where(int(place[0])), float(found[place]), float(wanted[place])]
+
+
+def going_on(model, prompts, steps):
+    """What a model goes on with, all prompts in one batch."""
+    ids, mask = padded(prompts)
+    along = Along()
+    model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        logits_processor=[along],
+    )
+    return along
+
+
+def along_tokens(model, prompts, tokens):
+    """What a model would have gone on with at every step along given tokens, by whole texts."""
+    best = [
+        alone(model, prompt + taken)[len(prompt) - 1 : -1].topk(2) for prompt, taken in zip(prompts, tokens, strict=True)
+    ]
+    steps = steps_of(torch.stack([each.indices for each in best]), torch.stack([each.values for each in best]))
+    return steps | {"tokens": tokens}
+
+
+def in_a_batch(model, texts, rows, whole):
+    """How far texts in a padded batch are from each alone."""
+    ids, mask = padded(texts)
+    width, worst = ids.shape[1], None
+    logits = model(ids, attention_mask=mask, use_cache=False).logits
+    for number, text in enumerate(texts):
+        found = logits[number, [width - len(text) + row for row in rows[number]]].float()
+        away = furthest(found, whole[number], lambda row, number=number: (number, rows[number][row]))
+        worst = max(worst or away, away, key=lambda each: each[0])
+    return worst
+
+
+def in_chunks(model, text, last):
+    """How far the logits behind a text that came in chunks are from the whole text's."""
+    worst = None
+    for columns in (columns for columns in CHUNKS if columns < len(text)):
+        out = model.generate(
+            torch.tensor([text]),
+            max_new_tokens=1,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            prefill_chunk_size=columns,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        away = furthest(out.logits[0].float(), last[None], lambda _: (None, len(text) - 1))
+        worst = max(worst or away, away, key=lambda each: each[0])
+    return worst
+
+
+def decoded(model, prompts, along, tokens):
+    """How far what was decoded from a cache is from whole texts: distributions of some steps, log-probabilities of all."""
+    worst = None
+    for number, prompt in enumerate(prompts):
+        logits = alone(model, prompt + tokens[number])
+        first = len(prompt) - 1
+        wanted = logits[first : first + len(tokens[number]) : STEPS]
+        found = torch.stack([row[number] for row in along.rows])
+        away = [furthest(found, wanted, lambda row, number=number, first=first: (number, first + row * STEPS))]
+        found = torch.stack([step[number] for step in along.said])
+        wanted = said_of(logits, prompt + tokens[number])[first:]
+        away.append(furthest(found, wanted, lambda row, number=number, first=first: (number, first + row)))
+        worst = max([worst or away[0], *away], key=lambda each: each[0])
+    return worst
+
+
+@torch.no_grad()
+def answer(model, job):
+    """Everything that a job asks of a model, as entries of answer.json, and the rows."""
+    texts, rows = job["texts"], job["rows"]
+    print("# the texts", flush=True)
+    logs, whole = [], []
+    for text, wanted in zip(texts, rows, strict=True):
+        logits = alone(model, text)
+        logs.append(said_of(logits, text).tolist())
+        whole.append(logits[wanted])
+    out, found = {"logprobs": logs, "checks": {}}, torch.cat(whole)
+    if job["checks"]:
+        print("# texts in one batch, padded on the left", flush=True)
+        out["checks"]["left padding"] = in_a_batch(model, texts, rows, whole)
+        print("# a prompt in chunks", flush=True)
+        longest = max(range(len(texts)), key=lambda number: len(texts[number]))
+        out["checks"]["chunks"] = in_chunks(model, texts[longest], whole[longest][-1])
+        if out["checks"]["chunks"]:
+            out["checks"]["chunks"][1] = longest
+    if job["forced"]:
+        print(f"# {job['steps']} tokens behind each of {len(job['prompts'])} prompts", flush=True)
+        out |= along_tokens(model, job["prompts"], job["forced"])
+    elif job["steps"]:
+        print(f"# {job['steps']} tokens from a cache, {len(job['prompts'])} prompts in one batch", flush=True)
+        along = going_on(model, job["prompts"], job["steps"])
+        out |= along.entries()
+        if job["checks"]:
+            out["checks"]["cached decoding"] = decoded(model, job["prompts"], along, out["tokens"])
+    return out, found.numpy()
+
+
+def write(folder, out, rows):
+    """Write an answer where its reader finds it, answer.json last."""
+    numpy.save(Path(folder) / "rows.npy", rows)
+    (Path(folder) / "answer.json").write_text(json.dumps(out))
+
+
+def main(path):
+    import transformers
+
+    job = json.loads(Path(path).read_text())
+    guard = Absent()
+    sys.meta_path.insert(0, guard)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            job["folder"], dtype=torch.float32, trust_remote_code=job["trust_remote_code"]
+        ).eval()
+        out, rows = answer(model, job)
+    finally:
+        sys.meta_path.remove(guard)
+    write(job["out"], out | {"version": transformers.__version__, "class": type(model).__name__}, rows)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
