@@ -7,77 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from distill.evaluation.fidelity_records import Count, Fidelity
 from distill.evaluation.rows import TITLES
 from distill.runs.records import Numbers, Record, Whole
 
-Length, Count = Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=1)]
 Row = Literal[tuple(TITLES)]
-
-
-class Part(Record):
-    """Fidelity in a part of the text."""
-
-    name: str
-    tokens: Whole
-    kl: float
-    agreement: float
-
-
-class Band(Part):
-    """A part of the window; its name is the first and the last token of it."""
-
-    name: Annotated[str, Field(pattern=r"^\d{1,9}-\d{1,9}$")]
-
-
-class Documents(Record):
-    """Fidelity document by document."""
-
-    number: list[int]
-    tokens: list[Count]
-    kl: list[float]
-    nll: list[float]
-    agreement: list[float]
-
-    @model_validator(mode="after")
-    def _alike(self):
-        if len({len(values) for values in vars(self).values()}) != 1:
-            raise ValueError("its lists should be of one length")
-        return self
-
-
-class Completions(Record):
-    """Fidelity on completions."""
-
-    tokens: Count
-    bytes: Whole
-    kl: float
-    kl_error: float | None = None
-    agreement: float
-    nll: float
-    teacher_nll: float
-    bits_per_byte: float | None = None
-    teacher_bits_per_byte: float | None = None
-
-
-class Fidelity(Record):
-    """Results of `fidelity`."""
-
-    tokens: Whole
-    kl: float
-    kl_error: float | None = None
-    agreement: float
-    nll: float = 0.0
-    teacher_nll: float = 0.0
-    perplexity: float | None
-    teacher_perplexity: float | None = None
-    ece: float = 0.0
-    rank: float = 0.0
-    overlap: float = 0.0
-    kendall: float = 0.0
-    documents: Documents | None = None
-    completions: Completions | None = None
-    by_position: list[Band] = []
-    by_source: list[Part] = []
 
 
 class Passkey(Record):

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from distill.errors import UserError
-from distill.evaluation.records import After, Fidelity, Judgement
+from distill.evaluation.fidelity_records import Fidelity
+from distill.evaluation.records import After, Judgement
 from distill.reading import Unreadable, checked
 from distill.runs.records import SCHEMAS
 from distill.runs.run_dir import RunDir
