@@ -271,6 +271,7 @@ def test_a_loss_that_is_no_number(tiny_recipe, tmp_path, monkeypatch):
     def spoil(optimizer, factor):
         for group in optimizer.param_groups:
             group["lr"] = 1e30
+        return 1e30
 
     monkeypatch.setattr(trainer, "set_rates", spoil)
     tiny_recipe["stages"] = [stage for stage in tiny_recipe["stages"] if {"initialise", "align"} & set(stage)]
