@@ -115,7 +115,10 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
         kind, options = entry.kind, entry.options
         key = entry.name if entry.name not in tokens else f"{entry.name} ({entry.index})"
         trained[key], tokens[key], training[key] = kind.count(student, options), options.tokens, options
-        teaching = sizes["teacher"] if entry.runs_teacher else _other(recipe, entry)
+        before = kind.reads_before(options)
+        other = _other(recipe, entry)
+        teaching = sizes["teacher"] if entry.runs_teacher or (before == "teacher" and not other) else other
+        teaching += sizes["student"] if before == "student" else 0
         flops += options.tokens * 2 * (teaching + 3 * (sizes["student"] - mixers + used if kind.whole_student else used))
     kept = students.build(config, Layout(KEEP * len(layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}

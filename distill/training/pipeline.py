@@ -31,6 +31,7 @@ from distill.training.beginning import begin_from, check_start, record_start
 from distill.training.caches import Reading
 from distill.training.fitting import fit_micro_batch
 from distill.training.positions import Positions
+from distill.training.references import lay_down
 from distill.training.saves import Saves
 from distill.training.shares import sharded
 from distill.training.stage_run import StageRun
@@ -102,6 +103,8 @@ class Pipeline:
         reading = Reading.of(self.recipe, entry, self.student, text, window)
         teach(self.session, self.folder, stage, reading, resumed=state is not None)
         stage.prepare()
+        if entry.kind.reads_before(entry.options):
+            lay_down(self.session, self.folder, stage, reading, resumed=state is not None)
         if state is None:
             with self.accelerator.autocast():
                 stage.begin(self.session.calibration(window, text))
@@ -178,13 +181,15 @@ class Pipeline:
         with enough_memory(f"stage {this.entry.name}", self._what_to_lower(this.entry)):
             self.saves.changed |= this.stage.changed(done=True)
             with self.accelerator.autocast():
+                this.measured = this.stage.measured()
+            with self.accelerator.autocast():
                 this.stage.finish(self.session.calibration(this.window, this.text))
             self._agree(this.stage)
 
     def _close(self, this: StageRun, heldout: Heldout) -> None:
         """Evaluate and checkpoint a stage that is over."""
         entry, seconds = this.entry, this.seconds
-        measured = self._measured(entry, heldout)
+        measured = self._measured(entry, heldout) | ({"preferences": this.measured} if this.measured else {})
         if self.accelerator.is_main_process:
             measured["probe"] = finite(self.saves.measure_probe())
 

@@ -19,7 +19,7 @@ class StageRun:
     the next stages of other texts and lengths begin, by their name. began: the monotonic time at which it
     would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
     taken so far. steps: all of them. changed: names outside the mixers of what its steps change. sharding: its parts, where
-    processes divide what it trains.
+    processes divide what it trains. measured: what the stage itself measured after its last step.
     """
 
     entry: StageEntry
@@ -34,6 +34,7 @@ class StageRun:
     steps: int = 0
     changed: set[str] = field(default_factory=set)
     sharding: Sharding | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
