@@ -59,8 +59,8 @@ def _joined(documents: Iterator[list[np.ndarray | Marked]], pair: dict, tokenize
 
 
 def _ended(documents: Sequence[np.ndarray | Marked], pair: dict, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a half up to its answer's last, and which are the answer's. One in plain text is ended by the tokenizer's
-    end of sequence: what ends is part of what is preferred."""
+    """The tokens of a half up to its answer's last, and which are the answer's. One in plain text is ended by the
+    tokenizer's end of sequence: what ends is part of what is preferred."""
     if len(documents) != 1:
         raise UserError(
             f"{pair['place']}: the chat template of {WHOSE} writes earlier turns of an answer otherwise once others follow; "

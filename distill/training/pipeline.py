@@ -201,6 +201,8 @@ class Pipeline:
             if entry.kind.records:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = told(measured) if "kl" in measured else ""
+            if pairs := measured.get("preferences"):
+                found += f"   win share {pairs['win_share']:.1%} of {pairs['pairs']} held-out pairs"
             self.console.print(Text.assemble("  ", bold(f"{entry.name:<10}"), f" {seconds:5.0f} s   {found}"))
         self.saves.save(this, done=True, probed=measured.get("probe", {}))
         self.accelerator.wait_for_everyone()

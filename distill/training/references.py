@@ -53,8 +53,8 @@ def lay_down(session: Session, folder: RunDir, stage, reading: Reading, resumed:
             return found
         if own and resumed:
             raise UserError(
-                f"{file} is not what was written there, and the student that it is of has been trained since; bring the file "
-                "back, or start again with --fresh"
+                f"{file} is not what was written there, and the student that it is of has been trained since; bring the "
+                "file back, or start again with --fresh"
             )
         return _made(session, stage, windows, file, key, part[1], size)
 
