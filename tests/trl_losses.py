@@ -74,7 +74,8 @@ def losses() -> dict[str, float]:
 
 
 def _dpo(place: Path, options: dict) -> float:
-    """TRL smooths labels of its `aot` loss alone, which sorts a batch's margins first: of one pair it is conservative DPO."""
+    """Of its pair losses with logistic terms TRL smooths the labels of `aot` alone, which sorts a batch's margins first: of one
+    pair it is conservative DPO."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import distill
 from distill.build import build
-from distill.errors import Interrupted
+from distill.errors import Interrupted, UserError
+from distill.planning import make_plan
 from distill.recipe_file import check
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
@@ -173,6 +174,7 @@ from distill.runs.session import Session
 from distill.stages import stages_of
 from distill.training.caches import Reading
 from distill.training.references import lay_down
+from distill.training.trainer import Trainer
 from students.config import Layout
 
 place = Path(sys.argv[1])
