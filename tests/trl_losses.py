@@ -74,8 +74,7 @@ def losses() -> dict[str, float]:
 
 
 def _dpo(place: Path, options: dict) -> float:
-    """Of its pair losses with logistic terms TRL smooths the labels of `aot` alone, which sorts a batch's margins first: of one
-    pair it is conservative DPO."""
+    """TRL smooths labels of `aot`, whose margins are sorted over a batch first: of one pair it is conservative DPO."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 

@@ -21,6 +21,7 @@ from distill.recipe_file import check
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.stages.prefer import Prefer
+from distill.training import references
 from students.config import Layout
 
 
@@ -297,3 +298,28 @@ def test_a_reference_of_another_vocabulary(pair_recipe, tiny_teacher, tmp_path):
     pair_recipe["stages"][1]["prefer"] |= {"reference": "teacher", "teacher": str(other)}
     with pytest.raises(UserError, match=r"stages.prefer.teacher is .*other, whose vocabulary is not that of .*; choose a"):
         distill.run(pair_recipe, runs=tmp_path / "runs")
+
+
+def test_a_killed_reference_goes_on(pair_recipe, tmp_path, monkeypatch):
+    """Behind the last whole part, wherever it was killed."""
+    made, original = [], Prefer.reference_log_probabilities
+    monkeypatch.setattr(references, "PART", 4)
+    for killed in (3, 5, None):
+
+        def counted(self, batch, killed=killed):
+            if killed is not None and len(made) == killed:
+                raise KeyboardInterrupt
+            made.append(batch.windows.tolist())
+            return original(self, batch)
+
+        monkeypatch.setattr(Prefer, "reference_log_probabilities", counted)
+        pair_recipe["stages"][1]["prefer"]["micro_batch"] = 2
+        if killed is None:
+            run = distill.run(pair_recipe, runs=tmp_path / "runs", console=Console(quiet=True))
+        else:
+            with pytest.raises((KeyboardInterrupt, Interrupted)):
+                distill.run(pair_recipe, runs=tmp_path / "runs", console=Console(quiet=True))
+    twice = [windows for number, windows in enumerate(made) if windows in made[:number]]
+    assert len(made) - len(twice) == 8 and len(twice) == 2  # the first half of the part at work, each time
+    files = sorted((run.path / "references" / "1-prefer").glob("0*.json"))
+    assert [len(json.loads(file.read_text())["windows"]) for file in files] == [4, 4, 4, 4]
