@@ -1,4 +1,4 @@
-"""Optimizer steps of `imitate` and `tune` in one process or in several that divide it; run by torchrun, it writes what they come to."""
+"""Steps of `imitate` and `tune` in one process or in several that divide it; run by torchrun, it writes what they come to."""
 
 import errno
 import json
