@@ -1,4 +1,4 @@
-"""Steps of `imitate` and `tune` in one process or in several that divide it; run by torchrun, it writes what they come to."""
+"""Steps of `imitate` and `tune` in one process, or in several that divide it; torchrun runs it, and it writes a file."""
 
 import errno
 import json
