@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from distill.recipe import Recipe, TextSource
 from distill.stages import StageEntry, stages_of
-
-PAIRS = "pairs"  # what a stage's `text` says, and then the `train_on` of its sources
+from distill.text.pairs import PAIRS
 
 
 @dataclass(frozen=True)

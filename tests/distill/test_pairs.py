@@ -23,7 +23,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
-def prepared(tmp_path, rows, template=CHATML, train_on="pairs", kind="jsonl"):
+def prepared(tmp_path, rows, template=CHATML, train_on="pairs", kind="jsonl", hub=False):
     """The folder of a file of rows."""
     file = tmp_path / f"pairs.{kind}"
     if kind == "parquet":
@@ -32,7 +32,8 @@ def prepared(tmp_path, rows, template=CHATML, train_on="pairs", kind="jsonl"):
         parquet.write_table(Table.from_pylist(rows), file)
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = TextSource(path=str(file)).model_copy(update={"train_on": train_on})
+    place = {"hub": str(tmp_path)} if hub else {"path": str(file)}
+    source = TextSource(**place).model_copy(update={"train_on": train_on})
     options = {"separator": None, "seed": 0, "limit": None, "where": "stages.1.data"}
     return prepare([source], tokenizer_with(template), **options)
 
@@ -57,6 +58,17 @@ def test_forms_are_the_same_tokens(tmp_path, row, kind):
     middle = int(np.flatnonzero(marks == 1)[-1]) + 1
     first, second = int((marks == 1).argmax()), int((marks == SECOND).argmax()) - middle
     assert first == second and np.array_equal(tokens[:first], tokens[middle : middle + second])
+
+
+def test_data_sets(tmp_path):
+    """Of a folder that `datasets` reads; a row that is no pair is named by its number."""
+    (folder := tmp_path / "set").mkdir()
+    rows = [{"chosen": ASKED + GOOD, "rejected": ASKED + BAD, "score": 1}]
+    shard = load(prepared(folder, rows, hub=True)).shards[0]
+    marks = np.asarray(shard.trained)
+    assert tokenizer_with(CHATML).decode(np.asarray(shard.tokens)[marks == SECOND]) == "over stones<|im_end|>"
+    with pytest.raises(UserError, match="set, row 2: chosen and rejected are equal"):
+        prepared(folder, [*rows, {"chosen": ASKED + GOOD, "rejected": ASKED + GOOD, "score": 1}], hub=True)
 
 
 def test_text_is_ended_and_shares_its_beginning(tmp_path):
