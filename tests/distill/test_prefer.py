@@ -304,7 +304,7 @@ def test_a_killed_reference_goes_on(pair_recipe, tmp_path, monkeypatch):
     """Behind the last whole part, wherever it was killed."""
     made, original = [], Prefer.reference_log_probabilities
     monkeypatch.setattr(references, "PART", 4)
-    for killed in (3, 5, None):
+    for killed in (3, 6, None):
 
         def counted(self, batch, killed=killed):
             if killed is not None and len(made) == killed:
