@@ -112,10 +112,7 @@ def main() -> None:
         for k in KEPT:
             size = k * (2 + int(cache.facts.ids[4:]) // 8) + 2
             print(f"| {k} | {size:,} | {errors[k]:.1%} |", flush=True)
-        print(
-            f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|",
-            flush=True,
-        )
+        print(f"\nheld-out KL before: {begun:.4f}\n\n| learns from | held-out KL | tokens/s | GiB |\n|---|---|---|---|", flush=True)
         for k in (None, *ORDER):
             kl, speed, held = trained(session, start, reading, k, cache, heldout)
             name = "the whole distribution, teacher beside it" if k is None else f"{k} likeliest tokens and the rest, cached"

@@ -27,6 +27,7 @@ class PairWindows(Windows):
     """
 
     unit, cut_at, reason = "pair", "the window", "and its prompt leaves no room for both answers"
+    needs = "has room for both answers in it"
 
     def __init__(
         self,

@@ -101,6 +101,7 @@ class Windows:
     """
 
     unit, cut_at, reason = "chat", "a turn", "and no completion ends in a window"  # for messages
+    needs = "has a completion that ends in it"
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class Windows:
         if self.count < 1:
             of = f" in {where}" if where else ""
             if self.left_out:
-                raise UserError(f"{key} is {seq_len}, and no {self.unit}{of} has a completion that fits: {self.fitted}")
+                raise UserError(f"{key} is {seq_len}, and no {self.unit}{of} {self.needs}: {self.fitted}")
             raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text{of}")
 
     @property

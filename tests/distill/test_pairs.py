@@ -133,7 +133,7 @@ def test_windows_cut_both_and_leave_out(tmp_path):
     assert "row 3 (" in windows.fitted and "its prompt leaves no room" in windows.fitted
     for batch in [windows.batch(0, 4), *windows.held_batches(2)]:
         assert (batch.trained.sum(1) > 0).all() and batch.ids.shape[1] <= 80
-    with pytest.raises(UserError, match=r"data.seq_len is 8, and no pair in stages.1.data has a completion that fits"):
+    with pytest.raises(UserError, match=r"data.seq_len is 8, and no pair in stages.1.data has room for both answers in it"):
         PairWindows(folder, 8, 0, where="stages.1.data")
     with pytest.raises(UserError, match="there is one pair, and one more is needed"):
         PairWindows(prepared(tmp_path / "..", [PAIR]), 80, 0, where="stages.1.data")
