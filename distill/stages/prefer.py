@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.output_head import head_of
+from distill.output_head import head_of, trimmed
 from distill.ranges import Range
 from distill.stages.likelihood import sequence_log_probabilities
-from distill.stages.targets import Source
+from distill.stages.targets import Online, Source
 from distill.stages.whole import WholeOptions, WholeStudent
 from distill.text.windows import Batch
 from teachers.teacher import Teacher
@@ -87,14 +87,17 @@ class Prefer(WholeStudent):
                 trained on.
         """
         self._known, self._held = known, held
+        self.targets = Online(self.teacher)  # nothing else holds another teacher
 
     @torch.no_grad()
     def reference_log_probabilities(self, batch: Batch) -> Float[Tensor, " b"]:
         """What the reference says of a batch; before the first step alone, while the student is the reference."""
         if self.options.reference == "student":
             return sequence_log_probabilities(self.student.hidden(batch.ids, batch.documents), head_of(self.student), batch)
-        model = self.targets.teacher
-        return sequence_log_probabilities(model.hidden(batch.ids, batch.positions), head_of(model.model), batch)
+        model, vocabulary = self.targets.teacher, self.targets.vocabulary
+        head = head_of(model.model)
+        head = head if vocabulary is None else trimmed(head, vocabulary)
+        return sequence_log_probabilities(model.hidden(batch.ids, batch.positions), head, batch)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         options, ratios = self.options, self._ratios(batch)

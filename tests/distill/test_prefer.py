@@ -266,6 +266,8 @@ def test_options(pair_recipe, chat_recipe, tiny_teacher, tmp_path):
     assert "micro_batch is auto, and a pair is two windows" in refused(micro_batch="auto")
     data = pair_recipe["stages"][1]["prefer"]["data"]
     assert "pairs are trained on their answers; leave it out" in refused(data=[data[0] | {"train_on": "all"}])
+    with pytest.raises(UserError, match=r"prefer.batch is 4 windows, which 4 processes .* make it a multiple of 8"):
+        make_plan(check(pair_recipe, "here"), gpus=4)
     flops = {}
     for reference in ("student", "teacher"):
         pair_recipe["stages"][1]["prefer"]["reference"] = reference
