@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-ecosystem test-export audit lint format clean
+.PHONY: quickstart test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-trl test-ecosystem test-export audit lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -63,6 +63,9 @@ test-browser: $(VENV)/.installed  ## reports in headless Chromium on three scree
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
 	.venv-oldest/bin/python -m pytest -q -n 2 tests/teachers tests/students tests/distill/test_families.py tests/distill/test_stages.py tests/distill/test_export.py
+
+test-trl: .venv-ecosystem/.installed  ## the losses of tune and prefer against TRL itself; in the same environment
+	.venv-ecosystem/bin/python -m pytest -q -n0 -m ecosystem tests/distill/test_trl_losses.py
 
 test-ecosystem: .venv-ecosystem/.installed  ## peft, accelerate, bitsandbytes, Trainer, TRL over every layout; an environment of its own
 	.venv-ecosystem/bin/python -m pytest -q -n 2 -m ecosystem tests/ecosystem

@@ -124,7 +124,9 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
         trained[key], tokens[key], training[key] = kind.count(under, options), options.tokens, options
         if kind.changes_layout:
             replaced[key] = under.layout
-        teaching = sizes["teacher"] if entry.runs_teacher else _other(recipe, entry)
+        before, other = kind.reads_before(options), _other(recipe, entry)
+        teaching = sizes["teacher"] if entry.runs_teacher or (before == "teacher" and not other) else other
+        teaching += _parameters(under) if before == "student" else 0
         flops += options.tokens * 2 * (teaching + 3 * _computing(under, shapes, kind.whole_student))
     kept = students.build(config, Layout(KEEP * len(fit.layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}

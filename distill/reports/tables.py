@@ -21,6 +21,7 @@ PAIRED_SAYS = (
     "them. Zeroed: the finished student without one of its branches."
 )
 ERRORS = "± one standard error over documents"
+PREFERENCES = ["win share of held-out pairs", "reward margin"]
 STORY = ["after", "seconds", "held-out KL", "agreement", "perplexity", "its own held-out loss, before -> after"]
 
 
@@ -89,12 +90,25 @@ def headline_cells(judged: Mapping) -> tuple[list[str], dict[str, list[str]]]:
     said = any(results["fidelity"].get("completions") for results in judged["rows"].values())
     columns += ON_COMPLETIONS if said else []
     columns += [f"{PASSKEY} {entry['length']}" for entry in asked]
+    preferred = any("preferences" in results for results in judged["rows"].values())
+    columns += PREFERENCES if preferred else []
     lines = {}
     for name, results in judged["rows"].items():
         kl, *others = fidelity_cells(results["fidelity"], name != "teacher")
         passkeys = [f"{entry['recalled']}/{entry['trials']}" for entry in results.get(PASSKEY, [])[: len(asked)]]
         answers = completion_cells(results["fidelity"].get("completions")) if said else []
-        lines[name] = [TITLES[name], kl, *paired_cells(against.get(name), name)[: len(paired)], *others, *answers, *passkeys]
+        known = results.get("preferences")
+        pairs = (preference_cells(known) if known else [""] * len(PREFERENCES)) if preferred else []
+        cells = [
+            TITLES[name],
+            kl,
+            *paired_cells(against.get(name), name)[: len(paired)],
+            *others,
+            *answers,
+            *passkeys,
+            *pairs,
+        ]
+        lines[name] = cells
     return columns, lines
 
 
@@ -148,17 +162,26 @@ def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str
 
 def story_cells(evaluations: Mapping) -> tuple[list[str], list[list[str]]]:
     """Column titles and lines of what each stage did on held-out text."""
-    lines, probe = [], {}
+    lines, probe, columns = [], {}, list(STORY)
+    preferred = any("preferences" in measured for measured in evaluations.get("after", {}).values())
+    columns += PREFERENCES if preferred else []
+    further = [""] * len(PREFERENCES) * preferred
     if "untrained" in evaluations:
-        lines.append(["nothing: the windows alone", "", *fidelity_cells(evaluations["untrained"]), ""])
+        lines.append(["nothing: the windows alone", "", *fidelity_cells(evaluations["untrained"]), "", *further])
     for key, measured in evaluations.get("after", {}).items():
         stage = key.partition("-")[2]
         own = (
             f"{probe[stage]:.4f} -> {measured['probe'][stage]:.4f}" if stage in probe and stage in measured["probe"] else ""
         )
-        lines.append([stage, f"{measured['seconds']:.0f}", *fidelity_cells(measured), own])
+        shown = preference_cells(measured["preferences"]) if "preferences" in measured else further
+        lines.append([stage, f"{measured['seconds']:.0f}", *fidelity_cells(measured), own, *shown])
         probe = measured["probe"]
-    return STORY, lines
+    return columns, lines
+
+
+def preference_cells(measured: Mapping) -> list[str]:
+    """The share of held-out pairs whose chosen answer is preferred, of how many, and the reward margin."""
+    return [f"{measured['win_share']:.1%} of {measured['pairs']:,}", f"{measured['reward_margin']:.3f}"]
 
 
 def fidelity_cells(measured: Mapping, with_error: bool = False) -> list[str]:

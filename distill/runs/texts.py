@@ -7,6 +7,7 @@ from distill.errors import UserError
 from distill.memory import enough_memory
 from distill.recipe import Recipe, TextSource
 from distill.stages.texts import StageText, tokens_read, usual_text
+from distill.text.pair_windows import PairWindows
 from distill.text.preparation import Tokenising, prepare
 from distill.text.windows import Windows
 
@@ -32,7 +33,8 @@ def training_windows(
     if limit is None and _endless(text.sources):
         limit = tokens_read(recipe, text.sources)
     folder = _prepared(recipe, tokenizer, text.sources, text.where, limit, make, how)
-    windows = Windows(folder, text.seq_len, recipe.seed, data.long_documents == "in_order", text.length_key, text.where)
+    kind = PairWindows if text.pairs else Windows
+    windows = kind(folder, text.seq_len, recipe.seed, data.long_documents == "in_order", text.length_key, text.where)
     _check_tokens(windows, tokenizer, text.where)
     return windows
 

@@ -21,9 +21,11 @@ STAGES = {
     "align": "distill.stages.align:Align",
     "imitate": "distill.stages.imitate:Imitate",
     "replace": "distill.stages.replace:Replace",
+    "tune": "distill.stages.tune:Tune",
+    "prefer": "distill.stages.prefer:Prefer",
 }
 STEP = 2**26  # tokens of an optimizer step, four times what the largest trainings read
-TEXTS = ("plain",)  # forms of text that a recipe's data can have
+TEXTS = ("plain", "pairs")  # forms of text that a recipe's data can have
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class StageEntry:
     def runs_teacher(self) -> bool:
         """Whether the run's teacher runs in its steps: not where logits are cached, or another one runs in its place."""
         source = self.source
-        return self.kind.needs_teacher and not (source and (source.offline or source.teacher))
+        return self.kind.runs(self.options) and not (source and (source.offline or source.teacher))
 
     def batch(self, data: Data) -> int:
         """Windows an optimizer step: the stage's own number, else the recipe's."""
@@ -140,6 +142,8 @@ def check_stages(recipe: Recipe, where: str) -> None:
                 f"gives {', '.join(TEXTS)} text"
             )
         batch, length = entry.batch(recipe.data), entry.seq_len(recipe.data)
+        if entry.kind.text == "pairs":
+            _check_pairs(entry, recipe, f"{where}: stages.{entry.index}: {entry.name}")
         if entry.kind.trains and batch * length > STEP:
             lower = f"its seq_len (now {length})" if length != recipe.data.seq_len else "data.seq_len"
             raise UserError(
@@ -156,6 +160,21 @@ def check_stages(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: stages is empty, and the student {recipe.student} is trained no further; name a stage")
     if recipe.student is None and not (entries and entries[0].kind.first):
         raise UserError(f"{where}: stages must begin with {_named('first')}, which makes the mixers")
+
+
+def _check_pairs(entry: StageEntry, recipe: Recipe, where: str) -> None:
+    """Refuse steps that would divide a pair, which is two windows.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if entry.fits_itself(recipe.data):
+        raise UserError(
+            f"{where}: micro_batch is auto, and a pair is two windows; give the stage a micro_batch, an even one"
+        )
+    for key, count in (("batch", entry.batch(recipe.data)), ("micro_batch", entry.micro_batch(recipe.data))):
+        if count % 2:
+            raise UserError(f"{where}: {key} is {count} windows, and a pair is two; give the stage an even one")
 
 
 def check_student(recipe: Recipe, students: Sequence[nn.Module], where: str) -> None:

@@ -108,7 +108,7 @@ class Stage(nn.Module):
 
         trains          takes optimizer steps; without, its work is closed-form (`begin`, `finish`)
         whole_student   trains the student end to end, its meta tokens too, not layer by layer on the teacher's inputs
-        needs_teacher   runs the teacher, or another reference model in its place
+        needs_teacher   runs the teacher, or another reference model in its place; `runs` says it by the options
         first           makes the mixers: a recipe begins with it, and it stands nowhere else
         repeats         may stand more than once in a recipe
         for_twin        also trains the twin, which has the windows of the mixers alone; without, the stage that follows
@@ -116,7 +116,7 @@ class Stage(nn.Module):
         records         adds to the weight-transfer record
         changes_layout  converts further layers (its Options are `layouts.Further`); `reinstate` must be able to convert
                         them again
-        text            the form of text that it reads
+        text            the form of text that it reads: plain (with chats among it), or pairs of answers, under its own data
         probed          its loss is measured on the probe batch, with every checkpoint and after every stage
         rates           how fast it trained where that was measured
         layer_loss      how its losses by layer are shown, where it has them
@@ -131,7 +131,7 @@ class Stage(nn.Module):
     for_twin: ClassVar[bool] = True
     records: ClassVar[bool] = False
     changes_layout: ClassVar[bool] = False
-    text: ClassVar[Literal["plain", "chat", "pairs"]] = "plain"
+    text: ClassVar[Literal["plain", "pairs"]] = "plain"
     probed: ClassVar[bool] = False
     layer_loss: ClassVar[LayerLoss | None] = None
     rates: ClassVar[tuple[Point, ...]] = ()
@@ -165,6 +165,16 @@ class Stage(nn.Module):
         return cls.Options(tokens=1, lr=1.0)
 
     @classmethod
+    def runs(cls, options: StageOptions) -> bool:
+        """Whether its steps run a teacher, by its options."""
+        return cls.needs_teacher
+
+    @classmethod
+    def reads_before(cls, options: StageOptions) -> Literal["student", "teacher"] | None:
+        """The model that reads all of its windows once before the first step; None where none does."""
+        return None
+
+    @classmethod
     def source(cls, options: StageOptions) -> Source | None:
         """Where its next-token distributions come from; None of a stage that compares none."""
         return None
@@ -186,6 +196,10 @@ class Stage(nn.Module):
     def size(self, batch: Batch) -> float:
         """How many equal things the losses of a batch are a mean over."""
         raise NotImplementedError
+
+    def measured(self) -> dict[str, float]:
+        """Further numbers for evaluations.json and the report, after the last step."""
+        return {}
 
     def finish(self, calibration: Calibration) -> None:
         """Closed-form work after the last step."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from distill.recipe import Recipe, TextSource
 from distill.stages import StageEntry, stages_of
+from distill.text.pairs import PAIRS
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,11 @@ class StageText:
     where: str
     seq_len: int
     length_key: str
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it is pairs of answers."""
+        return any(source.train_on == PAIRS for source in self.sources)
 
     @property
     def key(self) -> tuple[tuple[TextSource, ...], int]:
@@ -32,6 +38,8 @@ def text_of(recipe: Recipe, entry: StageEntry) -> StageText:
     """What a stage reads."""
     usual, options, place = usual_text(recipe), entry.options, f"stages.{entry.index}.{entry.name}"
     sources, length = getattr(options, "data", None), getattr(options, "seq_len", None)
+    if entry.kind.text == PAIRS and sources is not None:
+        sources = [source.model_copy(update={"train_on": PAIRS}) for source in sources]
     own = sources is not None and tuple(sources) != usual.sources
     return StageText(
         tuple(sources) if own else usual.sources,

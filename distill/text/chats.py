@@ -59,15 +59,15 @@ def row_of(
     if len(columns) > 1 and columns[:2] == [PROMPT, COMPLETION]:
         if record.get(PROMPT) is None and record.get(COMPLETION) is None:
             return None
-        return _written(_pair(record.get(PROMPT), record.get(COMPLETION), place) | _beside(record, place) | said)
+        return written(_pair(record.get(PROMPT), record.get(COMPLETION), place) | beside(record, place) | said)
     value = record.get(columns[0])
     if columns[0] == MESSAGES and isinstance(value, str):
         value = _parsed(value, place, MESSAGES)
     if isinstance(value, list) and (columns[0] == MESSAGES or any(isinstance(one, Mapping) for one in value)):
-        messages = _messages(value, place, columns[0])
+        messages = messages_of(value, place, columns[0])
         if said["train_on"] == "completions" and all(message["role"] != ASSISTANT for message in messages):
             raise UserError(f"{place}: no turn of {columns[0]} is the assistant's; leave the row out, or set train_on: all")
-        return _written({MESSAGES: messages, "first": 0} | _beside(record, place) | said)
+        return written({MESSAGES: messages, "first": 0} | beside(record, place) | said)
     if value is not None and not isinstance(value, str):
         raise UserError(
             f"{place}: the column {columns[0]!r} holds {type(value).__name__}, not text ({brief(value)}); there are "
@@ -86,7 +86,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
 
 
-def _written(chat: dict[str, Any]) -> Chat:
+def written(chat: dict[str, Any]) -> Chat:
     return Chat(json.dumps(chat, ensure_ascii=False))
 
 
@@ -101,13 +101,13 @@ def _pair(prompt: object, completion: object, place: str) -> dict[str, Any]:
             f"{place}: prompt is {brief(prompt)} and completion {brief(completion)}; both should be text, or both lists of "
             "messages"
         )
-    before, behind = _messages(prompt, place, PROMPT), _messages(completion, place, COMPLETION)
+    before, behind = messages_of(prompt, place, PROMPT), messages_of(completion, place, COMPLETION)
     if all(message["role"] != ASSISTANT for message in behind):
         raise UserError(f"{place}: no turn of completion is the assistant's; leave the row out, or give it that role")
     return {MESSAGES: before + behind, "first": len(before)}
 
 
-def _beside(record: Mapping, place: str) -> dict[str, Any]:
+def beside(record: Mapping, place: str) -> dict[str, Any]:
     """Tools and options of a template, where a row has them."""
     found, tools, options = {}, record.get(TOOLS), record.get(OPTIONS)
     if isinstance(tools, str) and tools.strip():
@@ -133,7 +133,7 @@ def _parsed(text: str, place: str, column: str) -> object:
         raise UserError(f"{place}: {column} is text, and no JSON ({error}): {brief(text)}; {WRITE} in a list") from error
 
 
-def _messages(values: list, place: str, column: str) -> list[dict[str, Any]]:
+def messages_of(values: list, place: str, column: str) -> list[dict[str, Any]]:
     if not values:
         raise UserError(f"{place}: {column} holds no message; leave the row out")
     return [_message(value, f"{place}: message {number} of {column}") for number, value in enumerate(values, start=1)]

@@ -12,8 +12,8 @@ import yaml
 from distill.errors import UserError, brief, named
 from distill.recipe import TextSource
 from distill.text import json_file
-from distill.text.chats import columns_of, row_of
 from distill.text.files import KINDS, TextFile
+from distill.text.pairs import columns_of, row_of
 from distill.text.readers import paragraphs
 from distill.text.records import size
 from distill.text.rows import Chat
@@ -98,7 +98,7 @@ def _options(source: TextSource) -> dict:
 def _labelled(table, source: TextSource, where: str, longest: int):
     """The table in the two columns `label` and `text`."""
     columns = list(table.column_names or next(iter(table), {}))  # a stream may have to be asked for its first row
-    wanted = columns_of(source.column, columns)
+    wanted = columns_of(source.column, columns, source.train_on)
     if not wanted:
         raise UserError(f"{where}: there is no column {source.column!r}; there are {', '.join(columns) or 'none'}")
     label = source.label or (None if "source" in columns else source.hub)

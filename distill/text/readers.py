@@ -12,8 +12,8 @@ from pathlib import Path
 
 from distill.errors import UserError, named
 from distill.text import json_file
-from distill.text.chats import columns_of
 from distill.text.files import PACKED
+from distill.text.pairs import columns_of
 from distill.text.records import Reading, add_records, listed, size
 from distill.text.rows import Rows
 from distill.text.unpacked import Place, explained, lines, too_long, unpacked
@@ -98,7 +98,7 @@ def _parquet(reading: Reading, rows: Rows) -> None:
         from pyarrow import parquet
 
         names = parquet.read_schema(path).names
-        wanted = columns_of(reading.column, names)
+        wanted = columns_of(reading.column, names, reading.train_on)
         if not wanted:
             raise UserError(
                 f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}; there are "

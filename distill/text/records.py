@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError, brief, named
-from distill.text.chats import columns_of, row_of
 from distill.text.files import TextFile
+from distill.text.pairs import columns_of, row_of
 from distill.text.rows import Rows
 from distill.text.unpacked import too_long
 
@@ -42,7 +42,7 @@ def add_records(
     seen, found, column = {}, False, reading.column
     for number, (place, record) in enumerate(records, start=1):
         reading.tick()
-        if wanted := columns_of(column, record):
+        if wanted := columns_of(column, record, reading.train_on):
             found = True
         elif len(seen) < NAMES:
             seen |= dict.fromkeys(record)

@@ -172,7 +172,7 @@ class _Shard:
         self._flush()
 
     def _mark(self, trained: np.ndarray) -> None:
-        self._trained += int(trained.sum())
+        self._trained += int(np.count_nonzero(trained))
         self._trained_hash.update(self._arrays["trained"].append(trained))
 
     def _flush(self) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from distill.errors import UserError
-from distill.text.chat_tokens import Marked, chat_documents
+from distill.text.chat_tokens import Marked
 from distill.text.encoding import Documents
+from distill.text.pair_tokens import row_documents
 from distill.text.pieces import Row, encoded, grouped
 from distill.text.rows import Chat
 
@@ -81,7 +82,7 @@ def tokenising(tokenizer, ends: Sequence[int], processes: int) -> Iterator[Encod
 def _encode(group: Sequence[Row], tokenizer, cut: Documents) -> Encoded:
     plain = [(label, text) for label, text in group if not isinstance(text, Chat)]
     texts = iter(encoded(plain, tokenizer) if plain else [])
-    chats = iter(chat_documents([text for _, text in group if isinstance(text, Chat)], tokenizer))
+    chats = iter(row_documents([text for _, text in group if isinstance(text, Chat)], tokenizer))
     found = []
     for label, text in group:
         documents = next(chats) if isinstance(text, Chat) else list(cut(np.asarray(next(texts)[1], np.uint32)))

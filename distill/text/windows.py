@@ -66,7 +66,7 @@ class Batch:
         return Batch(**{name: tensor[:, :time] for name, tensor in present.items()})
 
 
-class _Packed(NamedTuple):
+class Packing(NamedTuple):
     """A shard laid into windows, and what of its documents that kept."""
 
     windows: list[list[Piece]]
@@ -100,6 +100,9 @@ class Windows:
     is cut.
     """
 
+    unit, cut_at, reason = "chat", "a turn", "and no completion ends in a window"  # for messages
+    needs = "has a completion that ends in it"
+
     def __init__(
         self,
         folder: Path,
@@ -119,7 +122,7 @@ class Windows:
         self.folder, self.seq_len, self.seed, self.in_order = folder, seq_len, seed, in_order
         self.prepared = load(folder)
         self.meta = self.prepared.meta
-        self._packed = [self._pack(shard) for shard in self.prepared.shards] if self.prepared.marked else None
+        self._packed = self._packs()
         running = [(shard.counts.tokens - 1) // seq_len for shard in self.prepared.shards]
         self._counts = np.asarray(running if self._packed is None else [len(one.windows) for one in self._packed])
         self._firsts = np.cumsum(self._counts) - self._counts  # windows of the shards before each
@@ -129,7 +132,7 @@ class Windows:
         if self.count < 1:
             of = f" in {where}" if where else ""
             if self.left_out:
-                raise UserError(f"{key} is {seq_len}, and no chat{of} has a completion that ends in it: {self.fitted}")
+                raise UserError(f"{key} is {seq_len}, and no {self.unit}{of} {self.needs}: {self.fitted}")
             raise UserError(f"{key} is {seq_len}, but there are only {self.prepared.tokens} tokens of text{of}")
 
     @property
@@ -153,18 +156,22 @@ class Windows:
         all fit."""
         if not self.cut and not self.left_out:
             return None
-        longer = f"of chats longer than {self.seq_len} tokens"
-        said = f"{longer} {self.cut:,} cut at the end of a turn, {self.left_out:,} left out"
+        longer = f"of {self.unit}s longer than {self.seq_len} tokens"
+        said = f"{longer} {self.cut:,} cut at the end of {self.cut_at}, {self.left_out:,} left out"
         for one, shard in zip(self._packed, self.prepared.shards, strict=True):
             for number in one.kept.left_out[:1]:
                 label, row = self.label_names[shard.labels[number]], shard.rows[number]
                 length = f"{shard.lengths[number]:,} tokens"
-                return f"{said}, the first of these {named(label)}, row {row} ({length}, and no completion ends in a window)"
+                return f"{said}, the first of these {named(label)}, row {row} ({length}, {self.reason})"
         return said
 
-    def _pack(self, shard: Shard) -> "_Packed":
+    def _packs(self) -> "list[Packing] | None":
+        """Documents laid into windows, by shard; None of text that is cut wherever a window ends."""
+        return [self._pack(shard) for shard in self.prepared.shards] if self.prepared.marked else None
+
+    def _pack(self, shard: Shard) -> "Packing":
         found = kept(shard.starts, shard.lengths, shard.trained, self.seq_len)
-        return _Packed(packed(shard.starts, found.stops, self.seq_len), found)
+        return Packing(packed(shard.starts, found.stops, self.seq_len), found)
 
     def batch(self, first: int, count: int) -> Batch:
         """Windows first .. first + count - 1; past the last one the next epoch begins, in another order."""

@@ -125,6 +125,11 @@ def check_shared(recipe: Recipe, count: int) -> None:
                 f"{recipe.name}: {key} is {batch}, and a batch of {batch} windows cannot be shared by {count} processes; "
                 f"make it a multiple of {count}"
             )
+        if entry.kind.text == "pairs" and batch // count % 2:
+            raise UserError(
+                f"{recipe.name}: stages.{entry.index}.{entry.name}.batch is {batch} windows, which {count} processes cannot "
+                f"share without dividing a pair, which is two; make it a multiple of {2 * count}"
+            )
 
 
 def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:

@@ -172,6 +172,8 @@ class Ending:
             said = f"judging the student: {error}"
             folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would come to this again")
             raise NotFinite(said) from error
+        if said := _preferences(evaluations_of(folder)):
+            judged["rows"]["student"]["preferences"] = said
         folder.update("evaluations.json", final=judged)
         return []
 
@@ -296,3 +298,9 @@ def _check_saved(folder: RunDir) -> None:
             f"{folder.path}: this run is finished, but its student in {folder.student} is not whole any more, and the "
             f"checkpoint that it was saved from is gone; bring one of them back, or train again with --fresh"
         )
+
+
+def _preferences(evaluations: dict) -> dict | None:
+    """What the last stage on pairs measured on those that it held out; None where there is none."""
+    found = [measured["preferences"] for measured in evaluations.get("after", {}).values() if "preferences" in measured]
+    return found[-1] if found else None

@@ -31,6 +31,7 @@ from distill.training.beginning import begin_from, check_start, record_start
 from distill.training.caches import Reading
 from distill.training.fitting import fit_micro_batch
 from distill.training.positions import Positions
+from distill.training.references import lay_down
 from distill.training.replacing import Replacing
 from distill.training.saves import Saves
 from distill.training.shares import sharded
@@ -104,6 +105,8 @@ class Pipeline:
         reading = Reading.of(self.recipe, entry, self.student, text, window)
         teach(self.session, self.folder, stage, reading, resumed=state is not None)
         stage.prepare()
+        if entry.kind.reads_before(entry.options):
+            lay_down(self.session, self.folder, stage, reading, resumed=state is not None)
         this = StageRun(entry, stage, window, window + -(-entry.options.tokens // text.seq_len), began, text, others)
         if state is None:
             self._first_work(this)
@@ -190,13 +193,15 @@ class Pipeline:
         with enough_memory(f"stage {this.entry.name}", self._what_to_lower(this.entry)):
             self.saves.changed |= this.stage.changed(done=True)
             with self.accelerator.autocast():
+                this.measured = this.stage.measured()
+            with self.accelerator.autocast():
                 this.stage.finish(self.session.calibration(this.window, this.text))
             self._agree(this.stage)
 
     def _close(self, this: StageRun, heldout: Heldout) -> None:
         """Evaluate and checkpoint a stage that is over."""
         entry, seconds = this.entry, this.seconds
-        measured = self._measured(entry, heldout)
+        measured = self._measured(entry, heldout) | ({"preferences": this.measured} if this.measured else {})
         if self.accelerator.is_main_process:
             measured["probe"] = finite(self.saves.measure_probe())
 
@@ -208,6 +213,8 @@ class Pipeline:
             if entry.kind.records:
                 self.folder.write("transfer.json", transfer_report(self.teacher, self.student, self.transfers))
             found = told(measured) if "kl" in measured else ""
+            if pairs := measured.get("preferences"):
+                found += f"   win share {pairs['win_share']:.1%} of {pairs['pairs']} held-out pairs"
             self.console.print(Text.assemble("  ", bold(f"{entry.name:<10}"), f" {seconds:5.0f} s   {found}"))
         self.saves.save(this, done=True, probed=measured.get("probe", {}))
         self.accelerator.wait_for_everyone()

@@ -20,7 +20,8 @@ class StageRun:
     the next stages of other texts and lengths begin, by their name. began: the monotonic time at which it
     would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
     taken so far. steps: all of them. changed: names outside the mixers of what its steps change. sharding: its parts, where
-    processes divide what it trains. found: what it did to the student's layout, for evaluations.json.
+    processes divide what it trains. found: what it did to the student's layout, for evaluations.json. measured: what
+    the stage itself measured after its last step.
     """
 
     entry: StageEntry
@@ -36,6 +37,7 @@ class StageRun:
     changed: set[str] = field(default_factory=set)
     sharding: Sharding | None = None
     found: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""Optimizer steps of `imitate` in one process or in several that divide it; run by torchrun, it writes what they come to."""
+"""Steps of `imitate` and `tune` in one process, or in several that divide it; torchrun runs it, and it writes a file."""
 
 import errno
 import json
@@ -40,16 +40,18 @@ CASES = {  # changes of the tiny recipe, options of the stage, what is divided
         {"train": "lora", "lora": {"rank": 4}, "activation_checkpointing": True},
         "all",
     ),
+    "cross-entropy, recomputed layers": ({}, {"activation_checkpointing": True}, "all"),
 }
+TUNED = "cross-entropy, recomputed layers"  # the rest imitates
 
 
-def prepared(entries: dict, options: dict, layers: int = 4):
+def prepared(entries: dict, options: dict, layers: int = 4, name: str = "imitate"):
     """A session, a student and its stage."""
     recipe = check(entries, "tiny.yaml")
     session = Session.open(recipe)
     layout = layout_of(recipe.pattern, recipe.mixers, layers, "tiny.yaml", recipe.meta_tokens)
     student, _ = build(session.teacher, layout)
-    kind = stage_class("imitate")
+    kind = stage_class(name)
     stage = kind(session.teacher, student, kind.Options(tokens=1, lr=1e-3, **options))
     stage.prepare()
     return session, student, stage
@@ -58,7 +60,7 @@ def prepared(entries: dict, options: dict, layers: int = 4):
 def stepped(entries: dict, case: str, divide: bool) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The student's weights after two steps, and their losses and norms and a probe's losses."""
     changes, options, kind = CASES[case]
-    session, student, stage = prepared(entries | changes, options)
+    session, student, stage = prepared(entries | changes, options, name="tune" if case == TUNED else "imitate")
     kinds = {name: type(module) for name, module in student.named_modules()}
     sharding = Sharding(stage, torch.device("cpu"), teacher_too=kind == "all", narrow=None) if divide else None
     if sharding:

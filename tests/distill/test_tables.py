@@ -24,6 +24,10 @@ def test_a_stage(name, tiny_recipe, tmp_path):
     assert not kind.probed or kind.probe_options().tokens, "what is probed is made without a recipe"
     assert kind.layer_loss is None or kind.probed, "what is shown layer by layer is measured on the probe"
     options = {"tokens": 128, **({"lr": 1e-3} if kind.trains else {})}
+    if kind.text == "pairs":
+        pairs = [{"prompt": "it is", "chosen": f" {number}", "rejected": f" not {number}"} for number in range(6)]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        options["data"] = [{"path": str(tmp_path / "pairs.jsonl")}]
     tiny_recipe["stages"] = [*([] if kind.first else tiny_recipe["stages"][:1]), {name: options}]
     folder = distill.run(check(tiny_recipe, "here"), runs=tmp_path)
     after = folder.read("evaluations.json")["after"]

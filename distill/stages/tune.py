@@ -1,0 +1,78 @@
+"""Stage tune (supervised fine-tuning): cross-entropy on what the assistant said, on every token of plain text.
+
+With `kl` the teacher's next-token distribution holds the student: cross-entropy + kl T^2 D(teacher, student), both a mean
+over the tokens that are trained on.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
+
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from distill.output_head import head_of
+from distill.ranges import Range
+from distill.stages.likelihood import cross_entropy
+from distill.stages.targets import Source
+from distill.stages.whole import WholeOptions, WholeStudent
+from distill.text.windows import Batch
+from teachers.teacher import Teacher
+
+
+class Shares(NamedTuple):
+    """What `Targets.divergence` reads of options."""
+
+    divergence: str
+    temperature: float
+    ce: float
+
+
+class Tune(WholeStudent):
+    """Supervised fine-tuning, with a divergence from a teacher where `kl` gives it a weight."""
+
+    class Options(WholeOptions):
+        """kl: weight of the divergence from the teacher beside the cross-entropy, whose weight is 1. divergence,
+        temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a folder of
+        `distill cache`, in place of a teacher."""
+
+        kl: Annotated[float, Range(0, 1e6)] = 0.0
+        divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+        temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+        teacher: Annotated[str, Field(min_length=1)] | None = None
+        offline_logits: Annotated[str, Field(min_length=1)] | None = None
+
+        @model_validator(mode="after")
+        def _targets_are_used(self):
+            for name in ("teacher", "offline_logits"):
+                if getattr(self, name) is not None and not self.kl:
+                    raise ValueError(f"{name} is given, but kl, its weight, is 0; give kl a weight, or leave {name} out")
+            if self.offline_logits is not None and self.divergence != "forward_kl":
+                raise ValueError(
+                    f"divergence is {self.divergence!r}, and offline_logits give a bound of the forward KL and of no other; "
+                    "set divergence: forward_kl, or leave offline_logits out"
+                )
+            return self
+
+    @classmethod
+    def runs(cls, options: "Tune.Options") -> bool:
+        return options.kl > 0
+
+    @classmethod
+    def source(cls, options: "Tune.Options") -> Source | None:
+        return Source(options.temperature, options.teacher, options.offline_logits) if options.kl else None
+
+    @property
+    def running(self) -> Teacher | None:
+        return self.targets.teacher if self.options.kl else None
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
+        options, student = self.options, self.student
+        seen = self.targets.see(batch) if options.kl else None
+        hidden = student.hidden(batch.ids, batch.documents)
+        if not options.kl:
+            yield "loss", cross_entropy(hidden, head_of(student), batch)
+            return
+        both = 1.0 + options.kl  # of which cross-entropy has the share 1 / both
+        shares = Shares(options.divergence, options.temperature, 1.0 / both)
+        yield "loss", both * self.targets.divergence(hidden, head_of(student), seen, batch, shares)

@@ -1,0 +1,188 @@
+"""What the stages share that train the student end to end: what learns beside the mixers, adapters, recomputed layers, and
+where another model's next-token distributions come from."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from distill.output_head import wide_head, wide_logits
+from distill.ranges import Range, whole
+from distill.schema import Schema
+from distill.stages import adapters, kept_attention
+from distill.stages.masters import is_own, make_masters
+from distill.stages.nonfinite import CHUNK, first_nonfinite, told
+from distill.stages.recomputing import Recomputed, recompute, recompute_nothing
+from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
+from distill.stages.targets import Online, Targets
+from distill.text.windows import Batch, Calibration
+from teachers.teacher import Teacher
+
+NORMS = ("norm", "layernorm", "ln_")
+
+
+class Lora(Schema):
+    """Low-rank adapters (arXiv 2106.09685) on the skeleton's linear layers.
+
+    targets: names of modules or their last parts; every linear layer outside the mixers and the head where none is given.
+    save: "merged" into the weights when the stage ends, or as "adapters" beside them, which only a last stage can leave.
+    """
+
+    rank: Annotated[int, whole(1, 65_536)] = 16
+    alpha: Annotated[float, Range(0, 1e6, above=True)] = 32.0
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    save: Literal["merged", "adapters"] = "merged"
+
+
+class WholeOptions(TrainingOptions):
+    """train: what learns beside the mixers. layers: whose mixers learn, "new" for those that the last stage made which made
+    any. freeze: of kept attention, what does not learn (see `kept_attention`). layer_decay: multiplies the rates of a layer
+    once for every layer above it (see `kept_attention`). lora: adapters, where train is "lora". activation_checkpointing:
+    recompute layers in the backward pass, for memory; "selective" keeps their matrix products and attention."""
+
+    train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
+    layers: Literal["new", "all"] = "all"
+    freeze: list[Literal["q", "k"]] = []
+    layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    lora: Lora = Lora()
+    activation_checkpointing: Recomputed = False
+
+    @model_validator(mode="after")
+    def _adapters_are_used(self):
+        if "lora" in self.model_fields_set and self.train != "lora":
+            raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_would_learn(self):
+        if self.freeze and self.train != "all":
+            raise ValueError(
+                f"freeze is {self.freeze}, but train is {self.train!r}, which leaves the projections of kept attention "
+                "as they are; leave freeze out, or set train: all"
+            )
+        return self
+
+
+class WholeStudent(Stage):
+    """Base of the stages that train the student end to end. Its losses are means over `batch.loss_weights`."""
+
+    Options = WholeOptions
+    whole_student = True
+
+    def __init__(self, teacher, student, options: WholeOptions, transfers: Transfers | None = None) -> None:
+        super().__init__(teacher, student, options, transfers)
+        self.targets: Targets = Online(teacher)
+        self._targets: list[str] = []  # linear layers with adapters, also after these are merged
+
+    def prepare(self) -> None:
+        student = self.student
+        student.requires_grad_(False)
+        if self.options.train == "lora":
+            self.add_adapters()
+        make_masters(student, self.trained())
+        recompute(student, self.options.activation_checkpointing)
+
+    @property
+    def running(self) -> Teacher | None:
+        return self.targets.teacher
+
+    def learn_from(self, targets: Targets) -> None:
+        self.targets = targets
+
+    def size(self, batch: Batch) -> float:
+        return batch.loss_weights.sum().item()
+
+    @torch.no_grad()
+    def blame(self, batch: Batch) -> str | None:
+        teacher, student = self.running, self.student
+        runs = {"student": (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents))}
+        if teacher is not None:
+            theirs = (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions))
+            runs = {"teacher": theirs} | runs
+        for whose, (model, layers, forward) in runs.items():
+            if found := first_nonfinite(model, forward, layers):
+                return told(whose, found, model)
+            logits = (wide_logits(part, wide_head(model)) for part in forward().flatten(0, 1).split(CHUNK))
+            if not all(part.isfinite().all() for part in logits):
+                return told(whose, "the output head", model)
+        return None
+
+    def finish(self, calibration: Calibration) -> None:
+        self.targets = Online(self.teacher)  # nothing else holds another teacher
+        recompute_nothing(self.student, self.options.activation_checkpointing)
+        if self.options.train == "lora" and self.options.lora.save == "merged":
+            adapters.merge(self.student)
+
+    def reinstate(self) -> None:
+        if self.options.train == "lora" and self.options.lora.save == "adapters":
+            self.add_adapters()
+
+    def add_adapters(self) -> None:
+        """Put the adapters that the options ask for on the student."""
+        lora = self.options.lora
+        self._targets = list(adapters.targets(self.student, lora.targets))
+        adapters.add(self.student, self._targets, lora.rank, lora.alpha)
+
+    @classmethod
+    def check(cls, student: nn.Module, options: "WholeOptions", last: bool) -> None:
+        kept_attention.check(student, options.freeze)
+        if options.train == "lora":
+            adapters.check_rank(adapters.targets(student, options.lora.targets), options.lora.rank)
+            if options.lora.save == "adapters" and not last:
+                raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
+
+    @classmethod
+    def roles(cls, student: nn.Module, options: "WholeOptions") -> set[str]:
+        beside = {"mixers": set(), "mixers+norms": {"norms"}, "all": {"norms", "rest"}, "lora": {"rest"}}
+        new = {role for role, _ in meta_parameters(student).values()}
+        return super().roles(student, options) | new | beside[options.train]
+
+    def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
+        student, found = self.student, {}
+        mixers, new = mixer_parameters(student, self.trained_layers(student, self.options)), meta_parameters(student)
+        still = {*mixer_parameters(student), *kept_attention.frozen(student, self.options.freeze)}
+        for name, parameter in student.named_parameters():
+            if name in mixers:
+                found[name] = mixers[name]
+            elif name in still:
+                continue
+            elif name in new:
+                found[name] = new[name]
+            elif self.options.train == "lora":
+                if ".lora_" in name:
+                    found[name] = ("rest", parameter)
+            elif _is_norm(name) and self.options.train in ("mixers+norms", "all"):
+                found[name] = ("norms", parameter)
+            elif self.options.train == "all":
+                found[name] = ("rest", parameter)
+        return found
+
+    @classmethod
+    def count(cls, student: nn.Module, options: "WholeOptions") -> int:
+        learning = mixer_parameters(student, cls.trained_layers(student, options)) | meta_parameters(student)
+        ours = sum(parameter.numel() for _, parameter in learning.values())
+        if options.train == "lora":
+            return ours + adapters.parameters_of(adapters.targets(student, options.lora.targets), options.lora.rank)
+        still = {*mixer_parameters(student), *meta_parameters(student), *kept_attention.frozen(student, options.freeze)}
+        outside = {name: parameter for name, parameter in student.named_parameters() if name not in still}
+        kept = {"mixers": lambda name: False, "mixers+norms": _is_norm, "all": lambda name: True}[options.train]
+        return ours + sum(parameter.numel() for name, parameter in outside.items() if kept(name))
+
+    def rate_factor(self, name: str) -> float:
+        return kept_attention.depth_factor(self.student, name, self.options.layer_decay)
+
+    def changed(self, done: bool) -> set[str]:
+        if done and self.options.lora.save == "merged" and self._targets:
+            return {f"{name}.weight" for name in self._targets}
+        return super().changed(done) | {f"{name}.base_layer.weight" for name in self._own_bases()}
+
+    def _own_bases(self) -> list[str]:
+        """Adapted layers whose weight an earlier stage trained: it lies no longer in the teacher's memory."""
+        shared = dict(self.teacher.model.named_parameters())
+        bases = {name: layer.get_base_layer().weight for name, layer in adapters.adapted(self.student).items()}
+        return [name for name, base in bases.items() if is_own(base, shared.get(f"{name}.weight"))]
+
+
+def _is_norm(name: str) -> bool:
+    return any(part.endswith(NORMS[:2]) or part.startswith(NORMS[2]) for part in name.split("."))

@@ -1,0 +1,127 @@
+"""What the reference of a stage says of every window that it reads: worked out once, before the first step, and kept in the
+run folder, so that no other model runs in its steps.
+
+`references/<stage>/` holds parts, each of so many windows with its own hash; what is stopped goes on behind the last whole
+part. `about.json` says of what they are: a stage that goes on needs no more of the reference, which may be itself as it was.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.disk import writing
+from distill.division import divided, dividing
+from distill.errors import UserError
+from distill.runs.run_dir import RunDir
+from distill.runs.session import Session
+from distill.training.caches import Reading
+
+PART = 64  # windows
+ABOUT = "about.json"
+
+_log = logging.getLogger(__name__)
+
+
+def lay_down(session: Session, folder: RunDir, stage, reading: Reading, resumed: bool) -> None:
+    """Give a stage its reference's log-probabilities: those in the run folder, and the others worked out now.
+
+    Args:
+        stage: prepared, and not trained yet unless `resumed`.
+
+    Raises:
+        UserError: the stage goes on, and those of the student that it began with are damaged; a file cannot be written.
+    """
+    place, windows = folder.path / "references" / reading.entry.key, reading.windows
+    own = reading.entry.kind.reads_before(reading.entry.options) == "student"
+    key = _key(session, stage, reading, own)
+    if own and resumed:  # it is another by now
+        key = _known(place / ABOUT) or key
+    elif session.accelerator.is_main_process:
+        _write(place / ABOUT, {"key": key})
+    session.accelerator.wait_for_everyone()
+    wanted = [int(place) for place in reading.places()] + list(range(windows.count, windows.count + len(windows.held)))
+    parts = list(enumerate(wanted[at : at + PART] for at in range(0, len(wanted), PART)))
+    size = max(2, 2 * (reading.entry.micro_batch(session.recipe.data) // 2))
+
+    def work(part: tuple[int, list[int]]) -> list[float]:
+        file = place / f"{part[0]:06d}.json"
+        if (found := _read(file, key, part[1])) is not None:
+            return found
+        if own and resumed:
+            raise UserError(
+                f"{file} is not what was written there, and the student that it is of has been trained since; bring the "
+                "file back, or start again with --fresh"
+            )
+        return _made(session, stage, windows, file, key, part[1], size)
+
+    known = torch.full((windows.count + len(windows.held),), float("nan"))
+    with dividing(), torch.no_grad():
+        for (_, at), values in zip(parts, divided(parts, work), strict=True):
+            known[torch.tensor(at)] = torch.tensor(values)
+    device = session.accelerator.device
+    stage.refer_to(known, [batch.to(device) for batch in windows.held_batches(size)])
+
+
+def _made(session: Session, stage, windows, file: Path, key: str, at: list[int], size: int) -> list[float]:
+    values: list[float] = []
+    for first in range(0, len(at), size):
+        batch = windows.at(at[first : first + size]).to(session.accelerator.device)
+        with session.accelerator.autocast():
+            values += stage.reference_log_probabilities(batch).float().tolist()
+    _write(file, {"key": key, "windows": at, "log_probabilities": values, "sha256": _hash(key, at, values)})
+    return values
+
+
+def _key(session: Session, stage, reading: Reading, own: bool) -> str:
+    """Of what the log-probabilities are: the text in its windows, the model, and the types of numbers."""
+    model = _weights(stage.student) if own else stage.targets.teacher.fingerprint
+    text = f"{reading.windows.meta.sha256} {reading.windows.seq_len}"
+    said = f"{text} {model} {session.accelerator.mixed_precision} {session.accelerator.device.type}"
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _weights(student: nn.Module) -> str:
+    """A hash of the sums and powers of a student's tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(student.state_dict().items()):
+        wide = tensor.detach().double()
+        found.update(f"{name} {wide.sum().item()!r} {wide.square().sum().item()!r}\n".encode())
+    return found.hexdigest()
+
+
+def _known(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _read(file: Path, key: str, at: list[int]) -> list[float] | None:
+    """A part; None where there is none, or another."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        values = found["log_probabilities"]
+        if found["key"] == key and found["windows"] == at and found["sha256"] == _hash(key, at, values):
+            return values
+        _log.warning("%s is of another model, text or length, or damaged; it is made again", file)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        _log.warning("%s cannot be read (%s); it is made again", file, error)
+    return None
+
+
+def _hash(key: str, at: list[int], values: list[float]) -> str:
+    return hashlib.sha256(json.dumps([key, at, values]).encode()).hexdigest()
+
+
+def _write(file: Path, content: dict) -> None:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_name(f"{file.name}~")
+        scratch.write_text(json.dumps(content), encoding="utf-8")
+        scratch.replace(file)
