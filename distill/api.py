@@ -75,7 +75,7 @@ def run(
     from distill.launching import count_of, launch
     from distill.recipe_file import load
     from distill.runs.stopper import Stopper, deadline
-    from distill.training.ending import finished
+    from distill.training.finished import finished
     from distill.training.runner import opened, save_student
 
     given, recipe, stopper = recipe, load(recipe, overrides), Stopper(deadline(stop_after))
@@ -209,7 +209,7 @@ def export(
     """
     from distill.console import new_console
     from distill.exporters.exporting import export_student
-    from distill.training.ending import write_down_export
+    from distill.training.finished import write_down_export
 
     options = {"to": to, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
     shown = console or new_console(quiet=True)

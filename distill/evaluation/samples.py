@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from distill.disk import new_file
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
-from distill.stages.stage import observed
+from distill.stages.observing import observed
 from distill.text.encoding import prompt
 from teachers.teacher import Teacher
 from teachers.weights import LogitRules

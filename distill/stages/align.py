@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.schema import Count
+from distill.stages.observing import layer_name, observed
 from distill.stages.rates import Point
-from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers, layer_name, observed
+from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers
 from distill.text.windows import Batch, Calibration
 
 

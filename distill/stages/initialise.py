@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.schema import Count
+from distill.stages.observing import observed
 from distill.stages.scales import OutputScales
-from distill.stages.stage import Stage, StageOptions, observed
+from distill.stages.stage import Stage, StageOptions
 from distill.text.windows import Calibration
 from students.mixers.mixer import Mixer
 from teachers.observe import Observation

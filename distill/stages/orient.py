@@ -17,8 +17,9 @@ from torch import Tensor
 
 from distill.schema import Count
 from distill.stages.initialise import solve_scales
+from distill.stages.observing import layer_name, observed
 from distill.stages.rates import Point
-from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers, layer_name, observed
+from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers
 from distill.text.windows import Batch, Calibration
 from students.kernels.matrix_orientation import orientation_error
 from students.mixers.mixer import Context, Mixer

@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from distill import processes
 from distill.division import dividing, first_decides
 from distill.errors import UserError, reason_of
 from distill.evaluation.nonfinite import NotFinite
@@ -22,12 +21,11 @@ from distill.evaluation.stored import evaluations_of
 from distill.evaluation.target import judge_session
 from distill.exporters.exporting import export_student
 from distill.exporters.place import MARKER, listed
-from distill.loading import check_teacher, load_student
 from distill.memory import enough_memory, ran_out
 from distill.recipe import Recipe
 from distill.reports import headline, shown, write_report
 from distill.runs import checkpoint
-from distill.runs.run_dir import RunDir, alone
+from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.training.twin import known_results
 
@@ -221,83 +219,11 @@ def _indented(console: Console, line: str) -> None:
     console.print(f"  {line}")
 
 
-def write_down_export(run: Path, written: Path) -> None:
-    """Note an export that was made by hand in the place of one that a run ends with: the run then lacks it no more."""
-    folder = RunDir(run)
-    part = f"export/{written.name}"
-    if not (run / "recipe.yaml").is_file() or written.resolve() != (run / part).resolve():
-        return
-    if written.name in folder.recipe().export:
-        of = folder.read("run.json", {}).get("ended", {}).get(STUDENT, {}).get("of", "")
-        write_down(folder, part, of, exported_files(run / part))
-
-
-def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
-    """The folder of a run that is over, after making what was deleted of its end and showing how it ended; None where the
-    run itself has something to do.
-
-    Raises:
-        UserError: the folder is another recipe's, or its student is gone with the checkpoint that could make it again.
-    """
-    folder = RunDir.finished(recipe, runs)
-    if folder is None:
-        return None
-    laid_out = folder.laid_out()
-    students = [folder, RunDir(folder.path / "twin")] if recipe.twin else [folder]
-    for one in students:
-        if not made(one, STUDENT, finished=True):
-            _check_saved(one)
-            console.print(f"  {one.student} is not whole any more; it is saved again from the last checkpoint")
-            return None
-    if gone := [part for part in parts_of(recipe) if not made(folder, part)]:
-        if processes.count() > 1:
-            raise UserError(f"{folder.path} lacks {', '.join(gone)}; one process makes that: leave out the launcher")
-        console.print(f"  {folder.path} lacks {', '.join(gone)}: made again")
-        with alone(folder.path):
-            _mend(laid_out, folder, console)
-    show_end(folder, console)
-    return folder
-
-
 def show_end(folder: RunDir, console: Console) -> None:
     """The table that ends a run, and where the report is."""
     with shown([folder]):
         console.print(headline(evaluations_of(folder)["final"]))
     console.print(f"  report: {folder.path / 'report.html'}")
-
-
-def _mend(recipe: Recipe, folder: RunDir, console: Console) -> None:
-    """Make what is missing beside a saved student; a teacher is loaded only where something has to be measured."""
-    session = None
-
-    def opened() -> Session:
-        nonlocal session
-        session = session or Session.open(recipe, folder.path)
-        return session
-
-    def student() -> nn.Module:
-        teacher = opened().teacher
-        found = load_student(folder.student).to(teacher.device)
-        check_teacher(found, teacher, folder.student)
-        return found
-
-    of = folder.read("run.json", {}).get("ended", {}).get(STUDENT, {}).get("of", "")
-    Ending(recipe, folder, console, opened, student, of).finish()
-
-
-def _check_saved(folder: RunDir) -> None:
-    """Refuse to train again unasked where the student of a finished run is gone and its last checkpoint too.
-
-    Raises:
-        UserError: naming both, and the fix.
-    """
-    path = checkpoint.latest(folder.checkpoints)
-    state = checkpoint.read_state(path, files=False) if path else None
-    if state is None or not state.done or state.stage != len(folder.laid_out().stages) - 1:
-        raise UserError(
-            f"{folder.path}: this run is finished, but its student in {folder.student} is not whole any more, and the "
-            f"checkpoint that it was saved from is gone; bring one of them back, or train again with --fresh"
-        )
 
 
 def _preferences(evaluations: dict) -> dict | None:

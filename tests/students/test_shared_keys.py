@@ -6,7 +6,7 @@ import torch
 from distill.build import build, transfer_report
 from distill.errors import UserError
 from distill.stages.align import Align
-from distill.stages.stage import observed
+from distill.stages.observing import observed
 from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
