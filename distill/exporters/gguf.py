@@ -38,7 +38,7 @@ class Gguf(Target):
         architecture = _architecture(found.container.name)
         if architecture is None:
             return f"{found.container.name}: llama.cpp has no architecture that it is written as"
-        why = architecture.reasons(_config(found.container.config(source)))
+        why = architecture.reasons(_config(found.container.config(source))) + found.container.gguf_reasons(source)
         return f"{found.container.name}: {', '.join(why)}" if why else None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
