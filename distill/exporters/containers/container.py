@@ -29,7 +29,7 @@ class Container:
         return None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
-        """For each engine that reads the container itself (all of `exporters.engines.ENGINES` but llama.cpp), why it does not
+        """For each engine that reads the container itself, all of `exporters.engines.ENGINES` but llama.cpp, why it does not
         run it; None where it does."""
         raise NotImplementedError
 
