@@ -26,6 +26,7 @@ def compare(found: Answer, wanted: Answer, asked: Asked, bounds: Bounds) -> dict
     numbers["perplexity"] = round(found.perplexity, 6)
     if bounds.perplexity is not None:
         _perplexity(found, wanted, bounds.perplexity)
+        numbers["perplexity, against that of the student"] = f"x {found.perplexity / wanted.perplexity:.4f}"
     if found.tokens or found.own:
         numbers |= _tokens(found, wanted, asked, bounds.tie)
     return numbers
