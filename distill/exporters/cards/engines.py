@@ -75,7 +75,7 @@ def _state(proof: "Proof | None", reason: str | None, unproved: bool) -> tuple[s
         return "not proved", ""
     if proof.state == "proved":
         numbers = "; ".join(f"{name}: {_number(value)}" for name, value in proof.numbers.items())
-        return f"proved with {proof.version}" if proof.version else "proved", numbers
+        return f"proved with {proof.version.strip('()')}" if proof.version else "proved", numbers
     if proof.state == "absent":
         return "not installed", proof.why or "so it was not proved there"
     return "cannot run it", proof.why
