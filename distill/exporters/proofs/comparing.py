@@ -77,6 +77,12 @@ def divergence(found: Answer, wanted: Answer) -> dict[str, float]:
     return {"kl": kl, "top-1 agreement": float((right.argmax(-1) == other.argmax(-1)).mean())}
 
 
+def rounding(found: Answer, wanted: Answer) -> dict[str, float]:
+    """How far two answers are apart that are the same function, as numbers alone."""
+    away = max(float(numpy.abs(one - other).max()) for one, other in zip(found.logprobs, wanted.logprobs, strict=True))
+    return {"log-probabilities, rounded to float32": away}
+
+
 def _check_finite(found: Answer) -> None:
     for number, logs in enumerate(found.logprobs):
         if not numpy.isfinite(logs).all():
