@@ -77,7 +77,7 @@ NORMS = Bounds(
     None,
     None,
     "mlx-lm adds one to the norms' weights in the file's own bfloat16; a float32 file has the bounds of float32",
-    kl=3e-2,
+    kl=5e-3,
     agreement=0.9,
 )
 
