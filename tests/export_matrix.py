@@ -118,9 +118,10 @@ def cell(proof: dict | None, reasons: list[str], line: Line) -> str:
     known = [f"{said} {numbers[key]:.0e}" for key, said in named if key in numbers]
     if "logits" not in numbers and "log-probabilities" not in numbers:
         known.append(f"top-1 {numbers['top-1 agreement']:.1%}")
-    return (
-        f"{known[0] if len(known) < 2 else ', '.join(known[:1] if 'logits' in numbers else known[:2])}; {numbers['tokens']}"
-    )
+    said = ", ".join(known[:1] if "logits" in numbers else known[:2])
+    if dtype := numbers.get("held against the student in"):
+        said += f" ({dtype}; float32 rounds {numbers['log-probabilities, rounded to float32']:.0e})"
+    return f"{said}; {numbers['tokens']}"
 
 
 def into(page: Path, text: str) -> None:

@@ -49,6 +49,19 @@ def check_targets(recipe: "Recipe", where: str) -> None:
             raise UserError(f"{where}: export: there is no target {name!r}; {nearest(name, EXPORTERS)}")
 
 
+def check_writers(recipe: "Recipe") -> None:
+    """Refuse targets that are written by packages which are not installed.
+
+    Raises:
+        UserError: naming the target, and the command that installs what it lacks.
+    """
+    for name in recipe.export:
+        try:
+            target(name).check_installed()
+        except UserError as error:
+            raise UserError(f"{recipe.name}: export: {name}: {error}; or leave {name} out of export") from error
+
+
 def check_exports(recipe: "Recipe", student: "PretrainedConfig") -> None:
     """Refuse targets that cannot hold a student, before anything is trained.
 

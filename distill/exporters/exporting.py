@@ -164,7 +164,10 @@ class _Writing:
         from distill.exporters.proofs import prove
 
         home, kind = self.finished.home, self.kind
-        fix = f"nothing was left in {self.place.path}; `distill export {home} --to {kind} --no-verify` writes it unproved"
+        options = f"--quantize {self.form.quantize} " if self.form.quantize else ""
+        options += f"--dtype {self.form.dtype} " if self.form.dtype != Form.dtype else ""
+        command = f"distill export {home} --to {kind} {options}--no-verify"
+        fix = f"nothing was left in {self.place.path}; `{command}` writes it unproved"
         student = self.finished.student
         try:
             proofs = prove(student, scratch, self.target, self.source, self.form, pythons=found, say=self.say)

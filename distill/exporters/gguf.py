@@ -38,11 +38,16 @@ class Gguf(Target):
         architecture = _architecture(found.container.name)
         if architecture is None:
             return f"{found.container.name}: llama.cpp has no architecture that it is written as"
-        why = architecture.reasons(_config(found.container.config(source)))
+        why = architecture.reasons(_config(found.container.config(source))) + found.container.gguf_reasons(source)
         return f"{found.container.name}: {', '.join(why)}" if why else None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         return {engine: self.refuses(source) if engine == "llama.cpp" else ELSEWHERE for engine in ENGINES}
+
+    def check_installed(self) -> None:
+        from distill.exporters.gguf_files.writing import check_installed
+
+        check_installed()
 
     def types(self, form: Form) -> str:
         return form.quantize or ("float32" if form.dtype == "float32" else "float16")
@@ -89,10 +94,9 @@ class _Export:
             not fit, or its tokenizer is one that llama.cpp does not have.
         """
         from distill.exporters.gguf_files.quantising import command
-        from distill.exporters.gguf_files.writing import check_installed
         from distill.exporters.source import Source
 
-        check_installed()
+        Gguf().check_installed()
         if form.quantize:
             command(student, student, form.quantize)
         source = Source.read(student)

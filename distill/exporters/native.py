@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distill.exporters.containers import fitting
 from distill.exporters.engines import ENGINES
+from distill.exporters.gguf import Gguf
 from distill.exporters.target import Form, Target
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Native(Target):
         container = fitting(source).container
         if container is None:
             return dict.fromkeys(ENGINES, "no container")
-        found = container.engines(source)
-        return found | {"llama.cpp": found["llama.cpp"] or "it reads GGUF: export to gguf"}
+        asked = container.engines(source) | {"llama.cpp": Gguf().refuses(source) or "it reads GGUF: export to gguf"}
+        return {engine: asked[engine] for engine in ENGINES}
 
     def rehearse(self, student: Path, out: Path, form: Form) -> None:
         _begin(student, out, form)

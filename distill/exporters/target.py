@@ -48,6 +48,13 @@ class Target:
         """The type of the weights that are written, as people call it."""
         return form.dtype
 
+    def check_installed(self) -> None:
+        """Refuse where a package that writes it is not installed.
+
+        Raises:
+            UserError: with the command that installs it.
+        """
+
     def write(self, student: Path, out: Path, form: Form) -> None:
         """Write a student in the target's form.
 

@@ -14,7 +14,7 @@ from torch import nn
 from distill import moments, processes
 from distill.build import empty
 from distill.errors import UserError
-from distill.exporters import check_exports
+from distill.exporters import check_exports, check_writers
 from distill.memory import check_room_for
 from distill.recipe import Recipe
 from distill.runs.session import Session, check_device, check_length
@@ -56,8 +56,8 @@ class Fit:
 
 
 def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) -> None:
-    """Refuse what this machine cannot do: a device or a tracker that it lacks, text that is not there, a batch that the
-    processes of the run cannot share.
+    """Refuse what this machine cannot do: a device, a tracker or a package that it lacks, text that is not there, a batch
+    that the processes of the run cannot share.
 
     Args:
         trains: whether the stages will run; without, nothing is said of the training text, trackers and batches.
@@ -70,6 +70,7 @@ def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) ->
     check_device(recipe)
     _check_quantiser(recipe)
     if trains:
+        check_writers(recipe)
         _check_optimizers(recipe)
     for part in ("heldout", "train") if trains else ("heldout",):
         for index, source in enumerate(getattr(recipe.data, part)):

@@ -204,7 +204,9 @@ def test_engines_say_why_not():
     assert "n_groups: 1" in reasons("llama", "P", lite(n_groups=2))["mlx"]
     biased = reasons("qwen2", "P", lite(n_groups=1))
     assert set(biased) == {"vllm"} and "biases in the attention" in biased["vllm"]
-    assert set(reasons("llama", "P", lite(n_groups=1), attention_bias=True)) == {"vllm", "llama.cpp"}
+    biased = ("llama", "P", lite(n_groups=1))
+    assert set(reasons(*biased, attention_bias=True)) == {"vllm"}
+    assert "biases in the output of its attention" in target("gguf").refuses(of(*biased, attention_bias=True))
     assert "MLP" in reasons("llama", "P", lite(n_groups=1), mlp_bias=True)["vllm"]
 
 

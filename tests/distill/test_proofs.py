@@ -80,6 +80,20 @@ def test_a_rounded_native_export_is_proved_and_one_changed_weight_is_found(stude
         check_rounded(out, exact, "bfloat16")
 
 
+def test_what_float32_cannot_tell_is_held_against_the_student_in_float64(student, tmp_path, monkeypatch):
+    """The bounds are closer than float32 rounds: the same function is proved, and another one is not."""
+    monkeypatch.setitem(BOUNDS, "transformers", replace(BOUNDS["transformers"], logits=1e-12, logprobs=1e-12))
+    out = written(student, "native", tmp_path / "native")
+    numbers = proved(student, out, "native")[0].numbers
+    assert numbers["held against the student in"] == "float64" and numbers["tokens"] == "36 of 36"
+    assert numbers["logits"] < 1e-9 < numbers["log-probabilities, rounded to float32"] < 1e-4
+    assert all(numbers[way] < 1e-9 for way in ("left padding", "chunks", "cached decoding"))
+    entries = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(entries | {"residual_multiplier": 1 + 1e-5}))
+    with pytest.raises(UserError, match=r"the student gives .*; in float64 too: .* prompt \d"):
+        proved(student, out, "native")
+
+
 def test_a_wrong_multiplier_is_found_in_a_fresh_process(student, tmp_path):
     out = written(student, "native", tmp_path / "native")
     config = json.loads((out / "config.json").read_text())
@@ -240,6 +254,7 @@ def test_bounds_of_coarser_types(asked, tmp_path):
     other = replace(found, rows=numpy.array(found.rows)[:, ::-1])
     for bounds, said in (
         (bounds_of("vllm", "qwen3_5_text"), "nats a token; at most"),
+        (bounds_of("mlx", "qwen3_5_text", Form()), "nats a token; at most"),
         (BOUNDS["llama.cpp"], "nats a token"),
     ):
         assert compare(found, found, asked, bounds)["kl"] == pytest.approx(0, abs=1e-12)

@@ -1,10 +1,12 @@
 """Recipes: the shipped ones parse, build and plan without a network; mistakes are named with their key."""
 
 import json
+import sys
 
 import pytest
 import yaml
 
+import distill
 from distill import schema
 from distill.errors import UserError
 from distill.plan_table import export_lines
@@ -17,9 +19,13 @@ NATIVE = {  # whose students a class of transformers' own holds, and from which 
     "llama-3-8b_mamba-in-llama": "5.23",
     "llama-3.2-1b_mamba2-hybrid": "5.23",
     "llama-3.2-1b_zamba2": "5.23",
+    "qwen3-0.6b_gated-deltanet": None,
+    "smollm2-135m_hymba-lite": "5.23",
+    "smollm2-135m_mamba-in-llama": "5.23",
     "smollm2-135m_mamba2-hybrid": "5.23",
     "smollm2-135m_zamba": "5.23",
 }
+BOTH = ("llama-3.2-1b_mamba2-hybrid", "qwen3-0.6b_gated-deltanet", "smollm2-135m_mamba2-hybrid")  # exported as both
 SHIPPED = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
 
@@ -33,6 +39,9 @@ def test_shipped_recipes_parse_and_plan(name):
     assert next(iter(plan.tokens)) == "initialise" and sum(plan.tokens.values()) > 0
     assert plan.exports["portable"]["engines"]["transformers"] is None
     assert (plan.exports["native"]["refused"] is None) == (name in NATIVE)
+    assert (recipe.export == ["native", "gguf"]) == (name in BOTH)
+    if name in BOTH:
+        assert plan.exports["gguf"]["engines"]["llama.cpp"] is None
     if name in NATIVE:
         assert plan.exports["native"]["since"] == NATIVE[name] and plan.exports["native"]["engines"]["vllm"] is None
 
@@ -212,9 +221,22 @@ def test_an_export_that_cannot_hold_the_student_is_refused_before_training():
     assert "mixers.M: mamba1, where it holds mamba2" in said and "mixers.W.window is 2048, of 131072 positions" in said
 
 
+def test_an_export_that_needs_an_absent_package_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    """By a plan and by a run, with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as where it is not installed
+    recipe = load("smollm2-135m_mamba2-hybrid", ["teacher=package:nowhere/x.gguf"])
+    for do in (make_plan, lambda asked: distill.run(asked, runs=tmp_path / "runs")):
+        with pytest.raises(UserError) as caught:
+            do(recipe)
+        said = str(caught.value)
+        assert said.startswith("smollm2-135m_mamba2-hybrid: export: gguf: ") and said.endswith("leave gguf out of export")
+        assert "pip install 'distill-hybrids[gguf]'" in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_plan_prints_the_engines_of_every_target():
     lines = [*export_lines(make_plan(load("llama-3.2-1b_mamba2-hybrid")).exports)]
-    assert lines[0] == "native: runs in transformers >= 5.23, vllm"
+    assert "native: runs in transformers >= 5.23, vllm" in lines and "gguf: runs in llama.cpp" in lines
     assert any(
         line.startswith("    not in mlx: its gated norm is over all channels at once, not over 32 groups") for line in lines
     )

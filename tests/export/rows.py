@@ -55,6 +55,7 @@ ROWS = {
     "Llama 3's rope scaling": Row("llama", "AMMM", {"M": M}, {"rope_parameters": LLAMA3}),
     "Llama, expand 1": Row("llama", "MMAM", {"M": M | {"expand": 1}}),
     "Llama, heads of their own width": Row("llama", "AMMM", {"M": M}, {"head_dim": 64}),
+    "Llama, heads of their own width, expand 1": Row("llama", "AMMM", {"M": M | {"expand": 1}}, {"head_dim": 64}),
     "Mistral": Row("mistral", "AMMM", {"M": M}, {"sliding_window": None}),
     "Qwen2 (biases)": Row("qwen2", "AMMM", {"M": M}, {"tie_word_embeddings": True}),
     "Granite (multipliers)": Row("granite", "AMMM", {"M": M}, GRANITE),

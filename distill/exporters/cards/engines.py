@@ -21,7 +21,7 @@ print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_ten
 OTHERS = {
     "vllm": "vllm serve {name}",
     "llama.cpp": 'llama-cli {gguf} -p "Once upon a time" -n 64',
-    "mlx": 'mlx_lm.generate --model {name} --prompt "Once upon a time" --max-tokens 64',
+    "mlx": 'mlx_lm.generate{trust} --model {name} --prompt "Once upon a time" --max-tokens 64',
 }
 VERSIONS = ("distill", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -41,7 +41,8 @@ def use(facts: "Facts", name: str, hub: bool) -> str:
             parts.append(f"transformers{f' (from {since} on)' if since else ''}:")
             parts.append(TRANSFORMERS.format(name=json.dumps(name, ensure_ascii=False), trust=trust))
         elif engine != "llama.cpp" or file:
-            parts.append(f"{engine}:\n\n```\n{OTHERS[engine].format(name=quote(name), gguf=gguf)}\n```")
+            trust = " --trust-remote-code" if _names_a_class(facts) else ""
+            parts.append(f"{engine}:\n\n```\n{OTHERS[engine].format(name=quote(name), gguf=gguf, trust=trust)}\n```")
     return "\n\n".join(parts) or "No engine runs it as it is."
 
 
@@ -74,7 +75,7 @@ def _state(proof: "Proof | None", reason: str | None, unproved: bool) -> tuple[s
         return "not proved", ""
     if proof.state == "proved":
         numbers = "; ".join(f"{name}: {_number(value)}" for name, value in proof.numbers.items())
-        return f"proved with {proof.version}" if proof.version else "proved", numbers
+        return f"proved with {proof.version.strip('()')}" if proof.version else "proved", numbers
     if proof.state == "absent":
         return "not installed", proof.why or "so it was not proved there"
     return "cannot run it", proof.why
@@ -82,6 +83,12 @@ def _state(proof: "Proof | None", reason: str | None, unproved: bool) -> tuple[s
 
 def _number(value: float | int | str) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _names_a_class(facts: "Facts") -> bool:
+    """Whether config.json names a file with the class, which MLX runs where it is allowed to."""
+    path = facts.written / "config.json"
+    return path.exists() and "model_file" in json.loads(path.read_text())
 
 
 def _brings_code(facts: "Facts") -> bool:

@@ -29,8 +29,14 @@ class Container:
         return None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
-        """For each engine of `exporters.engines.ENGINES`, why it does not run this container; None where it does."""
+        """For each engine that reads the container itself, all of `exporters.engines.ENGINES` but llama.cpp, why it does not
+        run it; None where it does."""
         raise NotImplementedError
+
+    def gguf_reasons(self, source: "Source") -> list[str]:
+        """What of such a student llama.cpp leaves out and the container's config does not show; the rest is its
+        architecture's word (`gguf_files`)."""
+        return []
 
     def config(self, source: "Source") -> dict:
         """The entries of config.json, model_type and architectures among them, without a dtype."""

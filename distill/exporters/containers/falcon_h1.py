@@ -68,9 +68,12 @@ class FalconH1(Container):
         return {
             "transformers": None,
             "vllm": _without_biases({"attention": _attention_bias(source), "MLP": inside_mlp}),
-            "llama.cpp": _without_biases({"output of its attention": source.shapes.shape.o_bias, "MLP": inside_mlp}),
             "mlx": mlx if groups > 1 else None,
         }
+
+    def gguf_reasons(self, source: "Source") -> list[str]:
+        reason = _without_biases({"output of its attention": source.shapes.shape.o_bias})
+        return [reason] if reason else []
 
     def config(self, source: "Source") -> dict:
         shape, config, ssm = source.shapes.shape, source.config, _ssm(source)

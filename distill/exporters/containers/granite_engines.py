@@ -1,5 +1,5 @@
-"""Which engines run a GraniteMoeHybrid, by their own sources: transformers 5.17 to 5.24, vLLM 0.32, llama.cpp as in
-llama-cpp-python 0.3.36, mlx-lm 0.32.2."""
+"""Which engines run a GraniteMoeHybrid, by their own sources: transformers 5.17 to 5.24, vLLM 0.32, mlx-lm
+0.32.2. What llama.cpp runs is what `gguf` writes for it."""
 
 from typing import TYPE_CHECKING
 
@@ -15,34 +15,24 @@ VLLM_TAPS = (2, 3, 4, 5)  # widths of its convolution kernels
 
 
 def engines(source: "Source", since: str | None) -> dict[str, str | None]:
-    """For each engine, why it does not run such a student; None where it does."""
+    """For each engine but llama.cpp, why it does not run such a student; None where it does."""
     shape = source.shapes.at(kept_attention.layers(source)[0])
     sizes = stock_mamba2.sizes_of(source, stock_mamba2.layers(source)[0])
     rope = source.config.rope_parameters.get("rope_type", "default")
     rotary = kept_attention.rope_of(source, kept_attention.layers(source)[0]) is not None
-    found = {"transformers": [], "vllm": [], "llama.cpp": [], "mlx": []}
+    found = {"transformers": [], "vllm": [], "mlx": []}
     if since and Version(transformers.__version__) < Version(since):
         found["transformers"].append(
             f"its norm is over each of the {sizes.all_groups} groups from {since} on; this is {transformers.__version__}"
         )
     if shape.head_dim * shape.n_heads != shape.d_model:
-        for engine in ("vllm", "llama.cpp", "mlx"):
+        for engine in ("vllm", "mlx"):
             found[engine].append(
                 f"it takes heads of {shape.d_model / shape.n_heads:g} channels (hidden / heads), and these have "
                 f"{shape.head_dim}"
             )
     if sizes.all_taps not in VLLM_TAPS:
         found["vllm"].append(f"its convolution has at most {VLLM_TAPS[-1]} taps, and this one {sizes.all_taps} (d_conv)")
-    if shape.o_bias:
-        found["llama.cpp"].append("its Mamba-2 has no bias on in_proj, which comes with that of the attention output")
-    if rotary and rope not in ("default", "llama3"):
-        found["llama.cpp"].append(f"rope scaling {rope} is not written for it")
-    group = sizes.inner // sizes.groups
-    if sizes.inner > 2 * shape.d_model or 2 * shape.d_model % group:
-        found["llama.cpp"].append(
-            f"it takes d_inner = 2 x hidden, and {sizes.inner} channels in norm groups of {group} do not fill "
-            f"{2 * shape.d_model}"
-        )
     if sizes.all_groups > 1:
         found["mlx"].append(f"its gated norm is over all channels at once, not over {sizes.all_groups} groups (n_groups: 1)")
     if rotary and rope != "default":

@@ -77,7 +77,7 @@ class Qwen35(Container):
                 "it takes attention in every n-th layer alone, where (i + 1) % n = 0: say so in pattern (MMMA), or "
                 "periodic: true"
             )
-        return {"transformers": None, "vllm": None, "llama.cpp": None, "mlx": mlx}
+        return {"transformers": None, "vllm": None, "mlx": mlx}
 
     def config(self, source: "Source") -> dict:
         shape, every = source.shapes.shape, interval(source)

@@ -55,6 +55,9 @@ BOUNDS = {
         perplexity=5e-3,
     ),
 }
+# Some students turn the rounding of float32 into more than its bounds, a tiny one with large random weights among them. In
+# float64 nothing is left of it.
+IN_FLOAT64 = Bounds("float64", 1e-6, 1e-6, 1e-6, 1e-5, "float64 on both sides, where float32 rounds by more than its bounds")
 # An engine that has no float32 kernels for a model: by the model_type of config.json.
 BFLOAT16 = {("vllm", "qwen3_5_text"), ("vllm", "qwen3_5")}
 ROUNDED = Bounds(
@@ -67,7 +70,16 @@ ROUNDED = Bounds(
     kl=3e-2,
     agreement=0.9,
 )
-
+NORMS = Bounds(
+    "float32",
+    None,
+    None,
+    None,
+    None,
+    "mlx-lm adds one to the norms' weights in the file's own bfloat16; a float32 file has the bounds of float32",
+    kl=5e-3,
+    agreement=0.9,
+)
 
 # llama.cpp with a file that is float32, and with quantised ones.
 FLOAT32 = Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with products of its own in another order; caches in float32")
@@ -94,4 +106,6 @@ def bounds_of(engine: str, model_type: str, form: "Form | None" = None) -> Bound
         return QUANTISED[form.quantize]
     if engine == "llama.cpp" and form is not None and form.dtype == "float32":
         return FLOAT32
+    if engine == "mlx" and model_type.startswith("qwen3_5") and (form is None or form.dtype != "float32"):
+        return NORMS
     return ROUNDED if (engine, model_type) in BFLOAT16 else BOUNDS[engine]

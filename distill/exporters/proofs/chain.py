@@ -14,8 +14,8 @@ from distill.errors import UserError, reason_of
 from distill.exporters.local_paths import take_out
 from distill.exporters.proofs.answer import Answer
 from distill.exporters.proofs.asked import Asked, Reading
-from distill.exporters.proofs.bounds import Bounds, bounds_of
-from distill.exporters.proofs.comparing import check_ways, compare, compare_ids, divergence
+from distill.exporters.proofs.bounds import BOUNDS, IN_FLOAT64, Bounds, bounds_of
+from distill.exporters.proofs.comparing import check_ways, compare, compare_ids, divergence, rounding
 from distill.exporters.proofs.fresh import Place, place
 from distill.exporters.proofs.installed import Installed
 from distill.exporters.proofs.proof import SCRIPTS, Proof
@@ -101,7 +101,10 @@ class Chain:
                 self.place.run(SCRIPTS[BASE], each, BASE, where)
             self._reference(along=job)
         found, student = self._answer("exact", BASE), self._answer("student", "the student")
-        numbers = check_ways(found, bounds) | compare(found, student, self.asked, bounds)
+        try:
+            numbers = check_ways(found, bounds) | compare(found, student, self.asked, bounds)
+        except UserError as error:
+            numbers = self._in_float64(error) | rounding(found, student)
         del numbers["kl"], numbers["top-1 agreement"]
         if exact != self.written:
             check_rounded(self.written, exact, self.form.dtype)
@@ -111,6 +114,24 @@ class Chain:
             numbers |= {f"{name} of {self.form.dtype}": value for name, value in cost.items()}
             numbers["perplexity"] = round(rounded.perplexity, 6)
         return Proof(BASE, "proved", version=found.version, numbers=numbers)
+
+    def _in_float64(self, missed: UserError) -> dict[str, float | int | str]:
+        """The numbers of student and container in float64, where they miss the bounds of float32: one that is the student up
+        to rounding is the same there, and one that computes something else is not.
+
+        Raises:
+            UserError: what was missed, and the first difference in float64.
+        """
+        self._say(BASE, self.engines[BASE], f"once more in float64, for in float32 {missed}")
+        try:
+            job = self._job("in float64", self._exact, IN_FLOAT64, checks=True)
+            self.place.run(SCRIPTS[BASE], job, BASE, self.engines[BASE])
+            self._reference(along=job, name="student in float64", bounds=IN_FLOAT64)
+            found, student = self._answer("in float64", BASE), self._answer("student in float64", "the student")
+            numbers = check_ways(found, IN_FLOAT64) | compare(found, student, self.asked, IN_FLOAT64)
+        except UserError as error:
+            raise UserError(f"{missed}; in float64 too: {error}") from missed
+        return {"held against the student in": "float64"} | numbers
 
     def _other(self, engine: str, where: Installed) -> Proof:
         """An engine against transformers' float32 run of the published folder; against the student, where transformers does
@@ -149,21 +170,24 @@ class Chain:
         path = self.written / "config.json"
         return json.loads(path.read_text()).get("model_type", "") if path.exists() else ""
 
-    def _reference(self, first: list[Path] = (), along: Path | None = None) -> None:
+    def _reference(
+        self, first: list[Path] = (), along: Path | None = None, name: str = "student", bounds: Bounds = BOUNDS[BASE]
+    ) -> None:
         """Have the student answer, in a process that may run jobs of transformers before."""
         from distill.stages import adapters
 
         folder = self.student
         if (folder / adapters.CONFIG).exists():
             folder = self.place.folder / "merged"
-            shutil.copytree(self.student, folder)
-            adapters.merge_saved(folder)
+            if not folder.exists():
+                shutil.copytree(self.student, folder)
+                adapters.merge_saved(folder)
         before = [str(path) for path in first]
         took = along or next(iter(first), None)
         job = self._job(
-            "student",
+            name,
             folder,
-            bounds_of(BASE, ""),
+            bounds,
             script=str(self.place.script(SCRIPTS[BASE])),
             first=before,
             along=None if took is None else str(self.place.folder / took.stem / "answer.json"),

@@ -26,6 +26,7 @@ def compare(found: Answer, wanted: Answer, asked: Asked, bounds: Bounds) -> dict
     numbers["perplexity"] = round(found.perplexity, 6)
     if bounds.perplexity is not None:
         _perplexity(found, wanted, bounds.perplexity)
+        numbers["perplexity, against that of the student"] = f"x {found.perplexity / wanted.perplexity:.4f}"
     if found.tokens or found.own:
         numbers |= _tokens(found, wanted, asked, bounds.tie)
     return numbers
@@ -74,6 +75,12 @@ def divergence(found: Answer, wanted: Answer) -> dict[str, float]:
     right, other = wanted.log_rows()[:rows], found.log_rows()[:rows]
     kl = float((numpy.exp(right) * (right - other)).sum(-1).mean())
     return {"kl": kl, "top-1 agreement": float((right.argmax(-1) == other.argmax(-1)).mean())}
+
+
+def rounding(found: Answer, wanted: Answer) -> dict[str, float]:
+    """How far two answers are apart that are the same function, as numbers alone."""
+    away = max(float(numpy.abs(one - other).max()) for one, other in zip(found.logprobs, wanted.logprobs, strict=True))
+    return {"log-probabilities, rounded to float32": away}
 
 
 def _check_finite(found: Answer) -> None:

@@ -124,7 +124,7 @@ class Server:
         settings.port, settings.verbosity, settings.warmup, settings.fit_params = 0, -1, False, False
         self.server = xllamacpp.Server(settings)
         self.address = self.server.listening_address
-        self.size = None
+        self.size, self.plain = None, self.ids("a", special=False)[-1]
 
     def ask(self, where, entries):
         import http.client
@@ -138,12 +138,17 @@ class Server:
             raise SystemExit(f"llama.cpp's server says {answer['error'].get('message', answer['error'])}")
         return answer
 
-    def ids(self, string):
+    def ids(self, string, special=True):
         """The tokens of a text as llama.cpp cuts it."""
-        return self.ask("/tokenize", {"content": string, "add_special": True, "parse_special": False})["tokens"]
+        return self.ask("/tokenize", {"content": string, "add_special": special, "parse_special": False})["tokens"]
 
-    def next(self, tokens, most, slot=0, bias=None):
-        """The token behind others, its log-probability, and the most likely ones with theirs."""
+    def next(self, tokens, most, slot=0, wanted=None):
+        """The log-probability of a token behind others (None where the server says nothing of it, for its bytes are no whole
+        character or it ends a text) and the most likely ones with theirs.
+
+        What is said is from before the bias by which the server takes that token, so that what it takes does not matter.
+        """
+        token = self.plain if wanted is None else wanted
         entries = {
             "prompt": tokens,
             "n_predict": 1,
@@ -151,27 +156,31 @@ class Server:
             "temperature": 0,
             "cache_prompt": True,
             "id_slot": slot,
+            "logit_bias": [[token, CERTAIN]],
         }
-        if bias is not None:
-            entries["logit_bias"] = [[bias, CERTAIN]]
-        found = self.ask("/completion", entries)["completion_probabilities"][0]
-        return found["id"], found["logprob"], [(each["id"], each["logprob"]) for each in found["top_logprobs"]]
+        answer = self.ask("/completion", entries).get("completion_probabilities")
+        if not answer and wanted is not None:
+            return None, []
+        if not answer or answer[0]["id"] != token:
+            raise SystemExit(f"llama.cpp's server did not take token {token}, which it was to take")
+        return answer[0]["logprob"], [(each["id"], each["logprob"]) for each in answer[0]["top_logprobs"]]
+
+    def row(self, tokens):
+        """Log-probabilities of the whole vocabulary."""
+        row = numpy.full(self.known(), -1e4, numpy.float32)
+        for token, log in self.next(tokens, self.known())[1]:
+            row[token] = max(log if log is not None else -1e4, -1e4)
+        return row
 
     def said(self, text, rows):
         """As the library's; the rows are log-probabilities."""
         logs, kept, wanted = [], [], set(rows)
         for at in range(len(text)):
             if at in wanted:
-                _, _, most = self.next(text[: at + 1], self.known())
-                row = numpy.full(self.known(), -1e4, numpy.float32)
-                for token, log in most:
-                    row[token] = max(log if log is not None else -1e4, -1e4)
-                kept.append(row)
+                kept.append(self.row(text[: at + 1]))
             if at + 1 < len(text):
-                token, log, _ = self.next(text[: at + 1], 1, bias=text[at + 1])
-                if token != text[at + 1]:
-                    raise SystemExit(f"llama.cpp's server took token {token} and was to take {text[at + 1]}")
-                logs.append(log)
+                log, _ = self.next(text[: at + 1], 1, wanted=text[at + 1])
+                logs.append(float(self.row(text[: at + 1])[text[at + 1]]) if log is None else log)
         return logs, kept
 
     def known(self):
@@ -193,7 +202,7 @@ class Server:
         def one(number):
             tokens = list(prompts[number])
             for step in range(steps):
-                (_, first), (second, other) = (most := self.next(tokens, 2, slot=number)[2])[:2]
+                (_, first), (second, other) = (most := self.next(tokens, 2, slot=number)[1])[:2]
                 tokens.append(told.note(number, step, most[0][0], second, first - other))
 
         with ThreadPoolExecutor(len(prompts)) as threads:

@@ -55,7 +55,10 @@ def going_on(model, job):
 def main(path):
     job = json.loads(Path(path).read_text())
     print("# loading", flush=True)
-    model, _ = load_model(Path(job["folder"]))
+    folder = Path(job["folder"])
+    code = "model_file" in json.loads((folder / "config.json").read_text())
+    # where the folder brings a file that says which class its model is, mlx-lm asks whether it may run it
+    model, _ = load_model(folder, **({"trust_remote_code": True} if code else {}))
     dtype = getattr(mx, job["dtype"])
     model.update(
         tree_map(lambda each: each.astype(dtype) if mx.issubdtype(each.dtype, mx.floating) else each, model.parameters())

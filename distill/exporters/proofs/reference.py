@@ -33,7 +33,7 @@ def main(path):
 
     import students
 
-    model = students.load(job["folder"], dtype=torch.float32).eval()
+    model = engine.in_type(students.load(job["folder"], dtype=torch.float32), job["dtype"])
     out, rows = engine.answer(model, job)
     engine.write(job["out"], out | {"version": "", "class": type(model).__name__}, rows)
 

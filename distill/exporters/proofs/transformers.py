@@ -50,6 +50,16 @@ class Along:
         return steps_of(torch.stack(indices, 1), torch.stack(values, 1))
 
 
+def in_type(model, dtype):
+    """A model as a job asks for it. In float64 it computes so throughout: its class casts to float32 here and there, and
+    what asks for that gets float64 from here on in this process."""
+    if dtype == "float64":
+        model = model.double()
+        torch.float32 = torch.float = torch.float64
+        torch.Tensor.float = torch.Tensor.double
+    return model.eval()
+
+
 def steps_of(indices, values):
     """Entries of answer.json, from the two most likely tokens of every step and their logits. [prompts, steps, 2]"""
     entries = {"own": indices[..., 0], "second": indices[..., 1], "margins": values[..., 0] - values[..., 1]}
@@ -200,8 +210,8 @@ def main(path):
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             job["folder"], dtype=torch.float32, trust_remote_code=job["trust_remote_code"]
-        ).eval()
-        out, rows = answer(model, job)
+        )
+        out, rows = answer(in_type(model, job["dtype"]), job)
     finally:
         sys.meta_path.remove(guard)
     write(job["out"], out | {"version": transformers.__version__, "class": type(model).__name__}, rows)

@@ -5,6 +5,7 @@ gives log-probabilities, no logits; whole distributions are asked for of the fir
 the one of `forced`, generation begins again behind that one.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -36,6 +37,15 @@ def inspect_here():
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda look: look()  # as vLLM 0.32 calls it
+
+
+def check_torchvision(folder):
+    """End with what is missing where vLLM imports torchvision for a model, text alone or not, and there is none."""
+    kind = json.loads((Path(folder) / "config.json").read_text()).get("model_type", "")
+    if kind.startswith("qwen3_5") and importlib.util.find_spec("torchvision") is None:
+        raise SystemExit(
+            f"vLLM imports torchvision for {kind}, and {sys.executable} has none; pip install --no-deps torchvision there"
+        )
 
 
 def working(name):
@@ -101,6 +111,7 @@ def main(path):
     job = json.loads(Path(path).read_text())
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    check_torchvision(job["folder"])
     declared = None if working("torchvision") else declare_torchvision()
     import vllm
 
