@@ -27,7 +27,7 @@ FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
     ("beforehand", "plan_table"),
-    ("benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
+    ("answering", "benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("recipe_file",),
     ("exporters",),
