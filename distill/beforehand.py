@@ -165,13 +165,16 @@ def answers(
     )
 
 
-def questions(files: str | Sequence[str], *, out: str | Path, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+def questions(
+    files: str | Sequence[str], *, out: str | Path, leave_out: Sequence[str] = (), ask: str | None = None
+) -> dict[str, Any]:
     """Write public sets of questions with reference answers as chats, which train as they are, and of which `answers` with
     `pairs` makes preference pairs.
 
     Args:
         files: of JSON lines (globs), with `question` and `answer`, or with a `text` that holds both. out: the file to write.
-            leave_out: words; rows whose id or source has one are left out, as gsm8k's where GSM8K judges.
+            leave_out: words; rows whose id or source has one are left out, as gsm8k's where GSM8K judges. ask: a line behind
+            each question.
 
     Returns:
         rows, chats, final_answers (chats whose answer states one), left_out, no_question, and the file.
@@ -181,4 +184,4 @@ def questions(files: str | Sequence[str], *, out: str | Path, leave_out: Sequenc
     """
     from distill.answering.questions import write_questions
 
-    return write_questions([files] if isinstance(files, str) else files, out, leave_out)
+    return write_questions([files] if isinstance(files, str) else files, out, leave_out, ask)

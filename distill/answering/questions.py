@@ -25,7 +25,9 @@ SUMS = re.compile(r"<<[^<>\n]*>>")  # that GSM8K's answers hold for a calculator
 FILES = "FILES"
 
 
-def write_questions(files: Sequence[str], out: str | Path, leave_out: Collection[str]) -> dict[str, int | str]:
+def write_questions(
+    files: Sequence[str], out: str | Path, leave_out: Collection[str], ask: str | None
+) -> dict[str, int | str]:
     """Write the questions of some files as chats; see `distill.questions`."""
     out = Path(out)
     check_writable(out, "--out")
@@ -48,7 +50,11 @@ def write_questions(files: Sequence[str], out: str | Path, leave_out: Collection
                     if pair is None:
                         found["no_question"] += 1
                         continue
-                    turns = [{"role": role, "content": text} for role, text in zip(("user", ASSISTANT), pair, strict=True)]
+                    asked = pair[0] if ask is None else f"{pair[0]}\n{ask}"
+                    turns = [
+                        {"role": role, "content": text}
+                        for role, text in zip(("user", ASSISTANT), (asked, pair[1]), strict=True)
+                    ]
                     found["chats"] += 1
                     found["final_answers"] += final_answer(pair[1]) is not None
                     row = {MESSAGES: turns, "source": label}

@@ -4,11 +4,9 @@ A model's tokens come through `students.replayed`, one CUDA graph a token on a G
 held in place (GPT-NeoX, Bloom), through transformers' own `generate`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from distill.chat import render
 from distill.errors import UserError
+from distill.sampling import Draws, numbers, own_settings
 from distill.text.chat_tokens import WHOSE
 from students.decoding import GraphError
 from students.generation import replayed
@@ -62,7 +61,8 @@ class Speaker:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], rows: Sequence[int]) -> list[Said]:
         """The answers to some prompts. rows: their numbers, which with the seed fix what is drawn."""
-        draws = _Draws(rows, self)
+        drawn = numbers(self.seed, rows, self.tokens) if self.temperature else None
+        draws = Draws(drawn, self.temperature, self.top_p, self._check)
         made = self._generated(prompts, self.tokens, draws)
         found = []
         for tokens in made[:, max(map(len, prompts)) :].tolist():
@@ -77,9 +77,16 @@ class Speaker:
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=self.model.device)
         own = {"custom_generate": replayed} if self.in_place else {}
         config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=self.ends, pad_token_id=pad)
-        with _own_settings(self.model, config):
+        with own_settings(self.model, config):
             processors = LogitsProcessorList([] if draws is None else [draws])
             return self.model.generate(ids, attention_mask=mask, logits_processor=processors, **own)
+
+    def _check(self, scores: Float[Tensor, "b v"]) -> None:
+        self.check()
+        if not bool(scores.amax(-1).isfinite().all()):
+            raise UserError(
+                "the model that answers gives logits that are not finite; try precision=float32, or look at its weights"
+            )
 
     def _held(self) -> bool:
         """Whether the model decodes in place."""
@@ -89,46 +96,6 @@ class Speaker:
         except GraphError:
             return False
         return True
-
-
-class _Draws(LogitsProcessor):
-    """Leaves of each row the token that is drawn, by the row's own random numbers: the inverse of the distribution's sum."""
-
-    def __init__(self, rows: Sequence[int], speaker: Speaker) -> None:
-        self.speaker, self.step = speaker, 0
-        keys = [np.array([speaker.seed, row], np.uint64) for row in rows]
-        drawn = [np.random.Generator(np.random.Philox(key=key)).random(speaker.tokens) for key in keys]
-        self.drawn = torch.from_numpy(np.stack(drawn)) if speaker.temperature else None
-
-    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        self.speaker.check()
-        if not bool(scores.amax(-1).isfinite().all()):
-            raise UserError(
-                "the model that answers gives logits that are not finite; try precision=float32, or look at its weights"
-            )
-        if self.drawn is None:
-            return scores
-        token = drawn_tokens(
-            scores, self.drawn[:, self.step].to(scores.device), self.speaker.temperature, self.speaker.top_p
-        )
-        self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
-
-
-def drawn_tokens(
-    scores: Float[Tensor, "b v"], numbers: Float[Tensor, " b"], temperature: float, top_p: float
-) -> Int[Tensor, " b"]:
-    """The tokens at which the sum over a row's distribution, the likeliest first, passes its number between 0 and 1.
-
-    top_p: the likeliest tokens that hold so much of it, always one (nucleus sampling, arXiv 1904.09751).
-    """
-    shares, order = torch.sort((scores.double() / temperature).softmax(-1), dim=-1, descending=True, stable=True)
-    sums = shares.cumsum(-1)
-    kept = sums - shares < top_p
-    sums = (shares * kept).cumsum(-1)
-    place = torch.searchsorted(sums, numbers[:, None].double() * sums[:, -1:], right=True)[:, 0]
-    place = torch.minimum(place, kept.sum(-1) - 1)
-    return order.gather(1, place[:, None])[:, 0]
 
 
 def ends_of(model: PreTrainedModel, tokenizer) -> list[int]:
@@ -155,14 +122,3 @@ def _end_of_turn(tokenizer) -> int | None:
     behind = whole[len(opened) :].partition(SECOND["content"])[2]
     marks = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     return next((token for token in tokenizer(behind, add_special_tokens=False)["input_ids"] if token in marks), None)
-
-
-@contextmanager
-def _own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Inside the block the model generates by these settings, and by none that its files hold."""
-    usual = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = usual

@@ -17,11 +17,12 @@ def questions(
     leave_out: Annotated[
         list[str] | None, typer.Option(help="Leave out rows whose id or source has this word.", metavar="WORD")
     ] = None,
+    ask: Annotated[str | None, typer.Option(help="A line to put behind each question.", metavar="TEXT")] = None,
     json: Json = None,
 ) -> None:
     """Write public sets of questions with reference answers as chats."""
     check_json(json)
-    made = distill.questions(files, out=out, leave_out=leave_out or [])
+    made = distill.questions(files, out=out, leave_out=leave_out or [], ask=ask)
     words = (
         "of {rows:,} rows: {chats:,} chats ({final_answers:,} state a final answer), {left_out:,} left out, {no_question:,} "
     )

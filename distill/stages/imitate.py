@@ -21,6 +21,7 @@ from distill.stages import adapters, kept_attention
 from distill.stages.layer_states import recorded
 from distill.stages.masters import is_own, make_masters
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
+from distill.stages.on_policy import written
 from distill.stages.rates import Point
 from distill.stages.recomputing import Recomputed, recompute, recompute_nothing
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
@@ -58,18 +59,20 @@ class Imitate(Stage):
 
     class Options(TrainingOptions):
         """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
-        folder of `distill cache`, in place of a teacher. ce: share of plain cross-entropy. hidden: weight of the relative
-        squared error of the last hidden state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a
-        mean over tokens; where somebody's is a sum, `clip` and AdamW's epsilon are meant for that. train: what learns beside
-        the mixers. layers: whose mixers learn, "new" for those that the last stage made which made any. freeze: of kept
-        attention, what does not learn (see `kept_attention`). layer_decay: multiplies the rates of a layer once for every
-        layer above it (see `kept_attention`). lora: adapters, where train is "lora". activation_checkpointing: recompute
-        layers in the backward pass, for memory; "selective" keeps their matrix products and attention."""
+        folder of `distill cache`, in place of a teacher. on_policy: share of the windows whose answers the student writes
+        (see `on_policy`). ce: share of plain cross-entropy. hidden: weight of the relative squared error of the last hidden
+        state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a mean over tokens; where
+        somebody's is a sum, `clip` and AdamW's epsilon are meant for that. train: what learns beside the mixers. layers:
+        whose mixers learn, "new" for those that the last stage made which made any. freeze: of kept attention, what does
+        not learn (see `kept_attention`). layer_decay: multiplies the rates of a layer once for every layer above it (see
+        `kept_attention`). lora: adapters, where train is "lora". activation_checkpointing: recompute layers in the backward
+        pass, for memory; "selective" keeps their matrix products and attention."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
         teacher: Annotated[str, Field(min_length=1)] | None = None
         offline_logits: Annotated[str, Field(min_length=1)] | None = None
+        on_policy: Annotated[float, SHARE] = 0.0
         ce: Annotated[float, SHARE] = 0.0
         hidden: Annotated[float, Range(0, 1e6)] = 0.0
         hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
@@ -103,6 +106,12 @@ class Imitate(Stage):
                     f"divergence is {self.divergence!r}, and offline_logits hold a teacher's likeliest tokens alone, which "
                     "give a bound of the forward KL and of no other; set divergence: forward_kl, or leave offline_logits out"
                 )
+            if self.on_policy and (self.offline_logits is not None or self.ce):
+                what = f"ce is {self.ce}, and would teach it" if self.ce else "offline_logits hold nothing of"
+                raise ValueError(
+                    f"on_policy is {self.on_policy}: the student writes answers, and {what} its own words; leave one of "
+                    "the two out"
+                )
             if self.offline_logits is not None and self.hidden:
                 raise ValueError(
                     f"hidden is {self.hidden}, and offline_logits hold no hidden states; set hidden: 0, or leave "
@@ -119,6 +128,7 @@ class Imitate(Stage):
     def __init__(self, teacher, student, options: "Imitate.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)
         self.targets: Targets = Online(teacher)
+        self.writes = options.on_policy > 0
         self._targets: list[str] = []  # linear layers with adapters, also after these are merged
 
     def prepare(self) -> None:
@@ -140,6 +150,9 @@ class Imitate(Stage):
 
     def learn_from(self, targets: Targets) -> None:
         self.targets = targets
+
+    def read(self, batch: Batch) -> Batch:
+        return written(batch, self.student, self.options.on_policy) if self.writes else batch
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         options, student = self.options, self.student

@@ -134,6 +134,7 @@ class Stage(nn.Module):
     text: ClassVar[Literal["plain", "chat", "pairs"]] = "plain"
     probed: ClassVar[bool] = False
     layer_loss: ClassVar[LayerLoss | None] = None
+    writes: bool = False
     rates: ClassVar[tuple[Point, ...]] = ()
 
     def __init__(
@@ -178,6 +179,10 @@ class Stage(nn.Module):
 
     def begin(self, calibration: Calibration) -> None:
         """Closed-form work on data before the first step. Its results are weights or buffers, so resuming skips it."""
+
+    def read(self, batch: Batch) -> Batch:
+        """What `losses` gets of a batch of text; where the stage `writes`, it runs the student for it."""
+        return batch
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         """Name and loss, one after the other; each may be sent backward before the next is drawn."""

@@ -16,11 +16,12 @@ import distill
 from distill.answering import files, rows, speaking
 from distill.answering.final_answers import final_answer, same
 from distill.answering.prompts import Prompt
-from distill.answering.speaking import Said, Speaker, drawn_tokens
+from distill.answering.speaking import Said, Speaker
 from distill.errors import Interrupted, UserError
 from distill.recipe_file import check
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
+from distill.sampling import drawn_tokens
 from students.decoding import Decoder, GraphError
 from tests.distill.test_processes import in_two
 
@@ -348,11 +349,14 @@ def test_questions(tmp_path):
         {"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4", "source": "school"},
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = distill.questions("q.jsonl", out="chats.jsonl", leave_out=["GSM8K"])
+    made = distill.questions("q.jsonl", out="chats.jsonl", leave_out=["GSM8K"], ask="End with it.")
     assert made == {"rows": 5, "chats": 3, "final_answers": 2, "left_out": 1, "no_question": 1, "file": "chats.jsonl"}
     found = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
     assert [row["source"] for row in found] == ["cotqa:qasc", "med", "school"]
-    assert [turn["content"] for turn in found[0]["messages"]] == ["Who?\nOptions:\n- (A) you", "Me.\nThe answer is (A)."]
+    assert [turn["content"] for turn in found[0]["messages"]] == [
+        "Who?\nOptions:\n- (A) you\nEnd with it.",
+        "Me.\nThe answer is (A).",
+    ]
     assert found[2]["messages"][1] == {"role": "assistant", "content": "2 + 2 = 4\n#### 4"}
     kept = (tmp_path / "chats.jsonl").read_bytes()
     for row, options, message in (
