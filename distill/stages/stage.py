@@ -99,10 +99,9 @@ class LayerLoss:
 class Stage(nn.Module):
     """Base of the stages. The teacher is kept out of the module's own parameters.
 
-    What a stage reads is a `Batch`. A loss on the next token weighs each position by `batch.loss_weights`: 1 where the next
-    token is in the same document and is trained on. Of text with chats that is `batch.trained`, which is 0 at what the
-    assistant did not say; else `batch.weights`. A mean divides by their sum, which may be 0, and `size` is that sum: the
-    trainer weighs micro-batches and processes by it.
+    It reads a `Batch`. A loss on the next token weighs each position by `batch.loss_weights`: 1 where the next token is in
+    the same document and is trained on. Of text with chats that is `batch.trained`, 0 at what the assistant did not say;
+    else `batch.weights`. A mean divides by their sum, which may be 0, and `size` is that sum: the trainer weighs by it.
 
     A stage declares what it is; recipes, plans, the pipeline and reports ask for these, never for a stage's name:
 
@@ -111,15 +110,14 @@ class Stage(nn.Module):
         needs_teacher   runs the teacher, or another reference model in its place
         first           makes the mixers: a recipe begins with it, and it stands nowhere else
         repeats         may stand more than once in a recipe
-        for_twin        also trains the twin, which has the windows of the mixers alone; without, the stage that follows
-                        gets its tokens there
+        for_twin        also trains the twin (the mixers' windows alone); else the next stage gets its tokens there
         records         adds to the weight-transfer record
-        changes_layout  converts further layers (its Options are `layouts.Further`); `reinstate` must be able to convert
-                        them again
+        changes_layout  converts further layers (Options are `layouts.Further`), which `reinstate` must convert again
         text            the form of text that it reads
         probed          its loss is measured on the probe batch, with every checkpoint and after every stage
         rates           how fast it trained where that was measured
         layer_loss      how its losses by layer are shown, where it has them
+        writes          its `read` runs the student, to write some of its text
     """
 
     Options: ClassVar[type[StageOptions]]
