@@ -1,9 +1,10 @@
 """Turn pretrained Transformers into state-space hybrids by distillation.
 
 The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.prepare(recipe)`,
-`distill.run(recipe)`, `distill.cache(recipe)`, `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`,
-`distill.export(run, out=folder)`, `distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the
-shipped recipes `distill.recipes()`, `distill.recipe_text(name)`, `distill.copy_recipe(name)`.
+`distill.questions(files, out=file)`, `distill.answers(recipe)`, `distill.run(recipe)`, `distill.cache(recipe)`,
+`distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`, `distill.export(run, out=folder)`,
+`distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the shipped recipes `distill.recipes()`,
+`distill.recipe_text(name)`, `distill.copy_recipe(name)`.
 """
 
 from distill.api import (
@@ -17,7 +18,7 @@ from distill.api import (
     run,
     select,
 )
-from distill.beforehand import cache, copy_recipe, prepare, recipe_text, recipes
+from distill.beforehand import answers, cache, copy_recipe, prepare, questions, recipe_text, recipes
 from distill.errors import Interrupted, UserError
 from distill.version import __version__
 
@@ -25,6 +26,7 @@ __all__ = [
     "Interrupted",
     "UserError",
     "__version__",
+    "answers",
     "bench",
     "cache",
     "copy_recipe",
@@ -34,6 +36,7 @@ __all__ = [
     "generate",
     "plan",
     "prepare",
+    "questions",
     "recipe_text",
     "recipes",
     "report",

@@ -1,4 +1,7 @@
-"""The Python API of what stands before a run: recipes, prepared text, cached logits. Imports stand inside the functions."""
+"""The Python API of what stands before a run: recipes, prepared text, cached logits, questions and answers.
+
+Imports stand inside the functions.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,3 +99,89 @@ def cache(
     top_k, stopper = TOP_K.check(top_k, "--top-k"), Stopper(deadline(stop_after))
     stage = None if stage is None else str(stage)
     return write_cache(load(recipe, overrides), out=out, top_k=top_k, stage=stage, stopper=stopper, console=console)
+
+
+def answers(
+    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    *,
+    overrides: str | Sequence[str] = (),
+    data: str | None = None,
+    out: str | Path | None = None,
+    student: str | Path | None = None,
+    pairs: bool = False,
+    plan: bool = False,
+    tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch: int | None = None,
+    limit: int | None = None,
+    unfinished: bool = False,
+    stop_after: float | None = None,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Let a recipe's teacher answer prompts, into shards of JSON lines that are a source of text. A call that was stopped
+    goes on, to the same bytes.
+
+    Args:
+        recipe, overrides: as in `plan`. data: files (a glob) of rows with a `prompt`, or with `messages` whose last answer
+            is dropped; data.train by default. out: the folder; one in the cache named by what it holds by default. student:
+            a run folder or a student, to answer in the teacher's place. pairs: write pairs of the row's own answer (chosen)
+            and the model's (rejected) where their final answers differ. plan: only say how many tokens that is.
+        tokens: of an answer at most. temperature: 0 takes the likeliest token. top_p: of the distribution, the likeliest
+            tokens that hold so much of it. seed: of what is drawn, with a row's number. batch: prompts at once (8 on a CPU,
+            64 on a GPU). limit: prompts at most. unfinished: write answers that were cut off too, marked.
+        stop_after: minutes after which to stop. console: where progress is shown (the standard error).
+
+    Returns:
+        prompts, prompt_tokens, most_tokens; and but for a plan tokens, the folder, how tokens were made (decoding), and how
+        many prompts came to what: answered, unfinished, empty; of pairs too pairs, right, unstated, no_reference.
+
+    Raises:
+        UserError: anything that the user can mend. Interrupted: stopped early, every whole shard kept.
+    """
+    from distill import ranges
+    from distill.answering import answer
+    from distill.recipe_file import load
+    from distill.runs.stopper import Stopper, deadline
+
+    stopper = Stopper(deadline(stop_after))
+    return answer(
+        load(recipe, overrides),
+        data=data,
+        out=out,
+        student=student,
+        pairs=pairs,
+        plan=plan,
+        tokens=ranges.NEW_TOKENS.check(tokens, "--tokens"),
+        temperature=ranges.TEMPERATURE.check(temperature, "--temperature"),
+        top_p=ranges.TOP_P.check(top_p, "--top-p"),
+        seed=ranges.SEEDS.check(seed, "--seed"),
+        batch=ranges.ANSWERED.check(batch, "--batch"),
+        limit=ranges.ROWS.check(limit, "--limit"),
+        unfinished=unfinished,
+        stopper=stopper,
+        console=console,
+    )
+
+
+def questions(
+    files: str | Sequence[str], *, out: str | Path, leave_out: Sequence[str] = (), ask: str | None = None
+) -> dict[str, Any]:
+    """Write public sets of questions with reference answers as chats, which train as they are, and of which `answers` with
+    `pairs` makes preference pairs.
+
+    Args:
+        files: of JSON lines (globs), with `question` and `answer`, or with a `text` that holds both. out: the file to write.
+            leave_out: words; rows whose id or source has one are left out, as gsm8k's where GSM8K judges. ask: a line behind
+            each question.
+
+    Returns:
+        rows, chats, final_answers (chats whose answer states one), left_out, no_question, and the file.
+
+    Raises:
+        UserError: anything that the user can mend; what was there under that name stays.
+    """
+    from distill.answering.questions import write_questions
+
+    return write_questions([files] if isinstance(files, str) else files, out, leave_out, ask)

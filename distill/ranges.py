@@ -108,7 +108,11 @@ MINUTES = Range(0, 1e6, above=True)  # that a run may be given
 NEW_TOKENS = whole(1, LONGEST)
 TOP_K = whole(1, 2**20)  # likeliest tokens of a distribution that are kept
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time
+ANSWERED = whole(1, 65_536)  # prompts at once
 TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
+TOP_P = Range(0, 1, above=True)  # of the distribution that sampling draws from
+SEEDS = whole(0, 2**63 - 1)
+ROWS = whole(1, 2**40)  # prompts that are answered
 PREPARING = whole(1, 1024)  # processes that prepare text
 SHOWN = whole(0, 1000)  # documents that are shown
 GPU_GIB = Range(0, 1e5, above=True)  # of memory

@@ -27,7 +27,7 @@ FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
     ("beforehand", "plan_table"),
-    ("benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
+    ("answering", "benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("recipe_file",),
     ("exporters",),
@@ -41,7 +41,7 @@ FLOORS = (
     ("build", "output_head", "packed_attention", "recipe", "shipped", "starting"),
     ("disk", "generation_config", "memory", "mixed_types", "moments", "chat", "schema", "strict_json", "yaml_file"),
     ("console", "reading"),
-    ("division", "processes", "ranges"),
+    ("division", "processes", "ranges", "sampling"),
     ("compat", "errors", "version"),
 )
 

@@ -8,6 +8,7 @@ import typer
 
 import distill
 from distill import processes
+from distill.cli.answers_verb import answers, questions
 from distill.cli.arguments import Gpus, Json, Overrides, RecipeArgument, names_of
 from distill.cli.output import check_json, quiet_libraries, say, table_console, write_json
 from distill.exporters import EXPORTERS, help_lines
@@ -19,7 +20,7 @@ RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
 
 def add_to(app: typer.Typer) -> None:
     """Put every verb on the command line, in the order of `--help`."""
-    for verb in (plan, prepare, run, cache, select):
+    for verb in (plan, prepare, questions, answers, run, cache, select):
         app.command()(verb)
     app.command("eval")(evaluate)
     for verb in (report, export, generate, doctor):

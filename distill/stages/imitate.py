@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from distill.output_head import head_of
 from distill.ranges import SHARE, Range, whole
 from distill.stages.layer_states import recorded
+from distill.stages.on_policy import written
 from distill.stages.rates import Point
+from distill.stages.stage import Transfers
 from distill.stages.targets import Source, relative_error
 from distill.stages.whole import WholeOptions, WholeStudent
 from distill.text.windows import Batch
@@ -35,14 +37,16 @@ class Imitate(WholeStudent):
 
     class Options(WholeOptions):
         """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
-        folder of `distill cache`, in place of a teacher. ce: share of plain cross-entropy. hidden: weight of the relative
-        squared error of the last hidden state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a
-        mean over tokens; where somebody's is a sum, `clip` and AdamW's epsilon are meant for that."""
+        folder of `distill cache`, in place of a teacher. on_policy: share of the windows whose answers the student writes
+        (see `on_policy`). ce: share of plain cross-entropy. hidden: weight of the relative squared error of the last hidden
+        state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a mean over tokens; where
+        somebody's is a sum, `clip` and AdamW's epsilon are meant for that."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
         teacher: Annotated[str, Field(min_length=1)] | None = None
         offline_logits: Annotated[str, Field(min_length=1)] | None = None
+        on_policy: Annotated[float, SHARE] = 0.0
         ce: Annotated[float, SHARE] = 0.0
         hidden: Annotated[float, Range(0, 1e6)] = 0.0
         hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
@@ -54,6 +58,12 @@ class Imitate(WholeStudent):
                 raise ValueError(
                     f"divergence is {self.divergence!r}, and offline_logits hold a teacher's likeliest tokens alone, which "
                     "give a bound of the forward KL and of no other; set divergence: forward_kl, or leave offline_logits out"
+                )
+            if self.on_policy and (self.offline_logits is not None or self.ce):
+                what = f"ce is {self.ce}, and would teach it" if self.ce else "offline_logits hold nothing of"
+                raise ValueError(
+                    f"on_policy is {self.on_policy}: the student writes answers, and {what} its own words; leave one of "
+                    "the two out"
                 )
             if self.offline_logits is not None and self.hidden:
                 raise ValueError(
@@ -68,10 +78,17 @@ class Imitate(WholeStudent):
                 raise ValueError(f"hidden_layers is {self.hidden_layers}, which names a layer twice")
             return self
 
+    def __init__(self, teacher, student, options: "Imitate.Options", transfers: Transfers | None = None) -> None:
+        super().__init__(teacher, student, options, transfers)
+        self.writes = options.on_policy > 0
+
     @classmethod
     def source(cls, options: "Imitate.Options") -> Source:
         layers = tuple(options.hidden_layers)
         return Source(options.temperature, options.teacher, options.offline_logits, options.hidden > 0, layers)
+
+    def read(self, batch: Batch) -> Batch:
+        return written(batch, self.student, self.options.on_policy) if self.writes else batch
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         options, student = self.options, self.student

@@ -95,10 +95,9 @@ class LayerLoss:
 class Stage(nn.Module):
     """Base of the stages. The teacher is kept out of the module's own parameters.
 
-    What a stage reads is a `Batch`. A loss on the next token weighs each position by `batch.loss_weights`: 1 where the next
-    token is in the same document and is trained on. Of text with chats that is `batch.trained`, which is 0 at what the
-    assistant did not say; else `batch.weights`. A mean divides by their sum, which may be 0, and `size` is that sum: the
-    trainer weighs micro-batches and processes by it.
+    It reads a `Batch`. A loss on the next token weighs each position by `batch.loss_weights`: 1 where the next token is in
+    the same document and is trained on. Of text with chats that is `batch.trained`, 0 at what the assistant did not say;
+    else `batch.weights`. A mean divides by their sum, which may be 0, and `size` is that sum: the trainer weighs by it.
 
     A stage declares what it is; recipes, plans, the pipeline and reports ask for these, never for a stage's name:
 
@@ -107,15 +106,14 @@ class Stage(nn.Module):
         needs_teacher   runs the teacher, or another reference model in its place; `runs` says it by the options
         first           makes the mixers: a recipe begins with it, and it stands nowhere else
         repeats         may stand more than once in a recipe
-        for_twin        also trains the twin, which has the windows of the mixers alone; without, the stage that follows
-                        gets its tokens there
+        for_twin        also trains the twin (the mixers' windows alone); else the next stage gets its tokens there
         records         adds to the weight-transfer record
-        changes_layout  converts further layers (its Options are `layouts.Further`); `reinstate` must be able to convert
-                        them again
+        changes_layout  converts further layers (Options are `layouts.Further`), which `reinstate` must convert again
         text            the form of text that it reads: plain (with chats among it), or pairs of answers, under its own data
         probed          its loss is measured on the probe batch, with every checkpoint and after every stage
         rates           how fast it trained where that was measured
         layer_loss      how its losses by layer are shown, where it has them
+        writes          its `read` runs the student, to write some of its text
     """
 
     Options: ClassVar[type[StageOptions]]
@@ -130,6 +128,7 @@ class Stage(nn.Module):
     text: ClassVar[Literal["plain", "pairs"]] = "plain"
     probed: ClassVar[bool] = False
     layer_loss: ClassVar[LayerLoss | None] = None
+    writes: bool = False
     rates: ClassVar[tuple[Point, ...]] = ()
 
     def __init__(
@@ -184,6 +183,10 @@ class Stage(nn.Module):
 
     def begin(self, calibration: Calibration) -> None:
         """Closed-form work on data before the first step. Its results are weights or buffers, so resuming skips it."""
+
+    def read(self, batch: Batch) -> Batch:
+        """What `losses` gets of a batch of text; where the stage `writes`, it runs the student for it."""
+        return batch
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         """Name and loss, one after the other; each may be sent backward before the next is drawn."""

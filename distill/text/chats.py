@@ -15,6 +15,7 @@ from distill.text.rows import Chat
 
 MESSAGES, PROMPT, COMPLETION = "messages", "prompt", "completion"
 PAIR = f"{PROMPT}+{COMPLETION}"  # as `column`: these two columns
+PROMPTS = f"{MESSAGES} or {PROMPT}"  # as `column`: whichever there is, for what is to be answered
 TOOLS, OPTIONS = "tools", "chat_template_kwargs"
 BESIDE = (TOOLS, OPTIONS)  # columns that are read with a chat's
 ASSISTANT = "assistant"
@@ -27,8 +28,14 @@ WRITE = 'write {"role": ..., "content": ...}'
 def columns_of(column: str, names: Collection[str]) -> list[str]:
     """The columns that are read where a source names `column` and a file has these; none where it lacks it.
 
-    Of a source that names none (text), messages and prompt with completion are read where there is no text.
+    Of a source that names none (text), messages and prompt with completion are read where there is no text. Of what is to be
+    answered a prompt is enough.
     """
+    if column == PROMPTS:
+        wanted = next(([name] for name in (MESSAGES, PROMPT) if name in names), [])
+        if wanted == [PROMPT] and COMPLETION in names:
+            wanted.append(COMPLETION)
+        return wanted and [*wanted, *(name for name in BESIDE if name in names)]
     if column == PAIR or (column == "text" and "text" not in names and MESSAGES not in names):
         wanted = [PROMPT, COMPLETION]
     else:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -87,8 +88,9 @@ class Trainer:
         """
         began = time.monotonic()
         rate = set_rates(self.optimizer, rate_factor(step, self.steps, self.stage.options))
+        parts = self._sized_parts(step)
         with self.stepping():
-            losses = self._reduced(self._accumulated(step))
+            losses = self._reduced(self._accumulated(*parts))
         self._check(losses, step)
         norm = self._clip(step)
         self.optimizer.step()
@@ -97,9 +99,8 @@ class Trainer:
         tokens = self.batch * self.windows.seq_len
         return StepReport(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
 
-    def _accumulated(self, step: int) -> dict[str, Tensor]:
-        """Gradients of this process's micro-batches, and its share of each loss."""
-        parts, sizes, whole = self._sized_parts(step)
+    def _accumulated(self, parts: list[Batch], sizes: list[float], whole: float) -> dict[str, Tensor]:
+        """Gradients of this process's micro-batches, and its share of each loss; see `_sized_parts`."""
         whole = whole or 1.0  # nothing of the step is trained on: its losses are 0, and so are their shares
         sums: dict[str, Tensor] = {}
         for number, (part, size) in enumerate(zip(parts, sizes, strict=True), start=1):
@@ -124,7 +125,9 @@ class Trainer:
 
     def _sized_parts(self, step: int) -> tuple[list[Batch], list[float], float]:
         """This process's micro-batches of a step, what each counts for, and the sum over all processes."""
-        parts = [batch.to(self.accelerator.device) for batch in self._parts(step)]
+        whole_student = self.sharding.gathered() if self.sharding and self.stage.writes else nullcontext()
+        with whole_student, self.accelerator.autocast():
+            parts = [self.stage.read(batch.to(self.accelerator.device)) for batch in self._parts(step)]
         sizes = [self.stage.size(part) for part in parts]
         whole = torch.tensor(sum(sizes), dtype=torch.float64, device=self.accelerator.device)
         return parts, sizes, self.accelerator.reduce(whole, "sum").item()

@@ -12,7 +12,21 @@ import distill
 from distill.cli import app
 from distill.errors import UserError
 
-VERBS = ("plan", "run", "cache", "select", "evaluate", "report", "export", "generate", "doctor", "bench")
+VERBS = (
+    "plan",
+    "prepare",
+    "questions",
+    "answers",
+    "run",
+    "cache",
+    "select",
+    "evaluate",
+    "report",
+    "export",
+    "generate",
+    "doctor",
+    "bench",
+)
 ONLY_PRINTED = {"json"}  # where a result is written is the command line's business
 
 

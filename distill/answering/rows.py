@@ -1,0 +1,73 @@
+"""What of an answer is written: a chat that ends with it, or a pair of the reference and a wrong answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from distill.answering.final_answers import final_answer, same
+from distill.answering.prompts import Prompt
+from distill.answering.speaking import Said
+from distill.text.chats import ASSISTANT, COMPLETION, MESSAGES, PROMPT
+
+CHOSEN, REJECTED = "chosen", "rejected"
+# What can come of a prompt, and how it is called.
+ANSWERS = {"answered": "answered", "unfinished": "not finished within --tokens", "empty": "empty"}
+PAIRS = {
+    "pairs": "answered wrongly: pairs",
+    "right": "answered rightly",
+    "unstated": "without a final answer",
+    "no_reference": "whose reference states no final answer",
+    "unfinished": "not finished within --tokens",
+    "empty": "empty",
+}
+
+
+def outcome(prompt: Prompt, said: Said, pairs: bool) -> str:
+    """What came of a prompt, a key of ANSWERS or PAIRS."""
+    if pairs and (prompt.reference is None or final_answer(prompt.reference) is None):
+        return "no_reference"
+    if not said.finished:
+        return "unfinished"
+    if not said.text.strip():
+        return "empty"
+    return _marked(prompt, said.text) if pairs else "answered"
+
+
+def _marked(prompt: Prompt, text: str) -> str:
+    """Whether an answer's final answer is the reference's."""
+    ours = final_answer(text)
+    if ours is None:
+        return "unstated"
+    question = "\n".join(message["content"] for message in prompt.messages)
+    return "right" if same(ours, final_answer(prompt.reference), question) else "pairs"
+
+
+def row_of(prompt: Prompt, said: Said, pairs: bool) -> dict[str, Any]:
+    """What is written: behind turns of the assistant as prompt and completion, so that the new one alone counts."""
+    turn = [{"role": ASSISTANT, "content": said.text}]
+    if pairs:
+        right = [{"role": ASSISTANT, "content": prompt.reference}]
+        return {PROMPT: prompt.messages, CHOSEN: right, REJECTED: turn} | prompt.beside()
+    if any(message["role"] == ASSISTANT for message in prompt.messages):
+        row: dict[str, Any] = {PROMPT: prompt.messages, COMPLETION: turn}
+    else:
+        row = {MESSAGES: prompt.messages + turn}
+    return row | prompt.beside() | {"finished": said.finished}
+
+
+def rows_of(
+    prompts: Sequence[Prompt], answers: Sequence[Said], pairs: bool, unfinished: bool
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows of a shard, and its counts.
+
+    Args:
+        unfinished: answers that were cut off are written too, marked.
+    """
+    rows, counts = [], dict.fromkeys([*(PAIRS if pairs else ANSWERS), "tokens"], 0)
+    for prompt, said in zip(prompts, answers, strict=True):
+        what = outcome(prompt, said, pairs)
+        counts[what] += 1
+        counts["tokens"] += said.tokens
+        cut = unfinished and not pairs and what == "unfinished" and said.text.strip()
+        if what == ("pairs" if pairs else "answered") or cut:
+            rows.append(row_of(prompt, said, pairs))
+    return rows, counts
