@@ -76,4 +76,7 @@ def check_exports(recipe: "Recipe", student: "PretrainedConfig") -> None:
     source = Source.of(student)
     for name in recipe.export:
         if reason := target(name).refuses(source):
-            raise UserError(f"{recipe.name}: export: {name} cannot hold this student: {reason}")
+            raise UserError(
+                f"{recipe.name}: export: {name} cannot hold this student: {reason}; change that, or leave {name} out of "
+                "export ('export=[portable]' holds every student)"
+            )
