@@ -123,6 +123,7 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     teacher = random_teacher(config, accelerator.device, config_type(recipe, accelerator.device, config.dtype))
     if recipe.teacher_dtype == "int8":
         teacher.quantise()
+    recipe = recipe.model_copy(update={"export": []})  # nothing is written
     fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
     recipe, under = fit.recipe, fit.students[entry.index]
     student, _ = build(teacher, under.layout)
