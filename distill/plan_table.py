@@ -47,7 +47,7 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         f"parameters  teacher {plan.teacher_parameters:,}, student {plan.student_parameters:,}\n"
         f"memory      about {plan.bytes / 2**30:.1f} GiB for weights, gradients and optimizer, plus activations\n"
         f"time        about {times} (assumed: {plan.speed('cpu'):.1e} and {plan.speed('cuda'):.1e} FLOP/s of training; "
-        f"loading and evaluation come on top)"
+        f"loading and evaluation come on top; GPU hours by stage are from measured rates)"
     )
     for number, line in enumerate(export_lines(plan.exports)):
         console.print(f"{'' if number else 'exports':12}{line}", highlight=False, markup=False)

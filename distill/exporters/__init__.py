@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from distill.errors import UserError, nearest
+from distill.exporters.engines import ENGINES
 from distill.exporters.target import Target
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ def target(name: str) -> Target:
         UserError: there is none of that name.
     """
     if name not in EXPORTERS:
-        raise UserError(f"there is no export target {name!r}; {nearest(name, EXPORTERS)}")
+        loads = {"llama.cpp": "gguf"}.get(name.lower(), "native")
+        of_engine = name.lower() in ENGINES
+        hint = f"{name} loads the target {loads}" if of_engine else nearest(name, EXPORTERS)
+        raise UserError(f"there is no export target {name!r}; {hint}")
     module, _, attribute = EXPORTERS[name].partition(":")
     return getattr(import_module(module), attribute)()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distill.exporters.gguf_files.architecture import Architecture
     from distill.exporters.source import Source
 
-ELSEWHERE = "it reads no such architecture from GGUF: export to native"
+ELSEWHERE = "it does not read this from GGUF; export to native for it"
 WRITTEN = {"float32": "F32", "bfloat16": "F16"}  # a file is float16 unless float32 is asked for
 
 
