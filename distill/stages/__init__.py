@@ -199,4 +199,5 @@ def check_student(recipe: Recipe, students: Sequence[nn.Module], where: str) -> 
 
 def _named(flag: str) -> str:
     """The stages of the table that have a flag."""
-    return " or ".join(name for name in STAGES if getattr(stage_class(name), flag))
+    *first, last = (name for name in STAGES if getattr(stage_class(name), flag))
+    return f"{', '.join(first)} or {last}" if first else last

@@ -123,7 +123,7 @@ def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
             distill.export(untrained_run, out=place, dtype="float32", engines={"vllm": "env"})
         said = str(raised.value)
         assert "position 7" in said and f"nothing was left in {place}" in said
-        assert f"`distill export {untrained_run} --to portable --no-verify` writes it unproved" in said
+        assert f"`distill export {untrained_run} --to portable --dtype float32 --no-verify` writes it unproved" in said
     assert seen["pythons"] == {"vllm": "env", "mlx": "sh"} and seen["form"].dtype == "float32"
     assert "config.json" in seen["there"] and seen["written"].parent == tmp_path and not seen["written"].exists()
     assert (out / "config.json").stat().st_mtime_ns == before and [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -229,7 +229,8 @@ def exported_of(student, tokenizer, place):
     return folder, next((place / "gguf").iterdir())
 
 
-PROGRAM = """#!{python}
+PROGRAM = """#!/bin/sh
+"exec" "{python}" "$0" "$@"
 import shutil, sys
 source, wanted, name = sys.argv[1:]
 if name != "Q8_0":

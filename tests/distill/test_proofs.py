@@ -295,7 +295,7 @@ def test_pythons_of_engines(tmp_path):
     with pytest.raises(UserError, match=r"the Python .*nowhere given for vllm does not start: No such file"):
         installed("vllm", {"vllm": str(tmp_path / "nowhere")})
     bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare.chmod(0o755)
     with pytest.raises(UserError, match=r"python given for llama.cpp has no llama_cpp or xllamacpp; install it there"):
         installed("llama.cpp", {"llama.cpp": str(bare)})

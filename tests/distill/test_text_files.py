@@ -281,7 +281,7 @@ def test_the_longest_document_is_a_setting(tiny_recipe, tokenizer):
 
 def test_more_labels_than_a_short_number_holds(prepared, tmp_path, monkeypatch):
     names = [f"source {index}" for index in range(70_000)]
-    monkeypatch.setattr(preparation, "drawn", lambda *given: ((name, [5, 6, 0]) for name in names))
+    monkeypatch.setattr(preparation, "drawn", lambda *given: ((name, np.array([5, 6, 0])) for name in names))
     (tmp_path / "x.jsonl").write_text('{"text": "x"}\n')
     windows = Windows(prepared(tmp_path / "x.jsonl"), 210_000 - 1, None)
     labels = windows.batch(0, 1).labels[0]

@@ -153,7 +153,7 @@ def _noting(folder: str, notes: str, wrote: list[str]):
                 wrote.append(path)
         elif event in ("os.system", "os.exec", "subprocess.Popen", "os.posix_spawn"):
             told = str(arguments[0])
-            if not told.endswith(("ldconfig", "uname", "lscpu")):
+            if not told.endswith(("ldconfig", "uname", "lscpu")) and told != sys.executable:  # exports are proved by ours
                 wrote.append(f"program {told}")
 
     return hook

@@ -217,7 +217,7 @@ def test_what_they_refuse(student, tiny_recipe):
     ids = text(2, 12)
     with pytest.raises(ValueError, match="no room for 5 meta tokens"):
         student(ids, past_key_values=DynamicCache())
-    with pytest.raises(UserError, match="meta_tokens is 8, but only imitate trains them"):
+    with pytest.raises(UserError, match="meta_tokens is 8, but only imitate, tune or prefer trains them"):
         check({**tiny_recipe, "meta_tokens": 8, "stages": tiny_recipe["stages"][:3]}, "tiny.yaml")
 
 

@@ -91,8 +91,14 @@ def furthest(found, wanted, where):
     return [float(away[place]), *where(int(place[0])), float(found[place]), float(wanted[place])]
 
 
+def without_settings(model):
+    """Leave out the generation settings that came with a model: penalties and stops are no part of what it computes."""
+    model.generation_config = type(model.generation_config)()
+
+
 def going_on(model, prompts, steps):
     """What a model goes on with, all prompts in one batch."""
+    without_settings(model)
     ids, mask = padded(prompts)
     along = Along()
     model.generate(
@@ -131,6 +137,7 @@ def in_a_batch(model, texts, rows, whole):
 
 def in_chunks(model, text, last):
     """How far the logits behind a text that came in chunks are from the whole text's."""
+    without_settings(model)
     worst = None
     for columns in (columns for columns in CHUNKS if columns < len(text)):
         out = model.generate(
