@@ -38,12 +38,13 @@ def stored_tensors(location: str) -> dict[str, Stored] | None:
     if folder is None:
         return None
     try:
-        return {name: tensor for file in _files(folder) for name, tensor in _headers(file).items()} or None
+        return {name: tensor for file in weight_files(folder) for name, tensor in _headers(file).items()} or None
     except (OSError, ValueError, SafetensorError):
         return None  # transformers says what is wrong
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads of a folder: one, or those that its index names; none without either."""
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     if not (folder / INDEX).is_file():

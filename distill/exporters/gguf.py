@@ -64,11 +64,7 @@ class Gguf(Target):
 
         export = _Export.of(student, form)
         out.mkdir(parents=True)
-        merged = student
-        if (student / adapters.CONFIG).exists():
-            merged = out / ".merged"
-            shutil.copytree(student, merged)
-            adapters.merge_saved(merged)
+        merged = adapters.merged_copy(student, out / ".merged")
         path = out / f"{export.name}-{WRITTEN[form.dtype]}.gguf"
         export.write(SavedTensors(merged), path, form)
         if merged != student:

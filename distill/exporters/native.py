@@ -53,18 +53,14 @@ class Native(Target):
         from distill.exporters.saved import SavedTensors, write_weights
         from distill.stages import adapters
 
-        begun = _begin(student, out, form)
-        merged, asked = student, getattr(torch, form.dtype)
-        if (student / adapters.CONFIG).exists():
-            merged = out / ".merged"
-            shutil.copytree(student, merged)
-            adapters.merge_saved(merged)
+        begun, asked = _begin(student, out, form), getattr(torch, form.dtype)
+        merged = adapters.merged_copy(student, out / ".merged")
         saved = SavedTensors(merged)
         _check_whole(saved, begun.student)
         write_weights(
             out,
             begun.container.tensors(begun.source, saved),
-            {name: tensor.numel() for name, tensor in begun.tensors.items()},
+            {name: tensor.shape for name, tensor in begun.tensors.items()},
             lambda name: torch.float32 if begun.container.float32(name) else asked,
         )
         if merged != student:

@@ -1,15 +1,17 @@
-"""A saved student's tensors, read one at a time, and shards written one at a time: no model needs to fit in memory."""
+"""A saved student's tensors, read and written one at a time: no model needs to fit in memory."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+from distill.exporters.weights import aligned, write_file
+from teachers.files import INDEX, WHOLE, weight_files
+
 SHARD = 5 * 10**9  # bytes of a file of weights, at most, unless one tensor is larger
 
 
@@ -18,12 +20,15 @@ class SavedTensors(Mapping[str, Tensor]):
     in float32.
 
     Raises:
-        ValueError: no weights, or an index that names none. SafetensorError, OSError: a file is missing or damaged.
+        ValueError: there are no weights. SafetensorError, OSError: a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._open, self._file_of = {}, {}
-        for file in _files(folder):
+        files = weight_files(folder)
+        if not files:
+            raise ValueError(f"there is neither {WHOLE} nor {INDEX}")
+        for file in files:
             opened = safe_open(file, "pt")
             self._open[file] = opened
             self._file_of |= dict.fromkeys(opened.keys(), file)
@@ -45,52 +50,30 @@ class SavedTensors(Mapping[str, Tensor]):
         return len(self._file_of)
 
 
-def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).exists():
-        raise ValueError(f"there is neither {WEIGHTS} nor {INDEX}")
-    table = json.loads((folder / INDEX).read_text()).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise ValueError(f"{INDEX} has no weight_map")
-    return [folder / Path(name).name for name in sorted(set(table.values()))]
-
-
 def write_weights(
     out: Path,
     tensors: Mapping[str, Tensor],
-    sizes: Mapping[str, int],
+    shapes: Mapping[str, Sequence[int]],
     dtype: Callable[[str], torch.dtype],
 ) -> None:
-    """Write tensors as `save_pretrained` would: one file, or shards with an index, each made when its turn comes.
+    """Write tensors as `save_pretrained` would: one file, or shards with an index, each tensor made when its turn comes.
 
     Args:
-        sizes: numbers in each tensor. dtype: of a tensor by its name.
+        shapes: of each tensor. dtype: of a tensor by its name.
     """
-    bytes_of = {name: count * dtype(name).itemsize for name, count in sizes.items()}
+    numbers = {name: math.prod(shape) for name, shape in shapes.items()}
+    bytes_of = {name: count * dtype(name).itemsize for name, count in numbers.items()}
     shards = [[]]
     for name, size in bytes_of.items():
         if shards[-1] and sum(bytes_of[other] for other in shards[-1]) + size > SHARD:
             shards.append([])
         shards[-1].append(name)
-    names = [WEIGHTS] if len(shards) == 1 else [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in _counted(shards)]
-    for file, shard in zip(names, shards, strict=True):
-        save_file(_held(tensors, shard, dtype), out / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        total = {"total_parameters": sum(sizes.values()), "total_size": sum(bytes_of.values())}
-        table = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    count = len(shards)
+    files = [WHOLE] if count == 1 else [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        sizes = aligned({name: (dtype(name), shapes[name]) for name in shard})
+        write_file(out / file, sizes, ((name, tensors[name].to(dtype(name))) for name in sizes))
+    if count > 1:
+        total = {"total_parameters": sum(numbers.values()), "total_size": sum(bytes_of.values())}
+        table = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         (out / INDEX).write_text(json.dumps({"metadata": total, "weight_map": table}, indent=2, sort_keys=True) + "\n")
-
-
-def _held(tensors: Mapping[str, Tensor], names: list[str], dtype: Callable[[str], torch.dtype]) -> dict[str, Tensor]:
-    """These tensors in memory, each its own: safetensors refuses two that are one."""
-    held, places = {}, set()
-    for name in names:
-        tensor = tensors[name].to(dtype(name)).contiguous()
-        held[name] = tensor.clone() if tensor.data_ptr() in places else tensor
-        places.add(tensor.data_ptr())
-    return held
-
-
-def _counted(shards: list) -> range:
-    return range(1, len(shards) + 1)

@@ -14,18 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from teachers.files import INDEX, WHOLE
+from teachers.files import INDEX, WHOLE, weight_files
 
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 ALIGNED = 8  # bytes to which the header's length is filled up
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The weight files of a model's folder, in order: one, or those that its index names."""
-    if (folder / WHOLE).exists():
-        return [folder / WHOLE]
-    places = json.loads((folder / INDEX).read_text())["weight_map"]
-    return [folder / name for name in sorted(set(places.values()))]
+Size = tuple[torch.dtype, Iterable[int]]  # of a tensor: its type and its shape
 
 
 def write_cast(source: Path, out: Path, type_of: Callable[[str], torch.dtype]) -> int:
@@ -41,14 +34,12 @@ def write_cast(source: Path, out: Path, type_of: Callable[[str], torch.dtype]) -
         OSError: they cannot be written.
     """
     total = 0
-    for file in files_of(source):
+    for file in weight_files(source):
         with safe_open(file, "pt") as opened:
             kinds = {name: type_of(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
-            names = sorted(kinds, key=lambda name: (-kinds[name].itemsize, name))  # so that every tensor is aligned
-            shapes = {name: opened.get_slice(name).get_shape() for name in names}
-            tensors = ((name, opened.get_tensor(name).to(kinds[name])) for name in names)
+            sizes = aligned({name: (kinds[name], opened.get_slice(name).get_shape()) for name in kinds})
             half = out / f".{file.name}"
-            total += write_file(half, {name: (kinds[name], shapes[name]) for name in names}, tensors)
+            total += write_file(half, sizes, ((name, opened.get_tensor(name).to(kinds[name])) for name in sizes))
         half.replace(out / file.name)
     if (source / INDEX).exists() and not (source / WHOLE).exists():
         index = json.loads((source / INDEX).read_text())
@@ -57,9 +48,12 @@ def write_cast(source: Path, out: Path, type_of: Callable[[str], torch.dtype]) -
     return total
 
 
-def write_file(
-    file: Path, sizes: Mapping[str, tuple[torch.dtype, Iterable[int]]], tensors: Iterable[tuple[str, Tensor]]
-) -> int:
+def aligned(sizes: Mapping[str, Size]) -> dict[str, Size]:
+    """Types and shapes of tensors by name, in an order in which every tensor's place in a file is a multiple of its type."""
+    return dict(sorted(sizes.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
+
+
+def write_file(file: Path, sizes: Mapping[str, Size], tensors: Iterable[tuple[str, Tensor]]) -> int:
     """Write one safetensors file whose tensors come one by one.
 
     Args:
@@ -84,7 +78,7 @@ def write_file(
     return end
 
 
-def _header(sizes: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> Iterator[tuple[str, dict]]:
+def _header(sizes: Mapping[str, Size]) -> Iterator[tuple[str, dict]]:
     begin = 0
     for name, (kind, shape) in sizes.items():
         shape = list(shape)

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from distill.errors import UserError, reason_of, shown
 from distill.exporters.source import Source
-from distill.exporters.weights import files_of
 from distill.loading import check_student_files
 from distill.memory import ran_out
+from distill.stages.adapters import CONFIG as ADAPTED
+from distill.stages.adapters import WEIGHTS as ADAPTER
 from teachers import folder as files
-from teachers.files import INDEX, WHOLE
+from teachers.files import INDEX, WHOLE, weight_files
 from teachers.quiet import no_bars_in_logs, no_warnings
 
 AGAIN = "delete the student's folder, and the same `distill run` saves it again"
 INSIDE = (TypeError, AttributeError, LookupError, AssertionError, RecursionError)  # of libraries: no reason for people
-ADAPTER, ADAPTED = "adapter_model.safetensors", "adapter_config.json"
 FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 TOKENIZER = (*files.TOKENIZER, "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}  # of a tokenizer, no vocabulary
@@ -54,8 +54,8 @@ def check_whole(student: Path) -> Source:
     with _read(student):
         model = _on_no_device(student)
     _check_names(student, *model, held)
-    for name, (file, _) in held.items():
-        _check_numbers(student, file, name)
+    for file in weight_files(student):
+        _check_numbers(student, file.name)
     _check_adapter(student, model[0])
     _check_tokenizer(student)
     return source
@@ -91,7 +91,7 @@ def _shapes(student: Path) -> Iterator[tuple[str, tuple[str, list[int]]]]:
     if not (student / WHOLE).exists():
         index = json.loads((student / INDEX).read_text())["weight_map"]
     seen = {}
-    for file in files_of(student):
+    for file in weight_files(student):
         with _opened(student, file.name) as opened:
             for name in opened.keys():  # noqa: SIM118, it is no mapping
                 part = opened.get_slice(name)
@@ -125,7 +125,7 @@ def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
     from transformers import AutoModelForCausalLM
 
     with TemporaryDirectory(prefix="distill-") as place, no_bars_in_logs(), no_warnings():
-        for name in (files.CONFIG, INDEX, *(file.name for file in files_of(student))):
+        for name in (files.CONFIG, INDEX, *(file.name for file in weight_files(student))):
             if (student / name).exists():
                 os.symlink((student / name).absolute(), Path(place) / name)
         return AutoModelForCausalLM.from_pretrained(
@@ -135,7 +135,7 @@ def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
 
 def _check_names(student: Path, model: nn.Module, info: dict, held: dict[str, tuple[str, list[int]]]) -> None:
     """Refuse tensors that are missing, of another shape, or of no use."""
-    first = files_of(student)[0].name
+    first = weight_files(student)[0].name
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, wanted = mismatched[0]
         file = held.get(name, (first,))[0]
@@ -145,7 +145,7 @@ def _check_names(student: Path, model: nn.Module, info: dict, held: dict[str, tu
             f"{_others(mismatched)}; config and weights do not belong together",
         )
     if missing := sorted(info["missing_keys"]):
-        where = first if len(files_of(student)) == 1 else "all of its weight files"
+        where = first if len(weight_files(student)) == 1 else "all of its weight files"
         raise _damaged(student, f"{where} lacks {missing[0]}{_others(missing)}")
     unknown = sorted(info["unexpected_keys"])
     if unknown:
@@ -161,14 +161,17 @@ def _others(names: list) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _check_numbers(student: Path, file: str, name: str) -> None:
+def _check_numbers(student: Path, file: str) -> None:
+    """Refuse numbers that are not finite, tensor by tensor."""
     with _opened(student, file) as opened:
-        tensor = opened.get_tensor(name)
-    if not bool(tensor.isfinite().all()):
-        count = int((~tensor.isfinite()).sum())
-        raise _damaged(
-            student, f"{file}: {name} has {count:,} values of {tensor.numel():,} that are not finite (NaN or infinite)"
-        )
+        for name in opened.keys():  # noqa: SIM118, it is no mapping
+            tensor = opened.get_tensor(name)
+            if not bool(tensor.isfinite().all()):
+                count = int((~tensor.isfinite()).sum())
+                raise _damaged(
+                    student,
+                    f"{file}: {name} has {count:,} values of {tensor.numel():,} that are not finite (NaN or infinite)",
+                )
 
 
 def _check_adapter(student: Path, model: nn.Module) -> None:
@@ -213,9 +216,7 @@ def _check_tokenizer(student: Path) -> None:
 
     fix = f"copy the teacher's tokenizer files there, or {AGAIN}"
     present = [name for name in TOKENIZER if (student / name).is_file()]
-    if not [
-        name for name in present if name not in ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
-    ]:
+    if not set(present) - SETTINGS:
         raise UserError(
             f"the student in {student} cannot be exported: it has no tokenizer (no tokenizer.json, tokenizer.model or vocab "
             f"file); {fix}"

@@ -18,7 +18,7 @@ from distill.errors import nearest
 from distill.mixed_types import join_types, widest_type
 from distill.stages.masters import own
 
-CONFIG = "adapter_config.json"  # peft's name for it
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names for them
 
 
 def linear_layers(student: nn.Module) -> dict[str, nn.Module]:
@@ -145,6 +145,17 @@ def merge_saved(folder: Path) -> None:
     shutil.rmtree(aside)
 
 
+def merged_copy(folder: Path, out: Path) -> Path:
+    """Where a saved student without adapters lies: its own folder, or, where it has some, `out`: a copy into which they are
+    merged, made unless it is there."""
+    if not (folder / CONFIG).exists():
+        return folder
+    if not out.exists():
+        shutil.copytree(folder, out)
+        merge_saved(out)
+    return out
+
+
 def _save_adapters(student: nn.Module, folder: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -152,7 +163,7 @@ def _save_adapters(student: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(student, save_embedding_layers=False)
     named = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
     student.peft_config["default"].save_pretrained(folder)
 
 

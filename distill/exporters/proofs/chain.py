@@ -1,7 +1,6 @@
 """The chain of a proof: the student, the same in its container, that rounded, and what runs it."""
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -176,12 +175,7 @@ class Chain:
         """Have the student answer, in a process that may run jobs of transformers before."""
         from distill.stages import adapters
 
-        folder = self.student
-        if (folder / adapters.CONFIG).exists():
-            folder = self.place.folder / "merged"
-            if not folder.exists():
-                shutil.copytree(self.student, folder)
-                adapters.merge_saved(folder)
+        folder = adapters.merged_copy(self.student, self.place.folder / "merged")
         before = [str(path) for path in first]
         took = along or next(iter(first), None)
         job = self._job(
