@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import nn
 
@@ -21,9 +20,9 @@ from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection.checking import replacing_options
-from distill.selection.measurer import MATERIAL, Measurer, Records
+from distill.selection.measurer import Measurer, Records
 from distill.selection.options import Options
-from distill.selection.resolution import READS, chosen_by
+from distill.selection.resolution import chosen_by, chosen_once
 from distill.selection.switched import STAND_IN, Switch, Switched, untrained
 from distill.stages import StageEntry, key_of
 from distill.stages.replace import mixers_for
@@ -51,27 +50,18 @@ def choose_layers(
         UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
         Interrupted: stopped early, with everything measured kept.
     """
-    recipe, accelerator = session.recipe, session.accelerator
-    facts = {
-        "recipe": recipe.fingerprint,
-        "teacher": session.teacher.fingerprint,
-        "heldout_text": session.heldout_windows.meta.sha256,
-        MATERIAL: READS,
-    }
-    file = f"selection-{entry.key}.json"
-    records = Records(folder, facts, accelerator.is_main_process, file)
-    accelerator.wait_for_everyone()
-    chosen = records.content.get("chosen")
-    if chosen is None:
+    recipe = session.recipe
+
+    def choose(records: Records) -> dict[str, Any]:
         there = [layer for layer in range(len(student.layout.pattern)) if layer not in student.layout.converted]
         options = numbered(recipe, entry, there, len(student.layout.pattern))
         with stopper.listening(), _switchable(session, entry, student, there, options, calibration) as switched:
             measurer = PresentMeasurer(session, options, records, console, stopper)
             measurer.layers, measurer.switched = len(there), switched
             found = chosen_by(measurer)
-        chosen = _named(found, there, recipe, entry, student.layout)
-        chosen = broadcast_object_list([chosen])[0] if accelerator.num_processes > 1 else chosen
-        records.save(chosen=chosen)
+        return _named(found, there, recipe, entry, student.layout)
+
+    chosen = chosen_once(session, folder, choose, f"selection-{entry.key}.json")
     console.print(f"  layers chosen by {chosen['by']}: {chosen['pattern']}", highlight=False)
     return chosen["layers"]
 

@@ -1,5 +1,6 @@
 """From a recipe that says how its layout is selected to one that says the layout, for `distill run` and `distill select`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -12,7 +13,7 @@ from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection import scorer_class
 from distill.selection.checking import marked, selection_options
-from distill.selection.measurer import MATERIAL, TEACHER, Measurer, Records
+from distill.selection.measurer import FILE, MATERIAL, TEACHER, Measurer, Records
 from distill.selection.measures import tokens_of
 from distill.selection.options import Options, described, rest_of
 from distill.selection.periodic import best_interval
@@ -38,28 +39,44 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
         UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
         Interrupted: stopped early, with everything measured kept.
     """
-    recipe, accelerator = session.recipe, session.accelerator
+    recipe, options = session.recipe, selection_options(session.recipe)
+
+    def choose(records: Records) -> dict[str, Any]:
+        with stopper.listening():
+            return _select(Measurer(session, options, records, console, stopper))
+
+    chosen = chosen_once(session, folder, choose)
+    selected = scorer_class(options.by).selected_by(options)
+    layout = {"pattern": chosen["pattern"], "mixers": chosen["mixers"], "selected": selected}
+    resolved = marked(recipe.model_copy(update=layout))
+    if session.accelerator.is_main_process:
+        folder.resolve(resolved)
+    return resolved, chosen
+
+
+def chosen_once(
+    session: Session, folder: RunDir, choose: Callable[[Records], dict[str, Any]], file: str = FILE
+) -> dict[str, Any]:
+    """What was chosen, as a file of the folder has it; else what is chosen now, by the first process for all, kept there.
+
+    Raises:
+        UserError: the file holds measurements of another teacher, recipe or text.
+    """
+    accelerator = session.accelerator
     facts = {
-        "recipe": recipe.fingerprint,
+        "recipe": session.recipe.fingerprint,
         "teacher": session.teacher.fingerprint,
         "heldout_text": session.heldout_windows.meta.sha256,
         MATERIAL: READS,
     }
-    records = Records(folder, facts, writes=accelerator.is_main_process)
+    records = Records(folder, facts, accelerator.is_main_process, file)
     accelerator.wait_for_everyone()
     chosen = records.content.get("chosen")
     if chosen is None:
-        with stopper.listening():
-            chosen = _select(Measurer(session, selection_options(recipe), records, console, stopper))
+        chosen = choose(records)
         chosen = broadcast_object_list([chosen])[0] if accelerator.num_processes > 1 else chosen
         records.save(chosen=chosen)
-    options = selection_options(recipe)
-    selected = scorer_class(options.by).selected_by(options)
-    layout = {"pattern": chosen["pattern"], "mixers": chosen["mixers"], "selected": selected}
-    resolved = marked(recipe.model_copy(update=layout))
-    if accelerator.is_main_process:
-        folder.resolve(resolved)
-    return resolved, chosen
+    return chosen
 
 
 def what_to_lower(session: Session) -> str:
