@@ -23,6 +23,7 @@ from distill.runs.stopper import Stopper
 from distill.stages.prefer import Prefer
 from distill.training import references
 from students.config import Layout
+from tests.distill.test_tune import stopped_once
 
 
 @pytest.fixture(autouse=True)
@@ -149,15 +150,7 @@ def test_a_run_resumes_to_the_same_bits(pair_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Prefer, "reference_log_probabilities", lambda self, batch: made.append(len(batch.ids)) or original(self, batch)
     )
-    stops = 0
-    while True:
-        left = iter([None] * stops + ["enough"] + [None] * 1000)
-        monkeypatch.setattr(Stopper, "due", lambda self, left=left: next(left))
-        try:
-            again = distill.run(pair_recipe, runs=tmp_path / "parts", console=Console(quiet=True))
-            break
-        except Interrupted:
-            stops = 1
+    again, stops = stopped_once(pair_recipe, tmp_path / "parts", monkeypatch)
     one, two = (load_file(run.path / "student" / "model.safetensors") for run in (whole, again))
     assert stops and all(torch.equal(one[name], two[name]) for name in one)
     assert sum(made) <= 2 * 16  # windows that three steps read, and those that are held out

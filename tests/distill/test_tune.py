@@ -94,18 +94,22 @@ def test_options(chat_recipe):
     assert flops[0.1] - flops[0.0] == pytest.approx(2 * 9600 * plan.teacher_parameters)
 
 
-def test_a_run_resumes_to_the_same_bits(chat_recipe, tmp_path, monkeypatch):
-    chat_recipe["stages"] = [chat_recipe["stages"][0], {"tune": {"tokens": 1152, "lr": 1e-3, "train": "mixers", "kl": 0.1}}]
-    whole = distill.run(chat_recipe, runs=tmp_path / "whole", console=Console(quiet=True))
+def stopped_once(recipe, runs, monkeypatch):
+    """A run that was stopped at the first chance and gone on with, and how often that was."""
     stops = 0
     while True:
         left = iter([None] * stops + ["enough"] + [None] * 1000)
         monkeypatch.setattr(Stopper, "due", lambda self, left=left: next(left))
         try:
-            again = distill.run(chat_recipe, runs=tmp_path / "parts", console=Console(quiet=True))
-            break
+            return distill.run(recipe, runs=runs, console=Console(quiet=True)), stops
         except Interrupted:
             stops = 1
+
+
+def test_a_run_resumes_to_the_same_bits(chat_recipe, tmp_path, monkeypatch):
+    chat_recipe["stages"] = [chat_recipe["stages"][0], {"tune": {"tokens": 1152, "lr": 1e-3, "train": "mixers", "kl": 0.1}}]
+    whole = distill.run(chat_recipe, runs=tmp_path / "whole", console=Console(quiet=True))
+    again, stops = stopped_once(chat_recipe, tmp_path / "parts", monkeypatch)
     one, two = (load_file(run.path / "student" / "model.safetensors") for run in (whole, again))
     assert stops and all(torch.equal(one[name], two[name]) for name in one)
 
