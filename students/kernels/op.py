@@ -66,7 +66,8 @@ class Op(NamedTuple):
 
     def adapted(self, function: Callable) -> Callable:
         """`function` as a call on what `draw` returns."""
-        return function if self.call is None else lambda **inputs: self.call(function, **inputs)
+        call = self.call
+        return function if call is None else lambda **inputs: call(function, **inputs)
 
     def force(self, config) -> dict:
         """The keyword that makes the kernel use a configuration."""

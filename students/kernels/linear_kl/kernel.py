@@ -76,11 +76,11 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
                 CAP=head.softcap is not None, TEACHER_CAP=teacher_head.softcap is not None, DIVERGE=ce_weight < 1,
                 ENTROPY=bool(ce_weight), WARM=temperature != 1.0, GRADIENT=any(wanted), BLOCK=block, num_warps=WARPS,
             )  # fmt: skip
-        if wanted[0]:
+        if d_hidden is not None:
             torch.mm(d, w, out=d_hidden[piece])
-        if wanted[1]:
+        if d_weight is not None:
             accumulate(d_weight, d.t(), h[piece])
-        if wanted[2]:
+        if d_bias is not None:
             d_bias += d.sum(0, dtype=torch.float32)
     return losses.sum(), (d_hidden, d_weight, d_bias)
 

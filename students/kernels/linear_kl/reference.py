@@ -113,11 +113,11 @@ class _LinearKL(torch.autograd.Function):
             if any(wanted):
                 (d_logits,) = torch.autograd.grad(chunk_loss, leaf)
                 d_logits = d_logits.to(hidden.dtype)
-                if wanted[0]:
+                if d_hidden is not None:
                     d_hidden[piece] = d_logits @ weight.to(hidden.dtype)
-                if wanted[1]:
+                if d_weight is not None:
                     d_weight += d_logits.t() @ hidden[piece]
-                if wanted[2]:
+                if d_bias is not None:
                     d_bias += d_logits.sum(0)
         ctx.grads = (d_hidden, d_weight, d_bias)
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)

@@ -75,7 +75,8 @@ def configs(x: Tensor, log_a: Tensor) -> list[Config]:
 
 def linear_scan(x, log_a, documents, initial_state, config: Config | None = None, segments: int | None = None):
     """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
-    goes_on = None if documents is None else continues(documents).view(torch.int8)
+    follows = continues(documents)
+    goes_on = None if follows is None else follows.view(torch.int8)
     if config is None:
         config = configs(x, log_a)[0]
     return _Scan.apply(x, log_a, initial_state, goes_on, config, segments)

@@ -12,7 +12,8 @@ def rotary_token(q, k, v, tables, places, norms) -> Tensor:
     q, k, v = (part.to(kind) for part in (q, k, v))
     if norms is not None:
         q, k = (_normed(part, weight, norms[2]) for part, weight in ((q, norms[0]), (k, norms[1])))
-    q, k = (rotated(part, *tables, "half") for part in (q, k))
+    cos, sin = tables
+    q, k = (rotated(part, cos, sin, "half") for part in (q, k))
     places.keys.index_copy_(2, places.place, k[:, :, None])
     places.values.index_copy_(2, places.place, v[:, :, None])
     return q[:, :, None]

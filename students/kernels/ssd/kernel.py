@@ -143,8 +143,8 @@ class _SSD(torch.autograd.Function):
             )  # fmt: skip
             dB, dC = (_over_heads(part, plan.groups) for part in (dB, dC))
             da = da[0] if plan.slices == 1 else da.sum(0)
-        d_initial = None if ctx.initial_type is None else d_initial.to(ctx.initial_type)
-        return dx, da.to(log_a.dtype), dB, dC, d_initial, None, None, None, None
+        of_initial = None if ctx.initial_type is None else d_initial.to(ctx.initial_type)
+        return dx, da.to(log_a.dtype), dB, dC, of_initial, None, None, None, None
 
 
 def _over_heads(parts: Tensor, groups: int) -> Tensor:
@@ -179,7 +179,13 @@ class _Plan:
         self.hold(x, log_a, B, C, runs)
 
     def hold(self, x, log_a, B, C, runs) -> "_Plan":
-        self.tensors = (x, log_a, B, C, log_a if runs is None else runs)  # a pointer that is never read stands for no runs
+        self.tensors: tuple[Tensor, ...] = (
+            x,
+            log_a,
+            B,
+            C,
+            log_a if runs is None else runs,
+        )  # a pointer that is never read stands for no runs
         return self
 
     def let_go(self) -> "_Plan":
