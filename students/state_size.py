@@ -7,14 +7,16 @@ lengths beyond that point say what any longer text takes.
 """
 
 import functools
+from typing import cast
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from students.cache import MixerState
 from students.compat import fake_tensors, real_tensors
 from students.config import Layout
+from students.cuts import embeddings_of
 from students.entry import from_dict
 from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.sharing import SharedKeys
@@ -26,13 +28,12 @@ STEP = 8
 def cache_bytes(layer: CacheLayerMixin) -> int:
     """Bytes of the tensors that one layer of a cache holds."""
     if isinstance(layer, MixerState):
-        tensors = layer.tensors.values()
-    else:
-        tensors = (layer.keys, layer.values) if layer.is_initialized else ()
-    return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in layer.tensors.values())
+    kept = (layer.keys, layer.values) if layer.is_initialized else ()
+    return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
-def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
+def state_bytes(student: PreTrainedModel, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of a student's cache for one row of so many tokens, its weights in `dtype`; they may be on the meta device."""
     layout, _, shapes = from_dict(student.config.distill)
     kept, total = DynamicCache(config=student.config.get_text_config(decoder=True)).layers, 0
@@ -55,14 +56,14 @@ def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> in
     return total
 
 
-def weight_bytes(model: nn.Module, rows: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+def weight_bytes(model: PreTrainedModel, rows: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of the weights that one token of each of so many texts reads at least, in `dtype` but for those that are kept in
     float32; the model may be on the meta device.
 
     An embedding that is not the head's too is not read whole, nor, for few texts, are all experts of a mixture.
     """
     config = model.config.get_text_config(decoder=True)
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    embedding, head = embeddings_of(model), model.get_output_embeddings()
     wide = set(getattr(model, "float32_names", ()))
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     used = min(1.0, rows * (getattr(config, "num_experts_per_tok", None) or 1) / experts)
@@ -93,7 +94,7 @@ def _extended(measure, full: int, tokens: int) -> int:
 
 
 def _kept_bytes(config, index: int, shape: Shape, dtype: torch.dtype, tokens: int) -> int:
-    layer = DynamicCache(config=config.get_text_config(decoder=True)).layers[index]
+    layer = cast(CacheLayerMixin, DynamicCache(config=config.get_text_config(decoder=True)).layers[index])
     keys = torch.empty(1, shape.n_kv_heads, tokens, shape.head_dim, dtype=dtype)
     layer.update(keys, keys)
     return cache_bytes(layer)
