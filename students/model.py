@@ -69,8 +69,7 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         self.length_rules = LengthRules.of(config)
         forget_lengths(self)
         width = cast(torch.nn.Embedding, self.get_input_embeddings()).embedding_dim
-        before_zero = bool(self.length_rules)
-        self.meta_tokens = MetaTokens(count, width, before_zero=before_zero) if count else None
+        self.meta_tokens = MetaTokens(count, width, before_zero=bool(self.length_rules)) if count else None
         self.watch_body()
 
     def _layers(self) -> torch.nn.ModuleList:
@@ -204,8 +203,7 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         """Refuse a cache without places for the slots' states; that of meta tokens is checked where they are put in."""
         if cache is None or self.meta_tokens is not None:
             return
-        states = [isinstance(layer, MixerState) for layer in cache.layers]
-        if [index for index, is_state in enumerate(states) if is_state] != self.layout.converted:
+        if [i for i, layer in enumerate(cache.layers) if isinstance(layer, MixerState)] != self.layout.converted:
             raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
 
     def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
@@ -240,8 +238,7 @@ class FamilyDoor:
 def register_families() -> None:
     """Let `AutoConfig` and `AutoModelForCausalLM` know every family's student, without importing any family."""
     for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        door = type(f"{family}_door", (FamilyDoor,), {}, family=family)
-        AutoConfig.register(PREFIX + family, door, exist_ok=True)
+        AutoConfig.register(PREFIX + family, type(f"{family}_door", (FamilyDoor,), {}, family=family), exist_ok=True)
 
 
 @functools.cache
