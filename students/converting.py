@@ -74,7 +74,7 @@ def _check_addable(layer: int, layout: Layout) -> None:
         )
 
 
-def convert(student: Student, layout: Layout, mixers: Mapping[int, Mixer]) -> dict[int, nn.Module]:
+def convert(student: nn.Module, layout: Layout, mixers: Mapping[int, Mixer]) -> dict[int, nn.Module]:
     """Put mixers where attention stood, in place. `student.newest` then names their layers.
 
     Args:
@@ -86,6 +86,7 @@ def convert(student: Student, layout: Layout, mixers: Mapping[int, Mixer]) -> di
     Raises:
         ValueError: see `further`; or mixers of other layers.
     """
+    student = cast(Student, student)
     layers = further(student.layout, layout)
     if sorted(mixers) != layers:
         raise ValueError(f"the layers to convert are {layers}, but there are mixers for {sorted(mixers)}")

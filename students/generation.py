@@ -27,7 +27,7 @@ def replayed(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     streamer: BaseStreamer | None = None,
-    **model_kwargs,
+    **model_kwargs: Any,
 ) -> Int[Tensor, "b s"]:
     """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
 

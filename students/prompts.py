@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -101,10 +101,11 @@ def new_cache(model: PreTrainedModel) -> Cache:
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
-def widest_row(model: PreTrainedModel) -> int:
+def widest_row(model: nn.Module) -> int:
     """Tokens of one text that go through a model at once by default."""
-    weight = embeddings_of(model)
-    return chunk_columns(model.config, 1, weight.device, weight.element_size())
+    own = cast(PreTrainedModel, model)
+    weight = embeddings_of(own)
+    return chunk_columns(own.config, 1, weight.device, weight.element_size())
 
 
 def through(

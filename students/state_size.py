@@ -7,16 +7,15 @@ lengths beyond that point say what any longer text takes.
 """
 
 import functools
-from typing import cast
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from students.cache import MixerState
 from students.compat import fake_tensors, real_tensors
 from students.config import Layout
-from students.cuts import embeddings_of
 from students.entry import from_dict
 from students.mixers.mixer import Context, Mixer, Shape
 from students.mixers.sharing import SharedKeys
@@ -33,10 +32,11 @@ def cache_bytes(layer: CacheLayerMixin) -> int:
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
-def state_bytes(student: PreTrainedModel, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
+def state_bytes(student: nn.Module, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of a student's cache for one row of so many tokens, its weights in `dtype`; they may be on the meta device."""
-    layout, _, shapes = from_dict(student.config.distill)
-    kept, total = DynamicCache(config=student.config.get_text_config(decoder=True)).layers, 0
+    config: Any = student.config
+    layout, _, shapes = from_dict(config.distill)
+    kept, total = DynamicCache(config=config.get_text_config(decoder=True)).layers, 0
     tokens += layout.meta_tokens
     with torch.no_grad(), fake_tensors():
         kinds: dict[tuple, int] = {}
@@ -45,7 +45,7 @@ def state_bytes(student: PreTrainedModel, tokens: int, dtype: torch.dtype = torc
             kind = (_named(layout, index), shape, type(layer), None if giver is None else _named(layout, giver))
             if kind not in kinds:
                 if layout.mixer_of(index) is None:
-                    measure = functools.partial(_kept_bytes, student.config, index, shape, dtype)
+                    measure = functools.partial(_kept_bytes, config, index, shape, dtype)
                     longest = getattr(layer, "sliding_window", 0)
                 else:
                     chain = [_mixer(layout, each, shapes.at(each), dtype) for each in (giver, index) if each is not None]
@@ -56,14 +56,15 @@ def state_bytes(student: PreTrainedModel, tokens: int, dtype: torch.dtype = torc
     return total
 
 
-def weight_bytes(model: PreTrainedModel, rows: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
+def weight_bytes(model: nn.Module, rows: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of the weights that one token of each of so many texts reads at least, in `dtype` but for those that are kept in
     float32; the model may be on the meta device.
 
     An embedding that is not the head's too is not read whole, nor, for few texts, are all experts of a mixture.
     """
-    config = model.config.get_text_config(decoder=True)
-    embedding, head = embeddings_of(model), model.get_output_embeddings()
+    own: Any = model
+    config = own.config.get_text_config(decoder=True)
+    embedding, head = own.get_input_embeddings().weight, own.get_output_embeddings()
     wide = set(getattr(model, "float32_names", ()))
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     used = min(1.0, rows * (getattr(config, "num_experts_per_tok", None) or 1) / experts)

@@ -1,13 +1,10 @@
 """A divergence between two language-model heads, without the logits of the whole batch in memory."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from students.kernels import Deferred, Implementations, compute_type, pick
+from students.kernels.linear_kl.head import Head
 from students.kernels.linear_kl.reference import DIVERGENCES, called_kl, check_vocabularies
 from students.kernels.linear_kl.reference import linear_kl as reference_kl
 from students.kernels.linear_kl.sparse import sparse_kl
@@ -21,28 +18,6 @@ IMPLEMENTATIONS: Implementations = {
 }
 # Types compared with float64 on a GPU. Not float16: at the size of a vocabulary most gradients of logits are below it.
 CHECKED = {"linear_kl": (torch.bfloat16, torch.float32)}
-
-
-class Head(NamedTuple):
-    """A language-model head: logits = softcap(scale (hidden weight^T + bias)).
-
-    call: the head as a function of hidden states, where its weight must not be read (adapters, offloading, quantisation
-    stand around it); there is no `weight` then, and the logits of a piece of tokens are computed twice for gradients.
-    """
-
-    weight: Float[Tensor, "v d"] | None
-    bias: Float[Tensor, " v"] | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    call: Callable[[Tensor], Tensor] | None = None
-
-    def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
-        """What scale and softcap are then applied to."""
-        if self.call is not None:
-            return self.call(hidden)
-        assert self.weight is not None, "a head has a weight or is called"
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        return F.linear(hidden, self.weight.to(hidden.dtype), bias)
 
 
 def linear_kl(

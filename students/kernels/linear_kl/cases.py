@@ -1,5 +1,6 @@
 """Shapes that tests and benchmarks of `linear_kl` run on, and inputs of these shapes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +45,17 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
     return leaves, fixed
 
 
-def call(implementation, hidden, weight, bias, teacher_hidden, teacher_weight, scale, softcap, **rest) -> Tensor:
+def call(
+    implementation: Callable[..., Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    scale: float,
+    softcap: float | None,
+    **rest: Any,
+) -> Tensor:
     """Run an implementation on what `draw` returned."""
     head = Head(weight, bias, scale, softcap)
     return implementation(hidden, head, teacher_hidden=teacher_hidden, teacher_head=Head(teacher_weight), **rest)

@@ -8,16 +8,38 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from students.kernels.linear_kl.head import Head
+
 CHUNK = 1024  # tokens whose logits exist at a time
 
 
-def linear_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight) -> Tensor:
+def linear_kl(
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    weights: Tensor,
+    targets: Tensor | None,
+    divergence: str,
+    temperature: float,
+    ce_weight: float,
+) -> Tensor:
     """See `students.kernels.linear_kl.linear_kl`."""
     rest = (head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)
     return _LinearKL.apply(hidden, head.weight, head.bias, rest)
 
 
-def called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight) -> Tensor:
+def called_kl(
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    weights: Tensor,
+    targets: Tensor | None,
+    divergence: str,
+    temperature: float,
+    ce_weight: float,
+) -> Tensor:
     """The same through heads that are called; each chunk's logits are computed again for its gradient."""
     weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -53,7 +75,7 @@ def check_vocabularies(student: int, teacher: int) -> None:
         )
 
 
-def logits_of(hidden: Tensor, head) -> Tensor:
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
     """The head's logits for some tokens, in float32 or wider."""
     logits = head.logits(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * head.scale
@@ -130,7 +152,7 @@ class _LinearKL(torch.autograd.Function):
 
 
 def _token_losses(logits, teacher, targets, divergence, temperature, ce_weight):
-    losses = 0.0
+    losses: Tensor | float = 0.0
     if ce_weight < 1:
         student_log = (logits / temperature).log_softmax(-1)
         teacher_log = (teacher / temperature).log_softmax(-1)

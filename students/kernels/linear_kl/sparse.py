@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from students.kernels import compute_type
+from students.kernels.linear_kl.head import Head
 from students.kernels.linear_kl.products import GradientsKept, accumulate, product
 from students.kernels.linear_kl.reference import CHUNK, in_pieces, logits_of
 from students.shapes import Float, Int
@@ -24,7 +25,7 @@ BYTES = 2**29  # of the logits that exist at a time
 
 def sparse_kl(
     hidden: Float[Tensor, "t d"],
-    head,
+    head: Head,
     ids: Int[Tensor, "t k"],
     logs: Float[Tensor, "t k"],
     rest: Float[Tensor, " t"],
@@ -56,6 +57,7 @@ def sparse_kl(
     known = (ids, logs, rest, weights, targets, temperature, ce_weight)
     if head.call is not None:
         return _called(hidden, head, known, rows or CHUNK)
+    assert head.weight is not None, "a head has a weight or is called"
     rows = rows or max(128, BYTES // (4 * head.weight.shape[0]) // 128 * 128)
     return _SparseKL.apply(hidden, head.weight, head.bias, (head, known, rows))
 

@@ -73,7 +73,14 @@ def configs(x: Tensor, log_a: Tensor) -> list[Config]:
     return [first, second, *others] if filled else [second, first, *others]
 
 
-def linear_scan(x, log_a, documents, initial_state, config: Config | None = None, segments: int | None = None):
+def linear_scan(
+    x: Tensor,
+    log_a: Tensor,
+    documents: Tensor | None,
+    initial_state: Tensor | None,
+    config: Config | None = None,
+    segments: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
     follows = continues(documents)
     goes_on = None if follows is None else follows.view(torch.int8)
@@ -82,7 +89,7 @@ def linear_scan(x, log_a, documents, initial_state, config: Config | None = None
     return _Scan.apply(x, log_a, initial_state, goes_on, config, segments)
 
 
-def linear_scan_step(x, log_a, state):
+def linear_scan_step(x: Tensor, log_a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """See `students.kernels.linear_scan.linear_scan_step`. `state` is updated in place and returned."""
     batch, channels = x.shape
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -54,7 +54,18 @@ def configs(dtype: torch.dtype, width: int) -> list[Config]:
 
 
 def orientation_error(
-    q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag, config: Config | None = None
+    q: Tensor,
+    k: Tensor,
+    C: Tensor,
+    B: Tensor,
+    log_a: Tensor,
+    D: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    documents: Tensor | None,
+    min_lag: int,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `students.kernels.matrix_orientation.orientation_error`. Under autocast products run in autocast's type."""
     wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (C, B, log_a, D))

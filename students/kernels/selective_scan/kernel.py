@@ -57,7 +57,17 @@ def configs(states: int) -> list[Config]:
     return next(choices for widest, choices in CONFIGS.items() if states <= widest)
 
 
-def selective_scan(x, dt, A, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    documents: Tensor | None,
+    initial_state: Tensor | None,
+    config: Config | None = None,
+    segments: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.selective_scan.selective_scan`. A configuration and a number of segments may be forced."""
     follows = continues(documents)
     goes_on = None if follows is None else follows.view(torch.int8)

@@ -68,7 +68,16 @@ def _default(x: Tensor, B: Tensor) -> Config:
     return choices[0] if choices[0].back_stages < 3 or launch.shared_memory(x) >= ROOM else choices[1]
 
 
-def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
+def ssd(
+    x: Tensor,
+    log_a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    documents: Tensor | None,
+    initial_state: Tensor | None,
+    config: Config | None = None,
+    segments: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.ssd.ssd`. A configuration and a number of segments may be forced (tests, benchmarks)."""
     config = config or _default(x, B)
     runs = None if documents is None else number_runs(documents).to(torch.int32)
@@ -79,7 +88,7 @@ def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, 
     return _SSD.apply(x, log_a, B, C, initial_state, runs, config, segments, keep)
 
 
-def ssd_step(x, log_a, B, C, state):
+def ssd_step(x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """See `students.kernels.ssd.ssd_step`. `state` is updated in place and returned."""
     (batch, heads, values), (groups, states) = x.shape, B.shape[1:]
     x, B, C = (launch.rows_of(part) for part in (x, B, C))
