@@ -61,12 +61,8 @@ def test_contributing_names_every_file_of_distill():
 def public_functions(node, inside=""):
     """Functions that others may call, by name: neither they nor a class around them are private."""
     for child in ast.iter_child_nodes(node):
-        own = (
-            isinstance(child, ast.ClassDef | ast.FunctionDef)
-            and child.name.startswith("_")
-            and not child.name.endswith("__")
-        )
-        if own:
+        name = str(getattr(child, "name", ""))
+        if name.startswith("_") and not name.endswith("__"):
             continue
         if isinstance(child, ast.FunctionDef):
             yield f"{inside}{child.name}", child
