@@ -227,7 +227,7 @@ class FamilyDoor:
         cls.family, cls.model_type = family, PREFIX + family
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **rest: Any) -> PretrainedConfig:
+    def from_dict(cls, config_dict: dict, **rest: Any) -> PretrainedConfig | tuple[PretrainedConfig, dict[str, Any]]:
         """Make and register the family's classes, then let the real config class read the dictionary."""
         model_class = student_class(cls.family)
         AutoConfig.register(cls.model_type, model_class.config_class, exist_ok=True)
