@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from jaxtyping import Float
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.division import divided_tables
 from distill.errors import UserError
@@ -24,6 +24,7 @@ from distill.text.heldout import Heldout
 from distill.text.windows import Batch
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import forward_kl
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 CHUNK = 1024  # tokens whose logits exist at a time
@@ -34,7 +35,7 @@ MOST_NATS = 690.0  # a token, whose perplexity is a number still
 
 
 @torch.no_grad()
-def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dict:
+def fidelity(teacher: Teacher, model: Student | None, heldout: Heldout) -> dict:
     """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
 
     The body of a model runs as it is called; heads and softmaxes are float32, sums float64. Where processes divide work,

@@ -12,12 +12,12 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import nn
 
 from distill.evaluation.questions import SEED, TASKS, summary
 from distill.evaluation.scoring import Marked, score
 from distill.output_head import generating_wide
 from distill.text.encoding import opened, opening
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 LONGEST = 2048  # tokens of a window where the teacher's config knows no limit
@@ -27,7 +27,7 @@ NEW_TOKENS = 64  # of a generated answer that names no limit
 class HarnessModel(TemplateLM):
     """A teacher, or a student of it, as the harness sees it."""
 
-    def __init__(self, teacher: Teacher, model: nn.Module | None) -> None:
+    def __init__(self, teacher: Teacher, model: Student | None) -> None:
         super().__init__()
         self.teacher, self.model, self.tokenizer = teacher, model, teacher.tokenizer
         self.longest = teacher.positions() or LONGEST
@@ -92,7 +92,7 @@ class HarnessModel(TemplateLM):
         return text
 
 
-def run_tasks(teacher: Teacher, model: nn.Module | None, names: Sequence[str], items: int | None) -> dict[str, dict]:
+def run_tasks(teacher: Teacher, model: Student | None, names: Sequence[str], items: int | None) -> dict[str, dict]:
     """Tasks as the harness has them, in the form of `tasks.row`; `model` None asks the teacher."""
     wrapped, found = HarnessModel(teacher, model), {}
     for name in names:

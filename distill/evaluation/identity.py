@@ -25,6 +25,7 @@ from students.kernels import backend
 from students.mixers import make_mixer
 from students.mixers.mixer import Shape
 from students.mixers.transfer import Projections
+from students.skeleton import Student
 from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
@@ -109,7 +110,7 @@ class Before:
 
 
 @torch.no_grad()
-def before_replacing(teacher: Teacher, student: nn.Module, layers: Sequence[int]) -> Before:
+def before_replacing(teacher: Teacher, student: Student, layers: Sequence[int]) -> Before:
     """What `check_replaced` compares with, from the student as it still is.
 
     Raises:
@@ -134,7 +135,7 @@ def before_replacing(teacher: Teacher, student: nn.Module, layers: Sequence[int]
 
 
 @torch.no_grad()
-def check_replaced(teacher: Teacher, student: nn.Module, taken: Mapping[int, nn.Module], before: Before) -> dict:
+def check_replaced(teacher: Teacher, student: Student, taken: Mapping[int, nn.Module], before: Before) -> dict:
     """Compare a student whose layers were converted, its attention put back for a moment, with what it was before.
 
     Args:

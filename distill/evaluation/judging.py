@@ -20,6 +20,7 @@ from distill.loading import load_student
 from distill.runs.session import Session
 from distill.stages.probe import judged_layer_errors, probe
 from distill.text.heldout import Heldout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 WHOLE = ("teacher", "student")  # the rows that get every evaluation of a suite; the others get its `baselines`
@@ -114,7 +115,7 @@ def judge_all(
     return results, seconds, dropped
 
 
-def _measured(this: Evaluation, teacher: Teacher, model: nn.Module | None, heldout: Heldout, suite: Suite) -> Any:
+def _measured(this: Evaluation, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> Any:
     """One model's results; of an evaluation that cannot be divided, those of the first process."""
     if this.divides(suite):
         return this.measure(teacher, model, heldout, suite)

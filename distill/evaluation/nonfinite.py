@@ -8,6 +8,7 @@ from distill.errors import UserError
 from distill.output_head import wide_head, wide_logits
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.text.windows import Batch
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 HEAD = "the output head"
@@ -17,7 +18,7 @@ class NotFinite(UserError):
     """A judged model says infinity or NaN."""
 
 
-def check_finite(teacher: Teacher, model: nn.Module | None, hidden: Tensor | None, wanted: Tensor, batch: Batch) -> None:
+def check_finite(teacher: Teacher, model: Student | None, hidden: Tensor | None, wanted: Tensor, batch: Batch) -> None:
     """Refuse last hidden states of a student (None of the teacher itself), or of its teacher, that are not finite.
 
     Raises:
@@ -29,7 +30,7 @@ def check_finite(teacher: Teacher, model: nn.Module | None, hidden: Tensor | Non
         raise NotFinite(blame(teacher, model, lambda: model.hidden(batch.ids, batch.documents)))
 
 
-def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], object]) -> str:
+def blame(teacher: Teacher, model: Student | None, forward: Callable[[], object]) -> str:
     """Whose first output is not finite, and where. model: None for the teacher. forward: runs it again."""
     whose = "teacher" if model is None else "student"
     place = getattr(model, "place", None)  # of a student; a selection's models hang on the teacher
@@ -38,7 +39,7 @@ def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], objec
     return told(whose, first_nonfinite(blamed, forward, layers) or HEAD, blamed)
 
 
-def blame_logits(teacher: Teacher, model: nn.Module | None, wanted: Tensor) -> str:
+def blame_logits(teacher: Teacher, model: Student | None, wanted: Tensor) -> str:
     """Whose logits are not finite, where the hidden states are. wanted: the teacher's hidden states [b t d]."""
     if model is None or not all(part.isfinite().all() for part in _logits(teacher.model, wanted)):
         return told("teacher", HEAD, teacher.model)

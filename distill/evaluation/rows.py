@@ -16,6 +16,7 @@ from distill.evaluation.baselines import (
 )
 from distill.evaluation.knockouts import has_branches, knocked_out
 from students.config import Layout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 TITLES = {
@@ -66,7 +67,7 @@ def _untrained(teacher: Teacher, layout: Layout) -> Callable[[], nn.Module]:
     return lambda: build(teacher, layout)[0]
 
 
-def rows_left_out(student: nn.Module, twin: bool) -> list[dict]:
+def rows_left_out(student: Student, twin: bool) -> list[dict]:
     """The rows that are not there, with the reason."""
     layout, left_out = student.layout, {}
     if not has_branches(student):

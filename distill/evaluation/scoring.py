@@ -17,6 +17,7 @@ from distill.evaluation.nonfinite import NotFinite, blame
 from distill.output_head import wide_head, wide_logits
 from students.kernels.linear_kl import Head
 from students.prompts import hidden_states, new_cache, widest_row
+from students.skeleton import Student
 from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
@@ -50,7 +51,7 @@ class Answer:
 
 @torch.no_grad()
 def score(
-    teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked], among: Sequence[int] | None = None
+    teacher: Teacher, model: Student | None, texts: Sequence[Marked], among: Sequence[int] | None = None
 ) -> list[list[Answer]]:
     """Every span's answer; `model` None asks the teacher. One forward pass a sequence; where processes divide work, each
     makes its share of the passes.
@@ -79,7 +80,7 @@ def score(
     return found
 
 
-def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+def last_hidden(teacher: Teacher, model: Student | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
     """The last hidden states of the teacher, or of a student of it, with one document a row.
 
     Without gradients, rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers

@@ -34,6 +34,7 @@ from students.decoding import Decoder, GraphError
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
 from students.prompts import hidden_states, new_cache
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 CPU_LENGTH = 1024  # the longest that a CPU is asked for
@@ -66,7 +67,7 @@ class Speed(Evaluation):
 
 
 @torch.no_grad()
-def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict:
+def row(teacher: Teacher, model: Student | None, heldout, suite: Suite) -> dict:
     """One model's measurements; `model` None asks the teacher.
 
     Returns:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
-from torch import nn
 
 from distill.evaluation.comparison import recovery, wins_and_ties
 from distill.evaluation.evaluation import Evaluation
@@ -18,6 +17,7 @@ from distill.evaluation.scoring import Answer, Marked, score, split
 from distill.evaluation.suite import SIX, Suite
 from distill.evaluation.task_files import find_file, read_questions
 from distill.text.encoding import opened, opening
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 PART = 6  # tasks of a table in 80 columns
@@ -68,7 +68,7 @@ class Tasks(Evaluation):
             yield f"further tasks, % ± standard error, {_items(first, part)}", _tasks_table(judged, part, recovery=False)
 
 
-def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Sequence[Question]) -> dict:
+def run_task(teacher: Teacher, model: Student | None, name: str, questions: Sequence[Question]) -> dict:
     """Score one task; `model` None asks the teacher.
 
     Returns:
@@ -98,7 +98,7 @@ def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Se
     return result
 
 
-def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, dict]:
+def row(teacher: Teacher, model: Student | None, heldout, suite: Suite) -> dict[str, dict]:
     """Every task of the suite, `model` None asking the teacher: {task: result}, or {"not_run": reason} of a task.
 
     Raises:
@@ -111,7 +111,7 @@ def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dic
     return {name: _from_file(teacher, model, name, suite) for name in suite.tasks}
 
 
-def _from_file(teacher: Teacher, model: nn.Module | None, name: str, suite: Suite) -> dict:
+def _from_file(teacher: Teacher, model: Student | None, name: str, suite: Suite) -> dict:
     task, folder = TASKS[name], suite.task_source
     if folder is None:
         return {"not_run": "no task files: name their folder with --tasks or DISTILL_TASKS"}

@@ -9,7 +9,6 @@ before an answer are given. Texts are made with the teacher's tokenizer; a seed 
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
-from torch import nn
 
 from distill.evaluation.comparison import shares
 from distill.evaluation.evaluation import Evaluation
@@ -18,6 +17,7 @@ from distill.evaluation.recall.item import Tokens
 from distill.evaluation.rows import rows_table
 from distill.evaluation.scoring import score
 from distill.evaluation.suite import Suite
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -57,7 +57,7 @@ class Recall(Evaluation):
 
 
 def recall(
-    teacher: Teacher, model: nn.Module | None, family: str, lengths: Sequence[int], trials: int, depths: Sequence[float] = ()
+    teacher: Teacher, model: Student | None, family: str, lengths: Sequence[int], trials: int, depths: Sequence[float] = ()
 ) -> list[dict]:
     """A family's scores; `model` None asks the teacher.
 
@@ -87,7 +87,7 @@ def passkey_lengths(tokenizer, lengths: Sequence[int]) -> dict[int, int]:
     return {length: max(len(marked.ids) for marked in make(tokens, "passkey", length, 4)) for length in lengths}
 
 
-def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, list[dict]]:
+def row(teacher: Teacher, model: Student | None, heldout, suite: Suite) -> dict[str, list[dict]]:
     """Every family but the passkey: {family: cells}."""
     found = {}
     for family in FAMILIES:
