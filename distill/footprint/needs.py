@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
 from transformers import PretrainedConfig
 
 from distill.errors import reason_of
@@ -13,6 +12,7 @@ from distill.moments import EIGHT_BIT
 from distill.recipe import Recipe
 from distill.stages import StageEntry, stages_of
 from distill.stages.rates import rate_of
+from students.skeleton import Student
 from teachers.families import Family
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def needs_of(
     recipe: Recipe,
     config: PretrainedConfig,
     family: Family,
-    students: Sequence[nn.Module],
+    students: Sequence[Student],
     parameters: int,
     gpus: int,
     gib: float,
