@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
 
 from distill.logits.reader import Known
 from distill.recipe import Recipe
@@ -14,6 +13,7 @@ from distill.stages.targets import Cached, Online
 from distill.training.aside import Aside
 from distill.training.caches import rows_of, vocabulary_of
 from distill.training.teaching import other_teacher
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 TOP_K = 128  # what `distill cache` keeps
@@ -46,6 +46,6 @@ def learn(recipe: Recipe, entry: StageEntry, stage: Stage, teacher: Teacher, mad
         stage.learn_from(Online(other, vocabulary_of(teacher, other)))
 
 
-def without(entry: StageEntry, teacher: Teacher, student: nn.Module) -> AbstractContextManager[None]:
+def without(entry: StageEntry, teacher: Teacher, student: Student) -> AbstractContextManager[None]:
     """Keep the recipe's teacher off the GPU while the block runs, where the stage does not run it."""
     return nullcontext() if entry.runs_teacher else Aside(teacher).away(student)
