@@ -13,6 +13,7 @@ from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
 from students.mixers.mixer import Mixer, Shape
 from students.mixers.transfer import Projections, Transfer
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -56,7 +57,7 @@ def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str,
         raise UserError(f"{where}: {error}") from error
 
 
-def empty(teacher: Teacher, layout: Layout) -> nn.Module:
+def empty(teacher: Teacher, layout: Layout) -> Student:
     """A student without weights, on the meta device: enough to see what its mixers are and refuse.
 
     Raises:
@@ -69,7 +70,7 @@ def empty(teacher: Teacher, layout: Layout) -> nn.Module:
         raise UserError(f"the layout cannot be built on {teacher.reference}: {error}") from error
 
 
-def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
+def build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfer]]:
     """A student on the teacher's device, every mixer made from its layer's attention.
 
     Weights that are not converted share the teacher's memory, in the type that it is held in; a stage that trains them makes
@@ -89,7 +90,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         return _build(teacher, layout)
 
 
-def _build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
+def _build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfer]]:
     student = empty(teacher, layout)
     own = set(dict(student.named_parameters())) | set(student.state_dict())
     kept = {name: tensor for name, tensor in teacher.model.state_dict().items() if name in own}
@@ -115,7 +116,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
-def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
+def _fill(teacher: Teacher, student: Student) -> dict[int, Transfer]:
     """Make every mixer from its layer's attention, or those that share parameters from that of all their layers."""
     mixers, transfers = student.mixers, {}
     for group in student.layout.groups:
@@ -127,7 +128,7 @@ def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
     return dict(sorted(transfers.items()))
 
 
-def as_source(teacher: Teacher, student: nn.Module) -> Teacher:
+def as_source(teacher: Teacher, student: Student) -> Teacher:
     """A student as what mixers are made from: the attention that it keeps is read, and watched, as a teacher's is."""
     return Teacher(f"the student of {teacher.reference}", student, teacher.tokenizer, teacher.family)
 
@@ -181,7 +182,7 @@ def _account(mixer: nn.Module, transfer: Transfer, layer: int) -> None:
         raise RuntimeError(f"layer {layer}: {type(mixer).__name__}.from_attention did not set {sorted(missing)}")
 
 
-def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, Transfer]) -> dict:
+def transfer_report(teacher: Teacher, student: Student, transfers: dict[int, Transfer]) -> dict:
     """Where every weight of the student came from, and what of the teacher it does not use."""
     sources = {}
     inside = {student.mixer_prefix(layer): transfer for layer, transfer in transfers.items()}
@@ -201,7 +202,7 @@ def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, T
     return {"teacher": teacher.reference, "sources": sources, "unused": unused} | ignored
 
 
-def recall_transfers(student: nn.Module, transfers: dict[int, Transfer], report: dict) -> None:
+def recall_transfers(student: Student, transfers: dict[int, Transfer], report: dict) -> None:
     """Put back what a written `transfer_report` says of the mixers' parameters: the stages that recorded it are over."""
     for layer, transfer in transfers.items():
         prefix = student.mixer_prefix(layer)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from torch import nn
 from transformers import AutoTokenizer, BatchEncoding, LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from distill.chat import render
@@ -23,6 +22,7 @@ from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
 from students.prompts import watched
+from students.skeleton import Student
 from teachers.checks import panicked, plain
 from teachers.folder import check_tokenizer_files
 from teachers.quiet import no_panics
@@ -127,7 +127,7 @@ class Streamer(TextStreamer):
 class Finite(LogitsProcessor):
     """Ends a generation whose logits are not finite; the likeliest of them would be nonsense."""
 
-    def __init__(self, student: nn.Module, path: Path) -> None:
+    def __init__(self, student: Student, path: Path) -> None:
         self.student, self.path = student, path
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _check_prompt(prompt: str) -> None:
         ) from error
 
 
-def _check_fit(student: nn.Module, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
+def _check_fit(student: Student, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
     """Refuse tokens that a student does not embed, and more than it has positions for: where attention stays."""
     embedded = student.get_input_embeddings().num_embeddings
     last = max(int(ids.max()), max(tokenizer.get_vocab().values(), default=0))

@@ -10,9 +10,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.compat import kept_in_float32
+from students.skeleton import Student
 
 EIGHT_BIT = "adamw_8bit"
 SIGNED = {"exp_avg": True, "exp_avg_sq": False}  # the moments by their names, and whether they have a sign
@@ -49,7 +50,7 @@ def block_of(shape: Sequence[int]) -> int | None:
     return next((size for size in range(min(BLOCK, row), SMALLEST_BLOCK - 1, -1) if row % size == 0), None)
 
 
-def wide_names(student: nn.Module, names: Collection[str]) -> set[str]:
+def wide_names(student: Student, names: Collection[str]) -> set[str]:
     """Those of a student's parameters whose moments stay float32 in any case: what mixers keep in float32 (decays)."""
     wide = kept_in_float32(student) | student.float32_names
     return {name for name in names if not wide.isdisjoint(name.split("."))}

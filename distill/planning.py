@@ -29,6 +29,7 @@ from distill.training.rehearsal import rehearse
 from distill.training.shares import bytes_of, share
 from distill.training.teaching import other_teacher
 from students.config import KEEP, Layout, Place, Shapes
+from students.skeleton import Student
 from students.state_size import limit, state_bytes, weight_bytes
 from teachers.checks import loading
 from teachers.families import Family, family_of
@@ -162,7 +163,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     )
 
 
-def _computing(student: nn.Module, shapes: Shapes, whole: bool) -> int:
+def _computing(student: Student, shapes: Shapes, whole: bool) -> int:
     """Parameters that compute in a student's steps, those of its mixers alone or of all of it."""
     layout = student.layout
     with torch.device("meta"):  # untied: a block that several layers share computes in each of them

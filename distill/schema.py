@@ -49,7 +49,8 @@ def _letter(value: str) -> str:
 
 
 Count = Annotated[int, BeforeValidator(count), whole(1, 10**13)]  # of tokens; the largest trainings read some 10^13
-Name, Letter = Annotated[str, AfterValidator(_name)], Annotated[str, AfterValidator(_letter)]
+Name = Annotated[str, AfterValidator(_name)]
+Letter = Annotated[str, AfterValidator(_letter)]
 
 
 class Schema(BaseModel):
