@@ -123,8 +123,7 @@ def save(folder: Path, state: RunState, tensors: Groups, keep: int) -> Path:
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    scratch = begin(folder, state)
-    return end(folder, scratch, state, tensors, keep, {})
+    return end(folder, begin(folder, state), state, tensors, keep, {})
 
 
 def begin(folder: Path, state: RunState) -> Path:
