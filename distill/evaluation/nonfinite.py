@@ -1,6 +1,7 @@
 """Outputs that are not finite while a model is judged: where they began, instead of NaN in a table."""
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -27,10 +28,10 @@ def check_finite(teacher: Teacher, model: Student | None, hidden: Tensor | None,
     if not wanted.isfinite().all():
         raise NotFinite(blame(teacher, None, lambda: teacher.hidden(batch.ids, batch.positions)))
     if hidden is not None and not hidden.isfinite().all():
-        raise NotFinite(blame(teacher, model, lambda: model.hidden(batch.ids, batch.documents)))
+        raise NotFinite(blame(teacher, model, lambda: cast(Student, model).hidden(batch.ids, batch.documents)))
 
 
-def blame(teacher: Teacher, model: Student | None, forward: Callable[[], object]) -> str:
+def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], object]) -> str:
     """Whose first output is not finite, and where. model: None for the teacher. forward: runs it again."""
     whose = "teacher" if model is None else "student"
     place = getattr(model, "place", None)  # of a student; a selection's models hang on the teacher

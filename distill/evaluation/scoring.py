@@ -6,11 +6,12 @@ alone. Recall families and tasks both end here, for teachers and students alike.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.division import divided
 from distill.evaluation.nonfinite import NotFinite, blame
@@ -51,7 +52,7 @@ class Answer:
 
 @torch.no_grad()
 def score(
-    teacher: Teacher, model: Student | None, texts: Sequence[Marked], among: Sequence[int] | None = None
+    teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked], among: Sequence[int] | None = None
 ) -> list[list[Answer]]:
     """Every span's answer; `model` None asks the teacher. One forward pass a sequence; where processes divide work, each
     makes its share of the passes.
@@ -80,17 +81,18 @@ def score(
     return found
 
 
-def last_hidden(teacher: Teacher, model: Student | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
     """The last hidden states of the teacher, or of a student of it, with one document a row.
 
     Without gradients, rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers
     compute on 131k tokens takes more memory than the model.
     """
     which = teacher.model if model is None else model
-    if not torch.is_grad_enabled() and _caches(which) and ids.shape[1] > widest_row(which):
-        return hidden_states(which, ids, new_cache(which))
+    if not torch.is_grad_enabled() and _caches(which) and ids.shape[1] > widest_row(cast(PreTrainedModel, which)):
+        whole = cast(PreTrainedModel, which)
+        return hidden_states(whole, ids, new_cache(whole))
     if model is not None:
-        return model.hidden(ids, None)
+        return cast(Student, model).hidden(ids, None)
     return teacher.hidden(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
 
 
@@ -98,8 +100,9 @@ def _caches(model: nn.Module) -> bool:
     """Whether a cache serves a model: not where something stands in a student's slots, as switches do."""
     if not hasattr(model, "new_cache"):
         return isinstance(model, PreTrainedModel)
-    layers = model.get_submodule(model.place.layers)
-    return all(isinstance(getattr(layers[index], model.place.name), MixerSlot) for index in model.layout.converted)
+    student = cast(Student, model)
+    layers, name = cast(nn.ModuleList, student.get_submodule(student.place.layers)), student.place.name
+    return all(isinstance(getattr(layers[index], name), MixerSlot) for index in student.layout.converted)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -111,7 +114,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         order = order[count:]
 
 
-def split(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+def split(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
     """The tokens of contexts and of their continuations, each pair read as one text; spaces that end a context go over.
 
     A token across the border counts as the continuation's. (As lm-evaluation-harness splits them.)
@@ -141,7 +144,8 @@ def _answers(
         rivals = logits if among is None else logits[:, list(among)]
         logprobs += (logits.gather(-1, wanted[:, None])[:, 0] - rivals.logsumexp(-1)).tolist()
         greedy += (logits.argmax(-1) == wanted).tolist()
-    answers, at = [], 0
+    answers: list[list[Answer]] = []
+    at = 0
     for text in texts:
         answers.append([])
         for start, end in text.spans:
