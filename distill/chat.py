@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
+from transformers import PreTrainedTokenizerBase
+
 from distill.errors import UserError
 from teachers.checks import plain
 from teachers.quiet import no_panics
@@ -14,7 +16,7 @@ SECONDS, MEMORY = 10, 2**30  # that a template may take; published ones take mil
 LONGEST = 2**24  # bytes of a rendered chat
 
 
-def render(tokenizer, turns: list[dict[str, str]], where: str, *, answer: bool = False) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], where: str, *, answer: bool = False) -> str:
     """A chat as its tokenizer's template writes it.
 
     Args:
