@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -21,7 +20,7 @@ class Aside:
         self._moved: list[nn.Parameter] = []
 
     @contextmanager
-    def away(self, student: Student) -> Iterator[None]:
+    def away(self, student: nn.Module) -> Iterator[None]:
         """Keep the teacher's weights in the CPU's memory while the block runs; nothing to do on a CPU."""
         if self._device.type != "cuda":
             yield
@@ -51,7 +50,7 @@ class Aside:
             torch.cuda.empty_cache()
 
 
-def own_weights(model: nn.Module, student: Student) -> list[nn.Parameter]:
+def own_weights(model: nn.Module, student: nn.Module) -> list[nn.Parameter]:
     """The plain parameters of a model whose memory a student does not use."""
     shared = {tensor.untyped_storage().data_ptr() for tensor in (*student.parameters(), *student.buffers())}
     return [

@@ -93,7 +93,7 @@ def check_questions(recipe: Recipe, teacher: Teacher) -> None:
     """
     suite, _ = suite_of_run(recipe.evaluation).within(teacher.positions(recipe.meta_tokens))
     with _tried(recipe, "ask for its passkeys"):
-        taken = passkey_lengths(teacher.tokenizer, suite.passkey)
+        taken = passkey_lengths(cast(PreTrainedTokenizerBase, teacher.tokenizer), suite.passkey)
     for length, tokens in taken.items():
         room = teacher.positions(recipe.meta_tokens)
         if room is not None and tokens > room:
