@@ -52,7 +52,7 @@ class Speed(Evaluation):
 
     suites = ("standard", "full")
 
-    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict:
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
         return row(teacher, model, heldout, suite)
 
     def divides(self, suite: Suite) -> bool:
@@ -72,7 +72,7 @@ class Speed(Evaluation):
 
 
 @torch.no_grad()
-def row(teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict:
+def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
     """One model's measurements; `model` None asks the teacher.
 
     Returns:

@@ -34,7 +34,7 @@ class Tasks(Evaluation):
     suites = ("quick", "standard", "full")
     baselines = ("standard", "full")
 
-    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict:
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
         found = row(teacher, model, heldout, suite)
         return {
             task: {**result, **({"in_sample": True} if task in suite.in_sample else {})} for task, result in found.items()
@@ -103,7 +103,7 @@ def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Se
     return result
 
 
-def row(teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict[str, dict]:
+def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict[str, dict]:
     """Every task of the suite, `model` None asking the teacher: {task: result}, or {"not_run": reason} of a task.
 
     Raises:

@@ -48,7 +48,9 @@ class Recall(Evaluation):
 
     suites = baselines = knockouts = ("standard", "full")
 
-    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict[str, list[dict]]:
+    def measure(
+        self, teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite
+    ) -> dict[str, list[dict]]:
         return row(teacher, model, heldout, suite)
 
     def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def passkey_lengths(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) 
     return {length: max(len(marked.ids) for marked in make(tokens, "passkey", length, 4)) for length in lengths}
 
 
-def row(teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict[str, list[dict]]:
+def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict[str, list[dict]]:
     """Every family but the passkey: {family: cells}."""
     found = {}
     for family in FAMILIES:
