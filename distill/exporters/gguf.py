@@ -17,6 +17,7 @@ from distill.exporters.target import Form, Target
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from distill.exporters.containers.container import Container
     from distill.exporters.gguf_files.architecture import Architecture
     from distill.exporters.source import Source
 
