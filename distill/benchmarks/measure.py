@@ -75,7 +75,7 @@ def timed(
     calls = [forward, both] if backward else [forward]
     times = [(_median(call), _graph(call) if graph else None) for call in calls]
     once, twice = times[0], times[1] if backward else (None, None)
-    return Times(*once, *twice, extra)
+    return Times(once[0], once[1], twice[0], twice[1], extra)
 
 
 def _median(call: Callable) -> float:
