@@ -1,6 +1,7 @@
 """A student from a teacher: the skeleton's weights shared, mixers made from attention, and a record of every weight."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ def _build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfe
     student.tie_weights()
     transfers = _fill(teacher, student)
     if student.meta_tokens is not None:
-        student.meta_tokens.to_empty(device=teacher.device).start(teacher.model.get_input_embeddings().weight)
+        student.meta_tokens.to_empty(device=teacher.device).start(_embedded(teacher))
     if lost := next((name for name, tensor in _tensors(student) if tensor.is_meta), None):
         raise UserError(
             f"{lost} of a student of {teacher.reference} was given no value: the teacher holds no tensor of that name; what "
@@ -111,6 +112,10 @@ def _build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfe
     return student, transfers
 
 
+def _embedded(teacher: Teacher) -> Tensor:
+    return cast(nn.Embedding, teacher.model.get_input_embeddings()).weight
+
+
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
@@ -118,7 +123,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _fill(teacher: Teacher, student: Student) -> dict[int, Transfer]:
     """Make every mixer from its layer's attention, or those that share parameters from that of all their layers."""
-    mixers, transfers = student.mixers, {}
+    mixers = student.mixers
+    transfers: dict[int, Transfer] = {}
     for group in student.layout.groups:
         sites = [mixers[layer].to_empty(device=teacher.device) for layer in group]
         attentions = [_projections(teacher, layer) for layer in group]
@@ -162,7 +168,7 @@ def further_mixers(
 def _projections(teacher: Teacher, layer: int) -> Projections:
     """A layer's projections in float32 or wider: what mixers are made from, whatever type the teacher is held in."""
     tensors = vars(teacher.attention_weights(layer))
-    wide = {
+    wide: dict[str, Any] = {
         name: one if one is None else one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()
     }
     return Projections(**wide)

@@ -5,6 +5,7 @@ import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +28,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], wher
     """
 
     def work() -> str:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
+        return cast(Any, tokenizer).apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
 
     return limited(work, where, "mend it, or leave --chat out")
 

@@ -9,6 +9,7 @@ Source: Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv 211
 import math
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -89,11 +90,11 @@ def begun(held: Tensor, shape: Sequence[int], wide: bool) -> dict[str, Tensor]:
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An optimizer's state of one parameter, moments of 8 bits as `exp_avg.codes` (as the parameter), `exp_avg.scale`
     ([rows, blocks a row]) and `exp_avg.qmap` ([256]). The tensors are views: what is copied into them is in the state."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in state.items():
         if hasattr(value, "codes"):
             found |= {f"{name}.{part}": getattr(value, part) for part in PARTS}
-            found[f"{name}.scale"] = value.scale.view(value.shape[0], -1)
+            found[f"{name}.scale"] = cast(Any, value).scale.view(value.shape[0], -1)
         else:
             found[name] = value
     return found

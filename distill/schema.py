@@ -5,7 +5,7 @@ The options of a recipe's stages, of a scorer and the recipe itself are schemas;
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -70,7 +70,7 @@ def explain(error: ValidationError, where: str, schema: type[Schema]) -> str:
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         place = [str(part) for part in problem["loc"] if not ALTERNATIVE.search(str(part))]
-        key, reason = ".".join(place), _reason(problem, place, schema)
+        key, reason = ".".join(place), _reason(cast(dict, problem), place, schema)
         found.setdefault(key, [f"{key}{reason}".lstrip(": ")]).append(reason.partition(": ")[2])
     innermost = [key for key in found if not any(other.startswith(f"{key}.") for other in found if key)]
     return "\n".join(f"{where}: {', or '.join([found[key][0], *found[key][2:]])}" for key in innermost)
