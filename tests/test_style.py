@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for package in ("distill", "students", "teachers") for path in (ROOT / package).rglob("*.py")]
 
-ANNOTATED = ("students", "teachers")
+ANNOTATED = ("distill", "students", "teachers")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
