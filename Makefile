@@ -88,13 +88,14 @@ audit: .venv-audit/.installed  ## known vulnerabilities of what an installation 
 lint: $(VENV)/.installed  ## what .ci/run checks after the suite
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 format: $(VENV)/.installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-ecosystem .venv-audit .venv-export-* .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-ecosystem .venv-audit .venv-export-* .pytest_cache .ruff_cache .mypy_cache
 
 # torch first and pinned: any other request for it may pull gigabytes of CUDA packages. The teacher's package is only a box
 # for its GGUF file; what it would import is not needed.

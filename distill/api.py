@@ -211,7 +211,14 @@ def export(
     from distill.exporters.exporting import export_student
     from distill.training.finished import write_down_export
 
-    options = {"to": to, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
+    options: dict[str, Any] = {
+        "to": to,
+        "dtype": dtype,
+        "quantize": quantize,
+        "verify": verify,
+        "push": push,
+        "public": public,
+    }
     shown = console or new_console(quiet=True)
     written = export_student(run, out=out, engines=engines, say=lambda line: shown.print(f"  {line}"), **options)
     write_down_export(Path(run), written)
@@ -247,7 +254,13 @@ def generate(
     """
     from distill.generation import generated
 
-    options = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs, "chunk": prefill_chunk}
+    options: dict[str, Any] = {
+        "tokens": tokens,
+        "chat": chat,
+        "temperature": temperature,
+        "graphs": graphs,
+        "chunk": prefill_chunk,
+    }
     return generated(Path(target), prompt, stream=stream, trust_remote_code=trust_remote_code, **options)
 
 

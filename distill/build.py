@@ -1,6 +1,7 @@
 """A student from a teacher: the skeleton's weights shared, mixers made from attention, and a record of every weight."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from students.config import Layout, Place, Shapes
 from students.meta_tokens import START as META_START
 from students.mixers.mixer import Mixer, Shape
 from students.mixers.transfer import Projections, Transfer
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -56,7 +58,7 @@ def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str,
         raise UserError(f"{where}: {error}") from error
 
 
-def empty(teacher: Teacher, layout: Layout) -> nn.Module:
+def empty(teacher: Teacher, layout: Layout) -> Student:
     """A student without weights, on the meta device: enough to see what its mixers are and refuse.
 
     Raises:
@@ -69,7 +71,7 @@ def empty(teacher: Teacher, layout: Layout) -> nn.Module:
         raise UserError(f"the layout cannot be built on {teacher.reference}: {error}") from error
 
 
-def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
+def build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfer]]:
     """A student on the teacher's device, every mixer made from its layer's attention.
 
     Weights that are not converted share the teacher's memory, in the type that it is held in; a stage that trains them makes
@@ -89,7 +91,7 @@ def build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transf
         return _build(teacher, layout)
 
 
-def _build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Transfer]]:
+def _build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfer]]:
     student = empty(teacher, layout)
     own = set(dict(student.named_parameters())) | set(student.state_dict())
     kept = {name: tensor for name, tensor in teacher.model.state_dict().items() if name in own}
@@ -98,7 +100,7 @@ def _build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Trans
     student.tie_weights()
     transfers = _fill(teacher, student)
     if student.meta_tokens is not None:
-        student.meta_tokens.to_empty(device=teacher.device).start(teacher.model.get_input_embeddings().weight)
+        student.meta_tokens.to_empty(device=teacher.device).start(_embedded(teacher))
     if lost := next((name for name, tensor in _tensors(student) if tensor.is_meta), None):
         raise UserError(
             f"{lost} of a student of {teacher.reference} was given no value: the teacher holds no tensor of that name; what "
@@ -110,14 +112,19 @@ def _build(teacher: Teacher, layout: Layout) -> tuple[nn.Module, dict[int, Trans
     return student, transfers
 
 
+def _embedded(teacher: Teacher) -> Tensor:
+    return cast(nn.Embedding, teacher.model.get_input_embeddings()).weight
+
+
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
 
 
-def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
+def _fill(teacher: Teacher, student: Student) -> dict[int, Transfer]:
     """Make every mixer from its layer's attention, or those that share parameters from that of all their layers."""
-    mixers, transfers = student.mixers, {}
+    mixers = student.mixers
+    transfers: dict[int, Transfer] = {}
     for group in student.layout.groups:
         sites = [mixers[layer].to_empty(device=teacher.device) for layer in group]
         attentions = [_projections(teacher, layer) for layer in group]
@@ -127,7 +134,7 @@ def _fill(teacher: Teacher, student: nn.Module) -> dict[int, Transfer]:
     return dict(sorted(transfers.items()))
 
 
-def as_source(teacher: Teacher, student: nn.Module) -> Teacher:
+def as_source(teacher: Teacher, student: Student) -> Teacher:
     """A student as what mixers are made from: the attention that it keeps is read, and watched, as a teacher's is."""
     return Teacher(f"the student of {teacher.reference}", student, teacher.tokenizer, teacher.family)
 
@@ -161,7 +168,7 @@ def further_mixers(
 def _projections(teacher: Teacher, layer: int) -> Projections:
     """A layer's projections in float32 or wider: what mixers are made from, whatever type the teacher is held in."""
     tensors = vars(teacher.attention_weights(layer))
-    wide = {
+    wide: dict[str, Any] = {
         name: one if one is None else one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()
     }
     return Projections(**wide)
@@ -181,7 +188,7 @@ def _account(mixer: nn.Module, transfer: Transfer, layer: int) -> None:
         raise RuntimeError(f"layer {layer}: {type(mixer).__name__}.from_attention did not set {sorted(missing)}")
 
 
-def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, Transfer]) -> dict:
+def transfer_report(teacher: Teacher, student: Student, transfers: dict[int, Transfer]) -> dict:
     """Where every weight of the student came from, and what of the teacher it does not use."""
     sources = {}
     inside = {student.mixer_prefix(layer): transfer for layer, transfer in transfers.items()}
@@ -201,7 +208,7 @@ def transfer_report(teacher: Teacher, student: nn.Module, transfers: dict[int, T
     return {"teacher": teacher.reference, "sources": sources, "unused": unused} | ignored
 
 
-def recall_transfers(student: nn.Module, transfers: dict[int, Transfer], report: dict) -> None:
+def recall_transfers(student: Student, transfers: dict[int, Transfer], report: dict) -> None:
     """Put back what a written `transfer_report` says of the mixers' parameters: the stages that recorded it are over."""
     for layer, transfer in transfers.items():
         prefix = student.mixer_prefix(layer)

@@ -4,8 +4,10 @@ Several processes (torchrun, accelerate launch) take one shard after another, ea
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.stages import StageEntry, key_of, stages_of
 from distill.stages.layouts import students_of
+from distill.stages.targets import Source
 from distill.stages.texts import text_of
 from distill.text.windows import Batch, Windows
 from distill.training.aside import Aside
@@ -56,7 +59,8 @@ def write_cache(
 ) -> Path:
     """Cache a teacher's logits; see `distill.cache`."""
     chosen = stages_to_cache(recipe, stage)
-    entry, offline = chosen[0], chosen[0].source.offline
+    entry, source = chosen[0], cast(Source, chosen[0].source)
+    offline = source.offline
     target = Path(out).expanduser() if out is not None else None if offline is None else folder_of(entry)
     plain = without_caches(recipe)
     check_here(plain)
@@ -68,7 +72,7 @@ def write_cache(
     console = console if main else Console(quiet=True)
     windows, places = windows_of(session, {one.index for one in chosen})
     with _teacher_of(session, entry) as teacher:
-        facts = facts_for(session, windows, teacher, entry.source.temperature, top_k)
+        facts = facts_for(session, windows, teacher, source.temperature, top_k)
         if top_k >= facts.vocabulary:
             raise UserError(f"--top-k is {top_k}, and the vocabulary has {facts.vocabulary}; keep fewer than all of it")
         folder = target or cache_folder() / "logits" / facts.key[:16]
@@ -91,7 +95,8 @@ def stages_to_cache(recipe: Recipe, stage: str | None) -> list[StageEntry]:
     names = ", ".join(f"{one.index} ({one.name})" for one in known)
     if not chosen:
         raise UserError(f"--stage is {stage}, and the stages of {recipe.name} that can be cached are {names}")
-    of = {(one.source.teacher, one.source.temperature, one.source.offline, text_of(recipe, one).key) for one in chosen}
+    asked = [(cast(Source, one.source), text_of(recipe, one).key) for one in chosen]
+    of = {(source.teacher, source.temperature, source.offline, key) for source, key in asked}
     if len(of) > 1:
         raise UserError(
             f"{recipe.name}: the stages {names} have other teachers, temperatures, folders or texts than each other; "
@@ -117,10 +122,10 @@ def windows_of(session: Session, stages: set[int]) -> tuple[Windows, np.ndarray]
 
 
 @contextmanager
-def _teacher_of(session: Session, entry: StageEntry):
+def _teacher_of(session: Session, entry: StageEntry) -> Iterator[Teacher]:
     """The teacher to cache: the run's, or the stage's own, for which the run's makes room."""
     own = session.teacher
-    if entry.source.teacher is None:
+    if cast(Source, entry.source).teacher is None:
         yield own
         return
     _ = own.fingerprint  # of the weights, while they are there

@@ -5,6 +5,9 @@ import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from teachers.checks import plain
@@ -14,7 +17,7 @@ SECONDS, MEMORY = 10, 2**30  # that a template may take; published ones take mil
 LONGEST = 2**24  # bytes of a rendered chat
 
 
-def render(tokenizer, turns: list[dict[str, str]], where: str, *, answer: bool = False) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], where: str, *, answer: bool = False) -> str:
     """A chat as its tokenizer's template writes it.
 
     Args:
@@ -25,7 +28,7 @@ def render(tokenizer, turns: list[dict[str, str]], where: str, *, answer: bool =
     """
 
     def work() -> str:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
+        return cast(Any, tokenizer).apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
 
     return limited(work, where, "mend it, or leave --chat out")
 

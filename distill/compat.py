@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.state import AcceleratorState
@@ -43,7 +43,8 @@ def marked_rendering(tokenizer: Any, turns: list[dict], tools: list[dict] | None
 
     template = tokenizer.get_chat_template(tools=tools)
     options = {**tokenizer.special_tokens_map, **options}
-    texts, places = render_jinja_template([turns], tools, None, template, return_assistant_tokens_mask=True, **options)
+    rendered: Any = render_jinja_template
+    texts, places = rendered([turns], tools, None, template, return_assistant_tokens_mask=True, **options)
     return texts[0], list(places[0])
 
 
@@ -65,13 +66,14 @@ def recompute_layers(model: nn.Module, options: dict) -> None:
     Args:
         options: of torch.utils.checkpoint.checkpoint.
     """
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
     for module in model.eval().modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
-            module._gradient_checkpointing_func = partial(_run_layer, module, module._gradient_checkpointing_func)
-            module.recompute_hooks = (
+            layer = cast(Any, module)
+            layer._gradient_checkpointing_func = partial(_run_layer, module, layer._gradient_checkpointing_func)
+            layer.recompute_hooks = (
                 module.register_forward_pre_hook(_judged_without_gradients),
                 module.register_forward_hook(_recomputed_again, always_call=True),
             )
@@ -79,7 +81,7 @@ def recompute_layers(model: nn.Module, options: dict) -> None:
 
 def keep_layers(model: nn.Module) -> None:
     """The reverse of `recompute_layers`, under the names of the same versions."""
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable: Any = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
     for module in model.eval().modules():
         for hook in vars(module).pop("recompute_hooks", ()):
@@ -137,7 +139,7 @@ def take_apart(module: nn.Module) -> None:
     from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
     from torch.distributed._composable_state import _module_state_mapping
 
-    state = module._get_fsdp_state()
+    state = cast(Any, module)._get_fsdp_state()
     state._pre_forward_hook_handle.remove()
     state._post_forward_hook_handle.remove()
     _module_state_mapping.pop(module, None)

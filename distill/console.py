@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -21,10 +22,10 @@ PLAIN_WIDTH = 140  # characters of a line where there is no terminal to ask
 class PlainConsole(Console):
     """A console that shows text and does nothing else with it."""
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
-    def render_str(self, text: str, **options) -> Text:  # every str that is printed comes through here, in tables too
+    def render_str(self, text: str, **options: Any) -> Text:  # every str that is printed comes through here, in tables too
         return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from distill.errors import Interrupted, UserError, reason_of
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _together: ContextVar[bool] = ContextVar("together", default=False)
 
 

@@ -3,7 +3,9 @@
 import os
 import re
 import sys
+from collections.abc import Iterable
 from reprlib import Repr
+from typing import Any
 
 # What a terminal acts on instead of showing it: controls but line ends and tabs, marks that turn the direction of writing,
 # and halves of characters, which are bytes of a name that is no UTF-8.
@@ -56,13 +58,13 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def nearest(word: str, known) -> str:
+def nearest(word: str, known: Iterable[Any]) -> str:
     """`; did you mean X?` where a known word is near, else the list of them."""
     from difflib import get_close_matches
 
-    known = sorted(str(item) for item in known)
-    close = get_close_matches(str(word)[:100], known, n=1, cutoff=0.6)  # the time grows with the word's length
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+    names = sorted(str(item) for item in known)
+    close = get_close_matches(str(word)[:100], names, n=1, cutoff=0.6)  # the time grows with the word's length
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
 
 
 def shown(value: object, most: int = 60) -> str:

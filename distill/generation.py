@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOBase
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import nn
-from transformers import AutoTokenizer, BatchEncoding, LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import (
+    AutoTokenizer,
+    BatchEncoding,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
 
 from distill.chat import render
 from distill.console import new_console
@@ -23,6 +31,7 @@ from distill.text import encoding
 from students.decoding import GraphError
 from students.generation import replayed
 from students.prompts import watched
+from students.skeleton import Student
 from teachers.checks import panicked, plain
 from teachers.folder import check_tokenizer_files
 from teachers.quiet import no_panics
@@ -55,10 +64,13 @@ def generated(
         check_student_files(path)
         tokenizer = _tokenizer(path, trust_remote_code)
         inputs = _encode(tokenizer, prompt, chat, path)
-        student = load_student(path, trust_remote_code).to("cuda" if torch.cuda.is_available() else "cpu")
+        loaded: Any = load_student(path, trust_remote_code)
+        student = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         _check_fit(student, tokenizer, inputs["input_ids"], tokens, path)
         inputs = inputs.to(student.device)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        sampling: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        )
         streamer = None if stream is None else Streamer(stream, tokenizer, skip_prompt=chat, skip_special_tokens=True)
         if graphs and student.device.type == "cuda":  # transformers hands its streamer to no function of others
             sampling["custom_generate"] = functools.partial(replayed, streamer=streamer)
@@ -87,7 +99,8 @@ def generated(
 @contextmanager
 def prompt_bar() -> Iterator[None]:
     """Inside the block a terminal shows how far a prompt is that takes seconds; nothing is written elsewhere."""
-    console, began, bars = new_console(stderr=True), time.monotonic(), []
+    console, began = new_console(stderr=True), time.monotonic()
+    bars: list[Progress] = []
     if not console.is_terminal:
         yield
         return
@@ -114,8 +127,8 @@ def prompt_bar() -> Iterator[None]:
 class Streamer(TextStreamer):
     """Writes text to a stream as soon as its words are whole."""
 
-    def __init__(self, stream: TextIOBase, tokenizer, **options) -> None:
-        super().__init__(tokenizer, **options)
+    def __init__(self, stream: TextIOBase, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
+        super().__init__(cast(Any, tokenizer), **options)
         self.stream = stream
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -127,7 +140,7 @@ class Streamer(TextStreamer):
 class Finite(LogitsProcessor):
     """Ends a generation whose logits are not finite; the likeliest of them would be nonsense."""
 
-    def __init__(self, student: nn.Module, path: Path) -> None:
+    def __init__(self, student: Student, path: Path) -> None:
         self.student, self.path = student, path
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -150,9 +163,9 @@ def _check_prompt(prompt: str) -> None:
         ) from error
 
 
-def _check_fit(student: nn.Module, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
+def _check_fit(student: Student, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
     """Refuse tokens that a student does not embed, and more than it has positions for: where attention stays."""
-    embedded = student.get_input_embeddings().num_embeddings
+    embedded = cast(nn.Embedding, student.get_input_embeddings()).num_embeddings
     last = max(int(ids.max()), max(tokenizer.get_vocab().values(), default=0))
     if last >= embedded:
         raise UserError(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from distill import processes
 from distill.disk import write_text
@@ -42,7 +42,7 @@ def count_of(gpus: int | None, count: int | None, recipe: Recipe) -> int:
     """
     if gpus is None and count is None:
         return 1
-    option, number = ("--gpus", gpus) if gpus is not None else ("--processes", count)
+    option, number = ("--gpus", gpus) if gpus is not None else ("--processes", cast(int, count))
     if gpus is not None and count is not None:
         raise UserError(f"--gpus {gpus} and --processes {count}: a run has one process a GPU; give one of the two")
     PROCESSES.check(number, option)
@@ -52,7 +52,7 @@ def count_of(gpus: int | None, count: int | None, recipe: Recipe) -> int:
             "(WORLD_SIZE in the environment); leave the option out, or the launcher"
         )
     if option == "--gpus":
-        _check_gpus(gpus, recipe)
+        _check_gpus(number, recipe)
     elif number > 1:
         _check_cpu(number, recipe)
     if number > 1:
@@ -156,7 +156,7 @@ class Group:
     def signals(self) -> Iterator[None]:
         """Inside the block, SIGINT and SIGTERM go on to every process."""
 
-        def hand_on(number, frame):
+        def hand_on(number: int, frame: object) -> None:
             for member in self.members:
                 if member.poll() is None:
                     member.send_signal(number)
@@ -187,11 +187,12 @@ class Group:
 
     def _ended(self, failed: list[int], codes: list[int | None]) -> tuple[int, str]:
         """One has ended the run: let the first say why if it knows, and stop the others."""
-        culprit = min(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] not in SAID, rank))
-        code, world = codes[culprit], len(codes)
+        ended = {rank: cast(int, codes[rank]) for rank in failed}
+        culprit = min(failed, key=lambda rank: (ended[rank] >= 0, ended[rank] not in SAID, rank))
+        code, world = ended[culprit], len(codes)
         if code > 0 and culprit:
             first = self._wait(0, GRACE)
-            if first in SAID:
+            if first is not None and first in SAID:
                 culprit, code = 0, first
         elif code in SAID:  # the others save and leave too
             for rank in range(1, world):
@@ -209,7 +210,7 @@ class Group:
         return code, f"{said}\nerror: process {culprit} of {world} ended with exit code {code}, {CALM}".strip()
 
     def _told_by(self, rank: int) -> str:
-        log = self.said[rank]
+        log = cast(BinaryIO, self.said[rank])
         log.seek(0)
         return "\n" + log.read().decode(errors="replace").strip()
 
@@ -226,7 +227,7 @@ class Group:
                 member.kill()
         for member in self.members:
             member.wait()
-            member.stdin.close()
+            cast(IO[bytes], member.stdin).close()
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 import students
@@ -19,6 +18,7 @@ from distill.recipe import Recipe, Selected
 from distill.schema import Schema, explain
 from distill.shipped import shipped_folder
 from distill.teacher_type import teacher_type
+from students.skeleton import Student
 from teachers import folder, gguf
 from teachers.checks import check_size
 from teachers.fingerprint import difference
@@ -85,7 +85,7 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         raise UserError(f"teacher: {error}") from error
 
 
-def load_student(path: str | Path, trust_remote_code: bool = False) -> nn.Module:
+def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
     """A student from a folder or a hub id, in float32 whatever type its files have, ready to be judged.
 
     Args:
@@ -141,7 +141,7 @@ class MadeOf(Schema):
     selected: Selected | None = None
 
 
-def made_of(student: nn.Module, path: str | Path) -> MadeOf:
+def made_of(student: Student, path: str | Path) -> MadeOf:
     """A student's teacher, and what selected its layout.
 
     Raises:
@@ -173,7 +173,7 @@ def check_student_files(path: str | Path) -> None:
                 raise ValueError(f"{name} is an adapter as a pickle, and unpickling runs code: convert it to safetensors")
 
 
-def check_teacher(student: nn.Module, teacher: Teacher, path: str | Path) -> None:
+def check_teacher(student: Student, teacher: Teacher, path: str | Path) -> None:
     """Refuse to compare a student with a teacher that is not its own.
 
     Raises:

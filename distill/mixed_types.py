@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.compat import kept_in_float32
+from students.skeleton import Student
 from students.slot import MixerSlot
 
 HANDLES = "type_hooks"  # where a module keeps the handles of its hooks
 
 
-def join_types(student: nn.Module) -> None:
+def join_types(student: Student) -> None:
     """Let the float32 parts of a student answer in the type of the others; again whenever what is float32 has changed."""
     for module in student.modules():
         for handle in vars(module).pop(HANDLES, ()):
@@ -33,20 +34,20 @@ def join_types(student: nn.Module) -> None:
         vars(part)[HANDLES] = handles
 
 
-def narrow_type(student: nn.Module) -> torch.dtype | None:
+def narrow_type(student: Student) -> torch.dtype | None:
     """The type narrower than float32 that some of a student's skeleton is held in; None where there is none."""
     own = _own_prefixes(student)
     kinds = (tensor.dtype for name, tensor in student.named_parameters() if not name.startswith(own))
     return next((kind for kind in kinds if kind.is_floating_point and kind.itemsize == 2), None)
 
 
-def widest_type(student: nn.Module) -> torch.dtype:
+def widest_type(student: Student) -> torch.dtype:
     """The widest type of a student's parameters."""
     kinds = [tensor.dtype for tensor in student.parameters() if tensor.is_floating_point()]
     return max(kinds, key=lambda kind: torch.finfo(kind).bits)
 
 
-def _wide_parts(student: nn.Module) -> Iterator[nn.Module]:
+def _wide_parts(student: Student) -> Iterator[nn.Module]:
     """Slots with a mixer, and modules of the skeleton that hold a float32 parameter which transformers would not."""
     kept, own = kept_in_float32(student), _own_prefixes(student)
     for path, module in student.named_modules():
@@ -58,7 +59,7 @@ def _wide_parts(student: nn.Module) -> Iterator[nn.Module]:
                 yield module
 
 
-def _own_prefixes(student: nn.Module) -> tuple[str, ...]:
+def _own_prefixes(student: Student) -> tuple[str, ...]:
     """What names begin with that the skeleton does not have; of a plain model of transformers nothing."""
     return getattr(student, "own_prefixes", ())
 

@@ -9,10 +9,12 @@ Source: Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv 211
 import math
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.compat import kept_in_float32
+from students.skeleton import Student
 
 EIGHT_BIT = "adamw_8bit"
 SIGNED = {"exp_avg": True, "exp_avg_sq": False}  # the moments by their names, and whether they have a sign
@@ -49,7 +51,7 @@ def block_of(shape: Sequence[int]) -> int | None:
     return next((size for size in range(min(BLOCK, row), SMALLEST_BLOCK - 1, -1) if row % size == 0), None)
 
 
-def wide_names(student: nn.Module, names: Collection[str]) -> set[str]:
+def wide_names(student: Student, names: Collection[str]) -> set[str]:
     """Those of a student's parameters whose moments stay float32 in any case: what mixers keep in float32 (decays)."""
     wide = kept_in_float32(student) | student.float32_names
     return {name for name in names if not wide.isdisjoint(name.split("."))}
@@ -88,11 +90,11 @@ def begun(held: Tensor, shape: Sequence[int], wide: bool) -> dict[str, Tensor]:
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An optimizer's state of one parameter, moments of 8 bits as `exp_avg.codes` (as the parameter), `exp_avg.scale`
     ([rows, blocks a row]) and `exp_avg.qmap` ([256]). The tensors are views: what is copied into them is in the state."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, value in state.items():
         if hasattr(value, "codes"):
             found |= {f"{name}.{part}": getattr(value, part) for part in PARTS}
-            found[f"{name}.scale"] = value.scale.view(value.shape[0], -1)
+            found[f"{name}.scale"] = cast(Any, value).scale.view(value.shape[0], -1)
         else:
             found[name] = value
     return found

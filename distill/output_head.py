@@ -6,10 +6,12 @@ precision of its run, and its head and softmax in float32, products included.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
@@ -21,7 +23,7 @@ def head_of(model: nn.Module) -> Head:
 
     One that something stands around (an adapter, offloading, quantisation, hooks) is given as a function to call.
     """
-    layer, config = model.get_output_embeddings(), model.config
+    layer, config = _layer_of(model), model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     if is_plain(layer):
@@ -33,13 +35,20 @@ def head_of(model: nn.Module) -> Head:
     return Head(None, None, scale, softcap, call)
 
 
+def _layer_of(model: nn.Module) -> Any:
+    """The layer of a model's head: a linear layer, or what stands around one."""
+    return cast(PreTrainedModel, model).get_output_embeddings()
+
+
 def trimmed(head: Head, vocabulary: int) -> Head:
     """The head of the first entries of a vocabulary alone: behind those that tokenizers know, models have rows that pad."""
     if head.call is not None:
-        return head._replace(call=lambda hidden, call=head.call: call(hidden)[..., :vocabulary])
-    if head.weight.shape[0] == vocabulary:
+        call = head.call
+        return head._replace(call=lambda hidden: call(hidden)[..., :vocabulary])
+    weight = cast(Tensor, head.weight)
+    if weight.shape[0] == vocabulary:
         return head
-    return head._replace(weight=head.weight[:vocabulary], bias=None if head.bias is None else head.bias[:vocabulary])
+    return head._replace(weight=weight[:vocabulary], bias=None if head.bias is None else head.bias[:vocabulary])
 
 
 def wide_head(model: nn.Module) -> Head:
@@ -73,17 +82,18 @@ def widened(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t d"]:
 def generating_wide(model: nn.Module) -> Iterator[None]:
     """The same for a model that generates while the block runs: its head's products are float32, unless something stands
     around it."""
-    if not is_plain(model.get_output_embeddings()):
+    layer = _layer_of(model)
+    if not is_plain(layer):
         yield
         return
 
-    def wide(head: nn.Module, inputs: tuple[Tensor, ...], narrow: Tensor) -> Tensor:
+    def wide(head: nn.Linear, inputs: tuple[Tensor, ...], narrow: Tensor) -> Tensor:
         kind = torch.promote_types(narrow.dtype, torch.float32)
         bias = None if getattr(head, "bias", None) is None else head.bias.to(kind)
         with full_products(narrow.device):
             return nn.functional.linear(inputs[0].to(kind), head.weight.to(kind), bias)
 
-    hook = model.get_output_embeddings().register_forward_hook(wide)
+    hook = layer.register_forward_hook(wide)
     try:
         yield
     finally:

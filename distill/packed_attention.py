@@ -6,13 +6,15 @@ kernel several times slower, and the mask takes memory. The masks made here are 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from distill.compat import add_packed_attention
 from students.kernels.attention import attention
@@ -46,7 +48,7 @@ class Unserved(RuntimeError):
 
 
 @contextmanager
-def packed_attention(*configs) -> Iterator[None]:
+def packed_attention(*configs: PretrainedConfig) -> Iterator[None]:
     """Inside the block the models of these transformers configs attend within packed documents by our kernel."""
     with ExitStack() as stack:
         for config in configs:
@@ -82,14 +84,20 @@ def _same(teacher: Teacher) -> bool:
         return False
     places = slice(FIRST, 2 * FIRST), slice(-FIRST, None)  # where the other document was seen, and where windows end
     pairs = [(own[:, place], ours[:, place]) for own, ours in zip(wanted, found, strict=True) for place in places]
-    error = max(((ours - own).norm() / own.norm()).item() for own, ours in pairs)
-    if not error < TOLERANCE:
-        _log.info("%s keeps its own attention while stages train: the packed one is off by %.2g", teacher.reference, error)
-    return error < TOLERANCE
+    away = max(((ours - own).norm() / own.norm()).item() for own, ours in pairs)
+    if not away < TOLERANCE:
+        _log.info("%s keeps its own attention while stages train: the packed one is off by %.2g", teacher.reference, away)
+    return away < TOLERANCE
 
 
 def document_mask(
-    batch_size: int, q_length: int, kv_length: int, mask_function, attention_mask=None, device=None, **unused
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any],
+    attention_mask: Tensor | None = None,
+    device: torch.device | str | None = None,
+    **unused: Any,
 ) -> Int[Tensor, "b t"]:
     """What transformers asks for as a mask: the documents of packed rows, numbered from 0. Where a token does not see the
     one before it, a document begins.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.text import Text
@@ -12,6 +13,7 @@ from distill.footprint.table import remarks, stage_table
 from distill.planning import ASSUMED, BANDWIDTH, DIVIDED, Plan
 from distill.recipe import Recipe
 from distill.selection.checking import measured_stages
+from distill.stages.layouts import Further
 from students.config import Layout
 from students.converting import further
 
@@ -26,7 +28,9 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         said = f"   {stage} converts {len(new)} more, {count} of {len(layout.pattern)} by then"
         console.print(Text.assemble("         ", *_strip(layout), said))
         before = layout
-    if chosen := ", ".join(dict.fromkeys(entry.options.scorer for entry in measured_stages(recipe))):
+    if chosen := ", ".join(
+        dict.fromkeys(cast(str, cast(Further, entry.options).scorer) for entry in measured_stages(recipe))
+    ):
         console.print(f"         which layers, the run chooses by {chosen} by then; shown are even ones", highlight=False)
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)

@@ -2,10 +2,11 @@
 or prepared unless the plan is to be checked."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import students
 from distill.build import attention_shapes, build
@@ -29,6 +30,7 @@ from distill.training.rehearsal import rehearse
 from distill.training.shares import bytes_of, share
 from distill.training.teaching import other_teacher
 from students.config import KEEP, Layout, Place, Shapes
+from students.skeleton import Student
 from students.state_size import limit, state_bytes, weight_bytes
 from teachers.checks import loading
 from teachers.families import Family, family_of
@@ -133,7 +135,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     weights = weight_bytes(kept), weight_bytes(student)
     most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
     steady = max((bytes_of(trained[key], options) for key, options in training.items()), default=0.0)
-    held = config_type(recipe, "cpu" if recipe.device == "cpu" else "cuda", config.dtype)
+    held = config_type(recipe, "cpu" if recipe.device == "cpu" else "cuda", cast(torch.dtype | None, config.dtype))
     memory = held.itemsize * sizes["teacher"] + BYTES * (max(most, mixers) - most) + int(steady)
     shares = _shares(recipe, trained, held.itemsize * sizes["teacher"], gpus or 1, gpu_memory)
     divides = "none" if shares is None else shares["kind"]
@@ -149,7 +151,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
         exports=_exports(Source.of(student.config)),
         cache=cache,
         decoding={
-            tokens: tuple(limit(size, held, 1, BANDWIDTH) for size, held in zip(weights, both, strict=True))
+            tokens: (limit(weights[0], both[0], 1, BANDWIDTH), limit(weights[1], both[1], 1, BANDWIDTH))
             for tokens, both in cache.items()
         },
         selection=selection,
@@ -162,7 +164,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     )
 
 
-def _computing(student: nn.Module, shapes: Shapes, whole: bool) -> int:
+def _computing(student: Student, shapes: Shapes, whole: bool) -> int:
     """Parameters that compute in a student's steps, those of its mixers alone or of all of it."""
     layout = student.layout
     with torch.device("meta"):  # untied: a block that several layers share computes in each of them
@@ -218,7 +220,7 @@ def _selection_tokens(selection: dict | None) -> float:
     return selection["tokens"] + TRAINING * selection["training_tokens"] if selection else 0.0
 
 
-def _skeleton(recipe: Recipe, config) -> tuple[Family, nn.Module]:
+def _skeleton(recipe: Recipe, config: PretrainedConfig) -> tuple[Family, PreTrainedModel]:
     """The teacher's family, and a model of its sizes on the meta device."""
     try:
         family = family_of(config, recipe.teacher)
@@ -241,7 +243,7 @@ def _other(recipe: Recipe, entry: StageEntry) -> int:
 
 def _exports(source: Source) -> dict[str, dict]:
     """Of every target, why it is refused, or else since when and in which engines it runs."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in EXPORTERS:
         chosen = target(name)
         found[name] = {"refused": chosen.refuses(source)}

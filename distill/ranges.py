@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import UserError, shown
 
@@ -79,7 +79,7 @@ class Range:
         def callback(value: Any) -> Any:
             return self.check(value, name)
 
-        callback.range = self
+        cast(Any, callback).range = self
         return callback
 
     def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":

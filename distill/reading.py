@@ -210,8 +210,10 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise Unreadable(f"the key {reprlib.repr(twice)} stands twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise Unreadable(f"the key {reprlib.repr(key)} stands twice")
+            seen.add(key)
     return found
 
 

@@ -5,7 +5,7 @@ The options of a recipe's stages, of a scorer and the recipe itself are schemas;
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -49,7 +49,8 @@ def _letter(value: str) -> str:
 
 
 Count = Annotated[int, BeforeValidator(count), whole(1, 10**13)]  # of tokens; the largest trainings read some 10^13
-Name, Letter = Annotated[str, AfterValidator(_name)], Annotated[str, AfterValidator(_letter)]
+Name = Annotated[str, AfterValidator(_name)]
+Letter = Annotated[str, AfterValidator(_letter)]
 
 
 class Schema(BaseModel):
@@ -69,7 +70,7 @@ def explain(error: ValidationError, where: str, schema: type[Schema]) -> str:
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         place = [str(part) for part in problem["loc"] if not ALTERNATIVE.search(str(part))]
-        key, reason = ".".join(place), _reason(problem, place, schema)
+        key, reason = ".".join(place), _reason(cast(dict, problem), place, schema)
         found.setdefault(key, [f"{key}{reason}".lstrip(": ")]).append(reason.partition(": ")[2])
     innermost = [key for key in found if not any(other.startswith(f"{key}.") for other in found if key)]
     return "\n".join(f"{where}: {', or '.join([found[key][0], *found[key][2:]])}" for key in innermost)

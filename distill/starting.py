@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -59,11 +59,12 @@ def fill_layout(entries: dict, where: str) -> None:
         if said is not None and key != "mixers" and not _agrees(said, theirs):
             raise UserError(f"{where}: {key} is {said!r}, but the student {reference} has {theirs!r}; leave {key} out")
         if key == "mixers" and said is not None and said != theirs:
-            letters = sorted(set(said) | set(theirs)) if isinstance(said, dict) else []
-            letter = next((one for one in letters if said.get(one) != theirs.get(one)), "")
+            given, there = cast(dict, said), cast(dict, theirs)
+            letters = sorted(set(given) | set(there)) if isinstance(said, dict) else []
+            letter = next((one for one in letters if given.get(one) != there.get(one)), "")
             raise UserError(
                 f"{where}: mixers.{letter} is {said.get(letter) if isinstance(said, dict) else said!r}, but the student "
-                f"{reference} has {theirs.get(letter)!r}; leave mixers out"
+                f"{reference} has {there.get(letter)!r}; leave mixers out"
             )
         if theirs or key != "meta_tokens":
             entries[key] = theirs

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill.errors import UserError
@@ -31,7 +31,7 @@ def _first_nonfinite(content: Any, place: str) -> tuple[str, float] | None:
     if isinstance(content, float):
         return None if math.isfinite(content) else (place, content)
     if isinstance(content, Mapping):
-        parts = content.items()
+        parts: Iterable[tuple[Any, Any]] = content.items()
     elif isinstance(content, list | tuple):
         parts = enumerate(content)
     else:

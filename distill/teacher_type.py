@@ -1,5 +1,7 @@
 """In which type a run holds its teacher, from what its recipe says and where it runs."""
 
+from typing import cast
+
 import torch
 
 from distill.recipe import Recipe
@@ -16,12 +18,14 @@ def teacher_type(recipe: Recipe, device: torch.device | str) -> HeldType:
         return torch.float32
     if recipe.teacher_dtype in ("bfloat16", "int8"):
         return torch.bfloat16
-    return torch.float32 if torch.device(device).type == "cpu" or recipe.precision == "float32" else STORED
+    if torch.device(device).type == "cpu" or recipe.precision == "float32":
+        return torch.float32
+    return cast(HeldType, STORED)
 
 
 def config_type(recipe: Recipe, device: torch.device | str, said: torch.dtype | None) -> torch.dtype:
     """The same of a checkpoint of which only the config is here. said: its `dtype`."""
     found = teacher_type(recipe, device)
-    if found != STORED:
+    if isinstance(found, torch.dtype):
         return found
     return torch.float32 if said is None or said.itemsize >= 4 else torch.bfloat16

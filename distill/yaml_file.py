@@ -6,7 +6,7 @@ What two versions of YAML read differently (`010`, `1:30`, `yes`), or what no re
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -147,7 +147,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, f"it is nested deeper than {MOST_DEPTH}", event.start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        self._count(node, event)
+        self._count(cast(yaml.Node, node), event)
         return node
 
     def compose_scalar_node(self, anchor):
@@ -157,7 +157,7 @@ class _Loader(yaml.SafeLoader):
             self._check_plain(node)
         return node
 
-    def _check_tag(self, event: yaml.NodeEvent) -> None:
+    def _check_tag(self, event: Any) -> None:
         collection = isinstance(event, yaml.CollectionStartEvent)
         if event.tag not in ((None, "!") if collection else TEXT_TAGS):
             said = f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')!r} is not read here; leave it out"
@@ -184,7 +184,7 @@ class _Loader(yaml.SafeLoader):
             return
         if isinstance(event, yaml.AliasEvent):  # of a node that is not whole yet
             raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} stands inside itself", event.start_mark
+                None, None, f"the alias *{event.anchor} stands inside itself", cast(Any, event.start_mark)
             )
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):

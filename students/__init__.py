@@ -4,6 +4,7 @@ After `import students`, `transformers.AutoModelForCausalLM.from_pretrained` loa
 """
 
 from pathlib import Path
+from typing import Any
 
 from students.config import Layout, Place, Shapes
 from students.decoding import Decoder
@@ -11,6 +12,7 @@ from students.generation import replayed
 from students.mixers.mixer import Shape
 from students.model import build, register_families
 from students.prompts import prefill
+from students.skeleton import Student
 from students.static_cache import GraphError
 
 __all__ = ["Decoder", "GraphError", "Layout", "Place", "Shape", "Shapes", "build", "load", "prefill", "replayed"]
@@ -18,7 +20,7 @@ __all__ = ["Decoder", "GraphError", "Layout", "Place", "Shape", "Shapes", "build
 register_families()
 
 
-def load(path: str | Path, *, trust_remote_code: bool = False, **options):
+def load(path: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Student:
     """Load a student from a folder or a hub id; `options` go to transformers' `from_pretrained` (dtype, device_map ...).
 
     It is built from the classes of this package: code that lies beside it never runs unless asked to, and nothing is
@@ -34,9 +36,10 @@ def load(path: str | Path, *, trust_remote_code: bool = False, **options):
     from transformers import AutoModelForCausalLM
 
     usual = {"use_safetensors": True} | ({} if "quantization_config" in options else {"ignore_mismatched_sizes": True})
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path, output_loading_info=True, trust_remote_code=trust_remote_code, **usual | options
     )
+    model, info = loaded
     if not hasattr(model, "layout"):
         raise ValueError(f"{path} holds a {type(model).__name__}, not a student made by distill")
     if missing := sorted(info["missing_keys"]):  # transformers would leave them random

@@ -2,6 +2,7 @@
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from students.mixers.sharing import SharedKeys
 from students.padding import Unpadded, check_windows, ends_filled
 from students.rotary import lengths, turned_as_whole
 from students.shapes import Int
+from students.skeleton import Skeleton
 
 
-class SkeletonArguments:
+class SkeletonArguments(Skeleton):
     """For the student's class: what goes to the skeleton, and what is refused on the way."""
 
     def _check_length(self, inputs: Inputs) -> None:
@@ -60,7 +62,7 @@ class SkeletonArguments:
         position_ids = self._marked(inputs, past) if by_positions else inputs.position_ids
         if documents is not None and mask is not None and not by_positions:
             unpadded = Unpadded.of(documents, past > 0, inputs.cache is not None)
-        arguments = {
+        arguments: dict[str, Any] = {
             "input_ids": inputs.input_ids,
             "attention_mask": mask,
             "position_ids": position_ids,
@@ -80,6 +82,6 @@ class SkeletonArguments:
             return None if positions is None else positions.long()
         rows, time = inputs.size
         if positions is None:
-            positions = torch.arange(past, past + time, device=documents.device)[None]
+            positions = torch.arange(past, past + time, device=cast(Tensor, documents).device)[None]
         documents = torch.zeros_like(positions.expand(rows, -1)) if documents is None else documents
         return marked_positions(positions, documents, packed=not masked)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from students.mixers.entering import Entering, Entry, leaving
 from students.shapes import Float
 from students.slot import MixerSlot
 from students.static_cache import StaticKeys
-from students.wrapped import is_plain, is_untouched
+from students.wrapped import is_plain, is_untouched, numbers
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")  # what the names of their classes in transformers begin with
 SWISH = ("SiLU", "SiLUActivation")
@@ -41,7 +42,14 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
                 layer.forward = _Layer(layer)
                 changed.append(layer)
         norm, head = getattr(model.base_model, "norm", None), model.get_output_embeddings()
-        if changed and _is_norm(norm) and is_plain(head) and not torch.is_autocast_enabled(head.weight.device.type):
+        if (
+            changed
+            and norm is not None
+            and head is not None
+            and _is_norm(norm)
+            and is_plain(head)
+            and not torch.is_autocast_enabled(head.weight.device.type)
+        ):
             head.forward, norm.forward = _Head(head, norm), _Unchanged(norm)
             changed += [norm, head]
         yield
@@ -60,7 +68,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     whole = {name + "ForCausalLM" for name in FAMILIES}
     if not any(kind.__name__ in whole and kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return []
-    return list(model.base_model.layers)
+    return list(cast(nn.ModuleList, model.base_model.layers))
 
 
 def _family(module: nn.Module, part: str) -> bool:
@@ -70,15 +78,21 @@ def _family(module: nn.Module, part: str) -> bool:
 
 
 def _is_norm(module: nn.Module | None) -> bool:
-    return module is not None and _family(module, "RMSNorm") and is_untouched(module) and not module.weight.is_meta
+    return (
+        module is not None
+        and _family(module, "RMSNorm")
+        and is_untouched(module)
+        and not cast(Tensor, module.weight).is_meta
+    )
 
 
 def _serves(layer: nn.Module) -> bool:
     """Whether a layer is one of a known family's, and nothing stands around any part of it that is not called."""
     if not (_family(layer, "DecoderLayer") and is_untouched(layer)):
         return False
-    mlp, attention = layer.mlp, layer.self_attn
-    if not (_is_norm(layer.input_layernorm) and _is_norm(layer.post_attention_layernorm)):
+    parts = cast(Any, layer)
+    mlp, attention = parts.mlp, parts.self_attn
+    if not (_is_norm(parts.input_layernorm) and _is_norm(parts.post_attention_layernorm)):
         return False
     if not (_family(mlp, "MLP") and is_untouched(mlp) and is_untouched(mlp.act_fn) and type(mlp.act_fn).__name__ in SWISH):
         return False
@@ -108,7 +122,8 @@ class _Replaced:
 
 class _Layer(_Replaced):
     def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 d"]:
-        layer, attention = self.module, self.module.self_attn
+        layer: Any = self.module
+        attention = layer.self_attn
         entering = Entering(hidden_states, _norm(layer.input_layernorm))
         if isinstance(attention, MixerSlot):
             mixed = attention.token(entering, hidden_states, **keywords)
@@ -118,10 +133,10 @@ class _Layer(_Replaced):
 
 
 def _norm(module: nn.Module) -> tuple[Tensor, float]:
-    return module.weight, module.variance_epsilon
+    return cast(Tensor, module.weight), cast(float, module.variance_epsilon)
 
 
-def _mlp(mlp: nn.Module, entering: Entering, residual: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b 1 d"]:
+def _mlp(mlp: Any, entering: Entering, residual: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b 1 d"]:
     gate, up = mlp.gate_proj, mlp.up_proj
     if is_plain(gate) and is_plain(up) and not torch.is_autocast_enabled(residual.device.type):
         rows = [Rows(part.weight, part.bias) for part in (gate, up)]
@@ -133,7 +148,7 @@ def _mlp(mlp: nn.Module, entering: Entering, residual: Float[Tensor, "b 1 d"]) -
 
 
 def _attend(
-    attention: nn.Module,
+    attention: Any,
     entering: Entering,
     residual: Float[Tensor, "b 1 d"],
     position_embeddings: tuple[Tensor, Tensor],
@@ -148,10 +163,10 @@ def _attend(
     if hasattr(attention, "q_norm"):
         norms = attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon
     cache = next(value for value in keywords.values() if isinstance(value, Cache))
-    held: StaticKeys = cache.layers[attention.layer_idx]
-    q = rotary_token(q, k, v, position_embeddings, Places(held.keys, held.values, held.ring.place), norms)
-    name = attention_implementation(attention.config)
-    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    held = cast(StaticKeys, cache.layers[attention.layer_idx])
+    q = rotary_token(q, k, v, position_embeddings, Places(held.keys, held.values, cast(Tensor, held.ring.place)), norms)
+    name = cast(str, attention_implementation(attention.config))
+    eager: Any = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     options = {"dropout": 0.0, "scaling": attention.scaling}
     y, _ = interface(attention, q, held.keys, held.values, attention_mask, **options)
@@ -166,7 +181,7 @@ class _Head(_Replaced):
         self.norm = norm
 
     def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 v"]:
-        rows = [Rows(self.module.weight, self.module.bias)]
+        rows = [Rows(*numbers(self.module))]
         (found,) = token_linear(hidden_states[:, 0], rows, norm=_norm(self.norm), dtype=hidden_states.dtype)
         return found[:, None]
 

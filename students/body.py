@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from students.skeleton import Skeleton
+
 CACHES = ("cache", "past_key_values", "layer_past")  # what bodies call their cache
 TAKEN = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "document_ids", "use_cache")
 
@@ -29,7 +31,7 @@ def own_call() -> Iterator[None]:
         _inside.reset(token)
 
 
-class WatchedBody:
+class WatchedBody(Skeleton):
     """For the student's class, which has `entered`: a context that yields the body's arguments for some inputs."""
 
     def watch_body(self) -> None:
@@ -42,7 +44,7 @@ class WatchedBody:
             return None
         given = _by_name(body, args, keywords)
         caches = [given.pop(name, None) for name in CACHES]
-        inputs = {name: given.pop(name, None) for name in TAKEN}
+        inputs: dict[str, Any] = {name: given.pop(name, None) for name in TAKEN}
         stack = ExitStack()
         ready = stack.enter_context(self.entered(cache=next((each for each in caches if each is not None), None), **inputs))
 

@@ -1,6 +1,7 @@
 """What a slot remembers between calls of a generating student: one layer of transformers' own `Cache`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,6 +65,10 @@ class MixerState(CacheLayerMixin):
     def read(self, name: str) -> Tensor | None:
         """The tensor kept under `name`, or None before the first call."""
         return self.tensors.get(name)
+
+    def kept(self, name: str) -> Tensor:
+        """The tensor under `name`, which an earlier call has left."""
+        return self.tensors[name]
 
     def write(self, **tensors: Tensor) -> None:
         """Keep these tensors; the batch is the first dimension of each. The end of something much longer is copied, or a
@@ -136,12 +141,14 @@ class MixerState(CacheLayerMixin):
         """
         names = dict.fromkeys(name for state in (self, *(part for _, part in parts)) for name in state.tensors)
         for name in names:
-            found = [(rows, part.tensors[name]) for rows, part in parts if name in part.tensors]
-            old = [] if name not in self.tensors else [(slice(None), self.tensors[name])]
-            self.tensors[name] = _joined(name, old + found, batch)
+            found: list[tuple[Tensor | slice, Tensor]] = []
+            if name in self.tensors:
+                found.append((slice(None), self.tensors[name]))
+            found += [(rows, part.tensors[name]) for rows, part in parts if name in part.tensors]
+            self.tensors[name] = _joined(name, found, batch)
         if self.last_document is not None:
             for rows, part in parts:
-                self.last_document = self.last_document.index_copy(0, rows, part.last_document)
+                self.last_document = self.last_document.index_copy(0, rows, cast(Tensor, part.last_document))
         self.length += tokens
 
     def get_seq_length(self) -> int:
@@ -156,7 +163,7 @@ class MixerState(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise TypeError("a mixer's state has no keys and values to initialise; the mixer writes it")
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise TypeError("a mixer's state is written by its mixer, not through update()")
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -187,7 +194,7 @@ class MixerState(CacheLayerMixin):
         if self.turn is not None:
             raise RuntimeError(HELD)
 
-    def _map(self, change) -> None:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         self._check_free()
         self.tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
         if self.last_document is not None:
@@ -218,6 +225,9 @@ class ScopedState:
 
     def read(self, name: str) -> Tensor | None:
         return self._state.read(f"{self._prefix}.{name}")
+
+    def kept(self, name: str) -> Tensor:
+        return self._state.kept(f"{self._prefix}.{name}")
 
     def write(self, **tensors: Tensor) -> None:
         self._state.write(**{f"{self._prefix}.{name}": tensor for name, tensor in tensors.items()})

@@ -7,7 +7,7 @@ classes that override them, with the same note.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +101,12 @@ def takes_attention(model: PreTrainedModel) -> bool:
 
 def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
     """Inside the block a mixture of experts runs as `generate` runs it token by token. 5.17, 5.24."""
-    return model._optimize_model_for_decode()
+    return cast(Any, model)._optimize_model_for_decode()
 
 
 def prefill(model: PreTrainedModel, input_ids: Int[Tensor, "b t"], config: GenerationConfig, arguments: dict) -> ModelOutput:
     """The model's output for a prompt, chunked where `config` asks for it; `arguments` gets the filled cache. 5.17, 5.24."""
-    return model._prefill(input_ids, config, arguments)
+    return cast(Any, model)._prefill(input_ids, config, arguments)
 
 
 def mask_width(config: GenerationConfig, mask: Tensor | None) -> int | None:

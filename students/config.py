@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from students.compat import brings_code
 from students.mixers import check_options, has_own_window, make_mixer, mixer_class
 from students.mixers.mixer import Mixer, Shape
+from students.skeleton import SkeletonConfig
 
 KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives it a mixer
 
@@ -134,9 +135,10 @@ class Layout:
         Raises:
             ValueError: there is none before it.
         """
-        found, giver = {}, None
+        found: dict[int, int] = {}
+        giver: int | None = None
         for layer in self.converted:
-            options = self.mixer_of(layer)
+            options = self.mixers[self.pattern[layer]]
             if options.get("share_kv"):
                 if giver is None:
                     raise ValueError(
@@ -158,7 +160,7 @@ class Layout:
 
     def options_at(self, layer: int) -> dict:
         """The options of a converted layer, those given by layer resolved; one that says nothing of it is left out."""
-        options = dict(self.mixer_of(layer))
+        options = dict(self.mixers[self.pattern[layer]])
         for name, values in _by_layer(options).items():
             del options[name]
             found = values.get(str(layer), values.get("default"))
@@ -174,7 +176,7 @@ class Layout:
                 raise ValueError(f"{name} ({letter}) is given for {wrong[0]!r}; the layers of {letter} are {known}")
 
 
-class StudentConfigMixin:
+class StudentConfigMixin(SkeletonConfig):
     """What a student adds to its skeleton's config class."""
 
     def to_dict(self) -> dict:

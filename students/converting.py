@@ -6,6 +6,7 @@ taken: see `further`.
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import cast
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from students.config import Layout
 from students.mixers import mixer_class
 from students.mixers.mixer import Mixer
 from students.shared_keys import check_shared_keys
+from students.skeleton import Student
 from students.slot import MixerSlot
 
 
@@ -58,6 +60,7 @@ def further(before: Layout, after: Layout) -> list[int]:
 
 def _check_addable(layer: int, layout: Layout) -> None:
     letter, options = layout.pattern[layer], layout.mixer_of(layer)
+    assert options is not None, "converted layers have a mixer"
     name = options["mixer"]
     if mixer_class(name).shares:
         raise ValueError(
@@ -83,11 +86,13 @@ def convert(student: nn.Module, layout: Layout, mixers: Mapping[int, Mixer]) -> 
     Raises:
         ValueError: see `further`; or mixers of other layers.
     """
+    student = cast(Student, student)
     layers = further(student.layout, layout)
     if sorted(mixers) != layers:
         raise ValueError(f"the layers to convert are {layers}, but there are mixers for {sorted(mixers)}")
     keys_of = {giver: giver for giver in layout.givers.values()} | layout.givers
-    inside, name, taken = student.get_submodule(student.place.layers), student.place.name, {}
+    inside, name = cast(nn.ModuleList, student.get_submodule(student.place.layers)), student.place.name
+    taken: dict[int, nn.Module] = {}
     for layer in layers:
         taken[layer] = getattr(inside[layer], name)
         slot = MixerSlot(mixers[layer], layer, student.place.documents, keys_of.get(layer))

@@ -1,6 +1,7 @@
 """Where a prompt is cut into chunks: by the memory that a chunk's activations take, and by what attention needs for it."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,10 +65,15 @@ def cuts(model: PreTrainedModel, prompt: Prompt, chunk: int | None) -> list[tupl
     elif prompt.columns <= NARROWEST or _ends_in_padding(prompt):
         size = prompt.columns
     else:
-        weight = model.get_input_embeddings().weight
+        weight = embeddings_of(model)
         size = chunk_columns(model.config, prompt.rows, weight.device, weight.element_size())
         size = min(size, _masked(model, prompt)) if size < prompt.columns else size
     return [(start, min(start + size, prompt.columns)) for start in range(0, prompt.columns, size)]
+
+
+def embeddings_of(model: PreTrainedModel) -> Tensor:
+    """The table of a model's token embeddings, whose device and type are taken for the model's."""
+    return cast(Tensor, model.get_input_embeddings().weight)
 
 
 def _masked(model: PreTrainedModel, prompt: Prompt) -> int:

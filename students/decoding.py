@@ -9,6 +9,7 @@ captures the forward pass once; each token is then one launch. The same function
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,12 @@ from students.backbone import fused
 from students.cache import MixerState, Turn
 from students.capturing import explained, no_autocast_cache, side_stream, watched
 from students.compat import CACHE, attention_implementation, experts_for_decoding
+from students.cuts import embeddings_of
 from students.held_keys import Held, Unserved
 from students.inputs import Inputs
 from students.rotary import LengthRules
 from students.shapes import Bool, Float, Int
+from students.skeleton import Student
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
 OWN_MASKS = ("bloom", "gpt_neo")  # model types that would read the ring's size as the text's length
@@ -61,10 +64,11 @@ class Decoder:
         self.tokens, self.released = tokens, False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.states: list[StaticState] = []
+        self._held: Held | None = None
         _check_text(cache, tokens, attention_mask)
         kinds = _check_layers(model, cache)
         if attention_mask is not None and hasattr(model, "check_windows"):
-            model.check_windows(attention_mask, tokens)
+            cast(Student, model).check_windows(attention_mask, tokens)
         if refusal := LengthRules.of(model.config).refusal(_longest(cache, attention_mask), tokens):
             raise GraphError(refusal)
         try:
@@ -76,7 +80,7 @@ class Decoder:
     def _hold(self, kinds: set[int | None], tokens: int, attention_mask: Tensor | None, graph: bool | None) -> None:
         """Give everything its place, and capture."""
         model, cache = self.model, self.cache
-        first = next(part for layer in cache.layers for part in _tensors(layer))
+        first = next(part for layer in cache.layers for part in _tensors(cast(MixerState | DynamicLayer, layer)))
         rows, device = first.shape[0], first.device
         self.token = torch.zeros(rows, 1, dtype=torch.long, device=device)
         real = self._place(attention_mask, tokens)
@@ -87,7 +91,7 @@ class Decoder:
         self.turn = Turn(seen, self.column)
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, MixerState):
-                self.states.append(StaticState(layer, model.mixers[index], tokens, self.turn))
+                self.states.append(StaticState(layer, cast(Student, model).mixers[index], tokens, self.turn))
         for index, layer in enumerate(cache.layers):
             if isinstance(layer, DynamicLayer):
                 cache.layers[index] = StaticKeys(layer, self.rings[getattr(layer, "sliding_window", None)])
@@ -105,7 +109,7 @@ class Decoder:
                 _log.info("%s decodes with its own attention: %s", type(self.model).__name__, reason)
                 self._held = None
             else:
-                self._held = self._held if self._held.all_asked() else None
+                self._held = self._held if self._held is not None and self._held.all_asked() else None
         self._tried = True
         return self._step() if self._held is None else logits
 
@@ -127,8 +131,10 @@ class Decoder:
             self.graph.replay()
             logits = self._logits.clone()
         self.left -= 1
-        for part in (*self.states, *self.rings.values()):
-            part.count()
+        for state in self.states:
+            state.count()
+        for ring in self.rings.values():
+            ring.count()
         return logits
 
     @torch.no_grad()
@@ -152,8 +158,8 @@ class Decoder:
             attention_mask = attention_mask.to(self.token.device)
             position, mask = attention_mask.sum(1, keepdim=True), nn.functional.pad(attention_mask, (0, 1), value=1)
         inputs = Inputs(self.token, None, mask, position.long(), self.cache)
-        inputs = self.model.behind(inputs) if hasattr(self.model, "behind") else inputs
-        self.position, self._whole = inputs.position_ids, inputs.cache
+        inputs = cast(Student, self.model).behind(inputs) if hasattr(self.model, "behind") else inputs
+        self.position, self._whole = cast(Tensor, inputs.position_ids), cast(Cache, inputs.cache)
         mask = inputs.attention_mask
         return None if mask is None else nn.functional.pad(mask.bool(), (0, tokens - 1), value=True)
 
@@ -181,14 +187,14 @@ class Decoder:
             masks = {KINDS[window is not None]: self._unread for window in self.rings or [None]}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if hasattr(self.model, "next_logits"):
-            return self.model.next_logits(self.token, self.position, mask, self._whole)
+            return cast(Student, self.model).next_logits(self.token, self.position, mask, self._whole)
         where = {"attention_mask": mask, "position_ids": self.position, CACHE: self._whole, "use_cache": True}
         return self.model(input_ids=self.token, **where).logits[:, -1]
 
     def _mask(self, visible: Bool[Tensor, "rows size"]) -> Float[Tensor, "b 1 1 size"]:
         """A mask that transformers hands on as it is, and every attention adds: 0 where there is something to see. SDPA
         would turn a Boolean one into this in each layer."""
-        numbers = self.model.get_input_embeddings().weight.dtype
+        numbers = embeddings_of(self.model).dtype
         mask = torch.zeros(len(self.token), 1, 1, visible.shape[1], dtype=numbers, device=visible.device)
         return mask.masked_fill_(~visible[:, None, None], torch.finfo(numbers).min)
 
@@ -263,11 +269,12 @@ def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
     unknown = set(getattr(config, "layer_types", None) or ()) - set(KINDS.values())
     implementation = attention_implementation(config)
     if windows and (unknown or len(windows - {None}) > 1 or implementation not in ("sdpa", "eager")):
-        what = f"windows of {sorted(windows - {None})} tokens under {implementation} attention"
+        sizes = sorted(window for window in windows if window is not None)
+        what = f"windows of {sizes} tokens under {implementation} attention"
         what = f"layers of type {min(unknown)}" if unknown else what
         raise GraphError(f"{type(model).__name__} has {what}, which cannot be held in place; decode without a Decoder")
     return windows
 
 
 def _tensors(layer: MixerState | DynamicLayer) -> list[Tensor]:
-    return list(layer.tensors.values()) if isinstance(layer, MixerState) else [layer.keys]
+    return list(layer.tensors.values()) if isinstance(layer, MixerState) else [cast(Tensor, layer.keys)]

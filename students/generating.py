@@ -1,6 +1,7 @@
 """What a student changes in transformers' `generate`: its cache, prompts that end in padding, and long ones."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig
@@ -10,12 +11,15 @@ from students.padding import last_columns
 from students.prompts import generated_prompt
 from students.rotary import lengths
 from students.shapes import Int
+from students.skeleton import Skeleton
 
 
-class Generating:
+class Generating(Skeleton):
     """Overrides of transformers' GenerationMixin, for the student's class."""
 
-    def generate(self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *more, **options):
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *more: Any, **options: Any
+    ) -> Any:
         """transformers' own, with a cache unless this call or the configuration handed to it says otherwise.
 
         Training leaves `use_cache: false` behind in config.json and generation_config.json; it would compute the whole text
@@ -25,7 +29,9 @@ class Generating:
             options.setdefault("use_cache", True)
         return super().generate(inputs, generation_config, *more, **options)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *unused) -> None:
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict, *unused: Any, **more: Any
+    ) -> Any:
         """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
         self._prepare_ends(generation_config, model_kwargs)
         if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
@@ -53,7 +59,7 @@ class Generating:
         return out
 
     def prepare_inputs_for_generation(
-        self, input_ids: Int[Tensor, "b s"], *more, inputs_embeds: Tensor | None = None, **kwargs
+        self, input_ids: Int[Tensor, "b s"], *more: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict:
         """transformers' own, without the cache where it is out of date: the whole text then fills another one.
 
@@ -76,7 +82,9 @@ class Generating:
             ValueError: a row has no token in the call whose logits the next token is drawn from.
         """
         mask: Int[Tensor, "b s"] | None = model_kwargs.get("attention_mask")
-        columns = None if mask is None or not self.layout.converted else last_columns(mask.bool())
+        if mask is None or not self.layout.converted:
+            return
+        columns = last_columns(mask.bool())
         if columns is None:
             return
         cache = model_kwargs.get(CACHE)

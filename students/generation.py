@@ -4,6 +4,7 @@ student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed
 """
 
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def replayed(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     streamer: BaseStreamer | None = None,
-    **model_kwargs,
+    **model_kwargs: Any,
 ) -> Int[Tensor, "b s"]:
     """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
 
@@ -62,12 +63,12 @@ def replayed(
     else:
         out = generated_prompt(model, own, input_ids, generation_config, model_kwargs, partial(new_cache, model))
     model_kwargs[CACHE] = getattr(out, CACHE)  # another one, where that of an earlier text was out of date
-    logits = out.logits[:, -1].clone()  # not the whole prompt's
+    logits = cast(Any, out).logits[:, -1].clone()  # not the whole prompt's
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
         while True:
-            scores = logits_processor(input_ids, logits.to(input_ids.device, torch.float32, copy=True))
+            scores = logits_processor(cast(Any, input_ids), logits.to(input_ids.device, torch.float32, copy=True))
             token = _choice(scores, generation_config.do_sample)
             if ends and (padding := pad_token(generation_config)) is not None:
                 token = token * unfinished + padding.to(token.device) * (1 - unfinished)

@@ -6,6 +6,7 @@ often as there are chunks, and leave behind pieces of memory too small for the n
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -20,28 +21,33 @@ class GrowingKeys(DynamicLayer):
         layer: what it stands for. tokens: how many are to come.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: DynamicLayer, tokens: int) -> None:
         super().__init__()
         self.layer, self.tokens = layer, tokens
         self.places: tuple[Tensor, Tensor] | None = None
         if layer.get_seq_length():
-            self.lazy_initialization(layer.keys, layer.values)
-            self.keys, self.values = layer.keys, layer.values
+            keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = keys, values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write a chunk's behind what there is; all that there is."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self.places is None or end > self.places[0].shape[-2]:
-            size = max(end, start + self.tokens) if self.places is None else end
-            pairs = ((self.keys, key_states), (self.values, value_states))
-            self.places = tuple(_room(old, new, start, size) for old, new in pairs)
+        places = self.places
+        if places is None or end > places[0].shape[-2]:
+            size = max(end, start + self.tokens) if places is None else end
+            places = _room(self.keys, key_states, start, size), _room(self.values, value_states, start, size)
+            self.places = places
             self.layer.keys = self.layer.values = None  # not before both are copied: memory may run out
-        for place, new in zip(self.places, (key_states, value_states), strict=True):
+        for place, new in zip(places, (key_states, value_states), strict=True):
             place[..., start:end, :] = new
-        self.keys, self.values = (place[..., :end, :] for place in self.places)
+        self.keys, self.values = (place[..., :end, :] for place in places)
         return self.keys, self.values
 
     def given_back(self) -> DynamicLayer:
@@ -62,7 +68,7 @@ def keys_in_place(cache: Cache, tokens: int) -> Iterator[None]:
         yield
     finally:
         for index in held:
-            cache.layers[index] = cache.layers[index].given_back()
+            cache.layers[index] = cast(GrowingKeys, cache.layers[index]).given_back()
 
 
 def _room(old: Tensor, new: Float[Tensor, "b h t p"], seen: int, size: int) -> Float[Tensor, "b h size p"]:

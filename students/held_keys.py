@@ -8,6 +8,7 @@ their own, with a mask over everything that is reserved.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -65,7 +66,7 @@ def attend(
     attention_mask: Tensor | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
-    **options,
+    **options: Any,
 ) -> tuple[Float[Tensor, "b t h p"], None]:
     """An attention of transformers' table. What a token sees is known from the layer's ring, and not from the mask.
 
@@ -74,7 +75,7 @@ def attend(
     """
     held = _held.get()
     layer = None if held is None else held.layers.get(id(key))
-    if layer is None or value is not layer.values:
+    if held is None or layer is None or value is not layer.values:
         raise Unserved(f"{type(module).__name__} attends to keys that stand in no cache in place")
     told = sorted(name for name, given in options.items() if name not in IDLE and given is not None and given is not False)
     told = [name for name in told if not (name == "dropout" and options[name] == 0.0)]
@@ -90,6 +91,6 @@ def attend(
         window=ring.window,
         start=ring.start,
         mask=ring.mask,
-        new=None if new is None else tuple(part.transpose(1, 2) for part in new),
+        new=None if new is None else (new[0].transpose(1, 2), new[1].transpose(1, 2)),
     )
     return y, None

@@ -1,6 +1,7 @@
 """What a student is asked to compute from, checked: tokens, their places, and the document each belongs to."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Inputs:
     @property
     def size(self) -> tuple[int, int]:
         """Rows and tokens."""
-        return tuple((self.inputs_embeds if self.input_ids is None else self.input_ids).shape[:2])
+        rows, tokens = cast(Tensor, self.inputs_embeds if self.input_ids is None else self.input_ids).shape[:2]
+        return rows, tokens
 
 
 def checked(

@@ -85,8 +85,9 @@ def _trial(device: torch.device, dtype: torch.dtype, width: int, group: int) -> 
         q, k, v = (torch.randn(1, *size, width, generator=draw, device=device, dtype=dtype) for size in sizes)
         for keys in (5 * UNIT, 5 * UNIT + 64):
             k_part, v_part = k[:, :, :keys], v[:, :, :keys]
-            wide = [part.float().repeat_interleave(heads // part.shape[1], 1) for part in (q, k_part, v_part)]
-            wanted = F.scaled_dot_product_attention(*wide, causal_lower_right(2 * UNIT, keys))
+            wide = (part.float().repeat_interleave(heads // part.shape[1], 1) for part in (q, k_part, v_part))
+            wide_q, wide_k, wide_v = wide
+            wanted = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, causal_lower_right(2 * UNIT, keys))
             found = in_blocks(q, k_part, v_part, width**-0.5).float()
             if not (error := float((found - wanted).norm() / wanted.norm())) < TOLERANCE:
                 raise RuntimeError(f"off by {error:.2%}")

@@ -16,9 +16,11 @@ it, counts the text alone.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from students.inputs import Inputs
@@ -99,7 +101,10 @@ class MetaTokens(nn.Module):
         else:
             first = inputs.size[1]
             seats = _seats(inputs, self.count, first)
-            inputs, columns = self._in_front(inputs, seats, body.get_input_embeddings()), seats.columns
+            inputs, columns = (
+                self._in_front(inputs, seats, cast(PreTrainedModel, body).get_input_embeddings()),
+                seats.columns,
+            )
             if cache is not None:
                 cache.first = first
         hook = body.register_forward_hook(lambda *call: _text_alone(call[-1], columns, inputs.cache, cache))
@@ -221,4 +226,4 @@ def _text_alone(output, columns: Int[Tensor, "b t"] | None, whole: Cache | None,
 
 
 def _device(inputs: Inputs) -> torch.device:
-    return (inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds).device
+    return cast(Tensor, inputs.input_ids if inputs.inputs_embeds is None else inputs.inputs_embeds).device

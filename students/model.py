@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from students.mixers.mixer import Mixer
 from students.rotary import LengthRules, forget_lengths
 from students.shapes import Float, Int
 from students.shared_keys import check_shared_keys
+from students.skeleton import Student
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
@@ -66,8 +68,8 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         count = self.layout.meta_tokens
         self.length_rules = LengthRules.of(config)
         forget_lengths(self)
-        width, before_zero = self.get_input_embeddings().embedding_dim, bool(self.length_rules)
-        self.meta_tokens = MetaTokens(count, width, before_zero=before_zero) if count else None
+        width = cast(torch.nn.Embedding, self.get_input_embeddings()).embedding_dim
+        self.meta_tokens = MetaTokens(count, width, before_zero=bool(self.length_rules)) if count else None
         self.watch_body()
 
     def _layers(self) -> torch.nn.ModuleList:
@@ -88,12 +90,12 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
                 f"{self.place.layers}.*.{self.place.name}, but {type(self).__name__} has {len(layers)} layers there; "
                 "config.json does not belong together"
             )
-        return layers
+        return cast(torch.nn.ModuleList, layers)
 
     @property
     def mixers(self) -> dict[int, Mixer]:
         """The mixers by layer."""
-        layers = self.get_submodule(self.place.layers)
+        layers = cast(torch.nn.ModuleList, self.get_submodule(self.place.layers))
         return {index: getattr(layers[index], self.place.name).mixer for index in self.layout.converted}
 
     @property
@@ -123,8 +125,8 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         document_ids: Int[Tensor, "b t"] | None = None,
         cache: Cache | None = None,
         logits_to_keep: int | Tensor = 0,
-        **rest,
-    ):
+        **rest: Any,
+    ) -> Any:
         """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
 
         The cache may be called `cache` or `past_key_values` in any version of transformers. With `labels` the output has the
@@ -143,7 +145,14 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
 
     @contextmanager
     def entered(
-        self, input_ids, attention_mask, position_ids, inputs_embeds, use_cache, document_ids, cache
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
+        document_ids: Tensor | None,
+        cache: Cache | None,
     ) -> Iterator[dict]:
         """What the skeleton takes for a call's inputs (see `forward`), while it runs."""
         self._check_cache(cache)
@@ -186,16 +195,15 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
 
     def new_cache(self) -> Cache:
         """An empty cache: a `MixerState` for each slot, transformers' own layer for each kept attention."""
-        layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
-        layers = [MixerState() if i in self.layout.converted else layer for i, layer in enumerate(layers)]
+        own = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
+        layers = [MixerState() if i in self.layout.converted else layer for i, layer in enumerate(own)]
         return Cache(layers=layers) if self.meta_tokens is None else TextCache(layers, self.meta_tokens.count)
 
     def _check_cache(self, cache: Cache | None) -> None:
         """Refuse a cache without places for the slots' states; that of meta tokens is checked where they are put in."""
         if cache is None or self.meta_tokens is not None:
             return
-        states = [isinstance(layer, MixerState) for layer in cache.layers]
-        if [index for index, is_state in enumerate(states) if is_state] != self.layout.converted:
+        if [i for i, layer in enumerate(cache.layers) if isinstance(layer, MixerState)] != self.layout.converted:
             raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
 
     def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
@@ -212,11 +220,14 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
 class FamilyDoor:
     """Stands in transformers' table of configs for a family's student until a config.json asks for it."""
 
+    family: ClassVar[str]
+    model_type: ClassVar[str]
+
     def __init_subclass__(cls, family: str) -> None:
         cls.family, cls.model_type = family, PREFIX + family
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **rest):
+    def from_dict(cls, config_dict: dict, **rest: Any) -> PretrainedConfig | tuple[PretrainedConfig, dict[str, Any]]:
         """Make and register the family's classes, then let the real config class read the dictionary."""
         model_class = student_class(cls.family)
         AutoConfig.register(cls.model_type, model_class.config_class, exist_ok=True)
@@ -227,12 +238,11 @@ class FamilyDoor:
 def register_families() -> None:
     """Let `AutoConfig` and `AutoModelForCausalLM` know every family's student, without importing any family."""
     for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        door = type(f"{family}_door", (FamilyDoor,), {}, family=family)
-        AutoConfig.register(PREFIX + family, door, exist_ok=True)
+        AutoConfig.register(PREFIX + family, type(f"{family}_door", (FamilyDoor,), {}, family=family), exist_ok=True)
 
 
 @functools.cache
-def student_class(family: str) -> type:
+def student_class(family: str) -> Any:
     """The student class of a family, made of its transformers classes.
 
     Raises:
@@ -241,10 +251,10 @@ def student_class(family: str) -> type:
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"transformers has no causal language model of type {family!r}")
     skeleton_config = CONFIG_MAPPING[family]
-    skeleton = MODEL_FOR_CAUSAL_LM_MAPPING[skeleton_config]
+    skeleton = cast(type, MODEL_FOR_CAUSAL_LM_MAPPING[skeleton_config])
     fields = {"model_type": PREFIX + family, "distill": None, "__annotations__": {"distill": dict | None}}
     config_class = _named(family, (StudentConfigMixin, skeleton_config), fields)
-    namespace = {"config_class": config_class}
+    namespace: dict[str, Any] = {"config_class": config_class}
     if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
         namespace["_supports_sdpa"] = False  # it would leave the cap out; transformers 5.24 says so itself, 5.17 does not
     # GenerationMixin, which the skeleton has already, stands in the list for transformers (5.17, 5.24): a remote class that
@@ -269,7 +279,7 @@ def __getattr__(name: str) -> type:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shapes):
+def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shapes) -> Student:
     """A student with empty weights, on the meta device, in the skeleton's type.
 
     Args:

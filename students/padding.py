@@ -128,7 +128,7 @@ def check_windows(mask: Int[Tensor, "b s"], windows: dict[int, int], to_come: in
     Raises:
         ValueError: naming the layer.
     """
-    layer = min(windows, key=windows.get, default=None)
+    layer = min(windows, key=lambda layer: windows[layer], default=None)
     if layer is None or mask.shape[1] + to_come <= windows[layer]:
         return
     real, reach = mask.bool(), windows[layer]

@@ -7,6 +7,7 @@ none; padding on the left is a document of its own to this project's kernel.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def attend(
     value: Float[Tensor, "b kv s p"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **rest,
+    **rest: Any,
 ) -> tuple[Float[Tensor, "b t h p"], None]:
     """One attention of a chunk, as transformers' own are called; the mask is from `mask_of`."""
     time, keys = query.shape[2], key.shape[2]
@@ -93,7 +94,7 @@ def mask_of(
     attention_mask: Bool[Tensor, "b s"] | None = None,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
-    **rest,
+    **rest: Any,
 ) -> Tensor | None:
     """What `attend` gets: none, the tokens [b s] of a text with padding, or the mask of a window or another pattern."""
     if local_size is not None or not allow_is_causal_skip:

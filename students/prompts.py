@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,12 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from students.compat import CACHE, mask_width
-from students.cuts import Prompt, chunk_columns, cuts
+from students.cuts import Prompt, chunk_columns, cuts, embeddings_of
 from students.growing_keys import keys_in_place
 from students.prompt_attention import prompt_attention, serves
 from students.rotary import LengthRules, lengths, turned_as
 from students.shapes import Float, Int
+from students.skeleton import Student
 
 TAKEN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "logits_to_keep", CACHE)  # of `generate`
 
@@ -96,14 +97,15 @@ def hidden_states(
 def new_cache(model: PreTrainedModel) -> Cache:
     """An empty cache of a student, or of another model."""
     if hasattr(model, "new_cache"):
-        return model.new_cache()
+        return cast(Student, model).new_cache()
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def widest_row(model: nn.Module) -> int:
     """Tokens of one text that go through a model at once by default."""
-    weight = model.get_input_embeddings().weight
-    return chunk_columns(model.config, 1, weight.device, weight.element_size())
+    own = cast(PreTrainedModel, model)
+    weight = embeddings_of(own)
+    return chunk_columns(own.config, 1, weight.device, weight.element_size())
 
 
 def through(

@@ -31,6 +31,7 @@ def check_shared_keys(mixers: dict[int, Mixer], givers: dict[int, int], shapes: 
             raise ValueError(
                 f"layer {layer} cannot share the keys of layer {giver}: that layer's attention has some of the heads alone"
             )
+        assert taker is not None, "a layer that shares keys has an attention that reads them"
         wider = kept.window is not None and (taker.window is None or taker.window > kept.window)
         if wider or (kept.window is not None and taker.sinks > kept.sinks):
             raise ValueError(

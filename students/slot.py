@@ -1,11 +1,13 @@
 """MixerSlot: what stands where an attention module stood, inside the skeleton's own layer."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from students.cache import MixerState
 from students.kernels.documents import documents_of
 from students.mixers.entering import Entering
 from students.mixers.mixer import Context, Mixer
@@ -29,13 +31,15 @@ class MixerSlot(nn.Module):
         self.keys_of = keys_of
         self.mixer, self.layer_index, self.documents = mixer, layer_index, documents
 
-    def forward(self, hidden_states: Float[Tensor, "b t d"], *unused, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
+    def forward(
+        self, hidden_states: Float[Tensor, "b t d"], *unused: Any, **keywords: Any
+    ) -> tuple[Float[Tensor, "b t d"], None]:
         """The mixer's output, and None where attention would return its weights."""
         context, unpadded = self._context(hidden_states, keywords)
         mixed = self.mixer(hidden_states, context) if unpadded is None else self._in_parts(hidden_states, context, unpadded)
         return mixed, None
 
-    def token(self, entering: Entering, residual: Float[Tensor, "b 1 d"], **keywords) -> Float[Tensor, "b 1 d"]:
+    def token(self, entering: Entering, residual: Float[Tensor, "b 1 d"], **keywords: Any) -> Float[Tensor, "b 1 d"]:
         """One token where a decoder holds the states, its norm still to come, added to `residual`."""
         context, unpadded = self._context(entering.x, keywords)
         if unpadded is not None or context.turn is None:
@@ -46,14 +50,14 @@ class MixerSlot(nn.Module):
         """What the skeleton's keywords tell the mixer, and how padding is taken out."""
         cache = next((value for value in keywords.values() if isinstance(value, Cache)), None)
         documents, unpadded = keywords.get("document_ids"), keywords.get("unpadded")
-        state = None if cache is None else cache.layers[self.layer_index]
+        state = None if cache is None else cast(MixerState, cache.layers[self.layer_index])
         if state is not None:
             state.check_turn(hidden_states.shape[1])
         if self.documents == "positions":
             positions = keywords["position_ids"]
             documents = documents_of(positions, hidden_states.shape[0], cache is not None)
             if positions.dtype == torch.int32:  # they mark padding
-                unpadded = Unpadded.of(documents, state is not None and state.length > 0, state is not None)
+                unpadded = Unpadded.of(cast(Tensor, documents), state is not None and state.length > 0, state is not None)
         context = Context(
             documents=documents,
             rope=keywords.get("position_embeddings"),
@@ -64,21 +68,23 @@ class MixerSlot(nn.Module):
 
     def _in_parts(self, h: Float[Tensor, "b t d"], context: Context, unpadded: Unpadded) -> Float[Tensor, "b t d"]:
         """The mixer's output where there are tokens, and 0 at padding between them."""
-        out, states, batch = torch.zeros_like(h), [], h.shape[0]
+        out, batch = torch.zeros_like(h), h.shape[0]
+        whole = cast(MixerState | None, context.state)  # of the slot, and not of a branch
+        states: list[tuple[Tensor, MixerState]] = []
         for number, part in enumerate(unpadded.parts):
-            state = context.state
+            state, rope = whole, context.rope
             if state is not None and part.rows is not None:
                 state = state.rows(part.rows)
                 states.append((part.rows.to(h.device), state))
             own = replace(
                 context,
                 documents=part.documents.to(h.device),
-                rope=None if context.rope is None else tuple(part.taken(table, batch) for table in context.rope),
+                rope=None if rope is None else (part.taken(rope[0], batch), part.taken(rope[1], batch)),
                 state=state,
                 shared=None if context.shared is None else context.shared.part(number),
             )
             mixed = self.mixer(part.taken(h, batch), own)
             out = part.put(out.to(mixed.dtype), mixed)
-        if context.state is not None and (states or not unpadded.parts):
-            context.state.join(states, batch, h.shape[1])
+        if whole is not None and (states or not unpadded.parts):
+            whole.join(states, batch, h.shape[1])
         return out

@@ -7,6 +7,7 @@ lengths beyond that point say what any longer text takes.
 """
 
 import functools
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,16 +27,16 @@ STEP = 8
 def cache_bytes(layer: CacheLayerMixin) -> int:
     """Bytes of the tensors that one layer of a cache holds."""
     if isinstance(layer, MixerState):
-        tensors = layer.tensors.values()
-    else:
-        tensors = (layer.keys, layer.values) if layer.is_initialized else ()
-    return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in layer.tensors.values())
+    kept = (layer.keys, layer.values) if layer.is_initialized else ()
+    return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
-def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
+def state_bytes(student: nn.Module, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
     """Bytes of a student's cache for one row of so many tokens, its weights in `dtype`; they may be on the meta device."""
-    layout, _, shapes = from_dict(student.config.distill)
-    kept, total = DynamicCache(config=student.config.get_text_config(decoder=True)).layers, 0
+    config: Any = student.config
+    layout, _, shapes = from_dict(config.distill)
+    kept, total = DynamicCache(config=config.get_text_config(decoder=True)).layers, 0
     tokens += layout.meta_tokens
     with torch.no_grad(), fake_tensors():
         kinds: dict[tuple, int] = {}
@@ -44,7 +45,7 @@ def state_bytes(student, tokens: int, dtype: torch.dtype = torch.bfloat16) -> in
             kind = (_named(layout, index), shape, type(layer), None if giver is None else _named(layout, giver))
             if kind not in kinds:
                 if layout.mixer_of(index) is None:
-                    measure = functools.partial(_kept_bytes, student.config, index, shape, dtype)
+                    measure = functools.partial(_kept_bytes, config, index, shape, dtype)
                     longest = getattr(layer, "sliding_window", 0)
                 else:
                     chain = [_mixer(layout, each, shapes.at(each), dtype) for each in (giver, index) if each is not None]
@@ -61,8 +62,9 @@ def weight_bytes(model: nn.Module, rows: int = 1, dtype: torch.dtype = torch.bfl
 
     An embedding that is not the head's too is not read whole, nor, for few texts, are all experts of a mixture.
     """
-    config = model.config.get_text_config(decoder=True)
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    own: Any = model
+    config = own.config.get_text_config(decoder=True)
+    embedding, head = own.get_input_embeddings().weight, own.get_output_embeddings()
     wide = set(getattr(model, "float32_names", ()))
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     used = min(1.0, rows * (getattr(config, "num_experts_per_tok", None) or 1) / experts)
@@ -93,7 +95,7 @@ def _extended(measure, full: int, tokens: int) -> int:
 
 
 def _kept_bytes(config, index: int, shape: Shape, dtype: torch.dtype, tokens: int) -> int:
-    layer = DynamicCache(config=config.get_text_config(decoder=True)).layers[index]
+    layer = cast(CacheLayerMixin, DynamicCache(config=config.get_text_config(decoder=True)).layers[index])
     keys = torch.empty(1, shape.n_kv_heads, tokens, shape.head_dim, dtype=dtype)
     layer.update(keys, keys)
     return cache_bytes(layer)

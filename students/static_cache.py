@@ -1,5 +1,7 @@
 """What a cache holds, in places that stay where they are: for decoding one token after another without new memory."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
@@ -37,7 +39,7 @@ class Ring:
         self.start: Int[Tensor, " b"] | None = None
         self.mask: Bool[Tensor, "b size"] | None = None
         self.inner = real is not None and not _is_left(real)
-        if self.inner and self.size >= real.shape[1]:  # every column at its own place
+        if real is not None and self.inner and self.size >= real.shape[1]:  # every column at its own place
             self.mask = nn.functional.pad(real, (0, self.size - real.shape[1]), value=True)
         elif real is not None and not self.inner:
             self.start = real.long().argmax(1)
@@ -45,11 +47,12 @@ class Ring:
     def turn(self, column: Int[Tensor, " 1"]) -> None:
         """Go to a column: `place`, where it stands."""
         self.column, self.place = column, column % self.size
-        if self.inner and self.size < self.real.shape[1]:
+        if self.real is not None and self.inner and self.size < self.real.shape[1]:
             self.mask = self.visible()
 
     def visible(self) -> Bool[Tensor, "rows size"]:
         """The places that the token under way sees: for attention that takes a mask."""
+        assert self.column is not None, "a token is under way"
         places = torch.arange(self.size, device=self.column.device)
         held = self.column - (self.column - places) % self.size  # the column that stands at each place
         visible = (held >= 0)[None]
@@ -90,15 +93,19 @@ class StaticKeys(CacheLayerMixin):
     is_compileable = False
     is_croppable = False
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: DynamicLayer, ring: Ring) -> None:
         super().__init__()
         self.layer, self.ring, self.is_sliding = layer, ring, layer.is_sliding
-        self.keys, self.values = ring.laid(layer.keys), ring.laid(layer.values)
-        self.defers, self.new = False, None  # whether attention writes; what it is to write
+        self.keys, self.values = (ring.laid(cast(Tensor, part)) for part in (layer.keys, layer.values))
+        self.defers = False  # whether attention writes
+        self.new: tuple[Tensor, Tensor] | None = None  # what it is to write
         layer.keys = layer.values = None  # not before both are laid: memory may run out
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token's, or leave it to its attention, and give what stands at every place.
 
         Raises:
@@ -128,7 +135,7 @@ class StaticKeys(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.ring.size, 0
 
-    def lazy_initialization(self, *unused, **keywords) -> None:
+    def lazy_initialization(self, *unused: Any, **keywords: Any) -> None:
         raise RuntimeError(HELD)
 
     reorder_cache = batch_repeat_interleave = batch_select_indices = reset = crop = offload = prefetch = lazy_initialization

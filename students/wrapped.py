@@ -8,7 +8,7 @@ else is here reads a plain layer's weight and calls any other.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,16 +59,16 @@ class Rows:
         """Outputs from `start` to before `stop`, counted as in a slice."""
         if self.called is not None:
             return self.called[..., start:stop]
-        bias = self.layer.bias
-        return F.linear(self.x, self.layer.weight[start:stop], None if bias is None else bias[start:stop])
+        weight, bias = numbers(self.layer)
+        return F.linear(self.x, weight[start:stop], None if bias is None else bias[start:stop])
 
     def wide(self, start: int | None, stop: int | None, bias: Tensor | None = None) -> Tensor:
         """These outputs and a further bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
         with torch.autocast(self.x.device.type, enabled=False):
             if self.called is not None:
                 return _added(self.called[..., start:stop], bias)
-            own = self.layer.bias
-            return _widely(self.x, self.layer.weight[start:stop], None if own is None else own[start:stop], bias)
+            weight, own = numbers(self.layer)
+            return _widely(self.x, weight[start:stop], None if own is None else own[start:stop], bias)
 
 
 def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
@@ -79,7 +79,7 @@ def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tens
     with torch.autocast(x.device.type, enabled=False):
         if not is_plain(layer):
             return _added(layer(accepted(layer, x)), bias)
-        return _widely(x, layer.weight, layer.bias, bias)
+        return _widely(x, *numbers(layer), bias)
 
 
 def taps(conv: nn.Module, x: Tensor) -> tuple[Float[Tensor, "c taps"], Float[Tensor, " c"] | None]:
@@ -89,8 +89,9 @@ def taps(conv: nn.Module, x: Tensor) -> tuple[Float[Tensor, "c taps"], Float[Ten
     `x` is what the convolution is to read.
     """
     if is_plain(conv, nn.Conv1d):
-        return conv.weight.squeeze(1), conv.bias
-    weight = conv.weight
+        weight, bias = numbers(conv)
+        return weight.squeeze(1), bias
+    weight = cast(Tensor, conv.weight)
     channels, width = weight.shape[0], weight.shape[-1]
     dtype = weight.dtype if weight.dtype in TYPES else torch.float32
     inputs = torch.zeros(2, channels, 2 * width - 1, dtype=dtype, device=x.device)
@@ -122,6 +123,11 @@ def _loaded(hooked: list[tuple[nn.Module, Any]]) -> Iterator[None]:
             hook.pre_forward(module)
             stack.callback(hook.post_forward, module, None)
         yield
+
+
+def numbers(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of a plain layer."""
+    return cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,7 @@ from teachers.families import FAMILIES, family_of
 from teachers.files import folder_of
 from teachers.folder import check_folder, teacher_config
 from teachers.foreign import check_adapter_files, plain_config
-from teachers.held_type import STORED, HeldType, held_type, loses_digits
+from teachers.held_type import HeldType, held_type, loses_digits
 from teachers.quiet import no_bars_in_logs, no_panics
 from teachers.source import resolve
 from teachers.teacher import Teacher
@@ -67,10 +67,11 @@ def load(
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # by check_weights
     with loading(reference, "weights"), no_bars_in_logs():
         check_size(location, lambda: AutoModelForCausalLM.from_config(deepcopy(config), **attention, **trust))
-        dtype = held_type(location, gguf_file) if dtype == STORED else dtype
-        model, info = AutoModelForCausalLM.from_pretrained(
-            location, config=config, dtype=dtype, **attention, **safetensors, **checked, **trust, **place
+        held = held_type(location, gguf_file) if isinstance(dtype, str) else dtype
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location, config=config, dtype=held, **attention, **safetensors, **checked, **trust, **place
         )
+    model, info = loaded
     check_row(model, family, reference)
     ignored = check_weights(reference, location, model, info, ignore)
     keep_own_head(model)
@@ -79,7 +80,7 @@ def load(
     check_tokenizer(reference, model, tokenizer)
     model.requires_grad_(False).eval().to(device)
     forget_lengths(model)
-    rounded = loses_digits(location, dtype)
+    rounded = loses_digits(location, held)
     return Teacher(reference, model, tokenizer, family, tuple(ignored), folder_of(location), rounded)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from typing import cast
 
 import torch
 from torch import nn
@@ -176,7 +177,7 @@ def keep_own_head(model: PreTrainedModel) -> None:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or not model.config.tie_word_embeddings or head.weight is embeddings.weight:
         return
-    if torch.equal(head.weight, embeddings.weight):
+    if torch.equal(head.weight, cast(torch.Tensor, embeddings.weight)):
         model.tie_weights()
     else:
         model.config.tie_word_embeddings = False
@@ -189,7 +190,7 @@ def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTraine
     Raises:
         ValueError: giving both numbers.
     """
-    embedded = model.get_input_embeddings().num_embeddings
+    embedded = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     entries = 1 + max(tokenizer.get_vocab().values(), default=-1)  # not len(): ids of added tokens may leave gaps
     if entries > embedded:  # fewer are fine: rows that pad the embeddings
         raise ValueError(

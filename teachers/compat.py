@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
@@ -35,7 +36,7 @@ def attention_replaced(config: PretrainedConfig, name: str) -> Iterator[None]:
 def attention_function(name: str, module: nn.Module) -> Callable:
     """An implementation's function as an attention module calls it. "eager" is none of the table: it is a function of the
     file that the module's class stands in. 5.17, 5.24."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import transformers
 from packaging.version import Version
+from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ FAMILIES = {
 }
 
 
-def family_of(config, reference: str) -> Family:
+def family_of(config: PretrainedConfig, reference: str) -> Family:
     """The row of a transformers config.
 
     Raises:

@@ -45,8 +45,8 @@ def check_adapter_files(reference: str, location: str) -> None:
         ValueError: naming the file.
     """
     folder = folder_of(location)
-    for name in ADAPTER_FILES if folder else ():
-        if (folder / name).is_file():
+    for name in ADAPTER_FILES:
+        if folder is not None and (folder / name).is_file():
             raise ValueError(f"teacher {reference!r} has an adapter beside it: {folder / name}; {MERGE}")
 
 
@@ -124,9 +124,9 @@ def _origin(reference: str, location: str) -> str | None:
         )
         if said:
             return said[1]
-    said = Path(reference).name if folder is not None and Path(reference).is_dir() else reference
-    name = SUFFIX.sub("", said)
-    return name if name != said else None
+    own = Path(reference).name if folder is not None and Path(reference).is_dir() else reference
+    name = SUFFIX.sub("", own)
+    return name if name != own else None
 
 
 def _with(parts: Iterable[str], names: Iterable[str]) -> list[str]:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from teachers.cache import CacheError, once, writing
 from teachers.checks import panicked, plain
@@ -46,7 +47,7 @@ def converted(path: Path) -> Path:
     return once("teachers", name, convert, str(path))
 
 
-def config(path: Path):
+def config(path: Path) -> PretrainedConfig:
     """The transformers config of a file's model, without its weights.
 
     Raises:
@@ -108,7 +109,7 @@ def read(path: Path) -> Facts:
         raise ValueError(f"{path} is not a readable GGUF file: {error}; download it again") from error
 
 
-def weights(facts: Facts, model: nn.Module, architecture: Architecture) -> dict[str, Tensor]:
+def weights(facts: Facts, model: PreTrainedModel, architecture: Architecture) -> dict[str, Tensor]:
     """The model's parameters in float32, from the file's tensors; a tied head is left out.
 
     Raises:

@@ -132,7 +132,7 @@ def _rope(facts: Facts, head_dim: int) -> dict:
             f"{facts.path}: {facts.architecture}.rope.scaling.type {shown(scaling)}"
             f"{' beside rope_freqs.weight' if divided else ''} is not read here; load the original checkpoint instead"
         )
-    if divided:
+    if divisors is not None and divided:
         return llama3_rope(divisors, theta["rope_theta"], facts.path)
     if plain:
         return {"rope_type": "default", **theta}
@@ -160,7 +160,12 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": length,
         }
-        sizes = {"hidden_size": width, "num_attention_heads": 1, "head_dim": width, "max_position_embeddings": 2 * length}
+        sizes: dict[str, Any] = {
+            "hidden_size": width,
+            "num_attention_heads": 1,
+            "head_dim": width,
+            "max_position_embeddings": 2 * length,
+        }
         scaled = rotary_frequencies("llama3", LlamaConfig(rope_parameters=dict(parameters), **sizes))
         if torch.allclose(plain / scaled, divisors, rtol=1e-3):
             return parameters

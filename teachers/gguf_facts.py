@@ -17,13 +17,14 @@ class Facts:
     Names of entries are given without the architecture that they begin with in the file.
     """
 
-    def __init__(self, reader, path: Path) -> None:
+    def __init__(self, reader: Any, path: Path) -> None:
         """reader: a gguf.GGUFReader.
 
         Raises:
             ValueError: the file does not say what model it holds.
         """
-        self.path, self._fields, self._asked = path, reader.fields, set()
+        self.path, self._fields = path, reader.fields
+        self._asked: set[str] = set()
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.taken: set[str] = set()  # tensors that became part of the config
         self.architecture = self.general("general.architecture", kind("text", str))

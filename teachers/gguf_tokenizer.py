@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from transformers import PreTrainedTokenizerBase
 
 from teachers.config_bounds import TOKENS, kind, listed, real, shown, whole
 from teachers.gguf_facts import Facts
@@ -71,7 +72,7 @@ SPACE = "▁"
 _log = logging.getLogger(__name__)
 
 
-def tokenizer_of(facts: Facts):
+def tokenizer_of(facts: Facts) -> PreTrainedTokenizerBase:
     """The file's tokenizer, of a class that keeps every part of it when it is saved and loaded.
 
     Raises:
@@ -252,7 +253,7 @@ def _frame(facts: Facts, backend: Tokenizer, special: dict, begins: bool) -> Non
     )
 
 
-def load(folder: Path | str):
+def load(folder: Path | str) -> PreTrainedTokenizerBase:
     """The tokenizer of a converted folder. transformers' `AutoTokenizer` makes another of models of type qwen2: Qwen's."""
     from transformers import PreTrainedTokenizerFast
 

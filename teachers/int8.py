@@ -7,8 +7,10 @@ as they are, and so does whatever is no `nn.Linear` (GPT-2's layers, stacked exp
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 MISSING = "int8 teachers need torchao, which is not installed: pip install 'distill-hybrids[int8]'"
 
@@ -37,7 +39,7 @@ def quantise(model: nn.Module) -> dict[str, Tensor]:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise ImportError(f"{MISSING} (version 0.15 or newer; the one here says: {error})") from error
-    head = model.get_output_embeddings()
+    head = cast(PreTrainedModel, model).get_output_embeddings()
     layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not head}
     if not layers:
         raise ValueError("the model has no linear layer (nn.Linear) beside its head that int8 weights could stand in")
@@ -56,7 +58,7 @@ def put_back(model: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
         yield
         return
     for name, tensor in kept.items():
-        _put(model, name, nn.Parameter(tensor.to(model.device), requires_grad=False))
+        _put(model, name, nn.Parameter(tensor.to(cast(PreTrainedModel, model).device), requires_grad=False))
     try:
         yield
     finally:

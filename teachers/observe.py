@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from teachers.compat import add_attention, attention_function, attention_implementation, attention_replaced
 from teachers.weights import AttentionWeights, LogitRules
@@ -39,7 +40,7 @@ class Observation:
 
 @torch.no_grad()
 def observe(
-    model: nn.Module,
+    model: PreTrainedModel,
     slots: dict[int, nn.Module],
     ids: Int[Tensor, "b t"],
     positions: Int[Tensor, "b t"],
@@ -83,7 +84,7 @@ def _record_output(record: dict):
 
 
 @contextmanager
-def _recorded_attention(model: nn.Module, records: dict[int, dict], wanted: bool):
+def _recorded_attention(model: PreTrainedModel, records: dict[int, dict], wanted: bool) -> Iterator[None]:
     """Route the model's attention through one that records, for the length of the block."""
     if not wanted:
         yield
@@ -100,7 +101,7 @@ def _recording(original: str) -> str:
     """The name of an attention implementation that records and then calls `original`; made once."""
 
     def attend(module: nn.Module, query, key, value, attention_mask, **keywords):
-        record = _queries_and_keys.get().get(id(module))
+        record = (_queries_and_keys.get() or {}).get(id(module))
         if record is not None:
             record.update(q=query.transpose(1, 2), k=key.transpose(1, 2), v=value.transpose(1, 2))
         work = attention_function(original, module)

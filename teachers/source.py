@@ -106,7 +106,7 @@ def _parts_of(package: str) -> list[str]:
     """The packages that a package requires and that begin with its own name."""
     distributions = importlib.metadata.packages_distributions().get(package, [])
     lines = [line for name in distributions for line in importlib.metadata.requires(name) or []]
-    names = [re.match(r"[\w.-]+", line)[0] for line in lines]
+    names = [found[0] for line in lines if (found := re.match(r"[\w.-]+", line))]
     return [name for name in names if name.replace("-", "_").startswith(f"{package}_")]
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -78,7 +79,7 @@ class Teacher:
             yield
 
     @property
-    def config(self):
+    def config(self) -> PretrainedConfig:
         """The model's transformers config."""
         return self.model.config
 
@@ -122,7 +123,8 @@ class Teacher:
 
     def slot(self, layer: int) -> nn.Module:
         """The attention module of a layer."""
-        return getattr(self.model.get_submodule(self.family.layers)[layer], self.family.slot)
+        layers = cast(nn.ModuleList, self.model.get_submodule(self.family.layers))
+        return getattr(layers[layer], self.family.slot)
 
     def attention_weights(self, layer: int) -> AttentionWeights:
         """A layer's projections and norms, head-major."""

@@ -1,7 +1,9 @@
 """Whether two models have one vocabulary: only then can their next-token distributions be compared entry by entry."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +23,8 @@ def tokenizer_of(reference: str, trust_remote_code: bool = False, allow_pickle: 
     from transformers import AutoTokenizer
 
     source = resolve(reference, allow_pickle)
-    location, read = source.location, partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+    location = source.location
+    read: Callable[..., Any] = partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
     if source.kind == "gguf":
         from teachers import gguf, gguf_tokenizer
 
@@ -38,7 +41,7 @@ def vocabulary_difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedToken
             one, two = (repr(each[number]) if number in each else "nothing" for each in (own, other))
             return f"token {number} is {one} here and {two} there ({len(own):,} tokens here, {len(other):,} there)"
     for name in SPECIAL:
-        one, two = (getattr(each, name, None) for each in (ours, theirs))
-        if one is not None and two is not None and str(one) != str(two):
-            return f"{name} is {str(one)!r} here and {str(two)!r} there"
+        mine, their = (getattr(each, name, None) for each in (ours, theirs))
+        if mine is not None and their is not None and str(mine) != str(their):
+            return f"{name} is {str(mine)!r} here and {str(their)!r} there"
     return None

@@ -4,10 +4,12 @@ h head    kv key head    p channels of a head    d model width
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from teachers.families import Family
 
@@ -58,8 +60,8 @@ def unpack(attention: nn.Module, family: Family, heads: int, head_dim: int) -> A
     split = PACKINGS[family.packing]
     projections = [getattr(attention, name) for name in family.qkv]
     weights = split([plain(projection.weight) for projection in projections], heads, head_dim)
-    tensors = dict(zip("qkv", weights, strict=True))
-    rows = [None, None, None]
+    tensors: dict[str, Any] = dict(zip("qkv", weights, strict=True))
+    rows: list[Tensor | None] = [None, None, None]
     if any(projection.bias is not None for projection in projections):  # packed as the rows are: one more column of them
         axis = 0 if family.packing == "columns" else 1
         columns = [projection.bias.detach().unsqueeze(axis) for projection in projections]
@@ -85,8 +87,8 @@ def plain(weight: Tensor) -> Tensor:
 def _norm_weight(norm: nn.Module, shape: torch.Size) -> Float[Tensor, "kv p"]:
     """The weight of a norm on q or k, a row a head: some have one row for all heads, StableLM one module a head."""
     if hasattr(norm, "norms"):
-        return _wide(torch.stack([one.weight.detach() for one in norm.norms]))
-    weight = _wide(norm.weight.detach())  # an offset of 1 would take their last digits in bfloat16
+        return _wide(torch.stack([cast(Tensor, one.weight).detach() for one in cast(nn.ModuleList, norm.norms)]))
+    weight = _wide(cast(Tensor, norm.weight).detach())  # an offset of 1 would take their last digits in bfloat16
     return weight.expand(shape) if weight.numel() == shape[-1] else weight.reshape(shape)
 
 
@@ -131,7 +133,7 @@ def _columns(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, 
 PACKINGS = {"separate": _separate, "stacked": _stacked, "grouped": _grouped, "columns": _columns}
 
 
-def check_row(model: nn.Module, family: Family, reference: str) -> None:
+def check_row(model: PreTrainedModel, family: Family, reference: str) -> None:
     """Refuse a row that names modules which the family's class does not have.
 
     Raises:

@@ -133,7 +133,8 @@ def _model(recipe: Recipe, student: str | Path | None, tokenizer, device: torch.
     path = path / "student" if (path / "recipe.yaml").is_file() else path
     if (Path(student) / "recipe.yaml").is_file() and not path.exists():
         raise UserError(f"--student is {student}, which has no finished student; is the run over?")
-    model = load_student(path).to(device)
+    loaded: Any = load_student(path)
+    model = loaded.to(device)
     last = max(tokenizer.get_vocab().values(), default=0)
     embedded = model.get_input_embeddings().num_embeddings
     if last >= embedded:

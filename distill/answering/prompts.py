@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from distill.chat import limited
 from distill.errors import UserError, brief, named
@@ -72,9 +74,10 @@ def _read(source: TextSource, where: str, scratch: Path, longest: int) -> Iterat
     """Every row of a source: the file, the number in it from 1, the label, and the text."""
     files = files_of(source, where)
     if source.path is None:
-        with said(where, source.hub, files, longest):
+        hub = cast(str, source.hub)
+        with said(where, hub, files, longest):
             for number, row in enumerate(data_set(source, files, where, scratch, longest), start=1):
-                yield source.hub, number, row["label"], Chat(row["text"]) if row["chat"] else row["text"]
+                yield hub, number, row["label"], Chat(row["text"]) if row["chat"] else row["text"]
     for file in files if source.path is not None else ():
         rows, options = Rows(scratch), (source.column, source.label, source.documents or "file", longest, scratch)
         try:
@@ -113,7 +116,9 @@ def _prompt(text: str, label: str, row: int, place: str) -> Prompt:
     return Prompt(row, messages, reference, label, place, chat.get(TOOLS), chat.get("options"))
 
 
-def tokens_of(prompts: Sequence[Prompt], tokenizer, room: int | None, tokens: int) -> list[list[int]]:
+def tokens_of(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, room: int | None, tokens: int
+) -> list[list[int]]:
     """Every prompt as the template writes it, the assistant's turn opened.
 
     Args:

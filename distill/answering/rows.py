@@ -1,7 +1,7 @@
 """What of an answer is written: a chat that ends with it, or a pair of the reference and a wrong answer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from distill.answering.final_answers import final_answer, same
 from distill.answering.prompts import Prompt
@@ -38,7 +38,7 @@ def _marked(prompt: Prompt, text: str) -> str:
     if ours is None:
         return "unstated"
     question = "\n".join(message["content"] for message in prompt.messages)
-    return "right" if same(ours, final_answer(prompt.reference), question) else "pairs"
+    return "right" if same(ours, cast(str, final_answer(cast(str, prompt.reference))), question) else "pairs"
 
 
 def row_of(prompt: Prompt, said: Said, pairs: bool) -> dict[str, Any]:

@@ -5,12 +5,12 @@ held in place (GPT-NeoX, Bloom), through transformers' own `generate`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.chat import render
 from distill.errors import UserError
@@ -40,7 +40,7 @@ class Speaker:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         tokens: int,
         temperature: float,
@@ -68,7 +68,7 @@ class Speaker:
         for tokens in made[:, max(map(len, prompts)) :].tolist():
             end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
             text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            found.append(Said(text, end is not None, len(tokens) if end is None else end + 1))
+            found.append(Said(cast(str, text), end is not None, len(tokens) if end is None else end + 1))
         return found
 
     def _generated(self, prompts: Sequence[list[int]], tokens: int, draws: LogitsProcessor | None) -> Int[Tensor, "b s"]:
@@ -79,7 +79,7 @@ class Speaker:
         config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=self.ends, pad_token_id=pad)
         with own_settings(self.model, config):
             processors = LogitsProcessorList([] if draws is None else [draws])
-            return self.model.generate(ids, attention_mask=mask, logits_processor=processors, **own)
+            return cast(Any, self.model).generate(ids, attention_mask=mask, logits_processor=processors, **own)
 
     def _check(self, scores: Float[Tensor, "b v"]) -> None:
         self.check()
@@ -98,15 +98,15 @@ class Speaker:
         return True
 
 
-def ends_of(model: PreTrainedModel, tokenizer) -> list[int]:
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: those of the model's settings, the tokenizer's, and what its template ends a turn with.
 
     Raises:
         UserError: there is none.
     """
     known = getattr(model.generation_config, "eos_token_id", None)
-    found = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, _end_of_turn(tokenizer)]
-    size = model.get_input_embeddings().num_embeddings
+    found: list[Any] = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id, _end_of_turn(tokenizer)]
+    size = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     ends = list(dict.fromkeys(token for token in found if token is not None and 0 <= token < size))
     if not ends:
         raise UserError(f"{WHOSE} has no token that ends a text, so no answer would; name a teacher whose tokenizer has one")

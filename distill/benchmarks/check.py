@@ -1,6 +1,7 @@
 """How far an implementation is from its reference in float64: outputs and every gradient, on the same inputs."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ def tolerance(dtype: torch.dtype, tf32: bool = False) -> float:
 
 
 def relative_errors(
-    function: Callable, reference: Callable, leaves: Mapping[str, Tensor], fixed: Mapping[str, object]
+    function: Callable, reference: Callable, leaves: Mapping[str, Tensor], fixed: Mapping[str, Any]
 ) -> dict[str, float]:
     """Relative errors (Frobenius norm) of `function(**leaves, **fixed)` against `reference` on float64 copies.
 

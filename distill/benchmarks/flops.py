@@ -4,12 +4,15 @@ Attention, scans, norms and what is recomputed are left out, so a share of the c
 the hardware's use. Of experts those that a token goes through count; a block that several layers share counts once.
 """
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from distill.stages.stage import Stage
 
 
-def flops_per_token(stage: Stage, teacher: nn.Module | None) -> float:
+def flops_per_token(stage: Stage, teacher: PreTrainedModel | None) -> float:
     """FLOP a token of training text: the teacher's forward pass, and forward and backward of what trains.
 
     Args:
@@ -17,15 +20,19 @@ def flops_per_token(stage: Stage, teacher: nn.Module | None) -> float:
     """
     student = stage.student
     if not stage.whole_student:  # layer by layer, on what the teacher's body sees
-        trained = {id(parameter) for _, parameter in stage.trained().values()}
-        mixers = sum(3 * _matrices(mixer) for mixer in student.mixers.values() if _has(mixer, trained))
+        ours = {id(parameter) for _, parameter in stage.trained().values()}
+        mixers = sum(3 * _matrices(mixer) for mixer in student.mixers.values() if _has(mixer, ours))
         return 2.0 * (mixers + (0 if teacher is None else _body(teacher)))
     trained = sum(parameter.numel() for _, parameter in stage.trained().values() if parameter.dim() > 1)
-    embeddings = student.get_input_embeddings().weight
+    embeddings = _weight(student.get_input_embeddings())
     if any(parameter is embeddings for _, parameter in stage.trained().values()) and not _tied(student):
         trained -= embeddings.numel()
     forward = _body(student) + _head(student)
     return 2.0 * (2 * forward + trained + (0 if teacher is None else _body(teacher) + _head(teacher)))
+
+
+def _weight(layer: Any) -> Tensor:
+    return layer.weight
 
 
 def _has(module: nn.Module, trained: set[int]) -> bool:
@@ -36,11 +43,11 @@ def _matrices(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
 
 
-def _body(model: nn.Module) -> float:
+def _body(model: PreTrainedModel) -> float:
     """Weights that a token meets between embeddings and head."""
     embeddings, config = model.get_input_embeddings(), model.config
-    every = sum(parameter.numel() for parameter in model.base_model.parameters() if parameter.dim() > 1)
-    every -= embeddings.weight.numel()
+    every: float = sum(parameter.numel() for parameter in model.base_model.parameters() if parameter.dim() > 1)
+    every -= _weight(embeddings).numel()
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if experts:
         inside = sum(p.numel() for name, p in model.base_model.named_parameters() if ".experts." in name)
@@ -48,9 +55,9 @@ def _body(model: nn.Module) -> float:
     return every
 
 
-def _head(model: nn.Module) -> int:
-    return model.get_output_embeddings().weight.numel()
+def _head(model: PreTrainedModel) -> int:
+    return _weight(model.get_output_embeddings()).numel()
 
 
-def _tied(model: nn.Module) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+def _tied(model: PreTrainedModel) -> bool:
+    return _weight(model.get_output_embeddings()) is _weight(model.get_input_embeddings())

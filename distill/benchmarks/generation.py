@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from distill.benchmarks.comparison import TEACHER, compare, table
 from distill.benchmarks.measure import copied
@@ -90,7 +90,8 @@ def run(
     bandwidth = _bandwidth(device)
     lengths = (() if wanted else LENGTHS[device.type]) if lengths is None else lengths
     asked = {"lengths": lengths, "batches": batches, "protocols": wanted, "chunk": prefill_chunk}
-    rows, found = [], {"device": _name(device), "versions": versions(), "bandwidth": bandwidth}
+    rows: list[dict] = []
+    found: dict[str, Any] = {"device": _name(device), "versions": versions(), "bandwidth": bandwidth}
     try:
         for each, of in _models(recipes):
             print(f"measuring {each} ({of.teacher})", file=sys.stderr, flush=True)
@@ -137,7 +138,7 @@ def _row(name: str, recipe: Recipe, device: torch.device, asked: Mapping[str, An
     model = _model(name, recipe, device)
     try:
         sizes = sizes_of(model)
-        row = {
+        row: dict[str, Any] = {
             "model": name,
             "teacher": recipe.teacher,
             "pattern": getattr(getattr(model, "layout", None), "pattern", None),
@@ -161,7 +162,7 @@ def _row(name: str, recipe: Recipe, device: torch.device, asked: Mapping[str, An
         _give_back()
 
 
-def _model(name: str, recipe: Recipe, device: torch.device) -> nn.Module:
+def _model(name: str, recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """A recipe's teacher, or its student, with random weights."""
     torch.manual_seed(recipe.seed)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -192,7 +193,7 @@ def _check(name: str, recipe: Recipe) -> None:
         raise UserError(f"{name}: {error}") from error
 
 
-def _warm_up(model: nn.Module, chunk: int | None) -> None:
+def _warm_up(model: PreTrainedModel, chunk: int | None) -> None:
     """Compile kernels before the first time is taken."""
     length = 512 if model.device.type == "cuda" else 8
     cache = new_cache(model)
@@ -200,7 +201,7 @@ def _warm_up(model: nn.Module, chunk: int | None) -> None:
     eager_rate(model, cache, token, 2)
 
 
-def _cells(model: nn.Module, part: Protocol, sizes, chunk: int | None, *, halved: bool) -> Iterator[dict]:
+def _cells(model: PreTrainedModel, part: Protocol, sizes, chunk: int | None, *, halved: bool) -> Iterator[dict]:
     """The measurement of one length: of `halved` as many texts as fit, else of those asked for."""
     batch = part.batch or most_texts(model, sizes, part.prompt + part.tokens)
     while True:
@@ -211,7 +212,7 @@ def _cells(model: nn.Module, part: Protocol, sizes, chunk: int | None, *, halved
         batch = batch // 2 if part.batch else max(1, int(0.8 * batch) // 8 * 8)
 
 
-def _guarded(model: nn.Module, batch: int, part: Protocol, chunk: int | None) -> dict:
+def _guarded(model: PreTrainedModel, batch: int, part: Protocol, chunk: int | None) -> dict:
     """One cell, or why there is none."""
     if refusal := _refusal(model, part):
         return {"not_run": refusal}
@@ -225,14 +226,14 @@ def _guarded(model: nn.Module, batch: int, part: Protocol, chunk: int | None) ->
     return {"not_run": reason}
 
 
-def _refusal(model: nn.Module, part: Protocol) -> str | None:
+def _refusal(model: PreTrainedModel, part: Protocol) -> str | None:
     positions = getattr(model.config, "n_positions", None)
     if positions and part.prompt + 2 * part.tokens > positions:
         return f"the model has learned positions for {positions} tokens"
     return None
 
 
-def _measure(model: nn.Module, batch: int, part: Protocol, chunk: int | None) -> dict:
+def _measure(model: PreTrainedModel, batch: int, part: Protocol, chunk: int | None) -> dict:
     device = model.device
     group = math.gcd(batch, GROUP[device.type]) if batch > GROUP[device.type] else batch
     before, ids = start_peak(device), random_text(model, group, part.prompt)
@@ -243,7 +244,7 @@ def _measure(model: nn.Module, batch: int, part: Protocol, chunk: int | None) ->
         cache = new_cache(model)
         token, times = prompted(model, ids, cache, chunk)
         seconds = min(seconds, times["first_token_seconds"])
-    found = {
+    found: dict[str, Any] = {
         "prompts": group,
         "first_token_seconds": seconds * batch / group,
         "peak_bytes": peak,
@@ -259,9 +260,9 @@ def _measure(model: nn.Module, batch: int, part: Protocol, chunk: int | None) ->
         found |= {name.replace("graph_decode_tokens_per_second", "graph"): value for name, value in rate.items()}
         if rate.get("graph_not_run") == "out of memory" and batch > group:
             raise torch.OutOfMemoryError
-    rate = max(found.get("eager", 0.0), found.get("graph", 0.0))
-    if rate:
-        whole = found["first_token_seconds"] + batch * part.tokens / rate
+    best = max(found.get("eager", 0.0), found.get("graph", 0.0))
+    if best:
+        whole = found["first_token_seconds"] + batch * part.tokens / best
         found["with_prompts"] = batch * part.tokens / whole
     return found
 

@@ -125,7 +125,7 @@ def measure(recipe: Recipe, path: Path) -> dict:
     return row
 
 
-def _rates(metrics: list[Mapping]) -> Iterator[tuple[str, int]]:
+def _rates(metrics: Sequence[Mapping]) -> Iterator[tuple[str, int]]:
     """Each stage's median tokens a second, its first step left out where there are more."""
     for stage in dict.fromkeys(line["stage"] for line in metrics):
         rates = [line["tokens_per_second"] for line in metrics if line["stage"] == stage]

@@ -73,8 +73,9 @@ def timed(
     torch.cuda.synchronize()
     extra = (torch.cuda.max_memory_allocated() - before) / 2**20
     calls = [forward, both] if backward else [forward]
-    times = [time for call in calls for time in (_median(call), _graph(call) if graph else None)]
-    return Times(*times, *[None] * (4 - len(times)), extra)
+    times = [(_median(call), _graph(call) if graph else None) for call in calls]
+    once, twice = times[0], times[1] if backward else (None, None)
+    return Times(once[0], once[1], twice[0], twice[1], extra)
 
 
 def _median(call: Callable) -> float:

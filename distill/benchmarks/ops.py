@@ -6,6 +6,7 @@ An op describes itself in its folder's cases.py (`students.kernels.op`).
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -69,7 +70,7 @@ def _rows(name: str, op: Op, case, top: Ceilings, configs: bool, peers: bool) ->
 
 def _one(op: Op, function, case, top: Ceilings, check: bool = True, graph: bool = True, own: bool = False) -> dict:
     """Errors, times and shares of one implementation at one case; what stops it is reported, not raised."""
-    row = {}
+    row: dict[str, Any] = {}
     try:
         if check:
             errors = relative_errors(op.adapted(function), op.adapted(op.reference), *op.draw(op.small(case), DTYPE, "cuda"))
@@ -91,7 +92,7 @@ def _one(op: Op, function, case, top: Ceilings, check: bool = True, graph: bool 
 
 def _shares(op: Op, case, times: Times, top: Ceilings) -> dict:
     """GB/s, TFLOP/s and the part of the measured ceiling that the larger of the two floors makes of the time."""
-    shares = {}
+    shares: dict[str, float] = {}
     for part, (size, work) in op.work(case)._asdict().items():
         taken = [value for value in (getattr(times, part), getattr(times, f"{part}_graph")) if value]
         if not taken:

@@ -144,10 +144,11 @@ def _flex_attention(case):
     def run(q, k, v, scale, softcap, window, sinks, documents, positions):
         shape = q.shape[:2]
         if shape not in masks:
-            masks[shape] = mask(documents, positions, *shape, q.device)
-        turned = (part.transpose(1, 2) for part in (q, k, v))
+            batch, time = shape
+            masks[shape] = mask(documents, positions, batch, time, q.device)
+        queries, keys, values = (part.transpose(1, 2) for part in (q, k, v))
         grouped = q.shape[2] != k.shape[2]
-        return compiled(*turned, block_mask=masks[shape], scale=scale, enable_gqa=grouped).transpose(1, 2)
+        return compiled(queries, keys, values, block_mask=masks[shape], scale=scale, enable_gqa=grouped).transpose(1, 2)
 
     return None if case.softcap or case.before else run
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from distill.build import empty
 from students.config import KEEP, Layout
+from students.skeleton import Student
 from students.state_size import state_bytes, weight_bytes
 from teachers.families import family_of
 from teachers.teacher import Teacher
@@ -24,17 +27,17 @@ class Sizes:
     cache: Callable[[int], int]
 
 
-def sizes_of(model: nn.Module) -> Sizes:
+def sizes_of(model: PreTrainedModel) -> Sizes:
     """Those of a teacher or a student, in the type of its weights."""
-    dtype = model.get_input_embeddings().weight.dtype
-    student = model
+    dtype = cast(nn.Embedding, model.get_input_embeddings()).weight.dtype
+    student = cast(Student, model)
     if not hasattr(model, "layout"):  # the teacher's cache is that of a student with nothing swapped
         teacher = Teacher(model.config.model_type, model, None, family_of(model.config, model.config.model_type))
         student = empty(teacher, Layout(KEEP * teacher.n_layers))
     return Sizes(lambda rows: weight_bytes(model, rows, dtype), lambda tokens: state_bytes(student, tokens, dtype))
 
 
-def most_texts(model: nn.Module, sizes: Sizes, tokens: int) -> int:
+def most_texts(model: PreTrainedModel, sizes: Sizes, tokens: int) -> int:
     """About how many texts of so many tokens fit into the memory that is free, a multiple of 8 where there are as many."""
     most = MOST[model.device.type]
     if model.device.type == "cuda":

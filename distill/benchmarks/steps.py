@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from rich.table import Table
@@ -97,7 +98,7 @@ def run(recipe: Recipe, *, references: bool = True, profile: bool = True) -> dic
 
 def all_right(result: Mapping) -> bool:
     """Whether every stage ran on every back end, and each stage's losses agree."""
-    losses = {}
+    losses: dict[tuple, list[float]] = {}
     for row in result["rows"]:
         losses.setdefault((row["stage"], row.get("index")), []).append(row.get("loss", math.nan))
     first = [(torch.tensor(values[0]), torch.tensor(values[-1])) for values in losses.values()]
@@ -120,7 +121,9 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     accelerator = make_accelerator(recipe, None)
     torch.manual_seed(recipe.seed)
     config = teacher_config(recipe)
-    teacher = random_teacher(config, accelerator.device, config_type(recipe, accelerator.device, config.dtype))
+    teacher = random_teacher(
+        config, accelerator.device, config_type(recipe, accelerator.device, cast(torch.dtype | None, config.dtype))
+    )
     if recipe.teacher_dtype == "int8":
         teacher.quantise()
     recipe = recipe.model_copy(update={"export": []})  # nothing is written

@@ -1,19 +1,20 @@
 """What a stage learns from while steps are timed, where that is not the recipe's teacher: true sizes, drawn numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
 
 from distill.logits.reader import Known
 from distill.recipe import Recipe
 from distill.stages import StageEntry
 from distill.stages.stage import Stage
 from distill.stages.targets import Cached, Online
+from distill.text.windows import Batch
 from distill.training.aside import Aside
 from distill.training.caches import rows_of, vocabulary_of
 from distill.training.teaching import other_teacher
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 TOP_K = 128  # what `distill cache` keeps
@@ -25,7 +26,7 @@ class Drawn(Cached):
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary, self.k = vocabulary, min(TOP_K, vocabulary - 1)
 
-    def see(self, batch, layers=()) -> Known:
+    def see(self, batch: Batch, layers: Sequence[int] = ()) -> Known:
         first = batch.ids[..., None] + torch.arange(self.k, device=batch.ids.device)
         half = torch.full(batch.ids.shape, 0.5, dtype=torch.float16, device=batch.ids.device).log()
         share = torch.full(first.shape, 0.5 / self.k, dtype=torch.float16, device=first.device).log()
@@ -46,6 +47,6 @@ def learn(recipe: Recipe, entry: StageEntry, stage: Stage, teacher: Teacher, mad
         stage.learn_from(Online(other, vocabulary_of(teacher, other)))
 
 
-def without(entry: StageEntry, teacher: Teacher, student: nn.Module) -> AbstractContextManager[None]:
+def without(entry: StageEntry, teacher: Teacher, student: Student) -> AbstractContextManager[None]:
     """Keep the recipe's teacher off the GPU while the block runs, where the stage does not run it."""
     return nullcontext() if entry.runs_teacher else Aside(teacher).away(student)

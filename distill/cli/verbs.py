@@ -1,8 +1,10 @@
 """The verbs of the command line: arguments in, one call of the API, and what came of it printed."""
 
 import sys
+from collections.abc import Callable
+from io import TextIOBase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -20,10 +22,12 @@ RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
 
 def add_to(app: typer.Typer) -> None:
     """Put every verb on the command line, in the order of `--help`."""
-    for verb in (plan, prepare, questions, answers, run, cache, select):
+    first: tuple[Callable[..., None], ...] = (plan, prepare, questions, answers, run, cache, select)
+    last: tuple[Callable[..., None], ...] = (report, export, generate, doctor)
+    for verb in first:
         app.command()(verb)
     app.command("eval")(evaluate)
-    for verb in (report, export, generate, doctor):
+    for verb in last:
         app.command()(verb)
 
 
@@ -93,7 +97,7 @@ def run(
 ) -> None:
     """Run a recipe, or go on where an earlier run of it stopped."""
     quiet_libraries()
-    several = {"gpus": gpus, "processes": processes}
+    several: dict[str, Any] = {"gpus": gpus, "processes": processes}
     distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after, **several)
 
 
@@ -140,7 +144,7 @@ def select(
     quiet_libraries()
     check_json(json)
     count = int(keep) if keep is not None and keep.is_integer() else keep
-    asked = {"by": by, "keep": count, "tasks": tasks, "runs": runs, "fresh": fresh, "write": write}
+    asked: dict[str, Any] = {"by": by, "keep": count, "tasks": tasks, "runs": runs, "fresh": fresh, "write": write}
     chosen = distill.select(recipe, overrides=overrides or [], **asked)
     show(chosen, table_console(json))
     write_json(json, chosen)
@@ -211,7 +215,15 @@ def export(
     from distill.exporters.engines import parsed
 
     quiet_libraries()
-    options = {"to": to, "out": out, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
+    options: dict[str, Any] = {
+        "to": to,
+        "out": out,
+        "dtype": dtype,
+        "quantize": quantize,
+        "verify": verify,
+        "push": push,
+        "public": public,
+    }
     say(distill.export(run, engines=parsed(engines or []), console=new_console(stderr=True), **options))
 
 
@@ -237,9 +249,15 @@ def generate(
     quiet_libraries()
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused with the prompt
-    how = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs, "prefill_chunk": prefill_chunk}
+    how: dict[str, Any] = {
+        "tokens": tokens,
+        "chat": chat,
+        "temperature": temperature,
+        "graphs": graphs,
+        "prefill_chunk": prefill_chunk,
+    }
     how["trust_remote_code"] = trust_remote_code
-    distill.generate(target, prompt, stream=sys.stdout, **how)
+    distill.generate(target, prompt, stream=cast(TextIOBase, sys.stdout), **how)
 
 
 def doctor(json: Json = None) -> None:

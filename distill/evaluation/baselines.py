@@ -5,6 +5,7 @@ student with a window branch gains, it owes to its SSM only as far as it beats t
 """
 
 import itertools
+from typing import cast
 
 from students.config import KEEP, Layout
 from students.mixers import has_own_window, mixer_class
@@ -56,7 +57,7 @@ def _is_whole(options: dict | None) -> bool:
 
 
 def _or_attention(options: dict, window: dict) -> dict:
-    return _attention_of(options) if _is_attention(options) else window
+    return cast(dict, _attention_of(options)) if _is_attention(options) else window
 
 
 def _is_attention(options: dict) -> bool:

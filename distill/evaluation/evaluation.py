@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from rich.table import Table
-from torch import nn
 
 from distill.evaluation.suite import Suite
 from distill.text.heldout import Heldout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -22,7 +22,7 @@ class Evaluation:
     baselines: ClassVar[tuple[str, ...]] = ()
     knockouts: ClassVar[tuple[str, ...]] = ()
 
-    def measure(self, teacher: Teacher, model: nn.Module | None, heldout: Heldout, suite: Suite) -> Any:
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> Any:
         """One model's results, as JSON will hold them; `model` None asks the teacher."""
         raise NotImplementedError
 

@@ -6,11 +6,13 @@ By position in the window (what a short memory loses grows with it) and by sourc
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from distill.division import divided_tables
 from distill.errors import UserError
@@ -19,11 +21,13 @@ from distill.evaluation.evaluation import Evaluation
 from distill.evaluation.nonfinite import NotFinite, blame_logits, check_finite
 from distill.evaluation.pairing import COMPARED, mean_and_error
 from distill.evaluation.rows import completion_cells, decimal, difference_of, error_of, lower_on, rows_table
+from distill.evaluation.suite import Suite
 from distill.output_head import wide_head, wide_logits
 from distill.text.heldout import Heldout
 from distill.text.windows import Batch
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import forward_kl
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 CHUNK = 1024  # tokens whose logits exist at a time
@@ -34,7 +38,7 @@ MOST_NATS = 690.0  # a token, whose perplexity is a number still
 
 
 @torch.no_grad()
-def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dict:
+def fidelity(teacher: Teacher, model: Student | None, heldout: Heldout) -> dict:
     """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
 
     The body of a model runs as it is called; heads and softmaxes are float32, sums float64. Where processes divide work,
@@ -73,11 +77,11 @@ def fidelity(teacher: Teacher, model: nn.Module | None, heldout: Heldout) -> dic
     found = _summary(table, heldout.label_names)
     batches = [heldout.batches[index] for index in indexes]
     if any(batch.trained is not None and batch.trained.any() for batch in batches):
-        found["completions"] = completions(table, batches, teacher.tokenizer)
+        found["completions"] = completions(table, batches, cast(PreTrainedTokenizerBase, teacher.tokenizer))
     return found
 
 
-def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer) -> dict:
+def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer: PreTrainedTokenizerBase) -> dict:
     """Fidelity on what the assistant said (and on every token of text that is no chat) alone.
 
     Args:
@@ -87,7 +91,7 @@ def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer
         tokens, bytes (of UTF-8; tokens that end a turn have none), kl, kl_error (over documents), agreement, nll and
         teacher_nll (nats a token), bits_per_byte and teacher_bits_per_byte (None where there is no byte).
     """
-    weight = torch.cat([batch.trained.double().cpu() for batch in batches])
+    weight = torch.cat([cast(Tensor, batch.trained).double().cpu() for batch in batches])
     documents = _by_document({**table, "weight": weight})
     means = {name: _mean(table[name], weight).item() for name in ("kl", "agreement", "nll", "teacher_nll")}
     count = sum(answer_bytes(batch, tokenizer) for batch in batches)
@@ -99,15 +103,17 @@ def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer
     return {"tokens": int(weight.sum()), "bytes": count, "kl_error": error, **means, **bits}
 
 
-def answer_bytes(batch: Batch, tokenizer) -> int:
+def answer_bytes(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
     """Bytes of UTF-8 of the tokens that a batch's `trained` marks."""
     total = 0
-    for targets, marks, documents in zip(batch.targets.cpu(), batch.trained.cpu() > 0, batch.documents.cpu(), strict=True):
+    for targets, marks, documents in zip(
+        batch.targets.cpu(), cast(Tensor, batch.trained).cpu() > 0, batch.documents.cpu(), strict=True
+    ):
         runs = torch.unique_consecutive(torch.stack([marks.long(), documents]), dim=1, return_counts=True)[1].tolist()
         for ids, marked in zip(targets.split(runs), marks.split(runs), strict=True):
             if marked[0]:
                 said = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                total += len(said.encode())
+                total += len(cast(str, said).encode())
     return total
 
 
@@ -168,7 +174,7 @@ def _score_tokens(
     ours = [None] * len(theirs) if hidden is None else hidden.flatten(0, 1).split(CHUNK)
     for piece, teacher_piece, targets in zip(ours, theirs, batch.targets.flatten().split(CHUNK), strict=True):
         teacher = wide_logits(teacher_piece, teacher_head).log_softmax(-1)
-        student = teacher if piece is None else wide_logits(piece, head).log_softmax(-1)
+        student = teacher if piece is None else wide_logits(piece, cast(Head, head)).log_softmax(-1)
         scored = {"kl": forward_kl(student, teacher), **rank_agreement(student, teacher)}
         choices = []
         for prefix, logprobs in (("", student), ("teacher_", teacher)):
@@ -230,7 +236,7 @@ class Fidelity(Evaluation):
 
     suites = baselines = knockouts = ("run", "quick", "standard", "full")
 
-    def measure(self, teacher, model, heldout, suite):
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> dict:
         return fidelity(teacher, model, heldout)
 
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:

@@ -5,19 +5,20 @@ harness's own class for transformers models does it by default, and as `tasks` d
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.evaluation.questions import SEED, TASKS, summary
 from distill.evaluation.scoring import Marked, score
 from distill.output_head import generating_wide
 from distill.text.encoding import opened, opening
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 LONGEST = 2048  # tokens of a window where the teacher's config knows no limit
@@ -27,11 +28,12 @@ NEW_TOKENS = 64  # of a generated answer that names no limit
 class HarnessModel(TemplateLM):
     """A teacher, or a student of it, as the harness sees it."""
 
-    def __init__(self, teacher: Teacher, model: nn.Module | None) -> None:
+    def __init__(self, teacher: Teacher, model: Student | None) -> None:
         super().__init__()
-        self.teacher, self.model, self.tokenizer = teacher, model, teacher.tokenizer
+        self.teacher, self.model = teacher, model
+        self.tokenizer: Any = teacher.tokenizer
         self.longest = teacher.positions() or LONGEST
-        self.opening = opening(teacher.tokenizer)
+        self.opening = opening(cast(PreTrainedTokenizerBase, teacher.tokenizer))
 
     @property
     def eot_token_id(self) -> int:
@@ -43,12 +45,14 @@ class HarnessModel(TemplateLM):
         """What stands before an empty context."""
         return self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.eot_token_id
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
         """A text's tokens, with what the tokenizer opens a text with unless told not to."""
         start = self.opening if add_special_tokens is None or add_special_tokens else []
         return opened(self.tokenizer(string, add_special_tokens=False)["input_ids"], start)
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **unused) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple], disable_tqdm: bool = False, **unused: Any
+    ) -> list[tuple[float, bool]]:
         """((context, continuation), context tokens, continuation tokens) of each request to (log-likelihood, greedy)."""
         texts = []
         for _, context, continuation in requests:
@@ -56,7 +60,7 @@ class HarnessModel(TemplateLM):
             texts.append(Marked(before + continuation, ((len(before), len(before) + len(continuation)),)))
         return [(found.logprob, found.greedy) for (found,) in score(self.teacher, self.model, texts)]
 
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in windows as long as the teacher has positions for."""
         totals = []
         for request in requests:
@@ -67,7 +71,7 @@ class HarnessModel(TemplateLM):
         return totals
 
     @torch.no_grad()
-    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations up to the first of each request's stop strings, one prompt at a time."""
         with generating_wide(self.teacher.model if self.model is None else self.model):
             return [self._continue(*request.args) for request in requests]
@@ -77,7 +81,7 @@ class HarnessModel(TemplateLM):
         stops = [stops] if isinstance(stops, str) else list(stops)
         limit = options.get("max_gen_toks") or NEW_TOKENS
         ids = self.tok_encode(context)[-max(1, self.longest - limit) :]
-        model = self.teacher.model if self.model is None else self.model
+        model: Any = self.teacher.model if self.model is None else self.model
         out = model.generate(
             torch.tensor([ids], device=self.teacher.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.teacher.device),
@@ -92,9 +96,10 @@ class HarnessModel(TemplateLM):
         return text
 
 
-def run_tasks(teacher: Teacher, model: nn.Module | None, names: Sequence[str], items: int | None) -> dict[str, dict]:
+def run_tasks(teacher: Teacher, model: Student | None, names: Sequence[str], items: int | None) -> dict[str, dict]:
     """Tasks as the harness has them, in the form of `tasks.row`; `model` None asks the teacher."""
-    wrapped, found = HarnessModel(teacher, model), {}
+    wrapped = HarnessModel(teacher, model)
+    found: dict[str, dict] = {}
     for name in names:
         if name == "mmlu_letters":
             found[name] = {"not_run": "permuted letters need a file: --tasks FOLDER with mmlu_cloze.jsonl"}
@@ -127,5 +132,5 @@ def _metric(name: str) -> str:
     return "contains" if TASKS[name].generated else TASKS[name].metric
 
 
-def _number(value) -> float:
+def _number(value: Any) -> float:
     return float(value[0] if isinstance(value, list | tuple) else value)

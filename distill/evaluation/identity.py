@@ -7,12 +7,15 @@ window or a boundary between documents that mixers do not know of, a layer that 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from distill.build import as_source, attention_shapes, build
 from distill.compat import keep_layers, recompute_layers
@@ -25,6 +28,7 @@ from students.kernels import backend
 from students.mixers import make_mixer
 from students.mixers.mixer import Shape
 from students.mixers.transfer import Projections
+from students.skeleton import Student
 from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
@@ -38,9 +42,9 @@ TOLERANCE = {"float32": 2e-3, "tf32": 3e-2, "half": 1e-1}  # ||found - wanted|| 
 class Pass:
     """What one model did: its logits, the output of each layer, and that of each attention, or what `at_slot` made of it."""
 
-    logits: Tensor | None = None
-    layers: list[Tensor] = field(default_factory=list)
-    slots: dict[int, Tensor | float] = field(default_factory=dict)
+    logits: Tensor
+    layers: list[Tensor]
+    slots: dict[int, Any]
 
 
 @torch.no_grad()
@@ -89,10 +93,10 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
             f"layer {wrong} of {teacher.reference} with plain attention in its place differs from the teacher's by "
             f"{errors[wrong]:.2g} of its output, {allowed:.0e} is allowed: mixers would start from another attention"
         )
-    worst = max(errors, key=errors.get, default=None)
+    worst = max(errors, key=lambda layer: errors[layer], default=None)
     return {
         "logits": logits,
-        "attention": errors.get(worst, 0.0),
+        "attention": 0.0 if worst is None else errors[worst],
         "layer": worst,
         "layers": {str(layer): error for layer, error in errors.items()},
         "seconds": round(time.monotonic() - began, 3),
@@ -109,13 +113,14 @@ class Before:
 
 
 @torch.no_grad()
-def before_replacing(teacher: Teacher, student: nn.Module, layers: Sequence[int]) -> Before:
+def before_replacing(teacher: Teacher, student: Student, layers: Sequence[int]) -> Before:
     """What `check_replaced` compares with, from the student as it still is.
 
     Raises:
         UserError: plain attention in the place of a layer's own is not that attention, naming the layer.
     """
-    source, batch, plain = as_source(teacher, student), _text(teacher), {}
+    source, batch = as_source(teacher, student), _text(teacher)
+    plain: dict[int, float] = {}
 
     def at_slot(layer: int, inputs: tuple, keywords: dict, out: Tensor) -> None:
         if layer in layers:
@@ -134,7 +139,7 @@ def before_replacing(teacher: Teacher, student: nn.Module, layers: Sequence[int]
 
 
 @torch.no_grad()
-def check_replaced(teacher: Teacher, student: nn.Module, taken: Mapping[int, nn.Module], before: Before) -> dict:
+def check_replaced(teacher: Teacher, student: Student, taken: Mapping[int, nn.Module], before: Before) -> dict:
     """Compare a student whose layers were converted, its attention put back for a moment, with what it was before.
 
     Args:
@@ -146,7 +151,7 @@ def check_replaced(teacher: Teacher, student: nn.Module, taken: Mapping[int, nn.
     Raises:
         UserError: something else of the student changed.
     """
-    layers, name = student.get_submodule(student.place.layers), student.place.name
+    layers, name = cast(nn.ModuleList, student.get_submodule(student.place.layers)), student.place.name
     slots, batch = {layer: getattr(layers[layer], name) for layer in taken}, _text(teacher)
     try:
         for layer, attention in taken.items():
@@ -191,7 +196,7 @@ def _threads(teacher: Teacher) -> Iterator[None]:
 
 def _text(teacher: Teacher) -> Batch:
     """Random tokens, the same every time."""
-    vocabulary = teacher.model.get_input_embeddings().num_embeddings
+    vocabulary = cast(nn.Embedding, teacher.model.get_input_embeddings()).num_embeddings
     ids = torch.randint(vocabulary, (1, TOKENS + 1), generator=torch.Generator().manual_seed(0))
     documents = (torch.arange(TOKENS) >= TOKENS // 3).long()[None]
     positions = torch.arange(TOKENS)[None] - documents * (TOKENS // 3)
@@ -206,26 +211,28 @@ def _tolerance(teacher: Teacher) -> float:
     return TOLERANCE["tf32" if tf32 else "float32"]
 
 
-def _run(model: nn.Module, teacher: Teacher, batch: Batch, arguments: dict, at_slot: Callable) -> Pass:
+def _run(model: PreTrainedModel, teacher: Teacher, batch: Batch, arguments: dict, at_slot: Callable) -> Pass:
     """One forward pass, watched. at_slot: what to keep of an attention, from its layer, arguments, keywords and output."""
-    seen, hooks = Pass(), []
+    layers: list[Tensor] = []
+    slots: dict[int, Any] = {}
+    hooks: list[RemovableHandle] = []
 
-    def keep_layer(module, inputs, out):
-        seen.layers.append(out[0] if isinstance(out, tuple) else out)
+    def keep_layer(module: nn.Module, inputs: tuple, out: Any) -> None:
+        layers.append(out[0] if isinstance(out, tuple) else out)
 
-    def keep_slot(module, inputs, keywords, out, layer):
-        seen.slots[layer] = at_slot(layer, inputs, keywords, out[0] if isinstance(out, tuple) else out)
+    def keep_slot(module: nn.Module, inputs: tuple, keywords: dict, out: Any, layer: int) -> None:
+        slots[layer] = at_slot(layer, inputs, keywords, out[0] if isinstance(out, tuple) else out)
 
-    for index, layer in enumerate(model.get_submodule(teacher.family.layers)):
+    for index, layer in enumerate(cast(nn.ModuleList, model.get_submodule(teacher.family.layers))):
         hooks.append(layer.register_forward_hook(keep_layer))
         slot = getattr(layer, teacher.family.slot)
         hooks.append(slot.register_forward_hook(partial(keep_slot, layer=index), with_kwargs=True))
     try:
-        seen.logits = model(input_ids=batch.ids, use_cache=False, **arguments).logits
+        logits = model(input_ids=batch.ids, use_cache=False, **arguments).logits
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return Pass(logits, layers, slots)
 
 
 def _attention_error(
@@ -236,7 +243,7 @@ def _attention_error(
     layer: int,
     inputs: tuple,
     keywords: dict,
-    *unused,
+    *unused: object,
 ) -> float | None:
     """How far a slot with plain attention, made from the layer's projections and called as the student calls its attention,
     is from the teacher's; None where the layer is not converted."""

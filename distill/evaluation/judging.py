@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from distill.division import dividing, first_decides
 from distill.evaluation.evaluation import Evaluation
@@ -20,16 +19,17 @@ from distill.loading import load_student
 from distill.runs.session import Session
 from distill.stages.probe import judged_layer_errors, probe
 from distill.text.heldout import Heldout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 WHOLE = ("teacher", "student")  # the rows that get every evaluation of a suite; the others get its `baselines`
 
-ModelMaker = Callable[[], nn.Module | None]
+ModelMaker = Callable[[], Student | None]
 
 
 def judge_session(
     session: Session,
-    student,
+    student: Student,
     twin: Path | None,
     suite: Suite | None = None,
     known: Mapping[str, Mapping] | None = None,
@@ -49,8 +49,9 @@ def judge_session(
     suite = replace(suite or suite_of_run(recipe.evaluation), in_sample=tuple(selected.get("tasks", ())))
     suite, too_long = suite.within(teacher.positions(student.layout.meta_tokens))
 
-    def load_twin():
-        return load_student(twin).to(teacher.device)
+    def load_twin() -> Student:
+        loaded: Any = load_student(cast(Path, twin))
+        return loaded.to(teacher.device)
 
     rows = rows_of(teacher, lambda: student, student.layout, load_twin if twin else None)
     with torch.no_grad(), dividing(), session.accelerator.autocast():
@@ -114,7 +115,7 @@ def judge_all(
     return results, seconds, dropped
 
 
-def _measured(this: Evaluation, teacher: Teacher, model: nn.Module | None, heldout: Heldout, suite: Suite) -> Any:
+def _measured(this: Evaluation, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> Any:
     """One model's results; of an evaluation that cannot be divided, those of the first process."""
     if this.divides(suite):
         return this.measure(teacher, model, heldout, suite)

@@ -6,17 +6,17 @@ says what windows alone would have learnt; a knock-out, what the finished studen
 
 import copy
 
-from torch import nn
+from students.skeleton import Student
 
 STATE = "ssm"  # what composed mixers call the branch of their state; the other is attention, whole or in a window
 
 
-def has_branches(student: nn.Module) -> bool:
+def has_branches(student: Student) -> bool:
     """Whether some mixer of a student has more branches than one."""
     return any(len(mixer.branch_terms()) > 1 for mixer in student.mixers.values())
 
 
-def knocked_out(student: nn.Module, state: bool) -> nn.Module:
+def knocked_out(student: Student, state: bool) -> Student:
     """A copy of a student that shares its weights, and in which one branch of each composed mixer adds nothing.
 
     Everything else stays as it is: nothing is scaled up for what is missing, and mixers of one branch are whole.

@@ -1,6 +1,7 @@
 """Outputs that are not finite while a model is judged: where they began, instead of NaN in a table."""
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -8,6 +9,7 @@ from distill.errors import UserError
 from distill.output_head import wide_head, wide_logits
 from distill.stages.nonfinite import CHUNK, first_nonfinite, told
 from distill.text.windows import Batch
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 HEAD = "the output head"
@@ -17,7 +19,7 @@ class NotFinite(UserError):
     """A judged model says infinity or NaN."""
 
 
-def check_finite(teacher: Teacher, model: nn.Module | None, hidden: Tensor | None, wanted: Tensor, batch: Batch) -> None:
+def check_finite(teacher: Teacher, model: Student | None, hidden: Tensor | None, wanted: Tensor, batch: Batch) -> None:
     """Refuse last hidden states of a student (None of the teacher itself), or of its teacher, that are not finite.
 
     Raises:
@@ -26,7 +28,7 @@ def check_finite(teacher: Teacher, model: nn.Module | None, hidden: Tensor | Non
     if not wanted.isfinite().all():
         raise NotFinite(blame(teacher, None, lambda: teacher.hidden(batch.ids, batch.positions)))
     if hidden is not None and not hidden.isfinite().all():
-        raise NotFinite(blame(teacher, model, lambda: model.hidden(batch.ids, batch.documents)))
+        raise NotFinite(blame(teacher, model, lambda: cast(Student, model).hidden(batch.ids, batch.documents)))
 
 
 def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], object]) -> str:
@@ -38,7 +40,7 @@ def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], objec
     return told(whose, first_nonfinite(blamed, forward, layers) or HEAD, blamed)
 
 
-def blame_logits(teacher: Teacher, model: nn.Module | None, wanted: Tensor) -> str:
+def blame_logits(teacher: Teacher, model: Student | None, wanted: Tensor) -> str:
     """Whose logits are not finite, where the hidden states are. wanted: the teacher's hidden states [b t d]."""
     if model is None or not all(part.isfinite().all() for part in _logits(teacher.model, wanted)):
         return told("teacher", HEAD, teacher.model)

@@ -3,7 +3,7 @@
 What earlier versions did not write (documents, paired differences) may be missing; what is there has its type.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,10 @@ from distill.evaluation.rows import TITLES
 from distill.runs.records import Numbers, Record, Whole
 
 Length = Annotated[int, Field(ge=1)]
-Row = Literal[tuple(TITLES)]
+if TYPE_CHECKING:
+    Row = str
+else:
+    Row = Literal[tuple(TITLES)]
 
 
 class Passkey(Record):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
-from torch import nn
 
 from distill.build import build
 from distill.evaluation.baselines import (
@@ -16,6 +15,7 @@ from distill.evaluation.baselines import (
 )
 from distill.evaluation.knockouts import has_branches, knocked_out
 from students.config import Layout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 TITLES = {
@@ -42,11 +42,11 @@ KNOCKOUTS = ("no_state", "no_window")  # the student without one of its branches
 
 
 def rows_of(
-    teacher: Teacher, student: Callable[[], nn.Module], layout: Layout, twin: Callable[[], nn.Module] | None
-) -> dict[str, Callable[[], nn.Module | None]]:
+    teacher: Teacher, student: Callable[[], Student], layout: Layout, twin: Callable[[], Student] | None
+) -> dict[str, Callable[[], Student | None]]:
     """How each row's model is made; untrained ones share the teacher's weights, knock-outs the student's."""
 
-    rows: dict[str, Callable[[], nn.Module | None]] = {"teacher": lambda: None, "student": student}
+    rows: dict[str, Callable[[], Student | None]] = {"teacher": lambda: None, "student": student}
     if has_branches(student()):
         rows["no_state"] = lambda: knocked_out(student(), state=True)
         rows["no_window"] = lambda: knocked_out(student(), state=False)
@@ -62,13 +62,14 @@ def layouts(layout: Layout) -> dict[str, Layout]:
     return {row: one for row, one in found.items() if one is not None}
 
 
-def _untrained(teacher: Teacher, layout: Layout) -> Callable[[], nn.Module]:
+def _untrained(teacher: Teacher, layout: Layout) -> Callable[[], Student]:
     return lambda: build(teacher, layout)[0]
 
 
-def rows_left_out(student: nn.Module, twin: bool) -> list[dict]:
+def rows_left_out(student: Student, twin: bool) -> list[dict]:
     """The rows that are not there, with the reason."""
-    layout, left_out = student.layout, {}
+    layout = student.layout
+    left_out: dict[str, str] = {}
     if not has_branches(student):
         left_out |= dict.fromkeys(KNOCKOUTS, "none of the student's mixers has two branches")
     if not has_window_branch(layout):

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.disk import new_file
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.stages.observing import observed
 from distill.text.encoding import prompt
+from students.skeleton import Student
 from teachers.teacher import Teacher
 from teachers.weights import LogitRules
 
@@ -25,15 +27,15 @@ NEW_TOKENS = 48
 
 
 @torch.no_grad()
-def collect(session: Session, student, folder: RunDir) -> None:
+def collect(session: Session, student: Student, folder: RunDir) -> None:
     """Write matrices.npz and samples.json into a run folder."""
     found = matrices(session, student)
     with new_file(folder.path / MATRICES) as opened:
-        np.savez_compressed(opened, **found)
+        np.savez_compressed(opened, **cast(dict[str, Any], found))
     folder.write(SAMPLES, continuations(session.teacher, student))
 
 
-def matrices(session: Session, student) -> dict[str, np.ndarray]:
+def matrices(session: Session, student: Student) -> dict[str, np.ndarray]:
     """Attention and mixer matrices of a few heads of a few layers, under `layer head` followed by `attention` or `mixer`.
 
     A head's terms are scaled to fit its attention matrix best: the scale of an output stands outside the matrix.
@@ -45,7 +47,9 @@ def matrices(session: Session, student) -> dict[str, np.ndarray]:
     for seen, context in observed(session.teacher, student, batch, layers, qkv=True):
         mixer = student.mixers[seen.layer]
         terms = mixer.matrix(mixer.project(seen.input, context))[0].float()
-        attention = attention_matrix(seen.q, seen.k, session.teacher.logit_rules(seen.layer), batch.documents)[0]
+        attention = attention_matrix(
+            cast(Tensor, seen.q), cast(Tensor, seen.k), session.teacher.logit_rules(seen.layer), batch.documents
+        )[0]
         for head in spread(range(attention.shape[0]), PICTURE_HEADS):
             name = f"layer {seen.layer} head {head}"
             found[f"{name} attention"] = attention[head].float().cpu().numpy()
@@ -81,22 +85,23 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     return [items[place] for place in sorted(set(places.tolist()))]
 
 
-def continuations(teacher: Teacher, student, tokens: int = NEW_TOKENS) -> dict[str, str]:
+def continuations(teacher: Teacher, student: Student, tokens: int = NEW_TOKENS) -> dict[str, str]:
     """The same prompt continued greedily by teacher and student, as far as the teacher has positions."""
-    tokenizer, positions = teacher.tokenizer, teacher.positions(student.layout.meta_tokens)
+    tokenizer, positions = cast(PreTrainedTokenizerBase, teacher.tokenizer), teacher.positions(student.layout.meta_tokens)
     ids = torch.tensor([prompt(tokenizer, PROMPT)], device=teacher.device)
     mask, length = torch.ones_like(ids), ids.shape[1]
     room = tokens if positions is None else max(0, min(tokens, positions - length))
     texts = {"prompt": PROMPT}
-    for name, model in (("teacher", teacher.model), ("student", student)):
+    models: dict[str, PreTrainedModel] = {"teacher": teacher.model, "student": student}
+    for name, model in models.items():
         with greedy(model, tokenizer):
-            out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=room) if room else ids
-        texts[name] = tokenizer.decode(out[0, length:], skip_special_tokens=True)
+            out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, max_new_tokens=room) if room else ids
+        texts[name] = cast(str, tokenizer.decode(out[0, length:], skip_special_tokens=True))
     return texts
 
 
 @contextmanager
-def greedy(model, tokenizer) -> Iterator[None]:
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Inside the block a model takes its likeliest token and nothing else that its own settings ask for (beams, banned
     words, watermarks ...)."""
     own = model.generation_config

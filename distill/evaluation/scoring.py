@@ -6,17 +6,19 @@ alone. Recall families and tasks both end here, for teachers and students alike.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.division import divided
 from distill.evaluation.nonfinite import NotFinite, blame
 from distill.output_head import wide_head, wide_logits
 from students.kernels.linear_kl import Head
 from students.prompts import hidden_states, new_cache, widest_row
+from students.skeleton import Student
 from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
@@ -86,10 +88,11 @@ def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t
     compute on 131k tokens takes more memory than the model.
     """
     which = teacher.model if model is None else model
-    if not torch.is_grad_enabled() and _caches(which) and ids.shape[1] > widest_row(which):
-        return hidden_states(which, ids, new_cache(which))
+    if not torch.is_grad_enabled() and _caches(which) and ids.shape[1] > widest_row(cast(PreTrainedModel, which)):
+        whole = cast(PreTrainedModel, which)
+        return hidden_states(whole, ids, new_cache(whole))
     if model is not None:
-        return model.hidden(ids, None)
+        return cast(Student, model).hidden(ids, None)
     return teacher.hidden(ids, torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
 
 
@@ -97,8 +100,9 @@ def _caches(model: nn.Module) -> bool:
     """Whether a cache serves a model: not where something stands in a student's slots, as switches do."""
     if not hasattr(model, "new_cache"):
         return isinstance(model, PreTrainedModel)
-    layers = model.get_submodule(model.place.layers)
-    return all(isinstance(getattr(layers[index], model.place.name), MixerSlot) for index in model.layout.converted)
+    student = cast(Student, model)
+    layers, name = cast(nn.ModuleList, student.get_submodule(student.place.layers)), student.place.name
+    return all(isinstance(getattr(layers[index], name), MixerSlot) for index in student.layout.converted)
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -110,7 +114,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         order = order[count:]
 
 
-def split(tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+def split(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
     """The tokens of contexts and of their continuations, each pair read as one text; spaces that end a context go over.
 
     A token across the border counts as the continuation's. (As lm-evaluation-harness splits them.)
@@ -140,7 +144,8 @@ def _answers(
         rivals = logits if among is None else logits[:, list(among)]
         logprobs += (logits.gather(-1, wanted[:, None])[:, 0] - rivals.logsumexp(-1)).tolist()
         greedy += (logits.argmax(-1) == wanted).tolist()
-    answers, at = [], 0
+    answers: list[list[Answer]] = []
+    at = 0
     for text in texts:
         answers.append([])
         for start, end in text.spans:

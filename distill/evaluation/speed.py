@@ -16,10 +16,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from distill.compat import kept_in_float32
@@ -29,16 +31,20 @@ from distill.evaluation.speed_table import speed_table
 from distill.evaluation.suite import Suite
 from distill.memory import ran_out
 from distill.output_head import head_of
+from distill.text.heldout import Heldout
 from students.compat import CACHE
 from students.decoding import Decoder, GraphError
 from students.kernels.linear_kl import Head
 from students.kernels.linear_kl.reference import logits_of
 from students.prompts import hidden_states, new_cache
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 CPU_LENGTH = 1024  # the longest that a CPU is asked for
 DECODE_STEPS = {"cpu": 4, "cuda": 32}
 REPEATS = {"cpu": 1, "cuda": 3}
+
+M = TypeVar("M", bound=PreTrainedModel)
 
 
 class Speed(Evaluation):
@@ -46,16 +52,16 @@ class Speed(Evaluation):
 
     suites = ("standard", "full")
 
-    def measure(self, teacher, model, heldout, suite):
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
         return row(teacher, model, heldout, suite)
 
-    def divides(self, suite):
+    def divides(self, suite: Suite) -> bool:
         return False  # the others would only share the machine
 
-    def beside(self, own, teacher):
+    def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         return {"speed": crossovers(own["cells"], teacher["cells"])}
 
-    def left_out(self, results):
+    def left_out(self, results: Any) -> Iterator[tuple[str, str]]:
         for cell in results.get("cells", []):
             for key, how in (("not_run", ""), ("graph_not_run", ", as CUDA graphs")):
                 if key in cell:
@@ -66,7 +72,7 @@ class Speed(Evaluation):
 
 
 @torch.no_grad()
-def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict:
+def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
     """One model's measurements; `model` None asks the teacher.
 
     Returns:
@@ -90,12 +96,12 @@ def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dic
     return {"device": _name(device), "method": f"eager, {graphs}", "cells": cells}
 
 
-def in_bfloat16(model: nn.Module) -> nn.Module:
+def in_bfloat16(model: M) -> M:
     """A copy in bfloat16, but for the parameters that a model keeps in float32, and its buffers."""
     return narrowed(copy.deepcopy(model))
 
 
-def narrowed(model: nn.Module) -> nn.Module:
+def narrowed(model: M) -> M:
     """The model itself so."""
     kept = kept_in_float32(model)
     for name, parameter in model.named_parameters():
@@ -106,7 +112,7 @@ def narrowed(model: nn.Module) -> nn.Module:
 
 def held_bytes(cache: Cache) -> int:
     """Bytes of every tensor that a cache's layers hold."""
-    tensors = {}
+    tensors: dict[int, Tensor] = {}
     for layer in cache.layers:
         for value in vars(layer).values():
             found = value.values() if isinstance(value, dict) else [value]
@@ -122,7 +128,7 @@ def _refused(needed: int, length: int, device: torch.device, positions: int | No
     return None
 
 
-def _cell(model: nn.Module, length: int, batch: int) -> dict:
+def _cell(model: PreTrainedModel, length: int, batch: int) -> dict:
     """Measure one length and batch, after a warm-up at that shape on a GPU."""
     device = model.device
     try:
@@ -138,27 +144,27 @@ def _cell(model: nn.Module, length: int, batch: int) -> dict:
     return {**runs[-1], **medians}
 
 
-def _measure(model: nn.Module, length: int, batch: int) -> dict:
+def _measure(model: PreTrainedModel, length: int, batch: int) -> dict:
     device, cache = model.device, new_cache(model)
     steps = DECODE_STEPS.get(device.type, 4)
     before = start_peak(device)
     token, measured = prompted(model, random_text(model, batch, length), cache)
     token, rate = eager_rate(model, cache, token, steps)
-    measured |= {
+    found: dict[str, Any] = measured | {
         "decode_tokens_per_second": rate,
         "peak_bytes": end_peak(device, before),
         "cache_bytes": held_bytes(cache),
     }
-    return measured | (graph_rate(model, cache, token, steps) if device.type == "cuda" else {})
+    return found | (graph_rate(model, cache, token, steps) if device.type == "cuda" else {})
 
 
-def random_text(model: nn.Module, batch: int, length: int) -> Tensor:
+def random_text(model: PreTrainedModel, batch: int, length: int) -> Tensor:
     """Random tokens on a model's device; the same ones every time."""
     draw = torch.Generator().manual_seed(0)
     return torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(model.device)
 
 
-def prompted(model: nn.Module, ids: Tensor, cache: Cache, chunk: int | None = None) -> tuple[Tensor, dict[str, float]]:
+def prompted(model: PreTrainedModel, ids: Tensor, cache: Cache, chunk: int | None = None) -> tuple[Tensor, dict[str, float]]:
     """The first token behind a prompt, in chunks as `generate` has them, and the seconds for it, without the head too."""
     began = now(model.device)
     hidden = hidden_states(model, ids, cache, last=True, chunk=chunk)
@@ -167,7 +173,7 @@ def prompted(model: nn.Module, ids: Tensor, cache: Cache, chunk: int | None = No
     return token, {"prefill_seconds": filled - began, "first_token_seconds": now(model.device) - began}
 
 
-def eager_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> tuple[Tensor, float]:
+def eager_rate(model: PreTrainedModel, cache: Cache, token: Tensor, steps: int) -> tuple[Tensor, float]:
     """The token after so many greedy steps behind a cache, and tokens a second."""
     head, hidden_of = head_of(model), _through(model)
     began = now(model.device)
@@ -176,7 +182,7 @@ def eager_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> tup
     return token, len(token) * steps / (now(model.device) - began)
 
 
-def graph_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dict:
+def graph_rate(model: PreTrainedModel, cache: Cache, token: Tensor, steps: int) -> dict:
     """The rate of greedy steps more behind a cache, each token a replayed graph on a GPU; or why there is none."""
     try:
         decode = Decoder(model, cache, steps)
@@ -192,11 +198,12 @@ def graph_rate(model: nn.Module, cache: Cache, token: Tensor, steps: int) -> dic
     return {"graph_decode_tokens_per_second": len(token) * steps / (now(model.device) - began)}
 
 
-def _through(model: nn.Module) -> Callable[[Tensor, Cache], Tensor]:
+def _through(model: PreTrainedModel) -> Callable[[Tensor, Cache], Tensor]:
     """A teacher's or a student's last hidden states of tokens behind a cache."""
     if hasattr(model, "new_cache"):  # a student: meta tokens and shared keys are not its skeleton's business
-        return lambda ids, cache: model.hidden(ids, None, cache)
-    return lambda ids, cache: model.base_model(input_ids=ids, use_cache=True, **{CACHE: cache}).last_hidden_state
+        student = cast(Student, model)
+        return lambda ids, cache: student.hidden(ids, None, cache)
+    return lambda ids, cache: cast(Any, model).base_model(input_ids=ids, use_cache=True, **{CACHE: cache}).last_hidden_state
 
 
 def _choice(hidden: Tensor, head: Head) -> Tensor:

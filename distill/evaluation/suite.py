@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill.recipe import EvaluationOptions
 
@@ -60,7 +61,8 @@ class Suite:
         if positions is None:
             return self, []
         reason = f"the teacher has positions for {positions} tokens"
-        changes, left_out = {}, []
+        changes: dict[str, Any] = {}
+        left_out: list[dict] = []
         for name in ("passkey", "recall"):
             lengths = getattr(self, name)
             changes[name] = tuple(length for length in lengths if length <= positions)

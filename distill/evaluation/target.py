@@ -4,6 +4,7 @@ import dataclasses
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -67,15 +68,15 @@ def _judge(
     target: str | Path, folder: RunDir | None, teacher: str | None, heldout: str | None, suite: Suite, console: Console
 ) -> dict:
     student_path = folder.student if folder else target
-    if folder and not student_path.exists():
+    if folder and not folder.student.exists():
         raise UserError(f"{folder.path} has no finished student yet; {folder.why_unfinished}")
     student, written = load_student(student_path), _written(student_path)
     recipe = _laid_out(folder) if folder else _recipe_for(student, student_path, teacher)
-    changes = {"teacher": teacher} if teacher else {}
+    changes: dict[str, Any] = {"teacher": teacher} if teacher else {}
     if heldout:
         changes["data"] = recipe.data.model_copy(update={"heldout": [TextSource(path=heldout)]})
     session = Session.open(recipe.model_copy(update=changes), trains=False)
-    student = student.to(session.teacher.device)
+    student = cast(Any, student).to(session.teacher.device)
     check_teacher(student, session.teacher, student_path)
     identity = check_identity(session.teacher, student.layout)
     twin = folder.path / "twin" / "student" if folder else None

@@ -6,9 +6,12 @@ highest log-likelihood, `acc_norm` that divided by the choice's length in charac
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 from rich.table import Table
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.evaluation.comparison import recovery, wins_and_ties
 from distill.evaluation.evaluation import Evaluation
@@ -18,6 +21,8 @@ from distill.evaluation.scoring import Answer, Marked, score, split
 from distill.evaluation.suite import SIX, Suite
 from distill.evaluation.task_files import find_file, read_questions
 from distill.text.encoding import opened, opening
+from distill.text.heldout import Heldout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 PART = 6  # tasks of a table in 80 columns
@@ -29,16 +34,16 @@ class Tasks(Evaluation):
     suites = ("quick", "standard", "full")
     baselines = ("standard", "full")
 
-    def measure(self, teacher, model, heldout, suite):
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
         found = row(teacher, model, heldout, suite)
         return {
             task: {**result, **({"in_sample": True} if task in suite.in_sample else {})} for task, result in found.items()
         }
 
-    def divides(self, suite):
+    def divides(self, suite: Suite) -> bool:
         return suite.task_source != "harness"  # which may find its data on one machine and not on another
 
-    def beside(self, own, teacher):
+    def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         pairs = {
             task: (own[task], teacher[task]) for task in own if "score" in own[task] and "score" in teacher.get(task, {})
         }
@@ -49,10 +54,10 @@ class Tasks(Evaluation):
             ),
         }
 
-    def chance(self, results):
+    def chance(self, results: Any) -> dict[str, float]:
         return {task: found["chance"] for task, found in results.items() if "chance" in found}
 
-    def left_out(self, results):
+    def left_out(self, results: Any) -> Iterator[tuple[str, str]]:
         for task, result in results.items():
             if "not_run" in result:
                 yield task, result["not_run"]
@@ -98,7 +103,7 @@ def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Se
     return result
 
 
-def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, dict]:
+def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict[str, dict]:
     """Every task of the suite, `model` None asking the teacher: {task: result}, or {"not_run": reason} of a task.
 
     Raises:
@@ -111,11 +116,11 @@ def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dic
     return {name: _from_file(teacher, model, name, suite) for name in suite.tasks}
 
 
-def _from_file(teacher: Teacher, model: nn.Module | None, name: str, suite: Suite) -> dict:
+def _from_file(teacher: Teacher, model: Student | None, name: str, suite: Suite) -> dict:
     task, folder = TASKS[name], suite.task_source
     if folder is None:
         return {"not_run": "no task files: name their folder with --tasks or DISTILL_TASKS"}
-    file = find_file(folder, task.file or name)
+    file = find_file(cast(Path, folder), task.file or name)
     if file is None:
         return {"not_run": f"no {task.file or name}.jsonl (.xz, .gz) in {folder}"}
     parameters = sum(tensor.numel() for tensor in teacher.model.parameters())
@@ -133,7 +138,7 @@ def marked(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> list[Marked]:
     Cut on the left where the teacher has no positions for all; an empty context is the token that the tokenizer opens
     with, or the end of a text where it opens with none.
     """
-    tokenizer, limit = teacher.tokenizer, teacher.positions()
+    tokenizer, limit = cast(PreTrainedTokenizerBase, teacher.tokenizer), teacher.positions()
     start, texts = opening(tokenizer), []
     alone = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     for context, continuation in split(tokenizer, pairs):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 from distill.errors import UserError, nearest, reason_of
 from distill.exporters import target
@@ -225,7 +225,7 @@ def _asked(to: str | None, dtype: str | None, quantize: str | None) -> tuple[Tar
             raise UserError(f"--quantize is {quantize!r}, which {to or 'the default target'} has not; {_quantizing()}")
         if quantize not in known:
             raise UserError(f"--quantize is {quantize!r}; {nearest(quantize, known)}")
-    return chosen, Form(dtype or Form.dtype, quantize)
+    return chosen, Form(cast(Literal["float32", "bfloat16"], dtype or Form.dtype), quantize)
 
 
 def _quantizing() -> str:

@@ -8,7 +8,7 @@ own quantiser makes the file from the float16 one, which goes.
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.exporters.containers import fitting
 from distill.exporters.engines import ENGINES
@@ -17,6 +17,7 @@ from distill.exporters.target import Form, Target
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from distill.exporters.containers.container import Container
     from distill.exporters.gguf_files.architecture import Architecture
     from distill.exporters.source import Source
 
@@ -79,7 +80,8 @@ class _Export:
 
     def __init__(self, source: "Source", architecture: "Architecture", config: "PretrainedConfig") -> None:
         self.source, self.architecture, self.config = source, architecture, config
-        self.name, self.entries = "", {}
+        self.name = ""
+        self.entries: dict[str, Any] = {}
 
     @classmethod
     def of(cls, student: Path, form: Form) -> "_Export":
@@ -98,8 +100,8 @@ class _Export:
         source = Source.read(student)
         if why := Gguf().refuses(source):
             raise ValueError(f"gguf cannot hold this student: {why}")
-        container = fitting(source).container
-        found = cls(source, _architecture(container.name), _config(container.config(source)))
+        container = cast("Container", fitting(source).container)
+        found = cls(source, cast("Architecture", _architecture(container.name)), _config(container.config(source)))
         found.name = _name(student)
         found.entries = found._entries(student)
         return found
@@ -124,7 +126,7 @@ class _Export:
 
         from distill.exporters.gguf_files.writing import write_file
 
-        container = fitting(self.source).container
+        container = cast("Container", fitting(self.source).container)
         tensors = container.tensors(self.source, student)
         write_file(
             path,

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,7 +25,8 @@ class SavedTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._open, self._file_of = {}, {}
+        self._open: dict[Path, Any] = {}
+        self._file_of: dict[str, Path] = {}
         files = weight_files(folder)
         if not files:
             raise ValueError(f"there is neither {WHOLE} nor {INDEX}")
@@ -63,7 +65,7 @@ def write_weights(
     """
     numbers = {name: math.prod(shape) for name, shape in shapes.items()}
     bytes_of = {name: count * dtype(name).itemsize for name, count in numbers.items()}
-    shards = [[]]
+    shards: list[list[str]] = [[]]
     for name, size in bytes_of.items():
         if shards[-1] and sum(bytes_of[other] for other in shards[-1]) + size > SHARD:
             shards.append([])

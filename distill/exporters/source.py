@@ -50,4 +50,4 @@ class Source:
     @property
     def kinds(self) -> set[str]:
         """The mixers of the layout, by name."""
-        return {self.layout.mixer_of(layer)["mixer"] for layer in self.layout.converted}
+        return {self.layout.mixers[self.layout.pattern[layer]]["mixer"] for layer in self.layout.converted}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -128,9 +129,10 @@ def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
         for name in (files.CONFIG, INDEX, *(file.name for file in weight_files(student))):
             if (student / name).exists():
                 os.symlink((student / name).absolute(), Path(place) / name)
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, device_map="meta", use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
+        return loaded
 
 
 def _check_names(student: Path, model: nn.Module, info: dict, held: dict[str, tuple[str, list[int]]]) -> None:
@@ -196,7 +198,7 @@ def _check_adapter(student: Path, model: nn.Module) -> None:
         raise _damaged(student, f"{ADAPTER} holds no adapter")
     for path, pair in factors.items():
         try:
-            weight = model.get_submodule(path).weight
+            weight = cast(Tensor, model.get_submodule(path).weight)
         except AttributeError as error:
             raise _damaged(student, f"{ADAPTER}: {path} is no layer of the student") from error
         if set(pair) != {"A", "B"}:

@@ -9,6 +9,7 @@ for all (`layers`).
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from distill.recipe import Recipe
 from distill.stages import StageEntry
 from distill.stages.stage import Stage
 from distill.teacher_type import config_type
+from distill.text.windows import Batch
 from students import kernels
 from students.config import Layout
 from teachers.families import Family
@@ -87,7 +89,14 @@ class Shape:
     def of(cls, recipe: Recipe, config: PretrainedConfig, family: Family, layout: Layout, gpu: bool = True) -> "Shape":
         """A recipe's: its precision, and the type that its teacher's weights are loaded in."""
         wide = recipe.precision == "float32" or (recipe.precision == "auto" and not gpu)
-        return cls(config, family, layout, config_type(recipe, "cuda" if gpu else "cpu", config.dtype), not wide, gpu)
+        return cls(
+            config,
+            family,
+            layout,
+            config_type(recipe, "cuda" if gpu else "cpu", cast(torch.dtype | None, config.dtype)),
+            not wide,
+            gpu,
+        )
 
 
 def footprint(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool = True) -> Footprint:
@@ -153,16 +162,18 @@ def _moments(stage: Stage) -> list[int]:
 def _without_moves() -> Iterator[None]:
     """Inside the block modules stay where they are: peft moves an adapter to its layer, where it is, and tensors without
     values cannot be moved."""
-    convert, nn.Module.to = nn.Module.to, lambda module, *unused, **options: module
+    convert, module_class = nn.Module.to, cast(Any, nn.Module)
+    module_class.to = lambda module, *unused, **options: module
     try:
         yield
     finally:
-        nn.Module.to = convert
+        module_class.to = convert
 
 
-def _passes(shape: Shape, stage: nn.Module, batch, ledger: Ledger) -> dict[str, float]:
+def _passes(shape: Shape, stage: Stage, batch: Batch, ledger: Ledger) -> dict[str, float]:
     """The most bytes in each pass of all the losses of a batch, and what lives when the last one ends."""
-    peaks, draw = {"forward": 0, "backward": 0}, iter(stage.losses(batch))
+    peaks: dict[str, float] = {"forward": 0, "backward": 0}
+    draw = iter(stage.losses(batch))
     wide: AbstractContextManager = WideAsOnAGpu() if shape.gpu else nullcontext()
     with wide:
         while True:

@@ -4,6 +4,7 @@ those in float32.
 The list: docs/source/amp.rst of PyTorch 2.11 to 2.13, "CUDA Ops that can autocast to float32".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ WIDE = frozenset(
 class WideAsOnAGpu(TorchFunctionMode):
     """Inside the block, and where the CPU's autocast is on, these operations take 16-bit inputs as float32."""
 
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
+    def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
         keywords = keywords or {}
         if getattr(function, "__name__", "") in WIDE and torch.is_autocast_enabled("cpu"):
             arguments, keywords = tree_map_only(Tensor, _widened, (arguments, keywords))

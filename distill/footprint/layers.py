@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from distill.build import empty
@@ -15,7 +16,7 @@ from students.config import Layout
 from teachers.teacher import Teacher
 
 Sizes = dict[str, float]
-Deep = TypeVar("Deep")  # a `footprint.Shape`: it has a config, a family and a layout
+Deep = TypeVar("Deep", bound=Any)  # a `footprint.Shape`: it has a config, a family and a layout
 
 
 def extrapolated(shape: Deep, measure: Callable[[Deep], Sizes]) -> Sizes:
@@ -24,7 +25,8 @@ def extrapolated(shape: Deep, measure: Callable[[Deep], Sizes]) -> Sizes:
     The second of two converted layers finds what the first one left, and further ones add what it added; so two of each
     kind are there from the beginning.
     """
-    kinds, few = _kinds(shape), []
+    kinds = _kinds(shape)
+    few: list[int] = []
     counts = Counter(kinds)
     for kind in counts:
         layers = [layer for layer, other in enumerate(kinds) if other == kind]
@@ -49,7 +51,7 @@ def _kinds(shape: Deep) -> list[tuple]:
         model = AutoModelForCausalLM.from_config(deepcopy(shape.config))
     teacher = Teacher("", model, None, shape.family)
     student = empty(teacher, shape.layout)
-    layers = student.get_submodule(shape.family.layers)
+    layers = cast(nn.ModuleList, student.get_submodule(shape.family.layers))
     held = [tuple((name, tuple(part.shape)) for name, part in layer.named_parameters()) for layer in layers]
     rules = [teacher.logit_rules(layer) for layer in range(teacher.n_layers)]
     newest = shape.layout.converted if shape.newest is None else shape.newest

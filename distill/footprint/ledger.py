@@ -36,7 +36,7 @@ class Ledger(TorchDispatchMode):
         self._counted: dict[int, tuple[StorageWeakRef, int]] = {}  # by the storage, which graphs may hold without Python
         self._live = self._peak = 0
 
-    def __torch_dispatch__(self, op, types, arguments=(), keywords=None):
+    def __torch_dispatch__(self, op: Any, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
         keywords = keywords or {}
         if op in READ and isinstance(arguments[0], FakeTensor):
             return READ[op](arguments[0])

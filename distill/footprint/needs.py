@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
-from torch import nn
 from transformers import PretrainedConfig
 
 from distill.errors import reason_of
@@ -13,6 +13,8 @@ from distill.moments import EIGHT_BIT
 from distill.recipe import Recipe
 from distill.stages import StageEntry, stages_of
 from distill.stages.rates import rate_of
+from distill.stages.stage import TrainingOptions
+from students.skeleton import Student
 from teachers.families import Family
 
 _log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ def needs_of(
     recipe: Recipe,
     config: PretrainedConfig,
     family: Family,
-    students: Sequence[nn.Module],
+    students: Sequence[Student],
     parameters: int,
     gpus: int,
     gib: float,
@@ -80,8 +82,8 @@ def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus
     rate = rate_of(entry.kind.rates, parameters) if shape.gpu else None
     hours = None if rate is None else entry.options.tokens / rate.tokens / 3600
     over = taken is not None and taken.peak > gib * GIB
-    lower = what_to_lower(recipe, entry, taken, windows) if over else None
-    said, optimizer = rate.said if rate else "not measured", entry.options.optimizer
+    lower = what_to_lower(recipe, entry, taken, windows) if taken is not None and over else None
+    said, optimizer = rate.said if rate else "not measured", cast(TrainingOptions, entry.options).optimizer
     return Need(windows, taken, rate and rate.tokens, said, hours, lower, optimizer)
 
 
@@ -115,7 +117,7 @@ def what_to_lower(recipe: Recipe, entry: StageEntry, taken: Footprint, windows: 
     again = [] if spared is True else [f"set {stage}.activation_checkpointing=true"]
     narrow = getattr(entry.options, "train", "mixers") == "all"
     less = [f"set {stage}.train=mixers or lora"] if narrow else []
-    less += [f"set {stage}.optimizer={EIGHT_BIT}"] if entry.options.optimizer != EIGHT_BIT else []
+    less += [f"set {stage}.optimizer={EIGHT_BIT}"] if cast(TrainingOptions, entry.options).optimizer != EIGHT_BIT else []
     more = ["more GPUs (--gpus)"] if entry.kind.whole_student else []
     fixes = [f"lower {batch}", *again]
     return ", or ".join([*less, *more, *fixes] if steady > taken.activations else [*fixes, *less, *more])

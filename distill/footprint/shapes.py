@@ -10,6 +10,7 @@ from distill.build import empty
 from distill.compat import own_tensors
 from distill.text.windows import Batch
 from students.config import Layout
+from students.skeleton import Student
 from teachers.families import Family
 from teachers.teacher import Teacher
 
@@ -23,7 +24,7 @@ def teacher_of(reference: str, config: PretrainedConfig, family: Family, dtype: 
     return Teacher(reference, model.requires_grad_(False).eval(), None, family)
 
 
-def student_of(teacher: Teacher, layout: Layout) -> nn.Module:
+def student_of(teacher: Teacher, layout: Layout) -> Student:
     """A student of such a teacher, as `build.build` makes it: its skeleton lies in the teacher's memory."""
     student = empty(teacher, layout)
     theirs = dict(teacher.model.named_parameters()) | dict(teacher.model.named_buffers())

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,8 @@ class LogitCache:
         self.folder, self.where = folder, where
         self.facts: Facts = read_facts(folder, where)
         self._shards: dict[str, Shard] = read_shards(folder, only)
-        self._names, self._open = list(self._shards), OrderedDict()
+        self._names = list(self._shards)
+        self._open: OrderedDict[str, Any] = OrderedDict()
         self._checked: set[str] = set()
         for name, shard in self._shards.items():
             self._check_there(name, shard)

@@ -1,9 +1,11 @@
 """Writing a cache of logits, shard by shard: what is there and sound stays, the rest is made."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors.numpy import save
@@ -54,7 +56,7 @@ class LogitWriter:
     def shards(self, left: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The windows that are left, cut into shards, each with its name."""
         size = max(1, SHARD_BYTES // self.facts.window_bytes)
-        taken = [int(SHARD.fullmatch(file.name)[1]) for file in shard_files(self.folder)]
+        taken = [int(cast(re.Match, SHARD.fullmatch(file.name))[1]) for file in shard_files(self.folder)]
         first = max(taken, default=-1) + 1
         for number, start in enumerate(range(0, len(left), size), first):
             yield f"shard-{number:05d}", left[start : start + size]

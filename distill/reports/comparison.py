@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from distill.evaluation.pairing import paired
 from distill.evaluation.recall import in_sample
@@ -43,6 +44,11 @@ class ShownRun:
         """Read a folder."""
         evaluations = evaluations_of(folder)
         return cls(folder.path.resolve().name, folder.laid_out(), folder.read("run.json", {}), evaluations, folder.metrics())
+
+    @property
+    def final(self) -> Mapping:
+        """The same, of a run that has one."""
+        return cast(Mapping, self.judged)
 
     @property
     def judged(self) -> Mapping | None:
@@ -87,7 +93,7 @@ def _differences(runs: Mapping[str, ShownRun]) -> str:
 def _headline(judged: Mapping[str, ShownRun]) -> Section:
     body = ""
     if judged:
-        lines = {name: _line(run.judged) for name, run in judged.items()}
+        lines = {name: _line(run.final) for name, run in judged.items()}
         lengths = sorted({length for line in lines.values() for length in line["passkey"]})
         first, *others = judged.values()
         columns = [
@@ -110,8 +116,8 @@ def _headline(judged: Mapping[str, ShownRun]) -> Section:
         points = [
             (
                 name,
-                run.judged["rows"]["student"]["fidelity"]["kl"],
-                run.judged["rows"]["student"]["fidelity"]["kl_error"] or 0.0,
+                run.final["rows"]["student"]["fidelity"]["kl"],
+                run.final["rows"]["student"]["fidelity"]["kl_error"] or 0.0,
                 colour,
             )
             for colour, (name, run) in enumerate(judged.items())
@@ -125,7 +131,7 @@ def _headline(judged: Mapping[str, ShownRun]) -> Section:
 def _paired(run: ShownRun, first: ShownRun) -> list[str]:
     """A student's KL less that of the first run's, where both were judged on the same documents of one text."""
     same = all(run.facts.get(key) == first.facts.get(key) for key in SAME)
-    own, other = (one.judged["rows"]["student"]["fidelity"] for one in (run, first))
+    own, other = (one.final["rows"]["student"]["fidelity"] for one in (run, first))
     found = paired(own, other) if same and run is not first else {}
     return paired_cells(found, "student")
 
@@ -155,7 +161,7 @@ def _task_cells(evaluations: Mapping) -> list[str]:
 def _layouts(judged: Mapping[str, ShownRun]) -> Section:
     kinds = kinds_of(*(run.recipe.mixers for run in judged.values()))
     body = "".join(
-        f"<h3>{html.escape(name)}</h3>{strip(run.judged['pattern'], run.recipe.mixers, kinds, one_line=True)}"
+        f"<h3>{html.escape(name)}</h3>{strip(run.final['pattern'], run.recipe.mixers, kinds, one_line=True)}"
         for name, run in judged.items()
     )
     said = note(
@@ -176,7 +182,7 @@ def _losses(runs: Mapping[str, ShownRun]) -> Section:
 
 
 def _layers(judged: Mapping[str, ShownRun]) -> Section:
-    measured = {name: run.judged["layers"] for name, run in judged.items() if run.judged["layers"]}
+    measured = {name: run.final["layers"] for name, run in judged.items() if run.final["layers"]}
     _, how = judged_layer_loss()
     body = figures(curves.layer_errors(f"{how.title}, finished", measured, how.label)) if measured else ""
     return Section("layers", "Layers", body, NOT_JUDGED)
@@ -195,7 +201,7 @@ def _not_run(runs: Mapping[str, ShownRun], judged: Mapping[str, ShownRun]) -> Se
         [name, "the judgement", run.facts.get("stopped") or NOT_JUDGED] for name, run in runs.items() if name not in judged
     ]
     for name, run in judged.items():
-        for entry in run.judged["not_run"]:
+        for entry in run.final["not_run"]:
             lines.append([name, " ".join([*entry["rows"], entry["evaluation"], entry["part"]]).strip(), entry["reason"]])
         if not fullest(run.evaluations, "recall"):
             lines.append([name, "recall", "`distill eval RUN --suite standard` measures it"])

@@ -57,7 +57,7 @@ def story(names: Sequence[str], values: Sequence[float], twin: float | None) -> 
     series = [Series("student", places, values, marks=True)]
     if twin is not None:
         series.append(Series("its twin, finished", places, [twin] * len(places), ROW_COLOURS["twin"], dashed=True))
-    ticks = dict(zip(places, names, strict=True))
+    ticks: dict[float, str] = dict(zip(places, names, strict=True))
     return line_chart("held-out KL after each stage", series, "", "nats a token", zero=True, ticks=ticks)
 
 
@@ -90,7 +90,8 @@ def speed_curves(models: Mapping[str, Mapping], colours: Sequence[int]) -> str:
     """Time and memory against length, a line a model and batch; what was not run has no point."""
     charts = []
     for key, title, unit, factor in SPEEDS:
-        series, ticks = [], {}
+        series: list[Series] = []
+        ticks: dict[float, str] = {}
         for colour, (name, speed) in zip(colours, models.items(), strict=True):
             cells = [cell for cell in speed["cells"] if cell.get(key) is not None]
             for batch in sorted({cell["batch"] for cell in cells}):

@@ -48,7 +48,7 @@ def pairs_html(arrays: Mapping[str, Float[np.ndarray, "t t"]]) -> str:
 def matrix_pair(name: str, attention: Float[np.ndarray, "t t"], mixer: Float[np.ndarray, "t t"]) -> str:
     """Both matrices on one scale, with the relative error of the mixer's in Frobenius norm."""
     attention, mixer = (np.nan_to_num(np.asarray(matrix, np.float64)) for matrix in (attention, mixer))
-    error = np.linalg.norm(attention - mixer) / max(np.linalg.norm(attention), 1e-12)
+    error = np.linalg.norm(attention - mixer) / max(float(np.linalg.norm(attention)), 1e-12)
     top = max(float(attention.max()), 1e-6)
     images = "".join(
         f"<img alt='{kind} matrix of {html.escape(name, quote=True)}' src='data:image/png;base64,{picture(matrix, top)}'>"

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from rich.table import Table
 
@@ -142,13 +143,13 @@ def with_tasks(
     found = {name: cells + _task_cells(suite, name, six) for name, cells in lines.items()}
     first = zip(columns[1:], next(iter(lines.values()))[1:], strict=True) if columns else []
     guesses = [f"0/{cell.partition('/')[2]}" if column.startswith(PASSKEY) else "" for column, cell in first]
-    chance = [f"{sum(suite['chance'][task] for task in six) / len(six):.1%}", "0.0%"] if six else []
+    chance = [f"{sum(cast(Mapping, suite)['chance'][task] for task in six) / len(six):.1%}", "0.0%"] if six else []
     return columns + further, {**found, "chance": ["chance", *guesses, *chance]}
 
 
 def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str]:
     """The mean over tasks with its standard error, and the recovery with its own, of one row."""
-    if not six:
+    if not six or suite is None:
         return []
     scored = suite["rows"].get(row, {}).get("tasks")
     if scored is None:
@@ -162,7 +163,8 @@ def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str
 
 def story_cells(evaluations: Mapping) -> tuple[list[str], list[list[str]]]:
     """Column titles and lines of what each stage did on held-out text."""
-    lines, probe, columns = [], {}, list(STORY)
+    lines, columns = [], list(STORY)
+    probe: dict[str, float] = {}
     preferred = any("preferences" in measured for measured in evaluations.get("after", {}).values())
     columns += PREFERENCES if preferred else []
     further = [""] * len(PREFERENCES) * preferred

@@ -24,7 +24,7 @@ from typing import Annotated
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.disk import FIX, file_hash, refuse_link
 from distill.errors import UserError, reason_of
@@ -34,6 +34,7 @@ from distill.reading import read_json
 from distill.runs import parts
 from distill.runs.parts import Stored
 from distill.runs.records import Numbers, Record, Whole
+from students.skeleton import Student
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -122,8 +123,7 @@ def save(folder: Path, state: RunState, tensors: Groups, keep: int) -> Path:
     Raises:
         UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    scratch = begin(folder, state)
-    return end(folder, scratch, state, tensors, keep, {})
+    return end(folder, begin(folder, state), state, tensors, keep, {})
 
 
 def begin(folder: Path, state: RunState) -> Path:
@@ -185,7 +185,7 @@ def newest_sound(folder: Path) -> tuple[RunState | None, list[str]]:
     """
     for half_written in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(half_written, ignore_errors=True)
-    complaints = []
+    complaints: list[str] = []
     while (path := latest(folder)) is not None:
         try:
             return read_state(path), complaints
@@ -265,14 +265,14 @@ def whole(checkpoint: Path) -> Iterator[None]:
         raise UserError(f"{checkpoint} is damaged ({said}); {FALL_BACK}") from error
 
 
-def student_tensors(student: nn.Module, changed: set[str]) -> dict[str, Tensor]:
+def student_tensors(student: Student, changed: set[str]) -> dict[str, Tensor]:
     """Tensors to save: those that the student alone has, and those of the skeleton that stages trained."""
     everything = dict(student.named_parameters()) | dict(student.named_buffers())
     return {name: t for name, t in everything.items() if name in changed or name.startswith(student.own_prefixes)}
 
 
 @torch.no_grad()
-def restore_student(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_student(student: Student, tensors: Mapping[str, Tensor]) -> None:
     """Put a checkpoint's tensors back, by name. Masters come back as such, also where the student as it is built has that
     tensor in the teacher's narrower type.
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -55,8 +55,15 @@ def save_together(
 class Optimizer(Protocol):
     """What is saved of an optimizer."""
 
-    state: Mapping[nn.Parameter, dict[str, Tensor]]
-    defaults: Mapping[str, Any]
+    @property
+    def state(self) -> Mapping[Any, dict[str, Any]]:
+        """Its tensors, by parameter and name."""
+        ...
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """What it was made with."""
+        ...
 
 
 def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
@@ -106,8 +113,9 @@ def _fill(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: St
         parameter = parameters[parameter_name]
         if id(parameter) not in begun:  # its rows are all elsewhere
             continue
-        into, divided = begun[id(parameter)][key], isinstance(parameter, DTensor) and moments.by_rows(key)
-        tensor = tensors.rows(name, *rows_of(parameter)) if divided else tensors[name]
+        into = begun[id(parameter)][key]
+        by_rows = isinstance(parameter, DTensor) and moments.by_rows(key)
+        tensor = tensors.rows(name, *rows_of(cast(DTensor, parameter))) if by_rows else tensors[name]
         if tensor.shape != into.shape or tensor.dtype != into.dtype:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)} and the type {tensor.dtype}")
         into.copy_(tensor)
@@ -116,7 +124,7 @@ def _fill(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: St
 def _held_again(parameter: DTensor, name: str, tensors: Stored) -> DTensor:
     if tensors.shape(name) != tuple(parameter.shape):
         raise ValueError(f"{name} has the shape {tensors.shape(name)}")
-    state = torch.zeros_like(parameter)
+    state = cast(DTensor, torch.zeros_like(parameter))
     state.to_local().copy_(tensors.rows(name, *rows_of(parameter)))
     return state
 
@@ -134,6 +142,6 @@ def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, P
     held = {
         name: Part(tensor.to_local(), rows_of(tensor)[0], tuple(tensor.shape))
         for name, tensor in tensors.items()
-        if name not in whole
+        if isinstance(tensor, DTensor)
     }
     return whole, held

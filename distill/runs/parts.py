@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -71,13 +71,16 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
     return file_hash(file)
 
 
-def write_parts(folder: Path, which: int, world: int, groups: Mapping[str, Mapping[str, Part]], rng: Mapping[str, Tensor]):
+def write_parts(
+    folder: Path, which: int, world: int, groups: Mapping[str, Mapping[str, Part]], rng: Mapping[str, Tensor]
+) -> None:
     """Write what one process holds, and the list of it.
 
     Args:
         groups: by file ("student", "optimizer"), each a mapping from names.
     """
-    places, files = {}, {}
+    places: dict[str, dict] = {}
+    files: dict[str, str] = {}
     for name, parts in groups.items():
         if parts:
             file = folder / numbered(f"{name}.safetensors", which, world)
@@ -95,7 +98,7 @@ def write_parts(folder: Path, which: int, world: int, groups: Mapping[str, Mappi
 
 def written(folder: Path, world: int) -> dict[str, str]:
     """The hashes of all files that so many processes wrote, their lists included."""
-    found = {}
+    found: dict[str, str] = {}
     for which in range(world):
         listed = folder / numbered("parts.json", which, world)
         found |= read_json(listed, LIST, fix="it is left out", most=MOST)["files"]
@@ -111,7 +114,8 @@ class Stored(Mapping[str, Tensor]):
         Raises:
             UserError: a list of parts is damaged. ValueError: parts do not make up their tensors.
         """
-        self._whole, self._parts = {}, {}
+        self._whole: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
         file = checkpoint / f"{group}.safetensors"
         if file.exists():
             opened = safe_open(file, "pt")

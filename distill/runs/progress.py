@@ -1,6 +1,7 @@
 """What a run shows while it works: one live line a stage on a terminal, plain lines anywhere else."""
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class StageProgress:
         self._task = self._bar.add_task(title, total=steps, completed=start, loss="-", speed="-")
 
     @contextmanager
-    def shown(self):
+    def shown(self) -> Iterator["StageProgress"]:
         """Show the line while the block runs."""
         with self._bar:
             yield self

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 def random_tensors() -> dict[str, Tensor]:
     """Every random state that a stage could draw from."""
     python = json.dumps(random.getstate()).encode()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     numpy = json.dumps([kind, keys.tolist(), position, has_gauss, cached]).encode()
     states = {"torch": torch.get_rng_state(), "python": _bytes(python), "numpy": _bytes(numpy)}
     if torch.cuda.is_available():

@@ -215,7 +215,7 @@ class Row(Record):
 
 
 AGAIN = "delete it to have it made again"
-SCHEMAS = {
+SCHEMAS: dict[str, tuple[TypeAdapter, str]] = {
     "run.json": (TypeAdapter(Facts), AGAIN),
     "evaluations.json": (TypeAdapter(Evaluations), "delete it, and the same `distill run` judges again"),
     "selection.json": (TypeAdapter(Selection), "delete it to have it measured again"),

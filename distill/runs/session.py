@@ -3,10 +3,12 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from transformers import PreTrainedTokenizerBase
 
 from distill import processes
 from distill.compat import forget_precision
@@ -52,7 +54,12 @@ class Session:
             teacher = load_teacher(recipe, accelerator.device)
         check_length(recipe, teacher)
         with accelerator.main_process_first():  # the others find the text prepared
-            session = cls(recipe, accelerator, teacher, text_windows(recipe, teacher.tokenizer, "heldout"))
+            session = cls(
+                recipe,
+                accelerator,
+                teacher,
+                text_windows(recipe, cast(PreTrainedTokenizerBase, teacher.tokenizer), "heldout"),
+            )
             if trains:  # now, so that a mistake in the text shows before anything is written
                 session.open_texts()
                 check_windows(session.windows.count, session.windows.seq_len, accelerator.num_processes)
@@ -84,7 +91,7 @@ class Session:
         if text.key == usual_text(self.recipe).key:
             return self.windows
         if text.key not in self._opened:
-            self._opened[text.key] = training_windows(self.recipe, self.teacher.tokenizer, text)
+            self._opened[text.key] = training_windows(self.recipe, self._tokenizer, text)
         return self._opened[text.key]
 
     @cached_property
@@ -95,7 +102,11 @@ class Session:
     @cached_property
     def windows(self) -> Windows:
         """The training text that stages read which have none of their own."""
-        return text_windows(self.recipe, self.teacher.tokenizer, "train")
+        return text_windows(self.recipe, self._tokenizer, "train")
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return cast(PreTrainedTokenizerBase, self.teacher.tokenizer)
 
     @cached_property
     def overlap(self) -> dict | None:
@@ -105,7 +116,7 @@ class Session:
         if "windows" in vars(self):
             return overlap([self._windows(text) for text in texts], self.heldout_windows)
         try:
-            found = [training_windows(self.recipe, self.teacher.tokenizer, text, make=False) for text in texts]
+            found = [training_windows(self.recipe, self._tokenizer, text, make=False) for text in texts]
         except UserError:  # their files are elsewhere by now
             return None
         return overlap(found, self.heldout_windows)
@@ -243,7 +254,7 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
             f"tokens, which leaves {max(room, 0)} for a text; make it {room + recipe.meta_tokens - SHORTEST} or less"
         )
     before = f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
-    lengths = [(text.length_key, text.seq_len) for text in texts_of(recipe)]
+    lengths: list[tuple[str, int | None]] = [(text.length_key, text.seq_len) for text in texts_of(recipe)]
     lengths += [("evaluation.seq_len", options.seq_len)]
     if "passkey" in options.model_fields_set:  # the usual ones are left out where they are too long
         lengths += [("evaluation.passkey", length) for length in options.passkey]

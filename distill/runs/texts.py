@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.memory import enough_memory
@@ -12,7 +15,9 @@ from distill.text.preparation import Tokenising, prepare
 from distill.text.windows import Windows
 
 
-def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True, how: Tokenising | None = None) -> Windows:
+def text_windows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, part: str, make: bool = True, how: Tokenising | None = None
+) -> Windows:
     """The training or held-out text in windows. make: whether to prepare it if need be; see `prepare`."""
     if part == "train":
         return training_windows(recipe, tokenizer, usual_text(recipe), make, how)
@@ -26,7 +31,7 @@ def text_windows(recipe: Recipe, tokenizer, part: str, make: bool = True, how: T
 
 
 def training_windows(
-    recipe: Recipe, tokenizer, text: StageText, make: bool = True, how: Tokenising | None = None
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: StageText, make: bool = True, how: Tokenising | None = None
 ) -> Windows:
     """A training text in windows. `data.limit` is for each of them; make: as in `text_windows`."""
     data, limit = recipe.data, recipe.data.limit
@@ -46,7 +51,7 @@ def _endless(sources: Sequence[TextSource]) -> bool:
 
 def _prepared(
     recipe: Recipe,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     sources: Sequence[TextSource],
     where: str,
     limit: int | None,
@@ -54,13 +59,13 @@ def _prepared(
     how: Tokenising | None,
 ) -> Path:
     data = recipe.data
-    options = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make, "how": how}
+    options: dict[str, Any] = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make, "how": how}
     lower = f"data.longest_document (now {data.longest_document:,} bytes), and cut or leave out what is longer"
     with enough_memory(f"{where}: preparing the text", lower):
         return prepare(sources, tokenizer, where=where, longest=data.longest_document, **options)
 
 
-def _check_tokens(windows: Windows, tokenizer, where: str) -> None:
+def _check_tokens(windows: Windows, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Refuse text of which no token has a next one in its document (every loss and every KL of it would be 0), and tokens
     that the tokenizer does not have.
 

@@ -45,11 +45,11 @@ def agreed(error: str | None, device: torch.device) -> str | None:
         text = printable(error).encode()[:LONGEST]
         said[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     said = said.to(device)
-    dist.broadcast(said, first.item())
+    dist.broadcast(said, int(first.item()))
     return bytes(said.tolist()).rstrip(b"\0").decode(errors="replace")
 
 
-def all_or_none(work: Callable[[], None] | None, device: torch.device) -> None:
+def all_or_none(work: Callable[[], object] | None, device: torch.device) -> None:
     """Do a process's share of some work (None: it has none), and go on only where each process did its own.
 
     Raises:

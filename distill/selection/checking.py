@@ -1,5 +1,7 @@
 """What a recipe asks of a selection, checked: its scorer, the scorer's options, and the letters of the other layers."""
 
+from typing import Any, cast
+
 from pydantic import ValidationError
 
 from distill.errors import UserError, nearest
@@ -9,7 +11,7 @@ from distill.selection import SCORERS, scorer_class
 from distill.selection.options import Options, rest_of
 from distill.selection.periodic import check_periodic
 from distill.stages import StageEntry, key_of, stages_of
-from distill.stages.layouts import EVEN, later_letters
+from distill.stages.layouts import EVEN, Further, later_letters
 from students.config import KEEP
 from teachers.teacher import Teacher
 
@@ -20,7 +22,7 @@ def selection_options(recipe: Recipe, where: str | None = None) -> Options:
     Raises:
         UserError: naming the key, and the nearest valid one.
     """
-    where, given = f"{where or recipe.name}: pattern", recipe.pattern
+    where, given = f"{where or recipe.name}: pattern", cast(dict[str, Any], recipe.pattern)
     name = given.get("by")
     if name is None:
         raise UserError(f"{where}.by is missing; choose from {', '.join(SCORERS)}")
@@ -43,7 +45,7 @@ def replacing_options(recipe: Recipe, entry: StageEntry, where: str) -> Options:
     Raises:
         UserError: naming the key, and the nearest valid one; a scorer that cannot rank layers of a student.
     """
-    where, given = f"{where}: {key_of(recipe, entry)}.pattern", entry.options.pattern
+    where, given = f"{where}: {key_of(recipe, entry)}.pattern", cast(dict[str, Any], cast(Further, entry.options).pattern)
     name = given["by"]
     if name not in SCORERS:
         raise UserError(f"{where}.by: there is no scorer {name!r}; {nearest(name, [EVEN, *SCORERS])}")
@@ -60,7 +62,7 @@ def replacing_options(recipe: Recipe, entry: StageEntry, where: str) -> Options:
 
 def measured_stages(recipe: Recipe) -> list[StageEntry]:
     """The stages that choose the layers they convert by a scorer."""
-    return [entry for entry in stages_of(recipe) if entry.kind.changes_layout and entry.options.scorer]
+    return [entry for entry in stages_of(recipe) if entry.kind.changes_layout and cast(Further, entry.options).scorer]
 
 
 def marked(recipe: Recipe) -> Recipe:
@@ -68,7 +70,9 @@ def marked(recipe: Recipe) -> Recipe:
     in-sample."""
     before = [] if recipe.selected is None else [recipe.selected]
     found = before + [
-        scorer_class(entry.options.scorer).selected_by(replacing_options(recipe, entry, recipe.name))
+        scorer_class(cast(str, cast(Further, entry.options).scorer)).selected_by(
+            replacing_options(recipe, entry, recipe.name)
+        )
         for entry in measured_stages(recipe)
     ]
     if found == before:

@@ -10,11 +10,12 @@ and the multiplier climbs as long as the budget is exceeded (augmented Lagrangia
 
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.evaluation.recall.families import make
@@ -31,6 +32,7 @@ from distill.selection.scorer import Ranked, Scorer, count_of
 from distill.stages.stage import Rate
 from distill.text.heldout import Heldout
 from students.kernels.linear_kl import linear_kl
+from students.skeleton import Student
 
 START = 2.0  # logit of every gate: 0.88 of attention
 STEP = 0.5  # by which the multiplier climbs a step, times the mean gate's distance from the budget
@@ -141,7 +143,7 @@ class Gates(Scorer):
         state.take(gradient.cpu(), options.lr)
         return tokens
 
-    def _on_text(self, measurer: Measurer, model, step: int) -> tuple[Tensor, int]:
+    def _on_text(self, measurer: Measurer, model: Student, step: int) -> tuple[Tensor, int]:
         """KL on a micro-batch of the recipe's training text."""
         session, data = measurer.session, measurer.session.recipe.data
         size = data.calibrated
@@ -150,12 +152,18 @@ class Gates(Scorer):
         hidden = model.hidden(batch.ids, batch.documents)
         return _divergence(measurer, model, hidden, seen.hidden[0], batch.weights), batch.tokens
 
-    def _on_recall(self, measurer: Measurer, model, step: int) -> tuple[Tensor, int]:
+    def _on_recall(self, measurer: Measurer, model: Student, step: int) -> tuple[Tensor, int]:
         """KL at the answers of recall texts, new ones each step."""
         session, options = measurer.session, measurer.options
         teacher, family = session.teacher, options.families[step % len(options.families)]
         seed = -2 - step - 2**33 * (1 + session.recipe.seed)
-        texts = make(Tokens(teacher.tokenizer, SELECTING), family, options.length, options.trials, seed=seed)
+        texts = make(
+            Tokens(cast(PreTrainedTokenizerBase, teacher.tokenizer), SELECTING),
+            family,
+            options.length,
+            options.trials,
+            seed=seed,
+        )
         ids = padded(texts).to(teacher.device)
         weights = _answer_weights(texts, ids.shape[1]).to(teacher.device)
         hidden = last_hidden(teacher, model, ids)
@@ -176,6 +184,8 @@ def _answer_weights(texts: list[Marked], width: int) -> Float[Tensor, "b t"]:
     return weights
 
 
-def _divergence(measurer: Measurer, model, hidden, teacher_hidden, weights) -> Float[Tensor, ""]:
+def _divergence(
+    measurer: Measurer, model: Student, hidden: Tensor, teacher_hidden: Tensor, weights: Tensor
+) -> Float[Tensor, ""]:
     arguments = (teacher_hidden.flatten(0, 1), head_of(measurer.session.teacher.model), weights.flatten())
     return linear_kl(hidden.flatten(0, 1), head_of(model), *arguments)

@@ -57,7 +57,9 @@ class Greedy(Scorer):
             beam = {kept: values[kept] for kept in best}
         return order[next(iter(beam))]
 
-    def worth(self, measurer, ranking, layouts):
+    def worth(
+        self, measurer: Measurer, ranking: Sequence[Ranked], layouts: Sequence[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], float] | None:
         """Measured whole, as everything here."""
         return self._values(measurer, list(dict.fromkeys(layouts)))
 

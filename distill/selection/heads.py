@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field
-from torch import nn
 
 from distill.errors import UserError
 from distill.recipe import Recipe
@@ -13,6 +12,7 @@ from distill.selection.measurer import TEACHER, Measurer
 from distill.selection.options import Options, rest_of
 from distill.selection.scorer import Choice, Ranked, Scorer, check_protected
 from distill.selection.switched import SwitchedHeads
+from students.skeleton import Student
 
 
 class HeadOptions(Options):
@@ -54,7 +54,7 @@ class RetrievalHeads(Scorer):
         whole = self.measure(measurer, None, self.measures)
         candidates = _candidates(measurer.options, measurer.layers, measurer.heads)
 
-        def without(layer: int, head: int) -> nn.Module:
+        def without(layer: int, head: int) -> Student:
             return switched.keep({layer: [other for other in range(measurer.heads) if other != head]})
 
         models = {f"head {layer}.{head}": partial(without, layer, head) for layer, head in candidates}
@@ -63,12 +63,12 @@ class RetrievalHeads(Scorer):
             found = measured[f"head {layer}.{head}"]
             lost = whole["choice"] - found["choice"]
             ranking.append(Ranked(layer, lost, {"recall lost": lost, "recalled": found["recalled"]}, head))
-        return sorted(ranking, key=lambda one: (-one.score, one.layer, one.head))
+        return sorted(ranking, key=lambda one: (-cast(float, one.score), one.layer, one.head))
 
     @classmethod
     def choose(cls, options: HeadOptions, ranking: Sequence[Ranked], layers: int, heads: int) -> Choice:
         count = _count(options, layers, heads)
-        return _choice(options, [(one.layer, one.head) for one in ranking][:count], heads)
+        return _choice(options, [(one.layer, cast(int, one.head)) for one in ranking][:count], heads)
 
     @classmethod
     def even(cls, options: HeadOptions, layers: int, heads: int) -> Choice:
@@ -80,7 +80,8 @@ class RetrievalHeads(Scorer):
         switched = self._switched(measurer, windows=True)
         if choice is None:
             return measurer.measure(TEACHER, lambda: switched.keep({}), measures)
-        kept = {layer: choice.heads.get(layer, []) for layer in range(measurer.layers) if layer not in choice.layers}
+        chosen = choice.heads or {}
+        kept = {layer: chosen.get(layer, []) for layer in range(measurer.layers) if layer not in choice.layers}
         names = [f"{layer}.{head}" for layer, heads in sorted(kept.items()) for head in heads]
         return measurer.measure(f"kept {choice.layers} {' '.join(names)}", lambda: switched.keep(kept), measures)
 

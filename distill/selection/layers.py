@@ -10,7 +10,6 @@ from functools import partial
 from typing import Annotated
 
 from pydantic import Field, model_validator
-from torch import nn
 
 from distill.errors import nearest
 from distill.evaluation.questions import TASKS
@@ -18,6 +17,7 @@ from distill.evaluation.suite import SIX
 from distill.selection.measurer import Measurer
 from distill.selection.options import Options, Whole
 from distill.selection.scorer import Ranked, Scorer, count_of, evenly
+from students.skeleton import Student
 
 TINY = 1e-12
 
@@ -42,7 +42,7 @@ class Swap(Scorer):
         whole = measurer.layout(every, self.measures)
         layers = {f"layer {layer}": layer for layer in every if layer not in measurer.options.protect}
 
-        def without(layer: int) -> nn.Module:
+        def without(layer: int) -> Student:
             return measurer.switched.keep([other for other in every if other != layer])
 
         measured = measurer.measure_all({key: partial(without, layer) for key, layer in layers.items()}, self.measures)
@@ -69,13 +69,13 @@ class RecallScorer(Swap):
 
     measures = ("recall", "kl")
 
-    def scores(self, whole, found):
+    def scores(self, whole: Mapping[str, float], found: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
         mean = sum(numbers["kl"] for numbers in found.values()) / max(1, len(found))
         return {
             layer: (whole["choice"] - numbers["choice"]) / (numbers["kl"] + mean + TINY) for layer, numbers in found.items()
         }
 
-    def numbers(self, whole, without):
+    def numbers(self, whole: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:
         return {"recall lost": whole["choice"] - without["choice"], "recalled": without["recalled"], "KL": without["kl"]}
 
 
@@ -85,10 +85,10 @@ class DivergenceScorer(Swap):
     measures = ("kl",)
     note = "KL on plain text understates what a layer is worth to recall; compare with by: recall, or judge both layouts"
 
-    def scores(self, whole, found):
+    def scores(self, whole: Mapping[str, float], found: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
         return {layer: numbers["kl"] for layer, numbers in found.items()}
 
-    def numbers(self, whole, without):
+    def numbers(self, whole: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:
         return {"KL": without["kl"]}
 
 
@@ -100,7 +100,7 @@ class TaskOptions(Options):
     items: Whole = 50
 
     @model_validator(mode="after")
-    def _tasks_exist(self):
+    def _tasks_exist(self) -> "TaskOptions":
         for name in self.names:
             if name not in TASKS:
                 raise ValueError(f"there is no task {name!r}; {nearest(name, TASKS)}")
@@ -113,8 +113,8 @@ class TaskScorer(Swap):
     Options = TaskOptions
     measures = ("task",)
 
-    def scores(self, whole, found):
+    def scores(self, whole: Mapping[str, float], found: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
         return {layer: whole["right"] - numbers["right"] for layer, numbers in found.items()}
 
-    def numbers(self, whole, without):
+    def numbers(self, whole: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:
         return {"right lost": whole["right"] - without["right"], "accuracy": without["accuracy"]}

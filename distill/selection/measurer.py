@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
 
 from distill.division import divided, dividing, shares
 from distill.errors import Interrupted, UserError
@@ -19,6 +18,7 @@ from distill.runs.stopper import Stopper
 from distill.selection.measures import Material
 from distill.selection.options import Options
 from distill.selection.switched import Switched, make_switched
+from students.skeleton import Student
 from teachers.fingerprint import difference
 
 FILE = "selection.json"  # in the run folder
@@ -86,7 +86,8 @@ class Measurer:
     """The texts, the switched model, and what is known of them. `total` measurements are expected, for the time left."""
 
     def __init__(self, session: Session, options: Options, records: Records, console: Console, stopper: Stopper) -> None:
-        self.session, self.options, self.records = session, options, records
+        self.session, self.records = session, records
+        self.options: Any = options  # its scorer's own
         self.console, self.stopper = console, stopper
         self.material = Material(session, options)
         self._apart = False  # whether this process measures a model that no other one measures
@@ -108,7 +109,7 @@ class Measurer:
         """How many heads a layer has."""
         return self.session.teacher.config.num_attention_heads
 
-    def measure(self, key: str, make: Callable[[], nn.Module], measures: Sequence[str]) -> dict[str, float]:
+    def measure(self, key: str, make: Callable[[], Student], measures: Sequence[str]) -> dict[str, float]:
         """Named numbers of the model that `make` gives; what is known already is not measured again.
 
         Raises:
@@ -126,7 +127,7 @@ class Measurer:
         return {name: value for measure in measures for name, value in known[measure].items()}
 
     def measure_all(
-        self, models: Mapping[str, Callable[[], nn.Module]], measures: Sequence[str]
+        self, models: Mapping[str, Callable[[], Student]], measures: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         """As `measure`, of models that do not depend on each other, by key; with several processes as many at a time.
 
@@ -135,13 +136,14 @@ class Measurer:
         """
         with dividing():
             at_once = shares()[1]
-        keys, found = list(models), {}
+        keys = list(models)
+        found: dict[str, dict[str, float]] = {}
         for start in range(0, len(keys), at_once):
             found |= self._measure_round({key: models[key] for key in keys[start : start + at_once]}, measures)
         return found
 
     def _measure_round(
-        self, models: Mapping[str, Callable[[], nn.Module]], measures: Sequence[str]
+        self, models: Mapping[str, Callable[[], Student]], measures: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         """One model a process; every process writes down what all of them found."""
         if len(models) == 1:
@@ -186,7 +188,7 @@ class Measurer:
         models = {key: partial(self._keep, kept) for key, kept in keys.items()}
         return {keys[key]: numbers for key, numbers in self.measure_all(models, measures).items()}
 
-    def _keep(self, kept: Sequence[int]) -> nn.Module:
+    def _keep(self, kept: Sequence[int]) -> Student:
         return self.switched.keep(sorted(kept))
 
     def _key(self, kept: Sequence[int]) -> str:

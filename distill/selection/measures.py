@@ -6,10 +6,10 @@ MEASURES is the table.
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.evaluation.questions import TASKS, Question
@@ -24,6 +24,7 @@ from distill.runs.session import Session
 from distill.selection.options import Options
 from distill.text.heldout import Heldout
 from students.kernels.linear_kl import linear_kl
+from students.skeleton import Student
 
 CHARACTERS = 4  # of a token of a task's text, roughly: for costs that are told before a tokenizer is there
 
@@ -39,7 +40,10 @@ class Material:
     def texts(self) -> dict[str, list[Marked]]:
         """The recall texts by family, in words and with a seed that no evaluation has."""
         options = self.options
-        tokens, seed = Tokens(self.teacher.tokenizer, SELECTING), -1 - self.session.recipe.seed
+        tokens, seed = (
+            Tokens(cast(PreTrainedTokenizerBase, self.teacher.tokenizer), SELECTING),
+            -1 - self.session.recipe.seed,
+        )
         return {family: make(tokens, family, options.length, options.trials, seed=seed) for family in options.families}
 
     @cached_property
@@ -58,13 +62,13 @@ class Material:
             getattr(self, MEASURES[name].material)
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, name: str) -> dict[str, float]:
+    def measure(self, model: Student, name: str) -> dict[str, float]:
         """One measure of one model, and the tokens that it read for it."""
         with self.session.accelerator.autocast():
             return MEASURES[name].run(self, model)
 
 
-def measure_recall(material: Material, model: nn.Module) -> dict[str, float]:
+def measure_recall(material: Material, model: Student) -> dict[str, float]:
     """choice: mean log-probability of an answer's tokens, in nats, each choice forced to the tokens that the answers of its
     family are made of. It falls long before an answer is lost, so a few texts tell layers apart. recalled: share of answers
     that greedy decoding says whole. Both are means over families."""
@@ -79,7 +83,7 @@ def measure_recall(material: Material, model: nn.Module) -> dict[str, float]:
     return {"choice": sum(choices) / len(choices), "recalled": sum(recalled) / len(recalled), "tokens": tokens}
 
 
-def measure_divergence(material: Material, model: nn.Module) -> dict[str, float]:
+def measure_divergence(material: Material, model: Student) -> dict[str, float]:
     """kl: KL(teacher || model) of the next token on held-out text, nats a token."""
     total, weight, tokens = 0.0, 0.0, 0
     head, teacher_head = wide_head(model), wide_head(material.teacher.model)
@@ -94,7 +98,7 @@ def measure_divergence(material: Material, model: nn.Module) -> dict[str, float]
     return {"kl": total / weight, "tokens": tokens}
 
 
-def measure_task(material: Material, model: nn.Module) -> dict[str, float]:
+def measure_task(material: Material, model: Student) -> dict[str, float]:
     """right: mean over tasks of the log-probability of the right choice among an item's choices (an item with one answer:
     of that answer's tokens), in nats; accuracy: mean over tasks of the items where it is the likeliest."""
     rights, accuracies, tokens = [], [], 0
@@ -115,13 +119,14 @@ def measure_task(material: Material, model: nn.Module) -> dict[str, float]:
     return {"right": sum(rights) / len(rights), "accuracy": sum(accuracies) / len(accuracies), "tokens": tokens}
 
 
-def read_tasks(options: Options) -> dict[str, list[Question]]:
+def read_tasks(options: Any) -> dict[str, list[Question]]:
     """The items of the tasks that the options name.
 
     Raises:
         UserError: there is no such folder, one of the tasks has no file in it, or a file is not in its task's form.
     """
-    folder, found = check_folder(options.tasks), {}
+    folder = check_folder(options.tasks)
+    found: dict[str, list[Question]] = {}
     for name in options.names:
         file = find_file(folder, TASKS[name].file or name)
         if file is None:
@@ -151,7 +156,7 @@ class Measure(NamedTuple):
     tokens: about how many it reads, from a scorer's options.
     """
 
-    run: Callable[[Material, nn.Module], dict[str, float]]
+    run: Callable[[Material, Student], dict[str, float]]
     material: str
     tokens: Callable[[Options], int]
 

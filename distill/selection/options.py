@@ -43,11 +43,11 @@ class Options(Schema):
 
     @model_validator(mode="before")
     @classmethod
-    def _protect_none(cls, given):
+    def _protect_none(cls, given: Any) -> Any:
         return {"protect": [], **given} if isinstance(given, dict) and given.get("periodic") else given
 
     @model_validator(mode="after")
-    def _families_exist(self):
+    def _families_exist(self) -> "Options":
         for family in self.families:
             if family not in FAMILIES:
                 raise ValueError(f"there is no recall family {family!r}; {nearest(family, FAMILIES)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.errors import UserError
 from distill.selection.measurer import Measurer
+from distill.selection.options import Options
 from distill.selection.scorer import Choice, Ranked, Scorer, every_nth, intervals
 
 
@@ -43,7 +44,7 @@ def best_interval(
     }
 
 
-def check_periodic(options, where: str) -> None:
+def check_periodic(options: Options, where: str) -> None:
     """Refuse options that say themselves which layers stay.
 
     Raises:

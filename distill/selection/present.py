@@ -7,7 +7,7 @@ model that it measures. What stands in for a layer's attention is made of the st
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from torch import nn
@@ -25,10 +25,13 @@ from distill.selection.options import Options
 from distill.selection.resolution import chosen_by, chosen_once
 from distill.selection.switched import STAND_IN, Switch, Switched, untrained
 from distill.stages import StageEntry, key_of
+from distill.stages.initialise import Initialise
+from distill.stages.layouts import Further
 from distill.stages.replace import mixers_for
 from distill.text.windows import Calibration
 from students.config import Layout
 from students.mixers.mixer import Mixer
+from students.skeleton import Student
 from students.slot import MixerSlot
 
 
@@ -36,7 +39,7 @@ def choose_layers(
     session: Session,
     folder: RunDir,
     entry: StageEntry,
-    student: nn.Module,
+    student: Student,
     calibration: Calibration,
     console: Console,
     stopper: Stopper,
@@ -84,7 +87,7 @@ def numbered(recipe: Recipe, entry: StageEntry, there: Sequence[int], depth: int
         UserError: a budget that does not fit them, or a protected layer that is none of them.
     """
     key = f"{recipe.name}: {key_of(recipe, entry)}.pattern"
-    options, count = replacing_options(recipe, entry, recipe.name), entry.options.kept(depth)
+    options, count = replacing_options(recipe, entry, recipe.name), cast(Further, entry.options).kept(depth)
     given = options.protect if "protect" in options.model_fields_set else [one for one in options.protect if one in there]
     if wrong := [layer for layer in given if layer not in there]:
         raise UserError(f"{key}.protect names layer {wrong[0]}, and the layers with attention are {list(there)}")
@@ -100,7 +103,7 @@ def numbered(recipe: Recipe, entry: StageEntry, there: Sequence[int], depth: int
 def _switchable(
     session: Session,
     entry: StageEntry,
-    student: nn.Module,
+    student: Student,
     there: Sequence[int],
     options: Options,
     calibration: Calibration,
@@ -109,13 +112,13 @@ def _switchable(
     layout, place = student.layout, student.place
     with session.accelerator.autocast():
         if options.stand_in == "mixer":
-            everywhere = entry.options.after(layout, session.recipe.mixers, [])
-            mixers = mixers_for(session.teacher, student, everywhere, entry.options, calibration)
+            everywhere = cast(Further, entry.options).after(layout, session.recipe.mixers, [])
+            mixers = mixers_for(session.teacher, student, everywhere, cast(Initialise.Options, entry.options), calibration)
         else:
             source = as_source(session.teacher, student)
             everywhere = Layout(STAND_IN * len(layout.pattern), {STAND_IN: untrained(options)})
             mixers, _ = further_mixers(source, everywhere, attention_shapes(source, there), there)
-    inside = student.get_submodule(place.layers)
+    inside = cast(nn.ModuleList, student.get_submodule(place.layers))
     attentions = [getattr(inside[layer], place.name) for layer in there]
     try:
         yield Switchable(student, there, attentions, mixers)
@@ -130,10 +133,10 @@ class Switchable(Switched):
     """A student of switches, one in each of some layers, which are numbered from 0."""
 
     def __init__(
-        self, student: nn.Module, layers: Sequence[int], attentions: Sequence[nn.Module], mixers: dict[int, Mixer]
+        self, student: Student, layers: Sequence[int], attentions: Sequence[nn.Module], mixers: dict[int, Mixer]
     ) -> None:
         self.model, self.switches, place = student, [], student.place
-        inside = student.get_submodule(place.layers)
+        inside = cast(nn.ModuleList, student.get_submodule(place.layers))
         for layer, attention in zip(layers, attentions, strict=True):
             slot = MixerSlot(mixers[layer], layer, place.documents)
             self.switches.append(Switch(attention, slot.train(student.training)))
@@ -147,6 +150,6 @@ class Switchable(Switched):
 def _named(found: dict[str, Any], there: Sequence[int], recipe: Recipe, entry: StageEntry, before: Layout) -> dict[str, Any]:
     """What a scorer found, its layers by their own numbers."""
     stay = [there[number] for number in found["layers"]]
-    after = entry.options.after(before, recipe.mixers, stay)
+    after = cast(Further, entry.options).after(before, recipe.mixers, stay)
     ranking = [{**one, "name": str(there[int(one["name"])])} for one in found["ranking"]]
     return {**found, "layers": stay, "ranking": ranking, "pattern": after.pattern, "mixers": after.mixers}

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from distill.errors import UserError
 from distill.recipe import Recipe, Selected
 from distill.selection.measurer import Measurer
-from distill.selection.options import Options
+from distill.selection.options import Options as Common
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Choice:
 class Scorer:
     """Base of the scorers. They rank whole layers unless they say otherwise."""
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[Common]] = Common
     measures: ClassVar[tuple[str, ...]] = ()  # of each pass
     note: ClassVar[str] = ""  # what a reader of its ranking should know
     teacher_alone: ClassVar[str] = ""  # why it cannot choose among the layers of a student that has mixers; empty if it can
 
     @classmethod
-    def check(cls, recipe: Recipe, options: Options, where: str) -> None:
+    def check(cls, recipe: Recipe, options: Any, where: str) -> None:
         """Refuse a recipe that this scorer cannot serve.
 
         Raises:
@@ -50,22 +50,22 @@ class Scorer:
         """
 
     @classmethod
-    def passes(cls, options: Options, layers: int, heads: int) -> int:
+    def passes(cls, options: Any, layers: int, heads: int) -> int:
         """How many models it measures in a teacher of so many layers and heads a layer."""
         return 0
 
     @classmethod
-    def reads(cls, options: Options) -> tuple[str, ...]:
+    def reads(cls, options: Any) -> tuple[str, ...]:
         """The measures of each pass."""
         return cls.measures
 
     @classmethod
-    def trains_on(cls, options: Options) -> int:
+    def trains_on(cls, options: Any) -> int:
         """How many tokens it trains on."""
         return 0
 
     @classmethod
-    def selected_by(cls, options: Options) -> Selected:
+    def selected_by(cls, options: Any) -> Selected:
         """What its choice rests on, so that tables mark it."""
         reads = cls.reads(options)
         families = options.families if "recall" in reads else []
@@ -76,7 +76,7 @@ class Scorer:
         raise NotImplementedError
 
     @classmethod
-    def choose(cls, options: Options, ranking: Sequence[Ranked], layers: int, heads: int) -> Choice:
+    def choose(cls, options: Any, ranking: Sequence[Ranked], layers: int, heads: int) -> Choice:
         """What stays in a teacher of so many layers and heads a layer, from the ranking."""
         best = [one.layer for one in ranking if one.layer not in options.protect]
         return Choice(sorted([*options.protect, *best][: count_of(options, layers)]))
@@ -88,10 +88,10 @@ class Scorer:
         scores = {one.layer: one.score for one in ranking}
         if not scores or None in scores.values():
             return None
-        return {kept: sum(scores[layer] for layer in kept) for kept in layouts}
+        return {kept: sum(cast(float, scores[layer]) for layer in kept) for kept in layouts}
 
     @classmethod
-    def even(cls, options: Options, layers: int, heads: int) -> Choice:
+    def even(cls, options: Any, layers: int, heads: int) -> Choice:
         """As much kept, evenly spread: what a choice is compared with, and planned with before it is made."""
         if options.periodic:
             return Choice(every_nth(intervals(options, layers)[0], layers))
@@ -102,7 +102,7 @@ class Scorer:
         return measurer.layout(range(measurer.layers) if choice is None else choice.layers, measures)
 
 
-def count_of(options: Options, layers: int) -> int:
+def count_of(options: Common, layers: int) -> int:
     """How many layers stay attention in a model of so many.
 
     Raises:
@@ -125,7 +125,7 @@ def every_nth(every: int, layers: int) -> list[int]:
     return list(range(every - 1, layers, every))
 
 
-def intervals(options: Options, layers: int) -> list[int]:
+def intervals(options: Common, layers: int) -> list[int]:
     """Every n of which every n-th layer comes to as many as stay attention, the one nearest to their even spread first.
 
     Raises:
@@ -142,7 +142,7 @@ def intervals(options: Options, layers: int) -> list[int]:
     return sorted(found, key=lambda every: abs(every - layers / count))
 
 
-def check_protected(options: Options, layers: int) -> None:
+def check_protected(options: Common, layers: int) -> None:
     """Refuse protected layers that are not there or stand twice.
 
     Raises:

@@ -4,6 +4,7 @@ All weights are the teacher's own, in shared memory, so what differs between two
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from distill.runs.session import Session
 from distill.selection.options import Options, rest_of
 from distill.stages import stages_of
 from students.config import KEEP, Layout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 STAND_IN = "S"
@@ -31,7 +33,7 @@ class Switch(nn.Module):
         self.attention, self.stand_in = attention, stand_in
         self.gate: float | Float[Tensor, ""] = 1.0
 
-    def forward(self, *inputs, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
+    def forward(self, *inputs: Any, **keywords: Any) -> tuple[Float[Tensor, "b t d"], None]:
         """What the slot's layer gets, and None where attention would return its weights."""
         if not isinstance(self.gate, Tensor):
             return (self.attention if self.gate else self.stand_in)(*inputs, **keywords)[0], None
@@ -43,25 +45,25 @@ class Switch(nn.Module):
 class Switched:
     """A model of switches, one a layer."""
 
-    def __init__(self, teacher: Teacher, student: nn.Module) -> None:
+    def __init__(self, teacher: Teacher, student: Student) -> None:
         """student: with a stand-in in every layer; it becomes the model."""
         self.model = student
         place, kept = student.place, build(teacher, Layout(KEEP * teacher.n_layers))[0]
-        layers, attentions = student.get_submodule(place.layers), kept.get_submodule(place.layers)
-        self.switches = []
+        layers, attentions = (cast(nn.ModuleList, model.get_submodule(place.layers)) for model in (student, kept))
+        self.switches: list[Switch] = []
         for layer, attention in zip(layers, attentions, strict=True):
             self.switches.append(Switch(getattr(attention, place.name), getattr(layer, place.name)))
             setattr(layer, place.name, self.switches[-1])
         self.model.requires_grad_(False).eval()
 
-    def keep(self, layers: Iterable[int]) -> nn.Module:
+    def keep(self, layers: Iterable[int]) -> Student:
         """The model with attention in these layers and stand-ins in the others."""
         kept = set(layers)
         for layer, switch in enumerate(self.switches):
             switch.gate = float(layer in kept)
         return self.model
 
-    def mix(self, gates: Sequence[Float[Tensor, ""]]) -> nn.Module:
+    def mix(self, gates: Sequence[Float[Tensor, ""]]) -> Student:
         """The model with a gate a layer."""
         for switch, gate in zip(self.switches, gates, strict=True):
             switch.gate = gate
@@ -110,6 +112,11 @@ def untrained(options: Options) -> dict:
     return {**UNTRAINED, "window": options.window, "sinks": options.sinks}
 
 
+def _mixer(slot: nn.Module) -> Any:
+    """The attention in a slot: a mixer with `scale` and `o_proj`."""
+    return slot.mixer
+
+
 class HeadSwitch(nn.Module):
     """A layer's attention with a switch a head, and, where there is one, the window that heads see which are switched off.
 
@@ -123,17 +130,17 @@ class HeadSwitch(nn.Module):
     @torch.no_grad()
     def keep(self, heads: Iterable[int]) -> None:
         """Switch these heads on, the others off."""
-        scale = self.attention.mixer.scale
+        scale = _mixer(self.attention).scale
         scale.zero_()[list(heads)] = 1.0
         if self.window is not None:
-            self.window.mixer.scale.copy_(1.0 - scale)
+            _mixer(self.window).scale.copy_(1.0 - scale)
 
-    def forward(self, *inputs, **keywords) -> tuple[Float[Tensor, "b t d"], None]:
+    def forward(self, *inputs: Any, **keywords: Any) -> tuple[Float[Tensor, "b t d"], None]:
         """As `Switch.forward`."""
         out = self.attention(*inputs, **keywords)[0]
-        if self.window is None or not bool(self.window.mixer.scale.any()):
+        if self.window is None or not bool(_mixer(self.window).scale.any()):
             return out, None
-        bias = self.window.mixer.o_proj.bias
+        bias = _mixer(self.window).o_proj.bias
         other = self.window(*inputs, **keywords)[0]
         return out + other - (0 if bias is None else bias.to(out.dtype)), None
 
@@ -145,18 +152,20 @@ class SwitchedHeads:
         """windows: heads that are switched off see a window, else nothing."""
         whole = Layout(STAND_IN * teacher.n_layers, {STAND_IN: {"mixer": "attention"}})
         self.model = build(teacher, whole)[0]
-        place, self.counts = self.model.place, [mixer.n_heads for mixer in self.model.mixers.values()]
-        seeing = None
+        place = self.model.place
+        self.counts: list[int] = [cast(Any, mixer).n_heads for mixer in self.model.mixers.values()]
+        seeing: nn.ModuleList | None = None
         if windows:
-            seeing = build(teacher, Layout(whole.pattern, {STAND_IN: untrained(options)}))[0].get_submodule(place.layers)
-        self.switches = []
-        for index, layer in enumerate(self.model.get_submodule(place.layers)):
+            other = build(teacher, Layout(whole.pattern, {STAND_IN: untrained(options)}))[0]
+            seeing = cast(nn.ModuleList, other.get_submodule(place.layers))
+        self.switches: list[HeadSwitch] = []
+        for index, layer in enumerate(cast(nn.ModuleList, self.model.get_submodule(place.layers))):
             window = None if seeing is None else getattr(seeing[index], place.name)
             self.switches.append(HeadSwitch(getattr(layer, place.name), window))
             setattr(layer, place.name, self.switches[-1])
         self.model.requires_grad_(False).eval()
 
-    def keep(self, heads: Mapping[int, Iterable[int]]) -> nn.Module:
+    def keep(self, heads: Mapping[int, Iterable[int]]) -> Student:
         """The model with these heads of these layers on and the others off; layers that are not named are whole."""
         for layer, switch in enumerate(self.switches):
             switch.keep(heads.get(layer, range(self.counts[layer])))

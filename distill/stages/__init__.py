@@ -4,15 +4,16 @@ and one line here."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import cast
 
 from pydantic import ValidationError
-from torch import nn
 
 from distill.errors import UserError, nearest
 from distill.recipe import Data, Recipe
 from distill.schema import explain
-from distill.stages.stage import Stage, StageOptions, Transfers
+from distill.stages.stage import Stage, StageOptions, TrainingOptions, Transfers
 from distill.stages.targets import Source
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 STAGES = {
@@ -42,7 +43,7 @@ class StageEntry:
         """What evaluations.json calls it: a recipe may have two of a name."""
         return f"{self.index}-{self.name}"
 
-    def make(self, teacher: Teacher, student: nn.Module, transfers: Transfers | None = None) -> Stage:
+    def make(self, teacher: Teacher, student: Student, transfers: Transfers | None = None) -> Stage:
         """The stage, on the teacher's device. transfers: the weight-transfer record, for stages that add to it."""
         return self.kind(teacher, student, self.options, transfers).to(teacher.device)
 
@@ -69,7 +70,7 @@ class StageEntry:
         """Windows at a time: the stage's own number, else the recipe's, unless the stage has a batch of its own; where it is
         auto, all that a step has."""
         found = self._micro_batch(data)
-        return self.batch(data) if found in (None, "auto") else found
+        return self.batch(data) if found is None or isinstance(found, str) else found
 
     def fits_itself(self, data: Data) -> bool:
         """Whether the windows at a time are as many as fit (`auto`)."""
@@ -177,7 +178,7 @@ def _check_pairs(entry: StageEntry, recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}: {key} is {count} windows, and a pair is two; give the stage an even one")
 
 
-def check_student(recipe: Recipe, students: Sequence[nn.Module], where: str) -> None:
+def check_student(recipe: Recipe, students: Sequence[Student], where: str) -> None:
     """Refuse a recipe that gives rates by role and leaves out one that a later stage will need, or whose stages' options
     do not fit the student.
 
@@ -192,7 +193,7 @@ def check_student(recipe: Recipe, students: Sequence[nn.Module], where: str) -> 
         try:
             entry.kind.check(student, entry.options, last=entry is entries[-1])
             for role in sorted(entry.kind.roles(student, entry.options)):
-                entry.options.rate(role)
+                cast(TrainingOptions, entry.options).rate(role)
         except ValueError as error:
             raise UserError(f"{where}: stages.{entry.name}: {error}") from error
 

@@ -9,19 +9,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from distill.errors import nearest
 from distill.mixed_types import join_types, widest_type
 from distill.stages.masters import own
+from students.skeleton import Student
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names for them
 
 
-def linear_layers(student: nn.Module) -> dict[str, nn.Module]:
+def linear_layers(student: Student) -> dict[str, nn.Module]:
     """The linear layers that adapters can stand on: all outside the mixers but the head, by name."""
     inside, head = _mixer_prefixes(student), student.get_output_embeddings()
     return {
@@ -31,7 +33,7 @@ def linear_layers(student: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def targets(student: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
+def targets(student: Student, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
     """The linear layers that some names mean; every one where None is given.
 
     Args:
@@ -46,7 +48,7 @@ def targets(student: nn.Module, wanted: Sequence[str] | None) -> dict[str, nn.Mo
         if not linear:
             raise ValueError("train: lora finds no linear layer outside the mixers and the head; train: mixers is left")
         return linear
-    found = {}
+    found: dict[str, nn.Module] = {}
     for name in wanted:
         meant = {path: module for path, module in student.named_modules() if f".{path}".endswith(f".{name}")}
         if not meant:
@@ -67,7 +69,11 @@ def endings(linear: dict[str, nn.Module]) -> set[str]:
 
 def parameters_of(linear: dict[str, nn.Module], rank: int) -> int:
     """How many parameters adapters of a rank have on these layers."""
-    return sum(rank * sum(module.weight.shape) for module in linear.values())
+    return sum(rank * sum(_weight(module).shape) for module in linear.values())
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    return cast(Tensor, linear.weight)
 
 
 def check_rank(linear: dict[str, nn.Module], rank: int) -> None:
@@ -76,31 +82,31 @@ def check_rank(linear: dict[str, nn.Module], rank: int) -> None:
     Raises:
         ValueError: naming the narrowest layer.
     """
-    narrowest = min(linear, key=lambda name: min(linear[name].weight.shape))
-    width = min(linear[narrowest].weight.shape)
+    narrowest = min(linear, key=lambda name: min(_weight(linear[name]).shape))
+    width = min(_weight(linear[narrowest]).shape)
     if rank > width:
         raise ValueError(f"lora.rank is {rank}, but {narrowest} has no more than rank {width}; make it {width} or less")
 
 
-def add(student: nn.Module, names: Sequence[str], rank: int, alpha: float) -> None:
+def add(student: Student, names: Sequence[str], rank: int, alpha: float) -> None:
     """Put adapters on linear layers, in place; their B is zero, so that the student stays what it was."""
     from peft import LoraConfig, inject_adapter_in_model
 
     gpt2 = any(isinstance(student.get_submodule(name), Conv1D) for name in names)  # weights stored the other way round
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), fan_in_fan_out=gpt2)
+    config = LoraConfig(r=rank, lora_alpha=cast(Any, alpha), target_modules=list(names), fan_in_fan_out=gpt2)
     with torch.random.fork_rng():  # processes that share a run have drawn differently by now, but were seeded alike
         torch.manual_seed(torch.initial_seed())
         inject_adapter_in_model(config, student)
 
 
-def adapted(student: nn.Module) -> dict[str, nn.Module]:
+def adapted(student: Student) -> dict[str, Any]:
     """The layers that have adapters, by name; each knows its `get_base_layer()`."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in student.named_modules() if isinstance(module, LoraLayer)}
 
 
-def merge(student: nn.Module) -> None:
+def merge(student: Student) -> None:
     """Add every adapter to the weight it stands on, and take it away. The weights become masters first: a student's begin as
     the teacher's."""
     for name, layer in adapted(student).items():
@@ -112,7 +118,7 @@ def merge(student: nn.Module) -> None:
     _forget(student)
 
 
-def save(student: nn.Module, folder: Path) -> None:
+def save(student: Student, folder: Path) -> None:
     """Write a student as transformers does. Adapters go beside its own weights in peft's format: transformers puts them
     back where both lie in one folder, and peft loads them onto the weights alone.
 
@@ -156,7 +162,7 @@ def merged_copy(folder: Path, out: Path) -> Path:
     return out
 
 
-def _save_adapters(student: nn.Module, folder: Path) -> None:
+def _save_adapters(student: Student, folder: Path) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -168,7 +174,7 @@ def _save_adapters(student: nn.Module, folder: Path) -> None:
 
 
 @contextmanager
-def _without(student: nn.Module, layers: dict[str, nn.Module]) -> Iterator[None]:
+def _without(student: Student, layers: dict[str, Any]) -> Iterator[None]:
     """The student with the bare layers in the place of adapted ones, while the block runs."""
     for name, layer in layers.items():
         student.set_submodule(name, layer.get_base_layer())
@@ -179,16 +185,16 @@ def _without(student: nn.Module, layers: dict[str, nn.Module]) -> Iterator[None]
             student.set_submodule(name, layer)
 
 
-def _forget(student: nn.Module) -> None:
+def _forget(student: Student) -> None:
     if "peft_config" in vars(student):
         del student.peft_config
 
 
-def _mixer_prefixes(student: nn.Module) -> tuple[str, ...]:
+def _mixer_prefixes(student: Student) -> tuple[str, ...]:
     return tuple(student.mixer_prefix(layer) for layer in student.mixers)
 
 
-def _why_not(student: nn.Module, meant: dict[str, nn.Module]) -> tuple[str, str]:
+def _why_not(student: Student, meant: dict[str, nn.Module]) -> tuple[str, str]:
     """The first of the modules that a name means, and why an adapter is of no use there."""
     path, module = next(iter(meant.items()))
     if path.startswith(_mixer_prefixes(student)):

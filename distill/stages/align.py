@@ -22,6 +22,8 @@ from distill.stages.observing import layer_name, observed
 from distill.stages.rates import Point
 from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers
 from distill.text.windows import Batch, Calibration
+from students.skeleton import Student
+from teachers.teacher import Teacher
 
 
 class Align(Stage):
@@ -42,7 +44,12 @@ class Align(Stage):
         calibration_tokens: Count = 8192
         layers: Literal["new", "all"] = "new"
 
-    def __init__(self, teacher, student, options: "Align.Options", transfers: Transfers | None = None) -> None:
+    options: Options
+    power: Tensor
+
+    def __init__(
+        self, teacher: Teacher, student: Student, options: "Align.Options", transfers: Transfers | None = None
+    ) -> None:
         super().__init__(teacher, student, options, transfers)
         self.aligned = self.trained_layers(student, options)
         self.register_buffer("power", torch.ones(teacher.n_layers))

@@ -7,7 +7,7 @@ join the text here: the stages before show each mixer the teacher's own inputs, 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -22,6 +22,8 @@ from distill.stages.stage import Transfers
 from distill.stages.targets import Source, relative_error
 from distill.stages.whole import WholeOptions, WholeStudent
 from distill.text.windows import Batch
+from students.skeleton import Student
+from teachers.teacher import Teacher
 
 
 class Imitate(WholeStudent):
@@ -53,7 +55,7 @@ class Imitate(WholeStudent):
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
 
         @model_validator(mode="after")
-        def _targets_fit(self):
+        def _targets_fit(self) -> "Imitate.Options":
             if self.offline_logits is not None and self.divergence != "forward_kl":
                 raise ValueError(
                     f"divergence is {self.divergence!r}, and offline_logits hold a teacher's likeliest tokens alone, which "
@@ -78,7 +80,11 @@ class Imitate(WholeStudent):
                 raise ValueError(f"hidden_layers is {self.hidden_layers}, which names a layer twice")
             return self
 
-    def __init__(self, teacher, student, options: "Imitate.Options", transfers: Transfers | None = None) -> None:
+    options: Options
+
+    def __init__(
+        self, teacher: Teacher, student: Student, options: "Imitate.Options", transfers: Transfers | None = None
+    ) -> None:
         super().__init__(teacher, student, options, transfers)
         self.writes = options.on_policy > 0
 
@@ -93,7 +99,7 @@ class Imitate(WholeStudent):
     def losses(self, batch: Batch) -> Iterator[tuple[str, Float[Tensor, ""]]]:
         options, student = self.options, self.student
         seen = self.targets.see(batch, options.hidden_layers)
-        layers = student.get_submodule(student.place.layers)
+        layers = cast(nn.ModuleList, student.get_submodule(student.place.layers))
         with recorded({layer: layers[layer] for layer in options.hidden_layers}, lambda: student.text_columns) as states:
             hidden = student.hidden(batch.ids, batch.documents)
         loss = self.targets.divergence(hidden, head_of(student), seen, batch, options)
@@ -112,7 +118,7 @@ class Imitate(WholeStudent):
         return {"kl_lower_bound": loss / options.scale / options.temperature**2}
 
     @classmethod
-    def check(cls, student: nn.Module, options: "Imitate.Options", last: bool) -> None:
+    def check(cls, student: Student, options: "Imitate.Options", last: bool) -> None:
         count = len(student.layout.pattern)
         if beyond := [layer for layer in options.hidden_layers if layer >= count]:
             raise ValueError(f"hidden_layers names layer {beyond[0]}, and the model has the layers 0 to {count - 1}")

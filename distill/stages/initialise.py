@@ -8,20 +8,21 @@ squares. Taylor-Calibrate (arXiv 2606.16429) showed what such a start is worth: 
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from distill.schema import Count
-from distill.stages.observing import observed
+from distill.stages.observing import Sites, observed
 from distill.stages.scales import OutputScales
 from distill.stages.stage import Stage, StageOptions
-from distill.text.windows import Calibration
+from distill.text.windows import Batch, Calibration
 from students.mixers.mixer import Mixer
 from teachers.observe import Observation
+from teachers.teacher import Teacher
 
 CANDIDATES = 9  # for a head's half-life
 
@@ -43,12 +44,19 @@ class Initialise(Stage):
         scales: bool = True
         decay: Literal["spread", "calibrate"] = "spread"
 
+    options: Options
+
+    @property
+    def sites(self) -> Sites:
+        """What holds the mixers: the student, or those that stand in none yet."""
+        return cast(Sites, self._hidden[1])
+
     def begin(self, calibration: Calibration) -> None:
         self._constants(calibration)
         if self.options.decay == "calibrate":
             self._decays(calibration)
         if self.options.scales:
-            residuals = solve_scales(self.teacher, self.student, calibration(self.options.tokens))
+            residuals = solve_scales(self.teacher, self.sites, calibration(self.options.tokens))
             for layer, residual in residuals.items():
                 record = self.transfers[layer]
                 said = f"least squares on {self.whose} outputs, {residual:.1%} of their power unexplained"
@@ -56,21 +64,22 @@ class Initialise(Stage):
 
     @torch.no_grad()
     def _constants(self, calibration: Calibration) -> None:
-        batch, layers = next(iter(calibration(self.options.tokens))), list(self.student.mixers)
+        batch, layers = next(iter(calibration(self.options.tokens))), list(self.sites.mixers)
         normed = any(self.teacher.logit_rules(layer).norm for layer in layers)  # q, k and v of all layers take memory
         for seen in map(Observation.wide, self.teacher.observe(batch.ids, batch.positions, layers, qkv=normed)):
-            mixer, record = self.student.mixers[seen.layer], self.transfers[seen.layer]
+            mixer, record = self.sites.mixers[seen.layer], self.transfers[seen.layer]
             if normed:
-                mixer.match_norms(seen.input, seen.q, seen.k, record)
+                mixer.match_norms(seen.input, cast(Tensor, seen.q), cast(Tensor, seen.k), record)
             mixer.calibrate(seen.input, record)
 
     @torch.no_grad()
     def _decays(self, calibration: Calibration) -> None:
         """Try each half-life in all heads at once; a head takes the one under which it alone explains most."""
-        mixers = {layer: mixer for layer, mixer in self.student.mixers.items() if mixer.has_decay}
+        mixers = {layer: mixer for layer, mixer in self.sites.mixers.items() if mixer.has_decay}
         batch = next(iter(calibration(self.options.tokens)))
-        for seen, context in observed(self.teacher, self.student, batch, list(mixers), wide=True):
-            mixer, gains = mixers[seen.layer], []
+        for seen, context in observed(self.teacher, self.sites, batch, list(mixers), wide=True):
+            mixer = mixers[seen.layer]
+            gains: list[Tensor] = []
             heads = self.teacher.config.num_attention_heads
             candidates = half_lives(mixer).to(seen.input.device)
             for half_life in candidates:
@@ -78,7 +87,7 @@ class Initialise(Stage):
                 solver = OutputScales(mixer)
                 solver.add(seen.input, context, seen.output)
                 factors, _ = solver.solve()
-                gains.append((factors * solver.moment)[[terms[0] for terms in mixer.head_terms()]])
+                gains.append((factors * cast(Tensor, solver.moment))[[terms[0] for terms in mixer.head_terms()]])
             best = torch.stack(gains).argmax(0)
             chosen = candidates[best]
             mixer.set_half_lives(chosen)
@@ -94,7 +103,9 @@ def half_lives(mixer: Mixer) -> Float[Tensor, " candidate"]:
 
 
 @torch.no_grad()
-def solve_scales(teacher, student, batches, layers: Sequence[int] | None = None) -> dict[int, float]:
+def solve_scales(
+    teacher: Teacher, student: Sites, batches: Iterable[Batch], layers: Sequence[int] | None = None
+) -> dict[int, float]:
     """Solve and set the output scales of mixers, of all or of some layers; the unexplained share of each layer's output."""
     chosen = student.mixers if layers is None else layers
     solvers = {layer: OutputScales(student.mixers[layer]) for layer in chosen}

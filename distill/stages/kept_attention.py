@@ -15,10 +15,11 @@ from re import match
 from torch import nn
 
 from students.model import PREFIX
+from students.skeleton import Student
 from teachers.families import FAMILIES, Family
 
 
-def check(student: nn.Module, freeze: Collection[str]) -> None:
+def check(student: Student, freeze: Collection[str]) -> None:
     """Refuse to freeze what there is none of, or what lies in one weight with what learns.
 
     Raises:
@@ -36,7 +37,7 @@ def check(student: nn.Module, freeze: Collection[str]) -> None:
         )
 
 
-def frozen(student: nn.Module, freeze: Collection[str]) -> set[str]:
+def frozen(student: Student, freeze: Collection[str]) -> set[str]:
     """Names in the student of the parameters of kept attention that stay as they are: of q and k, their norms too."""
     if not freeze:
         return set()
@@ -47,7 +48,7 @@ def frozen(student: nn.Module, freeze: Collection[str]) -> set[str]:
     return {name for name, _ in student.named_parameters() if name.startswith(inside)}
 
 
-def depth_factor(student: nn.Module, name: str, decay: float) -> float:
+def depth_factor(student: Student, name: str, decay: float) -> float:
     """What multiplies a parameter's rate: decay for every layer above its own. Embeddings, a head tied to them, and meta
     tokens stand below all layers; what follows the layers has none above it."""
     if decay == 1.0:
@@ -59,5 +60,5 @@ def depth_factor(student: nn.Module, name: str, decay: float) -> float:
     return decay**depth if name.startswith(tuple(lowest)) else 1.0
 
 
-def _family(student: nn.Module) -> Family:
+def _family(student: Student) -> Family:
     return FAMILIES[student.config.model_type.removeprefix(PREFIX)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ def recorded(
     found: dict[int, Tensor] = {}
     places: dict[int, Tensor | None] = {}
 
-    def keep(layer: int):
-        def hook(module: nn.Module, arguments: tuple, output: object) -> None:
+    def keep(layer: int) -> Callable[[nn.Module, tuple, Any], None]:
+        def hook(module: nn.Module, arguments: tuple, output: Any) -> None:
             found[layer] = output[0] if isinstance(output, tuple) else output
             places[layer] = columns()
 

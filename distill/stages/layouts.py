@@ -4,10 +4,9 @@ A stage that has the run choose its layers is planned and checked with evenly sp
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from distill.build import empty, layout_of
 from distill.errors import UserError
@@ -17,6 +16,7 @@ from distill.schema import Letter, Schema
 from distill.stages import StageEntry, key_of, stages_of
 from students.config import KEEP, Layout
 from students.converting import further
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 EVEN = "even"  # the way to choose layers that measures nothing
@@ -38,7 +38,7 @@ class Further(Schema):
 
     @field_validator("pattern")
     @classmethod
-    def _pattern_is_one(cls, pattern):
+    def _pattern_is_one(cls, pattern: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         if isinstance(pattern, dict):
             if not isinstance(pattern.get("by"), str):
                 raise ValueError("it says not `by` what the layers are chosen; by: even spreads them")
@@ -55,7 +55,7 @@ class Further(Schema):
         return pattern
 
     @model_validator(mode="after")
-    def _one_way(self):
+    def _one_way(self) -> "Further":
         if self.layers is not None and self.pattern is not None:
             raise ValueError("layers and pattern both say what is converted; leave one of them out")
         if self.mixer is not None and isinstance(self.pattern, str):
@@ -76,9 +76,13 @@ class Further(Schema):
             return set(self.pattern) & set(mixers)
         return {self.mixer} if self.mixer else set(mixers) if len(mixers) == 1 else set()
 
+    @property
+    def _keep(self) -> int | float:
+        return cast(dict[str, Any], self.pattern)["keep"]
+
     def kept(self, depth: int) -> int:
         """How many of so many layers stay attention, where it says how many."""
-        keep = self.pattern["keep"]
+        keep = self._keep
         return keep if isinstance(keep, int) else max(1, round(keep * depth))
 
     def after(self, before: Layout, mixers: dict[str, dict], stay: Sequence[int] | None = None) -> Layout:
@@ -100,7 +104,7 @@ class Further(Schema):
             return self._layout((self.pattern * depth)[:depth], before, mixers)
         letter = self._letter(mixers)
         if self.layers is not None:
-            converted = self._named(before, depth)
+            converted = self._named(self.layers, before, depth)
         else:
             if stay is None:
                 stay = self.even(there, depth)
@@ -117,7 +121,7 @@ class Further(Schema):
         count = len(there) // 2 if self.pattern is None else self.kept(depth)
         if count >= len(there):
             raise ValueError(
-                f"pattern.keep is {self.pattern['keep']}, {count} of {depth} layers, and {len(there)} have attention: none "
+                f"pattern.keep is {self._keep}, {count} of {depth} layers, and {len(there)} have attention: none "
                 "would be converted; keep fewer"
             )
         return [there[index * len(there) // count] for index in range(count)]
@@ -130,13 +134,13 @@ class Further(Schema):
             raise ValueError(f"mixer is {letter!r}, but no mixer is given for it; there are {', '.join(sorted(mixers))}")
         return letter
 
-    def _named(self, before: Layout, depth: int) -> list[int]:
-        for layer in self.layers:
+    def _named(self, layers: list[int], before: Layout, depth: int) -> list[int]:
+        for layer in layers:
             if layer >= depth:
                 raise ValueError(f"layers names layer {layer}, and the model has the layers 0 to {depth - 1}")
             if before.mixer_of(layer) is not None:
                 raise ValueError(f"layers names layer {layer}, which is converted already ({before.pattern[layer]})")
-        return self.layers
+        return layers
 
     def _layout(self, pattern: str, before: Layout, mixers: dict[str, dict]) -> Layout:
         used = {letter: mixers[letter] for letter in sorted(set(pattern) & set(mixers))}
@@ -147,7 +151,7 @@ class Further(Schema):
 
 def later_letters(recipe: Recipe) -> set[str]:
     """The letters that stages give to layers which have attention in the first layout."""
-    found = [entry.options.letters(recipe.mixers) for entry in stages_of(recipe) if entry.kind.changes_layout]
+    found = [cast(Further, entry.options).letters(recipe.mixers) for entry in stages_of(recipe) if entry.kind.changes_layout]
     return set().union(*found)
 
 
@@ -159,7 +163,7 @@ def first_layout(recipe: Recipe, layers: int, where: str) -> Layout:
     """
     spare = later_letters(recipe) - set(recipe.pattern)
     mixers = {letter: options for letter, options in recipe.mixers.items() if letter not in spare}
-    return layout_of(recipe.pattern, mixers, layers, where, recipe.meta_tokens)
+    return layout_of(cast(str, recipe.pattern), mixers, layers, where, recipe.meta_tokens)
 
 
 def layouts_of(recipe: Recipe, first: Layout, where: str) -> list[Layout]:
@@ -183,7 +187,7 @@ def layout_after(recipe: Recipe, entry: StageEntry, before: Layout, where: str, 
         UserError: naming the stage and the key.
     """
     try:
-        return entry.options.after(before, recipe.mixers, stay)
+        return cast(Further, entry.options).after(before, recipe.mixers, stay)
     except ValueError as error:
         raise UserError(f"{where}: {key_of(recipe, entry)}: {error}") from error
 
@@ -204,7 +208,7 @@ def layout_saved(recipe: Recipe, pattern: str, before: Layout, where: str) -> La
     return found
 
 
-def students_of(recipe: Recipe, teacher: Teacher, first: Layout, where: str) -> list[nn.Module]:
+def students_of(recipe: Recipe, teacher: Teacher, first: Layout, where: str) -> list[Student]:
     """The student under each stage of a recipe, without weights; one and the same while its layout is.
 
     Raises:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from distill.mixed_types import join_types
+from students.skeleton import Student
 
 
-def make_masters(student: nn.Module, trained: dict[str, tuple[str, nn.Parameter]]) -> None:
+def make_masters(student: Student, trained: dict[str, tuple[str, nn.Parameter]]) -> None:
     """Give trained parameters their own float32 memory, and let them learn."""
     for _, parameter in trained.values():
         own(parameter)

@@ -1,21 +1,36 @@
 """What a layer-local stage looks at: the teacher's layers, and what their mixers know when they are fed the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
 
 from distill.text.windows import Batch
-from students.mixers.mixer import Context
+from students.mixers.mixer import Context, Mixer
 from students.mixers.sharing import SharedKeys
 from teachers.observe import Observation
 from teachers.teacher import Teacher
 
 
+@runtime_checkable
+class Sites(Protocol):
+    """What holds mixers by layer, and the layers whose keys others share: a student, or mixers that stand in none yet."""
+
+    @property
+    def mixers(self) -> Mapping[int, Mixer]:
+        """The mixers by layer."""
+        ...
+
+    @property
+    def givers(self) -> Mapping[int, int]:
+        """For each layer that shares keys, the layer whose they are."""
+        ...
+
+
 def observed(
     teacher: Teacher,
-    student: nn.Module,
+    student: Sites,
     batch: Batch,
     layers: Sequence[int],
     qkv: bool = False,

@@ -6,10 +6,10 @@ what it makes of any text.
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from distill.errors import UserError
@@ -17,6 +17,7 @@ from distill.sampling import Draws, numbers, own_settings
 from distill.text.packing import NO_DOCUMENT
 from distill.text.windows import Batch
 from students.generation import replayed
+from students.skeleton import Student
 from students.static_cache import GraphError
 
 SEEDS = 2**62
@@ -33,7 +34,7 @@ class Place(NamedTuple):
 
 
 @torch.no_grad()
-def written(batch: Batch, student: nn.Module, share: float) -> Batch:
+def written(batch: Batch, student: Student, share: float) -> Batch:
     """The batch, some of whose windows the student wrote; which, and what it says, the CPU's random state decides.
 
     Args:
@@ -56,7 +57,7 @@ def written(batch: Batch, student: nn.Module, share: float) -> Batch:
 def _places(batch: Batch, chosen: Tensor) -> list[Place]:
     """Every document with a completion in the chosen windows."""
     found = []
-    documents, trained, targets = (tensor.cpu() for tensor in (batch.documents, batch.trained, batch.targets))
+    documents, trained, targets = (cast(Tensor, tensor).cpu() for tensor in (batch.documents, batch.trained, batch.targets))
     for window in chosen.nonzero()[:, 0].tolist():
         for document in documents[window].unique().tolist():
             columns = (documents[window] == document).nonzero()[:, 0]
@@ -70,7 +71,7 @@ def _places(batch: Batch, chosen: Tensor) -> list[Place]:
     return found
 
 
-def _answers(batch: Batch, student: nn.Module, places: list[Place], seed: int) -> list[list[int]]:
+def _answers(batch: Batch, student: Student, places: list[Place], seed: int) -> list[list[int]]:
     """What the student says behind each prompt, what ends it included, at most as long as there is room."""
     prompts = [batch.ids[place.window, place.start : place.begin] for place in places]
     width, ends = max(map(len, prompts)), sorted({place.end for place in places})
@@ -86,7 +87,10 @@ def _answers(batch: Batch, student: nn.Module, places: list[Place], seed: int) -
     try:
         with own_settings(student, config):
             try:
-                options = {"custom_generate": replayed, "logits_processor": LogitsProcessorList([Draws(drawn, 1.0)])}
+                options: dict[str, Any] = {
+                    "custom_generate": replayed,
+                    "logits_processor": LogitsProcessorList([Draws(drawn, 1.0)]),
+                }
                 made = student.generate(ids, attention_mask=mask, **options)
             except GraphError:  # a family whose attention no decoder holds in place
                 options = {"logits_processor": LogitsProcessorList([Draws(drawn, 1.0)])}

@@ -9,11 +9,11 @@ when it ends. A mixer with a window branch is fitted at the lags that the window
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.schema import Count
 from distill.stages.initialise import solve_scales
@@ -23,7 +23,9 @@ from distill.stages.stage import LayerLoss, Stage, TrainingOptions, Transfers
 from distill.text.windows import Batch, Calibration
 from students.kernels.matrix_orientation import orientation_error
 from students.mixers.mixer import Context, Mixer
+from students.skeleton import Student
 from teachers.observe import Observation
+from teachers.teacher import Teacher
 
 _log = logging.getLogger(__name__)
 TINY = 1e-20  # of the attention's power: a matrix with less is not there
@@ -47,7 +49,12 @@ class Orient(Stage):
         calibration_tokens: Count = 8192
         layers: Literal["new", "all"] = "new"
 
-    def __init__(self, teacher, student, options: "Orient.Options", transfers: Transfers | None = None) -> None:
+    options: Options
+    alpha: Tensor
+
+    def __init__(
+        self, teacher: Teacher, student: Student, options: "Orient.Options", transfers: Transfers | None = None
+    ) -> None:
         super().__init__(teacher, student, options, transfers)
         chosen = self.trained_layers(student, options)
         self.oriented = [layer for layer in chosen if student.mixers[layer].orientable]
@@ -78,9 +85,10 @@ class Orient(Stage):
                 found, scale = scale * along / size.clamp_min(1e-12), scale * _one_size(power, size)
             self.alpha[seen.layer, heads] = torch.where(size > 0, found, 1.0)
 
-    def _both_signs(self, seen: Observation, context: Context, scale, **rules):
+    def _both_signs(self, seen: Observation, context: Context, scale: Tensor, **rules: Any) -> tuple[list[Tensor], Tensor]:
         """The errors at alpha = scale and at -scale, and sum A^2."""
-        heads, errors = self.student.mixers[seen.layer].oriented(), []
+        heads = self.student.mixers[seen.layer].oriented()
+        errors: list[Tensor] = []
         for sign in (1.0, -1.0):
             self.alpha[seen.layer, heads] = sign * scale
             error, power = self._error(seen, context, **rules)
@@ -106,11 +114,11 @@ class Orient(Stage):
         return {"mohawk_norm": float(sum(self.norms.values())) / max(len(self.norms), 1)}
 
     @classmethod
-    def count(cls, student, options) -> int:
+    def count(cls, student: Student, options: "Orient.Options") -> int:
         return sum(p.numel() for mixer in cls._orientable(student, options) for p in mixer.parameters())
 
     @classmethod
-    def roles(cls, student, options) -> set[str]:
+    def roles(cls, student: Student, options: "Orient.Options") -> set[str]:
         return {role for mixer in cls._orientable(student, options) for role in mixer.roles().values()}
 
     @classmethod
@@ -118,10 +126,10 @@ class Orient(Stage):
         return cls.Options(tokens=1, lr=1.0, layers="all")
 
     @classmethod
-    def _orientable(cls, student, options) -> list[Mixer]:
+    def _orientable(cls, student: Student, options: "Orient.Options") -> list[Mixer]:
         return [mixer for layer in cls.trained_layers(student, options) if (mixer := student.mixers[layer]).orientable]
 
-    def trained(self):
+    def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
         prefixes = tuple(self.student.mixer_prefix(layer) for layer in self.oriented)
         return {name: entry for name, entry in super().trained().items() if name.startswith(prefixes)}
 
@@ -131,7 +139,7 @@ class Orient(Stage):
         """sum (A - alpha M)^2 and sum A^2; `window`, `min_lag`: in place of what the teacher sees and the mixer covers."""
         mixer = self.student.mixers[seen.layer]
         matrix = mixer.semiseparable(mixer.project(seen.input, context))
-        heads, q, k = mixer.oriented(), seen.q, seen.k
+        heads, q, k = mixer.oriented(), cast(Tensor, seen.q), cast(Tensor, seen.k)
         if len(heads) < q.shape[2]:
             k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)[:, :, heads]
             q = q[:, :, heads]

@@ -10,7 +10,7 @@ beside the student. A pair is two windows that follow each other: chosen, then r
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,11 @@ from torch.nn import functional as F
 from distill.output_head import head_of, trimmed
 from distill.ranges import Range
 from distill.stages.likelihood import sequence_log_probabilities
+from distill.stages.stage import Transfers
 from distill.stages.targets import Online, Source
 from distill.stages.whole import WholeOptions, WholeStudent
 from distill.text.windows import Batch
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -45,7 +47,7 @@ class Prefer(WholeStudent):
         teacher: Annotated[str, Field(min_length=1)] | None = None
 
         @model_validator(mode="after")
-        def _pairs(self):
+        def _pairs(self) -> "Prefer.Options":
             if self.data is None:
                 raise ValueError("data is missing: this stage reads pairs (prompt, chosen, rejected); name their sources")
             if self.teacher is not None and self.reference != "teacher":
@@ -61,7 +63,11 @@ class Prefer(WholeStudent):
                     )
             return self
 
-    def __init__(self, teacher, student, options, transfers=None) -> None:
+    options: Options
+
+    def __init__(
+        self, teacher: Teacher, student: Student, options: "Prefer.Options", transfers: Transfers | None = None
+    ) -> None:
         super().__init__(teacher, student, options, transfers)
         self._known: Float[Tensor, " w"] | None = None
         self._held: list[Batch] = []
@@ -94,7 +100,8 @@ class Prefer(WholeStudent):
         """What the reference says of a batch; before the first step alone, while the student is the reference."""
         if self.options.reference == "student":
             return sequence_log_probabilities(self.student.hidden(batch.ids, batch.documents), head_of(self.student), batch)
-        model, vocabulary = self.targets.teacher, self.targets.vocabulary
+        targets = cast(Online, self.targets)
+        model, vocabulary = targets.teacher, targets.vocabulary
         head = head_of(model.model)
         head = head if vocabulary is None else trimmed(head, vocabulary)
         return sequence_log_probabilities(model.hidden(batch.ids, batch.positions), head, batch)
@@ -116,7 +123,7 @@ class Prefer(WholeStudent):
         ours = sequence_log_probabilities(self.student.hidden(batch.ids, batch.documents), head_of(self.student), batch)
         if batch.windows is None:  # of a footprint: no text, and nothing that anybody said of it
             return ours
-        theirs = self._known[batch.windows].to(ours)
+        theirs = cast(Tensor, self._known)[batch.windows].to(ours)
         if not theirs.isfinite().all():
             raise ValueError("the reference's log-probabilities of these windows are not known")
         return ours - theirs

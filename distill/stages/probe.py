@@ -7,11 +7,11 @@ on the student's weights alone.
 import math
 
 import torch
-from torch import nn
 
 from distill.stages import STAGES, stage_class
 from distill.stages.stage import LayerLoss, Stage
 from distill.text.windows import Batch
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -21,7 +21,7 @@ def probed_stages() -> dict[str, type[Stage]]:
 
 
 @torch.no_grad()
-def probe(teacher: Teacher, student: nn.Module, batch: Batch) -> dict[str, float]:
+def probe(teacher: Teacher, student: Student, batch: Batch) -> dict[str, float]:
     """Each stage's loss, and each layer's under `stage/layer_..`; a stage that none of the mixers has is left out."""
     found: dict[str, float] = {}
     for name, kind in probed_stages().items():

@@ -8,6 +8,8 @@ and outputs in the student, on which their constants and output scales are solve
 The layers that are there already stay as they are. Stages after it know which ones are new (`layers: new`).
 """
 
+from typing import cast
+
 from torch import nn
 
 from distill.build import as_source, further_mixers
@@ -19,6 +21,7 @@ from distill.text.windows import Calibration
 from students.config import Layout
 from students.converting import convert, further
 from students.mixers.mixer import Mixer
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 MADE_FROM = "(made from)"  # in the weight-transfer record
@@ -29,7 +32,8 @@ class Unplaced(nn.Module):
 
     def __init__(self, mixers: dict[int, Mixer]) -> None:
         super().__init__()
-        self.mixers, self.givers = mixers, {}
+        self.mixers = mixers
+        self.givers: dict[int, int] = {}
 
 
 class InitialiseFurther(Initialise):
@@ -49,7 +53,11 @@ class Replace(Stage):
         """tokens: text to calibrate on. layers, pattern, mixer: what becomes of which layers. scales, decay: as in
         initialise."""
 
-    def __init__(self, teacher, student, options: "Replace.Options", transfers: Transfers | None = None) -> None:
+    options: Options
+
+    def __init__(
+        self, teacher: Teacher, student: Student, options: Initialise.Options, transfers: Transfers | None = None
+    ) -> None:
         super().__init__(teacher, student, options, transfers)
         self.layout: Layout | None = None
         self.taken: dict[int, nn.Module] = {}  # the attention that stood in its layers, until it ends
@@ -75,18 +83,19 @@ class Replace(Stage):
 
     def make_mixers(self) -> dict[int, Mixer]:
         """The new mixers, each made from its layer's attention as it stands in the student, and recorded."""
-        layers = further(self.student.layout, self.layout)
-        mixers, transfers = further_mixers(as_source(self.teacher, self.student), self.layout, self.student.shapes, layers)
+        layout = cast(Layout, self.layout)
+        layers = further(self.student.layout, layout)
+        mixers, transfers = further_mixers(as_source(self.teacher, self.student), layout, self.student.shapes, layers)
         self.transfers.update(transfers)
         return mixers
 
     def _place(self, mixers: dict[int, Mixer]) -> None:
-        self.taken = convert(self.student, self.layout, mixers)
+        self.taken = convert(self.student, cast(Layout, self.layout), mixers)
         join_types(self.student)
 
 
 def mixers_for(
-    teacher: Teacher, student: nn.Module, layout: Layout, options: Initialise.Options, calibration: Calibration
+    teacher: Teacher, student: Student, layout: Layout, options: Initialise.Options, calibration: Calibration
 ) -> dict[int, Mixer]:
     """Calibrated mixers for further layers of a student, which is left as it is.
 

@@ -5,6 +5,8 @@ that bring sum_k s_k W_k f_k nearest to the teacher's output solve a small linea
 q and k starts hundreds of times too large.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,11 +44,12 @@ class OutputScales:
 
     def solve(self) -> tuple[Float[Tensor, " k"], float]:
         """The factors, and the share of the target's power that they leave unexplained. A silent term keeps 1."""
-        energy = self.gram.diagonal()
+        gram, moment = cast(Tensor, self.gram), cast(Tensor, self.moment)
+        energy = gram.diagonal()
         silent = energy <= 1e-12 * energy.max()
         most = energy.max() if energy.max() > 0 else torch.ones_like(energy[0])  # a layer whose output is zero has no energy
-        system = self.gram + torch.diag(RIDGE * energy + silent.double() * most)
-        moment = self.moment.masked_fill(silent, 0.0)
+        system = gram + torch.diag(RIDGE * energy + silent.double() * most)
+        moment = moment.masked_fill(silent, 0.0)
         factors = torch.linalg.solve(system, moment)
-        left = self.power - 2 * factors @ moment + factors @ self.gram @ factors
+        left = self.power - 2 * factors @ moment + factors @ gram @ factors
         return torch.where(silent, torch.ones_like(factors), factors), left.item() / max(self.power, 1e-30)

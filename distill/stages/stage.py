@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -17,9 +17,11 @@ from distill.stages.targets import Source, Targets
 from distill.text.windows import Batch, Calibration
 from students.config import Layout
 from students.mixers.transfer import Transfer
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
-ROLES = ("new", "ssm", "window", "norms", "rest")
+Role = Literal["new", "ssm", "window", "norms", "rest"]
+ROLES: tuple[str, ...] = get_args(Role)
 Transfers = dict[int, Transfer]  # by layer, where its mixer's parameters came from
 Rate = Annotated[float, Range(0, 100, above=True)]
 Beta = Annotated[float, Range(0, 1, below=True)]
@@ -43,7 +45,7 @@ class TrainingOptions(StageOptions):
     length of its windows, and sources of text of its own (default: data.seq_len and data.train).
     """
 
-    lr: Rate | dict[Literal[ROLES], Rate]
+    lr: Rate | dict[Role, Rate]
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     warmup: Annotated[float, SHARE] = 0.1
     decay: Annotated[float, SHARE] = 0.2
@@ -52,14 +54,14 @@ class TrainingOptions(StageOptions):
     micro_batch: MicroBatch | None = None
     seq_len: Length | None = None
     data: Annotated[list[TextSource], Field(min_length=1)] | None = None
-    betas: tuple[Beta, Beta] = Field((0.9, 0.95), strict=False)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), strict=False)
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
     clip: Annotated[float, Range(0, 1e9, above=True)] | None = 1.0
     compile: bool | None = None
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
 
     @model_validator(mode="after")
-    def _shares(self):
+    def _shares(self) -> "TrainingOptions":
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} together exceed the whole stage")
         return self
@@ -130,13 +132,13 @@ class Stage(nn.Module):
     layer_loss: ClassVar[LayerLoss | None] = None
     writes: bool = False
     rates: ClassVar[tuple[Point, ...]] = ()
+    options: Any  # its own `Options`
+    taken: dict[int, nn.Module]  # the attention that stood in its new layers; only where `changes_layout`
 
-    def __init__(
-        self, teacher: Teacher, student: nn.Module, options: StageOptions, transfers: Transfers | None = None
-    ) -> None:
+    def __init__(self, teacher: Teacher, student: nn.Module, options: Any, transfers: Transfers | None = None) -> None:
         """transfers: the weight-transfer record, for stages that add to it."""
         super().__init__()
-        self._hidden = (teacher, student)
+        self._hidden: tuple[Teacher, nn.Module] = (teacher, student)
         self.options, self.transfers = options, {} if transfers is None else transfers
 
     @property
@@ -150,27 +152,28 @@ class Stage(nn.Module):
         return self.teacher if self.needs_teacher else None
 
     @property
-    def student(self) -> nn.Module:
+    def student(self) -> Student:
         """The student."""
-        return self._hidden[1]
+        return cast(Student, self._hidden[1])
 
     @classmethod
     def probe_options(cls) -> StageOptions:
         """Options for measuring its losses on the probe batch, whatever a recipe says; only where `probed`."""
-        return cls.Options(tokens=1, lr=1.0)
+        options: Any = cls.Options
+        return options(tokens=1, lr=1.0)
 
     @classmethod
-    def runs(cls, options: StageOptions) -> bool:
+    def runs(cls, options: Any) -> bool:
         """Whether its steps run a teacher, by its options."""
         return cls.needs_teacher
 
     @classmethod
-    def reads_before(cls, options: StageOptions) -> Literal["student", "teacher"] | None:
+    def reads_before(cls, options: Any) -> Literal["student", "teacher"] | None:
         """The model that reads all of its windows once before the first step; None where none does."""
         return None
 
     @classmethod
-    def source(cls, options: StageOptions) -> Source | None:
+    def source(cls, options: Any) -> Source | None:
         """Where its next-token distributions come from; None of a stage that compares none."""
         return None
 
@@ -207,7 +210,7 @@ class Stage(nn.Module):
         """Shape the student as `finish` left it, before the checkpoint of this finished stage is loaded."""
 
     @classmethod
-    def check(cls, student: nn.Module, options: StageOptions, last: bool) -> None:
+    def check(cls, student: Student, options: Any, last: bool) -> None:
         """Refuse options that this student (its weights may be on the meta device) cannot honour.
 
         Raises:
@@ -215,18 +218,18 @@ class Stage(nn.Module):
         """
 
     @classmethod
-    def trained_layers(cls, student: nn.Module, options: StageOptions) -> list[int]:
+    def trained_layers(cls, student: Student, options: Any) -> list[int]:
         """The layers whose mixers it trains: all, or, where its options say `layers: new`, those converted last."""
         return list(student.newest if getattr(options, "layers", "all") == "new" else student.layout.converted)
 
     @classmethod
-    def count(cls, student: nn.Module, options: StageOptions) -> int:
+    def count(cls, student: Student, options: Any) -> int:
         """How many parameters it will train. By default those of the mixers of its layers."""
         mixers = [student.mixers[layer] for layer in cls.trained_layers(student, options)] if cls.trains else []
         return sum(parameter.numel() for mixer in mixers for parameter in mixer.parameters())
 
     @classmethod
-    def roles(cls, student: nn.Module, options: StageOptions) -> set[str]:
+    def roles(cls, student: Student, options: Any) -> set[str]:
         """The roles of what it will train, known before it is made. By default those of the mixers of its layers."""
         mixers = [student.mixers[layer] for layer in cls.trained_layers(student, options)] if cls.trains else []
         return {role for mixer in mixers for role in mixer.roles().values()}
@@ -256,9 +259,9 @@ class Stage(nn.Module):
         return {}
 
 
-def mixer_parameters(student: nn.Module, layers: Collection[int] | None = None) -> dict[str, tuple[str, nn.Parameter]]:
+def mixer_parameters(student: Student, layers: Collection[int] | None = None) -> dict[str, tuple[str, nn.Parameter]]:
     """Name in the student, role and parameter of everything in the mixers. layers: of these alone."""
-    found = {}
+    found: dict[str, tuple[str, nn.Parameter]] = {}
     for layer, mixer in student.mixers.items():
         if layers is not None and layer not in layers:
             continue
@@ -267,7 +270,7 @@ def mixer_parameters(student: nn.Module, layers: Collection[int] | None = None) 
     return found
 
 
-def meta_parameters(student: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
+def meta_parameters(student: Student) -> dict[str, tuple[str, nn.Parameter]]:
     """Name in the student, role and parameter of its meta tokens; empty where it has none."""
     if student.meta_tokens is None:
         return {}

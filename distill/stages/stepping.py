@@ -9,6 +9,7 @@ MLPs are.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from distill.compat import compiling
 from distill.packed_attention import packed_attention, serves
 from distill.stages.stage import Stage
 from students import kernels
+from students.skeleton import Student
 
 
 class Stepping:
@@ -51,15 +53,20 @@ class Stepping:
 def _parts(stage: Stage) -> list[nn.Module]:
     """The modules that are compiled: whole layers where the student runs whole, else the teacher's without attentions."""
     teacher, student = stage.running, stage.student
-    layers = [] if teacher is None else list(teacher.model.get_submodule(teacher.family.layers))
+    layers = [] if teacher is None else list(_listed(teacher.model, teacher.family.layers))
     if stage.whole_student:
-        return layers + list(student.get_submodule(student.place.layers))
-    return [part for layer in layers for name, part in layer.named_children() if name != teacher.family.slot]
+        return layers + list(_listed(student, student.place.layers))
+    slot = None if teacher is None else teacher.family.slot
+    return [part for layer in layers for name, part in layer.named_children() if name != slot]
 
 
-def _slots(student: nn.Module) -> list[nn.Module]:
+def _listed(model: nn.Module, layers: str) -> nn.ModuleList:
+    return cast(nn.ModuleList, model.get_submodule(layers))
+
+
+def _slots(student: Student) -> list[nn.Module]:
     """What stands around the mixers in the student's layers."""
-    layers, place = student.get_submodule(student.place.layers), student.place.name
+    layers, place = _listed(student, student.place.layers), student.place.name
     return [getattr(layers[index], place) for index in student.layout.converted]
 
 

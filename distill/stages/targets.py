@@ -6,11 +6,11 @@ A stage asks `see` for what is known of a batch, runs its student, and asks `div
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.logits.reader import Known, LogitCache
 from distill.output_head import head_of, trimmed
@@ -50,7 +50,9 @@ class Targets(ABC):
         """What `divergence` needs of a batch. layers: whose output states are wanted too, where a teacher runs."""
 
     @abstractmethod
-    def divergence(self, hidden: Float[Tensor, "b t d"], head: Head, seen: Any, batch: Batch, options) -> Float[Tensor, ""]:
+    def divergence(
+        self, hidden: Float[Tensor, "b t d"], head: Head, seen: Any, batch: Batch, options: Any
+    ) -> Float[Tensor, ""]:
         """The loss of a batch, a mean over its `loss_weights`; 0 where these are all 0. options: the stage's divergence,
         temperature and ce."""
 
@@ -61,17 +63,21 @@ class Online(Targets):
     vocabulary: entries that the softmaxes are over, where the two heads have other numbers of unused rows behind it.
     """
 
+    teacher: Teacher
+
     def __init__(self, teacher: Teacher, vocabulary: int | None = None) -> None:
         self.teacher, self.vocabulary = teacher, vocabulary
 
-    def see(self, batch, layers=()) -> Seen:
+    def see(self, batch: Batch, layers: Sequence[int] = ()) -> Seen:
         teacher = self.teacher
-        modules = teacher.model.get_submodule(teacher.family.layers)
+        modules = cast(nn.ModuleList, teacher.model.get_submodule(teacher.family.layers))
         with recorded({layer: modules[layer] for layer in layers}) as states:
             last = teacher.hidden(batch.ids, batch.positions)
         return Seen(last, states)
 
-    def divergence(self, hidden, head, seen, batch, options):
+    def divergence(
+        self, hidden: Float[Tensor, "b t d"], head: Head, seen: Any, batch: Batch, options: Any
+    ) -> Float[Tensor, ""]:
         theirs = head_of(self.teacher.model)
         if self.vocabulary is not None:
             head, theirs = trimmed(head, self.vocabulary), trimmed(theirs, self.vocabulary)
@@ -94,16 +100,21 @@ class Cached(Targets):
     def __init__(self, cache: LogitCache) -> None:
         self.cache, self.vocabulary = cache, cache.facts.vocabulary
 
-    def see(self, batch, layers=()) -> Known:
+    def see(self, batch: Batch, layers: Sequence[int] = ()) -> Known:
         if batch.windows is None:
             raise ValueError("cached logits are known by their windows, and this batch does not say which it holds")
         return self.cache.known(batch.windows.tolist()).to(batch.ids.device)
 
-    def divergence(self, hidden, head, seen, batch, options):
+    def divergence(
+        self, hidden: Float[Tensor, "b t d"], head: Head, seen: Any, batch: Batch, options: Any
+    ) -> Float[Tensor, ""]:
+        ids, logs, rest = (tensor.flatten(0, 1) for tensor in seen)
         return sparse_kl(
             hidden.flatten(0, 1),
             trimmed(head, self.vocabulary),
-            *(tensor.flatten(0, 1) for tensor in seen),
+            ids,
+            logs,
+            rest,
             batch.loss_weights.flatten(),
             batch.targets.flatten() if options.ce else None,
             temperature=options.temperature,

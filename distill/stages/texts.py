@@ -37,12 +37,13 @@ def usual_text(recipe: Recipe) -> StageText:
 def text_of(recipe: Recipe, entry: StageEntry) -> StageText:
     """What a stage reads."""
     usual, options, place = usual_text(recipe), entry.options, f"stages.{entry.index}.{entry.name}"
-    sources, length = getattr(options, "data", None), getattr(options, "seq_len", None)
+    sources: list[TextSource] | None = getattr(options, "data", None)
+    length = getattr(options, "seq_len", None)
     if entry.kind.text == PAIRS and sources is not None:
         sources = [source.model_copy(update={"train_on": PAIRS}) for source in sources]
     own = sources is not None and tuple(sources) != usual.sources
     return StageText(
-        tuple(sources) if own else usual.sources,
+        tuple(sources or ()) if own else usual.sources,
         f"{place}.data" if own else usual.where,
         entry.seq_len(recipe.data),
         f"{place}.seq_len" if length else usual.length_key,

@@ -43,7 +43,7 @@ class Tune(WholeStudent):
         offline_logits: Annotated[str, Field(min_length=1)] | None = None
 
         @model_validator(mode="after")
-        def _targets_are_used(self):
+        def _targets_are_used(self) -> "Tune.Options":
             for name in ("teacher", "offline_logits"):
                 if getattr(self, name) is not None and not self.kl:
                     raise ValueError(f"{name} is given, but kl, its weight, is 0; give kl a weight, or leave {name} out")
@@ -53,6 +53,8 @@ class Tune(WholeStudent):
                     "set divergence: forward_kl, or leave offline_logits out"
                 )
             return self
+
+    options: Options
 
     @classmethod
     def runs(cls, options: "Tune.Options") -> bool:

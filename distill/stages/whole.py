@@ -1,11 +1,13 @@
 """What the stages share that train the student end to end: what learns beside the mixers, adapters, recomputed layers, and
 where another model's next-token distributions come from."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from distill.output_head import wide_head, wide_logits
 from distill.ranges import Range, whole
@@ -17,6 +19,7 @@ from distill.stages.recomputing import Recomputed, recompute, recompute_nothing
 from distill.stages.stage import Stage, TrainingOptions, Transfers, meta_parameters, mixer_parameters
 from distill.stages.targets import Online, Targets
 from distill.text.windows import Batch, Calibration
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 NORMS = ("norm", "layernorm", "ln_")
@@ -49,13 +52,13 @@ class WholeOptions(TrainingOptions):
     activation_checkpointing: Recomputed = False
 
     @model_validator(mode="after")
-    def _adapters_are_used(self):
+    def _adapters_are_used(self) -> "WholeOptions":
         if "lora" in self.model_fields_set and self.train != "lora":
             raise ValueError(f"lora is given, but train is {self.train!r}; set train: lora, or leave lora out")
         return self
 
     @model_validator(mode="after")
-    def _frozen_would_learn(self):
+    def _frozen_would_learn(self) -> "WholeOptions":
         if self.freeze and self.train != "all":
             raise ValueError(
                 f"freeze is {self.freeze}, but train is {self.train!r}, which leaves the projections of kept attention "
@@ -70,7 +73,11 @@ class WholeStudent(Stage):
     Options = WholeOptions
     whole_student = True
 
-    def __init__(self, teacher, student, options: WholeOptions, transfers: Transfers | None = None) -> None:
+    options: WholeOptions
+
+    def __init__(
+        self, teacher: Teacher, student: Student, options: WholeOptions, transfers: Transfers | None = None
+    ) -> None:
         super().__init__(teacher, student, options, transfers)
         self.targets: Targets = Online(teacher)
         self._targets: list[str] = []  # linear layers with adapters, also after these are merged
@@ -96,10 +103,10 @@ class WholeStudent(Stage):
     @torch.no_grad()
     def blame(self, batch: Batch) -> str | None:
         teacher, student = self.running, self.student
-        runs = {"student": (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents))}
+        runs: dict[str, tuple[PreTrainedModel, str, Callable[[], Tensor]]] = {}
         if teacher is not None:
-            theirs = (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions))
-            runs = {"teacher": theirs} | runs
+            runs["teacher"] = (teacher.model, teacher.family.layers, lambda: teacher.hidden(batch.ids, batch.positions))
+        runs["student"] = (student, student.place.layers, lambda: student.hidden(batch.ids, batch.documents))
         for whose, (model, layers, forward) in runs.items():
             if found := first_nonfinite(model, forward, layers):
                 return told(whose, found, model)
@@ -125,7 +132,7 @@ class WholeStudent(Stage):
         adapters.add(self.student, self._targets, lora.rank, lora.alpha)
 
     @classmethod
-    def check(cls, student: nn.Module, options: "WholeOptions", last: bool) -> None:
+    def check(cls, student: Student, options: Any, last: bool) -> None:
         kept_attention.check(student, options.freeze)
         if options.train == "lora":
             adapters.check_rank(adapters.targets(student, options.lora.targets), options.lora.rank)
@@ -133,13 +140,19 @@ class WholeStudent(Stage):
                 raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
 
     @classmethod
-    def roles(cls, student: nn.Module, options: "WholeOptions") -> set[str]:
-        beside = {"mixers": set(), "mixers+norms": {"norms"}, "all": {"norms", "rest"}, "lora": {"rest"}}
+    def roles(cls, student: Student, options: "WholeOptions") -> set[str]:
+        beside: dict[str, set[str]] = {
+            "mixers": set(),
+            "mixers+norms": {"norms"},
+            "all": {"norms", "rest"},
+            "lora": {"rest"},
+        }
         new = {role for role, _ in meta_parameters(student).values()}
         return super().roles(student, options) | new | beside[options.train]
 
     def trained(self) -> dict[str, tuple[str, nn.Parameter]]:
-        student, found = self.student, {}
+        student = self.student
+        found: dict[str, tuple[str, nn.Parameter]] = {}
         mixers, new = mixer_parameters(student, self.trained_layers(student, self.options)), meta_parameters(student)
         still = {*mixer_parameters(student), *kept_attention.frozen(student, self.options.freeze)}
         for name, parameter in student.named_parameters():
@@ -159,14 +172,16 @@ class WholeStudent(Stage):
         return found
 
     @classmethod
-    def count(cls, student: nn.Module, options: "WholeOptions") -> int:
+    def count(cls, student: Student, options: "WholeOptions") -> int:
         learning = mixer_parameters(student, cls.trained_layers(student, options)) | meta_parameters(student)
         ours = sum(parameter.numel() for _, parameter in learning.values())
         if options.train == "lora":
             return ours + adapters.parameters_of(adapters.targets(student, options.lora.targets), options.lora.rank)
         still = {*mixer_parameters(student), *meta_parameters(student), *kept_attention.frozen(student, options.freeze)}
         outside = {name: parameter for name, parameter in student.named_parameters() if name not in still}
-        kept = {"mixers": lambda name: False, "mixers+norms": _is_norm, "all": lambda name: True}[options.train]
+        kept: Callable[[str], bool] = {"mixers": lambda name: False, "mixers+norms": _is_norm, "all": lambda name: True}[
+            options.train
+        ]
         return ours + sum(parameter.numel() for name, parameter in outside.items() if kept(name))
 
     def rate_factor(self, name: str) -> float:

@@ -49,7 +49,8 @@ class DocumentWindows:
             stacked = [torch.from_numpy(np.stack(arrays)) for arrays in zip(*made, strict=True)]
             *parts, documents = stacked[:7]
             trained = stacked[7] if self._text.marked else None
-            yield Batch(*parts, trained=trained), documents
+            ids, places, positions, targets, weights, labels = parts
+            yield Batch(ids, places, positions, targets, weights, labels, trained=trained), documents
 
     def _windows(self, count: int) -> list[list[Piece]]:
         """The pieces of the first so many windows."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from distill.chat import limited
 from distill.errors import UserError, brief
@@ -34,7 +35,7 @@ class Marked:
         return len(self.ids)
 
 
-def chat_documents(chats: Sequence[Chat], tokenizer) -> list[list[np.ndarray | Marked]]:
+def chat_documents(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> list[list[np.ndarray | Marked]]:
     """The documents of each chat; plain token ids of one that is trained on whole.
 
     Raises:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from distill.compat import marked_rendering
 from distill.text.chats import ASSISTANT, MESSAGES, TOOLS
 
@@ -33,7 +35,7 @@ class CannotMask(ValueError):
     """Why what the assistant said cannot be told apart, and the fix."""
 
 
-def documents_of(tokenizer, chat: dict[str, Any]) -> list[Written]:
+def documents_of(tokenizer: PreTrainedTokenizerBase, chat: dict[str, Any]) -> list[Written]:
     """The documents that a chat becomes, most often one.
 
     Args:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 
@@ -26,7 +27,7 @@ LARGEST = 1 << 20  # bytes of a description
 DEEPEST = 50  # levels of its YAML
 
 
-def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading: Path, longest: int):
+def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading: Path, longest: int) -> Any:
     """The rows of a data set in the two columns `label` and `text`.
 
     Args:
@@ -38,8 +39,9 @@ def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading:
     """
     import datasets
 
-    folder = Path(source.hub).expanduser()
-    name = str(folder) if folder.is_dir() else source.hub
+    hub = cast(str, source.hub)
+    folder = Path(hub).expanduser()
+    name = str(folder) if folder.is_dir() else hub
     if files:
         _check_descriptions(folder, where)
     if files and glob.has_magic(name):  # datasets would take it for a pattern
@@ -47,7 +49,7 @@ def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading:
         for file in files:
             (reading / file.label).parent.mkdir(parents=True, exist_ok=True)
             (reading / file.label).symlink_to(os.path.abspath(file.path))
-    with said(where, source.hub, files, longest, (name, source.hub)):
+    with said(where, hub, files, longest, (name, hub)):
         builder = datasets.load_dataset_builder(name, name=source.name)
         if files:
             _check_inside(builder, folder, where)
@@ -95,7 +97,7 @@ def _options(source: TextSource) -> dict:
     return {**cells, "sample_by": DOCUMENTS[source.documents or "file"]}
 
 
-def _labelled(table, source: TextSource, where: str, longest: int):
+def _labelled(table, source: TextSource, where: str, longest: int) -> Any:
     """The table in the two columns `label` and `text`."""
     columns = list(table.column_names or next(iter(table), {}))  # a stream may have to be asked for its first row
     wanted = columns_of(source.column, columns, source.train_on)

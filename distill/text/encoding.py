@@ -1,8 +1,10 @@
 """What a tokenizer has to say where text becomes tokens: what a text opens with, and where one ends and the next begins."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from distill.chat import render
 
@@ -11,7 +13,7 @@ SHORT = 8  # tokens of which no more may be nothing but space, as behind a chat'
 FURTHER = 3  # tokens that must follow a beginning of text for a chat to go on behind it
 
 
-def opening(tokenizer) -> list[int]:
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token that the tokenizer itself puts before a text, if it does: a model trained with it needs it."""
     first = tokenizer("a")["input_ids"][:1]
     return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
@@ -25,7 +27,7 @@ def opened(ids: Sequence[int], start: Sequence[int]) -> list[int]:
     return ids[len(start) :] if start and ids[: 2 * len(start)] == 2 * start else ids
 
 
-def prompt(tokenizer, text: str) -> list[int]:
+def prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """A text to go on from: opened once, and not ended, whatever the tokenizer puts around a text."""
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = opened(tokenizer(text)["input_ids"], opening(tokenizer))
@@ -38,9 +40,10 @@ class Documents:
     An end that the tokenizer's chat template writes between two turns is none: it ends a turn, and the chat goes on.
     """
 
-    def __init__(self, tokenizer, ends: Sequence[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
         """ends: the tokens that end a text."""
-        self._ends, self._start, self._decode = sorted(set(ends)), opening(tokenizer), tokenizer.decode
+        self._ends, self._start = sorted(set(ends)), opening(tokenizer)
+        self._decode: Callable[[list[int]], str] = cast(Any, tokenizer).decode
         self._frame = {*ends, tokenizer.bos_token_id}
         self._turns = _turns(tokenizer)
 

@@ -7,6 +7,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from distill.errors import UserError, brief, named
 from distill.recipe import TextSource
@@ -75,9 +76,10 @@ def _only_what_is_not_there(pattern: str) -> str:
 
 def _in_folder(source: TextSource, where: str) -> list[TextFile]:
     """Every file of a data set's folder."""
-    if "\0" in source.hub:
+    hub = cast(str, source.hub)
+    if "\0" in hub:
         raise UserError(f"{where}: hub is {source.hub!r}: a name has no NUL in it")
-    folder = Path(source.hub).expanduser()
+    folder = Path(hub).expanduser()
     if os.path.isfile(folder):
         raise UserError(f"{where}: hub is {source.hub!r}, which is a file; name it under path")
     if not os.path.isdir(folder):

@@ -5,6 +5,9 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
 
 from distill.disk import file_hash
 from distill.errors import UserError, named
@@ -33,7 +36,11 @@ def stamps(files: Sequence[Sequence[TextFile]], where: str) -> list[Stamp]:
 
 
 def text_name(
-    sources: Sequence[TextSource], files: Sequence[Sequence[TextFile]], tokenizer, options: list, where: str
+    sources: Sequence[TextSource],
+    files: Sequence[Sequence[TextFile]],
+    tokenizer: PreTrainedTokenizerBase,
+    options: list,
+    where: str,
 ) -> str:
     """The name of a prepared folder. options: what else it depends on.
 
@@ -50,11 +57,11 @@ def text_name(
         if said["train_on"] is None:  # text that was prepared before this was there keeps its name
             del said["train_on"]
         read.append([said, hashed])
-    said = json.dumps([FORMAT, _tokenizer_hash(tokenizer), options, read])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    whole = json.dumps([FORMAT, _tokenizer_hash(tokenizer), options, read])
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
-def separator_id(tokenizer, separator: str | None, where: str) -> int:
+def separator_id(tokenizer: PreTrainedTokenizerBase, separator: str | None, where: str) -> int:
     """The token that ends a document.
 
     Raises:
@@ -65,7 +72,7 @@ def separator_id(tokenizer, separator: str | None, where: str) -> int:
         raise UserError(
             f"data.separator: the tokenizer has no token {token!r} to end the documents of {where} with; name one of its own"
         )
-    return tokenizer.convert_tokens_to_ids(token)
+    return cast(int, tokenizer.convert_tokens_to_ids(token))
 
 
 def _stamp(found: os.stat_result) -> Stamp:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO, cast
 
 from distill.errors import UserError, brief, named
 from distill.text.unpacked import Place, explained, lines, too_long, unpacked
@@ -86,7 +87,7 @@ def _array(path: str, where: str, longest: int, place: Place) -> Iterator[Mappin
     """The entries of one array."""
     with unpacked(path, where) as stream, explained(path, where, place):
         place.number = 1
-        text = _Text(io.TextIOWrapper(stream, encoding="utf-8-sig"), place)
+        text = _Text(io.TextIOWrapper(cast(BinaryIO, stream), encoding="utf-8-sig"), place)
         text.take("[")
         while not text.take("]"):
             entry = text.value(longest, lambda: too_long(path, where, str(place), longest))
@@ -110,7 +111,7 @@ class _Text:
             EOFError: nothing does.
         """
         while True:
-            self._go(SPACE.match(self._held, self._at).end())
+            self._go(cast(re.Match, SPACE.match(self._held, self._at)).end())
             if self._at < len(self._held):
                 return self._held[self._at] == sign
             if not self._more(BLOCK):

@@ -6,8 +6,10 @@ ends with the last token of its answer, so that the second half begins behind th
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.text.chat_tokens import WHOSE, Marked, chat_documents
@@ -18,7 +20,7 @@ from distill.text.rows import Chat
 SECOND = 2  # the mark of a rejected answer
 
 
-def row_documents(rows: Sequence[Chat], tokenizer) -> list[list[np.ndarray | Marked]]:
+def row_documents(rows: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> list[list[np.ndarray | Marked]]:
     """The documents of chats and pairs, each row's.
 
     Raises:
@@ -66,7 +68,7 @@ def _ended(documents: Sequence[np.ndarray | Marked], pair: dict, tokenizer) -> t
             f"{pair['place']}: the chat template of {WHOSE} writes earlier turns of an answer otherwise once others follow; "
             "write answers of one turn, the turns before it in the prompt"
         )
-    (half,) = documents
+    half = cast(Marked, documents[0])
     stop = int(np.flatnonzero(half.trained)[-1]) + 1
     ids, trained, end = half.ids[:stop], np.asarray(half.trained[:stop], bool), tokenizer.eos_token_id
     if MESSAGES not in pair and end is not None and ids[-1] != end:

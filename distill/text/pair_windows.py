@@ -4,8 +4,9 @@ Both are cut behind as many tokens, at the end; a pair is left out where its pro
 what is kept of both is the same. The last tenth of the pairs, at most 256, is held out: no window of it is trained on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class PairWindows(Windows):
     def _pack(self, shard: Shard) -> Packing:
         kept, windows = Kept(shard.starts + shard.lengths), []
         for number, (start, length) in enumerate(zip(shard.starts.tolist(), shard.lengths.tolist(), strict=True)):
-            marks = np.asarray(shard.trained[start : start + length])
+            marks = np.asarray(cast(np.ndarray, shard.trained)[start : start + length])
             middle, stop = (start + int(np.flatnonzero(marks == mark)[-1]) + 1 for mark in (1, SECOND))
             halves = [(start, middle), (middle, stop)]
             short = [(first, min(last, first + self.seq_len + 1)) for first, last in halves]
@@ -71,13 +72,14 @@ class PairWindows(Windows):
 
     def _kept(self, shard: Shard, halves: list[tuple[int, int]]) -> bool:
         """Whether something is left of both answers, and not the same."""
-        tokens, marks = ([np.asarray(array[a:b]) for a, b in halves] for array in (shard.tokens, shard.trained))
-        return all(mark.any() for mark in marks) and not np.array_equal(*tokens)
+        arrays = (shard.tokens, cast(np.ndarray, shard.trained))
+        (first, second), marks = ([np.asarray(array[a:b]) for a, b in halves] for array in arrays)
+        return all(mark.any() for mark in marks) and not np.array_equal(first, second)
 
     def batch(self, first: int, count: int) -> Batch:
         return _shortened(super().batch(first, count), self.seq_len)
 
-    def at(self, places) -> Batch:
+    def at(self, places: Sequence[int] | np.ndarray) -> Batch:
         return _shortened(super().at(places), self.seq_len)
 
     def held_batches(self, count: int) -> Iterator[Batch]:
@@ -88,7 +90,7 @@ class PairWindows(Windows):
     def _at(self, place: int) -> tuple[np.ndarray, ...]:
         if place < self.count:
             number = int(np.searchsorted(self._firsts, place, side="right")) - 1
-            pieces = self._packed[number].windows[place - int(self._firsts[number])]
+            pieces = cast(list[Packing], self._packed)[number].windows[place - int(self._firsts[number])]
         else:
             number, pieces = self.held[place - self.count]
         shard = self.prepared.shards[number]
@@ -96,7 +98,7 @@ class PairWindows(Windows):
             pieces,
             self.seq_len,
             lambda a, b: shard.tokens[a:b],
-            lambda a, b: np.asarray(shard.trained[a:b]) > 0,
+            lambda a, b: np.asarray(cast(np.ndarray, shard.trained)[a:b]) > 0,
             shard.labels,
         )
         return *parts, np.array(place), trained.astype(np.float32)

@@ -5,7 +5,7 @@ is then left alone, or is the user's turn where they do not begin alike. Other r
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from distill.errors import UserError, brief
 from distill.text import chats
@@ -59,9 +59,9 @@ def _pair(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     if answers[CHOSEN] == answers[REJECTED]:
         raise UserError(f"{place}: chosen and rejected are equal, so neither is preferred; leave the row out")
     if all(isinstance(answer, str) for answer in answers.values()) and (prompt is None or isinstance(prompt, str)):
-        return _texts(prompt, answers, place)
+        return _texts(prompt, cast(dict[str, str], answers), place)
     if all(isinstance(answer, list) for answer in answers.values()) and (prompt is None or isinstance(prompt, str | list)):
-        return _chats(prompt, answers, place)
+        return _chats(prompt, cast(dict[str, list], answers), place)
     given = ", ".join(f"{name} {brief(value, 40)}" for name, value in {PROMPT: prompt, **answers}.items())
     raise UserError(f"{place}: {given}; {FORM}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError, brief
 
@@ -26,7 +27,7 @@ Labelled = Iterator[tuple[Any, Sequence[int] | np.ndarray]]  # what a row is cal
 _log = logging.getLogger(__name__)
 
 
-def tokenised(rows: Iterator[Row], tokenizer) -> Labelled:
+def tokenised(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase) -> Labelled:
     """Label and token ids of each row that is not blank, in their order; the ids are those that the tokenizer gives the
     whole text, with what it puts around it."""
     for group in grouped(rows):
@@ -35,7 +36,8 @@ def tokenised(rows: Iterator[Row], tokenizer) -> Labelled:
 
 def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
     """The rows that are not blank, as many as are tokenised at a time; a long one stands alone."""
-    held, size = [], 0
+    held: list[Row] = []
+    size = 0
     for label, text in rows:
         if not text.strip():
             continue
@@ -51,7 +53,7 @@ def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield held
 
 
-def encoded(group: Sequence[Row], tokenizer) -> list[tuple[Any, Sequence[int] | np.ndarray]]:
+def encoded(group: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[tuple[Any, Sequence[int] | np.ndarray]]:
     """Label and token ids of each row of a group."""
     ((label, text), *more) = group
     if not more and len(text) > PIECE and (frame := _frame(tokenizer)) is not None:
@@ -125,7 +127,7 @@ class Piece:
     seen: bool = True
 
 
-def pieces(text: str, tokenizer) -> Iterator[Piece]:
+def pieces(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
     """A text in pieces."""
     begin, extra, seen = 0, 0, True
     while len(text) - begin > PIECE:

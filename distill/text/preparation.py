@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError, named
 from distill.recipe import LONGEST_DOCUMENT, TextSource
@@ -52,7 +54,7 @@ class Tokenising:
 
 def prepare(
     sources: Sequence[TextSource],
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     separator: str | None,
     seed: int,
@@ -102,7 +104,7 @@ class _Asked:
 
     sources: Sequence[TextSource]
     files: Sequence[Sequence[TextFile]]
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     end: int
     seed: int
     limit: int | None
@@ -225,11 +227,11 @@ def _over(writer: shards.Writer, asked: _Asked, last: int | None) -> bool:
 def _size(made: Sequence[Stream], limit: int | None) -> int | None:
     """Bytes of text that will be tokenised, about; None where nobody knows."""
     known = [stream.size for stream in made]
-    sizes = [sum(known)] if None not in known else []
+    sizes = [sum(cast(list[int], known))] if None not in known else []
     return min(sizes + ([TOKEN * limit] if limit is not None else []), default=None)
 
 
 def _share(sources: Sequence[Source]) -> float | None:
     """How much of the rows is behind, of the source that is longest on its way; None where their number is not known."""
     shares = [source.share for source in sources]
-    return None if None in shares else min(shares)
+    return None if None in shares else min(cast(list[float], shares))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from distill.errors import UserError, named
 from distill.text import json_file
@@ -31,7 +32,7 @@ def read(reading: Reading, rows: Rows) -> None:
     Raises:
         UserError: the file is damaged, a document too long, or the column is not there or holds no text.
     """
-    READERS[reading.file.kind](reading, rows)
+    READERS[cast(str, reading.file.kind)](reading, rows)
 
 
 def _json(reading: Reading, rows: Rows) -> None:
@@ -152,7 +153,7 @@ def _text(reading: Reading, rows: Rows) -> None:
             f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}, which is a text"
         )
     with unpacked(reading.file.path, reading.where) as stream, explained(reading.file.path, reading.where, place):
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+        text = io.TextIOWrapper(cast(BinaryIO, stream), encoding="utf-8-sig")
         try:
             TEXTS[reading.documents](reading, rows, text, place)
         except UnicodeDecodeError:
@@ -179,7 +180,8 @@ def _as_lines(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -
 
 def _as_paragraphs(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -> None:
     """What stands between blank lines, whatever space these hold."""
-    label, held, held_size = reading.label or reading.file.label, [], 0
+    label, held_size = reading.label or reading.file.label, 0
+    held: list[str] = []
     for line in _text_lines(reading, text, place):
         if line == "\n" and held:
             for part in paragraphs("".join(held).removesuffix("\n")):

@@ -1,6 +1,6 @@
 """A file's records as rows: of each the text or the chat, and what it is called."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,8 @@ def add_records(
     reading: Reading, rows: Rows, records: Iterator[tuple[str, Mapping]], columns: Sequence[str] | None = None
 ) -> None:
     """Rows of records, each with its place in the file. columns: of the file, where the records hold only some."""
-    seen, found, column = {}, False, reading.column
+    seen: dict[str, None] = {}
+    found, column = False, reading.column
     for number, (place, record) in enumerate(records, start=1):
         reading.tick()
         if wanted := columns_of(column, record, reading.train_on):
@@ -93,6 +94,6 @@ def _source(reading: Reading, place: str, source: object) -> str:
     return str(source)
 
 
-def listed(names) -> str:
-    names = [named(name, 40) for name in names]
-    return ", ".join(names[:NAMES]) + (" ..." if len(names) > NAMES else "")
+def listed(names: Iterable[str]) -> str:
+    shown = [named(name, 40) for name in names]
+    return ", ".join(shown[:NAMES]) + (" ..." if len(shown) > NAMES else "")

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,9 @@ class Rows:
 
     def __init__(self, folder: Path) -> None:
         """folder: made here, and the caller's to remove; what an earlier attempt left half written there goes."""
-        self._folder, self._names, self._numbers = folder, [], {}
+        self._folder = folder
+        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -99,7 +101,7 @@ class Rows:
         """Every row from a place on, in an order that the seed fixes: the permutation that `datasets` gives so many rows."""
         yield from self.read(np.random.default_rng(seed).permutation(self.count)[first:])
 
-    def read(self, order) -> Iterator[tuple[str, str]]:
+    def read(self, order: Iterable[int]) -> Iterator[tuple[str, str]]:
         """Rows by their numbers."""
         if not self.count:
             return

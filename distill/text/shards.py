@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Writer:
 
     def close(self, places: Sequence[Place] = ()) -> None:
         """End the shard at work, which takes its name. places: where the sources go on behind it."""
-        counts, files = self._shard.close()
+        counts, files = cast(_Shard, self._shard).close()
         self._shard = None
         meta = ShardMeta(**counts, labels=list(self._names), files=files, places=list(places))
         scratch = self._folder / SCRATCH
@@ -90,7 +91,7 @@ class Writer:
         scratch.rename(self._folder / shard_name(len(self._shards)))
         self._shards.append(Counts(**counts))
 
-    def finish(self, known: Meta | None = None, **facts) -> Meta:
+    def finish(self, known: Meta | None = None, **facts: Any) -> Meta:
         """End the last shard, write `meta.json` with further facts, and give what it says.
 
         Args:
@@ -103,7 +104,12 @@ class Writer:
             self.close()
         hashes = [shard.sha256 for shard in self._shards]
         whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        totals = {"tokens": self.tokens, "documents": self.documents, "sha256": whole, "shards": self._shards}
+        totals: dict[str, Any] = {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "sha256": whole,
+            "shards": self._shards,
+        }
         meta = Meta(labels=list(self._names), **totals, **facts)
         if known is not None and known.sha256 != meta.sha256:
             raise UserError(

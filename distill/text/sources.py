@@ -7,8 +7,10 @@ Local files are read by `readers`, data sets by name or from their folder by `da
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 from distill.console import Ticker
 from distill.recipe import TextSource
@@ -59,6 +61,10 @@ def _stream(group: Group, seed: int, where: str, reading: Path, longest: int) ->
     return _streamed(group, seed, where, reading, longest)
 
 
+def _told(rows: Rows, where: str) -> str:
+    return f"{where}: {rows.count:,} rows read, {rows.size / 1e6:,.0f} MB of text"
+
+
 def _rows(group: Group, reading: Path, longest: int) -> Rows:
     """The rows of local files, one file after the other."""
     if (left := Rows.left(reading)) is not None:
@@ -66,7 +72,7 @@ def _rows(group: Group, reading: Path, longest: int) -> Rows:
     rows, whole = Rows(reading), False
     try:
         for source, files, where in group:
-            ticker = Ticker(lambda where=where: f"{where}: {rows.count:,} rows read, {rows.size / 1e6:,.0f} MB of text")
+            ticker = Ticker(partial(_told, rows, where))
             for file in files:
                 options = (source.column, source.label, source.documents or "file", longest, reading, ticker.tick)
                 read(Reading(file, where, *options, source.train_on), rows)
@@ -88,7 +94,7 @@ def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) 
             tables.append(data_set(source, files, key, reading / str(k), longest))
         else:
             tables.append(_table(_rows([(source, files, key)], reading / str(k), longest)))
-    sets = [(source.hub, files, key) for source, files, key in group if source.path is None]
+    sets = [(cast(str, source.hub), files, key) for source, files, key in group if source.path is None]
     called, key = (sets[0][0], sets[0][2]) if len(group) == 1 else (", ".join(name for name, _, _ in sets), where)
     local = [file for _, files, _ in sets for file in files]
     with said(key, called, local, longest):  # it draws the first rows

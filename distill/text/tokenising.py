@@ -14,9 +14,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.text.chat_tokens import Marked
@@ -57,7 +58,7 @@ def processes_for(size: int | None, asked: int | None = None) -> int:
 
 
 @contextmanager
-def tokenising(tokenizer, ends: Sequence[int], processes: int) -> Iterator[Encode]:
+def tokenising(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], processes: int) -> Iterator[Encode]:
     """What turns rows into documents, while the block runs.
 
     Args:
@@ -83,9 +84,11 @@ def _encode(group: Sequence[Row], tokenizer, cut: Documents) -> Encoded:
     plain = [(label, text) for label, text in group if not isinstance(text, Chat)]
     texts = iter(encoded(plain, tokenizer) if plain else [])
     chats = iter(row_documents([text for _, text in group if isinstance(text, Chat)], tokenizer))
-    found = []
+    found: Encoded = []
     for label, text in group:
-        documents = next(chats) if isinstance(text, Chat) else list(cut(np.asarray(next(texts)[1], np.uint32)))
+        documents: list[np.ndarray | Marked] = (
+            next(chats) if isinstance(text, Chat) else list(cut(np.asarray(next(texts)[1], np.uint32)))
+        )
         found.append((label, documents))
     return found
 
@@ -98,8 +101,8 @@ def _shared(pool: ProcessPoolExecutor, rows: Iterator[Row], ahead: int) -> Itera
             waiting.append(pool.submit(_work, group))
         while waiting:
             found = waiting.popleft().result()
-            if (group := next(groups, None)) is not None:
-                waiting.append(pool.submit(_work, group))
+            if (further := next(groups, None)) is not None:
+                waiting.append(pool.submit(_work, further))
             yield from found
     finally:
         for future in waiting:
@@ -139,4 +142,5 @@ def _watch(parent: int) -> None:
 
 
 def _work(group: list[Row]) -> Encoded:
-    return _encode(group, *_worker)
+    tokenizer, cut = cast(tuple[Any, Documents], _worker)
+    return _encode(group, tokenizer, cut)

@@ -5,9 +5,10 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from distill.errors import UserError, named
 from teachers.cache import CacheError
@@ -48,7 +49,8 @@ def unpacked(path: str | Path, where: str) -> Iterator[io.BufferedIOBase]:
 def _opened(path: str | Path, packing: str | None) -> io.BufferedIOBase:
     if packing == "zst":
         return io.BufferedReader(_Zstandard(path))
-    return {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open, None: open}[packing](path, "rb")
+    ways: dict[str | None, Callable[..., Any]] = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open, None: open}
+    return ways[packing](path, "rb")
 
 
 class _Zstandard(io.RawIOBase):

@@ -6,7 +6,7 @@ b batch    t time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class Windows:
             return None
         longer = f"of {self.unit}s longer than {self.seq_len} tokens"
         said = f"{longer} {self.cut:,} cut at the end of {self.cut_at}, {self.left_out:,} left out"
-        for one, shard in zip(self._packed, self.prepared.shards, strict=True):
+        for one, shard in zip(cast(list[Packing], self._packed), self.prepared.shards, strict=True):
             for number in one.kept.left_out[:1]:
                 label, row = self.label_names[shard.labels[number]], shard.rows[number]
                 length = f"{shard.lengths[number]:,} tokens"

@@ -2,9 +2,9 @@
 taken over, and all of it checked."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
 from transformers import AutoTokenizer
 
 from distill.build import recall_transfers, transfer_report
@@ -15,11 +15,12 @@ from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
 from distill.starting import place_of, weights_hash
 from students.mixers.transfer import Transfer
+from students.skeleton import Student
 from teachers.quiet import no_warnings
 from teachers.teacher import Teacher
 
 
-def begin_from(recipe: Recipe, teacher: Teacher, student: nn.Module, transfers: dict[int, Transfer]) -> set[str]:
+def begin_from(recipe: Recipe, teacher: Teacher, student: Student, transfers: dict[int, Transfer]) -> set[str]:
     """Give a student, as it was built from the teacher, the weights of the one that the recipe starts from.
 
     Skeletons' tensors that are the teacher's stay in its memory; others get their own, no narrower than they are saved.
@@ -30,7 +31,8 @@ def begin_from(recipe: Recipe, teacher: Teacher, student: nn.Module, transfers: 
     Raises:
         UserError: the student is of another teacher, tokenizer, or layout, or its files are damaged.
     """
-    place = place_of(recipe.student, f"{recipe.name}: student")
+    start = cast(str, recipe.student)
+    place = place_of(start, f"{recipe.name}: student")
     found = load_student(place)
     check_teacher(found, teacher, place)
     _check_tokenizer(place, teacher)
@@ -47,7 +49,7 @@ def begin_from(recipe: Recipe, teacher: Teacher, student: nn.Module, transfers: 
             tensor.data = new.to(torch.promote_types(new.dtype, tensor.dtype), copy=True)
             changed |= set() if own else {name}
     join_types(student)
-    _take_record(Path(recipe.student), place, student, transfers)
+    _take_record(Path(start), place, student, transfers)
     return changed
 
 
@@ -70,13 +72,13 @@ def check_start(recipe: Recipe, folder: RunDir, writes: bool) -> None:
         folder.update("run.json", student={"reference": recipe.student, "sha256": now})
 
 
-def record_start(recipe: Recipe, teacher: Teacher, student: nn.Module, transfers: dict, folder: RunDir) -> None:
+def record_start(recipe: Recipe, teacher: Teacher, student: Student, transfers: dict, folder: RunDir) -> None:
     """Write where the student's weights came from, where the run has not yet."""
     if recipe.student is not None and folder.read("transfer.json") is None:
         folder.write("transfer.json", transfer_report(teacher, student, transfers))
 
 
-def _take_record(reference: Path, place: Path, student: nn.Module, transfers: dict[int, Transfer]) -> None:
+def _take_record(reference: Path, place: Path, student: Student, transfers: dict[int, Transfer]) -> None:
     """The transfer record of the run that made the student, where it is one; else that it came from there."""
     known = RunDir(reference).read("transfer.json", {}) if reference != place else {}
     if known:

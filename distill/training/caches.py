@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-from torch import nn
 
 from distill.errors import UserError
 from distill.logits.facts import WORDS, Facts, read_facts
@@ -13,9 +13,11 @@ from distill.logits.reader import LogitCache
 from distill.recipe import Recipe
 from distill.runs.session import Session
 from distill.stages import StageEntry, key_of, stages_of
+from distill.stages.targets import Source
 from distill.stages.texts import text_of
 from distill.text.windows import Windows
 from distill.training.trainer import steps_of
+from students.skeleton import Student
 from teachers.fingerprint import difference, tokenizer_part
 from teachers.teacher import Teacher
 
@@ -30,7 +32,7 @@ class Reading:
     count: int
 
     @classmethod
-    def of(cls, recipe: Recipe, entry: StageEntry, student: nn.Module, windows: Windows, first: int) -> "Reading":
+    def of(cls, recipe: Recipe, entry: StageEntry, student: Student, windows: Windows, first: int) -> "Reading":
         """What a stage reads from a window on. student: its weights may be on the meta device."""
         tokens, batch, length = entry.options.tokens, entry.batch(recipe.data), windows.seq_len
         steps = entry.kind.trains and entry.kind.count(student, entry.options) > 0
@@ -41,10 +43,11 @@ class Reading:
         return self.windows.places(self.first, self.count)
 
 
-def readings(session: Session, students: Sequence[nn.Module]) -> list[Reading]:
+def readings(session: Session, students: Sequence[Student]) -> list[Reading]:
     """What each stage of the session's recipe reads: of a text in windows of one length, one after the other. students: the
     one under each stage."""
-    found, ends = [], {}
+    found: list[Reading] = []
+    ends: dict[Any, int] = {}
     for entry, student in zip(stages_of(session.recipe), students, strict=True):
         key, windows = text_of(session.recipe, entry).key, session.windows_of(entry)
         found.append(Reading.of(session.recipe, entry, student, windows, ends.get(key, 0)))
@@ -81,7 +84,7 @@ def rows_of(teacher: Teacher) -> int:
 
 def folder_of(entry: StageEntry) -> Path:
     """The folder that a stage's offline_logits names, from here."""
-    return Path(entry.source.offline).expanduser()
+    return Path(cast(str, cast(Source, entry.source).offline)).expanduser()
 
 
 def _where(recipe: Recipe, entry: StageEntry) -> str:
@@ -131,11 +134,12 @@ def open_cache(session: Session, reading: Reading) -> LogitCache:
         UserError: it is not, naming the stage's key, what differs and the fix.
     """
     recipe, entry = session.recipe, reading.entry
+    source = cast(Source, entry.source)
     where, own = _where(recipe, entry), session.teacher
     cache = LogitCache(folder_of(entry), where)
     facts = cache.facts
-    wanted = facts_for(session, reading.windows, own, entry.source.temperature, facts.top_k)
-    if entry.source.teacher is not None:  # its tokenizer was compared token by token when the cache was made
+    wanted = facts_for(session, reading.windows, own, source.temperature, facts.top_k)
+    if source.teacher is not None:  # its tokenizer was compared token by token when the cache was made
         wanted = wanted.model_copy(update={"teacher": facts.teacher, "vocabulary": min(facts.vocabulary, wanted.vocabulary)})
     _same(facts, wanted, cache.folder, where, text_of(recipe, entry).length_key)
     places = reading.places()

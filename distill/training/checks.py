@@ -32,6 +32,7 @@ from distill.training.shares import bytes_of
 from distill.training.teaching import check_other_teachers, check_teaching
 from distill.training.twin import check_twin
 from students.config import Layout
+from students.skeleton import Student
 from teachers.int8 import check_installed
 from teachers.teacher import Teacher
 
@@ -46,8 +47,8 @@ class Fit:
 
     recipe: Recipe
     layout: Layout
-    students: list[nn.Module]
-    student: nn.Module
+    students: list[Student]
+    student: Student
 
     @property
     def layouts(self) -> list[Layout]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ class EightBitAdamW:
     def step(self) -> None:
         """Update what is here of every parameter that has a gradient."""
         for parameter, held in self._divided.items():
-            there = parameter.grad is not None and held.numel()
-            held.grad = parameter.grad.to_local() if there else None
+            gradient = cast(DTensor | None, parameter.grad)
+            held.grad = gradient.to_local() if gradient is not None and held.numel() else None
         with nullcontext() if self._compiled else torch.compiler.set_stance("force_eager"):
             self._optimizer.step()
 
@@ -63,7 +64,7 @@ class EightBitAdamW:
 
 def _held(parameter: nn.Parameter) -> Tensor:
     """The rows of a parameter that are here, in the same memory."""
-    return parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter
+    return cast(DTensor, parameter.detach()).to_local() if isinstance(parameter, DTensor) else parameter
 
 
 @cache

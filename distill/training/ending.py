@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from rich.console import Console
-from torch import nn
 
 from distill.division import dividing, first_decides
 from distill.errors import UserError, reason_of
@@ -28,6 +27,7 @@ from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.training.twin import known_results
+from students.skeleton import Student
 
 STUDENT, JUDGED, PICTURES, REPORT = "student", "judged", "pictures", "report"
 USUAL = {  # files of parts, where an earlier version did not write them down
@@ -109,7 +109,7 @@ class Ending:
     folder: RunDir
     console: Console
     session: Callable[[], Session]
-    student: Callable[[], nn.Module]
+    student: Callable[[], Student]
     of: str
     first: bool = True
 
@@ -118,7 +118,7 @@ class Ending:
         return self.session()
 
     @cached_property
-    def _student(self) -> nn.Module:
+    def _student(self) -> Student:
         return self.student()
 
     def finish(self) -> None:
@@ -159,7 +159,7 @@ class Ending:
         yield PICTURES, self._draw
         yield REPORT, self._report
         for kind in self.recipe.export:
-            yield f"export/{kind}", lambda kind=kind: self._export(kind)
+            yield f"export/{kind}", partial(self._export, kind)
 
     def _judge(self) -> list[Path]:
         folder = self.folder
@@ -170,8 +170,8 @@ class Ending:
             said = f"judging the student: {error}"
             folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would come to this again")
             raise NotFinite(said) from error
-        if said := _preferences(evaluations_of(folder)):
-            judged["rows"]["student"]["preferences"] = said
+        if preferences := _preferences(evaluations_of(folder)):
+            judged["rows"]["student"]["preferences"] = preferences
         folder.update("evaluations.json", final=judged)
         return []
 

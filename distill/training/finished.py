@@ -1,9 +1,9 @@
 """A run that is over and is given again, or whose parts are made by hand: what was deleted of its end is made once more."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from torch import nn
 
 from distill import processes
 from distill.errors import UserError
@@ -13,6 +13,7 @@ from distill.runs import checkpoint
 from distill.runs.run_dir import RunDir, alone
 from distill.runs.session import Session
 from distill.training.ending import STUDENT, Ending, exported_files, made, parts_of, show_end, write_down
+from students.skeleton import Student
 
 
 def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
@@ -51,9 +52,10 @@ def _mend(recipe: Recipe, folder: RunDir, console: Console) -> None:
         session = session or Session.open(recipe, folder.path)
         return session
 
-    def student() -> nn.Module:
+    def student() -> Student:
         teacher = opened().teacher
-        found = load_student(folder.student).to(teacher.device)
+        loaded: Any = load_student(folder.student)
+        found = loaded.to(teacher.device)
         check_teacher(found, teacher, folder.student)
         return found
 

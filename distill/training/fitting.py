@@ -19,11 +19,12 @@ from distill.runs import random_states
 from distill.runs.run_dir import RunDir
 from distill.stages import StageEntry
 from distill.training.trainer import Trainer
+from students.config import Layout
 
 RESERVE = 0.07  # of a device's memory that is left free
 
 
-def fit_micro_batch(trainer: Trainer, entry: StageEntry, recipe: Recipe, folder: RunDir | None, layout) -> str:
+def fit_micro_batch(trainer: Trainer, entry: StageEntry, recipe: Recipe, folder: RunDir | None, layout: Layout) -> str:
     """Set the trainer's micro-batch, for a recipe that says auto: what the run folder says of the same device and as many
     processes, else what is found now, which is then written there.
 

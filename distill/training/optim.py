@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Container
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def make_optimizer(
     for name, (role, parameter) in sorted(trained.items()):
         decays = role != "new" and parameter.dim() >= 2
         groups.setdefault((role, decays, isinstance(parameter, DTensor), factor(name)), []).append(parameter)
-    entries = [
+    entries: list[dict[str, Any]] = [
         {
             "params": parameters,
             "lr": options.rate(role) * scaled,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
 from accelerate.utils import broadcast
@@ -68,8 +69,8 @@ class Pipeline:
         for this in self._stage_runs():
             with self._going(this), self._progress(this) as progress, self._only_needed(this):
                 for step in range(this.step, this.steps):
-                    report = this.trainer.step(step)
-                    self._log(this, report, progress)
+                    report = cast(Trainer, this.trainer).step(step)
+                    self._log(this, report, cast(StageProgress, progress))
                     self._save_where_due(this, report.step)
             this.let_go()
             self._finish(this)
@@ -95,7 +96,7 @@ class Pipeline:
                 this = self._begin(entry, *positions.of(entry), resumed)
             yield this
             positions.go_on(this)
-            this.stage = None  # its buffers are no longer needed while the next one is made
+            del this.stage  # its buffers are no longer needed while the next one is made
 
     def _begin(self, entry: StageEntry, window: int, others: dict[str, int], state: RunState | None) -> StageRun:
         """Make a stage, and begin it or put it back to where it was saved."""
@@ -182,7 +183,7 @@ class Pipeline:
         if step == this.steps:
             return
         reason = self.stopper.due()
-        stop, checkpoint = this.trainer.anywhere(reason is not None, self.saves.due(step))
+        stop, checkpoint = cast(Trainer, this.trainer).anywhere(reason is not None, self.saves.due(step))
         if stop or checkpoint:
             self.saves.save(this)
         if stop:

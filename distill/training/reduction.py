@@ -1,6 +1,7 @@
 """Gradients of replicas averaged over processes once a step: copied into a few flat buckets, which are sent together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
     present = [parameter for parameter in unique if parameter.grad is not None]
     sent = []
     for bucket in _buckets(present):
-        flat = torch.cat([parameter.grad.reshape(-1) for parameter in bucket])
+        flat = torch.cat([cast(Tensor, parameter.grad).reshape(-1) for parameter in bucket])
         sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
     world = dist.get_world_size()
     for bucket, flat, work in sent:
@@ -49,9 +50,10 @@ def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Parameters of one type in their order, so many that a bucket is full; a larger one has a bucket of its own."""
     by_type: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
-        by_type.setdefault(parameter.grad.dtype, []).append(parameter)
+        by_type.setdefault(cast(Tensor, parameter.grad).dtype, []).append(parameter)
     for group in by_type.values():
-        bucket, size = [], 0
+        bucket: list[nn.Parameter] = []
+        size = 0
         for parameter in group:
             if bucket and size + parameter.numel() > BUCKET:
                 yield bucket
@@ -79,15 +81,16 @@ def first_nonfinite_name(gradients: Mapping[str, Tensor], parts: Mapping[str, Te
     Args:
         gradients, parts: see `total_norm`. names: all of them, in an order that is the same on every process.
     """
-    found = gradients | parts
+    found = {**gradients, **parts}
     wrong = next((i for i, name in enumerate(names) if name in found and not found[name].isfinite().all()), len(names))
     device = next(iter(found.values())).device
     first = torch.tensor(wrong, device=device)
     dist.all_reduce(first, dist.ReduceOp.MIN)
-    return names[first.item()] if first.item() < len(names) else None
+    at = int(first.item())
+    return names[at] if at < len(names) else None
 
 
-def _squares(tensors, device: torch.device) -> Tensor:
+def _squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     found = [tensor for tensor in tensors if tensor.numel()]
     if not found:
         return torch.zeros((), dtype=torch.float64, device=device)

@@ -9,16 +9,18 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from distill.disk import writing
 from distill.division import divided, dividing
 from distill.errors import UserError
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
+from distill.text.pair_windows import PairWindows
 from distill.training.caches import Reading
+from students.skeleton import Student
 
 PART = 64  # windows
 ABOUT = "about.json"
@@ -26,7 +28,7 @@ ABOUT = "about.json"
 _log = logging.getLogger(__name__)
 
 
-def lay_down(session: Session, folder: RunDir, stage, reading: Reading, resumed: bool) -> None:
+def lay_down(session: Session, folder: RunDir, stage: Any, reading: Reading, resumed: bool) -> None:
     """Give a stage its reference's log-probabilities: those in the run folder, and the others worked out now.
 
     Args:
@@ -35,7 +37,7 @@ def lay_down(session: Session, folder: RunDir, stage, reading: Reading, resumed:
     Raises:
         UserError: the stage goes on, and those of the student that it began with are damaged; a file cannot be written.
     """
-    place, windows = folder.path / "references" / reading.entry.key, reading.windows
+    place, windows = folder.path / "references" / reading.entry.key, cast(PairWindows, reading.windows)
     own = reading.entry.kind.reads_before(reading.entry.options) == "student"
     key = _key(session, stage, reading, own)
     if own and resumed:  # it is another by now
@@ -66,7 +68,7 @@ def lay_down(session: Session, folder: RunDir, stage, reading: Reading, resumed:
     stage.refer_to(known, [batch.to(device) for batch in windows.held_batches(size)])
 
 
-def _made(session: Session, stage, windows, file: Path, key: str, at: list[int], size: int) -> list[float]:
+def _made(session: Session, stage: Any, windows: PairWindows, file: Path, key: str, at: list[int], size: int) -> list[float]:
     values: list[float] = []
     for first in range(0, len(at), size):
         batch = windows.at(at[first : first + size]).to(session.accelerator.device)
@@ -76,7 +78,7 @@ def _made(session: Session, stage, windows, file: Path, key: str, at: list[int],
     return values
 
 
-def _key(session: Session, stage, reading: Reading, own: bool) -> str:
+def _key(session: Session, stage: Any, reading: Reading, own: bool) -> str:
     """Of what the log-probabilities are: the text in its windows, the model, and the types of numbers."""
     model = _weights(stage.student) if own else stage.targets.teacher.fingerprint
     text = f"{reading.windows.meta.sha256} {reading.windows.seq_len}"
@@ -84,7 +86,7 @@ def _key(session: Session, stage, reading: Reading, own: bool) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _weights(student: nn.Module) -> str:
+def _weights(student: Student) -> str:
     """A hash of the sums and powers of a student's tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(student.state_dict().items()):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.build import empty
 from distill.compat import kept_in_float32
@@ -28,6 +28,7 @@ from distill.reports.run_page import run_page
 from distill.reports.tables import markdown_report
 from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
+from students.skeleton import Student
 from teachers.quiet import no_bars_in_logs, no_warnings
 from teachers.teacher import Teacher
 
@@ -36,7 +37,7 @@ ROOM = 1.02  # bytes of a folder in those of its weights
 
 
 @torch.no_grad()
-def rehearse(recipe: Recipe, teacher: Teacher, student: nn.Module) -> None:
+def rehearse(recipe: Recipe, teacher: Teacher, student: Student) -> None:
     """Try what needs neither text nor a run folder: the rows of the last table, the lengths of its questions, saving the
     student (one tensor of it), loading what was saved, exporting it, and generating with it.
 
@@ -56,7 +57,7 @@ def rehearse(recipe: Recipe, teacher: Teacher, student: nn.Module) -> None:
             name, tensor = min(student.state_dict().items(), key=lambda item: item[1].numel())
             student.save_pretrained(saved, state_dict={name: tensor.clone()})
         with _tried(recipe, "save the teacher's tokenizer beside it"), no_warnings():
-            teacher.tokenizer.save_pretrained(saved)
+            cast(PreTrainedTokenizerBase, teacher.tokenizer).save_pretrained(saved)
         with _tried(recipe, "load what it saved"), no_warnings():
             AutoConfig.from_pretrained(saved)
             AutoTokenizer.from_pretrained(saved)
@@ -68,7 +69,7 @@ def rehearse(recipe: Recipe, teacher: Teacher, student: nn.Module) -> None:
 
 
 @torch.no_grad()
-def rehearse_report(session: Session, student: nn.Module, folder: RunDir) -> None:
+def rehearse_report(session: Session, student: Student, folder: RunDir) -> None:
     """Try the report of a run without writing it: its pictures, its page, and whether the disk has room for what comes
     beside it.
 
@@ -92,7 +93,7 @@ def check_questions(recipe: Recipe, teacher: Teacher) -> None:
     """
     suite, _ = suite_of_run(recipe.evaluation).within(teacher.positions(recipe.meta_tokens))
     with _tried(recipe, "ask for its passkeys"):
-        taken = passkey_lengths(teacher.tokenizer, suite.passkey)
+        taken = passkey_lengths(cast(PreTrainedTokenizerBase, teacher.tokenizer), suite.passkey)
     for length, tokens in taken.items():
         room = teacher.positions(recipe.meta_tokens)
         if room is not None and tokens > room:
@@ -102,7 +103,7 @@ def check_questions(recipe: Recipe, teacher: Teacher) -> None:
             )
 
 
-def _check_room(recipe: Recipe, student: nn.Module, folder: RunDir) -> None:
+def _check_room(recipe: Recipe, student: Student, folder: RunDir) -> None:
     """Refuse to begin where the disk cannot hold the students and exports that the run ends with.
 
     Raises:
@@ -121,7 +122,7 @@ def _check_room(recipe: Recipe, student: nn.Module, folder: RunDir) -> None:
         )
 
 
-def _exported_bytes(student: nn.Module) -> int:
+def _exported_bytes(student: Student) -> int:
     """What an export of a student takes: its weights in the usual type, and in float32 those that stay in it."""
     kept, narrow = kept_in_float32(student), getattr(torch, Form().dtype).itemsize
     sizes = {name: tensor.numel() for name, tensor in student.named_parameters()}

@@ -2,9 +2,9 @@
 known by now, and those that were left."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from rich.console import Console
-from torch import nn
 
 from distill.evaluation.identity import Before, before_replacing, check_replaced
 from distill.recipe import Recipe
@@ -14,11 +14,12 @@ from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.selection.present import choose_layers
 from distill.stages import StageEntry, stages_of
-from distill.stages.layouts import first_layout, layout_after, layout_saved, layouts_of
+from distill.stages.layouts import Further, first_layout, layout_after, layout_saved, layouts_of
 from distill.stages.stage import Stage, Transfers
 from distill.text.windows import Calibration
 from students.config import Layout
 from students.converting import further
+from students.skeleton import Student
 
 
 class Replacing:
@@ -51,7 +52,7 @@ class Replacing:
             Interrupted: stopped while layers were measured; all measurements are kept.
         """
         student, stay = stage.student, None
-        if entry.options.scorer:
+        if cast(Further, entry.options).scorer:
             stay = choose_layers(self.session, self.folder, entry, student, calibration, self.console, self.stopper)
         layout = layout_after(self.session.recipe, entry, student.layout, self.where, stay)
         stage.become(layout)
@@ -64,7 +65,7 @@ class Replacing:
             UserError: it is not.
         """
         student, before, self._before = stage.student, self._before, None
-        found = check_replaced(self.session.teacher, student, stage.taken, before)
+        found = check_replaced(self.session.teacher, student, stage.taken, cast(Before, before))
         self.left[str(entry.index)] = student.layout.pattern
         count, depth = len(student.layout.converted), len(student.layout.pattern)
         self.console.print(
@@ -74,7 +75,7 @@ class Replacing:
         )
         return {"pattern": student.layout.pattern, "converted": list(student.newest), "identity": found}
 
-    def reinstate(self, entries: Sequence[StageEntry], state: RunState, student: nn.Module, transfers: Transfers) -> None:
+    def reinstate(self, entries: Sequence[StageEntry], state: RunState, student: Student, transfers: Transfers) -> None:
         """Give a student as it was built what finished stages made of it, before a checkpoint's weights are loaded.
 
         Raises:

@@ -5,10 +5,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.text import Text
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.build import build
 from distill.console import bold, new_console
@@ -40,6 +41,7 @@ from distill.training.pipeline import Pipeline
 from distill.training.rehearsal import rehearse, rehearse_report
 from distill.training.replacing import Replacing
 from distill.training.twin import twin_recipe
+from students.skeleton import Student
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Run:
     folder: RunDir
     console: Console
     stopper: Stopper
-    student: nn.Module | None = None
+    student: Student | None = None
     replacing: Replacing | None = None
     twin_made: bool = False
 
@@ -72,7 +74,7 @@ class Run:
         if recipe.selects:
             with enough_memory("the selection", what_to_lower(self.session)):
                 resolved, chosen = resolve(self.session, self.folder, self.console, self.stopper)
-            self.console.print(Text.assemble(f"  layout selected by {chosen['by']}: ", strip(resolved.pattern)))
+            self.console.print(Text.assemble(f"  layout selected by {chosen['by']}: ", strip(cast(str, resolved.pattern))))
             self.session = self.session.with_recipe(resolved)
             check_fit(resolved, self.session.teacher)
         elif (found := marked(recipe)) is not recipe:
@@ -98,12 +100,13 @@ class Run:
 
     def _twin_recipe(self) -> Recipe:
         """The twin's, of the layouts that the student came to have."""
-        return twin_recipe(self.session.recipe, self.replacing.first, self.replacing.layouts)
+        replacing = cast(Replacing, self.replacing)
+        return twin_recipe(self.session.recipe, replacing.first, replacing.layouts)
 
     def conclude(self) -> None:
         """Judge every row, draw, write the report and the exports; of an earlier attempt only what is missing. All processes
         judge; what follows is the first one's alone, and nobody waits for it."""
-        session, student = self.session, self.student
+        session, student = self.session, cast(Student, self.student)
         with dividing():
             of = first_decides(lambda: state_of(self.folder))
         ending = Ending(session.recipe, self.folder, self.console, lambda: session, lambda: student, of, self.main)
@@ -135,11 +138,11 @@ class Run:
         if "identity" not in evaluations and self.main:
             found = check_identity(pipeline.teacher, last)
             self.folder.update("evaluations.json", identity=found)
-        if self.main and (found := self.session.overlap) and suspicious(found):
+        if self.main and (overlap := self.session.overlap) and suspicious(overlap):
             self.console.print(
                 Text.assemble(
                     ("  warning", "yellow"),
-                    f": {sentence(found)}: what is judged on them is not held out; take them out of data.train or "
+                    f": {sentence(overlap)}: what is judged on them is not held out; take them out of data.train or "
                     "data.heldout",
                 )
             )
@@ -219,5 +222,5 @@ def save_student(pipeline: Pipeline) -> None:
         student.config.distill["selected"] = selected.model_dump()
     with writing(folder.student), new_folder(folder.student) as scratch:
         adapters.save(student, scratch)
-        teacher.tokenizer.save_pretrained(scratch)
+        cast(PreTrainedTokenizerBase, teacher.tokenizer).save_pretrained(scratch)
     write_down(folder, STUDENT, of, files_in(folder.student))

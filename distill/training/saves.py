@@ -3,13 +3,14 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
-from torch import nn
+from torch import Tensor
 
 from distill.errors import UserError
 from distill.runs import checkpoint, random_states
@@ -23,6 +24,7 @@ from distill.training.aside import Aside
 from distill.training.sharding import Sharding
 from distill.training.stage_run import StageRun
 from distill.training.trainer import Trainer
+from students.skeleton import Student
 from teachers.fingerprint import difference
 from teachers.teacher import Teacher
 
@@ -36,7 +38,7 @@ class Saves:
     """One student's checkpoints in its run folder. `changed` names what stages have trained outside its mixers."""
 
     def __init__(
-        self, session: Session, folder: RunDir, student: nn.Module, console: Console, begun: set[str] = frozenset()
+        self, session: Session, folder: RunDir, student: Student, console: Console, begun: Set[str] = frozenset()
     ) -> None:
         """begun: names of tensors outside its mixers that differed from the teacher's before the first stage."""
         self.session, self.recipe, self.folder = session, session.recipe, folder
@@ -63,7 +65,7 @@ class Saves:
                 f"{self.folder.path}: the teacher is not the one this run was started with: they differ in the {part}; "
                 "bring it back, or start again with --fresh"
             )
-        facts = {
+        facts: dict[str, Any] = {
             "train_text": session.windows.meta.sha256,
             "heldout_text": session.heldout_windows.meta.sha256,
         }
@@ -124,12 +126,13 @@ class Saves:
         about = self.teacher.fingerprint, self.recipe.fingerprint, self.accelerator.num_processes
         state = this.state(*about, done)
         state.changed, state.layouts = sorted(changed), self.layouts
-        tensors, held = {"rng": random_states.random_tensors()}, {}
+        tensors: dict[str, dict[str, Tensor]] = {"rng": random_states.random_tensors()}
+        held: dict[str, Any] = {}
         if this.sharding or self.accelerator.is_main_process:
             state.probe = probed or finite(self.measure_probe(this.sharding))
             tensors["student"], held["student"] = split(checkpoint.student_tensors(self.student, changed))
             if not done:
-                tensors["optimizer"], held["optimizer"] = split(this.trainer.optimizer_state())
+                tensors["optimizer"], held["optimizer"] = split(cast(Trainer, this.trainer).optimizer_state())
                 tensors["stage"] = dict(this.stage.named_buffers())
         if self.accelerator.num_processes == 1:
             checkpoint.save(self.folder.checkpoints, state, tensors, self.recipe.checkpoints.keep)
@@ -153,7 +156,7 @@ class Saves:
         if state is None:
             self.folder.forget_after(-1, 0)
             return None
-        path = checkpoint.latest(self.folder.checkpoints)
+        path = self._latest()
         if part := difference(state.teacher, self.teacher.fingerprint):
             raise UserError(
                 f"{path} was made with another teacher than {self.recipe.teacher}: they differ in the {part} (fingerprints "
@@ -172,6 +175,9 @@ class Saves:
                 self._load_random(path)
             self._check_probe(state, path)
         return state
+
+    def _latest(self) -> Path:
+        return cast(Path, checkpoint.latest(self.folder.checkpoints))
 
     def _tell_of_processes(self, state: RunState) -> None:
         """Say where another number of processes goes on: each sums its share of a batch, and the last bits differ."""
@@ -192,7 +198,7 @@ class Saves:
         Raises:
             UserError: they do not behave as they did.
         """
-        path = checkpoint.latest(self.folder.checkpoints)
+        path = self._latest()
         self.changed = set(state.changed) - stage.changed(done=False)
         with checkpoint.whole(path):
             checkpoint.restore_student(self.student, checkpoint.tensors_of(path, "student"))
@@ -202,7 +208,7 @@ class Saves:
 
     def restore_training(self, trainer: Trainer) -> None:
         """Put the optimizer and the random states of a running stage back."""
-        path = checkpoint.latest(self.folder.checkpoints)
+        path = self._latest()
         with checkpoint.whole(path):
             trainer.restore(checkpoint.tensors_of(path, "optimizer"))
             self._load_random(path)
@@ -213,7 +219,7 @@ class Saves:
 
     def where_to_go_on(self) -> str:
         """Where the last checkpoint is, for a message that ends a run early."""
-        path = checkpoint.latest(self.folder.checkpoints)
+        path = self._latest()
         return f"The last checkpoint is {path}; the same command goes on from it" if path else "There is no checkpoint yet"
 
     def measure_probe(self, sharding: Sharding | None = None) -> dict[str, float]:
@@ -230,7 +236,7 @@ class Saves:
             self.accelerator.wait_for_everyone()
             return state
         self.accelerator.wait_for_everyone()
-        path = checkpoint.latest(self.folder.checkpoints)
+        path = self._latest()
         return None if path is None else checkpoint.read_state(path, files=False)
 
     def _check_probe(self, state: RunState, path: Path) -> None:

@@ -6,8 +6,9 @@ decays), meta tokens and blocks that several layers share stay whole on every pr
 layers belongs to no group. When the stage is over `restore` makes an ordinary student of the parts again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch.distributed.tensor import DTensor
 from distill.compat import kept_in_float32, take_apart
 from distill.memory import capacity
 from distill.stages.stage import Stage
+from students.skeleton import Student
+from teachers.teacher import Teacher
 
 SUMMED_WHOLE = 4  # one part of the device's memory that whole gradients of all micro-batches may take
 
@@ -39,7 +42,7 @@ class Sharding:
         for _, parameter in stage.trained().values():
             parameter.requires_grad_(True)
         self.names = self._choose(teacher_too)
-        self._undo = []
+        self._undo: list[Callable[[], object]] = []
         self._shard_student(narrow)
         if teacher_too:
             self._shard_teacher()
@@ -52,7 +55,7 @@ class Sharding:
     def micro_batch(self, last: bool) -> None:
         """Say whether the micro-batch to come is a step's last: gradients are summed over processes then, once, where whole
         sums fit, else after each."""
-        self.student.set_requires_gradient_sync(last or not self.sums_whole)
+        cast(FSDPModule, self.student).set_requires_gradient_sync(last or not self.sums_whole)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -81,7 +84,7 @@ class Sharding:
         for model in self._models():
             whole_again(model)
         for name, source in self._sources.items():  # the teacher's memory again
-            self.student.get_parameter(name).data = self.teacher.model.get_parameter(source).data
+            self.student.get_parameter(name).data = cast(Teacher, self.teacher).model.get_parameter(source).data
 
     # which, and how
 
@@ -101,7 +104,7 @@ class Sharding:
 
     def _shard_student(self, narrow: torch.dtype | None) -> None:
         student = self.student
-        layers = student.get_submodule(student.place.layers)
+        layers = cast(nn.ModuleList, student.get_submodule(student.place.layers))
         ours = {id(student.get_parameter(name)) for name in self.names}
         ignored = {parameter for parameter in student.parameters() if id(parameter) not in ours}
         for layer in layers:
@@ -116,7 +119,8 @@ class Sharding:
 
     def _shard_teacher(self) -> None:
         """Its decoder layers, each in its own types; embeddings and head stay whole, for losses read the head's weight."""
-        model, layers = self.teacher.model, self.teacher.model.get_submodule(self.teacher.family.layers)
+        teacher = cast(Teacher, self.teacher)
+        model, layers = teacher.model, cast(nn.ModuleList, teacher.model.get_submodule(teacher.family.layers))
         for layer in layers:
             fully_shard(layer, mesh=self.mesh)
         inside = {id(parameter) for parameter in layers.parameters()}
@@ -126,11 +130,12 @@ class Sharding:
     def _fully_shard(self, module: nn.Module, ignored: set[nn.Parameter]) -> None:
         fully_shard(module, mesh=self.mesh, mp_policy=self._policy, ignored_params=ignored)
         if dist.get_backend() == "gloo":  # it knows no mean
-            module.set_force_sum_reduction_for_comms(True)
+            cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)
 
     def _shared_with_teacher(self) -> dict[str, str]:
         """Names of the student's parameters that lie in the teacher's memory, with the teacher's names."""
-        places = {parameter.data_ptr(): name for name, parameter in self.teacher.model.named_parameters()}
+        theirs = cast(Teacher, self.teacher).model.named_parameters()
+        places = {parameter.data_ptr(): name for name, parameter in theirs}
         found = {name: places.get(parameter.data_ptr()) for name, parameter in self.student.named_parameters()}
         return {name: source for name, source in found.items() if source is not None}
 
@@ -157,7 +162,7 @@ def whole_again(model: nn.Module) -> None:
             take_apart(module)
 
 
-def _of_several_layers(student: nn.Module) -> set[str]:
+def _of_several_layers(student: Student) -> set[str]:
     """Names of parameters that several layers compute with: those that a group's first mixer has and its others lack (they
     refer to it), and those that stand in more than one layer."""
     found, mixers = set(), student.mixers

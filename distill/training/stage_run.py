@@ -25,7 +25,7 @@ class StageRun:
     """
 
     entry: StageEntry
-    stage: Stage | None
+    stage: Stage
     window: int
     next_window: int
     began: float
@@ -55,7 +55,15 @@ class StageRun:
     def state(self, teacher: str, recipe: str, processes: int, done: bool) -> RunState:
         """What a checkpoint says of it. teacher, recipe: their fingerprints. processes: how many take its steps. done:
         whether the stage is over."""
-        where = {"window": self.next_window, "step": 0} if done else {"window": self.window, "step": self.step}
+        where: dict[str, Any] = (
+            {"window": self.next_window, "step": 0} if done else {"window": self.window, "step": self.step}
+        )
         seconds = 0.0 if done else self.seconds
-        about = {"teacher": teacher, "recipe": recipe, "processes": processes, "seconds": seconds, "windows": self.others}
+        about: dict[str, Any] = {
+            "teacher": teacher,
+            "recipe": recipe,
+            "processes": processes,
+            "seconds": seconds,
+            "windows": self.others,
+        }
         return RunState(self.entry.index, self.entry.name, done=done, **about, **where)

@@ -2,8 +2,9 @@
 made. The run's own teacher, another one, or a cache of logits; see `distill.stages.targets`."""
 
 from collections.abc import Sequence
+from typing import cast
 
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.errors import UserError
 from distill.loading import load_teacher, teacher_config
@@ -13,9 +14,10 @@ from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.stages import StageEntry, key_of, stages_of
 from distill.stages.stage import Stage
-from distill.stages.targets import Cached, Online, Targets
+from distill.stages.targets import Cached, Online, Source, Targets
 from distill.stages.texts import text_of
 from distill.training.caches import Reading, open_cache, readings, rows_of, vocabulary_of
+from students.skeleton import Student
 from teachers.fingerprint import difference
 from teachers.teacher import Teacher, positions_of
 from teachers.vocabulary import tokenizer_of, vocabulary_difference
@@ -29,7 +31,7 @@ def other_teacher(recipe: Recipe, reference: str) -> Recipe:
 # what a run refuses
 
 
-def check_teaching(session: Session, students: Sequence[nn.Module]) -> None:
+def check_teaching(session: Session, students: Sequence[Student]) -> None:
     """Refuse caches of another tokenizer, text or teacher, or with too few windows, and teachers of another vocabulary.
 
     Args:
@@ -122,7 +124,7 @@ def load_other(session: Session, entry: StageEntry) -> Teacher:
     Raises:
         UserError: it cannot be found, read or held, or its head has fewer rows than the tokenizer has tokens.
     """
-    reference, device, key = entry.source.teacher, session.accelerator.device, key_of(session.recipe, entry)
+    reference, device, key = _other(entry), session.accelerator.device, key_of(session.recipe, entry)
     smaller = f"{key}.teacher's size (choose a smaller one, or cache it: `distill cache`){or_cpu(device)}"
     with enough_memory(f"loading {reference}", smaller):
         try:
@@ -131,13 +133,21 @@ def load_other(session: Session, entry: StageEntry) -> Teacher:
             raise UserError(f"{session.recipe.name}: {key}.{error}") from error
 
 
+def _other(entry: StageEntry) -> str:
+    """What the stage calls its own teacher."""
+    return cast(str, cast(Source, entry.source).teacher)
+
+
 def _note(folder: RunDir, entry: StageEntry, targets: Targets, resumed: bool, writes: bool) -> None:
     """Compare what a stage learns from with what it began with; write it down when it begins.
 
     Raises:
         UserError: it goes on with another teacher or cache.
     """
-    now = f"cache {targets.cache.facts.key}" if isinstance(targets, Cached) else f"teacher {targets.teacher.fingerprint}"
+    if isinstance(targets, Cached):
+        now = f"cache {targets.cache.facts.key}"
+    else:
+        now = f"teacher {cast(Teacher, targets.teacher).fingerprint}"
     known = folder.read("run.json", {}).get("taught", {}).get(entry.key)
     if resumed and known is not None and not _goes_on(known, now):
         what = "cache of logits" if isinstance(targets, Cached) else "teacher"
@@ -161,17 +171,18 @@ def _unless_whole(own: Teacher, other: Teacher) -> int | None:
 
 
 def _check_vocabulary(session: Session, entry: StageEntry) -> None:
-    recipe, reference, own = session.recipe, entry.source.teacher, session.teacher
+    recipe, reference, own = session.recipe, _other(entry), session.teacher
+    tokenizer = cast(PreTrainedTokenizerBase, own.tokenizer)
     where = f"{recipe.name}: {key_of(recipe, entry)}.teacher"
     try:
         theirs = tokenizer_of(reference, recipe.teacher_trust_remote_code, recipe.teacher_pickle)
     except (ValueError, OSError, ImportError) as error:
         raise UserError(f"{where}: {error}") from error
-    if said := vocabulary_difference(own.tokenizer, theirs):
+    if said := vocabulary_difference(tokenizer, theirs):
         raise UserError(
             f"{where} is {reference}, whose vocabulary is not that of {own.reference}: {said}; choose a teacher of the same "
             "vocabulary"
         )
     rows = teacher_config(other_teacher(recipe, reference)).get_text_config(decoder=True).vocab_size
-    if rows <= (last := max(own.tokenizer.get_vocab().values())):
+    if rows <= (last := max(tokenizer.get_vocab().values())):
         raise UserError(f"{where} is {reference}, which has {rows} embeddings, and the tokenizer's last token is {last}")

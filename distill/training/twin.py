@@ -4,6 +4,7 @@ What a student gains over its twin, it owes to its states; see `evaluation.basel
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from distill.errors import UserError
 from distill.evaluation.baselines import has_window_branch, twin_layout, window_layout
@@ -74,7 +75,7 @@ def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, d
 
     found = evaluations_of(folder)
     known = {"student": last(found)}
-    first = (recipe.pattern * len(layout.pattern))[: len(layout.pattern)]  # what was measured before any stage
+    first = (cast(str, recipe.pattern) * len(layout.pattern))[: len(layout.pattern)]  # what was measured before any stage
     if first == layout.pattern and twin_layout(layout) == window_layout(layout) and "untrained" in found:
         known["window_layout"] = {"fidelity": found["untrained"]}
     twin = folder.path / "twin"

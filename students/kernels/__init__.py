@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ _on_paper: ContextVar[bool] = ContextVar("kernels_on_paper", default=False)
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 _log = logging.getLogger(__name__)
+
+Implementations = Mapping[str, Callable[..., Any]]  # of one op, by the name of their back end
 
 
 class BackendError(ValueError):
@@ -83,7 +86,7 @@ class Deferred:
     def __init__(self, module: str, name: str, package: str | None = None) -> None:
         self.module, self.name, self.package = module, name, package  # a package where the module is named relatively
 
-    def __call__(self, *arguments, **options):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         return getattr(import_module(self.module, self.package), self.name)(*arguments, **options)
 
     def missing(self) -> str | None:
@@ -99,7 +102,7 @@ def compute_type(example: Tensor) -> torch.dtype:
 
 def pick(
     op: str,
-    implementations: Mapping[str, Callable],
+    implementations: Implementations,
     example: Tensor,
     refusal: str | Callable[[], str | None] | None = None,
     computes: torch.dtype | None = None,
@@ -125,8 +128,8 @@ def pick(
     if name == "auto":
         kind = computes or example.dtype
         if reason is None and kind not in checked:
-            kind = str(kind).removeprefix("torch.")
-            reason = f"its kernel has not been checked in {kind} on a GPU; DISTILL_KERNELS=triton runs it"
+            said = str(kind).removeprefix("torch.")
+            reason = f"its kernel has not been checked in {said} on a GPU; DISTILL_KERNELS=triton runs it"
         name = "triton" if reason is None and gpu else "reference"
     elif reason is not None:
         raise BackendError(
@@ -139,8 +142,8 @@ def pick(
     return implementations[name]
 
 
-def _why_not_triton(implementations: Mapping[str, Callable], example: Tensor) -> str | None:
-    kernel = implementations.get("triton")
+def _why_not_triton(implementations: Implementations, example: Tensor) -> str | None:
+    kernel = cast(Deferred | None, implementations.get("triton"))
     if kernel is None:
         return f"there is no triton implementation; there is {', '.join(implementations)}"
     if example.dtype not in TYPES:

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Work(NamedTuple):
     both: tuple[float, float]
 
 
-def short(case):
+def short(case: Any) -> Any:
     """The case with one sequence of at most 1,000 tokens."""
     return case._replace(b=1, t=min(case.t, 1000))
 
@@ -55,20 +55,21 @@ class Op(NamedTuple):
         """The Triton implementation."""
         return getattr(self.module(), self.target.partition(":")[2])
 
-    def configs(self, case, dtype: torch.dtype) -> list:
+    def configs(self, case: Any, dtype: torch.dtype) -> list:
         """The shipped configurations for a case, the default first; [None] where there is nothing to choose."""
         return [None] if self.choices is None else list(self.choices(self.module(), case, dtype))
 
-    def draw(self, case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
+    def draw(self, case: Any, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
         """Inputs of a case: those with gradients, and the others."""
         leaves, fixed = self.draw_all(case, dtype, device)
         return {k: v for k, v in leaves.items() if k not in self.without}, fixed | dict.fromkeys(self.without)
 
     def adapted(self, function: Callable) -> Callable:
         """`function` as a call on what `draw` returns."""
-        return function if self.call is None else lambda **inputs: self.call(function, **inputs)
+        call = self.call
+        return function if call is None else lambda **inputs: call(function, **inputs)
 
-    def force(self, config) -> dict:
+    def force(self, config: Any) -> dict:
         """The keyword that makes the kernel use a configuration."""
         return {} if config is None else {self.force_as: config}
 
@@ -95,7 +96,7 @@ def flat(arguments: dict) -> dict:
     return parts | {"around": around}
 
 
-def called(function: Callable, *, around: dict, **parts: Tensor):
+def called(function: Callable, *, around: dict, **parts: Tensor) -> Any:
     """A function of what `flat` made flat; a list of outputs as a tuple."""
 
     def get(value):
@@ -110,7 +111,7 @@ def called(function: Callable, *, around: dict, **parts: Tensor):
     return tuple(outputs) if isinstance(outputs, list) else outputs
 
 
-def forced(function: Callable, **options) -> Callable:
+def forced(function: Callable, **options: Any) -> Callable:
     """`function` with some keywords fixed."""
     return lambda *arguments, **inputs: function(*arguments, **inputs, **options)
 

@@ -37,7 +37,7 @@ def _verdict(name, kernel, reference, draw, case, dtype, products, device) -> st
         errors = disagreement(kernel, reference, draw, case, dtype, device)
     except Exception as error:  # a compiler's or a guard of theirs: whatever it is, the kernel cannot be used
         return f"{name} fails its check {where}: {type(error).__name__}: {error}"
-    worst = max(errors, key=errors.get)
+    worst = max(errors, key=lambda name: errors[name])
     allowed = TF32 if dtype == torch.float32 and products == "tf32" else TOLERANCE[dtype]
     if errors[worst] > allowed:
         return f"{name} is wrong {where}: its {worst} is off by {errors[worst]:.2%}, where {allowed:.2%} is allowed"

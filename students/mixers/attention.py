@@ -6,17 +6,16 @@ may share keys and values (Hymba, arXiv 2411.13676, section 2.2): what shares ha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from students.kernels.attention import attention
 from students.kernels.documents import positions as count_positions
-from students.kernels.heads import qk_norm
-from students.mixers.derived import Derived, given
+from students.mixers.derived import derived, given
 from students.mixers.held_attention import KEPT, HeldAttention, empty_places
 from students.mixers.mixer import Context, Mixer, Shape
-from students.mixers.projections import rotate
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 
@@ -34,7 +33,12 @@ class AttentionParts:
     key_values: Float[Tensor, "b s kv value"]
     documents: Int[Tensor, "b s"] | None
     positions: Int[Tensor, "b s"] | None
-    values: Float[Tensor, "b s h width"] | None = Derived(_by_head)  # noqa: RUF009 - a descriptor
+    values: Float[Tensor, "b s h width"] | None = derived(_by_head)  # noqa: RUF009 - a descriptor
+
+    @property
+    def every(self) -> Float[Tensor, "b s h width"]:
+        """The values, which are there whether or not they were given."""
+        return cast(Tensor, self.values)
 
     @property
     def k(self) -> Float[Tensor, "b s h p"]:
@@ -59,7 +63,7 @@ class Attention(HeldAttention, Mixer):
     """
 
     only_attention = True
-    copied = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    copied: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
     copied_role = "window"
     float32 = frozenset({"scale"})
     zero_options = frozenset({"sinks"})
@@ -101,8 +105,11 @@ class Attention(HeldAttention, Mixer):
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> AttentionParts:
         names = ("q",) if self.share_kv else ("q", "k", "v")
-        heads = [getattr(self, f"{name}_proj")(h).unflatten(-1, (-1, self.head_dim)) for name in names]
-        return self._shared(*heads, context) if self.share_kv else self.arrange(*heads, context)
+        q, *kv = (getattr(self, f"{name}_proj")(h).unflatten(-1, (-1, self.head_dim)) for name in names)
+        if self.share_kv:
+            return self._shared(q, context)
+        k, v = kv
+        return self.arrange(q, k, v, context)
 
     def arrange(
         self,
@@ -133,11 +140,6 @@ class Attention(HeldAttention, Mixer):
             positions = count_positions(documents)
         return self._parts(self._turned(q, self.q_norm, context), k, v, documents, positions)
 
-    def _turned(self, heads: Float[Tensor, "b t h p"], norm: Tensor | None, context: Context) -> Float[Tensor, "b t h p"]:
-        if self.qk_norm:
-            heads = qk_norm(heads, norm, self.qk_norm, self.qk_norm_eps)
-        return rotate(heads, context.rope, self.rope) if self.rope else heads
-
     def _parts(self, q, k, v, documents, positions) -> AttentionParts:
         if self.reads is not None:  # indexed by a list, a GPU would wait for the CPU
             k, v = (torch.stack([part[:, :, head] for head in self.reads], 2) for part in (k, v))
@@ -147,7 +149,7 @@ class Attention(HeldAttention, Mixer):
         return attention(
             parts.q,
             parts.keys,
-            parts.key_values if given(parts, "values") is None else parts.values,
+            parts.key_values if given(parts, "values") is None else parts.every,
             scale=self.logit_scale,
             softcap=self.softcap,
             window=self.window,
@@ -189,8 +191,7 @@ class Attention(HeldAttention, Mixer):
 
     def _keep_sinks(self, sinks: dict[str, Tensor | None], gone: dict[str, Tensor]) -> dict[str, Tensor]:
         """Slot i of the sinks takes the last leaving token whose position is i."""
-        if sinks["k"] is None:
-            sinks = empty_places(gone, self.sinks)
+        before = cast(dict[str, Tensor], empty_places(gone, self.sinks) if sinks["k"] is None else sinks)
         slots = torch.arange(self.sinks, device=gone["positions"].device)
         fits = gone["positions"][:, None] == slots[:, None]  # [b sink leaving]
         found = fits.any(-1)
@@ -199,7 +200,7 @@ class Attention(HeldAttention, Mixer):
         for name, part in gone.items():
             tail = (1,) * (part.dim() - 2)
             taken = part.gather(1, last.view(*last.shape, *tail).expand(-1, -1, *part.shape[2:]))
-            kept[name] = torch.where(found.view(*found.shape, *tail), taken, sinks[name])
+            kept[name] = torch.where(found.view(*found.shape, *tail), taken, before[name])
         return kept
 
     @torch.no_grad()

@@ -4,13 +4,13 @@ The SSM's terms come first in `values`, y and the output projection, then a term
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from students.mixers.attention import Attention, AttentionParts
-from students.mixers.derived import Derived, given
+from students.mixers.derived import derived, given
 from students.mixers.entering import Entering, Entry
 from students.mixers.mixer import Context, Matrix, Mixer
 from students.mixers.transfer import Projections, Transfer
@@ -19,7 +19,7 @@ from students.wrapped import loaded
 
 
 def _joined(parts: "BranchesParts") -> Float[Tensor, "b t k p"]:
-    return torch.cat([parts.ssm.values, parts.attention.values[:, -parts.attention.q.shape[1] :]], 2)
+    return torch.cat([parts.ssm.values, parts.attention.every[:, -parts.attention.q.shape[1] :]], 2)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class BranchesParts:
     ssm: Any
     attention: AttentionParts
     documents: Int[Tensor, "b t"] | None
-    values: Float[Tensor, "b t k p"] | None = Derived(_joined)  # noqa: RUF009 - a descriptor
+    values: Float[Tensor, "b t k p"] | None = derived(_joined)  # noqa: RUF009 - a descriptor
 
 
 class Branches(Mixer):
@@ -65,19 +65,22 @@ class Branches(Mixer):
     def mix(self, parts: BranchesParts, context: Context) -> Float[Tensor, "b t k p"]:
         ssm, attention = parts.ssm, parts.attention
         if given(parts, "values") is not None:
-            ssm_values, values = self.split(parts.values)
-            earlier = attention.values[:, : -values.shape[1]]
+            ssm_values, values = self.split(cast(Tensor, parts.values))
+            earlier = attention.every[:, : -values.shape[1]]
             values = torch.cat([earlier, values], 1) if earlier.shape[1] else values
             ssm, attention = replace(ssm, values=ssm_values), replace(attention, values=values)
-        ssm = self.ssm.mix(ssm, context.scope("ssm"))
-        attention = self.exact.mix(attention, context.scope(self.beside))
-        return torch.cat([ssm, attention.to(ssm.dtype)], 2)
+        mixed = self.ssm.mix(ssm, context.scope("ssm"))
+        exact = self.exact.mix(attention, context.scope(self.beside))
+        return torch.cat([mixed, exact.to(mixed.dtype)], 2)
 
     def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         ssm, attention = self.split(y)
         return self.joined(torch.cat([self.ssm.features(ssm, h), self.exact.features(attention, h)], 2), h)
 
-    joins = False  # whether `joined` changes anything that `token_apart` does not
+    @property
+    def joins(self) -> bool:
+        """Whether `joined` changes anything that `token_apart` does not."""
+        return False
 
     def joined(self, features: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
         """What is done to both branches' features together."""
@@ -144,7 +147,9 @@ class Branches(Mixer):
         transfer.include(self.beside, self.exact.from_attention(replace(attention, o_bias=None)))
         return transfer
 
-    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+    def match_norms(
+        self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer
+    ) -> None:
         inner = transfer.part("ssm")
         self.ssm.match_norms(h, q, k, inner)
         transfer.include("ssm", inner)

@@ -32,6 +32,11 @@ class Derived:
         return parts.__dict__.get(self.slot)
 
 
+def derived(make: Callable[[Any], Any]) -> Any:
+    """A derived field's default: `Derived`, for type checkers whatever the field is."""
+    return Derived(make)
+
+
 def given(parts: Any, name: str) -> Any:
     """What was given for a derived field of `parts`."""
     return getattr_static(type(parts), name).given(parts)

@@ -39,6 +39,7 @@ class DiscreteMamba2(StateSpace):
     """
 
     float32 = frozenset({"a_proj", "D", "gain", "scale"})
+    scale: Tensor
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class DiscreteMamba2(StateSpace):
         v, k, q = self._split(raw)
         x, B, C = self._split(self.convolve(raw, self.conv1d, None, context))
         if self.rope:
-            B, C = (rotate(part, context.rope, self.rope) for part in (B, C))
+            B, C = (rotate(part, context.tables, self.rope) for part in (B, C))
         log_a = -F.softplus(wide_linear(h, self.a_proj))
         return StateSpaceParts(x, B, C, log_a, None, self.D, context.documents, q, k, v)
 
@@ -110,7 +111,7 @@ class DiscreteMamba2(StateSpace):
         self.in_proj.weight.copy_(rows[:, :-1])
         transfer.set("in_proj.weight", f"x copied from attention v, {how}")
         self.set_taps("conv1d", 1.0, transfer)
-        self.conv1d.bias.copy_(rows[:, -1])
+        self.get_parameter("conv1d.bias").copy_(rows[:, -1])
         transfer.set("conv1d.bias", "copied from attention q, k and v biases" if attention.biased else "set to 0")
         self._set_new_parameters(transfer)
         self.copy_output(attention, transfer)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from students.kernels.token_linear import Rows as WeightRows
 from students.kernels.token_linear import token_linear
 from students.shapes import Float
-from students.wrapped import Rows, is_plain, wide_linear
+from students.wrapped import Rows, is_plain, numbers, wide_linear
 
 
 class Entry(NamedTuple):
@@ -27,9 +27,9 @@ class Entry(NamedTuple):
     @property
     def rows(self) -> WeightRows:
         """These rows of a plain layer."""
-        bias = self.layer.bias
+        weight, bias = numbers(self.layer)
         bias = None if bias is None else bias[self.start : self.stop]
-        return WeightRows(self.layer.weight[self.start : self.stop], bias, self.wide)
+        return WeightRows(weight[self.start : self.stop], bias, self.wide)
 
 
 class Entering:
@@ -42,13 +42,14 @@ class Entering:
 
     def __init__(self, x: Float[Tensor, "b 1 d"], norm: tuple[Tensor, float] | None = None) -> None:
         self.x, self.norm = x, norm
-        self._h = x if norm is None else None
+        self._h: Tensor | None = x if norm is None else None
         self._primed: dict[Entry, Tensor] = {}
 
     @property
     def h(self) -> Float[Tensor, "b 1 d"]:
         """The input."""
         if self._h is None:
+            assert self.norm is not None, "an input without a norm is there from the beginning"
             weight, eps = self.norm
             wide = self.x.to(torch.promote_types(self.x.dtype, torch.float32))
             self._h = weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(self.x.dtype)
@@ -79,7 +80,7 @@ def leaving(layer: nn.Module, x: Float[Tensor, "b 1 r"], residual: Float[Tensor,
     if not is_plain(layer) or torch.is_autocast_enabled(x.device.type):
         out = layer(x)
         return out if residual is None else residual + out
-    rows = [WeightRows(layer.weight, layer.bias, False)]
+    rows = [WeightRows(*numbers(layer), False)]
     before = None if residual is None else residual[:, 0]
     (out,) = token_linear(x[:, 0], rows, residual=before, dtype=x.dtype)
     return out[:, None]

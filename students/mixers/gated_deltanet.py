@@ -99,17 +99,17 @@ class GatedDeltaNet(Recurrent):
         x, b, decay, z = (entering(entry) for entry in self.entries())
         if not is_untouched(self.norm):  # what stands around it has to be called
             return super().token_features(entering, context)
-        (weight, bias), state = taps(self.conv1d, x), context.state
+        (weight, bias), state = taps(self.conv1d, x), context.held
         return delta_token(
             x[:, 0],
             b[:, 0],
             decay[:, 0],
             z[:, 0],
-            Conv(weight, bias, "silu", state.read("conv")),
+            Conv(weight, bias, "silu", state.kept("conv")),
             Decay(self.dt_bias, self.A_log),
             (self.norm.weight, self.norm.eps),
-            state.read("ssm"),
-            context.turn.column,
+            state.kept("ssm"),
+            context.column,
             entering.x.dtype,
         )[:, None]
 

@@ -4,24 +4,30 @@
 calls would have left. A mixer that says nothing here runs the three steps of any call.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from students.cache import MixerState, ScopedState, Turn
+from students.mixers.context import Context
 from students.mixers.entering import Entering, Entry
 from students.shapes import Float
 from students.wrapped import loaded
 
-if TYPE_CHECKING:
-    from students.mixers.mixer import Context
-
 
 class InPlace:
-    """Base of `Mixer`."""
+    """Base of `Mixer`, which has what is named here."""
+
+    project: Callable[..., Any]
+    mix: Callable[..., Tensor]
+    features: Callable[..., Tensor]
+    out: Callable[..., Tensor]
+    _heard: Callable[..., Tensor]
+    _branches: Callable[[], Iterable[nn.Module]]
 
     def token(
-        self, entering: Entering, context: "Context", residual: Float[Tensor, "b 1 d"] | None = None
+        self, entering: Entering, context: Context, residual: Float[Tensor, "b 1 d"] | None = None
     ) -> Float[Tensor, "b 1 d"]:
         """One token on a state that a `Decoder` holds in place: nothing is copied, and few kernels run.
 
@@ -36,7 +42,7 @@ class InPlace:
         """What of the input's projections `token_features` reads from `entering`, in one product."""
         return []
 
-    def token_features(self, entering: Entering, context: "Context") -> Float[Tensor, "b 1 k p"]:
+    def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
         """What the output projection sees of one token in place; by default as of any number of tokens."""
         return self.features(self.mix(self.project(entering.h, context), context), entering.h)
 

@@ -59,6 +59,7 @@ class Longhorn(Recurrent):
     has_decay = False
     copied = ("in_proj", "kq_proj", "out_proj")
     float32 = frozenset({"beta_bias", "D", "gain", "scale"})
+    scale: Tensor
 
     def __init__(self, shape: Shape, *, d_state: int = 16, d_conv: int = 4, beta_rank: int | None = None) -> None:
         super().__init__(shape)
@@ -101,7 +102,7 @@ class Longhorn(Recurrent):
         self.in_proj.weight[: len(x)] = x[:, :-1]
         transfer.set("in_proj.weight", "x copied from attention v; z set to 0: a gate that calibration opens")
         self.set_taps("conv1d", TAP, transfer)
-        self.conv1d.bias.copy_(TAP * x[:, -1])
+        self.get_parameter("conv1d.bias").copy_(TAP * x[:, -1])
         transfer.set("conv1d.bias", "set to 0" if attention.v_bias is None else f"attention v bias times {TAP}")
         self.kq_proj.weight.copy_(kq[:, :-1])
         exact = "copied from" if self.d_state >= self.head_dim else f"rank-{self.d_state} factors of the logits of"
@@ -170,7 +171,7 @@ def online_scan(
         for start in range(0, x.shape[1], PIECE):
             piece = slice(start, start + PIECE)
             ids = None if documents is None else documents[:, piece]
-            if ids is not None and start:
+            if documents is not None and ids is not None and start:
                 state = state * (ids[:, 0] == documents[:, start - 1]).to(dtype)[:, None, None, None]
             inputs = (part[:, piece].to(dtype) for part in (x, k, q, beta))
             y, state = checkpoint(_piece, *inputs, ids, state, use_reentrant=False, preserve_rng_state=False)

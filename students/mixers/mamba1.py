@@ -21,6 +21,7 @@ real inputs, D = 0. A = -1 and dt = ln 2 / half-life make the state a decayed me
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ class Mamba1(Recurrent):
     per_channel = True
     copied = ("in_proj", "out_proj")
     float32 = frozenset({"A_log", "D", "dt_proj"})
+    dt_layernorm: nn.Module
+    b_layernorm: nn.Module
+    c_layernorm: nn.Module
 
     def __init__(
         self,
@@ -141,7 +145,7 @@ class Mamba1(Recurrent):
             self.c_layernorm(C),
             self.D,
             z[:, 0],
-            context.state.read("ssm"),
+            context.held.kept("ssm"),
             entering.x.dtype,
         )
         return y.unflatten(-1, (self.n_heads, -1))[:, None]
@@ -155,10 +159,10 @@ class Mamba1(Recurrent):
         self.in_proj.weight[: self.d_inner] = x[:, :-1]
         transfer.set("in_proj.weight", "x copied from attention v; z set to 0")
         self.set_taps("conv1d", TAP, transfer)
-        self.conv1d.bias.copy_(TAP * x[:, -1])
+        self.get_parameter("conv1d.bias").copy_(TAP * x[:, -1])
         transfer.set("conv1d.bias", "set to 0" if attention.v_bias is None else f"attention v bias times {TAP}")
         lost = self._set_wanted(rows["q"], rows["k"])
-        self._fit(TAP / 2 * x.T, self._wanted.T)
+        self._fit(TAP / 2 * x.T, cast(Tensor, self._wanted).T)
         rank = f"rank-{self.d_state - 1} factors of the mean logits of {self.n_heads // self.n_groups} heads a group"
         made = f"B and C fitted on x to a constant and {rank} from k and q ({lost:.1%} of the logits' power lost)"
         transfer.set("x_proj.weight", f"{made}; dt set to 0")
@@ -207,7 +211,8 @@ class Mamba1(Recurrent):
         self.in_proj.weight[self.d_inner :] = OPEN_SILU * w
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         x = self.project(h, Context()).values.flatten(0, 1).flatten(1)
-        wanted = (tokens @ self._wanted[:, :-1].T.to(h) + self._wanted[:, -1].to(h)).unflatten(1, (2, self.n_groups, -1))
+        of_inputs = cast(Tensor, self._wanted)
+        wanted = (tokens @ of_inputs[:, :-1].T.to(h) + of_inputs[:, -1].to(h)).unflatten(1, (2, self.n_groups, -1))
         size = wanted[..., 1:].square().sum(-1, keepdim=True).mean(0).sqrt()
         wanted[..., 1:] /= size.clamp_min(1e-12)
         unexplained = self._fit(x, wanted.flatten(1))

@@ -125,7 +125,12 @@ class Mamba2(StateSpace):
     def semiseparable(self, parts: StateSpaceParts) -> Matrix:
         every = slice(None, None, self.expand)
         matrix = super().semiseparable(parts)
-        return Matrix(matrix.C[:, :, every], matrix.B[:, :, every], matrix.log_a[:, :, every], matrix.D[every])
+        return Matrix(
+            matrix.C[:, :, every],
+            matrix.B[:, :, every],
+            matrix.log_a[:, :, every],
+            None if matrix.D is None else matrix.D[every],
+        )
 
     @torch.no_grad()
     def from_attention(self, attention: Projections) -> Transfer:
@@ -138,7 +143,7 @@ class Mamba2(StateSpace):
         self.in_proj.weight[self.d_inner : -self.heads] = rows[:, :-1]
         transfer.set("in_proj.weight", f"x copied from attention v, {how}; z and dt set to 0")
         self.set_taps("conv1d", TAP, transfer)
-        self.conv1d.bias.copy_(TAP * rows[:, -1])
+        self.get_parameter("conv1d.bias").copy_(TAP * rows[:, -1])
         transfer.set("conv1d.bias", f"attention q, k and v biases times {TAP}" if attention.biased else "set to 0")
         self._set_new_parameters(transfer)
         o = attention.o
@@ -174,7 +179,7 @@ class Mamba2(StateSpace):
             context = Context()
             y = self.mix(self.project(h, context), context)[:, :, ::2]
             size = COMPANION * y.square().mean((0, 1, 3)).sqrt()
-            bias = self.conv1d.bias[: self.d_inner].unflatten(0, (self.n_heads, 2, -1))
+            bias = self.get_parameter("conv1d.bias")[: self.d_inner].unflatten(0, (self.n_heads, 2, -1))
             bias[:, 1] = _inverse_silu(size)[:, None]
             transfer.add("conv1d.bias", f"companions {COMPANION:g} times their head's output on real inputs")
 

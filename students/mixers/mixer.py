@@ -13,17 +13,17 @@ rate (`per_channel`) it has a matrix a channel, and pictures show their mean ove
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from students.cache import MixerState, ScopedState, Turn
+from students.cache import MixerState
+from students.mixers.context import Context
 from students.mixers.entering import Entering
 from students.mixers.in_place import InPlace
-from students.mixers.sharing import SharedKeys
 from students.mixers.transfer import Projections, Transfer
-from students.shapes import Bool, Float, Int
+from students.shapes import Float
 from students.wrapped import loaded
 
 ROPES = ("half", "pairs")
@@ -72,50 +72,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a mixer may know beside its input.
-
-    documents: each token's document; negative for padding; None where every row is one, that of the state if any.
-    rope: the skeleton's cosines and sines, [b t r]. state: what earlier calls left, or None outside generation.
-    shared: where an attention that others share leaves its keys and values, and those others find them.
-    """
-
-    documents: Int[Tensor, "b t"] | None = None
-    rope: tuple[Tensor, Tensor] | None = None
-    state: MixerState | ScopedState | None = None
-    shared: SharedKeys | None = None
-
-    @classmethod
-    def unrotated(cls, h: Float[Tensor, "b t d"], width: int) -> "Context":
-        """For work on inputs alone: rotary tables of so many channels that leave every token where it is."""
-        angles = h.new_zeros(*h.shape[:2], width)
-        return cls(rope=(angles.cos(), angles.sin()))
-
-    @property
-    def turn(self) -> Turn | None:
-        """The token under way, where the state is held in place."""
-        return None if self.state is None else self.state.turn
-
-    def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
-        """The documents, spelled out where they are None."""
-        if self.documents is not None:
-            return self.documents
-        if self.state is not None and self.state.last_document is not None:
-            return self.state.last_document[:, None].expand(like.shape[:2])
-        return torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
-
-    def resumed(self, like: Float[Tensor, "b t ..."]) -> Bool[Tensor, " b"] | None:
-        """Rows whose first token goes on with the document that the state ended in; None where it is known to be all."""
-        if self.documents is None and self.state.length:
-            return None
-        return self.state.resumed(self.ids(like)[:, 0])
-
-    def scope(self, prefix: str) -> "Context":
-        """The same context for one branch of a composed mixer."""
-        return self if self.state is None else replace(self, state=self.state.scope(prefix))
-
-
-@dataclass(frozen=True)
 class Matrix:
     """The pieces of a semiseparable matrix tril(exp(segsum(log_a))) o C B^T + diag(D), one a teacher head."""
 
@@ -132,9 +88,9 @@ class Mixer(InPlace, nn.Module):
     others ask about a mixer is said by the attributes below; those of a composed mixer's parts count too.
     """
 
-    orientable: ClassVar[bool] = False  # whether `semiseparable` exists, so that `orient` can fit it
-    has_decay: ClassVar[bool] = False  # whether `set_half_lives` exists
-    per_channel: ClassVar[bool] = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
+    orientable: bool = False  # whether `semiseparable` exists, so that `orient` can fit it
+    has_decay: bool = False  # whether `set_half_lives` exists
+    per_channel: bool = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
     lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
     only_attention: ClassVar[bool] = False  # whether it is softmax attention and nothing beside it
     composed: ClassVar[bool] = False  # whether it is made of other mixers, which it uses part by part
@@ -202,7 +158,7 @@ class Mixer(InPlace, nn.Module):
         with loaded(self._branches()):
             out = self.output(self.mix(self.project(h, context), context), h)
         if context.state is not None:
-            context.state.advance(h.shape[1], context.documents)
+            cast(MixerState, context.state).advance(h.shape[1], context.documents)
         return out
 
     def _branches(self) -> list["Mixer"]:
@@ -229,7 +185,7 @@ class Mixer(InPlace, nn.Module):
         """
         batch, time, terms, width = parts.values.shape
         identity = torch.eye(time, dtype=parts.values.dtype, device=parts.values.device)
-        columns, block, each = [], *((1, width) if self.per_channel else (MATRIX_BLOCK, -1))
+        columns, (block, each) = [], (1, width) if self.per_channel else (MATRIX_BLOCK, -1)
         for start in range(0, time, block):
             values = identity[None, :, None, start : start + block].expand(batch, -1, terms, each)
             y = self.mix(replace(parts, values=values), Context(documents=parts.documents))

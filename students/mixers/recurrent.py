@@ -1,7 +1,7 @@
 """What mixers with a short convolution and a recurrent state share: the convolution's tail, attention's rows, half-lives."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from students.mixers.projections import fold_norm, per_head
 from students.mixers.starts import HALF_LIVES, spread_half_lives
 from students.mixers.transfer import Projections, Transfer
 from students.shapes import Bool, Float, Int
-from students.wrapped import taps
+from students.wrapped import numbers, taps
 
 
 class Recurrent(Mixer):
@@ -45,9 +45,11 @@ class Recurrent(Mixer):
             context.state.write(conv=tail)
         return y
 
-    def _convolve_token(self, x: Float[Tensor, "b 1 c"], conv: nn.Module, activation: str | None, context: Context):
+    def _convolve_token(
+        self, x: Float[Tensor, "b 1 c"], conv: nn.Module, activation: str | None, context: Context
+    ) -> Tensor:
         weight, bias = taps(conv, x)
-        return conv_token(x[:, 0], weight, bias, activation, context.state.read("conv"), context.turn.column)[:, None]
+        return conv_token(x[:, 0], weight, bias, activation, context.held.kept("conv"), context.column)[:, None]
 
     def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
         tail = state.read("conv")
@@ -65,7 +67,8 @@ class Recurrent(Mixer):
         return leaving(self.output_projection, features.flatten(2), residual)
 
     def out_weight(self) -> tuple[Float[Tensor, "h d p"], Float[Tensor, " d"] | None]:
-        return self.output_projection.weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), self.output_projection.bias
+        weight, bias = numbers(self.output_projection)
+        return weight.unflatten(1, (self.n_heads, -1)).transpose(0, 1), bias
 
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
         return self.output_projection(features.flatten(2))
@@ -81,7 +84,7 @@ class Recurrent(Mixer):
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
         """Multiply each head's columns of the output projection; a mixer with scales of its own puts them there."""
-        self.output_projection.weight.mul_(factors.repeat_interleave(self.head_dim))
+        numbers(self.output_projection)[0].mul_(factors.repeat_interleave(self.head_dim))
 
     def memory_range(self) -> tuple[float, float]:
         return HALF_LIVES
@@ -100,7 +103,9 @@ class Recurrent(Mixer):
         """
         rows = {}
         for name in names:
-            given = {key: getattr(attention, key, None) for key in (name, f"{name}_bias", f"{name}_norm")}  # v has no norm
+            given: dict[str, Any] = {
+                key: getattr(attention, key, None) for key in (name, f"{name}_bias", f"{name}_norm")
+            }  # v has no norm
             weight, bias = fold_norm(given[name], given[f"{name}_bias"], given[f"{name}_norm"], self.qk_norm)
             column = weight.new_zeros((*weight.shape[:2], 1)) if bias is None else bias[..., None]
             rows[name] = per_head(torch.cat([weight, column], -1), self.n_heads)
@@ -118,14 +123,14 @@ class Recurrent(Mixer):
 
     def copy_output(self, attention: Projections, transfer: Transfer) -> None:
         """Take over attention's output projection, and its bias where there is a place for one."""
-        self.output_projection.weight.copy_(attention.o.transpose(0, 1).flatten(1))
+        numbers(self.output_projection)[0].copy_(attention.o.transpose(0, 1).flatten(1))
         transfer.set(f"{self.output_name}.weight", "copied from attention o")
         transfer.used.add("o")
         self.copy_output_bias(attention, transfer)
 
     def copy_output_bias(self, attention: Projections, transfer: Transfer) -> None:
         """Take over the bias of attention's output projection, where there is a place for one."""
-        bias, given = self.output_projection.bias, attention.o_bias
+        bias, given = numbers(self.output_projection)[1], attention.o_bias
         if bias is None:
             return
         bias.copy_(torch.zeros_like(bias) if given is None else given)

@@ -52,6 +52,7 @@ class Retention(GatedHeads):
 
     orientable = True
     float32 = frozenset({"log_decay"})
+    log_decay: Tensor
 
     def __init__(self, shape: Shape, *, decay: str = "retnet", rope: bool | None = None) -> None:
         super().__init__(shape)
@@ -65,7 +66,7 @@ class Retention(GatedHeads):
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> RetentionParts:
         q, k, v = self.heads(h)
         if self.rope:
-            q, k = (rotate(part, context.rope, self.rope) for part in (q, k))
+            q, k = (rotate(part, context.tables, self.rope) for part in (q, k))
         return RetentionParts(v, k, q, self.log_decay.expand(*h.shape[:2], -1), context.documents)
 
     def mix(self, parts: RetentionParts, context: Context) -> Float[Tensor, "b t h p"]:

@@ -15,6 +15,7 @@ choice: there is no place for attention's q and k, and the gates must learn it.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +109,7 @@ class RgLru(Recurrent):
             BlockGate(gates.recurrent_gate_weight, gates.recurrent_gate_bias),
             gates.recurrent_param,
             STRENGTH,
-            context.state.read("ssm"),
+            context.held.kept("ssm"),
             entering.x.dtype,
         )
         return y.unflatten(-1, (self.n_heads, -1))[:, None]
@@ -127,7 +128,7 @@ class RgLru(Recurrent):
 
     def _set_new_parameters(self, transfer: Transfer) -> None:
         self.set_taps("conv_1d", 1.0, transfer)
-        self.conv_1d.bias.zero_()
+        self.get_parameter("conv_1d.bias").zero_()
         transfer.set("conv_1d.bias", "set to 0")
         self.linear_y.weight.zero_()
         transfer.set("linear_y.weight", "set to 0")
@@ -152,6 +153,11 @@ class RgLru(Recurrent):
 class Gates(nn.Module):
     """What of each channel enters the state, and the logarithm of what of the state stays."""
 
+    input_gate_weight: nn.Parameter
+    input_gate_bias: nn.Parameter
+    recurrent_gate_weight: nn.Parameter
+    recurrent_gate_bias: nn.Parameter
+
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
         self.recurrent_param = nn.Parameter(torch.zeros(heads * width))
@@ -169,11 +175,11 @@ class BoundedSqrt(torch.autograd.Function):
     """The square root, its slope held to STEEPEST near 0, where a decay of almost 1 would make it infinite."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sqrt()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return gradient * (0.5 * x.rsqrt()).clamp(max=STEEPEST)

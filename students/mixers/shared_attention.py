@@ -15,6 +15,7 @@ its own MLP, and its input is the layer's hidden state, without the embedding be
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class SiteLinear(nn.Module):
     @property
     def base(self) -> Float[Tensor, "out in"]:
         """The shared weight, wherever it belongs."""
-        return self._map.weight
+        return cast(Tensor, self._map.weight)
 
     @property
     def _map(self) -> nn.Module:
@@ -72,7 +73,7 @@ class SiteLinear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The site's whole weight."""
-        return self.base if self.up is None else self.base + self.up @ self.down
+        return self.base if self.up is None or self.down is None else self.base + self.up @ self.down
 
     def forward(self, x: Float[Tensor, "b t in"]) -> Float[Tensor, "b t out"]:
         if is_plain(self._map):
@@ -80,7 +81,7 @@ class SiteLinear(nn.Module):
         else:
             y = self._map(x)
             y = y if self.bias is None else y + self.bias.to(y.dtype)
-        return y if self.up is None else y + F.linear(F.linear(x, self.down), self.up)
+        return y if self.up is None or self.down is None else y + F.linear(F.linear(x, self.down), self.up)
 
 
 class SharedAttention(Attention):
@@ -129,14 +130,15 @@ class SharedAttention(Attention):
     @torch.no_grad()
     def from_attentions(cls, sites: Sequence[Mixer], attentions: Sequence[Projections]) -> list[Transfer]:
         matrices = {name: [_matrix(name, getattr(each, name)) for each in attentions] for name in PROJECTIONS}
-        center = _most_central(matrices) if sites[0].start == "central" else None
-        transfers = [site._copy_own(attention) for site, attention in zip(sites, attentions, strict=True)]
+        own_sites = cast(Sequence[SharedAttention], sites)
+        center = _most_central(matrices) if own_sites[0].start == "central" else None
+        transfers = [site._copy_own(attention) for site, attention in zip(own_sites, attentions, strict=True)]
         for name, own in matrices.items():
             base = torch.stack(own).mean(0) if center is None else own[center]
             getattr(sites[0], f"{name}_proj").base.copy_(base)
             whose = "the mean" if center is None else f"number {center + 1}"
             transfers[0].set(f"{name}_proj.shared.weight", f"{whose} of attention {name} in {len(own)} layers")
-            for site, transfer, matrix in zip(sites, transfers, own, strict=True):
+            for site, transfer, matrix in zip(own_sites, transfers, own, strict=True):
                 site._fit_delta(name, matrix, transfer)
         return transfers
 
@@ -186,8 +188,8 @@ def _matrix(name: str, weight: Tensor) -> Float[Tensor, "out in"]:
 
 def _most_central(matrices: dict[str, list[Tensor]]) -> int:
     """The layer whose projections are nearest to all others', by squared distance relative to each projection's power."""
-    sums = 0.0
+    sums: Tensor | float = 0.0
     for own in matrices.values():
         stack = torch.stack(own).flatten(1).double()
         sums = sums + torch.cdist(stack, stack).square().sum(1) / stack.square().sum()
-    return int(sums.argmin())
+    return int(cast(Tensor, sums).argmin())

@@ -62,4 +62,6 @@ class SharedKeys:
 
     def detach(self) -> None:
         """Cut them off from what they were computed by."""
-        self._kept = tuple(None if part is None else part.detach() for part in self.read())
+        k, v, *rest = self.read()
+        documents, positions = (None if part is None else part.detach() for part in rest)
+        self._kept = k.detach(), v.detach(), documents, positions

@@ -9,7 +9,7 @@ read, once, and every SSM head gets a copy of its own.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class SplitHeads(Mixer):
         self.n_heads = shape.n_heads
         self.heads = {"attention": kept, "ssm": rest}
         self.key_heads = {"attention": read, "ssm": [head // group for head in rest]}
-        self.attention = None
+        self.attention: Attention | None = None
         if kept:
             part = replace(shape, n_heads=len(kept), n_kv_heads=len(kept))
             reads = [read.index(head // group) for head in kept]
@@ -113,16 +113,16 @@ class SplitHeads(Mixer):
     ) -> Float[Tensor, "b 1 d"]:
         for branch, part in zip(self.branches.values(), features.split(self.terms, 2), strict=True):
             residual = branch.token_out(part, residual)
-        return residual
+        return cast(Tensor, residual)
 
     def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
         found = [branch.out_weight() for branch in self.branches.values()]
         biases = [bias for _, bias in found if bias is not None]
-        return torch.cat([weight for weight, _ in found]), sum(biases) if biases else None
+        return torch.cat([weight for weight, _ in found]), cast(Tensor, sum(biases)) if biases else None
 
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
         terms = zip(self.branches.values(), features.split(self.terms, 2), strict=True)
-        return sum(branch.out(part) for branch, part in terms)
+        return cast(Tensor, sum(branch.out(part) for branch, part in terms))
 
     def matrix(self, parts: SplitParts) -> Float[Tensor, "b k t t"]:
         return torch.cat([branch.matrix(parts.branches[name]) for name, branch in self.branches.items()], 1)
@@ -140,7 +140,9 @@ class SplitHeads(Mixer):
             attention = replace(attention, o_bias=None)  # the first branch adds it for both
         return transfer
 
-    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+    def match_norms(
+        self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer
+    ) -> None:
         for name, branch in self.branches.items():
             inner, own_q, own_k = transfer.part(name), q[:, :, self.heads[name]], k[:, :, self.key_heads[name]]
             if name == "attention":
@@ -151,12 +153,13 @@ class SplitHeads(Mixer):
     @torch.no_grad()
     def _match_wide_norms(self, h, q, k, transfer: Transfer) -> None:
         """A norm over all heads divides by what heads that are gone would have had: give the kept ones their mean size."""
-        if self.attention.qk_norm != "rms_wide":
+        kept = self.attention
+        if kept is None or kept.qk_norm != "rms_wide":
             return
         for name, wanted in (("q", q), ("k", k)):
-            weight = getattr(self.attention, f"{name}_norm")
-            found = getattr(self.attention, f"{name}_proj")(h).unflatten(-1, (-1, self.attention.head_dim))
-            found = qk_norm(found, weight, "rms_wide", self.attention.qk_norm_eps)
+            weight = getattr(kept, f"{name}_norm")
+            found = getattr(kept, f"{name}_proj")(h).unflatten(-1, (-1, kept.head_dim))
+            found = qk_norm(found, weight, "rms_wide", kept.qk_norm_eps)
             size, size_wanted = (part.square().sum(-1).mean((0, 1)).sqrt() for part in (found, wanted))
             weight.mul_((size_wanted / size.clamp_min(1e-12))[:, None])
             transfer.add(f"{name}_norm", "scaled to the mean size that heads have under the norm over all heads")

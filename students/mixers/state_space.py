@@ -11,7 +11,7 @@ tokens that leave, the query C_i standing at position i - W, and its output is s
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from students.cache import MixerState, ScopedState, Turn
 from students.kernels.documents import NOWHERE
@@ -79,6 +79,9 @@ class StateSpace(Recurrent):
     copied = ("in_proj", "out_proj")
     zero_options = frozenset({"lag"})
     rows_after = 0
+    in_proj: nn.Linear
+    conv1d: nn.Conv1d
+    D: nn.Parameter
 
     def __init__(self, shape: Shape, d_state: int | None, lag: int) -> None:
         super().__init__(shape)
@@ -130,7 +133,7 @@ class StateSpace(Recurrent):
             if initial is None:
                 initial = zero_state(x, parts.B)
             else:
-                initial = keep_rows(initial, state.read("ssm_document") == gone["documents"][:, 0])
+                initial = keep_rows(initial, state.kept("ssm_document") == gone["documents"][:, 0])
             kept = {f"queue_{name}": part[:, time:] for name, part in joined.items()}
             kept["ssm_document"] = gone["documents"][:, -1]
         return ScanInputs(gone["x"], gone["log_a"], gone["B"], gone["documents"], initial, decay, kept)
@@ -150,24 +153,25 @@ class StateSpace(Recurrent):
         self, entering: Entering, context: Context, share: Float[Tensor, "b terms"] | None = None
     ) -> Float[Tensor, "b 1 h p"]:
         """share: see `ssm_token.Gate`."""
-        token, state = self.token_inputs(entering), context.state
+        token, state = self.token_inputs(entering), context.held
         gate = token.gate if token.gate is None else token.gate._replace(share=share)
         weight, bias = taps(self.conv1d, token.x)
         lag = None
         if self.lag:
-            lag = Lag(*(state.read(f"queue_{name}") for name in ("x", "B", "log_a")), state.read("elapsed"))
+            x, B, log_a, elapsed = (state.kept(name) for name in ("queue_x", "queue_B", "queue_log_a", "elapsed"))
+            lag = Lag(x, B, log_a, elapsed)
         y = ssm_token(
             token.x[:, 0],
             token.decay[:, 0],
-            Conv(weight, bias, token.activation, state.read("conv")),
+            Conv(weight, bias, token.activation, state.kept("conv")),
             self.D,
-            state.read("ssm"),
-            context.turn.column,
+            state.kept("ssm"),
+            context.column,
             entering.x.dtype,
             stock=token.stock,
             gate=gate,
             lag=lag,
-            rope=None if token.rope is None else (*context.rope, token.rope),
+            rope=None if token.rope is None else (*context.tables, token.rope),
         )
         y = self.token_end(y[:, None], entering)
         if share is not None and gate is None:
@@ -194,13 +198,13 @@ class StateSpace(Recurrent):
         if x is None:
             return
         goes_on = _going_on(state, x)
-        alive = state.read("queue_documents") == goes_on[:, None]
-        log_a, ssm = state.read("queue_log_a"), state.read("ssm")
-        entered = keep_rows(ssm, state.read("ssm_document") == goes_on).to(ssm.dtype)
+        alive = state.kept("queue_documents") == goes_on[:, None]
+        log_a, ssm = state.kept("queue_log_a"), state.kept("ssm")
+        entered = keep_rows(ssm, state.kept("ssm_document") == goes_on).to(ssm.dtype)
         state.write(
             ssm=entered,
             queue_x=turn.laid(x * alive[..., None, None], self.lag + 1),
-            queue_B=turn.laid(state.read("queue_B"), self.lag + 1),
+            queue_B=turn.laid(state.kept("queue_B"), self.lag + 1),
             queue_log_a=turn.laid(log_a, self.lag + 1),
             elapsed=log_a.double().sum(1, keepdim=True).repeat(1, 2, 1),
         )
@@ -211,11 +215,11 @@ class StateSpace(Recurrent):
         if x is None:
             return
         state.write(
-            **{name: turn.taken(state.read(name), self.lag, steps) for name in ("queue_x", "queue_B", "queue_log_a")}
+            **{name: turn.taken(state.kept(name), self.lag, steps) for name in ("queue_x", "queue_B", "queue_log_a")}
         )
         state.drop("elapsed")
         if steps:
-            documents = state.read("queue_documents")
+            documents = state.kept("queue_documents")
             documents = torch.cat([documents, _going_on(state, x)[:, None].expand(-1, steps)], 1)
             state.write(ssm_document=documents[:, steps - 1].clone(), queue_documents=documents[:, steps:].clone())
 
@@ -240,13 +244,16 @@ class StateSpace(Recurrent):
         return rows["v"], B, C, f"B and C {how} from k and q{folded}{lost}, softmax scale in C"
 
     @torch.no_grad()
-    def match_norms(self, h, q, k, transfer: Transfer) -> None:
+    def match_norms(
+        self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer
+    ) -> None:
         """Give C and B the mean size, on these inputs, that attention's norms give q and k."""
         if self.qk_norm is None:
             return
         parts = self.project(h, Context.unrotated(h, self.head_dim))
         groups = parts.q.shape[2]
-        bias = (self.conv1d.bias / self.conv1d.weight[:, 0, -1])[-2 * groups * self.d_state :]
+        own_bias = self.get_parameter("conv1d.bias")
+        bias = (own_bias / self.conv1d.weight[:, 0, -1])[-2 * groups * self.d_state :]
         B_bias, C_bias = bias.unflatten(0, (2, groups, -1))
         wanted_C, wanted_B = self.logit_scale * _size(q), per_head(_size(k), self.n_heads)
         C = wanted_C.unflatten(0, (groups, -1)).mean(1) / _size(parts.q + C_bias).clamp_min(1e-12)
@@ -254,7 +261,7 @@ class StateSpace(Recurrent):
         if self.d_state < self.head_dim or groups < self.n_heads:  # factors of the product: only their product is known
             C = B = (C * B).sqrt()
         factors = torch.cat([B, C]).repeat_interleave(self.d_state)
-        self.conv1d.bias[-len(factors) :] *= factors
+        own_bias[-len(factors) :] *= factors
         stop = self.in_proj.out_features - self.rows_after
         self.in_proj.weight[stop - len(factors) : stop] *= factors[:, None]
         sizes = f"C x {C.mean():.3g}, B x {B.mean():.3g} on average over heads"

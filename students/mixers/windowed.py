@@ -19,7 +19,7 @@ Two systems of the literature are layouts of this mixer.
     computed for every token: it selects what counts, and saves no time.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,15 @@ class Windowed(Branches):
     """
 
     beside = "window"
-    window_options: ClassVar[dict[str, type]] = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
+    window: Attention
+    window_options: ClassVar[dict[str, Any]] = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
     zero_options = frozenset({"sinks"})
 
     def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool | str = False) -> None:
         super().__init__(ssm, window)
         if isinstance(gate, str) and gate != "select":
             raise ValueError(f"the gate of a window is {gate!r}; it is true, false or 'select'")
-        self.min_lag = max(ssm.min_lag, window.window)
+        self.min_lag = max(ssm.min_lag, cast(int, window.window))
         self.share = nn.Linear(d_model, window.n_heads) if gate is True else None
         self.select = nn.Linear(d_model, 1) if gate == "select" else None
         self.own = not window.borrowed
@@ -74,12 +75,13 @@ class Windowed(Branches):
             return super().token_apart(entering, context)
         share = entering(Entry(self.share))[:, 0]
         window = self.window.token_features(entering, context.scope(self.beside), share)
-        return self.ssm.token_features(entering, context.scope("ssm"), share), window
+        return cast(StateSpace, self.ssm).token_features(entering, context.scope("ssm"), share), window
 
     def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
         if self.own:
             return super().token_attention(entering, context)
-        return self.window.token_attend(*self.ssm.lent(entering), entering.x.dtype, context.scope(self.beside))
+        q, k, v = cast(StateSpace, self.ssm).lent(entering)
+        return self.window.token_attend(q, k, v, entering.x.dtype, context.scope(self.beside))
 
     def token_out(
         self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None

@@ -7,9 +7,11 @@ before an answer are given. Texts are made with the teacher's tokenizer; a seed 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from rich.table import Table
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from distill.evaluation.comparison import shares
 from distill.evaluation.evaluation import Evaluation
@@ -18,6 +20,8 @@ from distill.evaluation.recall.item import Tokens
 from distill.evaluation.rows import rows_table
 from distill.evaluation.scoring import score
 from distill.evaluation.suite import Suite
+from distill.text.heldout import Heldout
+from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
@@ -26,12 +30,12 @@ class Passkey(Evaluation):
 
     suites = baselines = knockouts = ("run", "quick", "standard", "full")
 
-    def measure(self, teacher, model, heldout, suite) -> list[dict]:
+    def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> list[dict]:
         """A list of {length, recalled, trials}."""
         cells = recall(teacher, model, "passkey", suite.passkey, suite.passkey_trials)
         return [{name: cell[name] for name in ("length", "recalled", "trials")} for cell in cells]
 
-    def beside(self, own, teacher):
+    def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         return {"passkey": shares(own, teacher)}
 
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
@@ -44,10 +48,12 @@ class Recall(Evaluation):
 
     suites = baselines = knockouts = ("standard", "full")
 
-    def measure(self, teacher, model, heldout, suite) -> dict[str, list[dict]]:
+    def measure(
+        self, teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite
+    ) -> dict[str, list[dict]]:
         return row(teacher, model, heldout, suite)
 
-    def beside(self, own, teacher):
+    def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         return {"recall": {family: shares(cells, teacher[family]) for family, cells in own.items()}}
 
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
@@ -67,7 +73,7 @@ def recall(
     Returns:
         a list of {length, depth (grids alone), recalled, trials, score}: answers that count, answers, and their ratio.
     """
-    tokens, cells = Tokens(teacher.tokenizer), []
+    tokens, cells = Tokens(cast(PreTrainedTokenizerBase, teacher.tokenizer)), []
     for length in lengths:
         if depths:
             texts = make(tokens, family, length, trials, [depth for depth in depths for _ in range(trials)])
@@ -81,13 +87,13 @@ def recall(
     return cells
 
 
-def passkey_lengths(tokenizer, lengths: Sequence[int]) -> dict[int, int]:
+def passkey_lengths(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> dict[int, int]:
     """The tokens that a passkey's text of each length takes: more than the length where its smallest form is longer."""
     tokens = Tokens(tokenizer)
     return {length: max(len(marked.ids) for marked in make(tokens, "passkey", length, 4)) for length in lengths}
 
 
-def row(teacher: Teacher, model: nn.Module | None, heldout, suite: Suite) -> dict[str, list[dict]]:
+def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict[str, list[dict]]:
     """Every family but the passkey: {family: cells}."""
     found = {}
     for family in FAMILIES:

@@ -4,6 +4,8 @@ import functools
 import random
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
+
 from distill.evaluation.recall.wording import JUDGING, Wording
 from distill.evaluation.scoring import Marked
 from distill.text.encoding import opening
@@ -14,7 +16,7 @@ PLAIN_POOL = 256  # fewer word tokens than this, and any token will do
 class Tokens:
     """A tokenizer and words as the families use them."""
 
-    def __init__(self, tokenizer, words: Wording = JUDGING) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Wording = JUDGING) -> None:
         """words: `JUDGING` of what a table shows, `SELECTING` of what chooses a layout."""
         self.tokenizer, self.words = tokenizer, words
         self.opening = opening(tokenizer)

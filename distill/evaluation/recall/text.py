@@ -125,7 +125,8 @@ def _listed(
 def _haystack(tokens: Tokens, count: int, draw: random.Random) -> list[int]:
     """So many tokens of shipped text, from a random document on."""
     documents = _shipped_documents(tokens.words.hay)
-    at, hay = draw.randrange(len(documents)), []
+    at = draw.randrange(len(documents))
+    hay: list[int] = []
     while len(hay) < count:
         hay += tokens.ids(documents[at % len(documents)] + "\n\n")
         at += 1

@@ -148,5 +148,5 @@ def _of_gguf(file: Path) -> Licence:
         found = _of_folder(file.parent)
         return Licence(found.id, found.source, found.name, found.link, base)
     name, link = text.get("general.license.name", ""), text.get("general.license.link", "")
-    name, link = (name if WORD.fullmatch(name) else None), (link if LINK.fullmatch(link) else None)
-    return _licence(value, "its GGUF header", name, link, base)
+    known, page = (name if WORD.fullmatch(name) else None), (link if LINK.fullmatch(link) else None)
+    return _licence(value, "its GGUF header", known, page, base)

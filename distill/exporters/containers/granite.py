@@ -52,7 +52,7 @@ class GraniteMoeHybrid(Container):
         return [*_of_teacher(source), *_of_layout(source)]
 
     def since(self, source: "Source") -> str | None:
-        return GROUPED if stock_mamba2.sizes_of(source, stock_mamba2.layers(source)[0]).all_groups > 1 else None
+        return GROUPED if stock_mamba2.known_sizes(source, stock_mamba2.layers(source)[0]).all_groups > 1 else None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         return granite_engines.engines(source, self.since(source))
@@ -92,7 +92,7 @@ class GraniteMoeHybrid(Container):
             "tie_word_embeddings": config.tie_word_embeddings,
             "use_cache": True,
             **{f"{name}_token_id": getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")},
-            **stock_mamba2.entries(stock_mamba2.sizes_of(source, mamba[0]), shape.o_bias),
+            **stock_mamba2.entries(stock_mamba2.known_sizes(source, mamba[0]), shape.o_bias),
         }
 
     def tensors(self, source: "Source", student: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -106,7 +106,7 @@ class GraniteMoeHybrid(Container):
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 rewrite.put(f"{name}{norm}.weight", f"{own}{norm}.weight")
             if layer in mamba:
-                sizes = stock_mamba2.sizes_of(source, layer)
+                sizes = stock_mamba2.known_sizes(source, layer)
                 stock_mamba2.put(rewrite, f"{own}{slot}.mixer.", f"{name}mamba.", sizes, source.shapes.at(layer))
             else:
                 kept_attention.put(rewrite, source, layer, f"{name}self_attn.", bias)
@@ -161,7 +161,8 @@ def _of_teacher(source: "Source") -> list[str]:
 
 def _of_layout(source: "Source") -> list[str]:
     """What of the layout has no place."""
-    found, layout, others = [], source.layout, {}
+    found, layout = [], source.layout
+    others: dict[str, list[str]] = {}
     for letter, options in sorted(layout.mixers.items()):
         if letter in layout.pattern and options["mixer"] not in (stock_mamba2.NAME, *kept_attention.MIXERS):
             others.setdefault(options["mixer"], []).append(f"mixers.{letter}")

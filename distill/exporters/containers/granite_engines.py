@@ -17,10 +17,10 @@ VLLM_TAPS = (2, 3, 4, 5)  # widths of its convolution kernels
 def engines(source: "Source", since: str | None) -> dict[str, str | None]:
     """For each engine but llama.cpp, why it does not run such a student; None where it does."""
     shape = source.shapes.at(kept_attention.layers(source)[0])
-    sizes = stock_mamba2.sizes_of(source, stock_mamba2.layers(source)[0])
+    sizes = stock_mamba2.known_sizes(source, stock_mamba2.layers(source)[0])
     rope = source.config.rope_parameters.get("rope_type", "default")
     rotary = kept_attention.rope_of(source, kept_attention.layers(source)[0]) is not None
-    found = {"transformers": [], "vllm": [], "mlx": []}
+    found: dict[str, list[str]] = {"transformers": [], "vllm": [], "mlx": []}
     if since and Version(transformers.__version__) < Version(since):
         found["transformers"].append(
             f"its norm is over each of the {sizes.all_groups} groups from {since} on; this is {transformers.__version__}"

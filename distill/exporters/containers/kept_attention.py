@@ -20,8 +20,8 @@ PROJECTIONS = ("q", "k", "v", "o")
 
 def layers(source: "Source") -> list[int]:
     """The layers that have attention and nothing beside it."""
-    mixed = source.layout.mixer_of
-    return [n for n in range(len(source.layout.pattern)) if mixed(n) is None or mixed(n)["mixer"] in MIXERS]
+    mixed = [source.layout.mixer_of(n) for n in range(len(source.layout.pattern))]
+    return [n for n, options in enumerate(mixed) if options is None or options["mixer"] in MIXERS]
 
 
 def rope_of(source: "Source", layer: int) -> str | None:

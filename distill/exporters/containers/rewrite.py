@@ -12,7 +12,8 @@ class Rewrite(Mapping[str, Tensor]):
     """
 
     def __init__(self, student: Mapping[str, Tensor]) -> None:
-        self._student, self._made, self._left = student, {}, dict.fromkeys(student)
+        self._student, self._left = student, dict.fromkeys(student)
+        self._made: dict[str, tuple[tuple[str, ...], Callable[..., Tensor] | None]] = {}
 
     def put(self, name: str, *sources: str, make: Callable[..., Tensor] | None = None) -> None:
         """Let a tensor of the container be made of some of the student's.

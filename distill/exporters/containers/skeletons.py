@@ -45,7 +45,8 @@ def attention_reasons(source: "Source", layers: Iterable[int], norm: str | None)
     if any(shape.rope == "pairs" for shape in shapes.values()):
         found.append("the teacher's rotary embedding pairs neighbouring channels, not the two halves of a head")
     positions = source.config.max_position_embeddings
-    windows = {layer: shape.window for layer, shape in shapes.items() if (shape.window or positions) < positions}
+    seen = {layer: shape.window or positions for layer, shape in shapes.items()}
+    windows = {layer: window for layer, window in seen.items() if window < positions}
     if windows:
         found.append(
             f"the teacher's attention sees {min(windows.values()):,} of its {positions:,} positions in {_layers(windows)} "

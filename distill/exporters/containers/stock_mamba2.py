@@ -5,7 +5,7 @@ missing is filled with zeros, which is exact: heads whose x is 0 in norm groups 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -49,7 +49,14 @@ def letters(source: "Source") -> dict[str, dict]:
 
 def layers(source: "Source") -> list[int]:
     """The layers that have this mixer."""
-    return [layer for layer in source.layout.converted if source.layout.mixer_of(layer)["mixer"] == NAME]
+    return [
+        layer for layer in source.layout.converted if source.layout.mixers[source.layout.pattern[layer]]["mixer"] == NAME
+    ]
+
+
+def known_sizes(source: "Source", layer: int) -> Sizes:
+    """A layer's sizes, of a student that has a place here."""
+    return cast(Sizes, sizes_of(source, layer))
 
 
 def sizes_of(source: "Source", layer: int) -> Sizes | None:

@@ -55,7 +55,8 @@ class Taken:
     """The tensors of a class, each taken once, so that what has no place in the file is not dropped without a word."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors, self._names, self._taken = tensors, set(tensors), set()
+        self._tensors, self._names = tensors, set(tensors)
+        self._taken: set[str] = set()
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """A tensor in float32.
@@ -165,7 +166,7 @@ def usual(config: "PretrainedConfig") -> dict[str, Entry]:
 def rope(config: "PretrainedConfig", rotated: int) -> dict[str, Entry]:
     """Entries of the rotary embedding of so many channels of a head. llama3's scaling is a tensor (`rope_divisors`)."""
     parameters = config.rope_parameters
-    found = {"rope.freq_base": float(parameters["rope_theta"]), "rope.dimension_count": rotated}
+    found: dict[str, Entry] = {"rope.freq_base": float(parameters["rope_theta"]), "rope.dimension_count": rotated}
     if (kind := parameters.get("rope_type", "default")) in ("linear", "yarn"):
         found |= {"rope.scaling.type": kind, "rope.scaling.factor": float(parameters["factor"])}
     if kind == "yarn":

@@ -76,9 +76,9 @@ def _named(said: dict) -> str:
         for name, row in VOCABULARIES.items():
             if (row.splits, row.whole_words, row.composed) == (splits, whole, prefer):
                 return name
-    if row := next((name for name, row in VOCABULARIES.items() if row.splits == splits), None):
+    if other := next((name for name, row in VOCABULARIES.items() if row.splits == splits), None):
         raise ValueError(
-            f"its tokenizer cuts text like {row!r} but takes whole words {'before' if whole else 'only by'} the merges, "
+            f"its tokenizer cuts text like {other!r} but takes whole words {'before' if whole else 'only by'} the merges, "
             "which llama.cpp has no name for"
         )
     raise ValueError(f"how its tokenizer cuts text has no name in llama.cpp: {' then '.join(splits)}")

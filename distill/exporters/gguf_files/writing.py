@@ -49,8 +49,8 @@ def write_file(
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
-    entries = entries | {"general.file_type": FILE_TYPES[dtype], "general.quantization_version": gguf.GGML_QUANT_VERSION}
-    for name, value in entries.items():
+    written = {**entries, "general.file_type": FILE_TYPES[dtype], "general.quantization_version": gguf.GGML_QUANT_VERSION}
+    for name, value in written.items():
         _add(writer, name, value)
     types = {}
     for name, tensor in tensors():

@@ -70,7 +70,8 @@ class Asked:
 
 def _text(tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], length: int, known: int) -> tuple[str, list[int]]:
     """As many documents as are needed for a length, and their tokens."""
-    words, ids = "", []
+    words = ""
+    ids: list[int] = []
     while len(ids) < length:
         words += next(documents, "")[: CHARACTERS * length]
         before, ids = len(ids), tokenizer(words)["input_ids"]

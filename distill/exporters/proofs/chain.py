@@ -2,12 +2,12 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError, reason_of
 from distill.exporters.local_paths import take_out
@@ -101,7 +101,7 @@ class Chain:
             self._reference(along=job)
         found, student = self._answer("exact", BASE), self._answer("student", "the student")
         try:
-            numbers = check_ways(found, bounds) | compare(found, student, self.asked, bounds)
+            numbers: dict[str, Any] = check_ways(found, bounds) | compare(found, student, self.asked, bounds)
         except UserError as error:
             numbers = self._in_float64(error) | rounding(found, student)
         del numbers["kl"], numbers["top-1 agreement"]
@@ -170,7 +170,7 @@ class Chain:
         return json.loads(path.read_text()).get("model_type", "") if path.exists() else ""
 
     def _reference(
-        self, first: list[Path] = (), along: Path | None = None, name: str = "student", bounds: Bounds = BOUNDS[BASE]
+        self, first: Sequence[Path] = (), along: Path | None = None, name: str = "student", bounds: Bounds = BOUNDS[BASE]
     ) -> None:
         """Have the student answer, in a process that may run jobs of transformers before."""
         from distill.stages import adapters

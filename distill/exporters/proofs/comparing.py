@@ -1,5 +1,7 @@
 """An answer held against another: the numbers of a proof, or the first difference beyond its bounds."""
 
+from typing import cast
+
 import numpy
 
 from distill.errors import UserError
@@ -14,7 +16,7 @@ def compare(found: Answer, wanted: Answer, asked: Asked, bounds: Bounds) -> dict
     Raises:
         UserError: a number that is not finite, or a difference beyond its bound, with the place and both values.
     """
-    numbers = {}
+    numbers: dict[str, float | int | str] = {}
     _check_finite(found)
     if bounds.logits is not None:
         numbers["logits"] = _logits(found, wanted, asked, bounds.logits)
@@ -43,7 +45,7 @@ def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
         if check is None:
             continue
         away, text, position, value, wanted = check
-        if not away <= _scaled(bounds.ways, value, wanted):
+        if not away <= _scaled(cast(float, bounds.ways), value, wanted):
             raise UserError(
                 f"{found.name}: {name} is not the same as the whole text alone: {_where(text, position)}: {value:.6g} "
                 f"instead of {wanted:.6g}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from distill.errors import UserError
 from distill.exporters.proofs.installed import Installed, foreign
@@ -61,7 +62,7 @@ class Place:
         said = self.folder / f"{job.stem}.log"
         scripts = [str(self._copied(WATCHED)), str(self.script(script))]
         with said.open("w") as log, _started([where.python, *scripts, str(job)], variables, log) as process:
-            for line in process.stdout:
+            for line in cast(IO[str], process.stdout):
                 if line.startswith("# "):
                     self.say(f"{engine}: {line[2:].strip()}")
         if process.returncode:
@@ -99,7 +100,7 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
         cwd=Path(command[1]).parent,
     )
     try:
-        with process.stdin, process.stdout:
+        with cast(IO[str], process.stdin), cast(IO[str], process.stdout):
             yield process
             process.wait()
     finally:

@@ -13,6 +13,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -25,7 +26,7 @@ CERTAIN = 1e5  # added to the logit of a token that is to be taken
 class Library:
     """A model in this process, through llama-cpp-python's bindings of llama.cpp's own functions."""
 
-    def __init__(self, path, widths, exact):
+    def __init__(self, path: Path, widths: list[int], exact: bool) -> None:
         """widths: of the sequences that run side by side, in tokens. exact: whether keys and values are float32."""
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # of a failed assertion; its message says enough
         from llama_cpp import llama_cpp as c
@@ -53,17 +54,17 @@ class Library:
             raise SystemExit(f"llama.cpp makes no context for {path}")
         self.batch = c.llama_batch_init(BATCH, 0, 1)
 
-    def ids(self, string):
+    def ids(self, string: str) -> list[int]:
         """The tokens of a text as llama.cpp cuts it."""
         data = string.encode()
         room = (self.c.llama_token * (len(data) + 8))()
         count = self.c.llama_tokenize(self.vocabulary, data, len(data), room, len(room), True, False)
         return list(room[:count])
 
-    def forget(self):
+    def forget(self) -> None:
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
 
-    def run(self, entries):
+    def run(self, entries: list[tuple[int, int, int, bool]]) -> list[numpy.ndarray]:
         """Run (sequence, position, token, wanted) and return the logits of those wanted, in their order."""
         found = []
         for start in range(0, len(entries), BATCH):
@@ -81,10 +82,12 @@ class Library:
                     found.append(numpy.ctypeslib.as_array(row, (self.size,)).copy())
         return found
 
-    def said(self, text, rows):
+    def said(self, text: list[int], rows: list[int]) -> tuple[list[float], list[numpy.ndarray]]:
         """Log-probabilities of a text's tokens but the first, and the logits of some positions."""
         self.forget()
-        logs, kept, wanted = [], [], set(rows)
+        logs: list[float] = []
+        kept: list[numpy.ndarray] = []
+        wanted = set(rows)
         for start in range(0, len(text), BATCH):
             part = [(0, at, text[at], True) for at in range(start, min(start + BATCH, len(text)))]
             for (_, at, _, _), row in zip(part, self.run(part), strict=True):
@@ -94,7 +97,7 @@ class Library:
                     logs.append(float(log_softmax(row)[text[at + 1]]))
         return logs, kept
 
-    def going_on(self, prompts, steps, forced):
+    def going_on(self, prompts: list[list[int]], steps: int, forced: list[list[int]] | None) -> dict[str, Any]:
         """What each prompt is gone on with, all side by side."""
         self.forget()
         told = Told(len(prompts), forced)
@@ -115,7 +118,7 @@ class Library:
 class Server:
     """A model behind llama.cpp's server, which xllamacpp starts on this machine."""
 
-    def __init__(self, path, widths, exact):
+    def __init__(self, path: Path, widths: list[int], exact: bool) -> None:
         import xllamacpp
 
         settings = xllamacpp.CommonParams()
@@ -124,9 +127,10 @@ class Server:
         settings.port, settings.verbosity, settings.warmup, settings.fit_params = 0, -1, False, False
         self.server = xllamacpp.Server(settings)
         self.address = self.server.listening_address
-        self.size, self.plain = None, self.ids("a", special=False)[-1]
+        self.size: int | None = None
+        self.plain = self.ids("a", special=False)[-1]
 
-    def ask(self, where, entries):
+    def ask(self, where: str, entries: dict[str, Any]) -> dict[str, Any]:
         import http.client
         from urllib.parse import urlsplit
 
@@ -138,11 +142,13 @@ class Server:
             raise SystemExit(f"llama.cpp's server says {answer['error'].get('message', answer['error'])}")
         return answer
 
-    def ids(self, string, special=True):
+    def ids(self, string: str, special: bool = True) -> list[int]:
         """The tokens of a text as llama.cpp cuts it."""
         return self.ask("/tokenize", {"content": string, "add_special": special, "parse_special": False})["tokens"]
 
-    def next(self, tokens, most, slot=0, wanted=None):
+    def next(
+        self, tokens: list[int], most: int, slot: int = 0, wanted: int | None = None
+    ) -> tuple[float | None, list[tuple[int, Any]]]:
         """The log-probability of a token behind others (None where the server says nothing of it, for its bytes are no whole
         character or it ends a text) and the most likely ones with theirs.
 
@@ -165,16 +171,18 @@ class Server:
             raise SystemExit(f"llama.cpp's server did not take token {token}, which it was to take")
         return answer[0]["logprob"], [(each["id"], each["logprob"]) for each in answer[0]["top_logprobs"]]
 
-    def row(self, tokens):
+    def row(self, tokens: list[int]) -> numpy.ndarray:
         """Log-probabilities of the whole vocabulary."""
         row = numpy.full(self.known(), -1e4, numpy.float32)
         for token, log in self.next(tokens, self.known())[1]:
             row[token] = max(log if log is not None else -1e4, -1e4)
         return row
 
-    def said(self, text, rows):
+    def said(self, text: list[int], rows: list[int]) -> tuple[list[float], list[numpy.ndarray]]:
         """As the library's; the rows are log-probabilities."""
-        logs, kept, wanted = [], [], set(rows)
+        logs: list[float] = []
+        kept: list[numpy.ndarray] = []
+        wanted = set(rows)
         for at in range(len(text)):
             if at in wanted:
                 kept.append(self.row(text[: at + 1]))
@@ -183,23 +191,23 @@ class Server:
                 logs.append(float(self.row(text[: at + 1])[text[at + 1]]) if log is None else log)
         return logs, kept
 
-    def known(self):
+    def known(self) -> int:
         """Tokens of the vocabulary."""
         if self.size is None:
             self.size = self.ask_for("/v1/models")["data"][0]["meta"]["n_vocab"]
         return self.size
 
-    def ask_for(self, where):
+    def ask_for(self, where: str) -> dict[str, Any]:
         import urllib.request
 
         with urllib.request.urlopen(self.address + where) as answer:
             return json.loads(answer.read())
 
-    def going_on(self, prompts, steps, forced):
+    def going_on(self, prompts: list[list[int]], steps: int, forced: list[list[int]] | None) -> dict[str, Any]:
         """As the library's; every prompt has a slot of the server."""
         told = Told(len(prompts), forced)
 
-        def one(number):
+        def one(number: int) -> None:
             tokens = list(prompts[number])
             for step in range(steps):
                 (_, first), (second, other) = (most := self.next(tokens, 2, slot=number)[1])[:2]
@@ -213,37 +221,40 @@ class Server:
 class Told:
     """What was said at each step. forced: [prompts, steps] to be taken instead, or None."""
 
-    def __init__(self, prompts, forced):
+    def __init__(self, prompts: int, forced: list[list[int]] | None) -> None:
         self.forced = forced
-        self.tokens, self.own, self.second, self.margins = ([[] for _ in range(prompts)] for _ in range(4))
+        self.tokens: list[list[int]] = [[] for _ in range(prompts)]
+        self.own: list[list[int]] = [[] for _ in range(prompts)]
+        self.second: list[list[int]] = [[] for _ in range(prompts)]
+        self.margins: list[list[float]] = [[] for _ in range(prompts)]
 
-    def take(self, number, step, row):
+    def take(self, number: int, step: int, row: numpy.ndarray) -> int:
         """The token to go on with, given the logits."""
         second, first = numpy.argsort(row)[-2:].tolist() if len(row) > 1 else (0, 0)
         return self.note(number, step, first, second, float(row[first] - row[second]))
 
-    def note(self, number, step, first, second, margin):
+    def note(self, number: int, step: int, first: int, second: int, margin: float) -> int:
         self.own[number].append(first)
         self.second[number].append(second)
         self.margins[number].append(margin)
         self.tokens[number].append(first if self.forced is None else self.forced[number][step])
         return self.tokens[number][-1]
 
-    def answer(self):
+    def answer(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "own": self.own, "second": self.second, "margins": self.margins}
 
 
-def print_error(text):
+def print_error(text: bytes) -> None:
     print(text.decode(errors="replace"), end="", file=sys.stderr)
 
 
-def log_softmax(row):
+def log_softmax(row: numpy.ndarray) -> numpy.ndarray:
     row = row.astype(numpy.float64)
     row -= row.max()
     return row - numpy.log(numpy.exp(row).sum())
 
 
-def version():
+def version() -> str:
     """What runs, and in which build."""
     import importlib.metadata
 
@@ -251,7 +262,7 @@ def version():
     return f"({package} {importlib.metadata.version(package)})"
 
 
-def main(path):
+def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     files = sorted(Path(job["folder"]).glob("*.gguf"))
     if len(files) != 1:

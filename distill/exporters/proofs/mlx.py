@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy
@@ -19,10 +20,11 @@ from mlx_lm.utils import load_model
 class Along:
     """A sampler that takes given tokens, one after the other, and writes down which it would have taken itself."""
 
-    def __init__(self, forced):
-        self.forced, self.own = forced, []
+    def __init__(self, forced: list[int] | None) -> None:
+        self.forced = forced
+        self.own: list[mx.array] = []
 
-    def __call__(self, logprobs):
+    def __call__(self, logprobs: mx.array) -> mx.array:
         best = mx.argmax(logprobs, axis=-1)
         at = len(self.own)
         self.own.append(best)
@@ -31,7 +33,7 @@ class Along:
         return mx.array([self.forced[at]], dtype=best.dtype)
 
 
-def said(model, text, rows):
+def said(model: Any, text: list[int], rows: list[int]) -> tuple[list[float], numpy.ndarray]:
     """The log-probabilities of a text's tokens but the first, and the logits of some positions."""
     logits = model(mx.array([text]))[0].astype(mx.float32)
     logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -39,7 +41,7 @@ def said(model, text, rows):
     return numpy.array(taken).tolist(), numpy.array(logits[mx.array(rows)])
 
 
-def going_on(model, job):
+def going_on(model: Any, job: dict[str, Any]) -> list[list[int]]:
     """What each prompt is gone on with, all in one batch. [prompts, steps]"""
     steps, prompts = job["steps"], job["prompts"]
     along = [Along(job["forced"][number] if job["forced"] else None) for number in range(len(prompts))]
@@ -52,7 +54,7 @@ def going_on(model, job):
     return [[int(token.item()) for token in each.own[:steps]] for each in along]
 
 
-def main(path):
+def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     print("# loading", flush=True)
     folder = Path(job["folder"])

@@ -10,17 +10,19 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def script(path):
+def script(path: str) -> Any:
     """A script of this folder as a module."""
     spec = importlib.util.spec_from_file_location("proof_in_transformers", path)
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def main(path):
+def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     engine = script(job["script"])
     for first in job["first"]:

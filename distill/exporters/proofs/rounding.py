@@ -53,7 +53,7 @@ def _check_config(published: Path, exact: Path) -> None:
 
 def _files(folder: Path) -> dict[str, Path]:
     """The file of every tensor."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             found |= dict.fromkeys(file.keys(), path)

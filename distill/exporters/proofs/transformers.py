@@ -9,7 +9,9 @@ text in a padded batch, a prompt in chunks, tokens that are decoded from a cache
 import importlib.abc
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -22,7 +24,7 @@ CHUNKS = (7, 100)  # columns of a prompt at a time
 class Absent(importlib.abc.MetaPathFinder):
     """Keeps this project from being imported, where it is installed."""
 
-    def find_spec(self, name, path, target=None):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
         if name.partition(".")[0] in OURS:
             raise ModuleNotFoundError(f"No module named {name!r}: an export runs without this project", name=name)
         return None
@@ -31,11 +33,12 @@ class Absent(importlib.abc.MetaPathFinder):
 class Along:
     """A logits processor that has a model take its most likely token, and writes down what it said at each step."""
 
-    def __init__(self):
-        self.best, self.rows = [], []
-        self.said = []  # log-probabilities of the tokens taken
+    def __init__(self) -> None:
+        self.best: list[Any] = []
+        self.rows: list[torch.Tensor] = []
+        self.said: list[torch.Tensor] = []  # log-probabilities of the tokens taken
 
-    def __call__(self, ids, scores):
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         logits = scores.float()
         best = logits.topk(2, dim=-1)
         if len(self.best) % STEPS == 0:
@@ -44,46 +47,47 @@ class Along:
         self.said.append(best.values[:, 0] - logits.logsumexp(-1))
         return torch.full_like(scores, float("-inf")).scatter(1, best.indices[:, :1], 0.0)
 
-    def entries(self):
+    def entries(self) -> dict[str, Any]:
         """What answer.json says of the tokens."""
         indices, values = zip(*((best.indices, best.values) for best in self.best), strict=True)
         return steps_of(torch.stack(indices, 1), torch.stack(values, 1))
 
 
-def in_type(model, dtype):
+def in_type(model: Any, dtype: str) -> Any:
     """A model as a job asks for it. In float64 it computes so throughout: its class casts to float32 here and there, and
     what asks for that gets float64 from here on in this process."""
     if dtype == "float64":
         model = model.double()
-        torch.float32 = torch.float = torch.float64
-        torch.Tensor.float = torch.Tensor.double
+        replaced: Any = torch
+        replaced.float32 = replaced.float = torch.float64
+        replaced.Tensor.float = torch.Tensor.double
     return model.eval()
 
 
-def steps_of(indices, values):
+def steps_of(indices: torch.Tensor, values: torch.Tensor) -> dict[str, Any]:
     """Entries of answer.json, from the two most likely tokens of every step and their logits. [prompts, steps, 2]"""
     entries = {"own": indices[..., 0], "second": indices[..., 1], "margins": values[..., 0] - values[..., 1]}
     return {name: found.tolist() for name, found in entries.items()} | {"tokens": indices[..., 0].tolist()}
 
 
-def padded(texts):
+def padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Texts as one batch, padded on the left, and its mask."""
     width = max(map(len, texts))
     ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
     return ids, torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
 
 
-def alone(model, text):
+def alone(model: Any, text: list[int]) -> torch.Tensor:
     """The logits of every position of one text. [tokens, vocabulary]"""
     return model(torch.tensor([text]), use_cache=False).logits[0].float()
 
 
-def said_of(logits, text):
+def said_of(logits: torch.Tensor, text: list[int]) -> torch.Tensor:
     """The log-probability of every token of a text but the first."""
     return logits[:-1].log_softmax(-1).gather(1, torch.tensor(text[1:])[:, None])[:, 0]
 
 
-def furthest(found, wanted, where):
+def furthest(found: torch.Tensor, wanted: torch.Tensor, where: Callable[[int], tuple]) -> list[Any]:
     """The largest difference, and where: [difference, name, text, position, found, wanted]."""
     away = (found - wanted).abs()
     away[away.isnan()] = float("inf")
@@ -91,12 +95,17 @@ def furthest(found, wanted, where):
     return [float(away[place]), *where(int(place[0])), float(found[place]), float(wanted[place])]
 
 
-def without_settings(model):
+def at(number: int, positions: Sequence[int]) -> Callable[[int], tuple]:
+    """What `furthest` calls a row of a text."""
+    return lambda row: (number, positions[row])
+
+
+def without_settings(model: Any) -> None:
     """Leave out the generation settings that came with a model: penalties and stops are no part of what it computes."""
     model.generation_config = type(model.generation_config)()
 
 
-def going_on(model, prompts, steps):
+def going_on(model: Any, prompts: list[list[int]], steps: int) -> Along:
     """What a model goes on with, all prompts in one batch."""
     without_settings(model)
     ids, mask = padded(prompts)
@@ -114,7 +123,7 @@ def going_on(model, prompts, steps):
     return along
 
 
-def along_tokens(model, prompts, tokens):
+def along_tokens(model: Any, prompts: list[list[int]], tokens: list[list[int]]) -> dict[str, Any]:
     """What a model would have gone on with at every step along given tokens, by whole texts."""
     best = [
         alone(model, prompt + taken)[len(prompt) - 1 : -1].topk(2) for prompt, taken in zip(prompts, tokens, strict=True)
@@ -123,22 +132,23 @@ def along_tokens(model, prompts, tokens):
     return steps | {"tokens": tokens}
 
 
-def in_a_batch(model, texts, rows, whole):
+def in_a_batch(model: Any, texts: list[list[int]], rows: list[list[int]], whole: list[torch.Tensor]) -> list[Any] | None:
     """How far texts in a padded batch are from each alone."""
     ids, mask = padded(texts)
-    width, worst = ids.shape[1], None
+    width = ids.shape[1]
+    worst: list[Any] | None = None
     logits = model(ids, attention_mask=mask, use_cache=False).logits
     for number, text in enumerate(texts):
         found = logits[number, [width - len(text) + row for row in rows[number]]].float()
-        away = furthest(found, whole[number], lambda row, number=number: (number, rows[number][row]))
+        away = furthest(found, whole[number], at(number, rows[number]))
         worst = max(worst or away, away, key=lambda each: each[0])
     return worst
 
 
-def in_chunks(model, text, last):
+def in_chunks(model: Any, text: list[int], last: torch.Tensor) -> list[Any] | None:
     """How far the logits behind a text that came in chunks are from the whole text's."""
     without_settings(model)
-    worst = None
+    worst: list[Any] | None = None
     for columns in (columns for columns in CHUNKS if columns < len(text)):
         out = model.generate(
             torch.tensor([text]),
@@ -155,24 +165,24 @@ def in_chunks(model, text, last):
     return worst
 
 
-def decoded(model, prompts, along, tokens):
+def decoded(model: Any, prompts: list[list[int]], along: Along, tokens: list[list[int]]) -> list[Any] | None:
     """How far what was decoded from a cache is from whole texts: distributions of some steps, log-probabilities of all."""
-    worst = None
+    worst: list[Any] | None = None
     for number, prompt in enumerate(prompts):
         logits = alone(model, prompt + tokens[number])
         first = len(prompt) - 1
         wanted = logits[first : first + len(tokens[number]) : STEPS]
         found = torch.stack([row[number] for row in along.rows])
-        away = [furthest(found, wanted, lambda row, number=number, first=first: (number, first + row * STEPS))]
+        away = [furthest(found, wanted, at(number, range(first, first + len(tokens[number]), STEPS)))]
         found = torch.stack([step[number] for step in along.said])
         wanted = said_of(logits, prompt + tokens[number])[first:]
-        away.append(furthest(found, wanted, lambda row, number=number, first=first: (number, first + row)))
+        away.append(furthest(found, wanted, at(number, range(first, first + len(tokens[number])))))
         worst = max([worst or away[0], *away], key=lambda each: each[0])
     return worst
 
 
 @torch.no_grad()
-def answer(model, job):
+def answer(model: Any, job: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarray]:
     """Everything that a job asks of a model, as entries of answer.json, and the rows."""
     texts, rows = job["texts"], job["rows"]
     print("# the texts", flush=True)
@@ -181,7 +191,8 @@ def answer(model, job):
         logits = alone(model, text)
         logs.append(said_of(logits, text).tolist())
         whole.append(logits[wanted])
-    out, found = {"logprobs": logs, "checks": {}}, torch.cat(whole)
+    out: dict[str, Any] = {"logprobs": logs, "checks": {}}
+    found = torch.cat(whole)
     if job["checks"]:
         print("# texts in one batch, padded on the left", flush=True)
         out["checks"]["left padding"] = in_a_batch(model, texts, rows, whole)
@@ -202,13 +213,13 @@ def answer(model, job):
     return out, found.numpy()
 
 
-def write(folder, out, rows):
+def write(folder: str, out: dict[str, Any], rows: numpy.ndarray) -> None:
     """Write an answer where its reader finds it, answer.json last."""
     numpy.save(Path(folder) / "rows.npy", rows)
     (Path(folder) / "answer.json").write_text(json.dumps(out))
 
 
-def main(path):
+def main(path: str) -> None:
     import transformers
 
     job = json.loads(Path(path).read_text())

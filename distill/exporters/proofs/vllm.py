@@ -9,14 +9,16 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 
 AGAIN = 20  # times that generation may begin again
 
 
-def declare_torchvision():
+def declare_torchvision() -> Any:
     """Declare the operators that torchvision registers fakes for when it is imported: a build of it for another torch than
     the installed one lacks them, and vLLM imports it for some models, text alone or not."""
     import torch
@@ -32,14 +34,14 @@ def declare_torchvision():
     return library  # what is declared goes with it
 
 
-def inspect_here():
+def inspect_here() -> None:
     """Have vLLM look at a model's class in this process: in the one that it starts for that, nothing is declared."""
     from vllm.model_executor.models import registry
 
     registry._run_in_subprocess = lambda look: look()  # as vLLM 0.32 calls it
 
 
-def check_torchvision(folder):
+def check_torchvision(folder: str) -> None:
     """End with what is missing where vLLM imports torchvision for a model, text alone or not, and there is none."""
     kind = json.loads((Path(folder) / "config.json").read_text()).get("model_type", "")
     if kind.startswith("qwen3_5") and importlib.util.find_spec("torchvision") is None:
@@ -48,7 +50,7 @@ def check_torchvision(folder):
         )
 
 
-def working(name):
+def working(name: str) -> bool:
     """Whether a module can be imported."""
     try:
         __import__(name)
@@ -57,7 +59,7 @@ def working(name):
     return True
 
 
-def distributions(found, positions, size):
+def distributions(found: Any, positions: list[int], size: int) -> numpy.ndarray:
     """Log-probabilities behind some positions of a prompt. [positions, vocabulary]"""
     rows = numpy.full((len(positions), size), -1e4, numpy.float32)
     for row, position in zip(rows, positions, strict=True):  # an entry is what was said of the token that stands there
@@ -66,7 +68,7 @@ def distributions(found, positions, size):
     return rows
 
 
-def said(engine, job, make):
+def said(engine: Any, job: dict[str, Any], make: Callable[..., Any]) -> tuple[list[list[float]], numpy.ndarray]:
     """Log-probabilities of the texts, and the distributions of the first one's rows."""
     texts = [{"prompt_token_ids": text} for text in job["texts"]]
     asked = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "flat_logprobs": True, "detokenize": False}
@@ -83,10 +85,10 @@ def said(engine, job, make):
     return logs, distributions(out.prompt_logprobs, positions, size)
 
 
-def going_on(engine, job, make):
+def going_on(engine: Any, job: dict[str, Any], make: Callable[..., Any]) -> list[list[int]]:
     """What each prompt is gone on with, given the tokens of `forced` before every token. [prompts, steps]"""
     steps, forced = job["steps"], job["forced"]
-    own = [[] for _ in job["prompts"]]
+    own: list[list[int]] = [[] for _ in job["prompts"]]
     for _ in range(AGAIN):
         open_ones = [number for number, found in enumerate(own) if len(found) < steps]
         if not open_ones:
@@ -107,7 +109,7 @@ def going_on(engine, job, make):
     return own
 
 
-def main(path):
+def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}

@@ -7,7 +7,7 @@ import sys
 import threading
 
 
-def end_when_closed():
+def end_when_closed() -> None:
     os.read(0, 1)
     os._exit(1)
 

@@ -6,14 +6,20 @@ The first tokens ("sinks", arXiv 2309.17453) carry much of the attention mass; a
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, compute_type, pick
+from students.kernels import TYPES, Deferred, Implementations, compute_type, pick
 from students.kernels.attention.reference import attend_places as reference_places
 from students.kernels.attention.reference import attention as reference_attention
 from students.kernels.attention.reference import visible_to
 from students.shapes import Bool, Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_attention, "triton": Deferred("students.kernels.attention.kernel", "attention")}
-PLACES = {"reference": reference_places, "triton": Deferred("students.kernels.attention.decode", "attend_places")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_attention,
+    "triton": Deferred("students.kernels.attention.kernel", "attention"),
+}
+PLACES: Implementations = {
+    "reference": reference_places,
+    "triton": Deferred("students.kernels.attention.decode", "attend_places"),
+}
 CHECKED = {"attention": TYPES, "attention_places": TYPES}  # compared with float64 on a GPU
 WIDEST = 256  # head that the Triton kernel serves
 MOST_SINKS = 256  # it unrolls their tiles

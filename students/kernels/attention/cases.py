@@ -1,6 +1,6 @@
 """Shapes that tests and benchmarks of `attention` and `attend_places` run on, and inputs of these shapes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def draw_places(case: Places, dtype: torch.dtype, device: str) -> tuple[dict[str
     """Random inputs, the keys in the layout of transformers' caches; none of them has a gradient."""
     sizes = {"q": (case.h, case.t), "k": (case.kv, case.s), "v": (case.kv, case.s)}
     drawn = {name: torch.randn(case.b, *size, case.d, dtype=dtype, device=device) for name, size in sizes.items()}
-    fixed = {name: part.transpose(1, 2) for name, part in drawn.items()}
+    fixed: dict[str, Any] = {name: part.transpose(1, 2) for name, part in drawn.items()}
     columns = case.text or case.s
     fixed |= {"scale": case.d**-0.5, "softcap": case.softcap, "window": case.window}
     fixed["last"] = torch.tensor([columns - 1], device=device)

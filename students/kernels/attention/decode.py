@@ -49,7 +49,20 @@ def configs(dtype: torch.dtype, width: int) -> list[Config]:
     return next(choices for widest, choices in table.items() if width <= widest)
 
 
-def attend_places(q, k, v, scale, softcap, last, window, start, mask, document, new, config: Config | None = None):
+def attend_places(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    softcap: float | None,
+    last: Tensor | None,
+    window: int | None,
+    start: Tensor | None,
+    mask: Tensor | None,
+    document: Tensor | None,
+    new: tuple[Tensor, Tensor] | None,
+    config: Config | None = None,
+) -> Tensor:
     """See `students.kernels.attention.attend_places`. A configuration may be forced (tests, benchmarks)."""
     config = config or configs(k.dtype, max(q.shape[3], v.shape[3]))[0]
     q, k, v = (launch.rows_of(part.detach()) for part in (q, k, v))

@@ -71,7 +71,18 @@ def configs(dtype: torch.dtype, width: int, window: int | None) -> list[Config]:
     return choices[::-1] if window is None or window >= LONG else choices
 
 
-def attention(q, k, v, scale, softcap, window, sinks, documents, positions, config: Config | None = None):
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    sinks: int,
+    documents: Tensor | None,
+    positions: Tensor | None,
+    config: Config | None = None,
+) -> Tensor:
     """See `students.kernels.attention.attention`. A configuration may be forced (tests, benchmarks)."""
     config = config or configs(q.dtype, max(q.shape[3], v.shape[3]), window)[0]
     sinks = 0 if window is None else sinks

@@ -78,13 +78,16 @@ def attend_places(
     return y.unflatten(2, (time, group)).permute(0, 2, 1, 3, 4).flatten(2, 3)
 
 
-def visible_to(rows, columns, window, documents, positions, sinks) -> Bool[Tensor, "b t s"]:
+def visible_to(
+    rows: Tensor, columns: Tensor, window: int | None, documents: Tensor | None, positions: Tensor | None, sinks: int
+) -> Bool[Tensor, "b t s"]:
     """Which of the tokens numbered `columns` each token numbered `rows` sees; one row of b where none differs."""
     lag = rows[:, None] - columns
     visible = (lag >= 0)[None]
     if window is not None:
         near = (lag < window)[None]
         if sinks:
+            assert positions is not None, "sinks are known by their positions"
             near = near | (positions[:, columns] < sinks)[:, None]
         visible = visible & near
     if documents is not None:

@@ -2,13 +2,19 @@
 
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.causal_conv.reference import causal_conv as reference_conv
 from students.kernels.causal_conv.reference import conv_token as reference_token
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_conv, "triton": Deferred("students.kernels.causal_conv.kernel", "causal_conv")}
-TOKENS = {"reference": reference_token, "triton": Deferred("students.kernels.causal_conv.kernel", "conv_token")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_conv,
+    "triton": Deferred("students.kernels.causal_conv.kernel", "causal_conv"),
+}
+TOKENS: Implementations = {
+    "reference": reference_token,
+    "triton": Deferred("students.kernels.causal_conv.kernel", "conv_token"),
+}
 CHECKED = {"conv_token": TYPES, "causal_conv": TYPES, "causal_conv_step": TYPES}  # types compared with float64 on a GPU
 TRITON_WIDTHS = (2, 3, 4)
 ACTIVATIONS = (None, "silu")

@@ -37,7 +37,15 @@ CONFIGS = [  # the default first
 AHEAD = tl.constexpr(8)  # tokens that loads run ahead of the walk
 
 
-def causal_conv(x, weight, bias, activation, documents, initial, config: Config | None = None) -> tuple[Tensor, Tensor]:
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    documents: Tensor | None,
+    initial: Tensor | None,
+    config: Config | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.causal_conv.causal_conv`."""
     runs = None if documents is None else number_runs(documents).to(torch.int32)
     initial = None if initial is None else initial.to(x.dtype)
@@ -74,7 +82,9 @@ def _one_token(x, weight, bias, activation, initial) -> tuple[Tensor, Tensor]:
     return y, tail
 
 
-def conv_token(x, weight, bias, activation, ring, column) -> Tensor:
+def conv_token(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, ring: Tensor, column: Tensor
+) -> Tensor:
     """See `students.kernels.causal_conv.conv_token`."""
     batch, channels = x.shape
     width = weight.shape[1]

@@ -1,5 +1,7 @@
 """The convolution in PyTorch, tap by tap."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,4 +63,4 @@ def _without_other_documents(y: Tensor, padded: Tensor, weight: Tensor, ids: Ten
         across[row, place, lag - 1, None] * weight[:, tail - lag] * padded[row, place + tail - lag]
         for lag in range(1, tail + 1)
     )
-    return y.index_put((row, place), -taken, accumulate=True)
+    return y.index_put((row, place), -cast(Tensor, taken), accumulate=True)

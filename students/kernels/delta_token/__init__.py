@@ -11,12 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.delta_token.reference import delta_token as reference_token
 from students.kernels.ssm_token import Conv
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_token, "triton": Deferred("students.kernels.delta_token.kernel", "delta_token")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_token,
+    "triton": Deferred("students.kernels.delta_token.kernel", "delta_token"),
+}
 CHECKED = {"delta_token": TYPES}  # types compared with float64 on a GPU
 WIDEST = 128  # channels of a head
 

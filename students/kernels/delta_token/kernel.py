@@ -8,13 +8,27 @@ import triton.language as tl
 from torch import Tensor
 
 from students.kernels import launch
+from students.kernels.delta_token import Decay
 from students.kernels.delta_token.reference import UNIT
+from students.kernels.ssm_token import Conv
 from students.kernels.ssm_token.kernel import _convolved, _softplus
 
 CONFIGS = [4, 8, 2]  # warps, the default first
 
 
-def delta_token(x, b, decay, z, conv, decays, norm, state, column, dtype, config: int | None = None) -> Tensor:
+def delta_token(
+    x: Tensor,
+    b: Tensor,
+    decay: Tensor,
+    z: Tensor,
+    conv: Conv,
+    decays: Decay,
+    norm: tuple[Tensor, float],
+    state: Tensor,
+    column: Tensor,
+    dtype: torch.dtype,
+    config: int | None = None,
+) -> Tensor:
     """See `students.kernels.delta_token.delta_token`."""
     (batch, heads, values, keys), channels = state.shape, x.shape[1]
     x, b, decay, z = (launch.rows_of(part) for part in (x, b, decay, z))

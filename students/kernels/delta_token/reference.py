@@ -1,5 +1,7 @@
 """One token of a gated DeltaNet layer in plain PyTorch."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,10 +9,25 @@ from torch.nn import functional as F
 from students.kernels.causal_conv.reference import conv_token
 from students.kernels.gated_delta_rule.reference import gated_delta_rule_step
 
+if TYPE_CHECKING:
+    from students.kernels.delta_token import Decay
+    from students.kernels.ssm_token import Conv
+
 UNIT = 1e-6  # under the root of a length
 
 
-def delta_token(x, b, decay, z, conv, decays, norm, state, column, dtype) -> Tensor:
+def delta_token(
+    x: Tensor,
+    b: Tensor,
+    decay: Tensor,
+    z: Tensor,
+    conv: "Conv",
+    decays: "Decay",
+    norm: tuple[Tensor, float],
+    state: Tensor,
+    column: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
     """See `students.kernels.delta_token.delta_token`."""
     heads, values, keys = state.shape[1:]
     with torch.autocast(x.device.type, enabled=False):

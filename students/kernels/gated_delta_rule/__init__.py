@@ -8,7 +8,7 @@ which no state grows. There is no kernel of ours; flash-linear-attention's runs 
 
 from torch import Tensor
 
-from students.kernels import pick
+from students.kernels import Implementations, pick
 from students.kernels.fla import Kernel
 from students.kernels.fla import refusal as fla_refusal
 from students.kernels.gated_delta_rule.inputs import check, draw
@@ -16,7 +16,7 @@ from students.kernels.gated_delta_rule.reference import gated_delta_rule as refe
 from students.kernels.gated_delta_rule.reference import gated_delta_rule_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_rule, "triton": Kernel("gated_delta_rule")}
+IMPLEMENTATIONS: Implementations = {"reference": reference_rule, "triton": Kernel("gated_delta_rule")}
 
 
 def gated_delta_rule(

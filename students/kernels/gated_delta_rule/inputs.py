@@ -1,6 +1,6 @@
 """Inputs of `gated_delta_rule`, and the case that a kernel is compared with the reference on before it serves a GPU."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def check(values: int, keys: int) -> Case:
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name, keys and queries normalised: those that have a gradient, and the others."""
     b, t, h, g, p, n = case[:6]
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "q": F.normalize(torch.randn(b, t, g, n, device=device), dim=-1).to(dtype),
         "k": F.normalize(torch.randn(b, t, g, n, device=device), dim=-1).to(dtype),

@@ -34,8 +34,9 @@ def gated_delta_rule(
         state = initial_state.to(dtype)
     chunks = chunks_of(documents, v, CHUNK)
     with torch.autocast(v.device.type, enabled=False):
-        heads = [part.repeat_interleave(repeat, 2) for part in (q, k)]
-        y, state = _chunked(*(cut(part, CHUNK, dtype) for part in (*heads, v, log_a, beta)), chunks, state)
+        q, k = (part.repeat_interleave(repeat, 2) for part in (q, k))
+        q, k, values, log_a, beta = (cut(part, CHUNK, dtype) for part in (q, k, v, log_a, beta))
+        y, state = _chunked(q, k, values, log_a, beta, chunks, state)
     return join(y, v.shape[1]).to(v.dtype), state
 
 

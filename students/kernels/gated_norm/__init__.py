@@ -2,11 +2,14 @@
 
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.gated_norm.reference import gated_norm as reference_norm
 from students.shapes import Float
 
-IMPLEMENTATIONS = {"reference": reference_norm, "triton": Deferred("students.kernels.gated_norm.kernel", "gated_norm")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_norm,
+    "triton": Deferred("students.kernels.gated_norm.kernel", "gated_norm"),
+}
 CHECKED = {"gated_norm": TYPES}  # types compared with float64 on a GPU
 WIDEST = 16_384  # channels of a group that one program of the Triton kernel holds
 

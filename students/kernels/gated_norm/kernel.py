@@ -27,7 +27,7 @@ class Config(NamedTuple):
 CONFIGS = [Config(2048, 2, 16, 4), Config(4096, 1, 8, 4), Config(1024, 4, 32, 2)]  # the default first
 
 
-def gated_norm(y, z, weight, groups, eps, config: Config | None = None) -> Tensor:
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, config: Config | None = None) -> Tensor:
     """See `students.kernels.gated_norm.gated_norm`."""
     z = z.to(y.dtype) if torch.is_grad_enabled() else z  # a gradient has the type of what it belongs to
     return _GatedNorm.apply(y, z, weight, groups, eps, config or CONFIGS[0])

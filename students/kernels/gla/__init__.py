@@ -7,7 +7,7 @@ There is no kernel of ours; flash-linear-attention's runs where it passes a chec
 
 from torch import Tensor
 
-from students.kernels import pick
+from students.kernels import Implementations, pick
 from students.kernels.fla import Kernel
 from students.kernels.fla import refusal as fla_refusal
 from students.kernels.gla.inputs import check, draw
@@ -15,7 +15,7 @@ from students.kernels.gla.reference import gla as reference_gla
 from students.kernels.gla.reference import gla_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_gla, "triton": Kernel("gla")}
+IMPLEMENTATIONS: Implementations = {"reference": reference_gla, "triton": Kernel("gla")}
 
 
 def gla(

@@ -1,6 +1,6 @@
 """Inputs of `gla`, and the case that a kernel is compared with the reference on before it serves a GPU."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def check(values: int, keys: int) -> Case:
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name: those that have a gradient, and the others."""
     b, t, h, p, n = case[:5]
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "q": torch.randn(b, t, h, n, **options) * n**-0.5,
         "k": torch.randn(b, t, h, n, **options),

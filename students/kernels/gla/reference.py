@@ -33,7 +33,8 @@ def gla(
         state = initial_state.to(dtype)
     chunks = chunks_of(documents, v, CHUNK)
     with torch.autocast(v.device.type, enabled=False):
-        y, state = _chunked(*(cut(part, CHUNK, dtype) for part in (q, k, v, log_a)), chunks, state)
+        q, k, values, log_a = (cut(part, CHUNK, dtype) for part in (q, k, v, log_a))
+        y, state = _chunked(q, k, values, log_a, chunks, state)
     return join(y, v.shape[1]).to(v.dtype), state
 
 

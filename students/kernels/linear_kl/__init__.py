@@ -1,13 +1,10 @@
 """A divergence between two language-model heads, without the logits of the whole batch in memory."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from students.kernels import Deferred, compute_type, pick
+from students.kernels import Deferred, Implementations, compute_type, pick
+from students.kernels.linear_kl.head import Head
 from students.kernels.linear_kl.reference import DIVERGENCES, called_kl, check_vocabularies
 from students.kernels.linear_kl.reference import linear_kl as reference_kl
 from students.kernels.linear_kl.sparse import sparse_kl
@@ -15,30 +12,12 @@ from students.shapes import Float, Int
 
 __all__ = ["DIVERGENCES", "Head", "linear_kl", "sparse_kl"]
 
-IMPLEMENTATIONS = {"reference": reference_kl, "triton": Deferred("students.kernels.linear_kl.kernel", "linear_kl")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_kl,
+    "triton": Deferred("students.kernels.linear_kl.kernel", "linear_kl"),
+}
 # Types compared with float64 on a GPU. Not float16: at the size of a vocabulary most gradients of logits are below it.
 CHECKED = {"linear_kl": (torch.bfloat16, torch.float32)}
-
-
-class Head(NamedTuple):
-    """A language-model head: logits = softcap(scale (hidden weight^T + bias)).
-
-    call: the head as a function of hidden states, where its weight must not be read (adapters, offloading, quantisation
-    stand around it); there is no `weight` then, and the logits of a piece of tokens are computed twice for gradients.
-    """
-
-    weight: Float[Tensor, "v d"] | None
-    bias: Float[Tensor, " v"] | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    call: Callable[[Tensor], Tensor] | None = None
-
-    def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
-        """What scale and softcap are then applied to."""
-        if self.call is not None:
-            return self.call(hidden)
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        return F.linear(hidden, self.weight.to(hidden.dtype), bias)
 
 
 def linear_kl(
@@ -68,6 +47,7 @@ def linear_kl(
         raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
     if head.call is not None or teacher_head.call is not None:
         return called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)
+    assert head.weight is not None and teacher_head.weight is not None, "a head has a weight or is called"
     check_vocabularies(head.weight.shape[0], teacher_head.weight.shape[0])
     run = pick("linear_kl", IMPLEMENTATIONS, hidden, computes=compute_type(hidden), checked=CHECKED["linear_kl"])
     return run(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)

@@ -1,6 +1,7 @@
 """Shapes that tests and benchmarks of `linear_kl` run on, and inputs of these shapes."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ BENCH = [Case(8192, 49152, 2048, 2048), Case(8192, 128256, 2048, 2048)]
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name: those that have a gradient, and the others. Logits spread by about 2."""
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "hidden": torch.randn(case.t, case.d, **options),
         "weight": torch.randn(case.v, case.d, **options) * 2 * case.d**-0.5,
@@ -44,7 +45,17 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
     return leaves, fixed
 
 
-def call(implementation, hidden, weight, bias, teacher_hidden, teacher_weight, scale, softcap, **rest) -> Tensor:
+def call(
+    implementation: Callable[..., Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    teacher_hidden: Tensor,
+    teacher_weight: Tensor,
+    scale: float,
+    softcap: float | None,
+    **rest: Any,
+) -> Tensor:
     """Run an implementation on what `draw` returned."""
     head = Head(weight, bias, scale, softcap)
     return implementation(hidden, head, teacher_hidden=teacher_hidden, teacher_head=Head(teacher_weight), **rest)

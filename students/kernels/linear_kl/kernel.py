@@ -13,8 +13,10 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from students.kernels import compute_type, launch
+from students.kernels.linear_kl.head import Head
 from students.kernels.linear_kl.products import GradientsKept, accumulate, product
 
 BYTES = 2**30  # of logits, student's and teacher's together, at a time; twice that where they are wider than their factors
@@ -25,8 +27,18 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 def linear_kl(
-    hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight, rows=None, block=None
-):
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    weights: Tensor,
+    targets: Tensor | None,
+    divergence: str,
+    temperature: float,
+    ce_weight: float,
+    rows: int | None = None,
+    block: int | None = None,
+) -> Tensor:
     """See `students.kernels.linear_kl.linear_kl`. Tokens of a chunk and logits of a block may be forced."""
     rest = (head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight, rows, block)
     return _LinearKL.apply(hidden, head.weight, head.bias, rest)
@@ -76,11 +88,11 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
                 CAP=head.softcap is not None, TEACHER_CAP=teacher_head.softcap is not None, DIVERGE=ce_weight < 1,
                 ENTROPY=bool(ce_weight), WARM=temperature != 1.0, GRADIENT=any(wanted), BLOCK=block, num_warps=WARPS,
             )  # fmt: skip
-        if wanted[0]:
+        if d_hidden is not None:
             torch.mm(d, w, out=d_hidden[piece])
-        if wanted[1]:
+        if d_weight is not None:
             accumulate(d_weight, d.t(), h[piece])
-        if wanted[2]:
+        if d_bias is not None:
             d_bias += d.sum(0, dtype=torch.float32)
     return losses.sum(), (d_hidden, d_weight, d_bias)
 

@@ -1,5 +1,7 @@
 """What every divergence that takes its gradients chunk by chunk in the forward pass is made of."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -11,7 +13,7 @@ class GradientsKept(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_loss):
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
             raise RuntimeError(f"{ctx.op}'s gradients were already handed out: it cannot run backward twice")
         grads, ctx.grads = ctx.grads, None

@@ -8,16 +8,38 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from students.kernels.linear_kl.head import Head
+
 CHUNK = 1024  # tokens whose logits exist at a time
 
 
-def linear_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight) -> Tensor:
+def linear_kl(
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    weights: Tensor,
+    targets: Tensor | None,
+    divergence: str,
+    temperature: float,
+    ce_weight: float,
+) -> Tensor:
     """See `students.kernels.linear_kl.linear_kl`."""
     rest = (head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)
     return _LinearKL.apply(hidden, head.weight, head.bias, rest)
 
 
-def called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight) -> Tensor:
+def called_kl(
+    hidden: Tensor,
+    head: Head,
+    teacher_hidden: Tensor,
+    teacher_head: Head,
+    weights: Tensor,
+    targets: Tensor | None,
+    divergence: str,
+    temperature: float,
+    ce_weight: float,
+) -> Tensor:
     """The same through heads that are called; each chunk's logits are computed again for its gradient."""
     weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -53,7 +75,7 @@ def check_vocabularies(student: int, teacher: int) -> None:
         )
 
 
-def logits_of(hidden: Tensor, head) -> Tensor:
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
     """The head's logits for some tokens, in float32 or wider."""
     logits = head.logits(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * head.scale
@@ -113,11 +135,11 @@ class _LinearKL(torch.autograd.Function):
             if any(wanted):
                 (d_logits,) = torch.autograd.grad(chunk_loss, leaf)
                 d_logits = d_logits.to(hidden.dtype)
-                if wanted[0]:
+                if d_hidden is not None:
                     d_hidden[piece] = d_logits @ weight.to(hidden.dtype)
-                if wanted[1]:
+                if d_weight is not None:
                     d_weight += d_logits.t() @ hidden[piece]
-                if wanted[2]:
+                if d_bias is not None:
                     d_bias += d_logits.sum(0)
         ctx.grads = (d_hidden, d_weight, d_bias)
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -130,7 +152,7 @@ class _LinearKL(torch.autograd.Function):
 
 
 def _token_losses(logits, teacher, targets, divergence, temperature, ce_weight):
-    losses = 0.0
+    losses: Tensor | float = 0.0
     if ce_weight < 1:
         student_log = (logits / temperature).log_softmax(-1)
         teacher_log = (teacher / temperature).log_softmax(-1)

@@ -8,11 +8,14 @@ agree on the shares within the rest, and blind to those shares otherwise.
 A chunk's logits live only while its gradients are taken, which is in the forward pass: the loss ends the graph.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from students.kernels import compute_type
+from students.kernels.linear_kl.head import Head
 from students.kernels.linear_kl.products import GradientsKept, accumulate, product
 from students.kernels.linear_kl.reference import CHUNK, in_pieces, logits_of
 from students.shapes import Float, Int
@@ -22,7 +25,7 @@ BYTES = 2**29  # of the logits that exist at a time
 
 def sparse_kl(
     hidden: Float[Tensor, "t d"],
-    head,
+    head: Head,
     ids: Int[Tensor, "t k"],
     logs: Float[Tensor, "t k"],
     rest: Float[Tensor, " t"],
@@ -54,6 +57,7 @@ def sparse_kl(
     known = (ids, logs, rest, weights, targets, temperature, ce_weight)
     if head.call is not None:
         return _called(hidden, head, known, rows or CHUNK)
+    assert head.weight is not None, "a head has a weight or is called"
     rows = rows or max(128, BYTES // (4 * head.weight.shape[0]) // 128 * 128)
     return _SparseKL.apply(hidden, head.weight, head.bias, (head, known, rows))
 
@@ -68,7 +72,7 @@ def bucket_losses(
     ce_weight: float,
 ) -> Float[Tensor, " t"]:
     """Each token's loss in plain operations: what `sparse_kl` means, and how it is computed for a head that is called."""
-    losses = 0.0
+    losses: Tensor | float = 0.0
     if ce_weight < 1:
         cool = logits / temperature
         inside = cool.gather(-1, ids)
@@ -78,8 +82,9 @@ def bucket_losses(
         left = rest.exp() * (rest - outside + whole)
         losses = (1 - ce_weight) * temperature**2 * (terms.sum(-1) + torch.where(rest > -torch.inf, left, 0.0))
     if ce_weight:
+        assert targets is not None, "a CE share needs targets"
         losses = losses + ce_weight * F.cross_entropy(logits, targets, reduction="none")
-    return losses
+    return cast(Tensor, losses)
 
 
 def _called(hidden: Tensor, head, known: tuple, rows: int) -> Tensor:
@@ -104,7 +109,8 @@ class _SparseKL(GradientsKept):
     def forward(ctx, hidden, weight, bias, rest):
         wanted, narrow = ctx.needs_input_grad[:3], hidden.to(compute_type(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, ctx.grads = _run(narrow, weight, bias, *rest, wanted)
+            head, known, rows = rest
+            loss, ctx.grads = _run(narrow, weight, bias, head, known, rows, wanted)
         ctx.op, ctx.types = "sparse_kl", (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss
 
@@ -136,11 +142,11 @@ def _run(hidden, weight, bias, head, known, rows, wanted):
         if capped is not None:
             logits *= 1 - (capped / head.softcap).square_()
         d_logits = logits.to(hidden.dtype)
-        if wanted[0]:
+        if d_hidden is not None:
             d_hidden[piece] = d_logits @ narrow
-        if wanted[1]:
+        if d_weight is not None:
             accumulate(d_weight, d_logits.t(), states)
-        if wanted[2]:
+        if d_bias is not None:
             d_bias += logits.sum(0)
     return loss, (d_hidden, d_weight, d_bias)
 
@@ -169,7 +175,7 @@ def _losses_and_gradient(z, ids, logs, rest, label, temperature, ce_weight) -> T
     z.mul_(((size + warm) * q_rest - size * p_rest)[:, None] / total)
     z.scatter_(-1, ids, (size + warm) * q - size * p)
     losses = share * temperature**2 * kl
-    if not ce_weight:
+    if own is None:
         return losses
     if sharp is not None:
         losses = losses - ce_weight * sharp.gather(-1, label)[:, 0]

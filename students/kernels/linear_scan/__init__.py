@@ -6,13 +6,19 @@ h_t = exp(log_a_t) h_{t-1} + x_t
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.linear_scan.reference import linear_scan as reference_scan
 from students.kernels.linear_scan.reference import linear_scan_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_scan, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan")}
-STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan_step")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_scan,
+    "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan"),
+}
+STEPS: Implementations = {
+    "reference": reference_step,
+    "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan_step"),
+}
 CHECKED = {"linear_scan": TYPES, "linear_scan_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 2**20  # channels that the Triton kernel serves: within a tile of 1,024 tokens it counts in 32 bits
 

@@ -73,15 +73,23 @@ def configs(x: Tensor, log_a: Tensor) -> list[Config]:
     return [first, second, *others] if filled else [second, first, *others]
 
 
-def linear_scan(x, log_a, documents, initial_state, config: Config | None = None, segments: int | None = None):
+def linear_scan(
+    x: Tensor,
+    log_a: Tensor,
+    documents: Tensor | None,
+    initial_state: Tensor | None,
+    config: Config | None = None,
+    segments: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
-    goes_on = None if documents is None else continues(documents).view(torch.int8)
+    follows = continues(documents)
+    goes_on = None if follows is None else follows.view(torch.int8)
     if config is None:
         config = configs(x, log_a)[0]
     return _Scan.apply(x, log_a, initial_state, goes_on, config, segments)
 
 
-def linear_scan_step(x, log_a, state):
+def linear_scan_step(x: Tensor, log_a: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """See `students.kernels.linear_scan.linear_scan_step`. `state` is updated in place and returned."""
     batch, channels = x.shape
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -9,14 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.lru_token.reference import block_gate
 from students.kernels.lru_token.reference import lru_token as reference_token
 from students.shapes import Float
 
 __all__ = ["CHECKED", "BlockGate", "block_gate", "lru_token"]
 
-IMPLEMENTATIONS = {"reference": reference_token, "triton": Deferred("students.kernels.lru_token.kernel", "lru_token")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_token,
+    "triton": Deferred("students.kernels.lru_token.kernel", "lru_token"),
+}
 CHECKED = {"lru_token": TYPES}  # types compared with float64 on a GPU
 WIDEST = 256  # channels of a head
 

@@ -8,12 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from students.kernels import launch
+from students.kernels.lru_token import BlockGate
 from students.kernels.ssm_token.kernel import _softplus
 
 ELEMENTS = 2048  # of a gate's block, in one program
 
 
-def lru_token(x, u, admits, keeps, strength, c, state, dtype) -> Tensor:
+def lru_token(
+    x: Tensor, u: Tensor, admits: BlockGate, keeps: BlockGate, strength: Tensor, c: float, state: Tensor, dtype: torch.dtype
+) -> Tensor:
     """See `students.kernels.lru_token.lru_token`."""
     (heads, width), batch = admits.bias.shape, len(x)
     x, u = launch.rows_of(x), launch.rows_of(u)

@@ -1,5 +1,7 @@
 """One token of an RG-LRU layer in plain PyTorch."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,8 +9,20 @@ from torch.nn import functional as F
 from students.kernels.linear_scan.reference import linear_scan_step
 from students.shapes import Float
 
+if TYPE_CHECKING:
+    from students.kernels.lru_token import BlockGate
 
-def lru_token(x, u, admits, keeps, strength, c, state, dtype) -> Tensor:
+
+def lru_token(
+    x: Tensor,
+    u: Tensor,
+    admits: "BlockGate",
+    keeps: "BlockGate",
+    strength: Tensor,
+    c: float,
+    state: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
     """See `students.kernels.lru_token.lru_token`."""
     with torch.autocast(x.device.type, enabled=False):
         wide = state.dtype

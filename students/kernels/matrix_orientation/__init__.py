@@ -10,11 +10,11 @@ both within documents, and the op returns sum (A - M)^2, so that memory grows wi
 import torch
 from torch import Tensor
 
-from students.kernels import Deferred, compute_type, pick
+from students.kernels import Deferred, Implementations, compute_type, pick
 from students.kernels.matrix_orientation.reference import orientation_error as reference_error
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Implementations = {
     "reference": reference_error,
     "triton": Deferred("students.kernels.matrix_orientation.kernel", "orientation_error"),
 }

@@ -1,6 +1,6 @@
 """Shapes that tests and benchmarks of `orientation_error` run on, and inputs of these shapes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ BENCH = [
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name: those that have a gradient, and the others."""
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "C": torch.randn(case.b, case.t, case.h, case.n, **options) * case.n**-0.5,
         "B": torch.randn(case.b, case.t, case.h, case.n, **options) * case.n**-0.5,

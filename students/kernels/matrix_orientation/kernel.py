@@ -54,7 +54,18 @@ def configs(dtype: torch.dtype, width: int) -> list[Config]:
 
 
 def orientation_error(
-    q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag, config: Config | None = None
+    q: Tensor,
+    k: Tensor,
+    C: Tensor,
+    B: Tensor,
+    log_a: Tensor,
+    D: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    documents: Tensor | None,
+    min_lag: int,
+    config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `students.kernels.matrix_orientation.orientation_error`. Under autocast products run in autocast's type."""
     wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (C, B, log_a, D))
@@ -68,7 +79,7 @@ class _Orientation(torch.autograd.Function):
         kind = C.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else C.dtype
         with torch.autocast(kind, enabled=False), launch.on(C):
-            error, power, gradients = _sweep(q, k, C, B, log_a, D, *options, wanted, dtype)
+            error, power, gradients = _sweep(q, k, C, B, log_a, D, options, wanted, dtype)
         ctx.save_for_backward(*gradients)
         ctx.types = (C.dtype, B.dtype, log_a.dtype, None if D is None else D.dtype)
         ctx.mark_non_differentiable(power)
@@ -84,8 +95,9 @@ class _Orientation(torch.autograd.Function):
         return dC, dB, (da * d_error[:, None]).to(types[2]), dD, None, None, None, None
 
 
-def _sweep(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag, config, wanted, dtype):
+def _sweep(q, k, C, B, log_a, D, options, wanted, dtype):
     """The error, |A|^2 and, for a factor of 1, the gradients of C, B, log_a and, a batch row and head each, D."""
+    scale, softcap, window, documents, min_lag, config = options
     batch, time, heads, width = q.shape
     states = C.shape[3]
     config = config or configs(dtype, max(width, states))[0]

@@ -1,5 +1,7 @@
 """The orientation error in PyTorch: a block of rows at a time, recomputed in the backward pass."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -45,7 +47,8 @@ def orientation_error(
         counted = lag >= min_lag
         return ((A - M) * counted).square().sum((2, 3)), (A * counted).square().sum((2, 3))
 
-    error = power = 0.0
+    error: Tensor | float = 0.0
+    power: Tensor | float = 0.0
     rows = max(ROWS, ELEMENTS // (q.shape[0] * q.shape[1] * time)) if q.is_cuda else ROWS
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, time, rows):
@@ -54,7 +57,7 @@ def orientation_error(
                 block, start, stop, C, B, total, D, use_reentrant=False, preserve_rng_state=False
             )
             error, power = error + block_error, power + block_power.detach()
-    return error, power
+    return cast(Tensor, error), cast(Tensor, power)
 
 
 def _attention(q, k, within, lag, scale, softcap, window):

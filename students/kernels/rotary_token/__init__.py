@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.rotary_token.reference import rotary_token as reference_token
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Implementations = {
     "reference": reference_token,
     "triton": Deferred("students.kernels.rotary_token.kernel", "rotary_token"),
 }

@@ -34,9 +34,9 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
     q, k, v = (random(case.b, heads, case.p) for heads in (case.h, case.kv, case.kv))
     angles = random(case.b, 1, case.r // 2)
     angles = torch.cat([angles, angles], -1)
-    kept = [random(case.b, case.kv, PLACES, case.p).to(dtype) for _ in range(2)]
+    keys, values = (random(case.b, case.kv, PLACES, case.p).to(dtype) for _ in range(2))
     norms = (1 + 0.1 * random(case.p), 1 + 0.1 * random(case.p), 1e-6) if case.norm else None
-    places = Places(*kept, torch.tensor([3], device=device))
+    places = Places(keys, values, torch.tensor([3], device=device))
     return {"q": q, "k": k, "v": v, "tables": (angles.cos(), angles.sin()), "places": places, "norms": norms}
 
 

@@ -8,9 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 from students.kernels import launch
+from students.kernels.rotary_token import Places
 
 
-def rotary_token(q, k, v, tables, places, norms) -> Tensor:
+def rotary_token(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor],
+    places: Places,
+    norms: tuple[Tensor, Tensor, float] | None,
+) -> Tensor:
     """See `students.kernels.rotary_token.rotary_token`."""
     (batch, heads, width), key_heads = q.shape, k.shape[1]
     q, k, v = (launch.rows_of(part) for part in (q, k, v))

@@ -1,18 +1,31 @@
 """One token's q, k and v on their way to attention in plain PyTorch."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from students.kernels.heads import rotated
 
+if TYPE_CHECKING:
+    from students.kernels.rotary_token import Places
 
-def rotary_token(q, k, v, tables, places, norms) -> Tensor:
+
+def rotary_token(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor],
+    places: "Places",
+    norms: tuple[Tensor, Tensor, float] | None,
+) -> Tensor:
     """See `students.kernels.rotary_token.rotary_token`."""
     kind = places.keys.dtype
     q, k, v = (part.to(kind) for part in (q, k, v))
     if norms is not None:
         q, k = (_normed(part, weight, norms[2]) for part, weight in ((q, norms[0]), (k, norms[1])))
-    q, k = (rotated(part, *tables, "half") for part in (q, k))
+    cos, sin = tables
+    q, k = (rotated(part, cos, sin, "half") for part in (q, k))
     places.keys.index_copy_(2, places.place, k[:, :, None])
     places.values.index_copy_(2, places.place, v[:, :, None])
     return q[:, :, None]

@@ -8,16 +8,19 @@ dt is positive already (after its softplus); the skip D x and the gate are the c
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.selective_scan.reference import selective_scan as reference_scan
 from students.kernels.selective_scan.reference import selective_scan_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Implementations = {
     "reference": reference_scan,
     "triton": Deferred("students.kernels.selective_scan.kernel", "selective_scan"),
 }
-STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.selective_scan.step", "selective_scan_step")}
+STEPS: Implementations = {
+    "reference": reference_step,
+    "triton": Deferred("students.kernels.selective_scan.step", "selective_scan_step"),
+}
 CHECKED = {"selective_scan": TYPES, "selective_scan_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 256  # states of a channel that the Triton kernels serve
 

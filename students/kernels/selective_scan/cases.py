@@ -1,6 +1,6 @@
 """Shapes that tests and benchmarks of `selective_scan` run on, and inputs of these shapes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ BENCH_STEP = [Case(256, 1, 2048, 1, 16, False), Case(256, 1, 2048, 1, 64, False)
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name: those that have a gradient, and the others. dt and A lie where Mamba starts them."""
     b, t, d, g, n = case[:5]
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "x": torch.randn(b, t, d, **options),
         "dt": torch.rand(b, t, d, **options) * 0.2,

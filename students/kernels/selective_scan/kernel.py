@@ -57,9 +57,20 @@ def configs(states: int) -> list[Config]:
     return next(choices for widest, choices in CONFIGS.items() if states <= widest)
 
 
-def selective_scan(x, dt, A, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    documents: Tensor | None,
+    initial_state: Tensor | None,
+    config: Config | None = None,
+    segments: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.selective_scan.selective_scan`. A configuration and a number of segments may be forced."""
-    goes_on = None if documents is None else continues(documents).view(torch.int8)
+    follows = continues(documents)
+    goes_on = None if follows is None else follows.view(torch.int8)
     leaves = (x, dt, A, B, C, initial_state)
     keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in leaves)
     return _Scan.apply(*leaves, goes_on, config or configs(A.shape[1])[0], segments, keep)
@@ -163,8 +174,8 @@ class _Scan(torch.autograd.Function):
             )  # fmt: skip
             dB, dC = d_BC.sum(3).unbind(-1)
         type_of_A, type_of_B, type_of_C, type_of_initial = ctx.types
-        d_initial = None if type_of_initial is None else d_initial.to(type_of_initial)
-        return dx, d_dt, dA.sum((0, 1)).to(type_of_A), dB.to(type_of_B), dC.to(type_of_C), d_initial, None, None, None, None
+        of_initial = None if type_of_initial is None else d_initial.to(type_of_initial)
+        return dx, d_dt, dA.sum((0, 1)).to(type_of_A), dB.to(type_of_B), dC.to(type_of_C), of_initial, None, None, None, None
 
 
 def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from students.kernels import launch
 
@@ -12,7 +13,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 STEP_ELEMENTS = 2048  # of the state, in one program
 
 
-def selective_scan_step(x, dt, A, B, C, state):
+def selective_scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """See `students.kernels.selective_scan.selective_scan_step`. `state` is updated in place and returned."""
     (batch, channels), (groups, states) = x.shape, B.shape[1:]
     B, C = launch.rows_of(B), launch.rows_of(C)

@@ -6,12 +6,12 @@ dt = softplus(dt)        S_t = exp(-dt exp(A_log)) S_{t-1} + dt x B^T        y =
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.selective_scan import check_groups, too_wide
 from students.kernels.selective_token.reference import selective_token as reference_token
 from students.shapes import Float
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Implementations = {
     "reference": reference_token,
     "triton": Deferred("students.kernels.selective_token.kernel", "selective_token"),
 }

@@ -13,7 +13,9 @@ from students.kernels.ssm_token.kernel import _softplus
 ELEMENTS = 512  # of the state, in one program
 
 
-def selective_token(x, dt, A_log, B, C, D, z, state, dtype) -> Tensor:
+def selective_token(
+    x: Tensor, dt: Tensor, A_log: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, state: Tensor, dtype: torch.dtype
+) -> Tensor:
     """See `students.kernels.selective_token.selective_token`."""
     (batch, channels, states), groups = state.shape, B.shape[1]
     x, dt, B, C, z = (launch.rows_of(part) for part in (x, dt, B, C, z))

@@ -9,14 +9,14 @@ Mamba-2 with log_a = -softplus(a).
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.ssd.reference import accumulator
 from students.kernels.ssd.reference import ssd as reference_ssd
 from students.kernels.ssd.reference import ssd_step as reference_step
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_ssd, "triton": Deferred("students.kernels.ssd.kernel", "ssd")}
-STEPS = {"reference": reference_step, "triton": Deferred("students.kernels.ssd.kernel", "ssd_step")}
+IMPLEMENTATIONS: Implementations = {"reference": reference_ssd, "triton": Deferred("students.kernels.ssd.kernel", "ssd")}
+STEPS: Implementations = {"reference": reference_step, "triton": Deferred("students.kernels.ssd.kernel", "ssd_step")}
 CHECKED = {"ssd": TYPES, "ssd_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
 WIDEST = 256  # values or states of a head that the Triton kernels serve
 

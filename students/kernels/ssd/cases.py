@@ -1,6 +1,6 @@
 """Shapes that tests and benchmarks of `ssd` run on, and inputs of these shapes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ BENCH_STEP = [Case(256, 1, 32, 32, 64, 64, False), Case(256, 1, 32, 1, 64, 128, 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
     """Random inputs by name: those that have a gradient, and the others."""
     b, t, h, g, p, n = case[:6]
-    options = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "x": torch.randn(b, t, h, p, **options),
         "log_a": -torch.rand(b, t, h, device=device),

@@ -68,7 +68,16 @@ def _default(x: Tensor, B: Tensor) -> Config:
     return choices[0] if choices[0].back_stages < 3 or launch.shared_memory(x) >= ROOM else choices[1]
 
 
-def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, segments: int | None = None):
+def ssd(
+    x: Tensor,
+    log_a: Tensor,
+    B: Tensor,
+    C: Tensor,
+    documents: Tensor | None,
+    initial_state: Tensor | None,
+    config: Config | None = None,
+    segments: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """See `students.kernels.ssd.ssd`. A configuration and a number of segments may be forced (tests, benchmarks)."""
     config = config or _default(x, B)
     runs = None if documents is None else number_runs(documents).to(torch.int32)
@@ -79,7 +88,7 @@ def ssd(x, log_a, B, C, documents, initial_state, config: Config | None = None, 
     return _SSD.apply(x, log_a, B, C, initial_state, runs, config, segments, keep)
 
 
-def ssd_step(x, log_a, B, C, state):
+def ssd_step(x: Tensor, log_a: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """See `students.kernels.ssd.ssd_step`. `state` is updated in place and returned."""
     (batch, heads, values), (groups, states) = x.shape, B.shape[1:]
     x, B, C = (launch.rows_of(part) for part in (x, B, C))
@@ -143,8 +152,8 @@ class _SSD(torch.autograd.Function):
             )  # fmt: skip
             dB, dC = (_over_heads(part, plan.groups) for part in (dB, dC))
             da = da[0] if plan.slices == 1 else da.sum(0)
-        d_initial = None if ctx.initial_type is None else d_initial.to(ctx.initial_type)
-        return dx, da.to(log_a.dtype), dB, dC, d_initial, None, None, None, None
+        of_initial = None if ctx.initial_type is None else d_initial.to(ctx.initial_type)
+        return dx, da.to(log_a.dtype), dB, dC, of_initial, None, None, None, None
 
 
 def _over_heads(parts: Tensor, groups: int) -> Tensor:
@@ -179,7 +188,13 @@ class _Plan:
         self.hold(x, log_a, B, C, runs)
 
     def hold(self, x, log_a, B, C, runs) -> "_Plan":
-        self.tensors = (x, log_a, B, C, log_a if runs is None else runs)  # a pointer that is never read stands for no runs
+        self.tensors: tuple[Tensor, ...] = (
+            x,
+            log_a,
+            B,
+            C,
+            log_a if runs is None else runs,
+        )  # a pointer that is never read stands for no runs
         return self
 
     def let_go(self) -> "_Plan":

@@ -35,7 +35,8 @@ def ssd(
             piece = slice(start, start + length)
             if start:
                 state = state * (ids[:, start] == ids[:, start - 1]).to(dtype)[:, None, None, None]
-            y, state = _segment(*(part[:, piece].to(dtype) for part in (x, log_a, B, C)), ids[:, piece], state)
+            parts = [part[:, piece].to(dtype) for part in (x, log_a, B, C)]
+            y, state = _segment(parts, ids[:, piece], state)
             outputs.append(y)
     return torch.cat(outputs, 1).to(out_type), state
 
@@ -78,11 +79,12 @@ def ssd_recurrence(
     return torch.stack(outputs, 1), state
 
 
-def _segment(x, log_a, B, C, ids, state):
+def _segment(parts, ids, state):
     """One segment of at most SEGMENT chunks. `state` belongs to the run of the first token.
 
     Inside, tensors are [b g z r l .]: group, chunk, head of the group, token of the chunk.
     """
+    x, log_a, B, C = parts
     time, groups = x.shape[1], B.shape[2]
     x, log_a, B, C, ids = _pad_to_chunks(x, log_a, B, C, ids)
     ids = ids.unflatten(1, (-1, CHUNK))  # [b z l]

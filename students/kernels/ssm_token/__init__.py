@@ -15,11 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.ssm_token.reference import ssm_token as reference_token
 from students.shapes import Float, Int
 
-IMPLEMENTATIONS = {"reference": reference_token, "triton": Deferred("students.kernels.ssm_token.kernel", "ssm_token")}
+IMPLEMENTATIONS: Implementations = {
+    "reference": reference_token,
+    "triton": Deferred("students.kernels.ssm_token.kernel", "ssm_token"),
+}
 CHECKED = {"ssm_token": TYPES}  # types compared with float64 on a GPU
 WIDEST = 256  # values or states of a head
 

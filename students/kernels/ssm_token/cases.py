@@ -57,8 +57,8 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
     lag = None
     if case.lag:
         size = case.lag + 1
-        lag = Lag(zeros(b, size, h, p), zeros(b, size, g, n), zeros(b, size, h, kind=torch.float32), None)
-        lag = lag._replace(elapsed=zeros(b, 2, h, kind=torch.float64))
+        sums = zeros(b, size, h, kind=torch.float32), zeros(b, 2, h, kind=torch.float64)
+        lag = Lag(zeros(b, size, h, p), zeros(b, size, g, n), *sums)
     gate = None
     if case.gate:
         norm = 1 + 0.1 * random(h, p) if case.norm else None

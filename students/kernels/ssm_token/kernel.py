@@ -13,6 +13,7 @@ from torch import Tensor
 
 from students.kernels import launch
 from students.kernels.ssd.kernel import _place
+from students.kernels.ssm_token import Conv, Gate, Lag
 
 
 class Config(NamedTuple):
@@ -27,7 +28,19 @@ MANY = 4  # heads of all texts to a multiprocessor from which larger slices are 
 
 
 def ssm_token(
-    x, decay, conv, D, state, column, dtype, groups, stock, gate, lag, rope, config: Config | None = None
+    x: Tensor,
+    decay: Tensor,
+    conv: Conv,
+    D: Tensor,
+    state: Tensor,
+    column: Tensor,
+    dtype: torch.dtype,
+    groups: int,
+    stock: tuple[Tensor, Tensor] | None,
+    gate: Gate | None,
+    lag: Lag | None,
+    rope: tuple[Tensor, Tensor, str] | None,
+    config: Config | None = None,
 ) -> Tensor:
     """See `students.kernels.ssm_token.ssm_token`."""
     (batch, heads, values, states), channels = state.shape, x.shape[1]

@@ -1,5 +1,7 @@
 """One token of a Mamba-2 layer in plain PyTorch."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,8 +10,24 @@ from students.kernels.causal_conv.reference import conv_token
 from students.kernels.heads import rotated
 from students.kernels.ssd.reference import ssd_step
 
+if TYPE_CHECKING:
+    from students.kernels.ssm_token import Conv, Gate, Lag
 
-def ssm_token(x, decay, conv, D, state, column, dtype, groups, stock, gate, lag, rope) -> Tensor:
+
+def ssm_token(
+    x: Tensor,
+    decay: Tensor,
+    conv: "Conv",
+    D: Tensor,
+    state: Tensor,
+    column: Tensor,
+    dtype: torch.dtype,
+    groups: int,
+    stock: tuple[Tensor, Tensor] | None,
+    gate: "Gate | None",
+    lag: "Lag | None",
+    rope: tuple[Tensor, Tensor, str] | None,
+) -> Tensor:
     """See `students.kernels.ssm_token.ssm_token`."""
     heads, values, states = state.shape[1:]
     with torch.autocast(x.device.type, enabled=False):

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.token_linear.reference import token_linear as reference_linear
 from students.shapes import Float
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Implementations = {
     "reference": reference_linear,
     "triton": Deferred("students.kernels.token_linear.kernel", "token_linear"),
 }

@@ -1,6 +1,6 @@
 """Shapes that tests of `token_linear` run on, and inputs of these shapes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,8 +59,8 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
         rows.append(
             Rows(random(case.wide, case.width, kind=kind) / case.width**0.5, random(case.wide, kind=kind), wide=True)
         )
-    options = {"norm": (1 + 0.1 * random(case.width), 1e-5) if case.norm else None, "swiglu": case.swiglu}
-    options["also"] = None
+    norm = (1 + 0.1 * random(case.width), 1e-5) if case.norm else None
+    options: dict[str, Any] = {"norm": norm, "swiglu": case.swiglu, "also": None}
     if case.also:
         options["also"] = random(case.b, case.also), Rows(random(case.rows[0], case.also) / case.also**0.5)
     options["residual"] = random(case.b, case.rows[0]) if case.residual else None

@@ -5,6 +5,7 @@ the first one. Products are added element by element and summed once at the end,
 texts: a library's products of matrices are as fast as memory, and only what stands around them is ours.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, no_type_check
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from students.kernels import launch
-from students.kernels.token_linear import MOST, split
+from students.kernels.token_linear import MOST, Rows, split
 
 
 class Config(NamedTuple):
@@ -37,7 +38,16 @@ def configs(rows: int, swiglu: bool) -> list[Config]:
     return [best, *(each for each in CONFIGS if each != best)]
 
 
-def token_linear(x, rows, norm, residual, swiglu, dtype, also, config: Config | None = None) -> list[Tensor]:
+def token_linear(
+    x: Tensor,
+    rows: Sequence[Rows],
+    norm: tuple[Tensor, float] | None,
+    residual: Tensor | None,
+    swiglu: bool,
+    dtype: torch.dtype | None,
+    also: tuple[Tensor, Rows] | None,
+    config: Config | None = None,
+) -> list[Tensor]:
     """See `students.kernels.token_linear.token_linear`."""
     if x.shape[0] > 1:
         return _few(x, rows, norm, residual, swiglu, dtype, also)

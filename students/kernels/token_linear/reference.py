@@ -1,11 +1,25 @@
 """One token through several linear layers in plain PyTorch."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from students.kernels.token_linear import Rows
 
-def token_linear(x, rows, norm, residual, swiglu, dtype, also) -> list[Tensor]:
+
+def token_linear(
+    x: Tensor,
+    rows: "Sequence[Rows]",
+    norm: tuple[Tensor, float] | None,
+    residual: Tensor | None,
+    swiglu: bool,
+    dtype: torch.dtype | None,
+    also: "tuple[Tensor, Rows] | None",
+) -> list[Tensor]:
     """See `students.kernels.token_linear.token_linear`."""
     if norm is not None:
         weight, eps = norm

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from students.kernels import TYPES, Deferred, pick
+from students.kernels import TYPES, Deferred, Implementations, pick
 from students.kernels.window_token.reference import attend, held_positions
 from students.kernels.window_token.reference import window_token as reference_token
 from students.shapes import Float, Int
 
 __all__ = ["CHECKED", "Keys", "Norms", "attend", "held_positions", "window_token"]
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Implementations = {
     "reference": reference_token,
     "triton": Deferred("students.kernels.window_token.kernel", "window_token"),
 }

@@ -50,9 +50,9 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[Keys, dict]:
     sinks = (zeros(case.sinks), zeros(case.sinks)) if case.sinks else None
     offset = -2 * torch.arange(case.b, device=device)
     options = {"scale": case.p**-0.5, "softcap": case.softcap, "factors": torch.randn(case.h, device=device)}
-    weights = (1 + 0.1 * torch.randn(heads, case.p, device=device) for heads in (case.h, case.kv))
+    of_q, of_k = (1 + 0.1 * torch.randn(heads, case.p, device=device) for heads in (case.h, case.kv))
     options["share"] = torch.randn(case.b, case.h, device=device).to(dtype) if case.share else None
-    options["norms"] = Norms(*weights, "rms", 1e-6) if case.norm else None
+    options["norms"] = Norms(of_q, of_k, "rms", 1e-6) if case.norm else None
     return Keys(zeros(size), zeros(size), offset, case.window, sinks), options
 
 
@@ -69,6 +69,7 @@ def token(case: Case, at: int, dtype: torch.dtype, device: str) -> tuple[tuple, 
 def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
     """One token's arguments behind a full window, for benchmarks; nothing has a gradient."""
     keys, options = draw(case, dtype, device)
+    assert case.window is not None, "benchmarks have a window"
     size = case.window + 1
 
     def random(like):
@@ -82,6 +83,7 @@ def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
 
 def _work(case: Case) -> Work:
     """Each key and value of the window read once."""
+    assert case.window is not None, "benchmarks have a window"
     size = 4.0 * case.b * case.kv * (case.window + case.sinks) * case.p
     return Work((size, 2.0 * size * case.h / case.kv), (size, 0.0))
 

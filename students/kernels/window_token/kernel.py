@@ -4,6 +4,7 @@ Heads that share a key head each rotate the same key and write it to the same pl
 token that leaves where all of them still read it.
 """
 
+from collections.abc import Sequence
 from typing import no_type_check
 
 import torch
@@ -12,11 +13,26 @@ import triton.language as tl
 from torch import Tensor
 
 from students.kernels import launch
+from students.kernels.window_token import Keys, Norms
 
 KINDS = {None: 0, "half": 1, "pairs": 2}  # of rotary embeddings
 
 
-def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share=None) -> Tensor:
+def window_token(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Keys,
+    column: Tensor,
+    dtype: torch.dtype,
+    scale: float,
+    softcap: float | None,
+    rope: tuple[Tensor, Tensor, str] | None,
+    norms: Norms | None,
+    factors: Tensor | None,
+    reads: Sequence[int] | None,
+    share: Tensor | None = None,
+) -> Tensor:
     """See `students.kernels.window_token.window_token`."""
     batch, heads, width = q.shape
     size, key_heads = keys.k.shape[1:3]

@@ -1,5 +1,8 @@
 """One token of attention on a ring in plain PyTorch."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -7,8 +10,25 @@ from students.kernels.attention import attend_places
 from students.kernels.heads import qk_norm, rotated
 from students.shapes import Float, Int
 
+if TYPE_CHECKING:
+    from students.kernels.window_token import Keys, Norms
 
-def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share=None) -> Tensor:
+
+def window_token(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: "Keys",
+    column: Tensor,
+    dtype: torch.dtype,
+    scale: float,
+    softcap: float | None,
+    rope: tuple[Tensor, Tensor, str] | None,
+    norms: "Norms | None",
+    factors: Tensor | None,
+    reads: Sequence[int] | None,
+    share: Tensor | None = None,
+) -> Tensor:
     """See `students.kernels.window_token.window_token`."""
     if norms is not None:
         q, k = (qk_norm(part, weight, norms.kind, norms.eps) for part, weight in ((q, norms.q), (k, norms.k)))
@@ -30,13 +50,14 @@ def window_token(q, k, v, keys, column, dtype, scale, softcap, rope, norms, fact
     return (y if share is None else y * (2 * (-share).to(y.dtype).sigmoid())[..., None]).to(dtype)
 
 
-def held_positions(keys, column: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "b s"]]:
+def held_positions(keys: "Keys", column: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "b s"]]:
     """Everything that is kept, sinks first: keys, values and positions, negative where there is nothing of the document."""
     current = (keys.offset + column)[:, None]
     age = (column - torch.arange(keys.k.shape[1], device=column.device)) % keys.k.shape[1]
     positions = current - age
     if keys.sinks is None:
         return keys.k, keys.v, positions
+    assert keys.window is not None, "sinks are of a window"
     slots = torch.arange(keys.sinks[0].shape[1], device=column.device)[None]
     slots = torch.where(slots <= current - keys.window, slots, -1)
     k, v = (torch.cat([sink, ring], 1) for sink, ring in zip(keys.sinks, (keys.k, keys.v), strict=True))
@@ -49,8 +70,8 @@ def attend(
     v: Float[Tensor, "b s kv p"],
     scale: float,
     softcap: float | None,
-    reads=None,
-    **where,
+    reads: Sequence[int] | None = None,
+    **where: Any,
 ) -> Float[Tensor, "b h p"]:
     """One query a head over the keys that it sees; `where`: see `attend_places`."""
     if reads is not None:  # indexed by a list, a GPU would wait for the CPU
