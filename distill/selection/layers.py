@@ -93,11 +93,14 @@ class DivergenceScorer(Swap):
 
 
 class TaskOptions(Options):
-    """tasks: a folder of task files (distill/evaluation/task_files.py). names: of them. items: of each, drawn by a seed."""
+    """Options of selection by tasks."""
 
     tasks: str
+    """A folder of task files (distill/evaluation/task_files.py)."""
     names: Annotated[list[str], Field(min_length=1)] = list(SIX)
+    """Tasks of the folder."""
     items: Whole = 50
+    """Items of each task, drawn by the recipe's seed."""
 
     @model_validator(mode="after")
     def _tasks_exist(self):

@@ -36,11 +36,12 @@ class Align(Stage):
     )
 
     class Options(TrainingOptions):
-        """calibration_tokens: text that each layer's output power is measured on. layers: whose mixers are aligned; "new":
-        those that the last stage made which made any."""
+        """Options of hidden-state alignment."""
 
         calibration_tokens: Count = 8192
+        """Tokens of text on which the power of each layer's output is measured."""
         layers: Literal["new", "all"] = "new"
+        """Whose mixers are trained: all, or the `new` ones that the last `initialise` or `replace` made."""
 
     def __init__(self, teacher, student, options: "Align.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)

@@ -36,21 +36,32 @@ class Imitate(WholeStudent):
     )
 
     class Options(WholeOptions):
-        """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
-        folder of `distill cache`, in place of a teacher. on_policy: share of the windows whose answers the student writes
-        (see `on_policy`). ce: share of plain cross-entropy. hidden: weight of the relative squared error of the last hidden
-        state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a mean over tokens; where
-        somebody's is a sum, `clip` and AdamW's epsilon are meant for that."""
+        """Options of end-to-end knowledge distillation."""
 
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+        """The divergence between the student's next-token distribution and the teacher's."""
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+        """The temperature of both distributions."""
         teacher: Annotated[str, Field(min_length=1)] | None = None
+        """Another teacher than the run's, a larger one for instance; its vocabulary must be the same token by token. It is
+        loaded when the stage begins and freed when it ends. See docs/teachers.md#another-teacher."""
         offline_logits: Annotated[str, Field(min_length=1)] | None = None
+        """A folder that `distill cache` wrote. The stage learns from the likeliest tokens that it holds, and no teacher is
+        on the GPU. See docs/teachers.md."""
         on_policy: Annotated[float, SHARE] = 0.0
+        """Share of the windows, drawn at each step, whose answers the student writes before the teacher scores them (GKD,
+        arXiv 2306.13649). The student answers chats anew at temperature 1, in the room that the answers had. Not with `ce`
+        or `offline_logits`."""
         ce: Annotated[float, SHARE] = 0.0
+        """Share of plain cross-entropy in the loss, beside the divergence."""
         hidden: Annotated[float, Range(0, 1e6)] = 0.0
+        """Weight of the relative squared error of hidden states: the mean over the last one and the outputs of
+        `hidden_layers`. See docs/teachers.md#hidden-states."""
         hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
+        """Layers, numbered from 0, whose outputs are compared too. Another teacher must then have as many layers."""
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
+        """Multiplies the whole loss, which is a mean over tokens. It is for recipes whose loss is a sum, which their
+        `clip` and AdamW's epsilon are meant for."""
 
         @model_validator(mode="after")
         def _targets_fit(self):

@@ -36,12 +36,15 @@ class Initialise(Stage):
     whose = "teacher"  # outputs the scales are solved on, in the record
 
     class Options(StageOptions):
-        """tokens: text to calibrate on. scales: solve the output scales. decay: keep half-lives "spread" over the heads, or
-        "calibrate": give each head the candidate that leaves least of its layer's output unexplained."""
+        """Options of the stage that makes the mixers from attention's projections."""
 
         tokens: Count = 100_000
+        """Tokens of text to calibrate on."""
         scales: bool = True
+        """Solve one output scale a head and branch by least squares."""
         decay: Literal["spread", "calibrate"] = "spread"
+        """How half-lives are set: `spread` over the heads, or `calibrate`, which gives each head the candidate that leaves
+        least of its layer's output unexplained."""
 
     def begin(self, calibration: Calibration) -> None:
         self._constants(calibration)

@@ -41,11 +41,12 @@ class Orient(Stage):
     )
 
     class Options(TrainingOptions):
-        """calibration_tokens: text for the output scales that are solved when the stage ends. layers: whose mixers are
-        oriented, "new" for those that the last stage made which made any (why, says align)."""
+        """Options of matrix orientation."""
 
         calibration_tokens: Count = 8192
+        """Tokens of text on which output scales are solved when the stage ends."""
         layers: Literal["new", "all"] = "new"
+        """Whose mixers are trained: all, or the `new` ones that the last `initialise` or `replace` made."""
 
     def __init__(self, teacher, student, options: "Orient.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)

@@ -34,15 +34,21 @@ class Prefer(WholeStudent):
     text = "pairs"
 
     class Options(WholeOptions):
-        """loss: see above. beta: how dear it is to leave the reference. label_smoothing: the share of pairs that may be the
-        wrong way round. reference: the student as the stage begins, or the teacher. teacher: another reference with the
-        same vocabulary. data: sources of pairs. batch, micro_batch: windows, two a pair."""
+        """Options of direct preference optimisation. `data`, sources of pairs (docs/text.md#pairs), must be given; `batch`
+        and `micro_batch` count windows, two a pair."""
 
         loss: Literal["sigmoid", "ipo"] = "sigmoid"
+        """`sigmoid`: the loss of DPO on summed log-probabilities. `ipo`: the squared loss of arXiv 2310.12036 on means
+        over each answer's tokens."""
         beta: Annotated[float, Range(0, 1e3, above=True)] = 0.1
+        """How strongly the student is held to the reference."""
         label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
+        """Share of the pairs that may be the wrong way round (conservative DPO), of `sigmoid` alone."""
         reference: Literal["student", "teacher"] = "student"
+        """What the student is compared with: the `student` as the stage begins, or the `teacher`. What it says of each
+        pair is computed once and kept in the run folder."""
         teacher: Annotated[str, Field(min_length=1)] | None = None
+        """Another reference than the run's teacher, with the same vocabulary. Only with `reference: teacher`."""
 
         @model_validator(mode="after")
         def _pairs(self):

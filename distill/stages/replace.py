@@ -46,8 +46,8 @@ class Replace(Stage):
     changes_layout = True
 
     class Options(Further, Initialise.Options):
-        """tokens: text to calibrate on. layers, pattern, mixer: what becomes of which layers. scales, decay: as in
-        initialise."""
+        """Options of progressive replacement: which layers, and the calibration of `initialise` on the student's own
+        inputs and outputs."""
 
     def __init__(self, teacher, student, options: "Replace.Options", transfers: Transfers | None = None) -> None:
         super().__init__(teacher, student, options, transfers)

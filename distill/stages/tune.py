@@ -32,15 +32,20 @@ class Tune(WholeStudent):
     """Supervised fine-tuning, with a divergence from a teacher where `kl` gives it a weight."""
 
     class Options(WholeOptions):
-        """kl: weight of the divergence from the teacher beside the cross-entropy, whose weight is 1. divergence,
-        temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a folder of
-        `distill cache`, in place of a teacher."""
+        """Options of supervised fine-tuning. Cross-entropy is on what the assistant said, on every token of plain text."""
 
         kl: Annotated[float, Range(0, 1e6)] = 0.0
+        """Weight of the divergence from the teacher beside the cross-entropy, whose weight is 1. At 0 no teacher runs."""
         divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+        """The divergence between the student's next-token distribution and the teacher's."""
         temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+        """The temperature of both distributions."""
         teacher: Annotated[str, Field(min_length=1)] | None = None
+        """Another teacher than the run's, a larger one for instance; its vocabulary must be the same token by token. It is
+        loaded when the stage begins and freed when it ends. See docs/teachers.md#another-teacher."""
         offline_logits: Annotated[str, Field(min_length=1)] | None = None
+        """A folder that `distill cache` wrote. The stage learns from the likeliest tokens that it holds, and no teacher is
+        on the GPU. See docs/teachers.md."""
 
         @model_validator(mode="after")
         def _targets_are_used(self):
