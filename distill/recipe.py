@@ -8,11 +8,11 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from distill.errors import HIDDEN, UserError, nearest
 from distill.ranges import DISTANT, LONGEST, MANY, Range, whole
-from distill.schema import Count, Letter, Name, Schema, count, explain
+from distill.schema import COUNTED, Count, Letter, Name, Schema, explain
 from distill.yaml_file import dump
 
 DOCUMENTS = 32  # that a judged table rests on
@@ -20,7 +20,7 @@ LONGEST_DOCUMENT = 128 * 10**6  # bytes of UTF-8
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
 
 Length = Annotated[int, whole(8, LONGEST)]  # of a window of text
-FewTokens = Annotated[int, BeforeValidator(count), whole(1, LONGEST)]  # that are read at once
+FewTokens = Annotated[int, *COUNTED, whole(1, LONGEST)]  # that are read at once
 Batch = Annotated[int, whole(1, 65_536)]  # windows at a time
 
 
@@ -28,7 +28,7 @@ MicroBatch = Batch | Literal["auto"]  # auto: as many as fit the device's memory
 
 
 class TextSource(Schema):
-    """A source of text: one entry of `data.train`, `data.heldout` or a stage's own `data`."""
+    """One entry of `data.train`, `data.heldout` or a stage's own `data`."""
 
     path: str | None = None
     """Local files: a glob of jsonl, json, parquet, txt or csv, plain or compressed, relative to the folder that the
@@ -89,7 +89,7 @@ class Data(Schema):
     limit: Count | None = None
     """Tokens to prepare of each training text at most. Where none is given: all of local files, and of streamed data sets
     as many as the run reads."""
-    longest_document: Annotated[Count, Field(lt=2**31)] = LONGEST_DOCUMENT
+    longest_document: Annotated[Count, whole(1, 2**31 - 1)] = LONGEST_DOCUMENT
     """Bytes of UTF-8 that a document may have. What preparing text takes of memory grows with it."""
 
     @property
@@ -168,9 +168,9 @@ class Recipe(Schema):
     `distill export` merges them."""
     pattern: str | dict[str, Any]
     """The student's layout: one letter a layer, repeated over depth. `A` keeps the teacher's attention; every other letter
-    is a mixer. A mapping, `{keep: 0.25, by: recall}`, has the run select the layout: see the scorers below."""
+    is a mixer. A mapping, `{keep: 0.25, by: recall}`, has the run select the layout by a scorer."""
     mixers: dict[Letter, dict[str, Any]]
-    """For each letter of `pattern` a mixer and its options: `M: {mixer: mamba2}`. The mixers and their options are below.
+    """For each letter of `pattern` a mixer and its options: `M: {mixer: mamba2}`. 
     """
     meta_tokens: Annotated[int, whole(0, 65_536)] = 0
     """Learned vectors in front of every document. Stages that train the student end to end train them, with the rate of
@@ -198,7 +198,7 @@ class Recipe(Schema):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the run computes. `auto`: on a GPU where there is one."""
     checkpoints: Checkpoints = Checkpoints()
-    """How often a stage saves itself."""
+    """When a stage saves itself on its way."""
     trackers: list[str] = []
     """accelerate's trackers by name. Each has one run for a student and one for its twin, with steps counted over all
     stages; files go to `trackers/` in the run folder."""

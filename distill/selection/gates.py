@@ -86,7 +86,7 @@ class GateOptions(Options):
 
 
 class Gates(Scorer):
-    """score = the gate that the layer ends with, 1 being attention alone."""
+    """Layers whose trained gate between attention and stand-in stays open (FlashMorph, arXiv 2606.30562); score = it."""
 
     Options = GateOptions
 

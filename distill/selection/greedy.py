@@ -25,7 +25,7 @@ class GreedyOptions(Options):
 
 
 class Greedy(Scorer):
-    """score = what adding the layer gained in its turn."""
+    """Layers added one by one to a model of stand-ins (arXiv 2601.11667): score = what the layer gained in its turn."""
 
     Options = GreedyOptions
 

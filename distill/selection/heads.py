@@ -26,7 +26,7 @@ class HeadOptions(Options):
 
 
 class RetrievalHeads(Scorer):
-    """score = recall lost when the head is switched off, all others as they are."""
+    """Single heads that recall needs (arXiv 2602.11374): score = recall lost when the head alone is switched off."""
 
     Options = HeadOptions
     measures = ("recall",)

@@ -25,7 +25,9 @@ from distill.text.windows import Batch, Calibration
 
 
 class Align(Stage):
-    """Hidden-state alignment of all mixers at once."""
+    """Hidden-state alignment: fits each mixer's output to its attention's on the teacher's own inputs (MOHAWK, stage 2).
+
+    All mixers are trained at once."""
 
     probed = True
     layer_loss = LayerLoss("output against attention's", "relative L2 error", squared=True, judged=True)

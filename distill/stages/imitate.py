@@ -7,10 +7,10 @@ join the text here: the stages before show each mixer the teacher's own inputs, 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from distill.output_head import head_of
@@ -20,12 +20,12 @@ from distill.stages.on_policy import written
 from distill.stages.rates import Point
 from distill.stages.stage import Transfers
 from distill.stages.targets import Source, relative_error
-from distill.stages.whole import WholeOptions, WholeStudent
+from distill.stages.whole import TaughtOptions, WholeStudent
 from distill.text.windows import Batch
 
 
 class Imitate(WholeStudent):
-    """End-to-end knowledge distillation."""
+    """End-to-end knowledge distillation: fits the student's next-token distribution to the teacher's (MOHAWK, stage 3)."""
 
     probed = True
     rates = (
@@ -35,19 +35,9 @@ class Imitate(WholeStudent):
         Point(8030e6, 7_124, "llama-3-8b_mamba-in-llama, 4 windows at a time, layers recomputed, mixers and norms"),
     )
 
-    class Options(WholeOptions):
+    class Options(TaughtOptions):
         """Options of end-to-end knowledge distillation."""
 
-        divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-        """The divergence between the student's next-token distribution and the teacher's."""
-        temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
-        """The temperature of both distributions."""
-        teacher: Annotated[str, Field(min_length=1)] | None = None
-        """Another teacher than the run's, a larger one for instance; its vocabulary must be the same token by token. It is
-        loaded when the stage begins and freed when it ends. See docs/teachers.md#another-teacher."""
-        offline_logits: Annotated[str, Field(min_length=1)] | None = None
-        """A folder that `distill cache` wrote. The stage learns from the likeliest tokens that it holds, and no teacher is
-        on the GPU. See docs/teachers.md."""
         on_policy: Annotated[float, SHARE] = 0.0
         """Share of the windows, drawn at each step, whose answers the student writes before the teacher scores them (GKD,
         arXiv 2306.13649). The student answers chats anew at temperature 1, in the room that the answers had. Not with `ce`

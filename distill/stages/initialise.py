@@ -27,7 +27,9 @@ CANDIDATES = 9  # for a head's half-life
 
 
 class Initialise(Stage):
-    """Closed-form calibration; what it sets goes into the weight-transfer record."""
+    """Makes every mixer from its layer's attention, then solves gates and output scales in closed form on a little text.
+
+    What it sets goes into the weight-transfer record."""
 
     trains = False
     first = True

@@ -30,7 +30,9 @@ TINY = 1e-20  # of the attention's power: a matrix with less is not there
 
 
 class Orient(Stage):
-    """Matrix orientation of all orientable mixers at once."""
+    """Matrix orientation: fits each mixer's matrix to its attention's (MOHAWK, arXiv 2408.10189, stage 1).
+
+    All orientable mixers are trained at once."""
 
     for_twin = False  # windows alone have no matrix to orient
     probed = True

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from distill.output_head import head_of, trimmed
 from distill.ranges import Range
+from distill.recipe import TextSource
 from distill.stages.likelihood import sequence_log_probabilities
 from distill.stages.targets import Online, Source
 from distill.stages.whole import WholeOptions, WholeStudent
@@ -28,15 +29,16 @@ from teachers.teacher import Teacher
 
 
 class Prefer(WholeStudent):
-    """Direct preference optimisation."""
+    """Direct preference optimisation on pairs of a chosen and a rejected answer (DPO, arXiv 2305.18290)."""
 
     needs_teacher = False
     text = "pairs"
 
     class Options(WholeOptions):
-        """Options of direct preference optimisation. `data`, sources of pairs (docs/text.md#pairs), must be given; `batch`
-        and `micro_batch` count windows, two a pair."""
+        """Options of direct preference optimisation. `batch` and `micro_batch` count windows, two a pair."""
 
+        data: Annotated[list[TextSource], Field(min_length=1)] | None = None
+        """Sources of pairs, which no other stage reads. See docs/text.md#pairs."""
         loss: Literal["sigmoid", "ipo"] = "sigmoid"
         """`sigmoid`: the loss of DPO on summed log-probabilities. `ipo`: the squared loss of arXiv 2310.12036 on means
         over each answer's tokens."""

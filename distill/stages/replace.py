@@ -39,7 +39,9 @@ class InitialiseFurther(Initialise):
 
 
 class Replace(Stage):
-    """Progressive replacement; closed-form, like `initialise`."""
+    """Progressive replacement: turns more attention layers of the student as it is by then into mixers (arXiv 2408.15237).
+
+    Its work is closed-form, as that of `initialise`."""
 
     trains = False
     records = True

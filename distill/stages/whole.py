@@ -70,6 +70,21 @@ class WholeOptions(TrainingOptions):
         return self
 
 
+class TaughtOptions(WholeOptions):
+    """What the stages take that compare next-token distributions with another model's."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """The divergence between the student's next-token distribution and the teacher's."""
+    temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    """The temperature of both distributions."""
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """Another teacher than the run's, a larger one for instance; its vocabulary must be the same token by token. It is
+    loaded when the stage begins and freed when it ends. See docs/teachers.md#another-teacher."""
+    offline_logits: Annotated[str, Field(min_length=1)] | None = None
+    """A folder that `distill cache` wrote. The stage learns from the likeliest tokens that it holds, and no teacher is
+    on the GPU. See docs/teachers.md."""
+
+
 class WholeStudent(Stage):
     """Base of the stages that train the student end to end. Its losses are means over `batch.loss_weights`."""
 
