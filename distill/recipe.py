@@ -170,8 +170,7 @@ class Recipe(Schema):
     """The student's layout: one letter a layer, repeated over depth. `A` keeps the teacher's attention; every other letter
     is a mixer. A mapping, `{keep: 0.25, by: recall}`, has the run select the layout by a scorer."""
     mixers: dict[Letter, dict[str, Any]]
-    """For each letter of `pattern` a mixer and its options: `M: {mixer: mamba2}`. 
-    """
+    """For each letter of `pattern` a mixer and its options: `M: {mixer: mamba2}`."""
     meta_tokens: Annotated[int, whole(0, 65_536)] = 0
     """Learned vectors in front of every document. Stages that train the student end to end train them, with the rate of
     `new`. A window sees them always where it has as many `sinks`."""

@@ -1,5 +1,6 @@
 """What comes with the package: recipes, which `distill recipes` lists and copies, configs of teachers, and text."""
 
+import filecmp
 import logging
 import os
 from pathlib import Path
@@ -104,7 +105,7 @@ def _copy_schema(folder: Path) -> None:
     if not os.path.lexists(target):
         with new_file(target) as opened:
             opened.write(source.read_bytes())
-    elif not target.is_file() or target.read_bytes() != source.read_bytes():
+    elif not target.is_file() or not filecmp.cmp(source, target, shallow=False):
         _log.warning(
             "%s is another file than this version's schema and stays; `distill schema` prints this version's", target
         )

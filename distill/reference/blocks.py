@@ -83,19 +83,21 @@ def families() -> list[str]:
 
 def layouts() -> list[str]:
     """The layouts of `distill bench layouts` by their sizes: MiB of the cache of one text, and parameters of the mixers."""
-    base, teacher = load(RECIPE), _small_teacher()
-    rows = []
-    for name, (_, mixers, meta_tokens) in LAYOUTS.items():
-        recipe = of_layout(base, name)
-        student = empty(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, name, meta_tokens))
-        short, long = (state_bytes(student, tokens) for tokens in (SHORT, LONG))
-        longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # each further token takes as much
-        sizes = [f"{size / 2**20:.1f}" for size in (short, long, longest)]
-        count = sum(parameter.numel() for parameter in nn.ModuleList(student.mixers.values()).parameters())
-        letters = dump(mixers, default_flow_style=True, width=10**6).strip().removeprefix("{").removesuffix("}")
-        extra = f", `meta_tokens: {meta_tokens}`" if meta_tokens else ""
-        rows.append([name, f"`{recipe.pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"])
-    return markdown(("layout", "pattern", "mixers", "MiB at 1k", "32k", "256k", "parameters, M"), rows)
+    head = ("layout", "pattern", "mixers", "MiB at 1k", "32k", "256k", "parameters, M")
+    return markdown(head, [layout_row(name) for name in LAYOUTS])
+
+
+def layout_row(name: str) -> list[str]:
+    """One layout's cells."""
+    recipe, teacher = of_layout(load(RECIPE), name), _small_teacher()
+    student = empty(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, name, recipe.meta_tokens))
+    short, long = (state_bytes(student, tokens) for tokens in (SHORT, LONG))
+    longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # each further token takes as much
+    sizes = [f"{size / 2**20:.1f}" for size in (short, long, longest)]
+    count = sum(parameter.numel() for parameter in nn.ModuleList(student.mixers.values()).parameters())
+    letters = dump(recipe.mixers, default_flow_style=True, width=10**6).strip().removeprefix("{").removesuffix("}")
+    extra = f", `meta_tokens: {recipe.meta_tokens}`" if recipe.meta_tokens else ""
+    return [name, f"`{recipe.pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"]
 
 
 BLOCKS: dict[str, Callable[[], list[str]]] = {
