@@ -16,7 +16,8 @@ from distill.shipped import SCHEMA, shipped_folder
 from distill.strict_json import dumps
 
 COMMAND = "make reference"
-PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n)(?:.*?\n)??(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"^<!-- generated: ", re.MULTILINE)
+PART = re.compile(r"^(<!-- generated: ([\w ]+) -->\n)(?:.*?\n)??(<!-- end -->)$", re.MULTILINE | re.DOTALL)
 DOCUMENT = re.compile(r"(?<![\w(/])(docs/([\w-]+\.md)(?:#[\w-]+)?)")  # named in a text, not linked yet
 LINK = re.compile(r"\]\((docs/[\w./-]+(?:#[\w-]*)?|#[\w-]+)\)")
 
@@ -31,7 +32,7 @@ def written(root: Path) -> dict[Path, str]:
     found = {shipped_folder() / SCHEMA: schema_text()}
     for page in [*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "recipes").glob("*.md")]:
         text = page.read_text(encoding="utf-8")
-        if text.count("<!-- generated: ") != len(PART.findall(text)):
+        if len(MARKER.findall(text)) != len(PART.findall(text)):
             raise UserError(f"{page}: a line <!-- generated: NAME --> has no line <!-- end --> behind it, or an odd name")
         for name in [name for _, name, _ in PART.findall(text)]:
             if name not in BLOCKS:

@@ -64,8 +64,8 @@ def _type(node: Node, places: dict[str, str]) -> str:
         return _any(node["anyOf"], places)
     if node.get("type") == "array":
         return _list(node, places)
-    inner = node.get("additionalProperties", next(iter(node.get("patternProperties", {}).values()), None))
-    if isinstance(inner, dict):
+    values = [node.get("additionalProperties"), *node.get("patternProperties", {}).values()]
+    for inner in filter(lambda value: isinstance(value, dict), values):
         keys = node.get("propertyNames", {}).get("enum")
         named = " from " + _or([code(key) for key in keys]) if keys else ""
         return f"mapping{named} to {_type(inner, places)}"

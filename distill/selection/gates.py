@@ -86,7 +86,8 @@ class GateOptions(Options):
 
 
 class Gates(Scorer):
-    """Layers whose trained gate between attention and stand-in stays open (FlashMorph, arXiv 2606.30562); score = it."""
+    """Layers whose trained gate between attention and stand-in stays open (FlashMorph, arXiv 2606.30562): score = the
+    gate that the layer ends with, 1 being attention alone."""
 
     Options = GateOptions
 
