@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from inspect import getmodule
+from typing import cast
 
 import torch
 from torch import nn
@@ -90,14 +91,15 @@ def layouts() -> list[str]:
 def layout_row(name: str) -> list[str]:
     """One layout's cells."""
     recipe, teacher = of_layout(load(RECIPE), name), _small_teacher()
-    student = empty(teacher, layout_of(recipe.pattern, recipe.mixers, teacher.n_layers, name, recipe.meta_tokens))
+    pattern = str(recipe.pattern)  # no layout of the benchmark is selected
+    student = empty(teacher, layout_of(pattern, recipe.mixers, teacher.n_layers, name, recipe.meta_tokens))
     short, long = (state_bytes(student, tokens) for tokens in (SHORT, LONG))
     longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # each further token takes as much
     sizes = [f"{size / 2**20:.1f}" for size in (short, long, longest)]
-    count = sum(parameter.numel() for parameter in nn.ModuleList(student.mixers.values()).parameters())
+    count = sum(parameter.numel() for mixer in _mixers_of(student) for parameter in mixer.parameters())
     letters = dump(recipe.mixers, default_flow_style=True, width=10**6).strip().removeprefix("{").removesuffix("}")
     extra = f", `meta_tokens: {recipe.meta_tokens}`" if recipe.meta_tokens else ""
-    return [name, f"`{recipe.pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"]
+    return [name, f"`{pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"]
 
 
 BLOCKS: dict[str, Callable[[], list[str]]] = {
@@ -111,6 +113,10 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "families": families,
     "layouts": layouts,
 }
+
+
+def _mixers_of(student: nn.Module) -> list[nn.Module]:
+    return list(cast("dict[int, nn.Module]", student.mixers).values())
 
 
 def _linked(kind: str, name: str) -> str:

@@ -109,7 +109,7 @@ def _value(kind: type[Mixer], key: str, of_type: type) -> Node:
 def _stage_definitions() -> dict[str, Node]:
     """Every stage of the table with its options, and the schemas that these refer to."""
     found: dict[str, Node] = {}
-    even = {"by": {"const": EVEN}, "keep": {"type": "number", "minimum": 0}}
+    even: dict[str, Node] = {"by": {"const": EVEN}, "keep": {"type": "number", "minimum": 0}}
     choices = [_object("Layers evenly spread.", even, ["by", "keep"])]
     choices += [_reference(f"scorer.{name}") for name in SCORERS if not scorer_class(name).teacher_alone]
     for name in STAGES:

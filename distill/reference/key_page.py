@@ -15,7 +15,7 @@ from distill.stages.stage import StageOptions, TrainingOptions
 from distill.stages.whole import Lora, TaughtOptions, WholeOptions
 from students.mixers import MIXERS
 
-OPEN = {  # parts of a recipe, by the name of their definition: heading, anchor
+OPEN: dict[type[Schema], str] = {  # parts of a recipe, by the name of their definition: heading, anchor
     Data: "The key data",
     TextSource: "A source of text",
     EvaluationOptions: "The key evaluation",
@@ -23,7 +23,7 @@ OPEN = {  # parts of a recipe, by the name of their definition: heading, anchor
     Selected: "The key selected",
     Lora: "The key lora",
 }
-SHARED = {  # options that several stages have, by the schema that declares them
+SHARED: dict[type[Schema], str] = {  # options that several stages have, by the schema that declares them
     StageOptions: "Every stage",
     TrainingOptions: "Every stage that trains",
     WholeOptions: "Every stage that trains the student end to end",

@@ -40,7 +40,7 @@ def written(root: Path) -> dict[Path, str]:
             if name not in made:
                 made[name] = BLOCKS[name]()
         parts = {name: _placed("\n".join(lines), page, root) for name, lines in made.items()}
-        found[page] = PART.sub(lambda match, parts=parts: f"{match[1]}\n{parts[match[2]]}\n\n{match[3]}", text)
+        found[page] = _filled(text, parts)
     return found
 
 
@@ -52,6 +52,11 @@ def stale(texts: Mapping[Path, str]) -> list[Path]:
 def schema_text() -> str:
     """The JSON schema of recipes as a file."""
     return dumps(recipe_schema(), SCHEMA, indent=1) + "\n"
+
+
+def _filled(text: str, parts: Mapping[str, str]) -> str:
+    """A page with its parts between their markers."""
+    return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]}\n\n{match[3]}", text)
 
 
 def _placed(text: str, page: Path, root: Path) -> str:
