@@ -4,10 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-trl test-ecosystem test-export audit lint format clean
+.PHONY: quickstart reference test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-trl test-ecosystem test-export audit lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
+
+reference: $(VENV)/.installed  ## rewrites recipes/recipe.schema.json and the generated tables of pages
+	$(RUN) -m distill.reference
 
 test: $(VENV)/.installed  ## the suite, every pair-wise matrix sampled
 	$(RUN) -m pytest -q -n 2

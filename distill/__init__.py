@@ -4,7 +4,7 @@ The Python API is the command line's, one function a verb: `distill.plan(recipe)
 `distill.questions(files, out=file)`, `distill.answers(recipe)`, `distill.run(recipe)`, `distill.cache(recipe)`,
 `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`, `distill.export(run, out=folder)`,
 `distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the shipped recipes `distill.recipes()`,
-`distill.recipe_text(name)`, `distill.copy_recipe(name)`.
+`distill.recipe_text(name)`, `distill.copy_recipe(name)`; `distill.recipe_schema()` describes a recipe as JSON schema.
 """
 
 from distill.api import (
@@ -18,7 +18,7 @@ from distill.api import (
     run,
     select,
 )
-from distill.beforehand import answers, cache, copy_recipe, prepare, questions, recipe_text, recipes
+from distill.beforehand import answers, cache, copy_recipe, prepare, questions, recipe_schema, recipe_text, recipes
 from distill.errors import Interrupted, UserError
 from distill.version import __version__
 
@@ -37,6 +37,7 @@ __all__ = [
     "plan",
     "prepare",
     "questions",
+    "recipe_schema",
     "recipe_text",
     "recipes",
     "report",

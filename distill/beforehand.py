@@ -28,10 +28,20 @@ def recipe_text(name: str) -> str:
 
 
 def copy_recipe(name: str, target: str | Path = ".") -> Path:
-    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why not."""
+    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why not.
+
+    The JSON schema of recipes, which its first line names to editors, is copied beside it; another file of that name stays.
+    """
     from distill.shipped import copy_shipped
 
     return copy_shipped(name, Path(target))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of recipes: every key with its type, default, range and meaning, for editors and other programs."""
+    from distill.reference import json_schema
+
+    return json_schema.recipe_schema()
 
 
 def prepare(

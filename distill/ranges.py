@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from distill.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic_core import CoreSchema
 
 LONGEST = 2**20  # tokens of a text or a window, the longest that any teacher has positions for
@@ -93,6 +93,12 @@ class Range:
             return self(value if beyond else of_type(value))
 
         return core_schema.no_info_wrap_validator_function(validate, inner)
+
+    def __get_pydantic_json_schema__(self, schema: "CoreSchema", handler: "GetJsonSchemaHandler") -> dict[str, Any]:
+        """The type's JSON schema, with the two ends."""
+        ends = {"exclusiveMinimum" if self.above else "minimum": 0 if self.or_zero else self.low}
+        ends["exclusiveMaximum" if self.below else "maximum"] = self.high
+        return handler(schema) | ends
 
 
 def whole(low: int, high: int) -> Range:

@@ -4,13 +4,18 @@ The options of a recipe's stages, of a scorer and the recipe itself are schemas;
 """
 
 import re
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from distill.errors import nearest, shown
 from distill.ranges import whole
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
 
 LONGEST = 200  # bytes of a name, which a fingerprint and the names of files beside the folder come on top of
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
@@ -48,7 +53,18 @@ def _letter(value: str) -> str:
     return value
 
 
-Count = Annotated[int, BeforeValidator(count), whole(1, 10**13)]  # of tokens; the largest trainings read some 10^13
+@dataclass(frozen=True)
+class Written:
+    """Says in the JSON schema of a whole number that it may be written as `count` reads it."""
+
+    PATTERN: ClassVar[str] = r"^[0-9][0-9_]*(\.[0-9_]+)?\s*[kMB]?$"
+
+    def __get_pydantic_json_schema__(self, schema: "CoreSchema", handler: "GetJsonSchemaHandler") -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": self.PATTERN}]}
+
+
+COUNTED = (BeforeValidator(count), Written())
+Count = Annotated[int, *COUNTED, whole(1, 10**13)]  # of tokens; the largest trainings read some 10^13
 Name = Annotated[str, AfterValidator(_name)]
 Letter = Annotated[str, AfterValidator(_letter)]
 
@@ -60,7 +76,7 @@ class Schema(BaseModel):
     keys, with what is written instead.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
     reserved: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[dict[str, str]] = {}
 

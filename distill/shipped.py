@@ -1,5 +1,7 @@
 """What comes with the package: recipes, which `distill recipes` lists and copies, configs of teachers, and text."""
 
+import filecmp
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +10,10 @@ from rich.table import Table
 from distill.disk import new_file, writing
 from distill.errors import UserError, nearest
 from distill.yaml_file import read
+
+SCHEMA = "recipe.schema.json"  # beside the recipes
+FOR_EDITORS = "# yaml-language-server:"  # begins a line that tells editors which schema a file has
+_log = logging.getLogger(__name__)
 
 
 def shipped_folder() -> Path:
@@ -69,12 +75,15 @@ def first_sentence(path: Path) -> str:
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line.lstrip("# "))
+        if not line.startswith(FOR_EDITORS):
+            lines.append(line.lstrip("# "))
     return " ".join(lines).partition(". ")[0]
 
 
 def copy_shipped(name: str, target: Path) -> Path:
-    """Copy a shipped recipe to a file or into a folder.
+    """Copy a shipped recipe to a file or into a folder, and beside it the JSON schema that its first line names to editors.
+
+    A file of the schema's name that is another one stays, which the log says.
 
     Raises:
         UserError: no such recipe, a file in the way, or a place that cannot be written to.
@@ -87,4 +96,16 @@ def copy_shipped(name: str, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_file(target) as opened:
             opened.write(source.read_bytes())
+        _copy_schema(target.parent)
     return target
+
+
+def _copy_schema(folder: Path) -> None:
+    source, target = shipped_folder() / SCHEMA, folder / SCHEMA
+    if not os.path.lexists(target):
+        with new_file(target) as opened:
+            opened.write(source.read_bytes())
+    elif not target.is_file() or not filecmp.cmp(source, target, shallow=False):
+        _log.warning(
+            "%s is another file than this version's schema and stays; `distill schema` prints this version's", target
+        )

@@ -27,6 +27,7 @@ FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
     ("beforehand", "plan_table"),
+    ("reference",),
     ("answering", "benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
     ("training",),
     ("recipe_file",),

@@ -15,7 +15,7 @@ from tests.conftest import tiny_entries
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("distill", "students", "teachers")
-SHIPPED = r"recipes/(README\.md|[\w.-]+\.yaml|configs/[\w.-]+\.json|text/(LICENSE\.md|\w+\.jsonl\.xz))"
+SHIPPED = r"recipes/(README\.md|[\w.-]+\.yaml|recipe\.schema\.json|configs/[\w.-]+\.json|text/(LICENSE\.md|\w+\.jsonl\.xz))"
 CODE = rf"({'|'.join(PACKAGES)})/([\w/]+\.py|py\.typed)"
 META = r"distill_hybrids-[\w.]+\.dist-info/(METADATA|WHEEL|RECORD|entry_points\.txt|licenses/LICENSE)"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}

@@ -28,6 +28,7 @@ app = typer.Typer(
 verbs.add_to(app)
 app.add_typer(bench_verbs.app, name="bench")
 app.add_typer(recipe_verbs.app, name="recipes")
+app.command("schema")(recipe_verbs.schema)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""`distill recipes ls`, `show` and `cp`."""
+"""`distill recipes ls`, `show` and `cp`, and `distill schema`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 import distill
 from distill.cli.arguments import Json, ShippedArgument
-from distill.cli.output import say, table_console, write_json
+from distill.cli.output import ALONE, say, table_console, write_json
 
 app = typer.Typer(help="List, show and copy the recipes that come with the package.", no_args_is_help=True)
 
@@ -33,5 +33,10 @@ def cp(
     name: ShippedArgument,
     target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path("."),
 ) -> None:
-    """Copy a shipped recipe, to change it."""
+    """Copy a shipped recipe, to change it, and beside it the JSON schema that editors check it by."""
     say(distill.copy_recipe(name, target))
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes: every key with its type, default, range and meaning."""
+    write_json(ALONE, distill.recipe_schema())

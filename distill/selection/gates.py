@@ -75,17 +75,21 @@ class GateState:
 
 
 class GateOptions(Options):
-    """training_tokens: the paper's 20M by default. lr: of Adam, on the gates alone. retrieval: share of the steps that read
-    made-up recall texts, the others reading the recipe's training text. save: steps between two saves."""
+    """Options of trained gates."""
 
     training_tokens: Count = 20_000_000
+    """Tokens that the gates are trained on; the default is the paper's."""
     lr: Rate = 0.05
+    """Adam's learning rate, on the gates alone."""
     retrieval: Annotated[float, SHARE] = 0.5
+    """Share of the steps that read made-up recall texts. The others read the recipe's training text."""
     save: Whole = 20
+    """Steps between two saves."""
 
 
 class Gates(Scorer):
-    """score = the gate that the layer ends with, 1 being attention alone."""
+    """Layers whose trained gate between attention and stand-in stays open (FlashMorph, arXiv 2606.30562): score = the
+    gate that the layer ends with, 1 being attention alone."""
 
     Options = GateOptions
 

@@ -14,16 +14,18 @@ from distill.selection.scorer import Ranked, Scorer, count_of, intervals
 
 
 class GreedyOptions(Options):
-    """measure: what is to be kept, "recall" or "kl". beam: how many layouts are followed at a time. look_ahead: how many of
-    the layers that helped most a step earlier are tried again; None for all."""
+    """Options of greedy selection."""
 
     measure: Literal["recall", "kl"] = "recall"
+    """What is to be kept."""
     beam: Whole = 2
+    """Layouts that are followed at a time."""
     look_ahead: Whole | None = 8
+    """How many of the layers that helped most a step earlier are tried again; `null`: all."""
 
 
 class Greedy(Scorer):
-    """score = what adding the layer gained in its turn."""
+    """Layers added one by one to a model of stand-ins (arXiv 2601.11667): score = what the layer gained in its turn."""
 
     Options = GreedyOptions
 

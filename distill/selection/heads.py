@@ -16,16 +16,17 @@ from students.skeleton import Student
 
 
 class HeadOptions(Options):
-    """keep: how many heads outside the protected layers stay attention, or their share; those layers stay whole as well.
-    ablate: "zero" leaves a head's output out, as the paper does; "window" lets it see `window` tokens and `sinks`, so that
-    heads which look nearby only are not taken for retrieval heads."""
+    """`keep` counts heads outside the protected layers, or is their share; the protected layers stay whole beside them."""
 
     ablate: Literal["zero", "window"] = "zero"
+    """What a head that is switched off does: `zero` leaves its output out, as the paper does; `window` lets it see
+    `window` tokens and `sinks`, so that heads which look nearby only are not taken for retrieval heads."""
     families: Annotated[list[str], Field(min_length=1)] = ["key_value"]
+    """Families of made-up recall texts. They are in-sample in every table of the student, in words that no table has."""
 
 
 class RetrievalHeads(Scorer):
-    """score = recall lost when the head is switched off, all others as they are."""
+    """Single heads that recall needs (arXiv 2602.11374): score = recall lost when the head alone is switched off."""
 
     Options = HeadOptions
     measures = ("recall",)

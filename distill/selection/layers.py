@@ -23,7 +23,7 @@ TINY = 1e-12
 
 
 class UniformScorer(Scorer):
-    """Evenly spread; nothing is measured but what comes out."""
+    """Layers evenly spread; nothing is measured but what comes out."""
 
     def rank(self, measurer: Measurer) -> list[Ranked]:
         kept = evenly(count_of(measurer.options, measurer.layers), measurer.layers, measurer.options.protect)
@@ -61,7 +61,7 @@ class Swap(Scorer):
 
 
 class RecallScorer(Swap):
-    """score = recall lost / (KL + mean KL over the layers).
+    """Layers whose loss costs most recall: score = recall lost / (KL + mean KL over the layers) (HALO, arXiv 2601.22156).
 
     HALO divides what recall loses by what common sense loses, so that layers are kept for recall first; here KL stands for
     the latter, and its mean keeps a layer that changes nothing at all from a high score by noise.
@@ -80,7 +80,7 @@ class RecallScorer(Swap):
 
 
 class DivergenceScorer(Swap):
-    """score = KL."""
+    """Layers whose loss moves the next-token distribution most: score = KL."""
 
     measures = ("kl",)
     note = "KL on plain text understates what a layer is worth to recall; compare with by: recall, or judge both layouts"
@@ -93,11 +93,14 @@ class DivergenceScorer(Swap):
 
 
 class TaskOptions(Options):
-    """tasks: a folder of task files (distill/evaluation/task_files.py). names: of them. items: of each, drawn by a seed."""
+    """Options of selection by tasks."""
 
     tasks: str
+    """A folder of task files (distill/evaluation/task_files.py)."""
     names: Annotated[list[str], Field(min_length=1)] = list(SIX)
+    """Tasks of the folder."""
     items: Whole = 50
+    """Items of each task, drawn by the recipe's seed."""
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> "TaskOptions":
@@ -108,7 +111,7 @@ class TaskOptions(Options):
 
 
 class TaskScorer(Swap):
-    """score = log-probability of the right answers lost, mean over tasks."""
+    """Layers that task items need: score = log-probability of the right answers lost, mean over tasks."""
 
     Options = TaskOptions
     measures = ("task",)

@@ -16,30 +16,34 @@ Part = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 class Options(Schema):
-    """What every scorer takes.
-
-    keep: how many layers stay attention, or their share. by: the scorer. rest: the letters that the other layers get, in
-    turn; may be left out where `mixers` has one letter. protect: layers that stay attention whatever they score; they are
-    among the kept ones. periodic: keep every n-th layer alone, those with (i + 1) % n = 0, which more engines run; no layer
-    is protected then.
-    stand_in: what stands for a layer's attention while it is measured: "window" (of `window` tokens and `sinks`, untrained),
-    or "mixer", the recipe's own after its initialise stage.
-    families, length, trials: the made-up texts of recall. tokens: held-out text for the KL, from its end: the tables of a
-    run read its beginning.
-    """
+    """What every scorer takes."""
 
     keep: Whole | Part
+    """How many layers stay attention, or which share of them."""
     by: str
+    """The scorer."""
     rest: str | None = None
+    """The letters that the other layers get, in turn. It may be left out where `mixers` has one letter."""
     protect: list[Annotated[int, whole(0, MANY)]] = [0]
+    """Layers that stay attention whatever they score. They are among the kept ones; with `periodic` none is protected."""
     periodic: bool = False
+    """Keep every n-th layer alone, those with (i + 1) % n = 0, which MLX and SGLang ask of gated DeltaNet. The output says
+    what that costs by the scorer's own score."""
     stand_in: Literal["window", "mixer"] = "window"
+    """What stands for a layer's attention while it is measured: a `window`, untrained, or the recipe's own `mixer` after
+    its `initialise`."""
     window: Annotated[int, whole(1, LONGEST)] = 64
+    """Tokens of the stand-in's window."""
     sinks: Annotated[int, whole(0, LONGEST)] = 4
+    """First tokens of a document that the stand-in's window always sees."""
     families: Annotated[list[str], Field(min_length=1)] = ["key_value", "passkey"]
+    """Families of made-up recall texts. They are in-sample in every table of the student, in words that no table has."""
     length: Annotated[int, whole(64, LONGEST)] = 512
+    """Tokens of a recall text."""
     trials: Whole = 6
+    """Recall texts of each family."""
     tokens: Count = 2048
+    """Held-out tokens for the KL, from the last quarter of the text, which no table reads."""
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,9 @@ from teachers.teacher import Teacher
 
 
 class Align(Stage):
-    """Hidden-state alignment of all mixers at once."""
+    """Hidden-state alignment: fits each mixer's output to its attention's on the teacher's own inputs (MOHAWK, stage 2).
+
+    All mixers are trained at once."""
 
     probed = True
     layer_loss = LayerLoss("output against attention's", "relative L2 error", squared=True, judged=True)
@@ -38,11 +40,12 @@ class Align(Stage):
     )
 
     class Options(TrainingOptions):
-        """calibration_tokens: text that each layer's output power is measured on. layers: whose mixers are aligned; "new":
-        those that the last stage made which made any."""
+        """Options of hidden-state alignment."""
 
         calibration_tokens: Count = 8192
+        """Tokens of text on which the power of each layer's output is measured."""
         layers: Literal["new", "all"] = "new"
+        """Whose mixers are trained: all, or the `new` ones that the last `initialise` or `replace` made."""
 
     options: Options
     power: Tensor

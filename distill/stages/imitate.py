@@ -7,10 +7,10 @@ join the text here: the stages before show each mixer the teacher's own inputs, 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from distill.output_head import head_of
@@ -20,14 +20,14 @@ from distill.stages.on_policy import written
 from distill.stages.rates import Point
 from distill.stages.stage import Transfers
 from distill.stages.targets import Source, relative_error
-from distill.stages.whole import WholeOptions, WholeStudent
+from distill.stages.whole import TaughtOptions, WholeStudent
 from distill.text.windows import Batch
 from students.skeleton import Student
 from teachers.teacher import Teacher
 
 
 class Imitate(WholeStudent):
-    """End-to-end knowledge distillation."""
+    """End-to-end knowledge distillation: fits the student's next-token distribution to the teacher's (MOHAWK, stage 3)."""
 
     probed = True
     rates = (
@@ -37,22 +37,23 @@ class Imitate(WholeStudent):
         Point(8030e6, 7_124, "llama-3-8b_mamba-in-llama, 4 windows at a time, layers recomputed, mixers and norms"),
     )
 
-    class Options(WholeOptions):
-        """divergence, temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a
-        folder of `distill cache`, in place of a teacher. on_policy: share of the windows whose answers the student writes
-        (see `on_policy`). ce: share of plain cross-entropy. hidden: weight of the relative squared error of the last hidden
-        state and of the outputs of `hidden_layers`, on average. scale: of the whole loss, a mean over tokens; where
-        somebody's is a sum, `clip` and AdamW's epsilon are meant for that."""
+    class Options(TaughtOptions):
+        """Options of end-to-end knowledge distillation."""
 
-        divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-        temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
-        teacher: Annotated[str, Field(min_length=1)] | None = None
-        offline_logits: Annotated[str, Field(min_length=1)] | None = None
         on_policy: Annotated[float, SHARE] = 0.0
+        """Share of the windows, drawn at each step, whose answers the student writes before the teacher scores them (GKD,
+        arXiv 2306.13649). The student answers chats anew at temperature 1, in the room that the answers had. Not with `ce`
+        or `offline_logits`."""
         ce: Annotated[float, SHARE] = 0.0
+        """Share of plain cross-entropy in the loss, beside the divergence."""
         hidden: Annotated[float, Range(0, 1e6)] = 0.0
+        """Weight of the relative squared error of hidden states: the mean over the last one and the outputs of
+        `hidden_layers`. See docs/teachers.md#hidden-states."""
         hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
+        """Layers, numbered from 0, whose outputs are compared too. Another teacher must then have as many layers."""
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
+        """Multiplies the whole loss, which is a mean over tokens. It is for recipes whose loss is a sum, which their
+        `clip` and AdamW's epsilon are meant for."""
 
         @model_validator(mode="after")
         def _targets_fit(self) -> "Imitate.Options":

@@ -28,7 +28,9 @@ CANDIDATES = 9  # for a head's half-life
 
 
 class Initialise(Stage):
-    """Closed-form calibration; what it sets goes into the weight-transfer record."""
+    """Makes every mixer from its layer's attention, then solves gates and output scales in closed form on a little text.
+
+    What it sets goes into the weight-transfer record."""
 
     trains = False
     first = True
@@ -37,12 +39,15 @@ class Initialise(Stage):
     whose = "teacher"  # outputs the scales are solved on, in the record
 
     class Options(StageOptions):
-        """tokens: text to calibrate on. scales: solve the output scales. decay: keep half-lives "spread" over the heads, or
-        "calibrate": give each head the candidate that leaves least of its layer's output unexplained."""
+        """Options of the stage that makes the mixers from attention's projections."""
 
         tokens: Count = 100_000
+        """Tokens of text to calibrate on."""
         scales: bool = True
+        """Solve one output scale a head and branch by least squares."""
         decay: Literal["spread", "calibrate"] = "spread"
+        """How half-lives are set: `spread` over the heads, or `calibrate`, which gives each head the candidate that leaves
+        least of its layer's output unexplained."""
 
     options: Options
 

@@ -23,18 +23,18 @@ EVEN = "even"  # the way to choose layers that measures nothing
 
 
 class Further(Schema):
-    """Which layers a stage converts, and to what; mixed into the options of stages that convert any.
-
-    layers: their numbers. pattern: in place of them, the layout that it leaves, letters that repeat over depth; or how many
-    layers stay attention and how they are chosen among those that are: {keep: 8 or a share of all, by: even}, or by a scorer
-    of `distill select`, with its options, on the student as it is by then. Without either, half of the attention that is
-    there stays, evenly spread. mixer: the letter of the recipe's `mixers` that the layers get; may be left out where there
-    is one, or where pattern is letters.
-    """
+    """Which layers a stage converts, and to what; mixed into the options of stages that convert any."""
 
     layers: Annotated[list[Annotated[int, whole(0, MANY)]], Field(min_length=1)] | None = None
+    """The numbers of the layers to convert, from 0."""
     pattern: str | dict[str, Any] | None = None
+    """In place of `layers`: the layout that the stage leaves, letters that repeat over depth; or `{keep: 8, by: even}`,
+    how many layers (or which share of all) stay attention and how they are chosen: `even`, or a scorer with its options on
+    the student as it is by then (`retrieval-heads`, which chooses heads, is refused). Without `layers` and `pattern`,
+    every other layer of those that have attention is converted. See docs/students.md#progressive-replacement."""
     mixer: Letter | None = None
+    """The letter of the recipe's `mixers` that the layers get. It may be left out where there is one letter, or where
+    `pattern` is letters."""
 
     @field_validator("pattern")
     @classmethod

@@ -32,7 +32,9 @@ TINY = 1e-20  # of the attention's power: a matrix with less is not there
 
 
 class Orient(Stage):
-    """Matrix orientation of all orientable mixers at once."""
+    """Matrix orientation: fits each mixer's matrix to its attention's (MOHAWK, arXiv 2408.10189, stage 1).
+
+    All orientable mixers are trained at once."""
 
     for_twin = False  # windows alone have no matrix to orient
     probed = True
@@ -43,11 +45,12 @@ class Orient(Stage):
     )
 
     class Options(TrainingOptions):
-        """calibration_tokens: text for the output scales that are solved when the stage ends. layers: whose mixers are
-        oriented, "new" for those that the last stage made which made any (why, says align)."""
+        """Options of matrix orientation."""
 
         calibration_tokens: Count = 8192
+        """Tokens of text on which output scales are solved when the stage ends."""
         layers: Literal["new", "all"] = "new"
+        """Whose mixers are trained: all, or the `new` ones that the last `initialise` or `replace` made."""
 
     options: Options
     alpha: Tensor

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from distill.output_head import head_of, trimmed
 from distill.ranges import Range
+from distill.recipe import TextSource
 from distill.stages.likelihood import sequence_log_probabilities
 from distill.stages.stage import Transfers
 from distill.stages.targets import Online, Source
@@ -30,21 +31,28 @@ from teachers.teacher import Teacher
 
 
 class Prefer(WholeStudent):
-    """Direct preference optimisation."""
+    """Direct preference optimisation on pairs of a chosen and a rejected answer (DPO, arXiv 2305.18290)."""
 
     needs_teacher = False
     text = "pairs"
 
     class Options(WholeOptions):
-        """loss: see above. beta: how dear it is to leave the reference. label_smoothing: the share of pairs that may be the
-        wrong way round. reference: the student as the stage begins, or the teacher. teacher: another reference with the
-        same vocabulary. data: sources of pairs. batch, micro_batch: windows, two a pair."""
+        """Options of direct preference optimisation. `batch` and `micro_batch` count windows, two a pair."""
 
+        data: Annotated[list[TextSource], Field(min_length=1)] | None = None
+        """Sources of pairs, which no other stage reads. See docs/text.md#pairs."""
         loss: Literal["sigmoid", "ipo"] = "sigmoid"
+        """`sigmoid`: the loss of DPO on summed log-probabilities. `ipo`: the squared loss of arXiv 2310.12036 on means
+        over each answer's tokens."""
         beta: Annotated[float, Range(0, 1e3, above=True)] = 0.1
+        """How strongly the student is held to the reference."""
         label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
+        """Share of the pairs that may be the wrong way round (conservative DPO), of `sigmoid` alone."""
         reference: Literal["student", "teacher"] = "student"
+        """What the student is compared with: the `student` as the stage begins, or the `teacher`. What it says of each
+        pair is computed once and kept in the run folder."""
         teacher: Annotated[str, Field(min_length=1)] | None = None
+        """Another reference than the run's teacher, with the same vocabulary. Only with `reference: teacher`."""
 
         @model_validator(mode="after")
         def _pairs(self) -> "Prefer.Options":

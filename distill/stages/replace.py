@@ -43,15 +43,17 @@ class InitialiseFurther(Initialise):
 
 
 class Replace(Stage):
-    """Progressive replacement; closed-form, like `initialise`."""
+    """Progressive replacement: turns more attention layers of the student as it is by then into mixers (arXiv 2408.15237).
+
+    Its work is closed-form, as that of `initialise`."""
 
     trains = False
     records = True
     changes_layout = True
 
     class Options(Further, Initialise.Options):
-        """tokens: text to calibrate on. layers, pattern, mixer: what becomes of which layers. scales, decay: as in
-        initialise."""
+        """Options of progressive replacement: which layers, and the calibration of `initialise` on the student's own
+        inputs and outputs."""
 
     options: Options
 

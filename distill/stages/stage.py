@@ -28,37 +28,50 @@ Beta = Annotated[float, Range(0, 1, below=True)]
 
 
 class StageOptions(Schema):
-    """What every stage takes. tokens: how much text it sees."""
+    """What every stage takes."""
 
     tokens: Count
+    """Tokens of text that the stage reads."""
 
 
 class TrainingOptions(StageOptions):
-    """What every stage that trains takes.
-
-    lr: one rate, or one for each role of the parameters it trains: new (gates, decays, scales, norms of mixers), ssm and
-    window (the mixers' projections), norms and rest (the skeleton's). schedule: "wsd" warms up, stays, and decays
-    linearly over the last `decay` share; "cosine" falls from the warm-up's end on; both to `final` of the rate.
-    batch, micro_batch: windows an optimizer step and at a time (default: the recipe's data.*); micro_batch may be auto.
-    compile: whether layers are compiled by torch.compile (default: on a GPU). optimizer: AdamW with float32 moments, or
-    adamw_8bit, where a moment of a matrix takes a byte a number (`distill.moments`; needs torchao). seq_len, data: the
-    length of its windows, and sources of text of its own (default: data.seq_len and data.train).
-    """
+    """What every stage that trains takes."""
 
     lr: Rate | dict[Role, Rate]
+    """The learning rate: one for all, or one for each role of the parameters that the stage trains. Roles: `new` (gates,
+    decays, scales and norms of mixers, meta tokens), `ssm` and `window` (the mixers' projections), `norms` and `rest` (the
+    teacher's own parameters)."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    """How the rate changes. `wsd` warms up, stays, and falls linearly over the last `decay` share of the steps; `cosine`
+    falls from the end of the warm-up on; both fall to `final` of the rate."""
     warmup: Annotated[float, SHARE] = 0.1
+    """Share of the steps over which the rate rises."""
     decay: Annotated[float, SHARE] = 0.2
+    """Share of the steps over which the rate falls, of `wsd`."""
     final: Annotated[float, SHARE] = 0.0
+    """Share of the rate that is left at the end."""
     batch: BatchSize | None = None
+    """Windows an optimizer step. Where none is given, `data.batch`."""
     micro_batch: MicroBatch | None = None
+    """Windows at a time, or `auto` as for `data.micro_batch`. Where none is given, `data.micro_batch`, or a whole step
+    where the stage has a `batch` of its own."""
     seq_len: Length | None = None
+    """Tokens of a window. Where none is given, `data.seq_len`. See docs/text.md#a-length-and-a-text-for-each-stage."""
     data: Annotated[list[TextSource], Field(min_length=1)] | None = None
+    """Sources of the stage's own text, in place of `data.train`."""
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), strict=False)
+    """AdamW's two decay rates of moments."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    """AdamW's weight decay, on matrices alone and on none of the mixers' `new` parameters."""
     clip: Annotated[float, Range(0, 1e9, above=True)] | None = 1.0
+    """The largest norm of a step's gradient; `null` clips nothing."""
     compile: bool | None = None
+    """Compile decoder layers with torch.compile. Where none is given, on a GPU. Mixers are left as they are, and so is
+    what cannot be compiled."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw`: AdamW with float32 moments. `adamw_8bit`: moments of matrices take 8 bits, so that a trained parameter
+    takes 10 bytes in place of 16 (needs `pip install 'distill-hybrids[int8]'`). See docs/precision.md#moments-of-8-bits.
+    """
 
     @model_validator(mode="after")
     def _shares(self) -> "TrainingOptions":

@@ -5,17 +5,17 @@ over the tokens that are trained on.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from distill.output_head import head_of
 from distill.ranges import Range
 from distill.stages.likelihood import cross_entropy
 from distill.stages.targets import Source
-from distill.stages.whole import WholeOptions, WholeStudent
+from distill.stages.whole import TaughtOptions, WholeStudent
 from distill.text.windows import Batch
 from teachers.teacher import Teacher
 
@@ -29,18 +29,13 @@ class Shares(NamedTuple):
 
 
 class Tune(WholeStudent):
-    """Supervised fine-tuning, with a divergence from a teacher where `kl` gives it a weight."""
+    """Supervised fine-tuning: cross-entropy on what the assistant said, with `kl` a divergence from a teacher beside it."""
 
-    class Options(WholeOptions):
-        """kl: weight of the divergence from the teacher beside the cross-entropy, whose weight is 1. divergence,
-        temperature: of teacher and student. teacher: another one with the same vocabulary. offline_logits: a folder of
-        `distill cache`, in place of a teacher."""
+    class Options(TaughtOptions):
+        """Options of supervised fine-tuning. Cross-entropy is on what the assistant said, on every token of plain text."""
 
         kl: Annotated[float, Range(0, 1e6)] = 0.0
-        divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-        temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
-        teacher: Annotated[str, Field(min_length=1)] | None = None
-        offline_logits: Annotated[str, Field(min_length=1)] | None = None
+        """Weight of the divergence from the teacher beside the cross-entropy, whose weight is 1. At 0 no teacher runs."""
 
         @model_validator(mode="after")
         def _targets_are_used(self) -> "Tune.Options":

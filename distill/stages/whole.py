@@ -26,30 +26,36 @@ NORMS = ("norm", "layernorm", "ln_")
 
 
 class Lora(Schema):
-    """Low-rank adapters (arXiv 2106.09685) on the skeleton's linear layers.
-
-    targets: names of modules or their last parts; every linear layer outside the mixers and the head where none is given.
-    save: "merged" into the weights when the stage ends, or as "adapters" beside them, which only a last stage can leave.
-    """
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on the teacher's own linear layers."""
 
     rank: Annotated[int, whole(1, 65_536)] = 16
+    """Rank of each adapter."""
     alpha: Annotated[float, Range(0, 1e6, above=True)] = 32.0
+    """An adapter's output is multiplied by `alpha` / `rank`."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of linear layers, or their last parts. Where none are given, every linear layer outside the mixers and the
+    head."""
     save: Literal["merged", "adapters"] = "merged"
+    """What becomes of the adapters when the stage ends: `merged` adds them to the weights; `adapters` leaves them beside
+    the weights in peft's format, which only the last stage may."""
 
 
 class WholeOptions(TrainingOptions):
-    """train: what learns beside the mixers. layers: whose mixers learn, "new" for those that the last stage made which made
-    any. freeze: of kept attention, what does not learn (see `kept_attention`). layer_decay: multiplies the rates of a layer
-    once for every layer above it (see `kept_attention`). lora: adapters, where train is "lora". activation_checkpointing:
-    recompute layers in the backward pass, for memory; "selective" keeps their matrix products and attention."""
+    """What every stage that trains the student end to end takes."""
 
     train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
+    """What learns: the `mixers` alone, `mixers+norms`, `all`, or `lora`: the mixers, and adapters on the rest."""
     layers: Literal["new", "all"] = "all"
+    """Whose mixers learn: all, or the `new` ones that the last `initialise` or `replace` made."""
     freeze: list[Literal["q", "k"]] = []
+    """Projections of kept attention that stay as they are, with their norms. Only with `train: all`."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Multiplies the rates of a layer once for every layer above it, and those of the embeddings once for all layers."""
     lora: Lora = Lora()
+    """The adapters of `train: lora`."""
     activation_checkpointing: Recomputed = False
+    """What the backward pass computes again, to save memory: nothing (`false`), every decoder layer (`true`), or
+    `selective`, every layer but its matrix products and attention. Loss and gradients are the same."""
 
     @model_validator(mode="after")
     def _adapters_are_used(self) -> "WholeOptions":
@@ -65,6 +71,21 @@ class WholeOptions(TrainingOptions):
                 "as they are; leave freeze out, or set train: all"
             )
         return self
+
+
+class TaughtOptions(WholeOptions):
+    """What the stages take that compare next-token distributions with another model's."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """The divergence between the student's next-token distribution and the teacher's."""
+    temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    """The temperature of both distributions."""
+    teacher: Annotated[str, Field(min_length=1)] | None = None
+    """Another teacher than the run's, a larger one for instance; its vocabulary must be the same token by token. It is
+    loaded when the stage begins and freed when it ends. See docs/teachers.md#another-teacher."""
+    offline_logits: Annotated[str, Field(min_length=1)] | None = None
+    """A folder that `distill cache` wrote. The stage learns from the likeliest tokens that it holds, and no teacher is
+    on the GPU. See docs/teachers.md."""
 
 
 class WholeStudent(Stage):

@@ -81,9 +81,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     """Build a mixer, with a window branch beside it where an SSM mixer's options hold `window`.
 
-    `window` is a mapping: `size` (tokens), `sinks` (default 4), `own` (its own q, k, v, o; default true), `lag` (the
-    state takes tokens only as they leave the window; default true where the mixer can), `gate` (true, "select", or false,
-    the default).
+    `window` is a mapping of `size` and other options, which `Windowed.meanings` explains.
 
     Raises:
         ValueError: an unknown mixer or option, or one the mixer refuses.
@@ -98,6 +96,13 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     if "lag" in options:
         raise ValueError(f"mixer {name} has both a lag and a window; the window's own lag (true or false) says it")
     return _windowed(name, shape, dict(options.pop("window")), options)
+
+
+def defaults_of(name: str) -> dict:
+    """The types of the options that a layout may give a mixer, and their defaults, by name; no window branch's."""
+    parameters, hidden = inspect.signature(mixer_class(name)).parameters.values(), mixer_class(name).hidden_options
+    options = [each for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in hidden]
+    return {each.name: (each.annotation, each.default) for each in options}
 
 
 def _types_of(name: str) -> dict:
@@ -129,10 +134,12 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
         raise ValueError(f"the window of mixer {name} has {said}it takes {', '.join(sorted(known))}")
     if isinstance(window["size"], int) and window["size"] < 1:
         raise ValueError(f"a window of {window['size']} tokens sees nothing; its size must be at least 1")
-    size, own, kind = window["size"], window.get("own", True), mixer_class(name)
+    size, kind = window["size"], mixer_class(name)
     _check_values(f"the window of mixer {name}", window, known, Windowed, shape)
     _check_values(f"mixer {name}", options, _types_of(name), kind, shape)
     lag = _lag(name, size, window)
+    window = Windowed.window_defaults | window
+    own = window["own"]
     if not own and not kind.lends:
         raise ValueError(f"mixer {name} has no q, k and v that a window could borrow; set own: true")
     if not own and (shape.qkv_bias or shape.qk_norm):
@@ -141,8 +148,8 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
     ssm = kind(shape, **lag, **options)
     if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
         raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")
-    branch = Attention(replace(shape, o_bias=False), window=size, sinks=window.get("sinks", 4), borrowed=not own)
-    return Windowed(ssm, branch, shape.d_model, gate=window.get("gate", False))
+    branch = Attention(replace(shape, o_bias=False), window=size, sinks=window["sinks"], borrowed=not own)
+    return Windowed(ssm, branch, shape.d_model, gate=window["gate"])
 
 
 def _lag(name: str, size: int, window: dict) -> dict[str, int]:
@@ -150,4 +157,4 @@ def _lag(name: str, size: int, window: dict) -> dict[str, int]:
     can = "lag" in _types_of(name)
     if window.get("lag") and not can:
         raise ValueError(f"mixer {name} takes every token at once: its window cannot have lag: true")
-    return {"lag": size if window.get("lag", True) else 0} if can else {}
+    return {"lag": size if window.get("lag", Windowed.window_defaults["lag"]) else 0} if can else {}

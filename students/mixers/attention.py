@@ -54,10 +54,6 @@ class Attention(HeldAttention, Mixer):
     """Causal softmax attention.
 
     Args:
-        window: tokens that a token sees, itself included (default: as many as the attention's own tokens see). sinks: first
-            tokens always seen as well.
-        rope: rotate q and k (default: as the attention does).
-        share_kv: use the keys and values of the nearest converted layer before that has its own.
         borrowed: no projections of its own; a composed mixer hands it another branch's, scaled already.
         reads: the key head of each head, where a composed mixer's heads do not share them evenly.
     """
@@ -68,6 +64,13 @@ class Attention(HeldAttention, Mixer):
     float32 = frozenset({"scale"})
     zero_options = frozenset({"sinks"})
     hidden_options = frozenset({"borrowed", "reads"})
+    meanings = {
+        "window": "Tokens that a token sees, itself included. Where none is given, as many as in the teacher.",
+        "sinks": "First tokens of a document that are always seen too.",
+        "rope": "Rotate q and k by their positions. Where none is given, as the teacher does.",
+        "share_kv": "Use the keys and values of the nearest converted layer before that has its own. `orient` and `align` "
+        "train the layer on them as they are; end-to-end stages train both.",
+    }
 
     def __init__(
         self,

@@ -29,17 +29,16 @@ from students.wrapped import wide_linear
 class DiscreteMamba2(StateSpace):
     """Multi-head discrete Mamba-2, one SSM head for each attention head.
 
-    Args:
-        d_state: channels of B and C (default head_dim, where copying attention is exact). d_conv: taps.
-        rope: rotate C and B as attention rotates q and k. norm: an RMSNorm on each head's output.
-        lag: tokens that the state keeps away from.
-
     Raises:
         ValueError: rope with a d_state other than head_dim.
     """
 
     float32 = frozenset({"a_proj", "D", "gain", "scale"})
     scale: Tensor
+    meanings = StateSpace.meanings | {
+        "rope": "Rotate C and B as attention rotates q and k. `d_state` must then be the width of a head.",
+        "norm": "Put an RMSNorm on each head's output.",
+    }
 
     def __init__(
         self,

@@ -48,14 +48,11 @@ class GatedDeltaParts:
 
 
 class GatedDeltaNet(Recurrent):
-    """Gated DeltaNet with one key head and one value head for each attention head.
-
-    Args:
-        d_conv: taps of the convolution.
-    """
+    """Gated DeltaNet with one key head and one value head for each attention head."""
 
     copied = ("in_proj_qkv", "out_proj")
     float32 = frozenset({"A_log", "dt_bias"})
+    meanings = {"d_conv": "Taps of the convolution."}
 
     def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
         super().__init__(shape)

@@ -38,13 +38,10 @@ class GLAParts:
 
 
 class GatedLinearAttention(GatedHeads):
-    """GLA with a head for each attention head.
-
-    Args:
-        gate_rank: channels between the two maps that make the decays.
-    """
+    """GLA with a head for each attention head."""
 
     float32 = frozenset({"gate_bias"})
+    meanings = {"gate_rank": "Channels between the two maps that make the decays."}
 
     def __init__(self, shape: Shape, *, gate_rank: int = 16) -> None:
         super().__init__(shape)

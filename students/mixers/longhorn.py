@@ -48,18 +48,18 @@ class LonghornParts:
 
 
 class Longhorn(Recurrent):
-    """Longhorn with a key and a query for each attention head.
-
-    Args:
-        d_state: numbers a channel remembers. d_conv: taps. beta_rank: width that beta passes through (default d_model / 16,
-            rounded up).
-    """
+    """Longhorn with a key and a query for each attention head."""
 
     per_channel = True
     has_decay = False
     copied = ("in_proj", "kq_proj", "out_proj")
     float32 = frozenset({"beta_bias", "D", "gain", "scale"})
     scale: Tensor
+    meanings = {
+        "d_state": "Numbers that a channel remembers.",
+        "d_conv": "Taps of the convolution.",
+        "beta_rank": "Width that beta passes through. Where none is given, the model's width / 16, rounded up.",
+    }
 
     def __init__(self, shape: Shape, *, d_state: int = 16, d_conv: int = 4, beta_rank: int | None = None) -> None:
         super().__init__(shape)

@@ -57,11 +57,6 @@ class Mamba1Parts:
 class Mamba1(Recurrent):
     """Mamba with as many channels as attention has values, head after head.
 
-    Args:
-        d_state: numbers a channel remembers. d_conv: taps. dt_rank: width that dt passes through (default d_model / 16,
-            rounded up). n_groups: groups of heads with B and C of their own; 1 is the stock form. norms: an RMSNorm on
-            dt's low-rank input, on B and on C, as in Jamba (arXiv 2403.19887).
-
     Raises:
         ValueError: n_groups that does not divide the attention heads, or a d_state below 2.
     """
@@ -72,6 +67,13 @@ class Mamba1(Recurrent):
     dt_layernorm: nn.Module
     b_layernorm: nn.Module
     c_layernorm: nn.Module
+    meanings = {
+        "d_state": "Numbers that a channel remembers, 2 or more.",
+        "d_conv": "Taps of the convolution.",
+        "dt_rank": "Width that the time step passes through. Where none is given, the model's width / 16, rounded up.",
+        "n_groups": "Groups of heads with B and C of their own; 1 is the stock form.",
+        "norms": "Put an RMSNorm on the time step's low-rank input, on B and on C, as in Jamba (arXiv 2403.19887).",
+    }
 
     def __init__(
         self,

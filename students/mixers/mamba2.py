@@ -36,16 +36,17 @@ IDLE_DT = -10.0  # dt_bias of a companion: softplus gives 5e-5, nothing enters i
 class Mamba2(StateSpace):
     """Stock Mamba-2 with one SSM head for each attention head, and with expand = 2 a companion beside each.
 
-    Args:
-        expand: SSM heads per attention head. n_groups: groups of B and C and of the norm (default: attention heads);
-            heads of a group share the factors of their mean logits.
-        d_state: channels of B and C (default head_dim). d_conv: taps. lag: tokens the state keeps away from.
-
     Raises:
         ValueError: an expand that is neither 1 nor 2, or n_groups that does not divide the attention heads.
     """
 
     float32 = frozenset({"A_log", "D", "dt_bias"})
+    choices = {"expand": (1, 2)}
+    meanings = StateSpace.meanings | {
+        "expand": "SSM heads for each attention head. With 2 each has a companion whose output is a constant.",
+        "n_groups": "Groups of B and C, and of the norm; heads of a group share B and C. Where none is given, one for each "
+        "attention head.",
+    }
 
     def __init__(
         self,

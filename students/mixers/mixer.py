@@ -103,6 +103,8 @@ class Mixer(InPlace, nn.Module):
     largest_options: ClassVar[dict[str, int]] = {"d_conv": 256}  # the largest values of numbers that others are wider than
     hidden_options: ClassVar[frozenset[str]] = frozenset()  # options for composed mixers alone, which no layout may give
     layer_options: ClassVar[frozenset[str]] = frozenset()  # options that a layout may also give layer by layer
+    meanings: ClassVar[dict[str, str]] = {}  # what each option is, for the reference of recipes
+    choices: ClassVar[dict[str, tuple]] = {}  # all values of options that may only be one of a few
     min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
     silenced: frozenset[str] = frozenset()  # branches that add nothing to the output, see `silence`
     horizon: int = 0  # tokens after which a state that keeps single tokens is full; 0 where it keeps none, or all

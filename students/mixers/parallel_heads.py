@@ -29,19 +29,17 @@ from students.shapes import Float
 class ParallelHeads(Branches):
     """Attention heads and SSM heads on one input.
 
-    Args:
-        ssm: the SSM, {"mixer": name, option: value ...} (default: discrete_mamba2 as it is).
-        window: tokens that the attention sees (default: as many as the teacher's). sinks: first tokens of a document that
-            it always sees too; a student's meta tokens are the first of each, so sinks of their number cover them.
-        share_kv: the attention uses the keys and values of the nearest converted layer before that has its own.
-        norm: normalise each branch before its beta.
-
     Raises:
         ValueError: `ssm` names no SSM mixer, or one with a window.
     """
 
     beside = "attention"
     zero_options = frozenset({"sinks"})
+    meanings = {name: Attention.meanings[name] for name in ("window", "share_kv")} | {
+        "sinks": "First tokens of a document that the attention always sees too. Meta tokens are the first ones.",
+        "ssm": "The mixer of the SSM heads and its options. Where none is given, `{mixer: discrete_mamba2}`.",
+        "norm": "Normalise each branch before they are added.",
+    }
 
     def __init__(
         self,

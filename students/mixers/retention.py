@@ -43,9 +43,6 @@ class RetentionParts:
 class Retention(GatedHeads):
     """Multi-scale retention, a head for each attention head.
 
-    Args:
-        decay: the schedule, "retnet" or "lightning". rope: rotate q and k (default: as the attention does).
-
     Raises:
         ValueError: another decay, or rope where the attention has none.
     """
@@ -53,6 +50,11 @@ class Retention(GatedHeads):
     orientable = True
     float32 = frozenset({"log_decay"})
     log_decay: Tensor
+    choices = {"decay": DECAYS}
+    meanings = {
+        "decay": "The fixed decays of the heads: RetNet's, or those of lightning attention.",
+        "rope": "Rotate q and k by their positions. Where none is given, as the teacher does.",
+    }
 
     def __init__(self, shape: Shape, *, decay: str = "retnet", rope: bool | None = None) -> None:
         super().__init__(shape)

@@ -46,17 +46,14 @@ class RgLruParts:
 
 
 class RgLru(Recurrent):
-    """Griffin's recurrent block with as many channels as attention has values, one block of the gates a head.
-
-    Args:
-        d_conv: taps.
-    """
+    """Griffin's recurrent block with as many channels as attention has values, one block of the gates a head."""
 
     per_channel = True
     ignores = frozenset({"q", "k", "q_bias", "k_bias", "q_norm", "k_norm"})
     copied = ("linear_x", "linear_out")
     float32 = frozenset({"rg_lru"})
     output_name = "linear_out"
+    meanings = {"d_conv": "Taps of the convolution."}
 
     def __init__(self, shape: Shape, *, d_conv: int = 4) -> None:
         super().__init__(shape)

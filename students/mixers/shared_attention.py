@@ -87,10 +87,6 @@ class SiteLinear(nn.Module):
 class SharedAttention(Attention):
     """One site of a shared attention block.
 
-    Args:
-        blocks: how many blocks take turns over the layers of a letter. rank: of each site's deltas, 0 for none. start:
-            what a block starts from, "mean" or "central". window, sinks, rope: see `Attention`.
-
     Raises:
         ValueError: an unknown start.
     """
@@ -98,6 +94,12 @@ class SharedAttention(Attention):
     shares = True
     copied = tuple(f"{name}_proj" for name in PROJECTIONS)
     zero_options = Attention.zero_options | {"rank"}
+    choices = {"start": STARTS}
+    meanings = {name: Attention.meanings[name] for name in ("window", "sinks", "rope")} | {
+        "blocks": "How many attention blocks the layers of this letter share in turn.",
+        "rank": "Rank of the deltas by which each layer corrects its block; 0 for none.",
+        "start": "What a block starts from: the mean of its layers' projections, or the layer nearest to all others.",
+    }
 
     def __init__(
         self,

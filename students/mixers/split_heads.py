@@ -36,11 +36,6 @@ class SplitParts:
 class SplitHeads(Mixer):
     """Attention in some heads, an SSM in the others.
 
-    Args:
-        keep: heads that stay attention, counted from 0; a layout may give them layer by layer, {3: [0, 5], default: []}.
-        window, sinks: what the kept heads see, see `Attention`. ssm: the other heads' mixer and its options, default
-            {mixer: discrete_mamba2}.
-
     Raises:
         ValueError: heads that do not exist or stand twice, all heads, or an ssm that is no SSM mixer.
     """
@@ -48,6 +43,11 @@ class SplitHeads(Mixer):
     composed = True
     zero_options = frozenset({"sinks"})
     layer_options = frozenset({"keep"})
+    meanings = {name: Attention.meanings[name] for name in ("window", "sinks")} | {
+        "keep": "Heads that stay attention, counted from 0, in every layer of this letter, or layer by layer: "
+        "`{3: [0, 5], 7: [2], default: []}`. `by: retrieval-heads` selects them.",
+        "ssm": "The mixer of the other heads and its options. Where none is given, `{mixer: discrete_mamba2}`.",
+    }
 
     def __init__(
         self,

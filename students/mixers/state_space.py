@@ -78,6 +78,11 @@ class StateSpace(Recurrent):
     lends = True
     copied = ("in_proj", "out_proj")
     zero_options = frozenset({"lag"})
+    meanings = {
+        "d_state": "Channels of B and C. Where none is given, the width of an attention head.",
+        "d_conv": "Taps of the convolution.",
+        "lag": "Tokens, the latest ones, that the state does not hold yet. With a `window` its own `lag` says it.",
+    }
     rows_after = 0
     in_proj: nn.Linear
     conv1d: nn.Conv1d

@@ -47,7 +47,18 @@ class Windowed(Branches):
     beside = "window"
     window: Attention
     window_options: ClassVar[dict[str, Any]] = {"size": int, "sinks": int, "own": bool, "lag": bool, "gate": bool | str}
+    window_defaults: ClassVar[dict[str, int | bool]] = {"sinks": 4, "own": True, "lag": True, "gate": False}
     zero_options = frozenset({"sinks"})
+    choices = {"gate": (True, False, "select")}
+    meanings = {
+        "size": "Tokens that the window holds. It must be given.",
+        "sinks": "First tokens of a document that the window always sees too.",
+        "own": "The window has q, k, v and output projections of its own; else it borrows the state's, where the mixer has "
+        "such.",
+        "lag": "The state takes a token only when it leaves the window. By default where the mixer can.",
+        "gate": "Each head and token shares out state and window (`true`), or each token says whether and how much it uses "
+        "the window (`select`, as in Taipan).",
+    }
 
     def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool | str = False) -> None:
         super().__init__(ssm, window)

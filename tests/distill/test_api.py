@@ -31,7 +31,7 @@ ONLY_PRINTED = {"json"}  # where a result is written is the command line's busin
 
 
 def assert_functions():
-    for name in (*VERBS, "recipes", "recipe_text", "copy_recipe"):
+    for name in (*VERBS, "recipes", "recipe_text", "copy_recipe", "recipe_schema"):
         verb = getattr(distill, name)
         assert inspect.isfunction(verb), f"distill.{name} is a {type(verb).__name__}"
         assert verb.__doc__ and name in dir(distill) and name in distill.__all__
@@ -61,6 +61,7 @@ def test_every_verb_stays_a_function(tiny_recipe, tmp_path, monkeypatch):
     assert distill.bench("steps", recipe="tiny.yaml", overrides=["data.batch=2"])["rows"][0]["stage"] == "align"
     assert "quickstart" in {row["recipe"] for row in distill.recipes()}
     assert distill.copy_recipe("quickstart", tmp_path).read_text() == distill.recipe_text("quickstart")
+    assert distill.recipe_schema()["properties"]["teacher"]
     assert_functions()
 
 
@@ -73,7 +74,7 @@ def commands() -> list[tuple[str, object, object]]:
             below = {"recipes": {"ls": "recipes", "show": "recipe_text", "cp": "copy_recipe"}}.get(name, {})
             found += [(f"{name} {n}", c, getattr(distill, below.get(n, name))) for n, c in command.commands.items()]
         else:
-            found.append((name, command, getattr(distill, {"eval": "evaluate"}.get(name, name))))
+            found.append((name, command, getattr(distill, {"eval": "evaluate", "schema": "recipe_schema"}.get(name, name))))
     return found
 
 

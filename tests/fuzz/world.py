@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from distill.shipped import SCHEMA
 from tests.fuzz import damage, damage_models, forked, place, rule
 from tests.fuzz.values import real
 
@@ -92,7 +93,8 @@ class World:
                 path.unlink()
             return [rule.Finding("runs code", _damaged(case), argv[0], "code that came with the input ran")]
         named = [folder / argv[i + 1] for i, one in enumerate(argv[:-1]) if one in ("--out", "--json", "--write", "--runs")]
-        named += [folder / argv[-1]] if argv[:2] == ["recipes", "cp"] else []
+        if argv[:2] == ["recipes", "cp"]:
+            named += [folder / argv[-1], (folder / argv[-1]).parent / SCHEMA]
         after = _snapshot(folder)
         new = [name for name in after.keys() - before.keys() if not any(_within(folder / name, place) for place in named)]
         changed = sorted(name for name in before if before[name] != after.get(name)) or sorted(new)

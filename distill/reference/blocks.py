@@ -1,0 +1,137 @@
+"""The generated parts of pages, by name: BLOCKS. Each is a list of lines; links in them are from the root of the project."""
+
+from collections.abc import Callable
+from inspect import getmodule
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distill.benchmarks.layouts import LAYOUTS, RECIPE, of_layout
+from distill.build import empty, layout_of
+from distill.exporters import EXPORTERS, target
+from distill.recipe_file import load
+from distill.reference.json_schema import recipe_schema, said_of
+from distill.reference.key_page import key_page
+from distill.reference.tables import code, key_table, markdown
+from distill.selection import SCORERS, scorer_class
+from distill.shipped import list_recipes, shipped_folder
+from distill.stages import STAGES, stage_class, stages_of
+from distill.yaml_file import dump
+from students.mixers import MIXERS, defaults_of, has_own_window, mixer_class
+from students.state_size import state_bytes
+from teachers.families import FAMILIES, family_of
+from teachers.teacher import Teacher
+
+SMALL = "smollm2-135m-instruct"  # the config whose sizes the table of layouts has
+SHORT, LONG, LONGEST = 2**10, 2**15, 2**18  # tokens of a text
+PAGE = "docs/recipe-reference.md"
+MULTIPLES = ((10**9, "B"), (10**6, "M"), (10**3, "k"))
+
+
+def recipes() -> list[str]:
+    """The shipped recipes."""
+    rows = []
+    for row in list_recipes():
+        entries = stages_of(load(row["recipe"]))
+        tokens, stages = sum(entry.options.tokens for entry in entries), [entry.name for entry in entries]
+        rows.append([code(row["recipe"]), code(row["teacher"]), row["what"], _count(tokens), ", ".join(stages)])
+    return markdown(("recipe", "teacher", "what it is", "tokens", "stages"), rows)
+
+
+def recipe_keys() -> list[str]:
+    """The keys of a recipe that stand at its top."""
+    schema = recipe_schema()
+    places = dict.fromkeys(schema["definitions"], f"[mapping]({PAGE})")
+    return key_table(schema, schema["properties"], places)
+
+
+def stages() -> list[str]:
+    """What each stage does."""
+    return markdown(("stage", "what it does"), [[_linked("stage", name), said_of(stage_class(name))] for name in STAGES])
+
+
+def scorers() -> list[str]:
+    """What each scorer keeps."""
+    return markdown(("scorer", "what is kept"), [[_linked("scorer", name), said_of(scorer_class(name))] for name in SCORERS])
+
+
+def mixers() -> list[str]:
+    """What each mixer is, and what can be done with it."""
+    rows = []
+    for name in MIXERS:
+        kind = mixer_class(name)
+        oriented = "as its SSM" if "ssm" in defaults_of(name) else "yes" if kind.orientable else "no"
+        options = [code(key) for key in (*defaults_of(name), *(() if has_own_window(name) else ("window",)))]
+        rows.append([_linked("mixer", name), said_of(getmodule(kind)), oriented, ", ".join(options)])
+    return markdown(("mixer", "what it is", "`orient` fits it", "options"), rows)
+
+
+def targets() -> list[str]:
+    """What each export target writes."""
+    return markdown(("target", "what it writes"), [[code(name), target(name).line] for name in EXPORTERS])
+
+
+def families() -> list[str]:
+    """The families of teachers."""
+    rows = []
+    for name, family in FAMILIES.items():
+        refused = [f"`{key}: {str(value).lower()}` is refused: {why}" for key, value, why in family.refused]
+        rows.append([code(name), family.examples, "; ".join(filter(None, [family.note, *refused]))])
+    return markdown(("`model_type`", "published models", "what to know"), rows)
+
+
+def layouts() -> list[str]:
+    """The layouts of `distill bench layouts` by their sizes: MiB of the cache of one text, and parameters of the mixers."""
+    head = ("layout", "pattern", "mixers", "MiB at 1k", "32k", "256k", "parameters, M")
+    return markdown(head, [layout_row(name) for name in LAYOUTS])
+
+
+def layout_row(name: str) -> list[str]:
+    """One layout's cells."""
+    recipe, teacher = of_layout(load(RECIPE), name), _small_teacher()
+    pattern = str(recipe.pattern)  # no layout of the benchmark is selected
+    student = empty(teacher, layout_of(pattern, recipe.mixers, teacher.n_layers, name, recipe.meta_tokens))
+    short, long = (state_bytes(student, tokens) for tokens in (SHORT, LONG))
+    longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # each further token takes as much
+    sizes = [f"{size / 2**20:.1f}" for size in (short, long, longest)]
+    count = sum(parameter.numel() for mixer in _mixers_of(student) for parameter in mixer.parameters())
+    letters = dump(recipe.mixers, default_flow_style=True, width=10**6).strip().removeprefix("{").removesuffix("}")
+    extra = f", `meta_tokens: {recipe.meta_tokens}`" if recipe.meta_tokens else ""
+    return [name, f"`{pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"]
+
+
+BLOCKS: dict[str, Callable[[], list[str]]] = {
+    "keys": key_page,
+    "recipe keys": recipe_keys,
+    "recipes": recipes,
+    "stages": stages,
+    "scorers": scorers,
+    "mixers": mixers,
+    "targets": targets,
+    "families": families,
+    "layouts": layouts,
+}
+
+
+def _mixers_of(student: nn.Module) -> list[nn.Module]:
+    return list(cast("dict[int, nn.Module]", student.mixers).values())
+
+
+def _linked(kind: str, name: str) -> str:
+    return f"[`{name}`]({PAGE}#{kind}-{name})"
+
+
+def _count(tokens: int) -> str:
+    """24k, 2.8B: three digits at most."""
+    size, letter = next(pair for pair in (*MULTIPLES, (1, "")) if tokens >= pair[0])
+    return f"{tokens / size:.3g}{letter}"
+
+
+def _small_teacher() -> Teacher:
+    """A teacher without weights, on the meta device."""
+    config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{SMALL}.json")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return Teacher(SMALL, model, None, family_of(config, SMALL))
