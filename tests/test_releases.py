@@ -75,3 +75,14 @@ def test_the_bug_form_asks_for_what_a_report_needs():
     needed = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
     assert needed == {"doctor", "recipe", "command", "message"}
     assert "distill doctor --json -" in fields["doctor"]["attributes"]["description"]
+
+
+def test_the_index_of_the_log_leads_to_every_entry():
+    text = (ROOT / "LOG.md").read_text()
+    titles = re.findall(r"^## (\d{4}-.+)$", text, re.MULTILINE)
+    assert [title[:10] for title in titles] == sorted((title[:10] for title in titles), reverse=True)
+    anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    index = text[: text.index(f"## {titles[0]}")]
+    assert len(set(anchors)) == len(anchors)
+    assert set(re.findall(r"\]\(#([^)]+)\)", index)) == set(anchors)
+    assert not [anchor for anchor in anchors if "--" in anchor], "sites and GitHub spell such anchors in two ways"

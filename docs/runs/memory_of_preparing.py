@@ -1,7 +1,7 @@
 """The peak of memory while one text file is prepared, in a process of its own, with a cache that is empty.
 
 Needs: FILE, a text file of any kind that `data.train` takes; TEACHER, a folder with a tokenizer. No GPU.
-Ran on two busy CPU cores, 27 November 2026: LOG.md, "what preparing hostile text takes of memory".
+Ran on two busy CPU cores, 27 November 2026: LOG.md, "memory of preparing hostile text".
 Usage: python docs/runs/memory_of_preparing.py FILE TEACHER
 """
 
