@@ -1,8 +1,8 @@
 """The scripts of docs/runs/: they parse, pages name them, and the commands that they give are taken by today's program.
 
-Each shell script is run by bash with `distill`, `torchrun`, `srun` and `python` replaced by a program that writes down what it is
-called with, so that quoting and arguments are those of a reader. Commands of `distill` are then parsed, and their recipes checked
-with their overrides. Nothing trains.
+Each shell script is run by bash with `distill`, `torchrun`, `srun` and `python` replaced by a program that writes down what
+it is called with, so that quoting and arguments are those of a reader. Commands of `distill` are then parsed, and their
+recipes checked with their overrides. Nothing trains.
 """
 
 import ast
@@ -35,7 +35,11 @@ def usage(path: Path) -> list[str]:
 
 def test_pages_and_scripts_name_each_other():
     named = {name for page in PAGES for name in re.findall(r"docs/runs/[\w.-]+\.\w+", page.read_text())}
-    named |= {f"docs/{name}" for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"\((runs/[\w.-]+)\)", page.read_text())}
+    named |= {
+        f"docs/{name}"
+        for page in (ROOT / "docs").glob("*.md")
+        for name in re.findall(r"\((runs/[\w.-]+)\)", page.read_text())
+    }
     assert named == {str(path.relative_to(ROOT)) for path in SCRIPTS}
 
 

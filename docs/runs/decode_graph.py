@@ -1,8 +1,9 @@
 """Greedy tokens a second of a recipe's teacher and student with random weights, eagerly and as a replayed CUDA graph.
 
 Needs: one GPU; weights are random, so no checkpoint and no text. On a CPU `Decoder` runs the same function without a graph.
-The entry of LOG.md ("a token as one CUDA graph") was measured with lines typed in at commit b639c1d, whose modules have moved since.
-This file takes the steps that it describes; the file itself was run on a CPU alone. `distill bench generation` measures more.
+The entry of LOG.md ("a token as one CUDA graph") was measured with lines typed in at commit b639c1d; the modules have moved
+since. This file takes the steps that the entry describes, and was itself run on a CPU alone. `distill bench generation`
+measures more.
 Usage: python docs/runs/decode_graph.py RECIPE [BEHIND]
 """
 
