@@ -81,10 +81,8 @@ class Saves:
                     "bring it back, or start again with --fresh"
                 )
         facts |= {"stage_texts": own} if own else {}
-        if known.get("versions", versions()) != versions():
-            _log.warning(
-                "package versions differ from those this run was started with; see %s", self.folder.path / "run.json"
-            )
+        if changed := _changed_versions(known.get("versions", versions()), versions()):
+            _log.warning("%s: this run was started with other versions: %s", self.folder.path / "run.json", changed)
         types = known.get("types", [])
         self._types_changed = len({*types, self._types}) > 1
         if self._types_changed and self._types != types[-1]:
@@ -254,3 +252,9 @@ class Saves:
 def types_of(teacher: Teacher) -> str:
     """The type that a teacher is held in, in words."""
     return str(teacher.model.dtype).removeprefix("torch.")
+
+
+def _changed_versions(then: dict[str, str], now: dict[str, str]) -> str:
+    """Which versions are no longer what they were, as one line; nothing where all are the same."""
+    names = sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
+    return "; ".join(f"{name} {then.get(name, 'unknown')} then, {now.get(name, 'unknown')} now" for name in names)

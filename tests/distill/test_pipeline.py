@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import distill
 from distill import run
 from distill.errors import Interrupted, UserError
 from distill.recipe_file import check
@@ -234,7 +235,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(stopped, capsys):
     assert same(found, weights(go(entries, runs / "whole").path))
 
 
-def test_two_processes_in_one_folder(stopped):
+def test_two_processes_in_one_folder_and_an_earlier_version(stopped, caplog):
+    """A folder in use is refused. One that an earlier version wrote goes on, and a warning names what differs."""
     entries, runs, folder = stopped
     held = "with alone(sys.argv[1]): print(1, flush=True); time.sleep(60)"
     other = f"import sys, time; from distill.runs.run_dir import alone\n{held}"
@@ -246,7 +248,11 @@ def test_two_processes_in_one_folder(stopped):
     finally:
         process.kill()
         process.wait()
+    facts = folder_facts(folder)
+    (folder / "run.json").write_text(json.dumps(facts | {"versions": facts["versions"] | {"distill": "0.1.0"}}))
     assert (go(entries, runs).path / "student").exists()
+    assert f"other versions: distill 0.1.0 then, {distill.__version__} now" in caplog.text
+    assert folder_facts(folder)["versions"]["distill"] == "0.1.0"  # that it was started with
 
 
 def test_weights_that_do_not_behave_as_saved(stopped):

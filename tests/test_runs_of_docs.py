@@ -1,0 +1,98 @@
+"""The scripts of docs/runs/: they parse, pages name them, and the commands that they give are taken by today's program.
+
+Each shell script is run by bash with `distill`, `torchrun`, `srun` and `python` replaced by a program that writes down what
+it is called with, so that quoting and arguments are those of a reader. Commands of `distill` are then parsed, and their
+recipes checked with their overrides. Nothing trains.
+"""
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from distill.cli import app
+from distill.recipe_file import load
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path for path in (ROOT / "docs/runs").iterdir() if path.suffix in (".sh", ".py"))
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*.md")]
+RECORD = '#!/bin/sh\nprintf "%s\\0" "$(basename "$0")" "$@" >> "$RECORDED"; printf "\\n\\0" >> "$RECORDED"\n'
+ids = {"ids": lambda path: path.name}
+
+
+def usage(path: Path) -> list[str]:
+    """The words behind the script's name in its line of usage; what stands in brackets may be left out."""
+    (line,) = re.findall(rf"^(?:# )?Usage: \w+ docs/runs/{path.name}\b(.*)$", path.read_text(), re.MULTILINE)
+    return shlex.split(re.sub(r"\[.*", "", line))
+
+
+def test_pages_and_scripts_name_each_other():
+    named = {name for page in PAGES for name in re.findall(r"docs/runs/[\w.-]+\.\w+", page.read_text())}
+    named |= {
+        f"docs/{name}"
+        for page in (ROOT / "docs").glob("*.md")
+        for name in re.findall(r"\((runs/[\w.-]+)\)", page.read_text())
+    }
+    assert named == {str(path.relative_to(ROOT)) for path in SCRIPTS}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, **ids)
+def test_scripts_say_what_they_need(path):
+    head = path.read_text()[:1500]
+    assert re.search(r"^(# )?Needs: ", head, re.MULTILINE) and re.search(r"\b([Rr]an|run)\b.* (on|by)\b", head)
+    assert usage(path) is not None and not re.search(r"(?<![\w.])/(work|home|tmp|mnt|root)/", path.read_text())
+    assert all(len(line) <= 150 for line in path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if path.suffix == ".py"], **ids)
+def test_python_scripts_import_what_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, name.name) for name in node.names), node.module
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if path.suffix == ".sh"], **ids)
+def test_shell_scripts_give_commands_that_are_taken(path, tmp_path):
+    subprocess.run(["bash", "-n", path], check=True)
+    for name in ("distill", "torchrun", "srun", "python"):
+        (tmp_path / name).write_text(RECORD)
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    recorded = tmp_path / "recorded"
+    around = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORDED": str(recorded)}
+    words = ["quickstart" if word == "RECIPE" else word for word in usage(path)]
+    subprocess.run(["bash", path, *words], check=True, env=around, cwd=ROOT)
+    calls = [call.split("\0")[:-1] for call in recorded.read_text().split("\n\0")[:-1]]
+    assert calls
+    for call in calls:
+        check_call(call)
+
+
+def check_call(call: list[str]) -> None:
+    """Refuse a command that the program of today would refuse before it reads a file."""
+    if "-m" in call:
+        module = call[call.index("-m") + 1]
+        importlib.import_module(module)
+        call = ["distill" if module == "distill.cli" else module, *call[call.index("-m") + 2 :]]
+    if call[0] == "srun":
+        call = call[1:]
+    if call[0] != "distill":  # a module of tests/: recipe and overrides
+        load(call[1], [word for word in call[2:] if not word.startswith("-")])
+        return
+    command, words = typer.main.get_command(app), call[1:]
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    context = command.make_context(command.name, words)
+    recipe = context.params["recipe"] or "smollm2-135m_mamba2-hybrid"
+    for name in [recipe] if isinstance(recipe, str) else recipe:
+        overrides = list(context.params.get("overrides") or [])
+        load(name, overrides)
+        for variant in context.params.get("variants") or []:
+            load(name, [*overrides, *(part.strip() for part in variant.split(":", 1)[1].split(";"))])
