@@ -8,8 +8,6 @@ The Python API is the command line's, one function a verb: `distill.plan(recipe)
 """
 
 from distill.api import (
-    bench,
-    doctor,
     evaluate,
     export,
     generate,
@@ -20,6 +18,7 @@ from distill.api import (
 )
 from distill.beforehand import answers, cache, copy_recipe, prepare, questions, recipe_schema, recipe_text, recipes
 from distill.errors import Interrupted, UserError
+from distill.machine import bench, doctor
 from distill.version import __version__
 
 __all__ = [

@@ -26,7 +26,7 @@ FORBIDDEN = {
 FLOORS = (
     ("cli",),
     ("", "api"),  # "" is distill/__init__.py
-    ("beforehand", "plan_table"),
+    ("beforehand", "machine", "plan_table"),
     ("reference",),
     ("answering", "benchmarks", "caching", "diagnosis", "generation", "launching", "planning"),
     ("training",),

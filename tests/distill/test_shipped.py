@@ -121,8 +121,8 @@ def test_the_small_mamba_in_llama_goes_from_half_to_a_quarter():
     found = converted("smollm2-135m_mamba-in-llama", 30)
     assert found[0] == list(range(0, 30, 2)) and len(found[2]) == 15
     assert [layer for layer in range(30) if layer not in found[-1]] == [1, 3, 7, 11, 15, 19, 23, 27]
-    last = stages_of(load("smollm2-135m_mamba-in-llama"))[-1].options
-    assert last.freeze == ["q", "k"] and last.train == "all"
+    *_, imitate, tune = stages_of(load("smollm2-135m_mamba-in-llama"))
+    assert imitate.options.freeze == ["q", "k"] and imitate.options.train == "all" and tune.name == "tune"
 
 
 @pytest.mark.parametrize(("which", "warm"), [(0, 1500), (1, 500), (2, 500), (3, 500)])
