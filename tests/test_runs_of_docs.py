@@ -34,13 +34,14 @@ def usage(path: Path) -> list[str]:
 
 
 def test_pages_and_scripts_name_each_other():
-    named = {name for page in PAGES for name in re.findall(r"docs/runs/[\w.-]+\.\w+", page.read_text())}
-    named |= {
-        f"docs/{name}"
-        for page in (ROOT / "docs").glob("*.md")
-        for name in re.findall(r"\((runs/[\w.-]+)\)", page.read_text())
-    }
-    assert named == {str(path.relative_to(ROOT)) for path in SCRIPTS}
+    named = {name for page in PAGES for name in re.findall(r"docs/runs/[\w./-]+\.(?:sh|py|yaml)\b", page.read_text())}
+    assert not [name for name in named if not (ROOT / name).is_file()]
+    assert named >= {str(path.relative_to(ROOT)) for path in SCRIPTS}
+
+
+def test_scripts_of_folders_parse():
+    for path in (ROOT / "docs/runs").glob("*/*.sh"):
+        subprocess.run(["bash", "-n", path], check=True)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, **ids)
