@@ -58,7 +58,7 @@ test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); GGUF fil
 # Which run's report the screenshots show; without one, the report of the tests' tiny run.
 REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))
 
-test-browser: $(VENV)/.installed  ## reports in headless Chromium on three screens and on paper; screenshots into docs/
+test-browser: $(VENV)/.installed  ## reports and the documentation site in headless Chromium; screenshots of reports into docs/
 	DISTILL_SCREENSHOTS=docs DISTILL_REPORT="$(REPORT)" $(RUN) -m pytest -q -n0 -m browser tests/browser
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers

@@ -44,7 +44,7 @@ def on_page_markdown(markdown, page, config, files):
         place = _place(page.file.src_uri, link[1])
         return posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".") if place else link[1]
 
-    return LINK.sub(turned, markdown)
+    return LINK.sub(turned, markdown).replace(" ± ", "\u00a0±\u00a0")  # numbers keep their errors on their line
 
 
 def _place(uri: str, target: str) -> str | None:
