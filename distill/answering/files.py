@@ -96,14 +96,20 @@ class Folder:
         return [number for number in range(self.facts.shards) if self._found(number) is None]
 
     def write(self, number: int, rows: Iterable[dict[str, Any]], counts: dict[str, int]) -> None:
-        """Write a shard. Its .json comes last: without it the other counts for nothing.
+        """Write a shard. Its .json comes last: without it the other counts for nothing. A shard without rows has no .jsonl,
+        so that `*.jsonl` names files with text alone.
 
         Raises:
             UserError: the disk is full, or cannot be written; nothing that was there is lost.
         """
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
-        with new_file(self.path / f"{_name(number)}.jsonl") as opened:
-            opened.write(content)
+        file = self.path / f"{_name(number)}.jsonl"
+        if content:
+            with new_file(file) as opened:
+                opened.write(content)
+        else:
+            with writing(file):
+                file.unlink(missing_ok=True)
         shard = Shard(of=self.facts.key, sha256=hashlib.sha256(content).hexdigest(), counts=counts)
         write_text(self.path / f"{_name(number)}.json", json.dumps(shard.model_dump()))
 
@@ -120,13 +126,14 @@ class Folder:
         """What is said of a shard that is whole; None where it is not."""
         file = self.path / f"{_name(number)}.json"
         rows = file.with_suffix(".jsonl")
-        if not (file.is_file() and rows.is_file()) or rows.is_symlink():
+        if not file.is_file() or rows.is_symlink():
             return None
         try:
             shard = Shard(**read_json(file, TypeAdapter(Shard), fix="it is made again"))
         except UserError:
             return None
-        whole = shard.of == self.facts.key and file_hash(rows) == shard.sha256
+        found = file_hash(rows) if rows.is_file() else hashlib.sha256(b"").hexdigest()
+        whole = shard.of == self.facts.key and found == shard.sha256
         return shard if whole else None
 
     def _check_mine(self) -> None:

@@ -202,6 +202,16 @@ def test_pairs(chat_recipe, tmp_path, monkeypatch):
     assert pair["rejected"] == [{"role": "assistant", "content": "So the answer is 5."}]
 
 
+def test_a_shard_without_rows_has_no_file(tmp_path):
+    facts = {"reference": "m", "model": "m", "prompts": "0" * 64, "count": 1, "tokens": 8, "temperature": 1.0, "top_p": 1.0}
+    folder = files.Folder(tmp_path / "pairs", files.Facts(kind="pairs", seed=0, unfinished=False, **facts))
+    folder.begin()
+    folder.write(0, [], {"right": 1})
+    assert folder.missing() == [] and folder.counts() == {"right": 1} and not list(folder.path.glob("*.jsonl"))
+    (folder.path / "answers-00000.jsonl").write_text("{}\n")
+    assert folder.missing() == [0]
+
+
 def test_a_pair_needs_an_end():
     prompt = Prompt(0, [{"role": "user", "content": "1?"}], "The answer is 1.", "x", "x")
     cut = Said("The answer is 2", False, 4)
