@@ -211,14 +211,7 @@ def export(
     from distill.exporters.exporting import export_student
     from distill.training.finished import write_down_export
 
-    options: dict[str, Any] = {
-        "to": to,
-        "dtype": dtype,
-        "quantize": quantize,
-        "verify": verify,
-        "push": push,
-        "public": public,
-    }
+    options: dict = {"to": to, "dtype": dtype, "quantize": quantize, "verify": verify, "push": push, "public": public}
     shown = console or new_console(quiet=True)
     written = export_student(run, out=out, engines=engines, say=lambda line: shown.print(f"  {line}"), **options)
     write_down_export(Path(run), written)
@@ -254,11 +247,5 @@ def generate(
     """
     from distill.generation import generated
 
-    options: dict[str, Any] = {
-        "tokens": tokens,
-        "chat": chat,
-        "temperature": temperature,
-        "graphs": graphs,
-        "chunk": prefill_chunk,
-    }
+    options: dict = {"tokens": tokens, "chat": chat, "temperature": temperature, "graphs": graphs, "chunk": prefill_chunk}
     return generated(Path(target), prompt, stream=stream, trust_remote_code=trust_remote_code, **options)

@@ -215,7 +215,7 @@ def export(
     from distill.exporters.engines import parsed
 
     quiet_libraries()
-    options: dict[str, Any] = {
+    options: dict = {
         "to": to,
         "out": out,
         "dtype": dtype,
@@ -249,7 +249,7 @@ def generate(
     quiet_libraries()
     if prompt == "-":
         prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused with the prompt
-    how: dict[str, Any] = {
+    how: dict = {
         "tokens": tokens,
         "chat": chat,
         "temperature": temperature,

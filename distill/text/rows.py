@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ class Rows:
         """Every row from a place on, in an order that the seed fixes: the permutation that `datasets` gives so many rows."""
         yield from self.read(np.random.default_rng(seed).permutation(self.count)[first:])
 
-    def read(self, order: Iterable[int]) -> Iterator[tuple[str, str]]:
+    def read(self, order: Sequence[int] | np.ndarray) -> Iterator[tuple[str, str]]:
         """Rows by their numbers."""
         if not self.count:
             return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def script(path: str) -> Any:
+def script(path: str | Path) -> Any:
     """A script of this folder as a module."""
     spec = importlib.util.spec_from_file_location("proof_in_transformers", path)
     assert spec is not None and spec.loader is not None, path
