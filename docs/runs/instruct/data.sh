@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The chats of docs/instruct.md, from public sets of questions with reference answers (docs/text.md lists them).
-#   docs/runs/instruct/data.sh TRAIN HELDOUT OUT
-# TRAIN: cotqa-00.jsonl.xz and medqa-00.jsonl.xz; HELDOUT: gsm8k_test.jsonl.xz; OUT: the folder to write. No GPU; seconds.
+# Needs: TRAIN, a folder with cotqa-00.jsonl.xz and medqa-00.jsonl.xz; HELDOUT, one with gsm8k_test.jsonl.xz. No GPU; seconds.
+# Usage: bash docs/runs/instruct/data.sh TRAIN HELDOUT OUT
 # GSM8K's own rows are left out of what is trained on, because GSM8K judges.
 set -eu
 train=$1 heldout=$2 out=$3
