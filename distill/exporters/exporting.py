@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
@@ -98,6 +98,7 @@ def export_student(
 
     chosen, form = _asked(to, dtype, quantize)
     found = pythons(engines or {})
+    form = replace(form, quantiser=found.get("llama.cpp"))
     if public and not push:
         raise UserError("--public says how a repository is made, and --push names none; add --push REPO")
     if push:

@@ -71,7 +71,7 @@ class Gguf(Target):
         if merged != student:
             shutil.rmtree(merged)
         if form.quantize:
-            quantise(path, out / f"{export.name}-{form.quantize.upper()}.gguf", form.quantize)
+            quantise(path, out / f"{export.name}-{form.quantize.upper()}.gguf", form.quantize, form.quantiser)
             path.unlink()
 
 
@@ -96,7 +96,7 @@ class _Export:
 
         Gguf().check_installed()
         if form.quantize:
-            command(student, student, form.quantize)
+            command(student, student, form.quantize, form.quantiser)
         source = Source.read(student)
         if why := Gguf().refuses(source):
             raise ValueError(f"gguf cannot hold this student: {why}")

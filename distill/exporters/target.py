@@ -13,10 +13,12 @@ class Form:
     """How the weights are written.
 
     dtype: of all weights but those that must stay in float32. quantize: a type of llama.cpp, for targets that have them.
+    quantiser: the Python whose llama.cpp quantises; None looks for one.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quantize: str | None = None
+    quantiser: str | None = None
 
 
 class Target:

@@ -259,6 +259,12 @@ def test_a_quantiser_that_fails_is_quoted(quantiser, tokenizer, tmp_path):
         exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q4_k_m"))
 
 
+def test_the_engine_that_is_named_quantises(quantiser, monkeypatch, tmp_path):
+    monkeypatch.setattr(quantising, "_has_library", lambda python: python == "/there/python")
+    assert quantising.command(tmp_path, tmp_path, "q8_0", "/there/python")[0] == "/there/python"
+    assert quantising.command(tmp_path, tmp_path, "q8_0")[0] != "/there/python"
+
+
 def test_without_a_quantiser_nothing_is_written(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(quantising, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "/nowhere")

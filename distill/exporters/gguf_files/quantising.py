@@ -23,17 +23,19 @@ raise SystemExit(1 if failed else 0)
 """
 MISSING = (
     "--quantize {name} needs llama.cpp's quantiser, and neither llama-quantize is on PATH nor llama-cpp-python installed "
-    "here; pip install llama-cpp-python, or name the Python that has it in DISTILL_ENGINES (llama.cpp=/path/to/bin/python), "
+    "here; pip install llama-cpp-python, or name the Python that has it (--engine llama.cpp=/path/to/bin/python), "
     "or leave --quantize out and run llama-quantize on the file elsewhere"
 )
 
 
-def command(source: Path, target: Path, name: str) -> list[str]:
-    """The command that quantises a file.
+def command(source: Path, target: Path, name: str, python: str | None = None) -> list[str]:
+    """The command that quantises a file. python: one that has llama.cpp; else it is looked for.
 
     Raises:
         UserError: there is no quantiser.
     """
+    if python is not None and _has_library(python):
+        return [python, "-c", BY_LIBRARY, str(source), str(target), str(TYPES[name])]
     if (program := shutil.which(PROGRAM)) is not None:
         return [program, str(source), str(target), name.upper()]
     if find_spec("llama_cpp") is not None:
@@ -48,13 +50,13 @@ def _has_library(python: str) -> bool:
     return done.returncode == 0
 
 
-def quantise(source: Path, target: Path, name: str) -> None:
+def quantise(source: Path, target: Path, name: str, python: str | None = None) -> None:
     """Quantise a file into another.
 
     Raises:
         UserError: there is no quantiser, or it failed, with the last that it said.
     """
-    arguments = command(source, target, name)
+    arguments = command(source, target, name, python)
     done = subprocess.run(
         arguments,
         env=dict(os.environ) if arguments[0] == sys.executable else foreign(os.environ),
