@@ -313,9 +313,13 @@ def test_pythons_of_engines(tmp_path):
     [
         ("raise MemoryError('16 GiB')", "cannot hold this export in memory here .*more memory, or leave the proof out"),
         ("import os; os.kill(os.getpid(), 9)", "cannot hold this export in memory here .the system ended it"),
+        (
+            "raise SystemExit('[rank0]: a.b.CppError: ld\\n[rank0]: Set VERBOSE=1')",
+            r"engine does not run this export: a.b.CppError: ld",
+        ),
         ("raise ValueError('no such layer')", r"engine does not run this export: ValueError: no such layer \(exit code 1\)"),
     ],
-    ids=["memory", "killed", "error"],
+    ids=["memory", "killed", "error of a process", "error"],
 )
 def test_an_engine_that_fails(script_text, said, tmp_path, monkeypatch):
     monkeypatch.setattr("distill.exporters.proofs.fresh.HERE", tmp_path)
@@ -326,6 +330,19 @@ def test_an_engine_that_fails(script_text, said, tmp_path, monkeypatch):
             fresh.run("engine", fresh.job("job", {}), "engine", Installed(sys.executable, False, ""))
         assert Path(fresh.folder).is_dir()
     assert told == ["engine: working"] and not fresh.folder.exists()
+
+
+def test_an_engine_is_called_by_a_path_without_spaces(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.exporters.proofs.fresh.HERE", tmp_path)
+    (tmp_path / "engine.py").write_text("import sys; print('#', sys.argv[0], flush=True)\n")
+    python = tmp_path / "an environment" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "# $0"\n')
+    python.chmod(0o755)
+    told = []
+    with place(tmp_path / "out", told.append) as fresh:
+        fresh.run("engine", fresh.job("job", {}), "engine", Installed(str(python), False, ""))
+    assert told[0].endswith("/environment/bin/python") and " " not in told[0].removeprefix("engine: ")
 
 
 def test_an_engine_does_not_outlive_who_started_it(tmp_path):

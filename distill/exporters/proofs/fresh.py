@@ -19,6 +19,7 @@ from distill.exporters.proofs.installed import Installed, foreign
 HERE = Path(__file__).parent
 WATCHED = HERE / "watched.py"
 ROOT = HERE.parents[2]  # what has to be on the path for `import students`
+WHOSE = re.compile(r"^(?:\[rank\d+\]:|\(\w+ pid=\d+\)) *")  # what torch and vLLM put in front of a process's lines
 RAISED = re.compile(r"(?!Exception ignored)[\w.]*(Error|Exception|Failure)\b")
 MEMORY = ("MemoryError", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 
@@ -61,7 +62,11 @@ class Place:
         }
         said = self.folder / f"{job.stem}.log"
         scripts = [str(self._copied(WATCHED)), str(self.script(script))]
-        with said.open("w") as log, _started([where.python, *scripts, str(job)], variables, log) as process:
+        with (
+            said.open("w") as log,
+            _without_spaces(where.python) as python,
+            _started([python, *scripts, str(job)], variables, log) as process,
+        ):
             for line in cast(IO[str], process.stdout):
                 if line.startswith("# "):
                     self.say(f"{engine}: {line[2:].strip()}")
@@ -84,6 +89,19 @@ def place(written: Path, say: Callable[[str], None]) -> Iterator[Place]:
         yield Place(folder, say)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _without_spaces(python: str) -> Iterator[str]:
+    """A Python by a path without spaces. torch.compile, which vLLM uses, builds no C++ where torch's own path has one."""
+    path = Path(python)
+    if " " not in python or path.parent.name != "bin":
+        yield python
+        return
+    with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+        link = Path(folder) / "environment"
+        link.symlink_to(path.parent.parent, target_is_directory=True)
+        yield str(link / "bin" / path.name)
 
 
 @contextmanager
@@ -111,7 +129,7 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
 
 def _failed(engine: str, code: int, said: Path) -> str:
     """What a script that failed is said to have failed of: its last lines, or the memory."""
-    lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [WHOSE.sub("", line).strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
     last = _last(lines)
     if code in (-signal.SIGKILL, 137) or any(word in line for word in MEMORY for line in lines[-30:]):
         return (
