@@ -1,6 +1,7 @@
 """Text files that are damaged, hostile or of another form: one message with the file, the line and what to do."""
 
 import bz2
+import copy
 import gzip
 import json
 import lzma
@@ -304,18 +305,14 @@ def test_a_bad_line_of_a_data_set(refused, tmp_path):
 
 
 def test_a_tokenizer_that_fails(tokenizer, written, monkeypatch):
-    class Failing:
-        def __init__(self, inner):
-            self.inner = inner
-
-        def __getattr__(self, name):
-            return getattr(self.inner, name)
-
+    class Failing(type(tokenizer)):
         def __call__(self, texts, **options):
             if "bad" in str(texts):
                 raise BaseException("called `Result::unwrap()` on an `Err` value")  # as its panics are, no Exception
-            return self.inner(texts, **options)
+            return super().__call__(texts, **options)
 
+    failing = copy.copy(tokenizer)
+    failing.__class__ = Failing
     path = written("t.jsonl", LINE * 3 + '{"text": "a bad text"}\n')
     with pytest.raises(UserError, match=r"tokenizer fails on the text that begins 'a bad text': called `Result"):
-        prepare([TextSource(path=path)], Failing(tokenizer), separator=None, seed=0, limit=None, where="x")
+        prepare([TextSource(path=path)], failing, separator=None, seed=0, limit=None, where="x")
