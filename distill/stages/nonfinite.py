@@ -1,4 +1,4 @@
-"""Where a number that is no number began: a forward pass again, with a hook on every module."""
+"""Find the first module whose output is not finite: the forward pass runs again, with a hook on every module."""
 
 from collections.abc import Callable
 
