@@ -53,10 +53,11 @@ def test_a_run_finds_it_says_it_and_keeps_it(entries, tmp_path, monkeypatch, cap
     known = folder.read("run.json")["micro_batches"]["1-align"]
     assert known["processes"] == 1 and known["device"].startswith("cpu, ")
     trainer, entry, recipe = trainer_of(entries, monkeypatch)
+    layout = trainer.stage.student.layout
     monkeypatch.setattr(fitting, "_estimated", lambda *unused: 1)
-    assert "as found before" in fitting.fit_micro_batch(trainer, entry, recipe, folder, None) and trainer.micro_batch == 2
+    assert "as found before" in fitting.fit_micro_batch(trainer, entry, recipe, folder, layout) and trainer.micro_batch == 2
     monkeypatch.setattr(fitting, "device_name", lambda device: "another")
-    fitting.fit_micro_batch(trainer, entry, recipe, folder, None)
+    fitting.fit_micro_batch(trainer, entry, recipe, folder, layout)
     assert trainer.micro_batch == 1 and sizes_of(folder)["1-align"] == 1
 
 

@@ -161,14 +161,6 @@ def test_fingerprints_tell_teachers_apart():
     assert one.fingerprint == other.fingerprint
 
 
-def test_the_page_of_teachers_lists_the_rows():
-    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
-    listed = [line for line in page.split("## Which teachers")[1].split("\n## ")[0].splitlines() if line.startswith("| `")]
-    header, *rows = listed
-    assert header.startswith("| `model_type`")
-    assert rows == [f"| `{name}` | {row.examples} | {row.note} |" for name, row in FAMILIES.items()]
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_loaded_from_a_folder(name, tokenizer, tmp_path):
     model = tiny_model(name, vocab_size=384)  # some tokenizer classes add a token
