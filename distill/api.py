@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from distill.planning import Plan
-    from distill.recipe import Recipe
+    from distill.recipe_file import AnyRecipe
     from distill.runs.run_dir import RunDir
-
-    AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 
 
 def plan(

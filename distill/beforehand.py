@@ -3,14 +3,14 @@
 Imports stand inside the functions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from distill.recipe import Recipe
+    from distill.recipe_file import AnyRecipe
 
 
 def recipes() -> list[dict[str, str]]:
@@ -45,7 +45,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def prepare(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     processes: int | None = None,
@@ -77,7 +77,7 @@ def prepare(
 
 
 def cache(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     out: str | Path | None = None,
@@ -112,7 +112,7 @@ def cache(
 
 
 def answers(
-    recipe: "str | Path | Mapping[str, Any] | Recipe",
+    recipe: "AnyRecipe",
     *,
     overrides: str | Sequence[str] = (),
     data: str | None = None,

@@ -3,14 +3,12 @@
 Imports stand inside the functions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.recipe import Recipe
-
-    AnyRecipe = str | Path | Mapping[str, Any] | Recipe
+    from distill.recipe_file import AnyRecipe
 
 
 def doctor() -> dict[str, str]:

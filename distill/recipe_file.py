@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from distill.errors import UserError
 from distill.exporters import check_targets
@@ -20,9 +21,11 @@ from distill.stages import check_stages
 from distill.starting import fill_layout
 from distill.yaml_file import override, read
 
+AnyRecipe = str | Path | Mapping[str, Any] | Recipe  # a file, a shipped recipe's name, or a recipe's entries
+
 
 def load(
-    reference: str | Path | Mapping | Recipe,
+    reference: AnyRecipe,
     overrides: str | Sequence[str] = (),
     change: Callable[[dict, str], None] | None = None,
 ) -> Recipe:

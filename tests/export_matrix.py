@@ -22,6 +22,7 @@ from distill.exporters.proofs import Proof, prove
 from distill.exporters.proofs.asked import Reading
 from distill.exporters.source import Source
 from distill.exporters.target import Form
+from distill.reports.tables import markdown
 from tests.export.rows import students
 
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
@@ -93,13 +94,12 @@ def table(made: list[Line]) -> str:
     }
     reasons: list[str] = []
     heads = [f"{column.replace('oldest transformers', 'transformers')} {versions[column]}".strip() for column in columns]
-    rows = [["student", "class", *heads, "native, gguf"]]
+    rows = []
     for line in made:
         cells = [cell(line.cells.get(column), reasons, line) for column in columns]
         size = ", ".join(f"{line.sizes[to] / 1e6:.1f} MB" if to in line.sizes else "-" for to in ("native", "gguf"))
         rows.append([line.student, line.container, *cells, size])
-    rows.insert(1, ["---"] * len(rows[0]))
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    text = markdown(["student", "class", *heads, "native, gguf"], rows)
     return text + "\n\n" + "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1)) + "\n"
 
 

@@ -6,13 +6,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 import distill
 import students
 import teachers
-from distill.cli import app
+from tests.verbs import parsed
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -40,13 +39,8 @@ def commands(page):
 
 @pytest.mark.parametrize("page", PAGES, **ids)
 def test_commands_of_pages_are_taken(page):
-    group = typer.main.get_command(app)
     for words in commands(page):
-        command, rest = group, words
-        while hasattr(command, "commands"):
-            assert rest and rest[0] in command.commands, f"{page.name}: distill {' '.join(words)}"
-            command, rest = command.commands[rest[0]], rest[1:]
-        command.make_context("distill", list(rest))  # options that do not exist, or lack their value, end here
+        parsed(words)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extending.md"], **ids)  # test_extending.py

@@ -15,10 +15,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
 
-from distill.cli import app
 from distill.recipe_file import load
+from tests.verbs import parsed
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path for path in (ROOT / "docs/runs").iterdir() if path.suffix in (".sh", ".py"))
@@ -87,10 +86,7 @@ def check_call(call: list[str]) -> None:
     if call[0] != "distill":  # a module of tests/: recipe and overrides
         load(call[1], [word for word in call[2:] if not word.startswith("-")])
         return
-    command, words = typer.main.get_command(app), call[1:]
-    while hasattr(command, "commands"):
-        command, words = command.commands[words[0]], words[1:]
-    context = command.make_context(command.name, words)
+    context = parsed(call[1:])
     recipe = context.params["recipe"] or "smollm2-135m_mamba2-hybrid"
     for name in [recipe] if isinstance(recipe, str) else recipe:
         overrides = list(context.params.get("overrides") or [])

@@ -1,4 +1,4 @@
-"""The generated parts of pages, by name: BLOCKS. Each is a list of lines; links in them are from the root of the project."""
+"""The generated parts of pages, by name: BLOCKS. Links in them are from the root of the project."""
 
 from collections.abc import Callable
 from inspect import getmodule
@@ -14,7 +14,9 @@ from distill.exporters import EXPORTERS, target
 from distill.recipe_file import load
 from distill.reference.json_schema import recipe_schema, said_of
 from distill.reference.key_page import key_page
-from distill.reference.tables import code, key_table, markdown
+from distill.reference.tables import code, key_table
+from distill.reports.tables import markdown
+from distill.schema import MULTIPLES
 from distill.selection import SCORERS, scorer_class
 from distill.shipped import list_recipes, shipped_folder
 from distill.stages import STAGES, stage_class, stages_of
@@ -27,10 +29,9 @@ from teachers.teacher import Teacher
 SMALL = "smollm2-135m-instruct"  # the config whose sizes the table of layouts has
 SHORT, LONG, LONGEST = 2**10, 2**15, 2**18  # tokens of a text
 PAGE = "docs/recipe-reference.md"
-MULTIPLES = ((10**9, "B"), (10**6, "M"), (10**3, "k"))
 
 
-def recipes() -> list[str]:
+def recipes() -> str:
     """The shipped recipes."""
     rows = []
     for row in list_recipes():
@@ -40,24 +41,24 @@ def recipes() -> list[str]:
     return markdown(("recipe", "teacher", "what it is", "tokens", "stages"), rows)
 
 
-def recipe_keys() -> list[str]:
+def recipe_keys() -> str:
     """The keys of a recipe that stand at its top."""
     schema = recipe_schema()
     places = dict.fromkeys(schema["definitions"], f"[mapping]({PAGE})")
     return key_table(schema, schema["properties"], places)
 
 
-def stages() -> list[str]:
+def stages() -> str:
     """What each stage does."""
     return markdown(("stage", "what it does"), [[_linked("stage", name), said_of(stage_class(name))] for name in STAGES])
 
 
-def scorers() -> list[str]:
+def scorers() -> str:
     """What each scorer keeps."""
     return markdown(("scorer", "what is kept"), [[_linked("scorer", name), said_of(scorer_class(name))] for name in SCORERS])
 
 
-def mixers() -> list[str]:
+def mixers() -> str:
     """What each mixer is, and what can be done with it."""
     rows = []
     for name in MIXERS:
@@ -68,12 +69,12 @@ def mixers() -> list[str]:
     return markdown(("mixer", "what it is", "`orient` fits it", "options"), rows)
 
 
-def targets() -> list[str]:
+def targets() -> str:
     """What each export target writes."""
     return markdown(("target", "what it writes"), [[code(name), target(name).line] for name in EXPORTERS])
 
 
-def families() -> list[str]:
+def families() -> str:
     """The families of teachers."""
     rows = []
     for name, family in FAMILIES.items():
@@ -82,7 +83,7 @@ def families() -> list[str]:
     return markdown(("`model_type`", "published models", "what to know"), rows)
 
 
-def layouts() -> list[str]:
+def layouts() -> str:
     """The layouts of `distill bench layouts` by their sizes: MiB of the cache of one text, and parameters of the mixers."""
     head = ("layout", "pattern", "mixers", "MiB at 1k", "32k", "256k", "parameters, M")
     return markdown(head, [layout_row(name) for name in LAYOUTS])
@@ -102,7 +103,7 @@ def layout_row(name: str) -> list[str]:
     return [name, f"`{pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"]
 
 
-BLOCKS: dict[str, Callable[[], list[str]]] = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "keys": key_page,
     "recipe keys": recipe_keys,
     "recipes": recipes,
@@ -125,7 +126,7 @@ def _linked(kind: str, name: str) -> str:
 
 def _count(tokens: int) -> str:
     """24k, 2.8B: three digits at most."""
-    size, letter = next(pair for pair in (*MULTIPLES, (1, "")) if tokens >= pair[0])
+    letter, size = next(pair for pair in reversed(MULTIPLES.items()) if tokens >= pair[1])
     return f"{tokens / size:.3g}{letter}"
 
 

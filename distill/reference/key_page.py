@@ -32,22 +32,22 @@ SHARED: dict[type[Schema], str] = {  # options that several stages have, by the 
 }
 
 
-def key_page() -> list[str]:
-    """The lines of the page, below its introduction."""
+def key_page() -> str:
+    """The page, below its introduction."""
     schema = recipe_schema()
     places = _places()
-    lines = ["## The recipe", "", schema["description"], "", *key_table(schema, schema["properties"], places)]
+    lines = ["## The recipe", "", schema["description"], "", key_table(schema, schema["properties"], places)]
     for kind, heading in OPEN.items():
         if kind is not Lora:
             lines += _section(f"## {heading}", schema["definitions"][kind.__name__], places)
-    return [*lines, *_layouts(schema, places), *_mixers(schema, places), *_stages(schema, places)]
+    return "\n".join([*lines, *_layouts(schema, places), *_mixers(schema, places), *_stages(schema, places)])
 
 
 def _section(heading: str, node: Node, places: dict[str, str], names: list[str] | None = None, more: str = "") -> list[str]:
     """A heading, what the schema says of itself, and its table."""
     keys = list(node["properties"]) if names is None else names
     said = " ".join(filter(None, (node["description"], more)))
-    return ["", heading, "", said, *(["", *key_table(node, keys, places)] if keys else [])]
+    return ["", heading, "", said, *(["", key_table(node, keys, places)] if keys else [])]
 
 
 def _layouts(schema: Node, places: dict[str, str]) -> Iterator[str]:

@@ -28,7 +28,7 @@ def written(root: Path) -> dict[Path, str]:
     Raises:
         UserError: a marker with a name that no part has, or without its end.
     """
-    made: dict[str, list[str]] = {}
+    made: dict[str, str] = {}
     found = {shipped_folder() / SCHEMA: schema_text()}
     for page in [*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "recipes").glob("*.md")]:
         text = page.read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def written(root: Path) -> dict[Path, str]:
                 raise UserError(f"{page}: there is no generated part {name!r}; {nearest(name, BLOCKS)}")
             if name not in made:
                 made[name] = BLOCKS[name]()
-        parts = {name: _placed("\n".join(lines), page, root) for name, lines in made.items()}
+        parts = {name: _placed(part, page, root) for name, part in made.items()}
         found[page] = _filled(text, parts)
     return found
 

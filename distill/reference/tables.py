@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from distill.reference.json_schema import Node
+from distill.reports.tables import markdown
 from distill.schema import Written
 
 TYPES = {
@@ -18,17 +19,9 @@ NOTHING = "none"
 HEAD = ("key", "type", "default", "range", "meaning")
 
 
-def key_table(schema: Node, names: Iterable[str], places: dict[str, str]) -> list[str]:
-    """The lines of a table of some of a schema's keys. places: of definitions, the link to the section that has them."""
-    rows = [_row(schema, name, places) for name in names]
-    return markdown(HEAD, rows)
-
-
-def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """A table's lines; a | inside a cell is written so that it ends none."""
-    lines = [list(head), *map(list, rows)]
-    made = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return [made[0], "|" + "---|" * len(lines[0]), *made[1:]]
+def key_table(schema: Node, names: Iterable[str], places: dict[str, str]) -> str:
+    """A table of some of a schema's keys. places: of definitions, the link to the section that has them."""
+    return markdown(HEAD, [_row(schema, name, places) for name in names])
 
 
 def code(value: Any) -> str:

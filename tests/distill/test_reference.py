@@ -159,9 +159,9 @@ def test_every_key_says_what_it_means():
 
 def test_what_is_generated_is_current(monkeypatch):
     """But for the sizes of layouts, which the next test has."""
-    rows = LAYOUT_PAGE.read_text().split("<!-- generated: layouts -->\n\n")[1].split("\n\n<!-- end -->")[0].splitlines()
-    assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == list(LAYOUTS), f"run `{pages.COMMAND}`"
-    monkeypatch.setitem(blocks.BLOCKS, "layouts", lambda: rows)
+    part = LAYOUT_PAGE.read_text().split("<!-- generated: layouts -->\n\n")[1].split("\n\n<!-- end -->")[0]
+    assert [row.split(" | ")[0].strip("| ") for row in part.splitlines()[2:]] == list(LAYOUTS), f"run `{pages.COMMAND}`"
+    monkeypatch.setitem(blocks.BLOCKS, "layouts", lambda: part)
     texts = pages.written(ROOT)
     assert texts.keys() >= {shipped_folder() / SCHEMA, ROOT / "docs" / "recipe-reference.md", ROOT / "recipes" / "README.md"}
     assert pages.stale(texts) == [], f"run `{pages.COMMAND}`"
