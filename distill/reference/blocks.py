@@ -40,7 +40,9 @@ def recipes() -> str:
     for row in list_recipes():
         entries = stages_of(load(row["recipe"]))
         tokens, stages = sum(entry.options.tokens for entry in entries), [entry.name for entry in entries]
-        rows.append([code(row["recipe"]), code(row["teacher"].rpartition("/")[2]), row["what"], _count(tokens), ", ".join(stages)])
+        rows.append(
+            [code(row["recipe"]), code(row["teacher"].rpartition("/")[2]), row["what"], _count(tokens), ", ".join(stages)]
+        )
     return markdown(("recipe", "teacher", "what it is", "tokens", "stages"), rows)
 
 
