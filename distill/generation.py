@@ -12,7 +12,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import nn
 from transformers import (
-    AutoTokenizer,
     BatchEncoding,
     LogitsProcessor,
     LogitsProcessorList,
@@ -23,7 +22,7 @@ from transformers import (
 from distill.chat import render
 from distill.console import new_console
 from distill.errors import UserError
-from distill.loading import check_student_files, load_student
+from distill.loading import check_student_files, load_student, load_student_tokenizer
 from distill.memory import enough_memory
 from distill.ranges import CHUNK, NEW_TOKENS, TEMPERATURE
 from distill.stages.nonfinite import first_nonfinite
@@ -33,12 +32,10 @@ from students.generation import replayed
 from students.prompts import watched
 from students.skeleton import Student
 from teachers.checks import panicked, plain
-from teachers.folder import check_tokenizer_files
 from teachers.quiet import no_panics
 from teachers.teacher import positions_of
 
 SOON = 1.0  # seconds that a prompt may take before a bar shows how far it is
-TRUST = "give --trust-remote-code if you have read it and trust it"
 
 
 def generated(
@@ -62,7 +59,7 @@ def generated(
     _check_prompt(prompt)
     with enough_memory(f"generating with {path}", f"--tokens (now {tokens}), --prefill-chunk or the length of the prompt"):
         check_student_files(path)
-        tokenizer = _tokenizer(path, trust_remote_code)
+        tokenizer = load_student_tokenizer(path, trust_remote_code)
         inputs = _encode(tokenizer, prompt, chat, path)
         loaded: Any = load_student(path, trust_remote_code)
         student = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +90,7 @@ def generated(
         except (ValueError, TypeError) as error:  # settings of generation_config.json that contradict each other
             said = plain(str(error)) if isinstance(error, ValueError) else "a setting is of another type"
             raise UserError(f"{path} cannot generate: {said}; look at its generation_config.json") from error
-    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return cast(str, tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 @contextmanager
@@ -184,25 +181,6 @@ def _check_fit(student: Student, tokenizer, ids: torch.Tensor, tokens: int, path
             f"--tokens is {tokens:,} behind a prompt of {given:,} tokens, but {path} has positions for {room:,}; make it "
             f"{room - given:,} or less"
         )
-
-
-def _tokenizer(path: Path, trust_remote_code: bool):
-    try:
-        if path.is_dir():
-            check_tokenizer_files(path)
-        with no_panics():
-            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except BaseException as error:  # what transformers raises on damaged files is of every type
-        if not isinstance(error, Exception) and not panicked(error):
-            raise
-        said = plain(str(error))
-        if "trust_remote_code" in said:
-            raise UserError(f"the tokenizer in {path} comes with code of its own, which is not run: {TRUST}") from error
-        if isinstance(error, TypeError | AttributeError | KeyError | IndexError) or not said:
-            said = "its files hold something else than a tokenizer's"
-        raise UserError(
-            f"the tokenizer in {path} cannot be loaded: {said}; copy the teacher's tokenizer files there"
-        ) from error
 
 
 def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:

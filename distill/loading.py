@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 import students
 import teachers
@@ -20,11 +20,15 @@ from distill.shipped import shipped_folder
 from distill.teacher_type import teacher_type
 from students.skeleton import Student
 from teachers import folder, gguf
-from teachers.checks import check_size
+from teachers.checks import check_size, panicked, plain
 from teachers.fingerprint import difference
+from teachers.folder import check_tokenizer_files
 from teachers.foreign import ADAPTER_FILES, plain_config
+from teachers.quiet import no_panics
 from teachers.source import resolve
 from teachers.teacher import Teacher
+
+TRUST = "give --trust-remote-code if you have read it and trust it"
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
@@ -104,6 +108,30 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             check_size(str(path), lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
         return students.load(path, trust_remote_code=trust_remote_code, dtype=torch.float32).eval()
+
+
+def load_student_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a student's folder, or of its hub id.
+
+    Raises:
+        UserError: it cannot be loaded, or only code of its own could load it.
+    """
+    try:
+        if path.is_dir():
+            check_tokenizer_files(path)
+        with no_panics():
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except BaseException as error:  # what transformers raises on damaged files is of every type
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        said = plain(str(error))
+        if "trust_remote_code" in said:
+            raise UserError(f"the tokenizer in {path} comes with code of its own, which is not run: {TRUST}") from error
+        if isinstance(error, TypeError | AttributeError | KeyError | IndexError) or not said:
+            said = "its files hold something else than a tokenizer's"
+        raise UserError(
+            f"the tokenizer in {path} cannot be loaded: {said}; copy the teacher's tokenizer files there"
+        ) from error
 
 
 @contextmanager

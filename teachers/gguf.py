@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from teachers.cache import CacheError, once, writing
 from teachers.checks import panicked, plain
-from teachers.gguf_config import Architecture, config_of
+from teachers.gguf_config import TOKENS, Architecture, config_of
 from teachers.gguf_facts import Facts
 from teachers.gguf_header import check_header
 from teachers.gguf_tokenizer import ends_of, suppressed, tokenizer_of
@@ -79,7 +79,7 @@ def _convert(path: Path, target: Path) -> None:
     facts = read(path)
     config, architecture = config_of(facts)
     tokenizer = tokenizer_of(facts)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in TOKENS:
         setattr(config, name, getattr(tokenizer, name))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -39,6 +39,9 @@ class Architecture:
     norm_offset: float = 0.0
 
 
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the tokenizer has them
+
+
 def config_of(facts: Facts) -> tuple[Any, Architecture]:
     """The transformers config of a file's model, and its row.
 
@@ -58,7 +61,8 @@ def config_of(facts: Facts) -> tuple[Any, Architecture]:
     if unread := facts.unread():
         values = ", ".join(f"{name} = {shown(facts.general(name))}" for name in unread)
         raise ValueError(f"{facts.path} says {values}, which cannot be honoured here; load the original checkpoint instead")
-    config = AutoConfig.for_model(entries.pop("model_type", architecture.model_type), **entries)
+    kind = entries.pop("model_type", architecture.model_type)
+    config = AutoConfig.for_model(kind, **dict.fromkeys(TOKENS), **entries)  # a family's own defaults may lie outside
     return config, architecture
 
 

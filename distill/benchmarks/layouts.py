@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +35,7 @@ NEAR = {"window": 64, "sinks": 4}
 WINDOW = {"mixer": "attention", **NEAR}
 BESIDE = {"size": 64, "sinks": 4, "own": True, "gate": True}
 # Name: the letters that repeat over the converted layers, what they stand for, and meta tokens.
-LAYOUTS = {
+LAYOUTS: dict[str, tuple[str, dict[str, dict[str, Any]], int]] = {
     "windows alone": ("W", {"W": WINDOW}, 0),
     "discrete Mamba-2 behind windows": ("M", {"M": {"mixer": "discrete_mamba2", "window": BESIDE | {"lag": True}}}, 0),
     "discrete Mamba-2 (Phi-Mamba, Llamba)": ("M", {"M": {"mixer": "discrete_mamba2"}}, 0),

@@ -1,6 +1,6 @@
 """The generated parts of pages, by name: BLOCKS. Links in them are from the root of the project."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import getmodule
 from typing import cast
 
@@ -14,6 +14,8 @@ from distill.exporters import EXPORTERS, target
 from distill.recipe_file import load
 from distill.reference.json_schema import recipe_schema, said_of
 from distill.reference.key_page import key_page
+from distill.reference.published import PUBLISHED
+from distill.reference.systems import SYSTEMS, System, layers
 from distill.reference.tables import code, key_table
 from distill.reports.tables import markdown
 from distill.schema import MULTIPLES
@@ -28,6 +30,7 @@ from teachers.teacher import Teacher
 
 SMALL = "smollm2-135m-instruct"  # the config whose sizes the table of layouts has
 SHORT, LONG, LONGEST = 2**10, 2**15, 2**18  # tokens of a text
+KEPT = 8  # layers that scorers keep of the small teacher
 PAGE = "docs/recipe-reference.md"
 
 
@@ -37,7 +40,9 @@ def recipes() -> str:
     for row in list_recipes():
         entries = stages_of(load(row["recipe"]))
         tokens, stages = sum(entry.options.tokens for entry in entries), [entry.name for entry in entries]
-        rows.append([code(row["recipe"]), code(row["teacher"]), row["what"], _count(tokens), ", ".join(stages)])
+        rows.append(
+            [code(row["recipe"]), code(row["teacher"].rpartition("/")[2]), row["what"], _count(tokens), ", ".join(stages)]
+        )
     return markdown(("recipe", "teacher", "what it is", "tokens", "stages"), rows)
 
 
@@ -54,8 +59,17 @@ def stages() -> str:
 
 
 def scorers() -> str:
-    """What each scorer keeps."""
-    return markdown(("scorer", "what is kept"), [[_linked("scorer", name), said_of(scorer_class(name))] for name in SCORERS])
+    """What each scorer keeps, and what it costs on the small teacher."""
+    config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{SMALL}.json")
+    rows = []
+    for name in SCORERS:
+        kind = scorer_class(name)
+        options = kind.Options.model_validate({"by": name, "keep": KEPT} | ({"tasks": "tasks"} if name == "task" else {}))
+        measured = kind.passes(options, config.num_hidden_layers, config.num_attention_heads)
+        trained = kind.trains_on(options)
+        cost = f"{measured:,}" + (f", and {_count(trained)} tokens of training" if trained else "")
+        rows.append([_linked("scorer", name), said_of(kind), cost])
+    return markdown(("scorer", "what is kept", "models measured"), rows)
 
 
 def mixers() -> str:
@@ -67,6 +81,32 @@ def mixers() -> str:
         options = [code(key) for key in (*defaults_of(name), *(() if has_own_window(name) else ("window",)))]
         rows.append([_linked("mixer", name), said_of(getmodule(kind)), oriented, ", ".join(options)])
     return markdown(("mixer", "what it is", "`orient` fits it", "options"), rows)
+
+
+def systems() -> str:
+    """The systems whose layouts a student can have."""
+    return markdown(
+        ("system", "paper (arXiv)", "what is as published", "layers of the first recipe", "recipes"),
+        [[name, ", ".join(system.papers), system.covered, *_layers_and_recipes(system)] for name, system in SYSTEMS.items()],
+    )
+
+
+def _layers_and_recipes(system: System) -> tuple[str, str]:
+    """The layers of a system's first recipe, and its recipes; the mixers of its layouts where it has no recipe."""
+    if system.recipes:
+        return layers(system.recipes[0]), ", ".join(map(code, system.recipes))
+    written = [_written(LAYOUTS[name][1]) for name in system.layouts]
+    return "", f"none; `mixers` is {' or '.join(written)} in [the benchmark](docs/students.md#the-size-of-a-layout)"
+
+
+def configs() -> str:
+    """The shipped configs of published checkpoints."""
+    rows = []
+    for name, published in PUBLISHED.items():
+        kind = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json").model_type
+        family = ", ".join(filter(None, (kind, published.note)))
+        rows.append([code(name), code(published.place), family, f"{published.parameters:,}"])
+    return markdown(("config", "published at", "family (`model_type`)", "parameters"), rows)
 
 
 def targets() -> str:
@@ -98,9 +138,8 @@ def layout_row(name: str) -> list[str]:
     longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # each further token takes as much
     sizes = [f"{size / 2**20:.1f}" for size in (short, long, longest)]
     count = sum(parameter.numel() for mixer in _mixers_of(student) for parameter in mixer.parameters())
-    letters = dump(recipe.mixers, default_flow_style=True, width=10**6).strip().removeprefix("{").removesuffix("}")
     extra = f", `meta_tokens: {recipe.meta_tokens}`" if recipe.meta_tokens else ""
-    return [name, f"`{pattern}`", f"`{letters}`{extra}", *sizes, f"{count / 1e6:.1f}"]
+    return [name, f"`{pattern}`", f"{_written(recipe.mixers)}{extra}", *sizes, f"{count / 1e6:.1f}"]
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -110,6 +149,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "stages": stages,
     "scorers": scorers,
     "mixers": mixers,
+    "systems": systems,
+    "configs": configs,
     "targets": targets,
     "families": families,
     "layouts": layouts,
@@ -118,6 +159,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 def _mixers_of(student: nn.Module) -> list[nn.Module]:
     return list(cast("dict[int, nn.Module]", student.mixers).values())
+
+
+def _written(mixers: Mapping[str, dict]) -> str:
+    """A recipe's `mixers` on one line."""
+    line = dump(dict(mixers), default_flow_style=True, width=10**6).strip()
+    return code(line.removeprefix("{").removesuffix("}"))
 
 
 def _linked(kind: str, name: str) -> str:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoTokenizer
 
 from distill.build import recall_transfers, transfer_report
 from distill.errors import UserError
-from distill.loading import check_teacher, load_student
+from distill.loading import check_teacher, load_student, load_student_tokenizer
 from distill.mixed_types import join_types
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
@@ -97,7 +96,7 @@ def _check_tokenizer(place: Path, teacher: Teacher) -> None:
     if not (place / "tokenizer.json").is_file() or teacher.tokenizer is None:
         return
     with no_warnings():
-        own = AutoTokenizer.from_pretrained(place).get_vocab()
+        own = load_student_tokenizer(place).get_vocab()
     theirs = teacher.tokenizer.get_vocab()
     if own != theirs:
         name = min(entry for entry in {*own, *theirs} if own.get(entry) != theirs.get(entry))

@@ -6,6 +6,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from distill.division import divided
 from distill.errors import UserError
 from distill.loading import load_teacher, teacher_config
 from distill.memory import enough_memory, or_cpu
@@ -32,7 +33,8 @@ def other_teacher(recipe: Recipe, reference: str) -> Recipe:
 
 
 def check_teaching(session: Session, students: Sequence[Student]) -> None:
-    """Refuse caches of another tokenizer, text or teacher, or with too few windows, and teachers of another vocabulary.
+    """Refuse caches of another tokenizer, text or teacher, with too few windows or damaged ones, and other
+    vocabularies.
 
     Args:
         students: the one under each stage; their weights may be on the meta device.
@@ -43,7 +45,8 @@ def check_teaching(session: Session, students: Sequence[Student]) -> None:
     for reading in readings(session, students):
         source = reading.entry.source
         if source is not None and source.offline is not None:
-            open_cache(session, reading)
+            cache = open_cache(session, reading)
+            divided(cache.shards_of(reading.places()), cache.check_whole)  # now, not when stages before it have trained
         elif source is not None and source.teacher is not None:
             _check_vocabulary(session, reading.entry)
 

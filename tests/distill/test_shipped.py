@@ -6,8 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distill.build import layout_of
+from distill.benchmarks.layouts import LAYOUTS
+from distill.build import count_parameters, layout_of
 from distill.recipe_file import load
+from distill.reference.published import PUBLISHED
+from distill.reference.systems import SYSTEMS
+from distill.reference.systems import layers as layers_of
 from distill.shipped import shipped_folder
 from distill.stages import stages_of
 from distill.stages.layouts import first_layout, layouts_of
@@ -28,14 +32,13 @@ def test_a_config_has_the_published_number_of_parameters(name):
     config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    published, kind, parameters = rows("Configs")[name]
-    assert published.rpartition("/")[2].lower() == name
-    assert kind.split(",")[0] == config.model_type
-    assert sum(parameter.numel() for parameter in model.parameters()) == int(parameters.replace(",", ""))
+    published = PUBLISHED[name]
+    assert published.place.rpartition("/")[2].lower() == name
+    assert count_parameters(model) == published.parameters
 
 
 def test_every_recipe_and_config_has_its_row():
-    assert sorted(rows("Configs")) == CONFIGS
+    assert sorted(PUBLISHED) == CONFIGS
     assert sorted(rows("Recipes")) == sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
 
@@ -72,6 +75,24 @@ def test_layouts_keep_the_heads_they_say(name, layers, kept):
     layout = layout_of(recipe.pattern, recipe.mixers, layers, name)
     heads = [layout.options_at(layer)["keep"] for layer in range(layers)]
     assert sum(map(len, heads)) == kept and f" {kept} of " in README and not any(heads[-4:])
+
+
+def test_every_recipe_belongs_to_one_system():
+    named = [name for system in SYSTEMS.values() for name in system.recipes]
+    assert sorted(named) == sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+    assert {name for system in SYSTEMS.values() for name in system.layouts} <= set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("smollm2-135m_griffin", "30 layers: 20 `rg_lru`, 10 `attention` (window 1,024)"),
+        ("llama-3-8b_mamba-in-llama", "32 layers: 28 `mamba2`, 4 of the teacher's attention"),
+        ("smollm2-135m_hymba", "30 layers: 27 `parallel_heads` (window 1,024), 3 `parallel_heads`, 128 meta tokens"),
+    ],
+)
+def test_the_layers_of_a_recipe(name, said):
+    assert layers_of(name) == said
 
 
 def test_zambas_share_their_blocks():

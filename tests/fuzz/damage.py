@@ -146,6 +146,14 @@ def line(path: Path, number: int, text: str | dict) -> None:
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
 
 
+@step
+def row(path: Path, number: int, value) -> None:
+    """Replace a line of a text file by a value as JSON."""
+    lines = path.read_text().splitlines() or [""]
+    lines[number % len(lines)] = as_json(value)
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+
+
 # text, compressed
 
 

@@ -3,11 +3,11 @@
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import draw_commands, draw_models, draw_recipes, draw_runs, draw_text
+from tests.fuzz import draw_commands, draw_later, draw_models, draw_recipes, draw_runs, draw_text
 from tests.fuzz.pieces import KINDS, Trees
 from tests.fuzz.world import Case
 
-STRATEGIES = (draw_commands, draw_models, draw_recipes, draw_runs, draw_text)  # imported, they have filled KINDS
+STRATEGIES = (draw_commands, draw_later, draw_models, draw_recipes, draw_runs, draw_text)  # imported, they have filled KINDS
 BATCH = 24  # cases a seed
 FIRST = 2  # hypothesis begins with the simplest of all, which every seed would share
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+ANSWERS = ["answers", "text.yaml", "--data", "text/chats.jsonl", "--out", "said", "--tokens", "4", "--unfinished"]
 # The commands that make the runs, and the exit status of each; so little time stops a run after one step.
 RUNS = [
     (["run", "short.yaml"], 0),
@@ -15,6 +16,8 @@ RUNS = [
     (["run", "half.yaml", "--stop-after", "1e-7"], 3),
     (["run", "every.yaml"], 0),
     (["export", "@short", "--out", "out", "--no-verify"], 0),
+    ([*ANSWERS, "--limit", "4"], 0),
+    (["cache", "cached.yaml", "--out", "logits", "--top-k", "8"], 0),
 ]
 SENTENCES = [
     "The river carries sand and silt down to the wide plain.",
@@ -33,6 +36,19 @@ def documents(count: int, start: int = 0) -> list[str]:
     ]
 
 
+STAGES = [{"initialise": {"tokens": 64}}, {"align": {"tokens": 96, "lr": 1e-3}}]
+CACHED = {"imitate": {"tokens": 64, "lr": 1e-3, "offline_logits": "logits"}}
+CHATS, PAIRS = [{"path": "text/chats.jsonl"}], [{"path": "text/pairs.jsonl"}]
+CHAT_STAGES = [
+    {"initialise": {"tokens": 64}},
+    {"imitate": {"tokens": 64, "lr": 1e-3, "train": "mixers", "data": CHATS}},
+    {"replace": {"layers": [0], "tokens": 64}},
+    {"align": {"tokens": 64, "lr": 1e-3, "layers": "new"}},
+    {"tune": {"tokens": 64, "lr": 1e-3, "data": CHATS}},
+    {"prefer": {"tokens": 64, "lr": 1e-3, "data": PAIRS}},
+]
+
+
 def recipe(name: str, **changes) -> dict:
     """A recipe for the tiny teacher that is over in two seconds; paths are relative, so that a copy of the place works."""
     return {
@@ -46,7 +62,7 @@ def recipe(name: str, **changes) -> dict:
             "seq_len": 16,
             "batch": 2,
         },
-        "stages": [{"initialise": {"tokens": 64}}, {"align": {"tokens": 96, "lr": 1e-3}}],
+        "stages": STAGES,
         "evaluation": {"tokens": 64, "probe_tokens": 32, "passkey": [64], "passkey_trials": 1},
         "device": "cpu",
         "checkpoints": {"steps": 1},
@@ -88,10 +104,24 @@ def _text() -> None:
     Path("set").mkdir()
     Path("set/train.jsonl").write_text(lines)
     Path("set/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\nA data set.\n")
+    _chats()
     Path("tasks").mkdir()
     items = [{"ctx": f"item {n}", "choices": [f"{n} a", f"b {n} c"], "label": n % 2} for n in range(4)]
     for task in ("piqa", "hellaswag"):
         Path(f"tasks/{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+
+def _chats() -> None:
+    """Chats, pairs of answers, and questions with reference answers."""
+    asked = [f"What was line {n}?" for n in range(12)]
+    chats = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": f"It was {n}."}]}
+        for n, one in enumerate(asked)
+    ]
+    pairs = [{"prompt": one, "chosen": f"It was {n}.", "rejected": "Nobody knows."} for n, one in enumerate(asked)]
+    questions = [{"id": str(n), "question": one, "answer": f"It was so. #### {n}"} for n, one in enumerate(asked)]
+    for name, rows in (("chats", chats), ("pairs", pairs), ("questions", questions)):
+        Path(f"text/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _tokenizer():
@@ -106,7 +136,10 @@ def _tokenizer():
     )
     raw.train(["text/train.jsonl"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>", pad_token="<end>")
-    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }}{% endfor %}<end>"
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
     return tokenizer
 
 
@@ -151,6 +184,12 @@ def _recipes() -> None:
     entries["gguf"] = recipe("gguf", teacher="./tiny.gguf")
     entries["sharded"] = recipe("sharded", teacher="./sharded")
     entries["text"] = recipe("text")
+    entries["chat"] = recipe("chat", stages=CHAT_STAGES)
+    entries["chat"]["data"] |= {"seq_len": 48}
+    entries["begun"] = recipe("begun", student="./out", stages=[{"imitate": {"tokens": 64, "lr": 1e-3}}])
+    for key in ("pattern", "mixers"):
+        del entries["begun"][key]
+    entries["cached"] = recipe("cached", stages=[*STAGES, CACHED])
     entries["every"] = recipe(
         "every",
         pattern={"by": "recall", "keep": 1, "rest": "M"},

@@ -12,6 +12,7 @@ from tests.fuzz import damage, damage_models, forked, place, rule
 from tests.fuzz.values import real
 
 STEPS = (damage, damage_models)  # imported, they have filled the table of steps
+WORKED_ON = ("answers", "cache")  # verbs that go on with the folder of --out, under a lock beside it
 OWN = ("runs", "cache", "home", "tmp")  # what commands may write to
 
 
@@ -95,9 +96,12 @@ class World:
         named = [folder / argv[i + 1] for i, one in enumerate(argv[:-1]) if one in ("--out", "--json", "--write", "--runs")]
         if argv[:2] == ["recipes", "cp"]:
             named += [folder / argv[-1], (folder / argv[-1]).parent / SCHEMA]
+        named += [path.with_name(f".{path.name}.lock") for path in named if argv[0] in WORKED_ON]
+        mine = named if argv[0] in WORKED_ON else []
         after = _snapshot(folder)
         new = [name for name in after.keys() - before.keys() if not any(_within(folder / name, place) for place in named)]
-        changed = sorted(name for name in before if before[name] != after.get(name)) or sorted(new)
+        other = [name for name in before if not any(_within(folder / name, place) for place in mine)]
+        changed = sorted(name for name in other if before[name] != after.get(name)) or sorted(new)
         before.update(after)
         if not changed:
             return []
