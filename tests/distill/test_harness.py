@@ -75,7 +75,7 @@ def test_the_local_scorer_agrees_item_by_item(place, manager, teacher, student, 
     questions = [tasks.TASKS[task].question(item) for item in items]
     for model in (None, student):
         ours = tasks.run_task(teacher, model, task, questions)
-        theirs = harness.run_task(
+        theirs = harness.run_harness_task(
             harness.HarnessModel(teacher, model), f"local_{form}", tasks.TASKS[task].metric, None, manager
         )
         for key in ("score", "error", "chance", "items", "correct", "acc"):
@@ -129,7 +129,7 @@ def test_what_the_harness_cannot_get_is_not_run(teacher, monkeypatch):
     def offline(*arguments):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(harness, "run_task", offline)
+    monkeypatch.setattr(harness, "run_harness_task", offline)
     found = harness.run_tasks(teacher, None, ["piqa", "mmlu_letters"], 2)
     assert found["piqa"]["not_run"] == "lm-evaluation-harness could not get it: ConnectionError no network"
     assert "--tasks FOLDER" in found["mmlu_letters"]["not_run"]
