@@ -296,7 +296,7 @@ def test_llama_cpp_computes_what_the_student_computes(name, tokenizer, tmp_path)
     subprocess.run([python_of("llama.cpp"), script, tmp_path / "job.json"], env=where, check=True)
     answer, rows = json.loads((tmp_path / "answer.json").read_text()), torch.tensor(numpy.load(tmp_path / "rows.npy"))
     wanted = student(text).logits[0].log_softmax(-1)
-    # The server caches float16. Rounding the student's own keys and values so moves its log-probabilities by up to 0.044 (yarn).
+    # The server caches float16: keys and values rounded so move the student's own log-probabilities by up to 0.044 (yarn).
     bound = 1e-3 if find_spec("llama_cpp") or python_of("llama.cpp") != sys.executable else 6e-2
     assert (rows.log_softmax(-1) - wanted[[0, 7, 20]]).abs().max() < bound
     said = wanted[:-1].gather(1, text[0, 1:, None])[:, 0]
