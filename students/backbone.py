@@ -87,7 +87,7 @@ def _is_norm(module: nn.Module | None) -> bool:
 
 
 def _serves(layer: nn.Module) -> bool:
-    """Whether a layer has a fused form: it is of one of `FAMILIES`, without hooks or wrappers on parts that are not called."""
+    """Whether a layer has a fused form: it is of one of `FAMILIES`, and the parts that are not called have no hooks."""
     if not (_family(layer, "DecoderLayer") and is_untouched(layer)):
         return False
     parts = cast(Any, layer)

@@ -82,7 +82,7 @@ class Layout:
             raise ValueError(f"a mixer is given for {letter!r}, but the layout's pattern {pattern!r} does not use it")
         for letter, options in mixers.items():
             if not isinstance(options.get("mixer"), str):
-                raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); name one of {', '.join(MIXERS)}")
+                raise ValueError(f"the mixer of {letter!r} is {options.get('mixer')!r}; it should be a mixer's name")
             check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
         named = {letter: _text_keys(options) for letter, options in mixers.items()}
         layout = cls((pattern * layers)[:layers], named, meta_tokens)
@@ -145,7 +145,7 @@ class Layout:
             if options.get("share_kv"):
                 if giver is None:
                     raise ValueError(
-                        f"layer {layer} ({self.pattern[layer]}) shares keys and values, but no converted layer before it has any"
+                        f"layer {layer} ({self.pattern[layer]}) shares keys and values, but no layer before it has any"
                     )
                 found[layer] = giver
             elif has_own_window(options["mixer"]):
@@ -197,7 +197,7 @@ class StudentConfigMixin(SkeletonConfig):
 
 
 def _by_layer(options: dict) -> dict[str, dict]:
-    """The options of a mixer that are given by layer: mappings from layers to values, with `default` for all other layers."""
+    """The options of a mixer that are given by layer: mappings from layers to values, `default` for all other layers."""
     names = mixer_class(options["mixer"]).layer_options
     return {name: value for name, value in options.items() if name in names and isinstance(value, dict)}
 
