@@ -80,7 +80,7 @@ def prefill(
 def hidden_states(
     model: PreTrainedModel, input_ids: Int[Tensor, "b t"], cache: Cache, *, last: bool = False, chunk: int | None = None
 ) -> Float[Tensor, "b s d"]:
-    """Compute a prompt into a cache, chunk by chunk, and return its last hidden states; `last`: of the last column alone."""
+    """Compute a prompt into a cache, chunk by chunk; return its last hidden states, with `last` only the last column's."""
     found: list[Tensor] = []
 
     def take(hidden: Tensor) -> None:
@@ -144,8 +144,8 @@ def generated_prompt(
     """Prefill for `generate`: computes the prompt into the cache and returns the output of the last chunk.
 
     Args:
-        own: transformers' own prefill, for prompts that cannot be cut. arguments: of `forward`, with a cache; a cache that is
-            out of date (see `students.rotary`) is replaced.
+        own: transformers' own prefill, for prompts that cannot be cut. arguments: of `forward`, with a cache; a cache that
+            is out of date (see `students.rotary`) is replaced.
     """
     prompt = _of_generate(input_ids, config, arguments)
     if prompt is None:
