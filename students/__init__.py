@@ -47,7 +47,7 @@ def load(path: str | Path, *, trust_remote_code: bool = False, **options: Any) -
     if mismatched := sorted(info["mismatched_keys"]):  # these too
         name, found, wanted = mismatched[0]
         raise ValueError(
-            f"{path}: {name} has the shape {list(found)}, but config.json requires {list(wanted)}; config and weights do "
+            f"{path}: {name} has the shape {list(found)}, but by config.json it is {list(wanted)}; config and weights do "
             "not belong together"
         )
     for name, tensor in model.named_parameters():

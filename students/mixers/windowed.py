@@ -55,7 +55,7 @@ class Windowed(Branches):
         "sinks": "Number of first tokens of a document that the window always sees too.",
         "own": "The window has its own q, k, v and output projections. Otherwise it borrows the SSM's, if the mixer has "
         "them.",
-        "lag": "The state takes a token only when it leaves the window. Default: true if the mixer has a lag.",
+        "lag": "The state takes a token only when that token leaves the window. Default: true if the mixer has a lag.",
         "gate": "`true`: each head and token weighs state and window. `select`: each token weighs the window alone, as in "
         "Taipan.",
     }
