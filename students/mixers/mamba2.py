@@ -44,7 +44,7 @@ class Mamba2(StateSpace):
     float32 = frozenset({"A_log", "D", "dt_bias"})
     choices = {"expand": (1, 2)}
     meanings = StateSpace.meanings | {
-        "expand": "SSM heads for each attention head. With 2, each has a companion head whose output is constant at the start.",
+        "expand": "SSM heads for each attention head. With 2, each has a companion head whose output starts constant.",
         "n_groups": "Number of groups of heads; a group shares B, C and a norm. Default: one group for each attention head.",
     }
 
