@@ -29,7 +29,7 @@ from students.wrapped import is_plain, is_untouched, numbers
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")  # prefixes of class names in transformers
 SWISH = ("SiLU", "SiLUActivation")
 
-_decoding: ContextVar[bool] = ContextVar("a decoder's token is under way in this thread", default=False)
+_decoding: ContextVar[bool] = ContextVar("whether a decoder computes a token in this thread", default=False)
 
 
 @contextmanager

@@ -124,9 +124,7 @@ class Decoder:
         if self.released:
             raise ValueError("this decoder has given its cache back (release); make a new Decoder")
         if not self.left:
-            raise ValueError(
-                f"the {self.tokens} tokens of this decoder are used up; make a new Decoder with a larger number"
-            )
+            raise ValueError(f"the {self.tokens} tokens of this decoder are used up; make a new Decoder with more tokens")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step() if self._tried else self._first()

@@ -28,7 +28,9 @@ from students.skeleton import Student
 
 TAKEN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "logits_to_keep", CACHE)  # what chunks support
 
-_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("who is told how far a prompt is", default=None)
+_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar(
+    "the function that gets a prompt's progress", default=None
+)
 
 
 @contextmanager

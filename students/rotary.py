@@ -85,7 +85,7 @@ def forget_lengths(model: nn.Module) -> None:
             module.register_forward_pre_hook(_forget)
 
 
-_turned_as_whole: ContextVar[bool] = ContextVar("embeddings know how long the text will be", default=False)
+_turned_as_whole: ContextVar[bool] = ContextVar("whether embeddings use the length of a whole prompt", default=False)
 
 
 def turned_as_whole() -> bool:

@@ -53,7 +53,7 @@ class Ring:
 
     def visible(self) -> Bool[Tensor, "rows size"]:
         """Which places the current token sees, for attention that takes a mask."""
-        assert self.column is not None, "a token is under way"
+        assert self.column is not None, "there is a current token"
         places = torch.arange(self.size, device=self.column.device)
         held = self.column - (self.column - places) % self.size  # the column that is stored at each place
         visible = (held >= 0)[None]

@@ -49,7 +49,7 @@ class Entering:
     def h(self) -> Float[Tensor, "b 1 d"]:
         """The mixer's input, after the norm."""
         if self._h is None:
-            assert self.norm is not None, "an input without a norm is there from the beginning"
+            assert self.norm is not None, "without a norm, x is the input"
             weight, eps = self.norm
             wide = self.x.to(torch.promote_types(self.x.dtype, torch.float32))
             self._h = weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(self.x.dtype)

@@ -86,9 +86,9 @@ class HeldAttention:
 
     def _token_shared(self, q: Float[Tensor, "b h p"], dtype: torch.dtype, context: Context) -> Float[Tensor, "b 1 h p"]:
         """The features of one token with an earlier layer's keys and values, which include the token's own."""
-        assert context.shared is not None, "attention that shares keys is given them"
+        assert context.shared is not None, "attention that shares keys gets them in the context"
         k, v, _, positions = context.shared.read()
-        assert positions is not None, "keys in place come with positions"
+        assert positions is not None, "shared keys of a held cache have positions"
         q = self._turned(q[:, None], self.q_norm, context)[:, 0]
         visible = positions >= 0
         if self.window is not None:
@@ -98,7 +98,7 @@ class HeldAttention:
 
     def _turned(self, heads: Float[Tensor, "b t h p"], norm: Tensor | None, context: Context) -> Float[Tensor, "b t h p"]:
         if self.qk_norm:
-            assert norm is not None, "attention that normalises has a weight for it"
+            assert norm is not None, "attention with norms has their weights"
             heads = qk_norm(heads, norm, self.qk_norm, self.qk_norm_eps)
         return rotate(heads, context.tables, self.rope) if self.rope else heads
 

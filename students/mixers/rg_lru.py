@@ -135,7 +135,7 @@ class RgLru(Recurrent):
             parameter.zero_()
             transfer.set(f"rg_lru.{name}", "set to 0")
         self.spread_memories("rg_lru.recurrent_param", transfer)
-        transfer.set("rg_lru.input_gate_bias", "set so that the state is a decayed mean of what it has seen")
+        transfer.set("rg_lru.input_gate_bias", "set so that the state is a decayed mean of its inputs")
 
     @torch.no_grad()
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:

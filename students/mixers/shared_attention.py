@@ -180,7 +180,7 @@ class SharedAttention(Attention):
         site.down.copy_(vh[:rank])
         site.up.copy_(u[:, :rank] * s[:rank])
         share = (s[rank:].square().sum() / power).item()
-        how = f"rank-{rank} SVD of what attention {name} differs by from the shared block"
+        how = f"rank-{rank} SVD of the difference of attention {name} from the shared block"
         transfer.set(f"{name}_proj.down", how)
         transfer.set(f"{name}_proj.up", f"{how}; {share:.1%} of the power of {name} left out")
 

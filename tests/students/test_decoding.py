@@ -233,7 +233,7 @@ def test_what_a_decoder_refuses(teacher):
         students.Decoder(student, cache, 4, torch.ones(2, 7, dtype=torch.long))
     decode = students.Decoder(student, cache, 1)
     decode(ids[:, :1])
-    with pytest.raises(ValueError, match="make a new Decoder with a larger number"):
+    with pytest.raises(ValueError, match="make a new Decoder with more tokens"):
         decode(ids[:, :1])
     with pytest.raises(GraphError, match="layer 0 of the cache is a StaticLayer"):
         static = StaticCache(config=teacher.model.config, max_cache_len=9)
