@@ -4,8 +4,8 @@
     dt = softplus(dt + dt_bias)                 y = ssd(dt x, -dt exp(A_log), B, C) + D x
     out = out_proj(weight rms_norm(silu(z) y, over each group))
 
-A student exports exactly to these classes, which other software runs already. Attention's output is linear in its values,
-and no part of stock Mamba-2 is linear, so the start is a point where the mixer is almost linear:
+A student with this mixer exports exactly to transformers' classes, which other software runs already. Attention's output is
+linear in its values, and no part of stock Mamba-2 is linear, so the start is a point where the mixer is almost linear:
 
   - a convolution tap of 0.25, where silu is almost a line;
   - dt near 1, the decays in A, and D = 0;

@@ -108,7 +108,7 @@ class Mixer(InPlace, nn.Module):
     choices: ClassVar[dict[str, tuple]] = {}  # the allowed values of an option that has few
     min_lag: int = 0  # matrix entries closer to the diagonal belong to another branch
     silenced: frozenset[str] = frozenset()  # branches set to zero, see `silence`
-    horizon: int = 0  # tokens after which the state's tokens are full; 0 if it keeps none or all
+    horizon: int = 0  # length at which a state that stores tokens is full; 0 if it stores none or all
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
         """The inputs of the exchange between tokens: a frozen dataclass with a field `values` [b s k p]."""
