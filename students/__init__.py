@@ -1,4 +1,4 @@
-"""Hybrid students: their mixers, their kernels, and the models they sit in. Enough alone to load and run a student.
+"""Hybrid students: models, mixers and kernels. This package alone loads and runs a student.
 
 After `import students`, `transformers.AutoModelForCausalLM.from_pretrained` loads a student's folder too.
 """
@@ -23,15 +23,15 @@ register_families()
 def load(path: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Student:
     """Load a student from a folder or a hub id; `options` go to transformers' `from_pretrained` (dtype, device_map ...).
 
-    It is built from the classes of this package: code that lies beside it never runs unless asked to, and nothing is
-    unpickled.
+    The student is built from the classes of this package. Code in the folder runs only with `trust_remote_code`, and nothing
+    is unpickled.
 
     Args:
-        trust_remote_code: run the code of a folder that is no student of this version's making.
+        trust_remote_code: run the folder's own code, for a model type that this version does not know.
 
     Raises:
-        ValueError: what lies there is not a student of ours, lacks some of its weights, or has some of another shape or
-            that are not finite.
+        ValueError: the folder holds no student made by distill, or weights that are missing, of a wrong shape or not
+            finite.
     """
     from transformers import AutoModelForCausalLM
 
@@ -43,7 +43,7 @@ def load(path: str | Path, *, trust_remote_code: bool = False, **options: Any) -
     if not hasattr(model, "layout"):
         raise ValueError(f"{path} holds a {type(model).__name__}, not a student made by distill")
     if missing := sorted(info["missing_keys"]):  # transformers would leave them random
-        raise ValueError(f"{path} has no weights for {missing[0]} ({len(missing)} missing in all); its files are not whole")
+        raise ValueError(f"{path} has no weights for {missing[0]} ({len(missing)} missing in all): it is incomplete")
     if mismatched := sorted(info["mismatched_keys"]):  # these too
         name, found, wanted = mismatched[0]
         raise ValueError(

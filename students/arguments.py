@@ -1,4 +1,4 @@
-"""A student's inputs as its skeleton's `forward` takes them: positions, padding, keys that layers share."""
+"""The arguments of the skeleton's `forward`, made from a student's inputs: positions, padding, shared keys."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +19,10 @@ from students.skeleton import Skeleton
 
 
 class SkeletonArguments(Skeleton):
-    """For the student's class: what goes to the skeleton, and what is refused on the way."""
+    """Part of the student's class: makes the skeleton's arguments, and refuses inputs that it cannot serve."""
 
     def _check_length(self, inputs: Inputs) -> None:
-        """Refuse tokens behind keys that were turned for a shorter text."""
+        """Refuse tokens after cached keys that were rotated for a shorter sequence."""
         past = inputs.cache.get_seq_length() if self.length_rules and inputs.cache is not None else 0
         if past and not turned_as_whole():
             before, after = lengths(past, inputs.size[1], inputs.position_ids, inputs.attention_mask)
@@ -30,30 +30,32 @@ class SkeletonArguments(Skeleton):
                 raise ValueError(refusal)
 
     def _ends_filled(self, inputs: Inputs) -> AbstractContextManager[None]:
-        """While the block runs, a row that ends in padding has its last token's hidden state there."""
+        """Inside the block, padding at the end of a row gets the hidden state of the row's last token."""
         if inputs.documents is None or inputs.attention_mask is None or not self.layout.converted:
             return nullcontext()
         return ends_filled(self.base_model, inputs.documents >= 0)
 
     def check_windows(self, mask: Int[Tensor, "b s"], to_come: int = 0) -> None:
-        """Refuse padding inside a text, with so many tokens to come, where attention that stays counts it among the tokens
-        of its window.
+        """Refuse padding between tokens where a kept attention layer counts it among the tokens of its window.
+
+        Args:
+            to_come: tokens that each row will still get.
 
         Raises:
             ValueError: naming the layer.
         """
-        if self.layout.converted:  # with nothing swapped it is the teacher, its windows included
+        if self.layout.converted:  # without mixers the model is the teacher, windows included
             check_windows(mask, self._kept_windows, to_come)
 
     @functools.cached_property
     def _kept_windows(self) -> dict[int, int]:
-        """The windows of the attention layers that stay, by layer."""
+        """The window sizes of the kept attention layers, by layer."""
         layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
         windows = {i: getattr(layer, "sliding_window", None) for i, layer in enumerate(layers)}
         return {index: window for index, window in windows.items() if window and index not in self.layout.converted}
 
     def _arguments(self, inputs: Inputs, use_cache: bool) -> dict:
-        """The inputs as the skeleton takes them."""
+        """The keyword arguments of the skeleton's `forward`."""
         documents, mask, unpadded = inputs.documents, inputs.attention_mask, None
         past = 0 if inputs.cache is None else inputs.cache.get_seq_length()
         if mask is not None:
@@ -76,7 +78,7 @@ class SkeletonArguments(Skeleton):
         return arguments if documents is None or by_positions else arguments | {"document_ids": documents}
 
     def _marked(self, inputs: Inputs, past: int) -> Int[Tensor, "rows t"] | None:
-        """Positions that say what is padding, and where documents begin."""
+        """Position ids that mark padding and the beginnings of documents."""
         documents, positions, masked = inputs.documents, inputs.position_ids, inputs.attention_mask is not None
         if documents is None and (positions is None or not masked or inputs.cache is not None):
             return None if positions is None else positions.long()

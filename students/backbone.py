@@ -1,8 +1,8 @@
-"""One token through a skeleton's own layers in few kernels: norms, rotary embedding, SwiGLU, residuals beside the products.
+"""Fused decoding of one token in the skeleton's layers: products with norms, rotary embedding, SwiGLU and residuals.
 
-A `Decoder` lets the layers of the families below run so, each in its model's own loop over layers; a student's slots take
-part with their mixers. A layer that anything stands around (hooks, adapters, offloading, quantised weights) runs as it is,
-and so does every layer of another family.
+A `Decoder` uses it for layers of the families below, inside the model's own loop over layers; mixers in slots are included.
+A layer with hooks, adapters, offloading or quantised weights keeps its own `forward`, and so does every layer of another
+family.
 """
 
 import sys
@@ -26,15 +26,15 @@ from students.slot import MixerSlot
 from students.static_cache import StaticKeys
 from students.wrapped import is_plain, is_untouched, numbers
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")  # what the names of their classes in transformers begin with
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")  # prefixes of class names in transformers
 SWISH = ("SiLU", "SiLUActivation")
 
-_decoding: ContextVar[bool] = ContextVar("a decoder's token is under way in this thread", default=False)
+_decoding: ContextVar[bool] = ContextVar("whether a decoder computes a token in this thread", default=False)
 
 
 @contextmanager
 def fused(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model's layers that can run one token in few kernels do so; in this thread alone."""
+    """Inside the block, layers that have a fused form use it for one token, in this thread only."""
     changed, token = [], _decoding.set(True)
     try:
         for layer in _layers(model):
@@ -60,7 +60,7 @@ def fused(model: PreTrainedModel) -> Iterator[None]:
 
 
 def fused_layers(model: PreTrainedModel) -> int:
-    """How many layers of a model run so."""
+    """The number of a model's layers that have a fused form."""
     return sum(map(_serves, _layers(model)))
 
 
@@ -72,7 +72,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _family(module: nn.Module, part: str) -> bool:
-    """Whether a module is this part of one of the families' own models."""
+    """Whether a module is of transformers' class for this part, in one of `FAMILIES`."""
     kind = type(module)
     return kind.__module__.startswith("transformers.") and kind.__name__ in [name + part for name in FAMILIES]
 
@@ -87,7 +87,7 @@ def _is_norm(module: nn.Module | None) -> bool:
 
 
 def _serves(layer: nn.Module) -> bool:
-    """Whether a layer is one of a known family's, and nothing stands around any part of it that is not called."""
+    """Whether a layer has a fused form: it is of one of `FAMILIES`, and the parts that are not called have no hooks."""
     if not (_family(layer, "DecoderLayer") and is_untouched(layer)):
         return False
     parts = cast(Any, layer)
@@ -105,7 +105,7 @@ def _serves(layer: nn.Module) -> bool:
 
 
 class _Replaced:
-    """A module's `forward` for one token of a decoder; calls from elsewhere meanwhile get the module's own."""
+    """A module's `forward` while a decoder computes a token; calls from other threads get the module's own."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -116,7 +116,7 @@ class _Replaced:
         return self.token(hidden_states, **keywords)
 
     def token(self, hidden_states: Float[Tensor, "b 1 d"], **keywords) -> Tensor:
-        """What the decoder gets."""
+        """The output for a decoder's token."""
         raise NotImplementedError
 
 
@@ -155,7 +155,7 @@ def _attend(
     attention_mask: Tensor | None = None,
     **keywords,
 ) -> Float[Tensor, "b 1 d"]:
-    """Kept attention, on keys that stand in place or in any other cache."""
+    """Kept attention of one token; its key and value are written into the static cache."""
     entries = [Entry(getattr(attention, f"{name}_proj")) for name in "qkv"]
     entering.prime(entries)
     q, k, v = (entering(entry)[:, 0].unflatten(-1, (-1, attention.head_dim)) for entry in entries)

@@ -1,8 +1,8 @@
-"""Calls of a student's body that pass by its `forward`, as code makes them that puts the head on hidden states itself.
+"""Direct calls of a student's body (its `base_model`), without the student's own `forward`.
 
-Fused losses do so (TRL's trainers, Liger's kernels). What `forward` reads off its inputs, the documents and padding that
-mixers must know, and what it brings, keys to share and meta tokens, would not be there, and nothing would say so. The body
-is therefore watched: a call that does not come from the student gets what `forward` would have given it.
+Fused losses make such calls (TRL's trainers, Liger's kernels) and apply the head to the hidden states themselves. `forward`
+tells mixers about documents and padding, and adds shared keys and meta tokens. A direct call would silently lack all of
+these. A hook on the body therefore prepares the arguments of every call that does not come from the student.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from torch import nn
 
 from students.skeleton import Skeleton
 
-CACHES = ("cache", "past_key_values", "layer_past")  # what bodies call their cache
+CACHES = ("cache", "past_key_values", "layer_past")  # names of the cache argument in bodies
 TAKEN = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "document_ids", "use_cache")
 
 _inside: ContextVar[bool] = ContextVar("a student's own call of its body", default=False)
@@ -23,7 +23,7 @@ _inside: ContextVar[bool] = ContextVar("a student's own call of its body", defau
 
 @contextmanager
 def own_call() -> Iterator[None]:
-    """Inside the block, the body is called by the student, with inputs that are ready."""
+    """Inside the block, calls of the body come from the student, with prepared inputs."""
     token = _inside.set(True)
     try:
         yield
@@ -32,14 +32,14 @@ def own_call() -> Iterator[None]:
 
 
 class WatchedBody(Skeleton):
-    """For the student's class, which has `entered`: a context that yields the body's arguments for some inputs."""
+    """Part of the student's class, whose `entered` is a context that yields the body's arguments for some inputs."""
 
     def watch_body(self) -> None:
-        """Watch the body, once it is there."""
+        """Put the hook on the body."""
         self.base_model.register_forward_pre_hook(self._before_body, with_kwargs=True)
 
     def _before_body(self, body: nn.Module, args: tuple, keywords: dict) -> tuple[tuple, dict] | None:
-        """What the body is called with, made ready where it was called from elsewhere; undone when the call has ended."""
+        """Prepare the arguments of a direct call; the preparation is undone when the call ends."""
         if _inside.get():
             return None
         given = _by_name(body, args, keywords)

@@ -1,4 +1,4 @@
-"""What a slot remembers between calls of a generating student: one layer of transformers' own `Cache`."""
+"""The state of a mixer between the calls of a generation: one layer of transformers' `Cache`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -14,40 +14,40 @@ HELD = "a Decoder holds this cache; release() gives it back"
 
 
 class Turn:
-    """The token under way, where states are held in place: rings turn by its column instead of being moved.
+    """The position of a `Decoder`'s current token, by which states are written in place: as rings, whose entries never move.
 
     Args:
-        first: the column of the first token to come. column: that of the token under way, on the device.
+        first: the column of the decoder's first token. column: the column of the current token, on the device.
     """
 
     def __init__(self, first: int, column: Int[Tensor, " 1"]) -> None:
         self.first, self.column, self.open = first, column, False
 
     def laid(self, part: Tensor, size: int) -> Tensor:
-        """The latest columns of a tensor [b s ...], each at its place in a ring of so many."""
+        """A ring of `size` columns, filled with the latest columns of a tensor [b s ...]."""
         part = part[:, -size:]
         columns = torch.arange(self.first - part.shape[1], self.first, device=part.device)
         return part.new_zeros(part.shape[0], size, *part.shape[2:]).index_copy_(1, columns % size, part)
 
     def taken(self, ring: Tensor, count: int, steps: int) -> Tensor:
-        """The reverse, so many tokens later: the latest columns in order."""
+        """The reverse of `laid`, after `steps` tokens: the latest `count` columns in order."""
         end = self.first + steps
         return ring.index_select(1, torch.arange(end - count, end, device=ring.device) % ring.shape[1])
 
 
 def empty_place(name: str) -> int:
-    """What stands in a state's tensor of this name where a row has no token."""
+    """The filler of a state's tensor of this name, for places where a row has no token."""
     if name.endswith(("document", "documents")):
         return NOWHERE
     return PADDING if name.endswith("positions") else 0
 
 
 class MixerState(CacheLayerMixin):
-    """Named tensors of one mixer, batch first, and the number of tokens they stand for.
+    """Named tensors of one mixer, batch first, and the number of tokens that they have read.
 
-    Convolution tails, recurrent states and windows of keys and values all live here, so that batch reordering, beam
-    search and offloading need to be right only once. It reports the length of the text, not of its tensors, so masks
-    of attention layers beside it come out right, also where no attention layer is left.
+    Convolution tails, recurrent states and windows of keys and values are all kept here, so batch reordering and beam search
+    are implemented once. `get_seq_length` is the length of the sequence and not of the tensors: transformers makes the masks
+    of attention layers from it, also where no attention layer is left.
     """
 
     is_compileable = False
@@ -59,23 +59,25 @@ class MixerState(CacheLayerMixin):
         super().__init__()
         self.tensors: dict[str, Tensor] = {}
         self.length = 0
-        self.last_document: Int[Tensor, " b"] | None = None  # None: no call said any, each row is document 0
-        self.turn: Turn | None = None  # where a Decoder holds it in place
+        self.last_document: Int[Tensor, " b"] | None = None  # None: no call gave documents; each row is document 0
+        self.turn: Turn | None = None  # set while a Decoder holds the state in place
 
     def read(self, name: str) -> Tensor | None:
         """The tensor kept under `name`, or None before the first call."""
         return self.tensors.get(name)
 
     def kept(self, name: str) -> Tensor:
-        """The tensor under `name`, which an earlier call has left."""
+        """The tensor under `name`, which an earlier call has written."""
         return self.tensors[name]
 
     def write(self, **tensors: Tensor) -> None:
-        """Keep these tensors; the batch is the first dimension of each. The end of something much longer is copied, or a
-        whole prompt would stay in memory behind it. Where the state is held in place, what is new is copied there.
+        """Keep these tensors; the batch is the first dimension of each.
+
+        A short view of a much longer tensor is copied, so that the whole prompt does not stay in memory. Where a `Decoder`
+        holds the state, values are copied into the tensors that it holds.
 
         Raises:
-            ValueError: in place, it has another shape or type than what it takes the place of.
+            ValueError: a tensor's shape or type differs from that of the held one.
         """
         if self.turn is not None:
             self._put(tensors)
@@ -85,7 +87,7 @@ class MixerState(CacheLayerMixin):
             self.tensors[name] = tensor.clone() if whole > 2 * tensor.nbytes else tensor
 
     def drop(self, name: str) -> None:
-        """Keep nothing under this name any more."""
+        """Remove the tensor under `name`."""
         self.tensors.pop(name, None)
 
     def _put(self, tensors: dict[str, Tensor]) -> None:
@@ -98,23 +100,25 @@ class MixerState(CacheLayerMixin):
             place.copy_(new)
 
     def check_turn(self, tokens: int) -> None:
-        """Refuse a call of others than the decoder that holds this state.
+        """Refuse calls while a `Decoder` holds this state, other than the decoder's own.
 
         Raises:
-            RuntimeError: this is one.
+            RuntimeError: another caller, or more than one token.
         """
         if self.turn is not None and not (self.turn.open and tokens == 1):
             raise RuntimeError(HELD)
 
     def resumed(self, first_document: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
-        """Rows whose next token, of this document, goes on with the document the state ended in."""
+        """Whether each row's next token, of document `first_document`, continues the document in which the state ended."""
         if not self.length:
             return torch.zeros_like(first_document, dtype=torch.bool)
         return first_document == (0 if self.last_document is None else self.last_document)
 
     def advance(self, tokens: int, documents: Int[Tensor, "b t"] | None) -> None:
-        """Count the tokens of one call, after every tensor was written; without documents they go on with the last ones.
-        In place the decoder counts: a replayed graph would not."""
+        """Count the tokens of one call, after every tensor was written; without `documents` they continue the last ones.
+
+        While a `Decoder` holds the state, the decoder counts instead: a replayed graph runs no Python.
+        """
         if self.turn is not None:
             return
         self.length += tokens
@@ -122,11 +126,11 @@ class MixerState(CacheLayerMixin):
         self.is_initialized = True
 
     def scope(self, prefix: str) -> "ScopedState":
-        """The same state, with `prefix` before every name: for a mixer made of mixers."""
+        """The same state with `prefix` before every name, for one part of a composed mixer."""
         return ScopedState(self, prefix)
 
     def rows(self, rows: Int[Tensor, " r"]) -> "MixerState":
-        """A state of these rows alone, for a call that the others take no part in."""
+        """A state of these rows alone, for a call without the other rows."""
         self._check_free()
         part = MixerState()
         part.length, part.is_initialized, part.last_document = self.length, self.is_initialized, self.last_document
@@ -135,9 +139,9 @@ class MixerState(CacheLayerMixin):
         return part
 
     def join(self, parts: Sequence[tuple[Int[Tensor, " r"], "MixerState"]], batch: int, tokens: int) -> None:
-        """Take over rows from states that went on by themselves; the others stay. The call was of so many tokens a row.
+        """Take over the rows of `parts` after a call of `tokens` tokens a row; other rows stay unchanged.
 
-        Where rows have become longer than others, these get empty places in front.
+        Rows whose tensors are shorter than others' get empty places in front.
         """
         names = dict.fromkeys(name for state in (self, *(part for _, part in parts)) for name in state.tensors)
         for name in names:
@@ -202,7 +206,7 @@ class MixerState(CacheLayerMixin):
 
 
 def _joined(name: str, found: list[tuple[Tensor | slice, Tensor]], batch: int) -> Tensor:
-    """One tensor of rows that come from several, a later one's in place of an earlier one's."""
+    """One tensor made from the rows of several; where a row occurs twice, the later one counts."""
     latest = found[-1][1]
     if latest.dim() < 2:
         whole = latest.new_full((batch,), empty_place(name))
@@ -218,7 +222,7 @@ def _joined(name: str, found: list[tuple[Tensor | slice, Tensor]], batch: int) -
 
 
 class ScopedState:
-    """A `MixerState` seen by one part of a composed mixer: its names are its own, its length is the whole's."""
+    """A `MixerState` for one part of a composed mixer, with a prefix before its names; the length is shared."""
 
     def __init__(self, state: MixerState, prefix: str) -> None:
         self._state, self._prefix = state, prefix

@@ -1,4 +1,4 @@
-"""What stands around the capture of a CUDA graph: its stream, what is not kept meanwhile, and what is said if it fails."""
+"""Helpers for the capture of CUDA graphs: the stream, the autocast cache, and errors that name the failing line."""
 
 import traceback
 import warnings
@@ -15,19 +15,19 @@ from students.static_cache import GraphError
 
 @once
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: the allocator keeps memory of its own for each.
+    """The stream of all captures on a device: the allocator reserves memory for each stream, so there is only one.
 
     Raises:
-        ValueError: no GPU's device.
+        ValueError: the device is not a GPU.
     """
     if device.type != "cuda":
-        raise ValueError(f"graph=True captures a CUDA graph, and the model is on the {device.type}; leave it out")
+        raise ValueError(f"graph=True captures a CUDA graph, but the model is on the {device.type}; leave it out")
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def no_autocast_cache() -> Iterator[None]:
-    """Let autocast copy weights anew: what it keeps is freed where autocast ends, and a graph would read it still."""
+    """Turn off autocast's cache of weights: its copies are freed when autocast ends, but a graph would still read them."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -38,7 +38,8 @@ def no_autocast_cache() -> Iterator[None]:
 
 @contextmanager
 def watched(model: PreTrainedModel) -> Iterator[None]:
-    """Raise where an operation waits for the GPU, which no graph can hold: a failed capture is worse to get out of."""
+    """Raise where an operation waits for the GPU, before a capture: a graph cannot contain it, and a capture that has failed
+    is harder to recover from."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the mode is experimental
@@ -52,13 +53,13 @@ def watched(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def explained(model: PreTrainedModel) -> Iterator[None]:
-    """Say of which model, and at which line, one token cannot be captured."""
+    """Turn an error of a capture into a `GraphError` that names the model and the line."""
     try:
         yield
     except (torch.OutOfMemoryError, GraphError):
         raise
     except RuntimeError as error:
-        while isinstance(error.__context__, RuntimeError):  # what ends a failed capture hides what made it fail
+        while isinstance(error.__context__, RuntimeError):  # the error that ends a capture hides its cause
             error = error.__context__
         if isinstance(error, torch.OutOfMemoryError):
             raise error

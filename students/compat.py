@@ -1,7 +1,7 @@
-"""Parts of transformers and torch that are private, or that versions name differently: the one file that knows them.
+"""Parts of transformers and torch that are private, or whose names differ between versions, collected in this file.
 
-Each names the versions of transformers (torch) that it was seen in. Overridden methods and class attributes stay with the
-classes that override them, with the same note.
+Each note names the versions of transformers (or torch) in which the part was checked. Overridden methods and class
+attributes stay with the classes that override them, with the same note.
 """
 
 import inspect
@@ -58,34 +58,34 @@ CACHE = next(
 
 
 def brings_code(config: PretrainedConfig) -> bool:
-    """Whether saving a config also saves its class's code: it came from a folder that holds it. 5.17, 5.24."""
+    """Whether saving a config also saves its class's code, because the config was loaded with it. 5.17, 5.24."""
     return config._auto_class is not None
 
 
 def accelerate_hook(module: nn.Module) -> Any:
-    """What accelerate (1.1 to 1.15) has put around a module to load its parameters; None where there is nothing."""
+    """The hook by which accelerate (1.1 to 1.15) loads a module's parameters; None without one."""
     return module.__dict__.get("_hf_hook")
 
 
 def attention_implementation(config: PretrainedConfig) -> str | None:
-    """The attention that a model of this config runs ("sdpa", "eager" ...); None: it is not chosen yet. 5.17, 5.24."""
+    """The attention implementation of a config ("sdpa", "eager" ...); None before one is chosen. 5.17, 5.24."""
     return config._attn_implementation
 
 
 def set_attention_implementation(config: PretrainedConfig, name: str | None) -> None:
-    """Choose the attention of a config that has no model yet, unchecked. 5.17, 5.24."""
+    """Set the attention implementation of a config, without transformers' checks. 5.17, 5.24."""
     config._attn_implementation = name
 
 
 def add_attention(name: str, function: Callable) -> None:
-    """Add an attention to transformers' table, one that is given no masks; once there, nothing happens. 5.17, 5.24."""
+    """Add an attention that takes no masks to transformers' table, unless the name is there already. 5.17, 5.24."""
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, function)
 
 
 @contextmanager
 def attention_replaced(config: PretrainedConfig, name: str) -> Iterator[None]:
-    """Inside the block the config's models run the attention of that name. 5.17, 5.24."""
+    """Inside the block, models of this config run the attention `name`. 5.17, 5.24."""
     original = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -95,62 +95,62 @@ def attention_replaced(config: PretrainedConfig, name: str) -> Iterator[None]:
 
 
 def takes_attention(model: PreTrainedModel) -> bool:
-    """Whether a model's attention is looked up by name at each call, in `AttentionInterface`. 5.17, 5.24."""
+    """Whether a model looks its attention up in `AttentionInterface` at each call. 5.17, 5.24."""
     return bool(model._supports_attention_backend)
 
 
 def experts_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
-    """Inside the block a mixture of experts runs as `generate` runs it token by token. 5.17, 5.24."""
+    """Inside the block, a mixture of experts runs as in token-by-token `generate`. 5.17, 5.24."""
     return cast(Any, model)._optimize_model_for_decode()
 
 
 def prefill(model: PreTrainedModel, input_ids: Int[Tensor, "b t"], config: GenerationConfig, arguments: dict) -> ModelOutput:
-    """The model's output for a prompt, chunked where `config` asks for it; `arguments` gets the filled cache. 5.17, 5.24."""
+    """The model's output for a prompt, chunked where `config` says so; the cache in `arguments` is filled. 5.17, 5.24."""
     return cast(Any, model)._prefill(input_ids, config, arguments)
 
 
 def mask_width(config: GenerationConfig, mask: Tensor | None) -> int | None:
-    """Columns of the mask that `generate` was given or made; it drops one without padding from 5.24 on. 5.17, 5.24."""
+    """The width of the mask in a `generate`; from 5.24 on `generate` drops a mask without padding. 5.17, 5.24."""
     return getattr(config, "_mask_length", None) if mask is None else mask.shape[1]
 
 
 def pad_token(config: GenerationConfig) -> Tensor | None:
-    """The token that `generate` fills ended rows with, where it has one; set once `generate` has begun. 5.17, 5.24."""
+    """The token with which `generate` fills finished rows, if any; `generate` sets it when it begins. 5.17, 5.24."""
     return config._pad_token_tensor
 
 
 def set_seen_tokens(layer: CacheLayerMixin, tokens: int) -> None:
-    """Tell a cache layer that counts tokens itself how many it has seen: those of sliding windows do. 5.17, 5.24."""
+    """Set the number of tokens that a cache layer has seen; layers with sliding windows count them. 5.17, 5.24."""
     if hasattr(layer, "cumulative_length"):
         layer.cumulative_length = tokens
 
 
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """cuDNN's attention and the logarithms of its sums of exponentials, forward alone. torch 2.11, 2.13."""
+    """cuDNN's attention and its log-sum-exp, without a backward pass. torch 2.11, 2.13."""
     made = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, False, scale=scale)
     return made[0], made[1]
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """PyTorch's FlashAttention likewise; its causal mask is aligned at its end. torch 2.11, 2.13."""
+    """PyTorch's FlashAttention and its log-sum-exp; the causal mask is aligned at the last key. torch 2.11, 2.13."""
     made = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
     return made[0], made[1]
 
 
 def has_global_hooks() -> bool:
-    """Whether every call of any module runs hooks. `_has_any_global_hook`, torch 2.11, 2.13."""
+    """Whether hooks for all modules are registered. `_has_any_global_hook`, torch 2.11, 2.13."""
     return bool(torch_module._has_any_global_hook())
 
 
 def fake_tensors() -> AbstractContextManager:
-    """Inside the block tensors have shapes and types but no data; real ones may be mixed in. torch 2.11, 2.13."""
+    """Inside the block, new tensors have shapes and types but no data; real tensors may be mixed in. torch 2.11, 2.13."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def real_tensors() -> AbstractContextManager:
-    """Inside the block, within one of `fake_tensors`, tensors have data again. torch 2.11, 2.13."""
+    """Inside the block, which is within one of `fake_tensors`, new tensors have data again. torch 2.11, 2.13."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()

@@ -1,4 +1,7 @@
-"""A student's layout, its place in the skeleton and the attention that it was made from; `entry.py` writes them down."""
+"""A student's layout, the place of its mixers in the skeleton, and the shapes of the attention that they replace.
+
+`students.entry` writes them to config.json and reads them.
+"""
 
 import re
 from collections.abc import Mapping
@@ -14,9 +17,9 @@ KEEP = "A"  # the letter of a layer whose attention stays, unless a layout gives
 
 @dataclass(frozen=True)
 class Place:
-    """Where a family keeps its attention: path of the list of layers, name in a layer.
+    """Where a family keeps its attention: the path of the list of layers, and the attribute's name in a layer.
 
-    documents: how documents and padding reach the slot there, by "keywords" of its own or only by "positions".
+    documents: how documents and padding reach the slot: by "keywords" of their own, or only by "positions".
     """
 
     layers: str = "model.layers"
@@ -26,14 +29,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The attention of every layer: one shape, and what is different in single layers."""
+    """The attention of every layer: one shape, and the exceptions of single layers."""
 
     shape: Shape
     exceptions: dict[int, dict] = field(default_factory=dict)
 
     @classmethod
     def of(cls, shapes: Mapping[int, Shape]) -> "Shapes":
-        """Of the shapes by layer; the most common one is the rule."""
+        """Made from the shape of each layer; the most common one becomes `shape`."""
         rule = max(shapes.values(), key=list(shapes.values()).count)
         usual = asdict(rule)
         found = {}
@@ -44,13 +47,13 @@ class Shapes:
         return cls(rule, found)
 
     def at(self, layer: int) -> Shape:
-        """One layer's."""
+        """The shape of one layer."""
         return replace(self.shape, **self.exceptions.get(layer, {}))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One letter a layer, and what each letter stands for: {"mixer": name, option: value ...}.
+    """Which layer has which mixer: one letter a layer, and each letter's {"mixer": name, option: value ...}.
 
     meta_tokens: learned vectors in front of every document.
     """
@@ -61,7 +64,7 @@ class Layout:
 
     @classmethod
     def over(cls, layers: int, pattern: str, mixers: dict[str, dict], meta_tokens: int = 0) -> "Layout":
-        """A layout for so many layers, from a pattern that repeats over depth.
+        """A layout for `layers` layers, from a pattern that repeats over depth.
 
         Raises:
             ValueError: an empty pattern, one longer than the model, a letter without a mixer, a mixer or option that
@@ -79,7 +82,7 @@ class Layout:
             raise ValueError(f"a mixer is given for {letter!r}, but the layout's pattern {pattern!r} does not use it")
         for letter, options in mixers.items():
             if not isinstance(options.get("mixer"), str):
-                raise ValueError(f"there is no mixer {options.get('mixer')!r} ({letter}); give it by name")
+                raise ValueError(f"the mixer of {letter!r} is {options.get('mixer')!r}; it should be a mixer's name")
             check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
         named = {letter: _text_keys(options) for letter, options in mixers.items()}
         layout = cls((pattern * layers)[:layers], named, meta_tokens)
@@ -88,7 +91,7 @@ class Layout:
         return layout
 
     def check(self) -> None:
-        """Refuse letters and mixers that there are none of, in a layout that was read.
+        """Refuse unknown letters and mixers in a layout that was read from a file.
 
         Raises:
             ValueError: naming the letter.
@@ -97,13 +100,13 @@ class Layout:
             raise ValueError(f"the layout's pattern {self.pattern[:60]!r} is not one capital letter a layer")
         for letter, options in self.mixers.items():
             if not re.fullmatch("[A-Z]", letter) or not isinstance(options.get("mixer"), str):
-                raise ValueError(f"the layout has no mixer's name for {letter[:60]!r}")
+                raise ValueError(f"the layout names no mixer for {letter[:60]!r}")
             check_options(options["mixer"], set(options) - {"mixer"}, f" ({letter})")
         for letter in sorted(set(self.pattern) - set(self.mixers) - {KEEP}):
             raise ValueError(f"the layout's pattern uses {letter!r}, but no mixer is given for it")
 
     def mixer_of(self, layer: int) -> dict | None:
-        """The mixer and options of a layer; None where the attention stays."""
+        """The mixer and options of a layer; None where attention is kept."""
         return self.mixers.get(self.pattern[layer])
 
     @property
@@ -113,7 +116,7 @@ class Layout:
 
     @property
     def groups(self) -> list[list[int]]:
-        """The converted layers, those whose mixers share parameters together; the first of a group owns them.
+        """The converted layers in groups that share parameters; the first layer of a group owns them.
 
         Raises:
             ValueError: a letter has more blocks to share than layers.
@@ -129,11 +132,11 @@ class Layout:
 
     @property
     def givers(self) -> dict[int, int]:
-        """For each layer that shares keys and values, the layer whose they are: the nearest converted one before it whose
-        attention has its own.
+        """For each layer with `share_kv`, the layer whose keys and values it reads: the nearest converted layer before it
+        with a window of its own.
 
         Raises:
-            ValueError: there is none before it.
+            ValueError: there is no such layer.
         """
         found: dict[int, int] = {}
         giver: int | None = None
@@ -142,7 +145,7 @@ class Layout:
             if options.get("share_kv"):
                 if giver is None:
                     raise ValueError(
-                        f"layer {layer} ({self.pattern[layer]}) shares keys and values, but no layer before has any"
+                        f"layer {layer} ({self.pattern[layer]}) shares keys and values, but no layer before it has any"
                     )
                 found[layer] = giver
             elif has_own_window(options["mixer"]):
@@ -153,13 +156,16 @@ class Layout:
         """A new mixer for a layer.
 
         Raises:
-            ValueError: what the mixer refuses.
+            ValueError: the mixer refuses its options.
         """
         options = self.options_at(layer)
         return make_mixer(options.pop("mixer"), shape, options)
 
     def options_at(self, layer: int) -> dict:
-        """The options of a converted layer, those given by layer resolved; one that says nothing of it is left out."""
+        """The options of a converted layer, with the layer's own value of each option that is given by layer.
+
+        An option that has no value for this layer is left out.
+        """
         options = dict(self.mixers[self.pattern[layer]])
         for name, values in _by_layer(options).items():
             del options[name]
@@ -168,7 +174,7 @@ class Layout:
         return options
 
     def _check_layers(self, letter: str) -> None:
-        """Refuse an option given by layer that names what is no layer of its letter."""
+        """Refuse an option given by layer that names a layer without this letter."""
         there = {str(layer) for layer, other in enumerate(self.pattern) if other == letter}
         for name, values in _by_layer(self.mixers[letter]).items():
             if wrong := sorted(set(values) - there - {"default"}):
@@ -177,10 +183,13 @@ class Layout:
 
 
 class StudentConfigMixin(SkeletonConfig):
-    """What a student adds to its skeleton's config class."""
+    """Part of the student's config class, added to the skeleton's."""
 
     def to_dict(self) -> dict:
-        """Without an auto_map where no code comes along: read from a portable folder, a config may be saved elsewhere."""
+        """The config as a dictionary, without `auto_map` where its code is not saved with it.
+
+        A config that was read from a portable folder has an `auto_map`, and may be saved elsewhere.
+        """
         entries = super().to_dict()
         if not brings_code(self):
             entries.pop("auto_map", None)
@@ -188,13 +197,12 @@ class StudentConfigMixin(SkeletonConfig):
 
 
 def _by_layer(options: dict) -> dict[str, dict]:
-    """The options of a mixer that are given layer by layer: mappings from layers to values, `default` for the layers that
-    they leave out."""
+    """The options of a mixer that are given by layer: mappings from layers to values, `default` for all other layers."""
     names = mixer_class(options["mixer"]).layer_options
     return {name: value for name, value in options.items() if name in names and isinstance(value, dict)}
 
 
 def _text_keys(options: dict) -> dict:
-    """Options whose layers are named as JSON will name them."""
+    """The options with layers as text, as JSON will store them."""
     by_layer = _by_layer(options).items()
     return options | {name: {str(layer): value for layer, value in values.items()} for name, values in by_layer}

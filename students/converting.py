@@ -1,7 +1,6 @@
-"""Further layers of a student that is there: mixers put where attention stood, and the layout that then holds.
+"""Converting further layers of an existing student: mixers replace kept attention, and the layout is updated.
 
-What stands in the student stays as it is, so that only what a further layer can be made of without touching the others is
-taken: see `further`.
+The student's other layers stay unchanged. `further` refuses mixers that would need a change of them.
 """
 
 from collections.abc import Mapping
@@ -19,41 +18,41 @@ from students.slot import MixerSlot
 
 
 def further(before: Layout, after: Layout) -> list[int]:
-    """The layers that one layout converts and an earlier one does not.
+    """The layers that the layout `after` converts and the layout `before` does not.
 
     Raises:
-        ValueError: a layer that is converted already gets another mixer or its attention back, nothing is converted, or a
-            mixer cannot be added to a student that is there; naming layer, letter and reason.
+        ValueError: a converted layer would get another mixer or its attention back, no layer would be converted, or a mixer
+            cannot be added to an existing student. The message names layer, letter and reason.
     """
     if len(after.pattern) != len(before.pattern):
         raise ValueError(f"the layout names {len(after.pattern)} layers, but the student has {len(before.pattern)}")
     for layer in before.converted:
         had, gets = (before.pattern[layer], before.mixer_of(layer)), (after.pattern[layer], after.mixer_of(layer))
         if gets[1] is None:
-            raise ValueError(f"layer {layer} is converted already ({had[0]}), and its attention does not come back")
+            raise ValueError(f"layer {layer} is converted already ({had[0]}), and its attention cannot be restored")
         if had != gets:
             raise ValueError(
-                f"layer {layer} is converted already, to {had[0]} {had[1]}; it cannot be made {gets[0]} {gets[1]}"
+                f"layer {layer} is converted already, to {had[0]} {had[1]}; it cannot become {gets[0]} {gets[1]}"
             )
     found = [layer for layer in after.converted if before.mixer_of(layer) is None]
     if not found:
-        raise ValueError("no layer would be converted that is not already")
+        raise ValueError("all layers of the layout are converted already; name a layer that still has attention")
     if after.meta_tokens != before.meta_tokens:
         raise ValueError(
-            f"meta_tokens would become {after.meta_tokens} from {before.meta_tokens}; they are learned from a student's "
-            "beginning on and cannot be added later"
+            f"meta_tokens would change from {before.meta_tokens} to {after.meta_tokens}; they are learned from a student's "
+            "beginning on and cannot be changed later"
         )
     if before.meta_tokens:
         raise ValueError(
-            f"the student has {before.meta_tokens} meta tokens in front of every text, which its kept attention has learned "
-            "to read; a mixer made later is calibrated on text alone and would start without them"
+            f"the student has {before.meta_tokens} meta tokens, which its kept attention has learned to read; a mixer made "
+            "later is calibrated without meta tokens, so no layer can be added"
         )
     for layer in found:
         _check_addable(layer, after)
     if moved := [layer for layer in before.givers if before.givers[layer] != after.givers.get(layer)]:
         raise ValueError(
             f"layer {moved[0]} shares the keys and values of layer {before.givers[moved[0]]}, and would share those of "
-            f"layer {after.givers[moved[0]]} once that is converted; leave that layer out"
+            f"layer {after.givers[moved[0]]} once that layer is converted; leave that layer out"
         )
     return found
 
@@ -75,16 +74,16 @@ def _check_addable(layer: int, layout: Layout) -> None:
 
 
 def convert(student: nn.Module, layout: Layout, mixers: Mapping[int, Mixer]) -> dict[int, nn.Module]:
-    """Put mixers where attention stood, in place. `student.newest` then names their layers.
+    """Replace attention by mixers, in place; `student.newest` then names their layers.
 
     Args:
-        layout: the student's afterwards. mixers: one for each layer that `further` names.
+        layout: the student's new layout. mixers: one for each layer that `further` names.
 
     Returns:
-        the attention modules that stood there, by layer.
+        the replaced attention modules, by layer.
 
     Raises:
-        ValueError: see `further`; or mixers of other layers.
+        ValueError: see `further`; or `mixers` has other layers.
     """
     student = cast(Student, student)
     layers = further(student.layout, layout)

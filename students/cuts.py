@@ -1,4 +1,4 @@
-"""Where a prompt is cut into chunks: by the memory that a chunk's activations take, and by what attention needs for it."""
+"""The chunks of a prompt: their size follows from the memory that a chunk's activations, and its attention, need."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -13,18 +13,18 @@ from students.padding import last_columns
 from students.prompt_attention import serves
 from students.shapes import Float, Int
 
-ROOM = {"cuda": 768 * 2**20}  # bytes that one chunk's activations may take, about; 0.5 GiB were measured on Llama-3.2-1B
-SMALL_ROOM = 64 * 2**20  # on a CPU, whose products are as fast in smaller pieces
+ROOM = {"cuda": 768 * 2**20}  # bytes of a chunk's activations, by estimate; 0.5 GiB were measured on Llama-3.2-1B
+SMALL_ROOM = 64 * 2**20  # on a CPU, where smaller matrix products are as fast
 MASKS = 512 * 2**20  # bytes of masks, or of eager attention's logits, where a chunk needs them
 WIDEST, NARROWEST = 16_384, 32  # columns of a chunk
-ALIGNED = 64  # of which longer chunks are multiples: scans cut their texts so
+ALIGNED = 64  # larger chunks are multiples of this: scans work in chunks of that size
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The columns [b t] of a text that are to come, as tokens or embeddings, behind `past` columns in a cache.
+    """The columns [b t] of a prompt, as tokens or embeddings, after `past` columns in a cache.
 
-    attention_mask [b past + t] and position_ids [rows t or more, its end counts] as `forward` takes them.
+    attention_mask [b past + t] and position_ids [rows n] are those of `forward`; of position_ids the last t columns count.
     """
 
     tokens: Int[Tensor, "b t"] | Float[Tensor, "b t d"]
@@ -41,7 +41,7 @@ class Prompt:
         return self.tokens.shape[1]
 
     def piece(self, start: int, end: int) -> dict[str, Tensor]:
-        """The arguments of a call for some of its columns."""
+        """The arguments of `forward` for the columns from `start` to `end`."""
         name = "input_ids" if self.tokens.dim() == 2 else "inputs_embeds"
         arguments = {name: self.tokens[:, start:end]}
         if self.attention_mask is not None:
@@ -54,13 +54,13 @@ class Prompt:
 
 
 def cuts(model: PreTrainedModel, prompt: Prompt, chunk: int | None) -> list[tuple[int, int]]:
-    """Where the columns of each chunk begin and end.
+    """The first column of each chunk, and the column after its last one.
 
-    By default a row's last token stands in the last chunk, whatever padding is behind it.
+    By default each row's last token is in the last chunk: a prompt with a row that ends in padding is not cut.
     """
     if chunk is not None:
         if chunk < 1:
-            raise ValueError(f"a chunk of {chunk} tokens is none; ask for 1 or more")
+            raise ValueError(f"chunk is {chunk} tokens; it should be 1 or more")
         size = chunk
     elif prompt.columns <= NARROWEST or _ends_in_padding(prompt):
         size = prompt.columns
@@ -72,12 +72,12 @@ def cuts(model: PreTrainedModel, prompt: Prompt, chunk: int | None) -> list[tupl
 
 
 def embeddings_of(model: PreTrainedModel) -> Tensor:
-    """The table of a model's token embeddings, whose device and type are taken for the model's."""
+    """The token embeddings of a model; their device and type stand for those of the model."""
     return cast(Tensor, model.get_input_embeddings().weight)
 
 
 def _masked(model: PreTrainedModel, prompt: Prompt) -> int:
-    """Columns at most where attention needs a mask, or its own logits, of chunk x keys numbers."""
+    """The most columns of a chunk where attention stores a mask, or its logits, of chunk x keys numbers."""
     if serves(model, prompt.attention_mask):
         return prompt.columns
     config = model.config.get_text_config(decoder=True)
@@ -96,7 +96,7 @@ def _ends_in_padding(prompt: Prompt) -> bool:
 
 
 def chunk_columns(config: PretrainedConfig, rows: int, device: torch.device, itemsize: int) -> int:
-    """Columns of a chunk by default, for so many texts at once: as many as about half a GiB holds on a GPU."""
+    """The default columns of a chunk for a batch of `rows`: about half a GiB of activations on a GPU."""
     config = config.get_text_config(decoder=True)
     width = config.hidden_size
     inner = next(

@@ -1,9 +1,9 @@
-"""Decoding one token at a time in places that stay the same, so that a GPU can replay a token's work as one CUDA graph.
+"""Decoding token by token with static tensors, so that a GPU can replay the forward pass of a token as one CUDA graph.
 
-A token's forward pass is a thousand small operations, and at small sizes launching them one by one takes all the time. A
-`Decoder` takes a cache that holds the prompt, gives every tensor that a token reads or writes a place of its own, and
-captures the forward pass once; each token is then one launch. The same function runs as it is where there is no GPU.
-`students.replayed` does so inside transformers' `generate`.
+The forward pass of one token is about a thousand small operations, and in small models launching them takes most of the
+time. A `Decoder` takes a cache that holds the prompt, gives every tensor that a token reads or writes a fixed place in
+memory, and captures the forward pass once. Each token is then one launch. Without a GPU the same code runs without a graph.
+`students.replayed` uses a `Decoder` inside transformers' `generate`.
 """
 
 import logging
@@ -28,26 +28,27 @@ from students.shapes import Bool, Float, Int
 from students.skeleton import Student
 from students.static_cache import GraphError, Ring, StaticKeys, StaticState
 
-OWN_MASKS = ("bloom", "gpt_neo")  # model types that would read the ring's size as the text's length
+OWN_MASKS = ("bloom", "gpt_neo")  # model types that would take the ring's size for the sequence's length
 _log = logging.getLogger(__name__)
-KINDS = {False: "full_attention", True: "sliding_attention"}  # of masks, where a model takes one of each
+KINDS = {False: "full_attention", True: "sliding_attention"}  # keys of a model's masks, by whether the layer has a window
 
 
 class Decoder:
-    """Next-token logits, token by token, behind a cache that it holds until `release`.
+    """Next-token logits, token by token, after the prompt in a cache; the decoder holds the cache until `release`.
 
     Args:
         model: a student, or another causal language model of transformers whose attention takes a 4-D mask. cache: its
             cache, with a prompt of one token or more (`new_cache()`, or `DynamicCache(config=model.config)`); until
-            `release` nobody else may use it. tokens: how many are to come at most, which takes memory and no time.
-        attention_mask: the prompt's, where it is padded, wherever that is. graph: whether to capture (default: on a GPU; one
-            thread at a time, and with autocast and inference mode as they will be when it is called).
+            `release` nothing else may use it. tokens: the most tokens that will be decoded; a larger number takes more
+            memory, but no time. attention_mask: the prompt's, if it is padded on either side or inside. graph: whether to
+            capture a CUDA graph (default: on a GPU). Capture in one thread at a time, with autocast and inference mode as in
+            later calls.
 
     Raises:
-        GraphError: a layer of the cache or an attention that cannot be held in place, or work that cannot be captured
-            because the GPU has to be waited for in its midst, or more tokens than may come before the rotary embedding
-            changes for the whole text (`students.rotary`). The cache is as it was.
-        ValueError: an empty cache, no tokens to come, a mask that is not the prompt's, or a graph asked for without a GPU.
+        GraphError: a cache layer or an attention that cannot be held in place; a forward pass that waits for the GPU and so
+            cannot be captured; or a length at which the rotary embedding changes for the whole sequence
+            (`students.rotary`). The cache is unchanged.
+        ValueError: an empty cache, `tokens` below 1, a mask that is not the prompt's, or `graph` without a GPU.
     """
 
     @torch.no_grad()
@@ -78,7 +79,7 @@ class Decoder:
             raise
 
     def _hold(self, kinds: set[int | None], tokens: int, attention_mask: Tensor | None, graph: bool | None) -> None:
-        """Give everything its place, and capture."""
+        """Move the cache into static tensors, and capture the graph."""
         model, cache = self.model, self.cache
         first = next(part for layer in cache.layers for part in _tensors(cast(MixerState | DynamicLayer, layer)))
         rows, device = first.shape[0], first.device
@@ -101,7 +102,7 @@ class Decoder:
             self._capture(device)
 
     def _first(self) -> Float[Tensor, "b v"]:
-        """The first token: kept attention reads what is there alone, unless it turns out that some of it cannot."""
+        """The first token: kept attention uses `held_keys.attend`, or the model's own attention if a layer cannot use it."""
         with self._undone(unless=lambda: self._held is not None):
             try:
                 logits = self._step()
@@ -115,15 +116,15 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, token: Int[Tensor, "b 1"]) -> Float[Tensor, "b v"]:
-        """The logits of what follows this token, the next of the text.
+        """The logits of the token after this one.
 
         Raises:
-            ValueError: more tokens than were to come, or after `release`.
+            ValueError: more than `tokens` calls, or a call after `release`.
         """
         if self.released:
-            raise ValueError("this decoder has given its cache back (release); make another")
+            raise ValueError("this decoder has given its cache back (release); make a new Decoder")
         if not self.left:
-            raise ValueError(f"all the {self.tokens} tokens that this decoder was made for have come; make it for more")
+            raise ValueError(f"the {self.tokens} tokens of this decoder are used up; make a new Decoder with more tokens")
         self.token.copy_(token)
         if self.graph is None:
             logits = self._step() if self._tried else self._first()
@@ -139,7 +140,7 @@ class Decoder:
 
     @torch.no_grad()
     def release(self) -> None:
-        """Give the cache back as ordinary calls leave it, with all tokens so far; the decoder is of no more use."""
+        """Give the cache back with all tokens so far, as after ordinary calls; the decoder cannot be used any more."""
         for state in self.states:
             state.give_back()
         for index, layer in enumerate(self.cache.layers):
@@ -148,8 +149,11 @@ class Decoder:
         self.states, self.left, self.graph, self.released = [], 0, None, True
 
     def _place(self, attention_mask: Int[Tensor, "b s"] | None, tokens: int) -> Bool[Tensor, "b columns"] | None:
-        """Set the next token's position and the cache as the model's own layers see them; give the columns, those to come
-        too, that are no padding."""
+        """Set `position` and the cache as the model's own layers see them.
+
+        Returns:
+            which columns, later ones included, are tokens and not padding; None where all are.
+        """
         if attention_mask is not None and attention_mask.all():
             attention_mask = None
         if attention_mask is None:
@@ -164,7 +168,7 @@ class Decoder:
         return None if mask is None else nn.functional.pad(mask.bool(), (0, tokens - 1), value=True)
 
     def _step(self) -> Float[Tensor, "b v"]:
-        """One token, from `self.token`; on the GPU nothing here may ask for a value."""
+        """The logits after `self.token`. On a GPU nothing here may copy a value to the CPU."""
         for ring in self.rings.values():
             ring.turn(self.column)
         config = self.model.config.get_text_config(decoder=True)
@@ -183,7 +187,7 @@ class Decoder:
     def _forward(self) -> Float[Tensor, "b v"]:
         if self._held is None and self.rings:
             masks = {KINDS[ring.window is not None]: self._mask(ring.visible()) for ring in self.rings.values()}
-        else:  # nobody looks at it, but the skeleton would make one
+        else:  # a placeholder that is not read: without a mask the skeleton would make one
             masks = {KINDS[window is not None]: self._unread for window in self.rings or [None]}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if hasattr(self.model, "next_logits"):
@@ -192,15 +196,19 @@ class Decoder:
         return self.model(input_ids=self.token, **where).logits[:, -1]
 
     def _mask(self, visible: Bool[Tensor, "rows size"]) -> Float[Tensor, "b 1 1 size"]:
-        """A mask that transformers hands on as it is, and every attention adds: 0 where there is something to see. SDPA
-        would turn a Boolean one into this in each layer."""
+        """An additive mask, 0 at visible places, which transformers passes on unchanged.
+
+        SDPA would convert a Boolean mask in each layer.
+        """
         numbers = embeddings_of(self.model).dtype
         mask = torch.zeros(len(self.token), 1, 1, visible.shape[1], dtype=numbers, device=visible.device)
         return mask.masked_fill_(~visible[:, None, None], torch.finfo(numbers).min)
 
     def _capture(self, device: torch.device) -> None:
-        """Warm up, look for anything that waits for the GPU, and record one token: all at the first token's column, which
-        that token then writes anew."""
+        """Warm up, check that nothing waits for the GPU, and capture one token.
+
+        All three passes use the first token's column, which that token overwrites later.
+        """
         stream = side_stream(device)
         caller = torch.cuda.current_stream(device)
         stream.wait_stream(caller)
@@ -216,12 +224,12 @@ class Decoder:
                 with self._undone(), explained(self.model), recorded:
                     self._logits = self._step()
             finally:
-                caller.wait_stream(stream)  # which is not the current one here: what is taken back must be there
+                caller.wait_stream(stream)  # not the current stream here: restored tensors must be complete
         self.graph = graph
 
     @contextmanager
     def _undone(self, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Take back what a token writes in the block, but for its keys: those the token that follows writes anew."""
+        """Restore after the block what a token has written, except keys and values, which the next token overwrites."""
         written = [self.position, self.column, *(part for state in self.states for part in state.tensors.values())]
         before = [part.clone() for part in written]
         try:
@@ -235,11 +243,11 @@ def _check_text(cache: Cache, tokens: int, attention_mask: Tensor | None) -> Non
     seen = cache.get_seq_length()
     if not seen or tokens < 1:
         raise ValueError(
-            f"a decoder goes on with a text: the cache holds {seen} tokens and tokens={tokens} are to come; both begin at 1"
+            f"a Decoder continues a prompt: the cache holds {seen} tokens, and tokens is {tokens}; both should be 1 or more"
         )
     if attention_mask is not None and (attention_mask.shape[1] != seen or not bool(attention_mask.any(1).all())):
         raise ValueError(
-            f"the attention_mask must be that of the {seen} tokens in the cache, and no row of it padding throughout"
+            f"the attention_mask must cover the {seen} tokens in the cache, with at least one token in every row"
         )
 
 
@@ -248,14 +256,14 @@ def _longest(cache: Cache, attention_mask: Tensor | None) -> int:
 
 
 def _check_layers(model: PreTrainedModel, cache: Cache) -> set[int | None]:
-    """The windows of the attention layers that the cache has.
+    """The window sizes of the attention layers in a cache; None for a layer without a window.
 
     Raises:
-        GraphError: naming what cannot be held in place.
+        GraphError: naming the layer or attention that cannot be held in place.
     """
     config = model.config.get_text_config(decoder=True)
     if config.model_type in OWN_MASKS:
-        raise GraphError(f"{type(model).__name__} makes masks of its own from the cache's length; decode without a Decoder")
+        raise GraphError(f"{type(model).__name__} makes its own masks from the cache's length; decode without a Decoder")
     expected, windows = DynamicCache(config=config).layers, set()
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, MixerState):

@@ -1,5 +1,8 @@
-"""What a student's config.json holds under `distill`, written and read. What is read is held against types and ranges: a
-damaged entry ends in one message, not in a layout that was never trained."""
+"""The `distill` entry of a student's config.json: written, read and checked.
+
+Every value that is read is checked for its type and range, so a damaged entry ends in one error message and not in a layout
+that was never trained.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +14,14 @@ from students.mixers import MIXERS, check_options
 from students.mixers.mixer import Shape
 
 FORMAT = 2
-LAYERS, WIDTH, META, NUMBER = 1024, 2**20, 2**16, 2**31  # the most of each; NUMBER of any option of a mixer
+LAYERS, WIDTH, META, NUMBER = 1024, 2**20, 2**16, 2**31  # upper bounds of what is read; NUMBER: of every mixer option
 WHERE = "config.json's `distill` entry"
-DOCUMENTS = ("keywords", "positions")  # how they reach a slot, see `Place`
+DOCUMENTS = ("keywords", "positions")  # the values of `Place.documents`
 _WHOLE = ("d_model", "n_heads", "n_kv_heads", "head_dim")
 
 
 def to_dict(layout: Layout, place: Place, shapes: Shapes) -> dict:
-    """What config.json holds under `distill`."""
+    """The `distill` entry of config.json."""
     attention = {**asdict(shapes.shape), "exceptions": {str(layer): changes for layer, changes in shapes.exceptions.items()}}
     return {"format": FORMAT, "layout": asdict(layout), "place": asdict(place), "attention": attention}
 
@@ -27,10 +30,10 @@ def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
     """The reverse of `to_dict`.
 
     Raises:
-        ValueError: the entry was written in another format, or something in it has another type or is out of its range.
+        ValueError: the entry has another format, or a value of a wrong type or out of its range.
     """
     if not isinstance(entry, dict):
-        raise ValueError(f"{WHERE} is {_shown(entry)}; it should be a mapping that says what the student is made of")
+        raise ValueError(f"{WHERE} is {_shown(entry)}; it should be a mapping of format, layout, place and attention")
     if entry.get("format") != FORMAT:
         raise ValueError(f"{WHERE} has format {_shown(entry.get('format'))}; this version reads {FORMAT}")
     layout = _layout(_mapping(entry, "layout"))
@@ -56,7 +59,7 @@ def from_dict(entry: dict) -> tuple[Layout, Place, Shapes]:
 
 
 def _check_teacher(found: Any) -> None:
-    """Refuse a word on the teacher that is none."""
+    """Refuse a `teacher` entry that is not a mapping of texts."""
     texts = found.values() if isinstance(found, dict) else [found]
     if not all(value is None or isinstance(value, str) for value in texts) or isinstance(found, str):
         raise _wrong("teacher", found, "a mapping of its reference and fingerprint, both text")
@@ -77,7 +80,7 @@ def _check_names(found: Mapping, key: str, known: set[str]) -> None:
 
 
 def _layout(entry: dict) -> Layout:
-    """The layout, its letters and mixers known ones."""
+    """The layout, with its letters, mixers and options checked."""
     _check_names(entry, "layout", {field.name for field in fields(Layout)})
     pattern, mixers, meta = entry.get("pattern"), entry.get("mixers", {}), entry.get("meta_tokens", 0)
     if not isinstance(pattern, str) or not 1 <= len(pattern) <= LAYERS:
@@ -85,7 +88,7 @@ def _layout(entry: dict) -> Layout:
     if not _is_whole(meta, 0, META):
         raise _wrong("layout.meta_tokens", meta, f"a whole number from 0 to {META:,}")
     if not isinstance(mixers, dict) or not all(isinstance(options, dict) for options in mixers.values()):
-        raise _wrong("layout.mixers", mixers, "a mixer's options by letters")
+        raise _wrong("layout.mixers", mixers, "a mapping of letters to a mixer's options")
     for letter, options in mixers.items():
         name = options.get("mixer")
         if not isinstance(name, str) or name not in MIXERS:
@@ -99,7 +102,7 @@ def _layout(entry: dict) -> Layout:
 
 
 def _check_numbers(value: Any, where: str) -> None:
-    """Refuse numbers inside an option that no option has; the mixers check the rest."""
+    """Refuse numbers in an option that are not finite or above NUMBER; the mixers check the rest."""
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_numbers(inner, f"{where}.{name}")
@@ -108,7 +111,7 @@ def _check_numbers(value: Any, where: str) -> None:
 
 
 def _shape(entry: Any, where: str, whole: bool) -> dict:
-    """The numbers of an attention. whole: whether all that have no default must be there."""
+    """The fields of a `Shape`. whole: whether all fields without a default are required."""
     if not isinstance(entry, dict):
         raise _wrong(where, entry, "a mapping")
     _check_names(entry, where, {field.name for field in fields(Shape)})

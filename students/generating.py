@@ -1,4 +1,4 @@
-"""What a student changes in transformers' `generate`: its cache, prompts that end in padding, and long ones."""
+"""A student's changes to transformers' `generate`: its cache, prompts that end in padding, and long prompts in chunks."""
 
 from functools import partial
 from typing import Any
@@ -15,15 +15,15 @@ from students.skeleton import Skeleton
 
 
 class Generating(Skeleton):
-    """Overrides of transformers' GenerationMixin, for the student's class."""
+    """Part of the student's class: overrides methods of transformers' GenerationMixin."""
 
     def generate(
         self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *more: Any, **options: Any
     ) -> Any:
-        """transformers' own, with a cache unless this call or the configuration handed to it says otherwise.
+        """transformers' `generate`, with a cache unless this call or its `generation_config` says otherwise.
 
-        Training leaves `use_cache: false` behind in config.json and generation_config.json; it would compute the whole text
-        for every token.
+        Training may have left `use_cache: false` in config.json and generation_config.json. Generation would then compute
+        the whole sequence for every token.
         """
         if generation_config is None or generation_config.use_cache is None:
             options.setdefault("use_cache", True)
@@ -32,7 +32,7 @@ class Generating(Skeleton):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict, *unused: Any, **more: Any
     ) -> Any:
-        """Called by `generate` (transformers 5.17, 5.24): its own choice would be a cache without places for the states."""
+        """Called by `generate` (transformers 5.17, 5.24), whose own cache would have no places for the states."""
         self._prepare_ends(generation_config, model_kwargs)
         if generation_config.use_cache is False or model_kwargs.get(CACHE) is not None:
             return
@@ -46,9 +46,9 @@ class Generating(Skeleton):
     def _prefill(
         self, input_ids: Int[Tensor, "b s"], generation_config: GenerationConfig, model_kwargs: dict, *more, **rest
     ):
-        """Called by `generate` (transformers 5.17, 5.24) for the prompt, which goes through in chunks.
+        """Called by `generate` (transformers 5.17, 5.24) for the prompt, which is computed in chunks.
 
-        A mask without padding is then left out: reading it would make every token wait for the GPU.
+        A mask without padding is dropped afterwards: reading it at every token would wait for the GPU.
         """
 
         own = partial(super()._prefill, input_ids, generation_config, model_kwargs, *more, **rest)
@@ -61,9 +61,10 @@ class Generating(Skeleton):
     def prepare_inputs_for_generation(
         self, input_ids: Int[Tensor, "b s"], *more: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict:
-        """transformers' own, without the cache where it is out of date: the whole text then fills another one.
+        """transformers' method, without a cache that is out of date: the whole sequence is then computed into a new one.
 
-        The name `kwargs` tells `generate` (5.17, 5.24) that arguments of `forward` may come, `inputs_embeds` that these may.
+        `generate` (5.17, 5.24) inspects this signature: `kwargs` permits arguments of `forward`, and `inputs_embeds` permits
+        embeddings.
         """
         cache, positions = kwargs.get(CACHE), kwargs.get("position_ids")
         past = cache.get_seq_length() if self.length_rules and cache is not None else 0
@@ -76,10 +77,10 @@ class Generating(Skeleton):
         return super().prepare_inputs_for_generation(input_ids, *more, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_ends(self, generation_config: GenerationConfig, model_kwargs: dict) -> None:
-        """Let a row that ends in padding go on from its last token's position.
+        """Let a row that ends in padding continue from its last token's position.
 
         Raises:
-            ValueError: a row has no token in the call whose logits the next token is drawn from.
+            ValueError: a row has no token in the last chunk, whose logits give the next token.
         """
         mask: Int[Tensor, "b s"] | None = model_kwargs.get("attention_mask")
         if mask is None or not self.layout.converted:
@@ -94,8 +95,8 @@ class Generating(Skeleton):
         empty = (~mask[:, -last:].bool().any(1)).nonzero()
         if len(empty):
             raise ValueError(
-                f"row {int(empty[0])} of the attention_mask has no token among the last {last}, which are computed together "
-                "and tell what comes next: pad on the left, or leave out the row, or prefill_chunk_size if there is one"
+                f"row {int(empty[0])} of the attention_mask has no token among the last {last} columns, the chunk that "
+                "gives the next token: pad on the left, or leave out the row, or prefill_chunk_size if it is set"
             )
         positions = model_kwargs.get("position_ids")
         if positions is not None:

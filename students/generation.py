@@ -1,4 +1,4 @@
-"""Generation with a `Decoder` inside transformers' own `generate`, for students, teachers and other causal language models.
+"""Generation with a `Decoder` inside transformers' `generate`, for students, teachers and other causal language models.
 
 student.generate(**inputs, max_new_tokens=256, custom_generate=students.replayed)
 """
@@ -31,39 +31,39 @@ def replayed(
 ) -> Int[Tensor, "b s"]:
     """Greedy or sampled generation with a `Decoder`: `model.generate(..., custom_generate=students.replayed)`.
 
-    transformers hands its streamer to no such function: `functools.partial(students.replayed, streamer=streamer)` does.
-    It needs a cache and makes one, also where `use_cache: false` was left in a model's config.json by its training.
-    Room is taken for all of `max_new_tokens` (or `max_length`): memory, and no time where attention reads keys in place.
+    transformers passes no streamer to a custom function; use `functools.partial(students.replayed, streamer=streamer)`.
+    A cache is always used, also where training has left `use_cache: false` in a model's config.json. Memory is taken for all
+    of `max_new_tokens` (or `max_length`); it costs no time where attention reads keys in place.
 
     Raises:
-        ValueError: anything but greedy search and sampling, more to return than the tokens, or positions that are
-            not the attention_mask's. GraphError: see `Decoder`.
+        ValueError: a mode other than greedy search or sampling, `return_dict_in_generate`, or positions that do not follow
+            from the attention_mask. GraphError: see `Decoder`.
     """
     for name, wanted in (("num_beams", 1), ("return_dict_in_generate", False)):
         if getattr(generation_config, name) not in (wanted, None):
-            raise ValueError(f"decoding in place knows no {name} = {getattr(generation_config, name)}; leave it {wanted}")
+            raise ValueError(f"students.replayed cannot use {name}={getattr(generation_config, name)}; set it to {wanted}")
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise ValueError(f"decoding in place knows greedy search and sampling, not {mode.value}; leave out custom_generate")
+        raise ValueError(f"students.replayed does greedy search and sampling, not {mode.value}; leave out custom_generate")
     mask, positions, decoder = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"), None
     latest = input_ids.shape[1] - 1 if mask is None else mask.sum(1) - 1
     if positions is not None and bool((positions[..., -1] != latest).any()):
         if mask is not None and not bool(mask[:, -1].all()):
             raise ValueError(
-                "a row of the attention_mask ends in padding, behind which this model cannot go on; pad on the left"
+                "a row of the attention_mask ends in padding, after which this model cannot continue; pad on the left"
             )
-        raise ValueError("decoding in place counts positions by the attention_mask; leave position_ids out")
+        raise ValueError("students.replayed counts positions by the attention_mask; leave out position_ids")
     rules = LengthRules.of(model.config)
     model_kwargs["use_cache"] = True
     if model_kwargs.get(CACHE) is None:
         model_kwargs[CACHE] = new_cache(model)
     own = partial(prefill, model, input_ids, generation_config, model_kwargs)
-    if hasattr(model, "new_cache"):  # a student, whose own way this is
+    if hasattr(model, "new_cache"):  # a student has its own `_prefill`
         out = own()
     else:
         out = generated_prompt(model, own, input_ids, generation_config, model_kwargs, partial(new_cache, model))
-    model_kwargs[CACHE] = getattr(out, CACHE)  # another one, where that of an earlier text was out of date
-    logits = cast(Any, out).logits[:, -1].clone()  # not the whole prompt's
+    model_kwargs[CACHE] = getattr(out, CACHE)  # a new cache, where the given one was out of date
+    logits = cast(Any, out).logits[:, -1].clone()  # a copy, so that the logits of the whole prompt are freed
     ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
     try:
@@ -85,9 +85,9 @@ def replayed(
                 held = None if mask is None else nn.functional.pad(mask, (0, seen - mask.shape[1]), value=1)
                 longest = seen if held is None else int(held.sum(1).max())
                 room, left = rules.room(longest), generation_config.max_length - input_ids.shape[1]
-                if room == 0:  # from this token on the whole text is rotated otherwise
+                if room == 0:  # from this token on the whole sequence is rotated differently
                     if input_ids.shape[1] != seen + 1:
-                        raise GraphError(f"{rules.refusal(longest, 1)}; input_ids do not hold it")
+                        raise GraphError(f"{rules.refusal(longest, 1)}, but input_ids do not hold the whole sequence")
                     logits = _anew(model, input_ids, held, model_kwargs)
                     continue
                 decoder = Decoder(model, cache, left if room is None else min(left, room), held)
@@ -107,7 +107,7 @@ def _given_back(decoder: Decoder | None) -> None:
 def _anew(
     model: PreTrainedModel, input_ids: Int[Tensor, "b s"], mask: Int[Tensor, "b past"] | None, model_kwargs: dict
 ) -> Float[Tensor, "b v"]:
-    """What follows a text that is computed from its beginning, into a cache that takes the old one's place."""
+    """The logits after a sequence that is computed from its beginning into a new cache."""
     model_kwargs[CACHE] = new_cache(model)
     mask = None if mask is None else nn.functional.pad(mask, (0, 1), value=1)
     return prompt_logits(model, input_ids, model_kwargs[CACHE], mask)

@@ -1,7 +1,7 @@
-"""Keys and values of kept attention, in room that is taken once for a whole prompt.
+"""Keys and values of kept attention in memory that is allocated once for a whole prompt.
 
-transformers' own layer of a cache is copied with every call that adds to it: a prompt in chunks would move the cache as
-often as there are chunks, and leave behind pieces of memory too small for the next copy.
+A cache layer of transformers is copied by every call that adds tokens. A prompt in chunks would copy the cache once a chunk,
+and leave fragments of memory that are too small for the next copy.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from students.shapes import Float
 
 
 class GrowingKeys(DynamicLayer):
-    """Stands for a layer of a cache while a prompt comes in chunks.
+    """A cache layer with memory for a whole prompt, in place of transformers' layer while the prompt is computed in chunks.
 
     Args:
-        layer: what it stands for. tokens: how many are to come.
+        layer: the layer that it replaces. tokens: the length of the prompt.
     """
 
     keys: Tensor
@@ -34,7 +34,7 @@ class GrowingKeys(DynamicLayer):
             self.keys, self.values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write a chunk's behind what there is; all that there is."""
+        """Append a chunk's keys and values, and return all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
@@ -44,14 +44,14 @@ class GrowingKeys(DynamicLayer):
             size = max(end, start + self.tokens) if places is None else end
             places = _room(self.keys, key_states, start, size), _room(self.values, value_states, start, size)
             self.places = places
-            self.layer.keys = self.layer.values = None  # not before both are copied: memory may run out
+            self.layer.keys = self.layer.values = None  # only after both are copied, because memory may run out
         for place, new in zip(places, (key_states, value_states), strict=True):
             place[..., start:end, :] = new
         self.keys, self.values = (place[..., :end, :] for place in places)
         return self.keys, self.values
 
     def given_back(self) -> DynamicLayer:
-        """The layer that stood here, with all that came."""
+        """The replaced layer, with all keys and values so far."""
         if self.places is not None:
             self.layer.lazy_initialization(self.keys, self.values)
             self.layer.keys, self.layer.values = self.keys, self.values
@@ -60,7 +60,7 @@ class GrowingKeys(DynamicLayer):
 
 @contextmanager
 def keys_in_place(cache: Cache, tokens: int) -> Iterator[None]:
-    """Inside the block, a cache's attention layers that keep everything have room for so many tokens more."""
+    """Inside the block, a cache's attention layers without a window have memory for `tokens` more tokens."""
     held = {index: layer for index, layer in enumerate(cache.layers) if type(layer) is DynamicLayer}
     for index, layer in held.items():
         cache.layers[index] = GrowingKeys(layer, tokens)

@@ -1,8 +1,8 @@
-"""What kept attention runs while a `Decoder` holds its keys and values: one query against what is there, wherever it stands.
+"""Kept attention of one token while a `Decoder` holds keys and values in static tensors.
 
-transformers calls the attention that a model's config names by a table of functions. A decoder names the one below for the
-length of a token. Models whose attention is no function of that table, or is told more than this one heeds, are served by
-their own, with a mask over everything that is reserved.
+transformers looks up a model's attention function in a table, by the name in the config. A decoder sets the name of `attend`
+below while it computes a token. A model whose attention is not in that table, or passes options that `attend` does not
+support, keeps its own attention, with a mask over all reserved places.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from students.shapes import Float
 from students.static_cache import StaticKeys
 
 NAME = "distill_held"  # in transformers' table
-# What changes nothing for one token behind a cache: windows are the ring's, positions are in the keys.
+# Options that change nothing for one token after a cache: the ring has the window, and the keys have the positions.
 IDLE = frozenset(
     ("sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "document_ids", "unpadded", "shared_keys")
 )
@@ -28,23 +28,23 @@ _held: ContextVar["Held | None"] = ContextVar("held", default=None)
 
 
 class Unserved(RuntimeError):
-    """An attention that needs its model's own implementation."""
+    """An attention that `attend` cannot compute: the model's own implementation is needed."""
 
 
 class Held:
-    """The layers of a cache whose keys and values stand in place, and which of them attention has asked for."""
+    """The cache layers with static keys and values, and those of them for which `attend` was called."""
 
     def __init__(self, layers: Iterable[StaticKeys]) -> None:
         self.layers = {id(layer.keys): layer for layer in layers}
         self.asked: set[int] = set()
 
     def all_asked(self) -> bool:
-        """Whether each layer's attention has come here."""
+        """Whether `attend` was called for every layer."""
         return self.asked == set(self.layers)
 
     @contextmanager
     def serving(self, config: PretrainedConfig) -> Iterator[None]:
-        """Inside the block the config's models attend by `attend`, which also writes, to these layers alone."""
+        """Inside the block, models of this config use `attend` for these layers; it also writes the new keys and values."""
         add_attention(NAME, attend)
         token = _held.set(self)
         for layer in self.layers.values():
@@ -68,19 +68,19 @@ def attend(
     softcap: float | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "b t h p"], None]:
-    """An attention of transformers' table. What a token sees is known from the layer's ring, and not from the mask.
+    """An attention function for transformers' table. The layer's ring says what the token sees; the mask is not read.
 
     Raises:
-        Unserved: keys that no decoder holds, or an option that would change the result.
+        Unserved: no decoder holds these keys, or an option would change the result.
     """
     held = _held.get()
     layer = None if held is None else held.layers.get(id(key))
     if held is None or layer is None or value is not layer.values:
-        raise Unserved(f"{type(module).__name__} attends to keys that stand in no cache in place")
+        raise Unserved(f"{type(module).__name__} attends to keys that no Decoder holds")
     told = sorted(name for name, given in options.items() if name not in IDLE and given is not None and given is not False)
     told = [name for name in told if not (name == "dropout" and options[name] == 0.0)]
     if told or scaling is None:
-        raise Unserved(f"{type(module).__name__} gives its attention {', '.join(told) or 'no scaling'}")
+        raise Unserved(f"{type(module).__name__} calls its attention with {', '.join(told) or 'no scaling'}")
     held.asked.add(id(key))
     ring, new, layer.new = layer.ring, layer.new, None
     y = attend_places(

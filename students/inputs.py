@@ -1,4 +1,4 @@
-"""What a student is asked to compute from, checked: tokens, their places, and the document each belongs to."""
+"""The inputs of a student, checked: tokens, their positions, and the document that each token belongs to."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -13,7 +13,10 @@ from students.shapes import Float, Int
 
 @dataclass(frozen=True)
 class Inputs:
-    """Tokens or their embeddings, and where they stand. documents: None where every row is one, without padding."""
+    """Tokens or their embeddings, with mask, positions, cache and documents.
+
+    documents: None where every row is one document without padding.
+    """
 
     input_ids: Int[Tensor, "b t"] | None
     inputs_embeds: Float[Tensor, "b t d"] | None
@@ -37,22 +40,22 @@ def checked(
     cache: Cache | None = None,
     document_ids: Int[Tensor, "b t"] | None = None,
 ) -> Inputs:
-    """The inputs of a call, each token's document read off what says it.
+    """The inputs of a call; documents are read from `document_ids`, the mask or the positions.
 
     Raises:
-        ValueError: a mask that is not 2-D or not as wide as the text, or document ids beside a mask or a cache.
+        ValueError: a mask that is not 2-D or not as wide as the sequence, or document ids together with a mask or a cache.
     """
     inputs = Inputs(input_ids, inputs_embeds)
     if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
         raise ValueError("a student takes a 2-D attention_mask (1 for tokens, 0 for padding), or document_ids")
     if document_ids is not None and (attention_mask is not None or cache is not None):
-        raise ValueError("document_ids pack documents for training; with a mask or a cache use attention_mask alone")
+        raise ValueError("document_ids pack documents for training; with a mask or a cache pass attention_mask alone")
     rows, time = inputs.size
     documents = None
     if document_ids is not None:
         documents = torch.where(
             document_ids < 0, document_ids, runs(document_ids)
-        )  # an id that comes back is a new document
+        )  # an id that occurs again later is a new document
         position_ids = positions(documents) if position_ids is None else position_ids
     elif attention_mask is not None:
         _check_width(attention_mask, time, cache)
@@ -63,9 +66,9 @@ def checked(
 
 
 def mask_documents(attention_mask: Int[Tensor, "b s"], time: int) -> Int[Tensor, "b t"] | None:
-    """The last tokens' documents, 0 for tokens and -1 for padding; None where all are tokens of texts that have begun.
+    """The documents of the last `time` columns: 0 for tokens, -1 for padding; None where all are tokens of begun sequences.
 
-    Waits for the GPU.
+    Reads the mask, which waits for the GPU.
     """
     new, before = attention_mask[:, -time:].bool(), attention_mask[:, :-time].bool()
     whole = new.all() if before.shape[1] == 0 else new.all() & before.any(1).all()
@@ -75,14 +78,14 @@ def mask_documents(attention_mask: Int[Tensor, "b s"], time: int) -> Int[Tensor,
 def _check_width(attention_mask: Int[Tensor, "b s"], time: int, cache: Cache | None) -> None:
     past = 0 if cache is None else cache.get_seq_length()
     if attention_mask.shape[1] != past + time:
-        behind = f" behind {past} in the cache" if past else ""
+        behind = f" after {past} in the cache" if past else ""
         raise ValueError(
             f"the attention_mask is {attention_mask.shape[1]} wide, but there are {time} tokens{behind}; it has to cover "
-            "them all"
+            "all of them"
         )
 
 
 def _packed(position_ids: Int[Tensor, "rows t"], batch: int) -> Int[Tensor, "b t"] | None:
-    """Documents, from positions that start again; None where they never do."""
+    """Documents of packed rows, from positions that start again; None where they never do."""
     documents = restarts(position_ids)
     return documents.expand(batch, -1) if bool(documents[:, -1].any()) else None

@@ -1,10 +1,12 @@
-"""A chunk's queries against the many keys before it, block by block: the fastest kernels know no mask aligned at its end.
+"""Causal attention of a chunk of queries to all earlier keys, block by block.
+
+The fastest kernels have no causal mask that is aligned at the last key, so the chunk's attention is composed of blocks:
 
     y = sum over blocks of exp(l_b - l) y_b,   l = log sum exp(l_b)        (l_b: log of a block's sum of exponentials)
 
-Keys before the chunk need no mask at all, and the chunk's own are a square. Blocks are a power of two times UNIT tokens and
-contiguous, so that cuDNN, which plans every shape that it meets, meets few. PyTorch's FlashAttention 2, which does know the
-mask, runs at 300 TFLOP/s on an H100 (head width 64), where whole prompts come to 425 (LOG.md).
+Blocks of keys before the chunk need no mask, and the chunk's own block is square. A block is contiguous and a power of two
+times UNIT tokens long, so that cuDNN, which makes a plan for each shape, sees few shapes. PyTorch's FlashAttention 2 has
+such a mask, but runs at 300 TFLOP/s on an H100 (head width 64), where whole prompts reach 425 (LOG.md).
 """
 
 import logging
@@ -20,17 +22,17 @@ from students.compat import cudnn_attention, flash_attention
 from students.shapes import Float
 
 UNIT = 1024  # tokens
-LONGEST = 64  # units of a block, which is copied
+LONGEST = 64  # units of the longest block; blocks are copied
 WIDEST = 128  # channels of a head that cuDNN serves in every version
-TOLERANCE = 2e-2  # of the trial, ||found - wanted|| / ||wanted|| in half precision
+TOLERANCE = 2e-2  # of `_trial`: ||found - wanted|| / ||wanted|| in half precision
 
-Part = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]  # q, k, v, scale, causal: y and its l
+Part = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor]]  # (q, k, v, scale, causal) -> y and l
 
 _log = logging.getLogger(__name__)
 
 
 def serves(query: Float[Tensor, "b h t p"], key: Float[Tensor, "b kv s p"], value: Float[Tensor, "b kv s p"]) -> bool:
-    """Whether blocks are worth it, and right, for these on their GPU: a small case is computed first, once a process."""
+    """Whether blocks are faster for these shapes and correct on their GPU; a small case is checked once in a process."""
     time, behind = query.shape[2], key.shape[2] - query.shape[2]
     if time % UNIT or behind < time or value.shape[3] != query.shape[3] or query.shape[3] > WIDEST or query.shape[3] % 8:
         return False
@@ -47,11 +49,11 @@ def in_blocks(
     whole: Part = cudnn_attention,
     tail: Part = flash_attention,
 ) -> Float[Tensor, "b h t p"]:
-    """Causal attention of queries that are the last of the keys.
+    """Causal attention of queries at the positions of the last keys.
 
     Args:
-        whole: what computes blocks, those of a causal mask square. tail: what computes the end of the keys where they are
-            more than the queries, under a mask aligned at its end.
+        whole: computes blocks without a mask, and square blocks under a causal mask. tail: computes the last block where it
+            has more keys than queries, under a causal mask aligned at the last key.
     """
     time, keys = query.shape[2], key.shape[2]
     behind = (keys - time) // UNIT * UNIT
@@ -67,7 +69,7 @@ def in_blocks(
 
 
 def blocks(tokens: int) -> Iterator[tuple[int, int]]:
-    """Where blocks of keys begin and end, the longest first."""
+    """The beginnings and ends of the blocks of keys, the longest first."""
     start = 0
     while start < tokens:
         units = min((tokens - start) // UNIT, LONGEST)
@@ -93,7 +95,7 @@ def _trial(device: torch.device, dtype: torch.dtype, width: int, group: int) -> 
                 raise RuntimeError(f"off by {error:.2%}")
     except torch.OutOfMemoryError:
         raise
-    except Exception as reason:  # a library's or a driver's: whatever it is, FlashAttention serves
-        _log.warning("keys in blocks fail their check on %s, so FlashAttention serves prompts: %s", device, reason)
+    except Exception as reason:  # an error of a library or a driver: FlashAttention is used instead
+        _log.warning("attention in blocks failed its check on %s; prompts use FlashAttention instead: %s", device, reason)
         return False
     return True

@@ -1,16 +1,16 @@
-"""Meta tokens (Hymba, arXiv 2411.13676, section 2.3): learned vectors that stand in front of every document.
+"""Meta tokens (Hymba, arXiv 2411.13676, section 2.3): learned vectors in front of every document.
 
-A student of M meta tokens computes over M more tokens a document than it was given, and returns outputs for those it was
-given alone. They stand directly before a document's first token, behind any padding on the left:
+A student with M meta tokens computes M more tokens per document than its input has, and returns outputs for the input's
+tokens alone. Meta tokens come directly before a document's first token, after any padding on the left:
 
     padding padding  meta ... meta  text text text          a packed row:  meta ... meta  text text  meta ... meta  text
 
-They are tokens of the document like any other, its first: positions count them, so the text's own begin at M. Rotary
-embedding knows only differences of positions, and those between the text's tokens stay what they are. Sinks of a window
-count the first tokens of a document: M sinks are the meta tokens.
+Meta tokens are the first tokens of the document. Positions count them, so the text's positions begin at M. The rotary
+embedding depends only on differences of positions, and the differences between the text's tokens do not change. A window's
+sinks are the first tokens of a document, so M sinks are the meta tokens.
 
-In generation they pass through once, in front of the prompt, and stay in the cache; its length, as `generate` asks for
-it, counts the text alone.
+In generation the meta tokens are computed once, in front of the prompt, and stay in the cache. The cache's length, as
+`generate` reads it, counts the text alone.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ from transformers.cache_utils import Cache
 from students.inputs import Inputs
 from students.shapes import Bool, Float, Int
 
-FILLER = -1  # the document of places that a row with fewer documents than another leaves empty, at its end
+FILLER = -1  # the document of empty places at the end of a row that has fewer documents than another
 START = "drawn from a normal distribution with the mean and deviation of the token embeddings, channel by channel"
 
 
 class TextCache(Cache):
-    """A cache whose length counts the text and not the meta tokens before it. `whole`: the same layers, all counted.
+    """A cache whose length counts the text and not the meta tokens before it; `whole` has the same layers and counts both.
 
-    first: columns of the call that they passed through with; 0 before it.
+    first: columns of the first call, which put the meta tokens into the cache; 0 before that call.
     """
 
     def __init__(self, layers: list, meta_tokens: int) -> None:
@@ -42,7 +42,7 @@ class TextCache(Cache):
 
     @property
     def whole(self) -> Cache:
-        """What the skeleton reads and writes: its masks are as wide as the keys that it holds."""
+        """The cache as the skeleton sees it: its length counts all keys, so the skeleton's masks are as wide as these."""
         return Cache(layers=self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -50,32 +50,32 @@ class TextCache(Cache):
 
 
 class MetaTokens(nn.Module):
-    """`count` learned embeddings, and the way into a skeleton's inputs and out of its outputs.
+    """`count` learned embeddings, which are put into a skeleton's inputs and removed from its outputs.
 
-    before_zero: whether the text's positions begin at 0, and not theirs.
+    before_zero: whether the text's positions begin at 0, so that those of the meta tokens are negative.
     """
 
     def __init__(self, count: int, width: int, *, before_zero: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(count, width))
-        self.origin = -count if before_zero else 0  # the first one's position
-        self.columns: Int[Tensor, "b t"] | None = None  # where the text's tokens stand, while a call runs that has them
+        self.origin = -count if before_zero else 0  # the position of the first meta token
+        self.columns: Int[Tensor, "b t"] | None = None  # columns of the text's tokens, during a call with meta tokens
 
     def forward(self) -> Float[Tensor, "count d"]:
-        """The embeddings: called, so that whatever holds them elsewhere (offloading) brings them."""
+        """The embeddings. They are read by a call, so that hooks (offloading) can load them."""
         return self.weight
 
     @property
     def count(self) -> int:
-        """How many there are before a document."""
+        """The number of meta tokens before a document."""
         return self.weight.shape[0]
 
     @torch.no_grad()
     def start(self, embeddings: Float[Tensor, "v d"]) -> None:
-        """Begin as made-up tokens: with a vocabulary's mean and deviation in every channel, the same draw every time.
+        """Initialise by random draws with the mean and deviation of the vocabulary in every channel, with a fixed seed.
 
-        One vector again and again (the mean, or the first token's), a little disturbed, costs a teacher that meets 128 of
-        them four times the KL that these do (LOG.md).
+        Copies of one vector (the mean, or the first token's) with a little noise cost four times the KL: measured on a
+        teacher with 128 of them in front (LOG.md).
         """
         mean, deviation = embeddings.float().mean(0), embeddings.float().std(0)
         noise = torch.randn(self.weight.shape, generator=torch.Generator().manual_seed(0)).to(mean.device)
@@ -83,12 +83,12 @@ class MetaTokens(nn.Module):
 
     @contextmanager
     def before(self, inputs: Inputs, body: nn.Module) -> Iterator[Inputs]:
-        """The inputs with meta tokens in front of each document, for a call of `body` or of what calls it.
+        """The inputs with meta tokens in front of each document, for a direct or indirect call of `body`.
 
-        While the block runs, the body's outputs are the text's alone.
+        Inside the block, the body returns outputs for the text alone.
 
         Raises:
-            ValueError: a cache without room for them.
+            ValueError: a cache without places for meta tokens.
         """
         cache = inputs.cache
         if cache is not None:
@@ -132,7 +132,7 @@ class MetaTokens(nn.Module):
         )
 
     def _behind(self, inputs: Inputs, seats: "Seats", past: int) -> Inputs:
-        """They stand in the cache: the mask covers them there, and positions go on from theirs."""
+        """The inputs after a cache that holds the meta tokens: the mask and the positions count them."""
         positions, mask = inputs.position_ids, inputs.attention_mask
         if positions is not None:
             positions = positions + self.count + self.origin
@@ -146,19 +146,19 @@ class MetaTokens(nn.Module):
 
 @dataclass(frozen=True)
 class Seats:
-    """Where a row's tokens stand once `count` meta tokens stand before each token that `starts` a document."""
+    """The columns of a row's tokens after `count` meta tokens are put before each token that `starts` a document."""
 
     starts: Bool[Tensor, "b t"]
     count: int
 
     @property
     def columns(self) -> Int[Tensor, "b t"]:
-        """Each token's place."""
+        """Each token's column."""
         index = torch.arange(self.starts.shape[1], device=self.starts.device)
         return index + self.count * self.starts.cumsum(1)
 
     def spread(self, tokens: Tensor, meta: Tensor, filler: float) -> Tensor:
-        """Tokens [b t ...] at their places, `meta` [count ...] or [starts count] before each start, `filler` elsewhere."""
+        """Tokens [b t ...] at their columns, `meta` [count ...] or [starts count] before each start, `filler` elsewhere."""
         columns, (rows, first) = self.columns, self.starts.nonzero(as_tuple=True)
         width = tokens.shape[1] + self.count * int(self.starts.sum(1).max())
         spread = tokens.new_full((tokens.shape[0], width, *tokens.shape[2:]), filler)
@@ -168,7 +168,7 @@ class Seats:
         return spread.index_put((rows[:, None], before), meta)
 
     def distance(self, mask: Int[Tensor, "b s"] | None) -> Int[Tensor, "b 1"] | int:
-        """Columns from where a row's meta tokens end to its first token: padding that was not there when they came."""
+        """The number of columns between a row's meta tokens and its first token: padding that came after them."""
         if mask is None:
             return 0
         real = mask.bool()
@@ -176,11 +176,11 @@ class Seats:
         return (first - self.starts.long().argmax(1))[:, None]
 
     def of_starts(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "start count"]:
-        """What the starting tokens have, for the meta tokens before each."""
+        """The values of the starting tokens, repeated for the meta tokens before each."""
         return tokens[self.starts][:, None].expand(-1, self.count)
 
     def positions(self, positions: Int[Tensor, "rows t"]) -> Int[Tensor, "b s"]:
-        """Positions that count the meta tokens too."""
+        """Positions that count meta tokens too."""
         positions = positions.expand(self.starts.shape)
         begun = (self.starts.cumsum(1) > 0).to(positions.dtype)
         counted = torch.arange(self.count, device=positions.device)
@@ -188,9 +188,9 @@ class Seats:
 
 
 def _seats(inputs: Inputs, count: int, first: int) -> Seats:
-    """The seats of a call's tokens; of a mask's, where there is one, for it also covers what the cache holds.
+    """The seats of a call's tokens, or, with a mask, of all the mask's columns: it also covers the cache.
 
-    first: columns of the first call; no row's meta tokens come later.
+    first: columns of the first call; each row's meta tokens are within these.
     """
     mask, documents = inputs.attention_mask, inputs.documents
     if mask is not None:
@@ -207,7 +207,7 @@ def _seats(inputs: Inputs, count: int, first: int) -> Seats:
 
 
 def _text_alone(output, columns: Int[Tensor, "b t"] | None, whole: Cache | None, cache: Cache | None):
-    """A skeleton's outputs at the text's places, and the cache as it came in."""
+    """A skeleton's outputs at the text's columns, with the caller's cache in place of `whole`."""
 
     def alone(value):
         if value is whole and whole is not None:

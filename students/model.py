@@ -1,7 +1,7 @@
-"""Students: the teacher's own transformers class, with mixers where some layers had attention.
+"""Student models: subclasses of the teacher's transformers class, with mixers in place of some attention layers.
 
-For a family such as `llama` there is a config class with model_type `distill_llama` and a model class beside it, both
-subclasses of transformers' own, made when first asked for. Weights that are not converted keep their names.
+A family such as `llama` gets a config class with model_type `distill_llama` and a model class. Both are subclasses of
+transformers' classes and are made at first use. Weights that are not converted keep their names.
 """
 
 import functools
@@ -38,13 +38,13 @@ from students.skeleton import Student
 from students.slot import MixerSlot
 
 PREFIX = "distill_"
-OF = "_of_"  # in the names by which pickles know the classes of a family
+OF = "_of_"  # between the class name and the family, in the names that pickles store
 
 
 class StudentMixin(WatchedBody, SkeletonArguments, Generating):
-    """What a student adds to its skeleton class: slots, their documents, and a cache that fits them."""
+    """The student's part of a student class, mixed into the skeleton's class: slots, documents, and a fitting cache."""
 
-    # A recurrent state cannot be rolled back: assisted generation refuses with a clear error (transformers 5.17, 5.24).
+    # A recurrent state cannot be rolled back; with this, assisted generation raises a clear error (transformers 5.17, 5.24).
     _is_stateful = True
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -62,8 +62,8 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
             for layer in others:
                 mixers[layer].tie(mixers[owner])
         check_shared_keys(self.mixers, self.givers, self.shapes, self.place)
-        self.newest = self.layout.converted  # the layers that were converted last, see `converting`
-        # transformers (5.17, 5.24) gives each model a set of its own in `post_init`, and reads it when weights are loaded.
+        self.newest = self.layout.converted  # the layers that were converted last, see `students.converting`
+        # transformers (5.17, 5.24) makes this set for each model in `post_init`, and reads it when weights are loaded.
         self._keep_in_fp32_modules_strict |= self.float32_names
         count = self.layout.meta_tokens
         self.length_rules = LengthRules.of(config)
@@ -76,7 +76,7 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         """The list of layers.
 
         Raises:
-            ValueError: by config.json it is elsewhere, not as long as the layout, or without attention in the place named.
+            ValueError: the list is not where config.json says, not as long as the layout, or has no attention there.
         """
         found: torch.nn.Module | None = self
         for part in self.place.layers.split("."):
@@ -86,9 +86,9 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
             isinstance(getattr(layer, self.place.name, None), torch.nn.Module) for layer in layers
         ):
             raise ValueError(
-                f"by config.json's `distill` entry {len(self.layout.pattern)} layers have their attention in "
+                f"config.json's `distill` entry names {len(self.layout.pattern)} layers with attention in "
                 f"{self.place.layers}.*.{self.place.name}, but {type(self).__name__} has {len(layers)} layers there; "
-                "config.json does not belong together"
+                "the entry does not fit the rest of config.json"
             )
         return cast(torch.nn.ModuleList, layers)
 
@@ -100,17 +100,17 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
 
     @property
     def float32_names(self) -> set[str]:
-        """Names of parameters, buffers and modules that its mixers, and what these are made of, keep in float32."""
+        """Names of parameters, buffers and modules that the mixers and their parts keep in float32."""
         parts = [part for mixer in self.mixers.values() for part in mixer.modules() if isinstance(part, Mixer)]
         return set().union(*(part.float32 for part in parts))
 
     def mixer_prefix(self, layer: int) -> str:
-        """What the names of a layer's mixer parameters begin with."""
+        """The prefix of the names of a layer's mixer parameters."""
         return f"{self.place.layers}.{layer}.{self.place.name}.mixer."
 
     @property
     def own_prefixes(self) -> tuple[str, ...]:
-        """What the names of all parameters and buffers begin with that the skeleton does not have."""
+        """The prefixes of all parameters and buffers that the skeleton does not have."""
         return (*(self.mixer_prefix(layer) for layer in self.layout.converted), "meta_tokens.")
 
     def forward(
@@ -127,17 +127,17 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         logits_to_keep: int | Tensor = 0,
         **rest: Any,
     ) -> Any:
-        """The skeleton's forward; packed documents come as `document_ids` or as `position_ids` that start again.
+        """The skeleton's forward; packed documents are given as `document_ids` or as `position_ids` that start again.
 
-        The cache may be called `cache` or `past_key_values` in any version of transformers. With `labels` the output has the
-        skeleton's own loss; what else the loss takes (`num_items_in_batch`, `shift_labels`) is handed on to it.
+        The cache may be passed as `cache` or `past_key_values` in any version of transformers. With `labels` the output has
+        the skeleton's own loss; further arguments of the loss (`num_items_in_batch`, `shift_labels`) are passed on.
 
         Raises:
-            ValueError: inputs that slots cannot honour (see `inputs.checked`), or a cache that is out of date behind a
-                length at which the rotary embedding changes.
+            ValueError: inputs that slots cannot use (see `inputs.checked`), or a cache that is out of date because the
+                rotary embedding changes at the new length.
         """
         cache = past_key_values if cache is None else cache
-        # Named above: `generate` asks for the last token's logits alone where it can, trainers look for labels.
+        # Both are named in the signature: `generate` looks there for logits_to_keep, and trainers look for labels.
         rest |= {"logits_to_keep": logits_to_keep} | ({} if labels is None else {"labels": labels})
         given = (input_ids, attention_mask, position_ids, inputs_embeds, use_cache, document_ids, cache)
         with self.entered(*given) as arguments:
@@ -154,7 +154,7 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         document_ids: Tensor | None,
         cache: Cache | None,
     ) -> Iterator[dict]:
-        """What the skeleton takes for a call's inputs (see `forward`), while it runs."""
+        """Yields the skeleton's arguments for these inputs (see `forward`); the skeleton is called inside the block."""
         self._check_cache(cache)
         inputs = checked(input_ids, inputs_embeds, attention_mask, position_ids, cache, document_ids)
         self._check_length(inputs)
@@ -167,29 +167,29 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
     def hidden(
         self, input_ids: Int[Tensor, "b t"], document_ids: Int[Tensor, "b t"] | None, cache: Cache | None = None
     ) -> Float[Tensor, "b t d"]:
-        """The last hidden states, what the head would turn into logits; with a cache, of the tokens behind it."""
+        """The last hidden states, before the head; with a cache, those of the new tokens."""
         with self._prefixed(checked(input_ids, cache=cache, document_ids=document_ids)) as inputs, own_call():
             return self.base_model(**self._arguments(inputs, cache is not None)).last_hidden_state
 
     @property
     def text_columns(self) -> Int[Tensor, "b t"] | None:
-        """Where the text's tokens stand in layers' states while `hidden` runs; None where nothing else stands there."""
+        """The columns of the text's tokens in hidden states while `hidden` runs; None for a student without meta tokens."""
         return None if self.meta_tokens is None else self.meta_tokens.columns
 
     def next_logits(
         self, token: Int[Tensor, "b 1"], positions: Int[Tensor, "b 1"], mask: Tensor | dict[str, Tensor], cache: Cache
     ) -> Float[Tensor, "b v"]:
-        """What follows one token behind a cache, with nothing checked that the GPU would have to be waited for.
+        """The logits after one token that follows a cache, without checks that wait for the GPU.
 
         Args:
-            positions, mask, cache: as the skeleton takes them (see `behind`), the mask one that it uses as it is.
+            positions, mask, cache: as the skeleton takes them (see `behind`); the skeleton uses the mask unchanged.
         """
         arguments = self._arguments(Inputs(token, None, None, positions, cache), True)
         with own_call():
             return super().forward(**arguments | {"attention_mask": mask}).logits[:, -1]
 
     def behind(self, inputs: Inputs) -> Inputs:
-        """A call's mask, positions and cache as the skeleton takes them, where the cache has begun."""
+        """A call's mask, positions and cache as the skeleton takes them, for a cache that holds tokens."""
         with self._prefixed(inputs) as inputs:
             return inputs
 
@@ -200,25 +200,25 @@ class StudentMixin(WatchedBody, SkeletonArguments, Generating):
         return Cache(layers=layers) if self.meta_tokens is None else TextCache(layers, self.meta_tokens.count)
 
     def _check_cache(self, cache: Cache | None) -> None:
-        """Refuse a cache without places for the slots' states; that of meta tokens is checked where they are put in."""
+        """Refuse a cache without places for the slots' states; `MetaTokens.before` checks the cache of meta tokens."""
         if cache is None or self.meta_tokens is not None:
             return
         if [i for i, layer in enumerate(cache.layers) if isinstance(layer, MixerState)] != self.layout.converted:
             raise ValueError(f"a {type(cache).__name__} has no room for a student's states; use the student's new_cache()")
 
     def _caches(self, inputs: Inputs, use_cache: bool | None) -> bool:
-        """Whether a call without a cache gets one: never packed documents."""
+        """Whether a call without a cache gets one; packed documents never do."""
         if inputs.documents is not None and inputs.attention_mask is None:
             return False
         return self.config.use_cache if use_cache is None else use_cache
 
     def _prefixed(self, inputs: Inputs) -> AbstractContextManager[Inputs]:
-        """The inputs with meta tokens, where the student has any."""
+        """The inputs, with meta tokens if the student has any."""
         return nullcontext(inputs) if self.meta_tokens is None else self.meta_tokens.before(inputs, self.base_model)
 
 
 class FamilyDoor:
-    """Stands in transformers' table of configs for a family's student until a config.json asks for it."""
+    """A placeholder for a family's config class in transformers' table, until a config.json of that family is read."""
 
     family: ClassVar[str]
     model_type: ClassVar[str]
@@ -236,14 +236,14 @@ class FamilyDoor:
 
 
 def register_families() -> None:
-    """Let `AutoConfig` and `AutoModelForCausalLM` know every family's student, without importing any family."""
+    """Register every family's student with `AutoConfig` and `AutoModelForCausalLM`, without importing any family."""
     for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         AutoConfig.register(PREFIX + family, type(f"{family}_door", (FamilyDoor,), {}, family=family), exist_ok=True)
 
 
 @functools.cache
 def student_class(family: str) -> Any:
-    """The student class of a family, made of its transformers classes.
+    """The student class of a family, made from its transformers classes.
 
     Raises:
         ValueError: transformers has no causal language model of that type.
@@ -256,20 +256,20 @@ def student_class(family: str) -> Any:
     config_class = _named(family, (StudentConfigMixin, skeleton_config), fields)
     namespace: dict[str, Any] = {"config_class": config_class}
     if getattr(skeleton_config(), "attn_logit_softcapping", None) is not None:
-        namespace["_supports_sdpa"] = False  # it would leave the cap out; transformers 5.24 says so itself, 5.17 does not
-    # GenerationMixin, which the skeleton has already, stands in the list for transformers (5.17, 5.24): a remote class that
-    # has a `generate` of its own and no such base is loaded as a subclass, which pickles cannot find.
+        namespace["_supports_sdpa"] = False  # SDPA would leave out the cap; transformers 5.24 declares it, 5.17 does not
+    # The skeleton is a GenerationMixin already; transformers (5.17, 5.24) wants it among the direct bases. Otherwise it
+    # loads a remote class that overrides `generate` as a subclass, which pickles cannot find.
     return _named(family, (StudentMixin, skeleton, GenerationMixin), namespace)
 
 
 def _named(family: str, bases: tuple[type, ...], namespace: dict) -> type:
-    """A class called after the skeleton's; pickles know it by its family too, for families share some classes' names."""
+    """A class named after the skeleton's; its qualified name has the family, because some families share class names."""
     name = f"Distill{bases[1].__name__}"
     return type(name, bases, {**namespace, "__module__": __name__, "__qualname__": f"{name}{OF}{family}"})
 
 
 def __getattr__(name: str) -> type:
-    """A family's classes by the names that pickles know them by, made when they are asked for."""
+    """A family's classes by the names that pickles store, made at first use."""
     family = name.partition(OF)[2]
     if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         model_class = student_class(family)
@@ -293,7 +293,7 @@ def build(skeleton: PretrainedConfig, layout: Layout, place: Place, shapes: Shap
     model_class = student_class(skeleton.model_type)
     entries = {key: value for key, value in skeleton.to_dict().items() if key not in ("model_type", "architectures")}
     entries.pop("quantization_config", None)
-    entries["use_cache"] = True  # some training of the teacher may have left it false
+    entries["use_cache"] = True  # the teacher's training may have left it false
     config = model_class.config_class.from_dict({**entries, "distill": to_dict(layout, place, shapes)})
     set_attention_implementation(config, attention_implementation(skeleton))
     with torch.device("meta"):

@@ -1,13 +1,13 @@
-"""Padding that no mixer serves as it stands: taken out before a mixer, and put back behind it.
+"""Padding that mixers do not support: removed before a mixer and restored after it.
 
-A mixer knows padding as a document of its own, so a state ends there. That is right before a text, and behind one that is
-over. Inside a text, or where a text in a cache goes on, the real tokens are moved together first, and the mixer sees a form
-that it serves:
+A mixer treats padding as a separate document, at which its state ends. That is correct before a sequence, and after one that
+has ended. Where padding is inside a sequence, or comes before tokens that continue a cached one, the tokens are first moved
+together into a form that the mixer supports:
 
-    nothing seen yet     text . text . .  ->  . . . text text      one call, padding in front
-    a text in a cache    . text . text    ->  text text            one call for all rows with that many tokens
+    empty cache          text . text . .  ->  . . . text text      one call, padding in front
+    sequence in cache    . text . text    ->  text text            one call for all rows with the same number of tokens
 
-The skeleton around the mixers keeps every token where it is: its attention has the mask, and the teacher's positions.
+The skeleton around the mixers keeps every token at its place: its attention has the mask, and the teacher's positions.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,22 @@ from students.shapes import Bool, Float, Int
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that go through a mixer together. rows: which of the batch; None for all. columns: of its tokens, in order."""
+    """Rows that go through a mixer in one call.
+
+    rows: their indices in the batch; None for all. columns: the columns of their tokens, in order.
+    """
 
     rows: Int[Tensor, " r"] | None
     columns: Int[Tensor, "r n"]
     documents: Int[Tensor, "r n"]
 
     def taken(self, tokens: Float[Tensor, "any t d"], batch: int) -> Float[Tensor, "r n d"]:
-        """The part's of what each token has, or of one row that stands for all."""
+        """The part's values, from one value for each token of the batch or of a single row that stands for all."""
         rows, columns = self._places(tokens, batch)
         return tokens.expand(batch, -1, -1)[rows, columns]
 
     def put(self, into: Float[Tensor, "b t d"], tokens: Float[Tensor, "r n d"]) -> Float[Tensor, "b t d"]:
-        """The reverse."""
+        """The reverse of `taken`: `into` with the part's values."""
         return into.index_put(self._places(into, len(into)), tokens)
 
     def _places(self, like: Tensor, batch: int) -> tuple[Int[Tensor, "r 1"], Int[Tensor, "r n"]]:
@@ -44,17 +47,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Unpadded:
-    """A call's tokens without the padding that mixers do not serve."""
+    """A call's tokens without the padding that mixers do not support."""
 
     parts: tuple[Part, ...]
 
     @classmethod
     def of(cls, documents: Int[Tensor, "b t"], begun: bool, goes_on: bool) -> "Unpadded | None":
-        """None where mixers serve the tokens as they stand. Waits for the GPU.
+        """The parts of a call; None where mixers support the padding as it is. Waits for the GPU.
 
         Args:
-            documents: 0 for tokens, negative for padding. begun: states hold a text already. goes_on: they are kept for one
-                that is to come.
+            documents: 0 for tokens, negative for padding. begun: the states hold a sequence already. goes_on: the states are
+                kept for later tokens.
         """
         real = documents >= 0
         return cls._behind(real) if begun else cls._moved_up(real, documents, goes_on)
@@ -85,7 +88,7 @@ class Unpadded:
 
 
 def last_columns(real: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"] | None:
-    """For each column itself, and behind a row's end its last token's; None where every row ends in one."""
+    """Each column's own index, or after a row's last token the index of that token; None if every row ends in a token."""
     if bool(real[:, -1].all()):
         return None
     index = torch.arange(real.shape[1], device=real.device).expand_as(real)
@@ -95,8 +98,8 @@ def last_columns(real: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"] | None:
 
 @contextmanager
 def ends_filled(body: nn.Module, real: Bool[Tensor, "b t"]) -> Iterator[None]:
-    """While the block runs, a row that ends in padding has its last token's hidden state there: what comes next is asked of
-    a row's end."""
+    """Inside the block, padding at the end of a row gets the hidden state of the row's last token: the next token is
+    predicted from the last column."""
     columns = last_columns(real)
     if columns is None:
         yield
@@ -120,10 +123,10 @@ def _at(hidden: Float[Tensor, "b t d"], columns: Int[Tensor, "b t"]) -> Float[Te
 
 
 def check_windows(mask: Int[Tensor, "b s"], windows: dict[int, int], to_come: int = 0) -> None:
-    """Refuse padding inside a text where attention that stays counts it among the tokens of its window.
+    """Refuse padding between tokens where a kept attention layer counts it among the tokens of its window.
 
     Args:
-        windows: of the layers that keep their attention. to_come: further tokens of each row.
+        windows: the window sizes of the kept attention layers. to_come: tokens that each row will still get.
 
     Raises:
         ValueError: naming the layer.
@@ -139,6 +142,6 @@ def check_windows(mask: Int[Tensor, "b s"], windows: dict[int, int], to_come: in
     extent = last - first + 1
     if bool(((extent > real.sum(1)) & (extent + to_come > reach)).any()):
         raise ValueError(
-            f"there is padding inside a text of more than {reach} tokens: transformers counts it among the {reach} that "
-            f"layer {layer}'s attention looks back to; move each row's tokens together, with padding on the left"
+            f"there is padding between the tokens of a row longer than {reach}: transformers counts it among the {reach} "
+            f"tokens in the window of layer {layer}'s attention; move each row's tokens together, with padding on the left"
         )

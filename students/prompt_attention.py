@@ -1,8 +1,8 @@
-"""Kept attention while a prompt comes in chunks: a chunk's queries against all keys so far, without a mask of their sizes.
+"""Kept attention of a chunk of a prompt: the chunk's queries attend to all keys so far, without a mask of chunk x keys.
 
-transformers hands PyTorch a mask of chunk x keys numbers, which takes gigabytes behind a long text and keeps the fastest
-kernels out. A chunk's queries are the last of the keys, so that kernels which know a causal mask aligned at its end need
-none; padding on the left is a document of its own to this project's kernel.
+transformers passes PyTorch a mask of chunk x keys numbers. Late in a long prompt it takes gigabytes, and it excludes the
+fastest kernels. A chunk's queries are at the positions of the last keys, so a kernel with a causal mask aligned at the last
+key needs no such tensor. With padding on the left, this project's kernel treats the padding as a separate document.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def serves(model: PreTrainedModel, attention_mask: Int[Tensor, "b s"] | None) -> bool:
-    """Whether a model's kept attention can go without a mask of chunk x keys: else it takes what transformers makes."""
+    """Whether a model's kept attention can work without a mask of chunk x keys; otherwise transformers makes the mask."""
     config = model.config.get_text_config(decoder=True)
     if not takes_attention(model) or attention_implementation(config) != "sdpa":
         return False
@@ -43,7 +43,7 @@ def serves(model: PreTrainedModel, attention_mask: Int[Tensor, "b s"] | None) ->
 
 @contextmanager
 def prompt_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block, a model that is served has its kept attention so."""
+    """Inside the block, a model's kept attention is `attend`; see `serves` for the models that support it."""
     config = model.config.get_text_config(decoder=True)
     original = attention_implementation(config)
     set_attention_implementation(config, NAME)
@@ -62,7 +62,7 @@ def attend(
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Float[Tensor, "b t h p"], None]:
-    """One attention of a chunk, as transformers' own are called; the mask is from `mask_of`."""
+    """Attention of a chunk, with the signature of transformers' attention functions; the mask is from `mask_of`."""
     time, keys = query.shape[2], key.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None and attention_mask.dim() == 2:
@@ -72,13 +72,13 @@ def attend(
         if attention_mask is None and time not in (1, keys):
             attention_mask = torch.ones(time, keys, dtype=torch.bool, device=query.device).tril(keys - time)[None, None]
         return own_sdpa(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    if torch.is_autocast_enabled(query.device.type):  # which would see none of what follows
+    if torch.is_autocast_enabled(query.device.type):  # autocast does not reach the operations below
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = (part.to(kind) for part in (query, key, value))
     if query.dtype in HALF and blocks_serve(query, key, value):
         return in_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     grouped = key.shape[1] != query.shape[1]
-    if grouped and query.dtype not in HALF:  # only the kernel for these knows groups and such a mask
+    if grouped and query.dtype not in HALF:  # only the kernel for half precision has groups and such a mask
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
         grouped = False
     with sdpa_kernel(SAFE):
@@ -96,7 +96,7 @@ def mask_of(
     allow_is_causal_skip: bool = True,
     **rest: Any,
 ) -> Tensor | None:
-    """What `attend` gets: none, the tokens [b s] of a text with padding, or the mask of a window or another pattern."""
+    """The mask for `attend`: None, the 2-D mask [b s] of padded rows, or the full mask of a window or another pattern."""
     if local_size is not None or not allow_is_causal_skip:
         return own_sdpa_mask(
             kv_length=kv_length,
@@ -110,7 +110,7 @@ def mask_of(
 
 
 def _padded_in_front(real: Bool[Tensor, "b s"]) -> bool:
-    """Whether no row has padding behind a token."""
+    """Whether no row has padding after a token."""
     return not bool((real[:, :-1] & ~real[:, 1:]).any())
 
 

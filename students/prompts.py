@@ -1,10 +1,9 @@
-"""Prompts in chunks: a long text goes through a model piece by piece into its cache, so that the memory beside the cache is
-that of one piece.
+"""Prefill in chunks: a long prompt is computed piece by piece into a cache, so activations need the memory of one chunk.
 
-logits = students.prefill(model, ids, cache)          # of what comes next; the cache is as after one call with all of it
+logits = students.prefill(model, ids, cache)  # of the next token; the cache is as after one call with the whole prompt
 
-The texts of a batch share a chunk: many at once go through a few columns at a time. `generate` of a student does so by
-itself; `prefill_chunk_size` (transformers' own setting) says how many columns, where the default is not wanted.
+The rows of a batch share a chunk, so a larger batch has fewer columns in each. A student's `generate` prefills in chunks by
+default; transformers' setting `prefill_chunk_size` changes the number of columns.
 """
 
 import inspect
@@ -27,9 +26,11 @@ from students.rotary import LengthRules, lengths, turned_as
 from students.shapes import Float, Int
 from students.skeleton import Student
 
-TAKEN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "logits_to_keep", CACHE)  # of `generate`
+TAKEN = ("attention_mask", "position_ids", "inputs_embeds", "use_cache", "logits_to_keep", CACHE)  # what chunks support
 
-_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("who is told how far a prompt is", default=None)
+_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar(
+    "the function that gets a prompt's progress", default=None
+)
 
 
 @contextmanager
@@ -51,20 +52,20 @@ def prefill(
     *,
     chunk: int | None = None,
 ) -> Float[Tensor, "b v"]:
-    """Put a prompt into a cache, a chunk at a time; the logits of what comes next.
+    """Compute a prompt into a cache, chunk by chunk, and return the logits of the next token.
 
     Args:
         model: a student, or another causal language model of transformers. cache: an empty one (a student's `new_cache()`,
-            else `DynamicCache(config=model.config)`), or one that has begun.
-        attention_mask: of what the cache holds and the prompt. chunk: columns at a time (default: by memory, see
-            `students.cuts`); any number gives the same cache.
+            else `DynamicCache(config=model.config)`), or one that holds tokens already. attention_mask: of the cached tokens
+            and the prompt. chunk: columns of a chunk (default: by memory, see `students.cuts`); the resulting cache does not
+            depend on it.
 
     Raises:
-        ValueError: a chunk below 1, tokens that are no batch of texts, and see the model's `forward`.
+        ValueError: `chunk` below 1, `input_ids` that are not [batch, tokens], and the errors of the model's `forward`.
     """
     if input_ids.dim() != 2:
         raise ValueError(
-            f"input_ids has the shape {tuple(input_ids.shape)}; it should be [texts, tokens], as input_ids[None]"
+            f"input_ids has the shape {tuple(input_ids.shape)}; it should be [batch, tokens], as in input_ids[None]"
         )
     asked = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     found = through(
@@ -74,14 +75,14 @@ def prefill(
         chunk=chunk,
         end=lambda piece: model(**piece, **asked, return_dict=True),
     )
-    return found.logits[:, -1].clone()  # not the whole chunk's
+    return found.logits[:, -1].clone()  # a copy, so that the logits of the whole chunk are freed
 
 
 @torch.no_grad()
 def hidden_states(
     model: PreTrainedModel, input_ids: Int[Tensor, "b t"], cache: Cache, *, last: bool = False, chunk: int | None = None
 ) -> Float[Tensor, "b s d"]:
-    """Put a prompt into a cache likewise; its last hidden states, `last`: of its last column alone."""
+    """Compute a prompt into a cache, chunk by chunk; return its last hidden states, with `last` only the last column's."""
     found: list[Tensor] = []
 
     def take(hidden: Tensor) -> None:
@@ -102,7 +103,7 @@ def new_cache(model: PreTrainedModel) -> Cache:
 
 
 def widest_row(model: nn.Module) -> int:
-    """Tokens of one text that go through a model at once by default."""
+    """The default number of columns of a chunk at batch size 1."""
     own = cast(PreTrainedModel, model)
     weight = embeddings_of(own)
     return chunk_columns(own.config, 1, weight.device, weight.element_size())
@@ -117,10 +118,10 @@ def through(
     chunk: int | None = None,
     end: Callable[[dict], Any] | None = None,
 ) -> Any:
-    """Put a prompt into a cache; `take` gets each chunk's last hidden states.
+    """Compute a prompt into a cache, chunk by chunk; `take` is called with each chunk's last hidden states.
 
     Args:
-        end: makes the last call itself, of the arguments given; what it returns is returned.
+        end: called with the arguments of the last chunk in place of the model; its result is returned.
     """
     pieces, out = cuts(model, prompt, chunk), None
     with _in_pieces(model, prompt, cache) if len(pieces) > 1 else ExitStack():
@@ -142,11 +143,11 @@ def generated_prompt(
     arguments: dict[str, Any],
     new_cache: Callable[[], Cache],
 ) -> Any:
-    """The prompt of a `generate`: the output of its last call, all before that in the cache.
+    """Prefill for `generate`: computes the prompt into the cache and returns the output of the last chunk.
 
     Args:
-        own: transformers' own way, for what this one does not know. arguments: of `forward`, a cache among them; one that is
-            out of date (see `students.rotary`) is replaced.
+        own: transformers' own prefill, for prompts that cannot be cut. arguments: of `forward`, with a cache; a cache that
+            is out of date (see `students.rotary`) is replaced.
     """
     prompt = _of_generate(input_ids, config, arguments)
     if prompt is None:
@@ -167,13 +168,13 @@ def generated_prompt(
 
 
 def _by_transformers(model: PreTrainedModel, own: Callable, config: GenerationConfig) -> Any:
-    if LengthRules.of(model.config):  # a later chunk might change how the earlier ones are rotated
+    if LengthRules.of(model.config):  # a later chunk might change the rotation of earlier ones
         config.prefill_chunk_size = None
     return own()
 
 
 def _of_generate(input_ids: Tensor, config: GenerationConfig, arguments: dict[str, Any]) -> Prompt | None:
-    """None: something of it would not survive being cut, or nothing is to be done."""
+    """The prompt of a `generate`; None where an argument cannot be cut into chunks, or the prompt has no new tokens."""
     cache, mask, positions = (arguments.get(name) for name in (CACHE, "attention_mask", "position_ids"))
     embeds = arguments.get("inputs_embeds")
     unknown = [name for name, value in arguments.items() if name not in TAKEN and value is not None and value is not False]
@@ -196,7 +197,7 @@ def _out_of_date(model: PreTrainedModel, prompt: Prompt) -> bool:
 
 
 def _grown(prompt: Prompt) -> tuple[int, int]:
-    """The longest row before the prompt, and by how much it grows."""
+    """The length of the longest row before the prompt, and by how many tokens it grows."""
     positions = prompt.position_ids
     positions = None if positions is None else positions[..., -prompt.columns :].expand(prompt.rows, -1)
     before, after = lengths(prompt.past, prompt.columns, positions, prompt.attention_mask)
@@ -213,7 +214,7 @@ def _prompt(input_ids: Tensor, cache: Cache, mask: Tensor | None) -> Prompt:
 
 @contextmanager
 def _in_pieces(model: PreTrainedModel, prompt: Prompt, cache: Cache) -> Iterator[None]:
-    """Inside the block, calls of the model are pieces of one prompt."""
+    """Inside the block, calls of the model are chunks of one prompt: attention, cache and rotary embedding are set up."""
     meta_tokens = 0 if prompt.past else getattr(cache, "meta_tokens", 0)
     with ExitStack() as stack:
         if serves(model, prompt.attention_mask):
@@ -228,7 +229,7 @@ def _in_pieces(model: PreTrainedModel, prompt: Prompt, cache: Cache) -> Iterator
 
 
 def watcher() -> Callable[[int, int], None] | None:
-    """Who is told, inside `watched`."""
+    """The function that `watched` has set; None outside."""
     return _watcher.get()
 
 

@@ -1,11 +1,13 @@
-"""Rotary embedding by a rule that looks at the text's length: keys in a cache may have been turned by another.
+"""Rotary embeddings whose factors depend on the sequence's length, and what this means for cached keys.
 
-longrope (arXiv 2402.13753) has two sets of factors: short ones, and long ones for every token of a text that is longer than
-the original length. Dynamic NTK has others for every length beyond it. transformers turns a call's keys by the rule for the
-length so far and leaves those of earlier calls as they are; what a text comes to is what it comes to when all of it is
-computed at once. So a cache serves up to the original length, longrope's also when all that it holds came after the change,
-and the token in between needs the text anew. And transformers' dynamic embedding goes on with the factors of the longest
-text that it has ever seen; `forget_lengths` lets each call have its own.
+longrope (arXiv 2402.13753) has two sets of factors: short ones, and long ones for all tokens of a sequence that is longer
+than the original length. Dynamic NTK has different factors for every length beyond the original one. transformers rotates
+the keys of a call with the factors for the length so far, and leaves cached keys unchanged. This project wants the result of
+one call with the whole sequence. So a cache is valid up to the original length; with longrope also if all of its keys were
+rotated with the long factors. The token at which the factors change needs the whole sequence again.
+
+transformers' dynamic embedding also keeps the factors of the longest sequence that it has seen; `forget_lengths` makes each
+call use its own length.
 """
 
 from collections.abc import Iterator
@@ -22,26 +24,29 @@ from students.shapes import Int
 
 @dataclass(frozen=True)
 class LengthRule:
-    """One embedding's. longest: tokens of a text up to which it is as for the shortest. once: it changes there alone."""
+    """The rule of one embedding.
+
+    longest: the length up to which the factors do not change. once: they change only there (longrope).
+    """
 
     kind: str
     longest: int
     once: bool
 
     def room(self, length: int) -> int | None:
-        """Tokens that may come behind a cache of so many before what it holds is out of date; None: as many as you like."""
+        """How many tokens may follow a cache of `length` tokens before it is out of date; None: any number."""
         return None if self.once and length > self.longest else max(self.longest - length, 0)
 
 
 @dataclass(frozen=True)
 class LengthRules:
-    """Those of a model; none for most."""
+    """The length rules of a model; most models have none."""
 
     rules: tuple[LengthRule, ...]
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "LengthRules":
-        """Read off a model's config, also where kinds of layers have embeddings of their own."""
+        """Read from a model's config, also where each type of layer has its own embedding."""
         config = config.get_text_config(decoder=True)
         found = getattr(config, "rope_parameters", None) or {}
         rules = []
@@ -58,29 +63,29 @@ class LengthRules:
         return bool(self.rules)
 
     def room(self, length: int) -> int | None:
-        """Tokens that may come behind a cache of so many; None: as many as you like."""
+        """How many tokens may follow a cache of `length` tokens; None: any number."""
         return min((room for rule in self.rules if (room := rule.room(length)) is not None), default=None)
 
     def refusal(self, length: int, tokens: int) -> str | None:
-        """Why so many tokens cannot come behind a cache of that length; None where they can."""
+        """Why `tokens` tokens cannot follow a cache of `length` tokens; None if they can."""
         room = self.room(length)
         if room is None or tokens <= room:
             return None
         rule = next(rule for rule in self.rules if rule.room(length) == room)
         return (
-            f"the {rule.kind} rotary embedding changes behind {rule.longest} tokens, and the {length} in the cache are "
-            f"turned as those of a shorter text: {room} more may come, then compute the whole text anew"
+            f"the {rule.kind} rotary embedding changes after {rule.longest} tokens, and the {length} tokens in the cache "
+            f"are rotated for a shorter sequence: {room} more may follow, then compute the whole sequence again"
         )
 
 
 def forget_lengths(model: nn.Module) -> None:
-    """Let every dynamic embedding in a model be that of the call's own length, whatever it was called with before."""
+    """Make every dynamic embedding of a model use the length of the current call, and not of earlier calls."""
     for module in model.modules():
         if hasattr(module, "max_seq_len_cached") and "dynamic" in str(getattr(module, "rope_type", "")):
             module.register_forward_pre_hook(_forget)
 
 
-_turned_as_whole: ContextVar[bool] = ContextVar("embeddings know how long the text will be", default=False)
+_turned_as_whole: ContextVar[bool] = ContextVar("whether embeddings use the length of a whole prompt", default=False)
 
 
 def turned_as_whole() -> bool:
@@ -90,8 +95,8 @@ def turned_as_whole() -> bool:
 
 @contextmanager
 def turned_as(model: nn.Module, length: int) -> Iterator[None]:
-    """Inside the block every embedding that looks at a text's length finds this one: a prompt that comes in chunks is turned
-    as it is when it comes at once."""
+    """Inside the block, every embedding with a length rule uses `length`: chunks of a prompt are rotated as the whole prompt
+    would be."""
     hooks, token = [], _turned_as_whole.set(True)
     try:
         for module in model.modules():
@@ -106,7 +111,7 @@ def turned_as(model: nn.Module, length: int) -> Iterator[None]:
 
 
 def _with_last(position: int):
-    """A hook that puts one more token behind a call's, of this position."""
+    """A hook that appends one more position id, `position`, to a call."""
 
     def hook(module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict]:
         if "position_ids" in keywords:
@@ -124,14 +129,14 @@ def _without_last(module: nn.Module, arguments: tuple, tables: tuple[Tensor, Ten
 
 
 def _forget(module: nn.Module, arguments: tuple) -> None:
-    for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:  # one a kind of layer: 5.17, 5.24
+    for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:  # one per layer type: 5.17, 5.24
         setattr(module, name, 0)
 
 
 def lengths(
     past: int, tokens: int, positions: Int[Tensor, "rows t"] | None, mask: Int[Tensor, "b s"] | None
 ) -> tuple[int, int]:
-    """The longest row before and after a call, as the embedding counts: by positions, where they are given."""
+    """The longest row before and after a call, by position ids where they are given, as the embedding counts."""
     if positions is None:
         return past, past + tokens
     real = torch.ones_like(positions, dtype=torch.bool) if mask is None else mask[:, -tokens:].bool()

@@ -1,4 +1,4 @@
-"""The shape legend of this package, and the array types that spell it.
+"""The letters of tensor shapes in this package, and the array types that use them.
 
 b batch        t time (tokens)     h head          g group of heads sharing B and C
 n state        p value (channels of a head)         k term of a mixer's output

@@ -1,8 +1,8 @@
-"""What type checkers know of a student, whose class is made while the program runs.
+"""Types of a student for type checkers; the actual class is made at run time.
 
-A student's class is mixed into transformers' own class of a family (`students.model`). Each part of it, such as
-`Generating`, calls that class and the other parts: `Skeleton` has what a part may call. `Student` is the whole, for
-functions that take or return one. When the program runs, the parts have no base, and `Student` is any model of transformers.
+A student's class is mixed into the transformers class of a family (`students.model`). Each part of it, such as `Generating`,
+calls that class and the other parts; `Skeleton` declares what a part may call. `Student` is the whole class, for functions
+that take or return a student. At run time the parts have no base, and `Student` is any transformers model.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""MixerSlot: what stands where an attention module stood, inside the skeleton's own layer."""
+"""MixerSlot: the module that replaces an attention module inside the skeleton's layer, and holds a mixer."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -18,12 +18,12 @@ from students.shapes import Float
 class MixerSlot(nn.Module):
     """Calls a mixer the way the skeleton calls its attention.
 
-    The skeleton passes hidden states, rotary tables and its cache by keyword; `document_ids` comes along as one more
-    keyword from `Student.forward`. The cache is known by its type: families and versions of transformers call it
-    `past_key_values`, `cache` or `layer_past`. The attention mask is not used: padding and packing are in the documents,
-    which in families that drop unknown keywords are read off the positions (`documents` is "positions"). Padding that
-    mixers do not serve is taken out here; how, comes along as `unpadded`. `keys_of`: the layer whose keys and values the
-    mixer leaves for others or shares, if any; they travel as `shared_keys`.
+    The skeleton passes hidden states, rotary tables and its cache by keyword; the student's `forward` adds the keyword
+    `document_ids`. The cache is recognised by its type, because families and versions of transformers call it
+    `past_key_values`, `cache` or `layer_past`. The attention mask is not used: documents describe padding and packing. In
+    families that drop unknown keywords, documents are read from the positions (`documents` is "positions"). Padding that
+    mixers do not support is removed here, as the keyword `unpadded` describes. `keys_of`: the layer whose keys and values
+    the mixer provides or reads, if any; they are passed as `shared_keys`.
     """
 
     def __init__(self, mixer: Mixer, layer_index: int, documents: str = "keywords", keys_of: int | None = None) -> None:
@@ -34,20 +34,20 @@ class MixerSlot(nn.Module):
     def forward(
         self, hidden_states: Float[Tensor, "b t d"], *unused: Any, **keywords: Any
     ) -> tuple[Float[Tensor, "b t d"], None]:
-        """The mixer's output, and None where attention would return its weights."""
+        """The mixer's output, and None in place of attention weights."""
         context, unpadded = self._context(hidden_states, keywords)
         mixed = self.mixer(hidden_states, context) if unpadded is None else self._in_parts(hidden_states, context, unpadded)
         return mixed, None
 
     def token(self, entering: Entering, residual: Float[Tensor, "b 1 d"], **keywords: Any) -> Float[Tensor, "b 1 d"]:
-        """One token where a decoder holds the states, its norm still to come, added to `residual`."""
+        """`residual` plus the mixer's output for one token while a decoder holds the states; the input's norm is fused."""
         context, unpadded = self._context(entering.x, keywords)
         if unpadded is not None or context.turn is None:
             return residual + self(entering.h, **keywords)[0]
         return self.mixer.token(entering, context, residual)
 
     def _context(self, hidden_states: Float[Tensor, "b t d"], keywords: dict) -> tuple[Context, Unpadded | None]:
-        """What the skeleton's keywords tell the mixer, and how padding is taken out."""
+        """The mixer's context from the skeleton's keywords, and how padding is removed."""
         cache = next((value for value in keywords.values() if isinstance(value, Cache)), None)
         documents, unpadded = keywords.get("document_ids"), keywords.get("unpadded")
         state = None if cache is None else cast(MixerState, cache.layers[self.layer_index])
@@ -56,7 +56,7 @@ class MixerSlot(nn.Module):
         if self.documents == "positions":
             positions = keywords["position_ids"]
             documents = documents_of(positions, hidden_states.shape[0], cache is not None)
-            if positions.dtype == torch.int32:  # they mark padding
+            if positions.dtype == torch.int32:  # int32 says that the positions mark padding
                 unpadded = Unpadded.of(cast(Tensor, documents), state is not None and state.length > 0, state is not None)
         context = Context(
             documents=documents,
@@ -67,9 +67,9 @@ class MixerSlot(nn.Module):
         return context, unpadded
 
     def _in_parts(self, h: Float[Tensor, "b t d"], context: Context, unpadded: Unpadded) -> Float[Tensor, "b t d"]:
-        """The mixer's output where there are tokens, and 0 at padding between them."""
+        """The mixer's output at tokens, and 0 at padding."""
         out, batch = torch.zeros_like(h), h.shape[0]
-        whole = cast(MixerState | None, context.state)  # of the slot, and not of a branch
+        whole = cast(MixerState | None, context.state)  # the slot's own state, not a scope of it
         states: list[tuple[Tensor, MixerState]] = []
         for number, part in enumerate(unpadded.parts):
             state, rope = whole, context.rope

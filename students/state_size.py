@@ -1,9 +1,8 @@
-"""How many bytes a student's cache holds after so many tokens, and how many a token reads, worked out from shapes alone:
-nothing is computed.
+"""The bytes of a student's cache after a number of tokens, and the bytes that one token reads, from shapes alone.
 
-Each kind of layer is run once on tensors without data, through the code that a real cache is filled by. A layer either
-holds a constant state or, once its longest window is full, grows by the same number of bytes with every token; so two
-lengths beyond that point say what any longer text takes.
+Each kind of layer is run once on tensors without data, with the code that fills a real cache. A layer has a constant state,
+or grows by the same number of bytes with every token once its longest window is full. Two lengths beyond that point
+therefore give the bytes at any longer length.
 """
 
 import functools
@@ -33,7 +32,10 @@ def cache_bytes(layer: CacheLayerMixin) -> int:
 
 
 def state_bytes(student: nn.Module, tokens: int, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Bytes of a student's cache for one row of so many tokens, its weights in `dtype`; they may be on the meta device."""
+    """Bytes of a student's cache for one sequence of `tokens` tokens, with weights in `dtype`.
+
+    The weights may be on the meta device.
+    """
     config: Any = student.config
     layout, _, shapes = from_dict(config.distill)
     kept, total = DynamicCache(config=config.get_text_config(decoder=True)).layers, 0
@@ -57,10 +59,10 @@ def state_bytes(student: nn.Module, tokens: int, dtype: torch.dtype = torch.bflo
 
 
 def weight_bytes(model: nn.Module, rows: int = 1, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Bytes of the weights that one token of each of so many texts reads at least, in `dtype` but for those that are kept in
-    float32; the model may be on the meta device.
+    """The fewest bytes of weights that one decoding step of `rows` sequences reads.
 
-    An embedding that is not the head's too is not read whole, nor, for few texts, are all experts of a mixture.
+    Weights are counted in `dtype`, except those that are kept in float32. An embedding that is not tied to the head is left
+    out, and with few rows so are some experts of a mixture. The model may be on the meta device.
     """
     own: Any = model
     config = own.config.get_text_config(decoder=True)
@@ -78,16 +80,16 @@ def weight_bytes(model: nn.Module, rows: int = 1, dtype: torch.dtype = torch.bfl
 
 
 def limit(weights: int, cache: int, rows: int, bytes_per_second: float) -> float:
-    """Tokens a second of so many texts at most, where each reads the weights and its cache once and nothing else takes time.
+    """The most tokens a second at batch size `rows`, if reading the weights and every cache once a step takes all the time.
 
     Args:
-        weights: from `weight_bytes`. cache: bytes of one text's, from `state_bytes`.
+        weights: bytes, from `weight_bytes`. cache: bytes of one sequence, from `state_bytes`.
     """
     return rows * bytes_per_second / (weights + rows * cache)
 
 
 def _extended(measure, full: int, tokens: int) -> int:
-    """`measure` of so many tokens; beyond `full` it is a line."""
+    """`measure(tokens)`, extrapolated linearly beyond `full`."""
     if tokens <= full + STEP:
         return measure(tokens)
     first, second = measure(full), measure(full + STEP)
@@ -108,7 +110,7 @@ def _mixer(layout: Layout, index: int, shape: Shape, dtype: torch.dtype) -> Mixe
 
 
 def _mixer_bytes(chain: list[Mixer], shape: Shape, dtype: torch.dtype, tokens: int) -> int:
-    """Of the last mixer of a chain; the first is the one whose keys and values it shares, if any."""
+    """Bytes of the state of the chain's last mixer; a mixer before it provides the keys and values that it shares."""
     h = torch.empty(1, tokens, shape.d_model, dtype=dtype)
     rope, shared = (torch.empty(1, tokens, shape.head_dim, dtype=dtype),) * 2, SharedKeys() if len(chain) > 1 else None
     for mixer in chain:
@@ -123,7 +125,7 @@ def _longest(mixer: Mixer) -> int:
 
 
 def _named(layout: Layout, index: int) -> str:
-    """What tells a layer's cache from another's: its mixer and options, those given by layer included."""
+    """A key for the kind of a layer's cache: its mixer and options, with those given by layer; "" for kept attention."""
     return (
         "" if layout.mixer_of(index) is None else repr(sorted(layout.options_at(index).items(), key=lambda entry: entry[0]))
     )

@@ -1,8 +1,7 @@
-"""Linear layers in the hands of others: adapters, offloading, quantisation, parametrisations and hooks all stand around a
-layer, and only calling it runs them.
+"""Plain and wrapped linear layers: adapters, offloading, quantisation, parametrisations and hooks run only in a call.
 
-A fused form that reads a layer's weight instead is right only where nothing stands there. `is_plain` asks that, and what
-else is here reads a plain layer's weight and calls any other.
+Fused forms read a layer's weight without calling the layer, which is correct only for a plain layer. `is_plain` checks that.
+The other functions here read the weight of a plain layer, and call any other layer.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,15 +17,15 @@ from students.compat import accelerate_hook, has_global_hooks
 from students.kernels import is_on_paper
 from students.shapes import Float
 
-TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights that are numbers as they stand
+TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)  # of weights that are not quantised
 _NOTHING = nullcontext()
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
-    """Whether reading a layer's weight gives what calling it gives.
+    """Whether a product with a layer's weight gives the same as a call of the layer.
 
-    Not so for a subclass (quantised, adapted, parametrised), a `forward` of its own (accelerate's hooks), any hook of the
-    layer or of all modules, or a weight that is another kind of tensor, packed, or on the meta device (offloaded).
+    False for a subclass (quantised, adapted, parametrised), a replaced `forward` (accelerate's hooks), a hook on the layer
+    or on all modules, and a weight that is of another tensor class, packed, or on the meta device (offloaded).
     """
     if type(layer) is not kind or not is_untouched(layer):
         return False
@@ -38,14 +37,14 @@ def is_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
 
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling a module runs its class's `forward` and nothing else: no hooks, and none of accelerate's."""
-    own = module.__dict__  # read so, and not as attributes: this is asked several times a layer for every token
+    own = module.__dict__  # faster than attributes: this runs several times a layer for every token
     if "forward" in own or "_hf_hook" in own or has_global_hooks():
         return False
     return not (own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"])
 
 
 class Rows:
-    """Some of a linear layer's outputs for one input: of a plain layer those alone, any other is called, once.
+    """Slices of a linear layer's output for one input. A plain layer computes only the slice; any other is called once.
 
     Args:
         layer: the layer. x: its input [... in].
@@ -63,7 +62,7 @@ class Rows:
         return F.linear(self.x, weight[start:stop], None if bias is None else bias[start:stop])
 
     def wide(self, start: int | None, stop: int | None, bias: Tensor | None = None) -> Tensor:
-        """These outputs and a further bias in float32 or wider, also under autocast: decays do not survive bfloat16 well."""
+        """These outputs plus a further bias in float32 or wider, also under autocast: decays lose too much in bfloat16."""
         with torch.autocast(self.x.device.type, enabled=False):
             if self.called is not None:
                 return _added(self.called[..., start:stop], bias)
@@ -72,9 +71,9 @@ class Rows:
 
 
 def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tensor:
-    """A linear layer, and a bias beside its own, in float32 or wider, also under autocast.
+    """A linear layer's output plus a further bias in float32 or wider, also under autocast.
 
-    What stands around the layer computes in the type that the layer has.
+    A layer that is not plain computes in its own type, and its output is widened.
     """
     with torch.autocast(x.device.type, enabled=False):
         if not is_plain(layer):
@@ -85,8 +84,8 @@ def wide_linear(x: Tensor, layer: nn.Module, bias: Tensor | None = None) -> Tens
 def taps(conv: nn.Module, x: Tensor) -> tuple[Float[Tensor, "c taps"], Float[Tensor, " c"] | None]:
     """The filters of a depthwise convolution without padding, and its bias.
 
-    They are read off a plain one. Any other is called on an impulse and on zeros, which tells both of whatever is linear.
-    `x` is what the convolution is to read.
+    A plain convolution's are read. Any other convolution is called on an impulse and on zeros, which gives both because it
+    is linear. `x` is the convolution's later input, which gives the device.
     """
     if is_plain(conv, nn.Conv1d):
         weight, bias = numbers(conv)
@@ -102,15 +101,15 @@ def taps(conv: nn.Module, x: Tensor) -> tuple[Float[Tensor, "c taps"], Float[Ten
 
 
 def accepted(layer: nn.Module, x: Tensor) -> Tensor:
-    """An input in the type of a layer's weight, where that is a type of numbers."""
+    """An input cast to the type of a layer's weight, unless the weight is quantised."""
     dtype = getattr(getattr(layer, "weight", None), "dtype", None)
     return x.to(dtype) if dtype in TYPES else x
 
 
 def loaded(modules: Iterable[nn.Module]) -> AbstractContextManager:
-    """Inside the block, the parameters that accelerate has taken out of these modules themselves are in memory.
+    """Inside the block, parameters that accelerate has offloaded from these modules themselves are in memory.
 
-    For modules whose parts are used without calling the module.
+    For modules whose parameters are used without a call of the module.
     """
     hooked = [(module, hook) for module in modules if (hook := accelerate_hook(module)) is not None]
     return _loaded(hooked) if hooked else _NOTHING

@@ -1,6 +1,6 @@
-"""The table of mixers, and how one is made from the options of a layout.
+"""The table of mixers, and `make_mixer`, which builds one from the options of a layout.
 
-To add a mixer: one file beside this one and one line here. The contract tests pick it up from the table.
+A new mixer needs one file in this folder and one line in the table. The contract tests read the table.
 """
 
 import inspect
@@ -28,11 +28,11 @@ MIXERS = {
     "parallel_heads": "students.mixers.parallel_heads:ParallelHeads",
 }
 IN_TOKENS = frozenset({"window", "size", "sinks", "lag"})  # options that are lengths
-LONGEST, WIDEST = 2**20, 2**14  # of lengths in tokens; of widths, ranks and counts of blocks
+LONGEST, WIDEST = 2**20, 2**14  # upper bounds: of lengths in tokens; of widths, ranks and counts
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """The class behind a name of the table.
+    """The class of a mixer's name.
 
     Raises:
         ValueError: the name is not in the table.
@@ -44,12 +44,12 @@ def mixer_class(name: str) -> type[Mixer]:
 
 
 def mixer_options(name: str) -> set[str]:
-    """The options that a layout may give this mixer; `window` asks an SSM mixer for a window branch."""
+    """The options that a layout may give this mixer; `window` adds a window branch to an SSM mixer."""
     return set(_types_of(name)) - mixer_class(name).hidden_options | {"window"}
 
 
 def has_own_window(name: str) -> bool:
-    """Whether a mixer holds attention, so that `window` is an option of its own and no branch beside it."""
+    """Whether a mixer contains attention; `window` is then its own option and adds no branch."""
     return "window" in _types_of(name)
 
 
@@ -57,7 +57,7 @@ def check_options(name: str, options: Iterable[str], where: str = "") -> None:
     """Refuse options that a mixer does not have.
 
     Raises:
-        ValueError: naming the option and the nearest one.
+        ValueError: naming the option and the most similar known one.
     """
     if unknown := sorted(set(options) - mixer_options(name)):
         known = sorted(mixer_options(name))
@@ -67,8 +67,10 @@ def check_options(name: str, options: Iterable[str], where: str = "") -> None:
 
 
 def range_of(option: str, kind: type[Mixer]) -> tuple[int, int]:
-    """The smallest and the largest number that a mixer takes as an option: more than any use needs, and less than what could
-    only be a slip of the hand and would take all memory."""
+    """The smallest and the largest value of a mixer's whole-number option.
+
+    The largest is more than any use needs; larger values are taken for typing errors, because they would take all memory.
+    """
     low = 0 if option in kind.zero_options else 1
     return low, kind.largest_options.get(option, LONGEST if option in IN_TOKENS else WIDEST)
 
@@ -79,12 +81,12 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
-    """Build a mixer, with a window branch beside it where an SSM mixer's options hold `window`.
+    """Build a mixer; an SSM mixer with the option `window` gets a window branch.
 
     `window` is a mapping of `size` and other options, which `Windowed.meanings` explains.
 
     Raises:
-        ValueError: an unknown mixer or option, or one the mixer refuses.
+        ValueError: an unknown mixer or option, or a value that the mixer refuses.
     """
     check_options(name, options)
     options = dict(options)
@@ -94,25 +96,25 @@ def make_mixer(name: str, shape: Shape, options: dict) -> Mixer:
     if not isinstance(options["window"], dict):
         raise ValueError(f"the window of mixer {name} is {options['window']!r}; write it as window: {{size: 64}}")
     if "lag" in options:
-        raise ValueError(f"mixer {name} has both a lag and a window; the window's own lag (true or false) says it")
+        raise ValueError(f"mixer {name} has both a lag and a window; set lag (true or false) inside window")
     return _windowed(name, shape, dict(options.pop("window")), options)
 
 
 def defaults_of(name: str) -> dict:
-    """The types of the options that a layout may give a mixer, and their defaults, by name; no window branch's."""
+    """The type and default of each option that a layout may give a mixer, by name, without those of a window branch."""
     parameters, hidden = inspect.signature(mixer_class(name)).parameters.values(), mixer_class(name).hidden_options
     options = [each for each in parameters if each.kind is each.KEYWORD_ONLY and each.name not in hidden]
     return {each.name: (each.annotation, each.default) for each in options}
 
 
 def _types_of(name: str) -> dict:
-    """The types of a mixer's options, by name: what its class takes as keywords alone."""
+    """The types of a mixer's options, by name: the keyword-only arguments of its class."""
     parameters = inspect.signature(mixer_class(name)).parameters.values()
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 def _check_values(where: str, options: dict, types: dict, kind: type[Mixer], shape: Shape) -> None:
-    """Refuse values of another type, numbers outside of their range, and ranks above the width that they go through."""
+    """Refuse values of a wrong type, numbers out of their range, and ranks above the model's width."""
     for key, value in options.items():
         number = isinstance(value, int) and not isinstance(value, bool)
         if not isinstance(value, types[key]) or (isinstance(value, bool) and not isinstance(True, types[key])):
@@ -120,9 +122,9 @@ def _check_values(where: str, options: dict, types: dict, kind: type[Mixer], sha
         low, high = range_of(key, kind)
         if number and not low <= value <= high:
             small = "small" if value < low else "large"
-            raise ValueError(f"{where}: {key} is {value}, which is too {small}: it is a whole number from {low} to {high:,}")
+            raise ValueError(f"{where}: {key} is {value}, which is too {small}; it should be from {low} to {high:,}")
         if number and key.endswith("_rank") and value > shape.d_model:
-            raise ValueError(f"{where}: {key} is {value}, but what it goes through is {shape.d_model} wide; make it less")
+            raise ValueError(f"{where}: {key} is {value}, more than the model's width {shape.d_model}; make it smaller")
 
 
 def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
@@ -141,10 +143,10 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
     window = Windowed.window_defaults | window
     own = window["own"]
     if not own and not kind.lends:
-        raise ValueError(f"mixer {name} has no q, k and v that a window could borrow; set own: true")
+        raise ValueError(f"mixer {name} has no q, k and v projections for its window to borrow; set own: true")
     if not own and (shape.qkv_bias or shape.qk_norm):
         has = "biases" if shape.qkv_bias else "norms"
-        raise ValueError(f"a window that borrows {name}'s projections has no place for the {has} of q and k; set own: true")
+        raise ValueError(f"a window that borrows {name}'s projections cannot have the {has} of q and k; set own: true")
     ssm = kind(shape, **lag, **options)
     if not own and (ssm.d_state != shape.head_dim or getattr(ssm, "n_groups", shape.n_heads) != shape.n_heads):
         raise ValueError(f"a window that borrows {name}'s projections needs d_state = head_dim and one group a head")
@@ -153,8 +155,11 @@ def _windowed(name: str, shape: Shape, window: dict, options: dict) -> Mixer:
 
 
 def _lag(name: str, size: int, window: dict) -> dict[str, int]:
-    """The lag to build an SSM with: a window's size, unless the window says no or the mixer has none."""
+    """The option `lag` of an SSM with a window: the window's size, or 0 if the window has `lag: false`.
+
+    Empty for a mixer without lag.
+    """
     can = "lag" in _types_of(name)
     if window.get("lag") and not can:
-        raise ValueError(f"mixer {name} takes every token at once: its window cannot have lag: true")
+        raise ValueError(f"mixer {name} has no lag: its state takes every token at once; leave lag: true out of its window")
     return {"lag": size if window.get("lag", Windowed.window_defaults["lag"]) else 0} if can else {}

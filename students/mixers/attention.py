@@ -1,7 +1,8 @@
 """Softmax attention as a mixer: full, or a sliding window with sinks (Samba's attention, StreamingLLM's window).
 
-The projections keep the teacher's shapes, key heads included; each head's output has a trainable scale. Neighbouring layers
-may share keys and values (Hymba, arXiv 2411.13676, section 2.2): what shares has no projections for them, and caches none.
+The projections keep the teacher's shapes, including its number of key heads. Each head's output has a trainable scale.
+Neighbouring layers may share keys and values (Hymba, arXiv 2411.13676, section 2.2): a layer that reads those of another has
+no k and v projections and no cache of its own.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,10 @@ def _by_head(parts: "AttentionParts") -> Float[Tensor, "b s h value"]:
 
 @dataclass(frozen=True)
 class AttentionParts:
-    """Queries of the new tokens; keys and values of every token they may see, by key head, with documents and positions."""
+    """Queries of the new tokens, and keys and values of all tokens that they may see, with documents and positions.
+
+    Keys and values are stored by key head.
+    """
 
     q: Float[Tensor, "b t h p"]
     keys: Float[Tensor, "b s kv p"]
@@ -37,7 +41,7 @@ class AttentionParts:
 
     @property
     def every(self) -> Float[Tensor, "b s h width"]:
-        """The values, which are there whether or not they were given."""
+        """The values of each head, given or derived."""
         return cast(Tensor, self.values)
 
     @property
@@ -46,7 +50,7 @@ class AttentionParts:
         return self.spread(self.keys)
 
     def spread(self, part: Float[Tensor, "b s kv p"]) -> Float[Tensor, "b s h p"]:
-        """Each head's of what is held by key head."""
+        """Keys or values of each head, from those of each key head."""
         return part.repeat_interleave(self.q.shape[2] // part.shape[2], 2)
 
 
@@ -54,8 +58,8 @@ class Attention(HeldAttention, Mixer):
     """Causal softmax attention.
 
     Args:
-        borrowed: no projections of its own; a composed mixer hands it another branch's, scaled already.
-        reads: the key head of each head, where a composed mixer's heads do not share them evenly.
+        borrowed: no projections of its own; a composed mixer passes it another branch's q, k and v, already scaled.
+        reads: the key head of each head, where the heads of a composed mixer do not share key heads evenly.
     """
 
     only_attention = True
@@ -65,11 +69,11 @@ class Attention(HeldAttention, Mixer):
     zero_options = frozenset({"sinks"})
     hidden_options = frozenset({"borrowed", "reads"})
     meanings = {
-        "window": "Tokens that a token sees, itself included. Where none is given, as many as in the teacher.",
-        "sinks": "First tokens of a document that are always seen too.",
-        "rope": "Rotate q and k by their positions. Where none is given, as the teacher does.",
-        "share_kv": "Use the keys and values of the nearest converted layer before that has its own. `orient` and `align` "
-        "train the layer on them as they are; end-to-end stages train both.",
+        "window": "Number of tokens that a token sees, itself included. Default: the teacher's.",
+        "sinks": "Number of first tokens of a document that are always seen too.",
+        "rope": "Rotate q and k by their positions. Default: as the teacher does.",
+        "share_kv": "Read the keys and values of the nearest converted layer before this one that has its own. `orient` and "
+        "`align` do not train the shared keys and values; end-to-end stages train both layers.",
     }
 
     def __init__(
@@ -121,7 +125,7 @@ class Attention(HeldAttention, Mixer):
         v: Float[Tensor, "b t kv p"],
         context: Context,
     ) -> AttentionParts:
-        """Normalise, rotate and append to what the state holds."""
+        """Normalise and rotate q and k, and append k and v to those in the state."""
         q, k = self._turned(q, self.q_norm, context), self._turned(k, self.k_norm, context)
         documents, positions = context.documents, None
         if context.state is not None or self.sinks:
@@ -134,17 +138,17 @@ class Attention(HeldAttention, Mixer):
         return self._parts(q, k, v, documents, positions)
 
     def _shared(self, q: Float[Tensor, "b t h p"], context: Context) -> AttentionParts:
-        """The queries, and an earlier layer's keys and values."""
+        """The parts with the queries and an earlier layer's keys and values."""
         if context.shared is None:
-            raise ValueError("this attention shares an earlier layer's keys and values (share_kv), and was given none")
+            raise ValueError("this attention reads an earlier layer's keys and values (share_kv), but was given none")
         k, v, documents, positions = context.shared.read()
-        if self.sinks and positions is None:  # the layer that has them needs no positions itself
+        if self.sinks and positions is None:  # a layer without sinks leaves no positions
             documents = context.ids(q)
             positions = count_positions(documents)
         return self._parts(self._turned(q, self.q_norm, context), k, v, documents, positions)
 
     def _parts(self, q, k, v, documents, positions) -> AttentionParts:
-        if self.reads is not None:  # indexed by a list, a GPU would wait for the CPU
+        if self.reads is not None:  # an index by a list would wait for the GPU
             k, v = (torch.stack([part[:, :, head] for head in self.reads], 2) for part in (k, v))
         return AttentionParts(q, k, v, documents, positions)
 
@@ -171,7 +175,7 @@ class Attention(HeldAttention, Mixer):
         return self.o_proj(features.flatten(2))
 
     def _remember(self, k, v, documents, positions, context):
-        """Join the new tokens to the kept ones; keep the last `window`, and the sinks among those that leave it."""
+        """Append the new tokens to the kept ones; the state keeps the last `window`, and the sinks that leave it."""
         state = context.state
         kept = {name: state.read(name) for name in KEPT}
         if kept["k"] is not None:
@@ -193,7 +197,7 @@ class Attention(HeldAttention, Mixer):
         return seen["k"], seen["v"], seen["documents"], seen["positions"]
 
     def _keep_sinks(self, sinks: dict[str, Tensor | None], gone: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Slot i of the sinks takes the last leaving token whose position is i."""
+        """Store tokens that leave the window in the sinks: place i takes the last such token whose position is i."""
         before = cast(dict[str, Tensor], empty_places(gone, self.sinks) if sinks["k"] is None else sinks)
         slots = torch.arange(self.sinks, device=gone["positions"].device)
         fits = gone["positions"][:, None] == slots[:, None]  # [b sink leaving]

@@ -1,6 +1,6 @@
-"""An SSM mixer and softmax attention on the same input, as two linear terms of one mixer: their matrices add up.
+"""Base of mixers that add the outputs of an SSM and of softmax attention on the same input.
 
-The SSM's terms come first in `values`, y and the output projection, then a term for each head of the attention.
+In `values`, y and the output projection the SSM's terms come first, then one term for each attention head.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ def _joined(parts: "BranchesParts") -> Float[Tensor, "b t k p"]:
 
 @dataclass(frozen=True)
 class BranchesParts:
-    """Both branches' parts; `values` are the SSM's, then those of the attention's new tokens."""
+    """The parts of both branches; `values` are the SSM's, then those of the attention's new tokens."""
 
     ssm: Any
     attention: AttentionParts
@@ -33,9 +33,9 @@ class BranchesParts:
 
 
 class Branches(Mixer):
-    """Base of the mixers that hold an SSM and an attention, each made from the same projections.
+    """Base of mixers with an SSM branch and an attention branch, made from the same projections.
 
-    `beside`: what the attention is called, in names of parameters and of the state.
+    `beside`: the attention's name in names of parameters and of the state.
     """
 
     beside: ClassVar[str]
@@ -50,7 +50,7 @@ class Branches(Mixer):
 
     @property
     def exact(self) -> Attention:
-        """The attention."""
+        """The attention branch."""
         return getattr(self, self.beside)
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> BranchesParts:
@@ -59,7 +59,7 @@ class Branches(Mixer):
         return BranchesParts(ssm, attention, context.documents)
 
     def attend(self, h: Float[Tensor, "b t d"], ssm: Any, context: Context) -> AttentionParts:
-        """The attention's parts; `ssm` are the other branch's."""
+        """The attention's parts; `ssm` are the SSM's."""
         return self.exact.project(h, context)
 
     def mix(self, parts: BranchesParts, context: Context) -> Float[Tensor, "b t k p"]:
@@ -79,11 +79,11 @@ class Branches(Mixer):
 
     @property
     def joins(self) -> bool:
-        """Whether `joined` changes anything that `token_apart` does not."""
+        """Whether `joined` does more than `token_apart`, so that one token needs `joined`."""
         return False
 
     def joined(self, features: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
-        """What is done to both branches' features together."""
+        """The features of both branches after a joint operation, such as a gate or a norm; unchanged by default."""
         return features
 
     def entries(self) -> list[Entry]:
@@ -92,7 +92,7 @@ class Branches(Mixer):
     def token(
         self, entering: Entering, context: Context, residual: Float[Tensor, "b 1 d"] | None = None
     ) -> Float[Tensor, "b 1 d"]:
-        """Branches that have nothing to do with each other are not even put together."""
+        """As `InPlace.token`, without a concatenation of the branches where `joins` is false."""
         if self.joins or self.silenced:
             return super().token(entering, context, residual)
         with loaded(self._branches()):
@@ -101,14 +101,13 @@ class Branches(Mixer):
             return self.ssm.token_out(ssm, self.exact.token_out(attention, residual))
 
     def token_apart(self, entering: Entering, context: Context) -> tuple[Float[Tensor, "b 1 k p"], Float[Tensor, "b 1 h p"]]:
-        """The features of one token in place, the SSM's and the attention's, of branches that are not put together: all that
-        `joined` would change is done to them."""
+        """The SSM's and the attention's features of one token, as separate tensors, with the changes of `joined` applied."""
         return self.token_branches(entering, context)
 
     def token_branches(
         self, entering: Entering, context: Context
     ) -> tuple[Float[Tensor, "b 1 k p"], Float[Tensor, "b 1 h p"]]:
-        """The same before `joined`."""
+        """As `token_apart`, without the changes of `joined`."""
         attention = self.token_attention(entering, context)
         return self.ssm.token_features(entering, context.scope("ssm")), attention
 
@@ -117,7 +116,7 @@ class Branches(Mixer):
         return self.joined(torch.cat([ssm, attention.to(ssm.dtype)], 2), entering.h)
 
     def token_attention(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
-        """The attention's features of one token in place."""
+        """The attention's features of one token on a held state."""
         return self.exact.token_features(entering, context.scope(self.beside))
 
     def token_out(
@@ -131,7 +130,7 @@ class Branches(Mixer):
         return torch.cat([weight, self.exact.out_weight()[0]]), bias
 
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
-        """Branch after branch: one weight for both would be a copy of both."""
+        """The sum of both branches' output projections; one joint product would need a copy of both weights."""
         ssm, beside = self.split(features)
         return self.ssm.out(ssm) + self.exact.out(beside)
 

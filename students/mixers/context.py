@@ -1,4 +1,4 @@
-"""What a mixer may know beside its input: documents, rotary tables, the state of earlier calls, keys that layers share."""
+"""The context of a mixer's call: documents, rotary tables, the state of earlier calls, shared keys."""
 
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,11 @@ from students.shapes import Bool, Float, Int
 
 @dataclass(frozen=True)
 class Context:
-    """What a mixer may know beside its input.
+    """What a mixer gets in addition to its input.
 
-    documents: each token's document; negative for padding; None where every row is one, that of the state if any.
-    rope: the skeleton's cosines and sines, [b t r]. state: what earlier calls left, or None outside generation.
-    shared: where an attention that others share leaves its keys and values, and those others find them.
+    documents: each token's document, negative for padding; None where every row is one document, which continues that of
+    the state if there is one. rope: the skeleton's cosines and sines, [b t r]. state: from earlier calls; None outside
+    generation. shared: keys and values that one layer's attention writes and later layers read.
     """
 
     documents: Int[Tensor, "b t"] | None = None
@@ -26,13 +26,13 @@ class Context:
 
     @classmethod
     def unrotated(cls, h: Float[Tensor, "b t d"], width: int) -> "Context":
-        """For work on inputs alone: rotary tables of so many channels that leave every token where it is."""
+        """A context with rotary tables of `width` channels that rotate nothing, for calibration on inputs alone."""
         angles = h.new_zeros(*h.shape[:2], width)
         return cls(rope=(angles.cos(), angles.sin()))
 
     @property
     def held(self) -> MixerState | ScopedState:
-        """The state, of calls that have one."""
+        """The state, which must exist."""
         assert self.state is not None, "outside generation there is no state"
         return self.state
 
@@ -44,17 +44,17 @@ class Context:
 
     @property
     def column(self) -> Int[Tensor, " 1"]:
-        """The column of the token under way, where the state is held in place."""
+        """The column of the current token while a `Decoder` holds the state."""
         assert self.turn is not None, "no decoder holds the state"
         return self.turn.column
 
     @property
     def turn(self) -> Turn | None:
-        """The token under way, where the state is held in place."""
+        """The position of the current token while a `Decoder` holds the state; None otherwise."""
         return None if self.state is None else self.state.turn
 
     def ids(self, like: Float[Tensor, "b t ..."]) -> Int[Tensor, "b t"]:
-        """The documents, spelled out where they are None."""
+        """The documents as a tensor, also where `documents` is None."""
         if self.documents is not None:
             return self.documents
         if self.state is not None and self.state.last_document is not None:
@@ -62,7 +62,7 @@ class Context:
         return torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
 
     def resumed(self, like: Float[Tensor, "b t ..."]) -> Bool[Tensor, " b"] | None:
-        """Rows whose first token goes on with the document that the state ended in; None where it is known to be all."""
+        """Whether each row's first token continues the document in which the state ended; None if all are known to."""
         if self.documents is None and self.held.length:
             return None
         return self.held.resumed(self.ids(like)[:, 0])

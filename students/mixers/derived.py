@@ -1,7 +1,7 @@
-"""A field of a frozen dataclass that is worked out when it is read, unless it was given.
+"""A field of a frozen dataclass that is computed from the other fields when it is read, unless it was given.
 
-What `mix` exchanges is a field `values` of the parts, one a term. Attention holds its values by key head, and composed
-mixers hold those of their branches: neither copies them together where nobody asks.
+`mix` exchanges the field `values` of a mixer's parts, which has one entry a term. Attention stores values by key head, and
+composed mixers store those of their branches; a derived field expands or concatenates them only where it is read.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Derived:
-    """The descriptor of such a field; where it was not given, `make` works it out from the other fields."""
+    """The descriptor of a derived field; `make` computes it from the other fields if it was not given."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self.make = make
@@ -19,7 +19,7 @@ class Derived:
         self.slot = f"_given_{name}"
 
     def __get__(self, parts: Any, owner: type | None = None) -> Any:
-        if parts is None:  # asked by `dataclass` for the default
+        if parts is None:  # `dataclass` reads the default
             return None
         given = self.given(parts)
         return self.make(parts) if given is None else given
@@ -28,15 +28,15 @@ class Derived:
         parts.__dict__[self.slot] = value
 
     def given(self, parts: Any) -> Any:
-        """What was given; None where it is worked out."""
+        """The given value; None if the field is computed."""
         return parts.__dict__.get(self.slot)
 
 
 def derived(make: Callable[[Any], Any]) -> Any:
-    """A derived field's default: `Derived`, for type checkers whatever the field is."""
+    """The default of a derived field: a `Derived`, which type checkers take for any type."""
     return Derived(make)
 
 
 def given(parts: Any, name: str) -> Any:
-    """What was given for a derived field of `parts`."""
+    """The given value of a derived field of `parts`; None if the field is computed."""
     return getattr_static(type(parts), name).given(parts)

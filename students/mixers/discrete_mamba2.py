@@ -1,12 +1,14 @@
-"""Discrete Mamba-2, the mixer of Phi-Mamba (MOHAWK, arXiv 2408.10189, section 3 and appendix A): the SSM nearest attention.
+"""Discrete Mamba-2, the mixer of Phi-Mamba (MOHAWK, arXiv 2408.10189, section 3 and appendix A).
+
+Of the SSM mixers it is the one most similar to attention:
 
     x, B, C = conv(in_proj(h))          one B and C a head, no activation
     log_a = -softplus(a_proj(h))        the decay itself is projected; there is no dt
     y = ssd(x, log_a, B, C) + D x
     out = out_proj(scale silu(z_proj(h) + z_bias) y)
 
-Where we differ from the authors' code: D starts at 0 instead of 1, the output has a scale a head (solved by least
-squares, which is what makes an unnormalised q k^T usable), and an RMSNorm a head may stand before it.
+Differences from the authors' code: D starts at 0 instead of 1. The output has a scale for each head, which is solved by
+least squares and makes an unnormalised q k^T usable. An RMSNorm of each head may come before the scale (`norm`).
 """
 
 import math
@@ -27,7 +29,7 @@ from students.wrapped import wide_linear
 
 
 class DiscreteMamba2(StateSpace):
-    """Multi-head discrete Mamba-2, one SSM head for each attention head.
+    """Multi-head discrete Mamba-2 with one SSM head for each attention head.
 
     Raises:
         ValueError: rope with a d_state other than head_dim.
@@ -36,7 +38,7 @@ class DiscreteMamba2(StateSpace):
     float32 = frozenset({"a_proj", "D", "gain", "scale"})
     scale: Tensor
     meanings = StateSpace.meanings | {
-        "rope": "Rotate C and B as attention rotates q and k. `d_state` must then be the width of a head.",
+        "rope": "Rotate C and B as attention rotates q and k. `d_state` must then be the width of an attention head.",
         "norm": "Put an RMSNorm on each head's output.",
     }
 
@@ -66,7 +68,7 @@ class DiscreteMamba2(StateSpace):
         self.D = nn.Parameter(torch.zeros(n_heads))
         self.norm = nn.Parameter(torch.ones(n_heads, self.head_dim)) if norm else None
         self.gain = nn.Parameter(torch.ones(n_heads))
-        # The solved scale can be 1/500, where a step of Adam would throw it about: it is a constant under a free gain.
+        # The solved scale can be 1/500, too small for steps of Adam: it is a constant, times a gain that learns.
         self.register_buffer("scale", torch.ones(n_heads))
         self.out_proj = nn.Linear(width, shape.d_model, bias=shape.o_bias)
 

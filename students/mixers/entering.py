@@ -1,7 +1,7 @@
-"""How one token enters a layer and leaves it, where a `Decoder` holds the layer's state: in as few products as there can be.
+"""Fused projections of one token into and out of a layer, for decoding with a `Decoder`, which holds the layer's state.
 
-Whatever a mixer projects of its input is asked for at once (`prime`), so that one kernel reads all of these weights where
-they are, the norm before them included. Layers that something stands around are called, as everywhere (`students.wrapped`).
+`prime` computes all input projections of a mixer, and the norm before them, in one kernel that reads the weights in place.
+Layers that are not plain (`students.wrapped`) are called.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from students.wrapped import Rows, is_plain, numbers, wide_linear
 
 
 class Entry(NamedTuple):
-    """Rows of a linear layer that a mixer reads of its input. wide: not to be rounded below float32."""
+    """Rows of a linear layer: a projection of a mixer's input. wide: the result is not rounded below float32."""
 
     layer: nn.Module
     start: int | None = None
@@ -26,18 +26,18 @@ class Entry(NamedTuple):
 
     @property
     def rows(self) -> WeightRows:
-        """These rows of a plain layer."""
+        """The weights and biases of these rows, of a plain layer."""
         weight, bias = numbers(self.layer)
         bias = None if bias is None else bias[self.start : self.stop]
         return WeightRows(weight[self.start : self.stop], bias, self.wide)
 
 
 class Entering:
-    """The input of a layer's mixer, its norm perhaps still to come.
+    """The input of a layer's mixer, before or after its norm.
 
     Args:
-        x: the input, or what its norm reads. norm: the norm's weight and epsilon, of an RMSNorm in float32 whose weight
-            multiplies what was rounded to the type of x; None where x is the input.
+        x: the input, or the norm's input if `norm` is given. norm: weight and epsilon of an RMSNorm that is computed in
+            float32 and rounded to the type of x before the weight multiplies it; None where x is the mixer's input.
     """
 
     def __init__(self, x: Float[Tensor, "b 1 d"], norm: tuple[Tensor, float] | None = None) -> None:
@@ -47,16 +47,16 @@ class Entering:
 
     @property
     def h(self) -> Float[Tensor, "b 1 d"]:
-        """The input."""
+        """The mixer's input, after the norm."""
         if self._h is None:
-            assert self.norm is not None, "an input without a norm is there from the beginning"
+            assert self.norm is not None, "without a norm, x is the input"
             weight, eps = self.norm
             wide = self.x.to(torch.promote_types(self.x.dtype, torch.float32))
             self._h = weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(self.x.dtype)
         return self._h
 
     def prime(self, entries: Sequence[Entry]) -> None:
-        """Compute these together, where nothing stands around their layers."""
+        """Compute these projections in one kernel, where their layers are plain."""
         plain = [entry for entry in entries if is_plain(entry.layer)]
         if not plain or torch.is_autocast_enabled(self.x.device.type):
             return
@@ -64,7 +64,7 @@ class Entering:
         self._primed |= {entry: output[:, None] for entry, output in zip(plain, outputs, strict=True)}
 
     def __call__(self, entry: Entry) -> Float[Tensor, "b 1 r"]:
-        """What these rows give of the input: float32 or wider where it was primed or is to be wide."""
+        """The projection of the input by these rows, in float32 or wider if it was primed or `entry` is wide."""
         if entry not in self._primed:
             if not entry.wide:
                 self._primed[entry] = Rows(entry.layer, self.h)(entry.start, entry.stop)

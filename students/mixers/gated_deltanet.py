@@ -1,18 +1,19 @@
-"""Gated DeltaNet (arXiv 2412.06464), in the parametrisation and with the parameter names of transformers' Qwen3.5.
+"""Gated DeltaNet (arXiv 2412.06464), with the parametrisation and the parameter names of transformers' Qwen3.5.
 
     q, k, v = silu(conv(in_proj_qkv(h)))                 q, k to unit length, q over sqrt(n)
     beta = sigmoid(in_proj_b(h))                         log_a = -exp(A_log) softplus(in_proj_a(h) + dt_bias)
     y = gated_delta_rule(q, k, v, log_a, beta)
     out = out_proj(weight rms_norm(y, each head) silu(in_proj_z(h)))
 
-Qwen3-Next's layer is the same function with its rows in another order. Here every attention head keeps keys of its own, and
-the convolution has a bias where attention's projections have one. It starts from attention where it is nearly linear:
+Qwen3-Next's layer is the same function with its rows in another order. Here every attention head has its own keys, and the
+convolution has a bias if attention's projections have one. The start is a point where the mixer is almost linear:
 
-  - a convolution tap of 0.25, where silu is close to a line: directions of q and k, and v but for its size, are attention's;
-  - beta = 1/2 (its rows are 0): a token's value replaces half of what its key held, so that keys which come again do not add
-    up as they would in linear attention; dt = 1 and the decays in A, half-lives of 4 to 512 tokens;
-  - a gate that is constant on real inputs, as in `mamba2`;
-  - the norm takes each head's size away, so what a head's output should be multiplied by goes to its columns of out_proj.
+  - A convolution tap of 0.25, where silu is almost a line. q and k then have attention's directions, and v has attention's
+    values except for their size.
+  - beta = 1/2 (its rows are 0). A token's value replaces half of the value stored under its key, so repeated keys do not add
+    up as in linear attention. dt = 1, and A has the decays, with half-lives of 4 to 512 tokens.
+  - A gate that is constant on real inputs, as in `mamba2`.
+  - The norm removes the size of each head's output. The factor of a head therefore goes to its columns of out_proj.
 """
 
 import math
@@ -94,7 +95,7 @@ class GatedDeltaNet(Recurrent):
 
     def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
         x, b, decay, z = (entering(entry) for entry in self.entries())
-        if not is_untouched(self.norm):  # what stands around it has to be called
+        if not is_untouched(self.norm):  # hooks run only in a call
             return super().token_features(entering, context)
         (weight, bias), state = taps(self.conv1d, x), context.held
         return delta_token(

@@ -1,9 +1,9 @@
-"""What RetNet's and GLA's layers share around their exchange between tokens: projections, a norm a head, a swish gate.
+"""Base of retention and GLA, with all that surrounds the exchange between tokens: projections, head norms, a swish gate.
 
     v, k, q = in_proj(h)                                no convolution, no activation
     out = out_proj(weight rms_norm(y, each head) silu(gate_proj(h)))
 
-Attention's projections are copied; the norm takes each head's size away, so its weight is where a head's output scale goes.
+Attention's projections are copied. The norm removes the size of each head's output, so its weight takes the output scale.
 """
 
 import torch
@@ -19,7 +19,8 @@ from students.shapes import Float
 
 
 class GatedHeads(Recurrent):
-    """Base of mixers with a head for each of attention's. A subclass mixes, and sets what else it has in `set_decays`."""
+    """Base of mixers with one head for each attention head. A subclass implements `mix`, and `set_decays` for its own
+    parameters."""
 
     copied = ("in_proj", "out_proj")
 
@@ -61,7 +62,7 @@ class GatedHeads(Recurrent):
         return transfer
 
     def set_decays(self, k: Float[Tensor, "h p d"], transfer: Transfer) -> None:
-        """Set what the decays are made from, and record it. k: the key projection that was copied."""
+        """Set the parameters of the decays, and record their sources. k: the copied key projection."""
         raise NotImplementedError
 
     @torch.no_grad()

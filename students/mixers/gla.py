@@ -1,10 +1,10 @@
-"""Gated linear attention (GLA, arXiv 2312.06635): linear attention whose state decays key channel by key channel.
+"""Gated linear attention (GLA, arXiv 2312.06635): linear attention with a decay for each key channel.
 
     log_a = logsigmoid(gate_up(gate_down(h)) + gate_bias) / 16           a vector over each head's key channels, of low rank
     y = gla(q, k, v, log_a)            out = out_proj(weight rms_norm(y, each head) silu(gate_proj(h)))
 
-It starts as linear attention under decays of one half-life a head: gate_up is 0, and gate_down holds the directions of the
-input that the copied keys read most, so that what the gate first learns to tell apart is what keys tell apart.
+It starts as linear attention with one half-life per head: gate_up is 0. gate_down has the input directions that the copied
+keys read most, so the gate first learns to separate inputs that the keys separate.
 """
 
 import math

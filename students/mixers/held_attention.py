@@ -1,4 +1,4 @@
-"""One token of the attention mixer where a `Decoder` holds what it keeps: windows are rings, a token writes one column."""
+"""The attention mixer's part of decoding with a `Decoder`: windows are rings, and a token writes one column."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from students.mixers.entering import Entering, Entry, leaving
 from students.mixers.projections import rotate
 from students.shapes import Float
 
-KEPT = ("k", "v", "documents", "positions")  # what a state holds of each token
+KEPT = ("k", "v", "documents", "positions")  # tensors of the state with an entry for each token
 
 
 class HeldAttention:
-    """Base of `Attention`, which says what these are."""
+    """Base of `Attention`, which sets and explains these attributes."""
 
     head_dim: int
     window: int | None
@@ -43,7 +43,7 @@ class HeldAttention:
     def token_features(
         self, entering: Entering, context: Context, share: Float[Tensor, "b h"] | None = None
     ) -> Float[Tensor, "b 1 h p"]:
-        """share: see `window_token`; of attention with keys of its own alone."""
+        """share: see `window_token`; only for attention with its own keys."""
         q, *kv = (entering(entry)[:, 0].unflatten(-1, (-1, self.head_dim)) for entry in self.entries())
         if self.share_kv:
             return self._token_shared(q, entering.x.dtype, context)
@@ -59,7 +59,7 @@ class HeldAttention:
         context: Context,
         share: Float[Tensor, "b h"] | None = None,
     ) -> Float[Tensor, "b 1 h p"]:
-        """The features, in this type, of one token in place."""
+        """The features, in `dtype`, of one token on a held state."""
         keys, column, norms = self._keys(context.held), context.column, None
         if self.qk_norm:
             assert self.q_norm is not None and self.k_norm is not None, "attention with keys of its own normalises both"
@@ -85,10 +85,10 @@ class HeldAttention:
         return y[:, None]
 
     def _token_shared(self, q: Float[Tensor, "b h p"], dtype: torch.dtype, context: Context) -> Float[Tensor, "b 1 h p"]:
-        """On the keys that an earlier layer has left, the token's own the latest of them."""
-        assert context.shared is not None, "attention that shares keys is given them"
+        """The features of one token with an earlier layer's keys and values, which include the token's own."""
+        assert context.shared is not None, "attention that shares keys gets them in the context"
         k, v, _, positions = context.shared.read()
-        assert positions is not None, "keys in place come with positions"
+        assert positions is not None, "shared keys of a held cache have positions"
         q = self._turned(q[:, None], self.q_norm, context)[:, 0]
         visible = positions >= 0
         if self.window is not None:
@@ -98,7 +98,7 @@ class HeldAttention:
 
     def _turned(self, heads: Float[Tensor, "b t h p"], norm: Tensor | None, context: Context) -> Float[Tensor, "b t h p"]:
         if self.qk_norm:
-            assert norm is not None, "attention that normalises has a weight for it"
+            assert norm is not None, "attention with norms has their weights"
             heads = qk_norm(heads, norm, self.qk_norm, self.qk_norm_eps)
         return rotate(heads, context.tables, self.rope) if self.rope else heads
 
@@ -113,9 +113,12 @@ class HeldAttention:
         return Keys(k, v, offset, self.window, sinks)
 
     def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
-        """Keys and values become rings with room for these tokens: of the window and one more, so that the token that leaves
-        is there until the next comes. Places for the sinks are made where any token will leave."""
-        if state.read("k") is None:  # it shares another layer's
+        """Turn keys and values into rings for `tokens` more tokens.
+
+        With a window the rings have one place more than it, so that the token that leaves stays until the next one comes.
+        Places for sinks are added if tokens will leave the window.
+        """
+        if state.read("k") is None:  # it reads another layer's
             return
         kept = {name: state.kept(name) for name in KEPT}
         room = kept["k"].shape[1] + tokens
@@ -135,7 +138,7 @@ class HeldAttention:
         state.drop("offset")
         latest = positions[:, -1:] + steps
         last = torch.zeros_like(latest) if state.last_document is None else state.last_document[:, None]
-        if self.window is not None and self.sinks and seen <= self.window > documents.shape[1]:  # nothing has left
+        if self.window is not None and self.sinks and seen <= self.window > documents.shape[1]:  # no token has left
             for name in KEPT:
                 state.drop(f"sink_{name}")
         elif self.window is not None and self.sinks and steps:
@@ -152,5 +155,5 @@ class HeldAttention:
 
 
 def empty_places(like: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """So many places without a token in each part of a state."""
+    """`count` empty places for each tensor of a state."""
     return {name: part.new_full((part.shape[0], count, *part.shape[2:]), empty_place(name)) for name, part in like.items()}

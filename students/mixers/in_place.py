@@ -1,7 +1,7 @@
-"""What a mixer does with one token on a state that a `Decoder` holds in place: the part of the contract that has defaults.
+"""The part of a mixer's contract for one token on a state that a `Decoder` holds in place; all of it has defaults.
 
-`hold` lays a state so that a token changes it where it is, `token` takes one token, and `give_back` leaves what ordinary
-calls would have left. A mixer that says nothing here runs the three steps of any call.
+`hold` prepares a state so that a token changes its tensors in place, `token` computes one token, and `give_back` restores
+the form that ordinary calls give the state. A mixer that overrides nothing here runs the three steps of an ordinary call.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from students.wrapped import loaded
 
 
 class InPlace:
-    """Base of `Mixer`, which has what is named here."""
+    """Base of `Mixer`, which defines the methods declared here."""
 
     project: Callable[..., Any]
     mix: Callable[..., Tensor]
@@ -29,33 +29,35 @@ class InPlace:
     def token(
         self, entering: Entering, context: Context, residual: Float[Tensor, "b 1 d"] | None = None
     ) -> Float[Tensor, "b 1 d"]:
-        """One token on a state that a `Decoder` holds in place: nothing is copied, and few kernels run.
+        """The output for one token on a state that a `Decoder` holds in place, without copies and in few kernels.
 
         Args:
-            entering: the slot's input, its norm perhaps still to come. residual: what the output is added to.
+            entering: the slot's input, before or after its norm. residual: added to the output, if given.
         """
         with loaded(self._branches()):
             entering.prime(self.entries())
             return self.token_out(self._heard(self.token_features(entering, context)), residual)
 
     def entries(self) -> list[Entry]:
-        """What of the input's projections `token_features` reads from `entering`, in one product."""
+        """The projections that `token_features` reads from `entering`, which are computed in one product."""
         return []
 
     def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 k p"]:
-        """What the output projection sees of one token in place; by default as of any number of tokens."""
+        """The output projection's input for one token on a held state; by default from the three steps."""
         return self.features(self.mix(self.project(entering.h, context), context), entering.h)
 
     def token_out(
         self, features: Float[Tensor, "b 1 k p"], residual: Float[Tensor, "b 1 d"] | None
     ) -> Float[Tensor, "b 1 d"]:
-        """The output projection of one token in place, added to `residual`."""
+        """The output projection of one token, added to `residual`."""
         out = self.out(features)
         return out if residual is None else residual + out
 
     def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
-        """Lay what this mixer itself (not its parts) keeps in `state` so that a token changes it in place, as rings where it
-        moves with the text; for so many tokens to come. By default it stays as it is."""
+        """Prepare this mixer's own tensors in `state` (not those of its parts) for `tokens` tokens in place.
+
+        Tensors that shift with the sequence become rings. By default nothing is changed.
+        """
 
     def give_back(self, state: MixerState | ScopedState, turn: Turn, steps: int) -> None:
-        """Undo `hold`, so many tokens later: leave what ordinary calls leave."""
+        """Undo `hold` after `steps` tokens: restore the form that ordinary calls give the state."""

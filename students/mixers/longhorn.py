@@ -1,4 +1,4 @@
-"""Longhorn (arXiv 2407.14207): a state space whose step solves, for every channel, an online least-squares problem.
+"""Longhorn (arXiv 2407.14207): a state-space mixer that solves an online least-squares problem for each channel and token.
 
     x, z = in_proj(h)                   x = silu(conv(x))
     k, q = kq_proj(h)                   beta = sigmoid(beta_up(beta_down(h)) + beta_bias)
@@ -6,13 +6,15 @@
     S_t = (1 - Delta_t k_t^2) S_{t-1} + Delta_t x_t k_t         a row of S for each channel, k^2 channel by channel
     out = out_proj(scale gain silu(z) (S q + D x))
 
-S_t is where ||S - S_{t-1}||^2 + beta |S k_t - x_t|^2 is least, but for k k^T, which is taken as diagonal. How fast a channel
-forgets follows from its keys: the share Delta k^2 of what was there is overwritten. What differs from the authors' layer: a
-key and a query for each attention head instead of one for all channels, read from the input as in Mamba-2 and not from x,
-so that attention's can be copied (their best factors of rank d_state); an output scale a head, as in `discrete_mamba2`.
+S_t minimises ||S - S_{t-1}||^2 + beta |S k_t - x_t|^2 if k k^T is taken as diagonal. The keys determine how fast a channel
+forgets: a token overwrites the share Delta k^2 of the state.
 
-The start: a convolution tap of 0.25, a gate constant on real inputs, D = 0, beta = 1/2; keys brought, on real inputs, to the
-size under which a head's memory halves in 4 to 512 tokens, spread over the heads, and queries divided by as much.
+Differences from the authors' layer: There is a key and a query for each attention head instead of one for all channels. They
+are projections of the input, as in Mamba-2, and not of x, so that attention's can be copied (their best factors of rank
+d_state). Each head has an output scale, as in `discrete_mamba2`.
+
+The start: a convolution tap of 0.25, a gate constant on real inputs, D = 0, beta = 1/2. On real inputs, keys are scaled so
+that a head's memory halves in 4 to 512 tokens, spread over the heads, and queries are divided by the same factor.
 """
 
 import math
@@ -32,12 +34,12 @@ from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 from students.wrapped import Rows, wide_linear
 
-PIECE = 128  # tokens whose states, d_state numbers a channel, exist at one time
+PIECE = 128  # tokens whose states are in memory at one time
 
 
 @dataclass(frozen=True)
 class LonghornParts:
-    """Inputs of the recurrence, channels of a head together."""
+    """Inputs of the recurrence, with channels grouped by head."""
 
     values: Float[Tensor, "b t h p"]
     k: Float[Tensor, "b t h n"]
@@ -56,9 +58,9 @@ class Longhorn(Recurrent):
     float32 = frozenset({"beta_bias", "D", "gain", "scale"})
     scale: Tensor
     meanings = {
-        "d_state": "Numbers that a channel remembers.",
+        "d_state": "State size of a channel.",
         "d_conv": "Taps of the convolution.",
-        "beta_rank": "Width that beta passes through. Where none is given, the model's width / 16, rounded up.",
+        "beta_rank": "Rank of the projection to beta. Default: the model's width / 16, rounded up.",
     }
 
     def __init__(self, shape: Shape, *, d_state: int = 16, d_conv: int = 4, beta_rank: int | None = None) -> None:
@@ -130,14 +132,14 @@ class Longhorn(Recurrent):
 
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        """Open the gate on these inputs, and give keys the size that makes a head's memory last."""
+        """Make the gate constant on these inputs, and scale keys for the half-lives of the heads."""
         w, residual = constant_row(h)
         gate = self.in_proj.weight.chunk(2)[1]
         gate.copy_((OPEN_SILU * w).expand_as(gate))
         transfer.add("in_proj.weight", f"z a constant gate by least squares on real inputs (residual {residual:.1e})")
         parts = self.project(h, Context())
         power = parts.k.square().mean((0, 1, 3)).clamp_min(1e-12)
-        lost = math.log(2) / spread_half_lives(self.n_heads).to(power)  # of a channel a token, beta k^2 on average
+        lost = math.log(2) / spread_half_lives(self.n_heads).to(power)  # per channel and token: beta k^2 on average
         factor = (lost / parts.beta.mean() / power).sqrt().repeat_interleave(self.d_state)
         factor = torch.cat([factor, 1 / factor])
         for parameter in self.kq_proj.parameters():
@@ -160,9 +162,10 @@ def online_scan(
     documents: Int[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b h p n"] | None = None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """The recurrence over a whole sequence, as a diagonal scan of all (channel, number) pairs.
+    """The recurrence over a whole sequence, as a diagonal scan of all (channel, state) pairs.
 
-    Piece by piece, each computed again for its gradient: whole, the states would be d_state times as large as x.
+    It runs piece by piece, and each piece is recomputed for its gradient: all states together would be d_state times as
+    large as x.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     state = x.new_zeros(x.shape[0], *x.shape[2:], k.shape[3], dtype=dtype) if initial_state is None else initial_state
@@ -202,9 +205,9 @@ def _piece(x, k, q, beta, documents, state):
 
 
 def _terms(x: Tensor, k: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """Delta x k and log(1 - Delta k^2) of every pair [... h p n]; the logarithm as a difference that stays finite."""
+    """Delta x k and log(1 - Delta k^2) of every pair [... h p n]; the logarithm is a difference that stays finite."""
     length = k.square().sum(-1, keepdim=True)  # [... h 1]
     step = beta / (1 + beta * length)
-    others = (length - k.square()).clamp_min(0)[..., None, :]  # k^T k without this number's own square
+    others = (length - k.square()).clamp_min(0)[..., None, :]  # k^T k without the pair's own square
     log_a = torch.log1p(beta[..., None] * others) - torch.log1p(beta * length)[..., None]
     return (step * x)[..., None] * k[..., None, :], log_a

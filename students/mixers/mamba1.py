@@ -1,21 +1,23 @@
-"""Mamba (arXiv 2312.00752, section 3), in the parametrisation and with the parameter names of transformers.
+"""Mamba (arXiv 2312.00752, section 3), with the parametrisation and the parameter names of transformers.
 
     x, z = in_proj(h)                           x = silu(conv(x))
     dt_low, B, C = x_proj(x)                    dt = softplus(dt_proj(dt_low) + bias)
     S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T  A = -exp(A_log), a number for each channel and state
     out = out_proj(silu(z) (S C + D x))
 
-Every channel forgets at its own rate, and all channels of a group share B and C (one group in the stock form). B and C do
-not see h but what the values became of it, so attention's keys and queries cannot be copied: they are fitted.
+Every channel forgets at its own rate, and all channels of a group share B and C (one group in the stock form). B and C are
+projections of x and not of h, so attention's keys and queries cannot be copied. They are fitted:
 
-  - B and C of a group are wanted to be 1 and, beside it, the best rank-(n - 1) factors of the mean of its heads' logits,
-    brought to unit size on real inputs: C B = 1 + c logits is how exp(logits) begins. Without the 1 layer 24 of SmolLM2
-    starts with 94 % of its output's power unexplained, with it 29 %. Norms on q and k are folded in but for their divisor.
-  - x_proj's rows are the least squares of that on x: from the weights alone, silu taken for a line, then (`calibrate`) on
-    real inputs. The transfer record says how much of B's and C's power remains unexplained.
+  - The target for B and C of a group is a constant 1, and the best rank-(n - 1) factors of the mean of its heads' logits,
+    scaled to unit size on real inputs: C B = 1 + c logits is the beginning of the series of exp(logits). Without the 1,
+    layer 24 of SmolLM2 starts with 94 % of its output's power unexplained; with it, 29 %. Norms on q and k are folded in,
+    except for their divisor.
+  - The rows of x_proj are the least-squares solution for this target on x. They are first computed from the weights alone,
+    with silu taken as linear, and then on real inputs (`calibrate`). The transfer record says how much of B's and C's power
+    remains unexplained.
 
-The rest starts where the mixer is almost linear in attention's values: a convolution tap of 0.25, a gate that is constant on
-real inputs, D = 0. A = -1 and dt = ln 2 / half-life make the state a decayed mean of what it has seen.
+The other parameters start where the mixer is almost linear in attention's values: a convolution tap of 0.25, a gate that is
+constant on real inputs, D = 0. A = -1 and dt = ln 2 / half-life make the state a decayed mean of its inputs.
 """
 
 import math
@@ -38,12 +40,12 @@ from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float, Int
 from students.wrapped import Rows, is_plain, wide_linear
 
-QUIET = 0.1  # weight of the norm on dt's input, which makes even the first traces of a signal as large as this
+QUIET = 0.1  # weight of the norm on dt's input: the input is 0 at first, and the norm enlarges even tiny values to this size
 
 
 @dataclass(frozen=True)
 class Mamba1Parts:
-    """Inputs of the selective scan, channels of a head together."""
+    """Inputs of the selective scan, with channels grouped by head."""
 
     values: Float[Tensor, "b t h p"]
     dt: Float[Tensor, "b t c"]
@@ -55,10 +57,10 @@ class Mamba1Parts:
 
 
 class Mamba1(Recurrent):
-    """Mamba with as many channels as attention has values, head after head.
+    """Mamba with one channel for each value channel of attention, in the order of the heads.
 
     Raises:
-        ValueError: n_groups that does not divide the attention heads, or a d_state below 2.
+        ValueError: n_groups does not divide the number of attention heads, or d_state is below 2.
     """
 
     per_channel = True
@@ -68,10 +70,10 @@ class Mamba1(Recurrent):
     b_layernorm: nn.Module
     c_layernorm: nn.Module
     meanings = {
-        "d_state": "Numbers that a channel remembers, 2 or more.",
+        "d_state": "State size of a channel, 2 or more.",
         "d_conv": "Taps of the convolution.",
-        "dt_rank": "Width that the time step passes through. Where none is given, the model's width / 16, rounded up.",
-        "n_groups": "Groups of heads with B and C of their own; 1 is the stock form.",
+        "dt_rank": "Rank of the projection to the time step. Default: the model's width / 16, rounded up.",
+        "n_groups": "Number of groups of heads; each group has its own B and C. The stock form has 1.",
         "norms": "Put an RMSNorm on the time step's low-rank input, on B and on C, as in Jamba (arXiv 2403.19887).",
     }
 
@@ -173,10 +175,10 @@ class Mamba1(Recurrent):
         return transfer
 
     def _set_wanted(self, q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"]) -> float:
-        """Keep, for `calibrate`, what each group's B and C should be of h and a 1: a constant, then factors of logits.
+        """Store the targets of each group's B and C for `calibrate`, as maps of [h, 1]: a constant, then factors of logits.
 
         Returns:
-            the share of the logits' power that these factors lose.
+            the share of the logits' power that is not in these factors.
         """
         C, B = group_factors(q, k, self.n_groups, self.d_state - 1, self.sharing)
         constant = q.new_zeros(self.n_groups, 1, q.shape[-1])
@@ -207,7 +209,7 @@ class Mamba1(Recurrent):
 
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        """Open the gate on these inputs, and fit B and C to what they should be on them."""
+        """Make the gate constant on these inputs, and fit B and C to their targets on them."""
         tokens = h.flatten(0, 1)
         w, residual = constant_row(h)
         self.in_proj.weight[self.d_inner :] = OPEN_SILU * w

@@ -1,16 +1,17 @@
-"""Stock Mamba-2 (arXiv 2405.21060, section 7), in the parametrisation and with the parameter names of transformers.
+"""Stock Mamba-2 (arXiv 2405.21060, section 7), with the parametrisation and the parameter names of transformers.
 
     z, xBC, dt = in_proj(h)                     x, B, C = silu(conv(xBC))
     dt = softplus(dt + dt_bias)                 y = ssd(dt x, -dt exp(A_log), B, C) + D x
     out = out_proj(weight rms_norm(silu(z) y, over each group))
 
-so that a student exports exactly to the classes that other software already runs. Nothing in it is free to be linear,
-and attention's output is linear in its values, so it is started where it nearly is:
+A student with this mixer exports exactly to transformers' classes, which other software runs already. Attention's output is
+linear in its values, and no part of stock Mamba-2 is linear, so the start is a point where the mixer is almost linear:
 
-  - a convolution tap of 0.25, where silu is close to a line;    - dt near 1, the decays put into A, D = 0;
-  - a gate that is constant on real inputs (W_z = 1.2785 w with w the least-squares solution of h w = 1);
-  - with expand = 2, beside each attention head a companion head whose output is a constant (x from the convolution's
-    bias, dt near 0, D = 1), so that the norm over the two divides by almost a constant.
+  - a convolution tap of 0.25, where silu is almost a line;
+  - dt near 1, the decays in A, and D = 0;
+  - a gate that is constant on real inputs (W_z = 1.2785 w, where w is the least-squares solution of h w = 1);
+  - with expand = 2, a companion head for each attention head, whose output is a constant (x from the convolution's bias,
+    dt near 0, D = 1), so that the norm over the two divides by almost a constant.
 """
 
 import math
@@ -29,23 +30,22 @@ from students.mixers.transfer import Projections, Transfer
 from students.shapes import Float
 from students.wrapped import Rows
 
-COMPANION = 4.0  # the companion's constant, in root mean squares of its attention head's output
+COMPANION = 4.0  # the companion's constant, in units of the root mean square of its attention head's output
 IDLE_DT = -10.0  # dt_bias of a companion: softplus gives 5e-5, nothing enters its state
 
 
 class Mamba2(StateSpace):
-    """Stock Mamba-2 with one SSM head for each attention head, and with expand = 2 a companion beside each.
+    """Stock Mamba-2 with one SSM head for each attention head, and with expand = 2 a companion for each.
 
     Raises:
-        ValueError: an expand that is neither 1 nor 2, or n_groups that does not divide the attention heads.
+        ValueError: expand is neither 1 nor 2, or n_groups does not divide the number of attention heads.
     """
 
     float32 = frozenset({"A_log", "D", "dt_bias"})
     choices = {"expand": (1, 2)}
     meanings = StateSpace.meanings | {
-        "expand": "SSM heads for each attention head. With 2 each has a companion whose output is a constant.",
-        "n_groups": "Groups of B and C, and of the norm; heads of a group share B and C. Where none is given, one for each "
-        "attention head.",
+        "expand": "SSM heads for each attention head. With 2, each has a companion head whose output starts constant.",
+        "n_groups": "Number of groups of heads; a group shares B, C and a norm. Default: one group for each attention head.",
     }
 
     def __init__(
@@ -62,7 +62,7 @@ class Mamba2(StateSpace):
         n_heads = self.n_heads
         n_groups = n_heads if n_groups is None else n_groups
         if expand not in (1, 2):
-            raise ValueError(f"expand must be 1 or 2 (a companion beside each head), not {expand}")
+            raise ValueError(f"expand must be 1 or 2 (a companion for each head), not {expand}")
         if n_heads % n_groups:
             raise ValueError(f"n_groups {n_groups} does not divide the {n_heads} attention heads")
         self.expand, self.n_groups = expand, n_groups
@@ -171,7 +171,7 @@ class Mamba2(StateSpace):
 
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        """Open the gate on these inputs, and set each companion's constant against its head's output."""
+        """Make the gate constant on these inputs, and set each companion's constant from the size of its head's output."""
         tokens = h.flatten(0, 1)
         w, residual = least_squares(tokens, tokens.new_ones(len(tokens), 1))
         self.in_proj.weight[: self.d_inner] = (OPEN_SILU * w[:, 0]).to(h.dtype)
@@ -197,7 +197,7 @@ class Mamba2(StateSpace):
 
 
 class GroupNorm(nn.Module):
-    """The gate, then an RMSNorm over each group of channels, as a module that is called."""
+    """The gate, then an RMSNorm over each group of channels."""
 
     def __init__(self, size: int, groups: int, eps: float) -> None:
         super().__init__()

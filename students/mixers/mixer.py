@@ -1,14 +1,14 @@
-"""What every token mixer is: the contract that slots, stages, reports and tests rely on.
+"""The base class of all token mixers: the contract that slots, stages, reports and tests rely on.
 
-A mixer maps the slot's input h [b t d] to its output [b t d] in three steps,
+A mixer maps the slot's input h [b t d] to its output [b t d] in three steps:
 
-    parts = project(h)            everything that depends on single tokens or a few neighbours
-    y     = mix(parts)            tokens exchange what they carry; linear in parts.values
+    parts = project(h)            operations on single tokens or a few neighbours
+    y     = mix(parts)            exchange between tokens; linear in parts.values
     out   = output(y, h)          gates, norms and scales, then the projection back to d
 
-and y [b t k p] holds k terms (heads, of every branch). Because `mix` is linear in the values, it has a matrix per term,
-y_k = M_k values_k, which is what a mixer is compared with attention by. Where each channel of a head forgets at its own
-rate (`per_channel`) it has a matrix a channel, and pictures show their mean over a head (arXiv 2403.01590).
+y [b t k p] has k terms: the heads of every branch. `mix` is linear in the values, so each term has a matrix,
+y_k = M_k values_k, and mixers are compared with attention by these matrices. A mixer in which each channel of a head forgets
+at its own rate (`per_channel`) has a matrix for each channel; pictures show their mean over a head (arXiv 2403.01590).
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,13 +33,13 @@ MATRIX_BLOCK = 64  # columns of the identity sent through `mix` at a time
 
 @dataclass(frozen=True)
 class Shape:
-    """The attention that a mixer stands in for: sizes, biases, and what is done to its logits.
+    """The attention that a mixer replaces: sizes, biases, and operations on its logits.
 
     softmax_scale: multiplies the logits (None: 1 / sqrt(head_dim)). softcap: c in c tanh(logits / c). window: tokens that
     a token sees, itself included (None: all). rope: how q and k are rotated, by "half" (channel i with i + r / 2), by
-    "pairs" (2 i with 2 i + 1) or not at all. qk_norm: the norm on q and k, "rms" of each head, "rms_wide" of all heads
-    together, "layer" of each head with its mean removed, or none; qk_norm_eps: its epsilon. norm_eps: the skeleton's, for
-    norms that a mixer adds.
+    "pairs" (2 i with 2 i + 1) or not at all. qk_norm: the norm on q and k: "rms" over each head, "rms_wide" over all heads
+    together, "layer" over each head with its mean removed, or None; qk_norm_eps: its epsilon. norm_eps: the epsilon of the
+    skeleton's norms, for norms that a mixer adds.
     """
 
     d_model: int
@@ -67,13 +67,13 @@ class Shape:
 
     @property
     def logit_scale(self) -> float:
-        """What multiplies the logits."""
+        """The factor of the logits."""
         return self.head_dim**-0.5 if self.softmax_scale is None else self.softmax_scale
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The pieces of a semiseparable matrix tril(exp(segsum(log_a))) o C B^T + diag(D), one a teacher head."""
+    """The factors of semiseparable matrices tril(exp(segsum(log_a))) o C B^T + diag(D), one matrix for each teacher head."""
 
     C: Float[Tensor, "b t h n"]
     B: Float[Tensor, "b t h n"]
@@ -82,35 +82,36 @@ class Matrix:
 
 
 class Mixer(InPlace, nn.Module):
-    """Base of all mixers. Subclasses implement what raises NotImplementedError here, but for what their flags exclude.
+    """Base of all mixers.
 
-    The options of a layout are the keyword-only arguments of `__init__`, beside its one argument, the `Shape`. What else
-    others ask about a mixer is said by the attributes below; those of a composed mixer's parts count too.
+    Subclasses implement the methods that raise NotImplementedError here, except those that their flags exclude. `__init__`
+    takes the `Shape`, and the options of a layout as keyword-only arguments. The attributes below describe a mixer to other
+    modules; for a composed mixer the attributes of its parts count too.
     """
 
     orientable: bool = False  # whether `semiseparable` exists, so that `orient` can fit it
     has_decay: bool = False  # whether `set_half_lives` exists
-    per_channel: bool = False  # whether the channels of a head have a matrix each; `matrix` gives their mean
-    lends: ClassVar[bool] = False  # whether its parts hold q, k and v, for a window branch that borrows them
-    only_attention: ClassVar[bool] = False  # whether it is softmax attention and nothing beside it
-    composed: ClassVar[bool] = False  # whether it is made of other mixers, which it uses part by part
+    per_channel: bool = False  # whether each channel of a head has its own matrix; `matrix` gives their mean
+    lends: ClassVar[bool] = False  # whether its parts have q, k and v, which a window branch can borrow
+    only_attention: ClassVar[bool] = False  # whether it is softmax attention alone
+    composed: ClassVar[bool] = False  # whether it is made of other mixers, whose methods it calls
     shares: ClassVar[bool] = False  # whether layers of one letter share parameters (`tie`)
-    ignores: ClassVar[frozenset[str]] = frozenset()  # what of attention, by names of `Projections`, it has no place for
-    copied: ClassVar[tuple[str, ...]] = ()  # what the names of the parameters begin with that are copied from attention
-    copied_role: ClassVar[str] = "ssm"  # the role of these, see `roles`
-    float32: ClassVar[frozenset[str]] = frozenset()  # names of parameters, buffers or modules that no cast makes narrower
-    zero_options: ClassVar[frozenset[str]] = frozenset()  # numbers among the options that may be 0; the others are 1 or more
-    largest_options: ClassVar[dict[str, int]] = {"d_conv": 256}  # the largest values of numbers that others are wider than
-    hidden_options: ClassVar[frozenset[str]] = frozenset()  # options for composed mixers alone, which no layout may give
+    ignores: ClassVar[frozenset[str]] = frozenset()  # fields of `Projections` that it cannot use
+    copied: ClassVar[tuple[str, ...]] = ()  # name prefixes of parameters copied from attention
+    copied_role: ClassVar[str] = "ssm"  # the role of the copied parameters, see `roles`
+    float32: ClassVar[frozenset[str]] = frozenset()  # names of parameters, buffers or modules that stay in float32
+    zero_options: ClassVar[frozenset[str]] = frozenset()  # number options that may be 0; others are 1 or more
+    largest_options: ClassVar[dict[str, int]] = {"d_conv": 256}  # largest values of options with a limit of their own
+    hidden_options: ClassVar[frozenset[str]] = frozenset()  # options for composed mixers alone, not for layouts
     layer_options: ClassVar[frozenset[str]] = frozenset()  # options that a layout may also give layer by layer
-    meanings: ClassVar[dict[str, str]] = {}  # what each option is, for the reference of recipes
-    choices: ClassVar[dict[str, tuple]] = {}  # all values of options that may only be one of a few
-    min_lag: int = 0  # entries of the matrix nearer to the diagonal belong to another branch
-    silenced: frozenset[str] = frozenset()  # branches that add nothing to the output, see `silence`
-    horizon: int = 0  # tokens after which a state that keeps single tokens is full; 0 where it keeps none, or all
+    meanings: ClassVar[dict[str, str]] = {}  # what each option means, for the recipe reference
+    choices: ClassVar[dict[str, tuple]] = {}  # the allowed values of an option that has few
+    min_lag: int = 0  # matrix entries closer to the diagonal belong to another branch
+    silenced: frozenset[str] = frozenset()  # branches set to zero, see `silence`
+    horizon: int = 0  # length at which a state that stores tokens is full; 0 if it stores none or all
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> Any:
-        """Everything up to the exchange between tokens: a frozen dataclass with a field `values` [b s k p]."""
+        """The inputs of the exchange between tokens: a frozen dataclass with a field `values` [b s k p]."""
         raise NotImplementedError
 
     def mix(self, parts: Any, context: Context) -> Float[Tensor, "b t k p"]:
@@ -118,23 +119,23 @@ class Mixer(InPlace, nn.Module):
         raise NotImplementedError
 
     def features(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t k p"]:
-        """Gates, norms and scales: what the output projection sees."""
+        """The input of the output projection: y after gates, norms and scales."""
         raise NotImplementedError
 
     def out_weight(self) -> tuple[Float[Tensor, "k d p"], Float[Tensor, " d"] | None]:
-        """The output projection, a matrix a term, and its bias."""
+        """The output projection, one matrix for each term, and its bias."""
         raise NotImplementedError
 
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
-        """The output projection applied: called, never its weight read, which adapters and offloading stand around."""
+        """The output projection of `features`, by a call of the layer, so that adapters and offloading take part."""
         raise NotImplementedError
 
     def output(self, y: Float[Tensor, "b t k p"], h: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """From the mixed terms back to the model's width."""
+        """The mixer's output, at the model's width, from the mixed terms."""
         return self.out(self._heard(self.features(y, h)))
 
     def _heard(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t k p"]:
-        """Without what silenced branches add."""
+        """The features with those of silenced branches set to zero."""
         if self.silenced:
             features = features.clone()
             for name in self.silenced:
@@ -142,18 +143,21 @@ class Mixer(InPlace, nn.Module):
         return features
 
     def branch_terms(self) -> dict[str, slice]:
-        """The terms of each branch of a composed mixer, by name; the state's is called "ssm". Empty of one branch alone."""
+        """The terms of each branch of a composed mixer, by name ("ssm" for the state's); empty for a single branch."""
         return {}
 
     def silence(self, branches: Iterable[str]) -> None:
-        """Let these branches add nothing to the output, for knock-outs; what they share stays with the others. A ValueError
-        names the branch that is not there."""
+        """Set the outputs of these branches to zero, for ablations; projections that they share stay with the others.
+
+        Raises:
+            ValueError: naming a branch that the mixer does not have.
+        """
         self.silenced, known = frozenset(branches), list(self.branch_terms())
         if unknown := sorted(self.silenced.difference(known)):
             raise ValueError(f"{type(self).__name__} has no branch {unknown[0]!r}; there are {', '.join(known) or 'none'}")
 
     def forward(self, h: Float[Tensor, "b t d"], context: Context | None = None) -> Float[Tensor, "b t d"]:
-        """The whole mixer; with a state in the context, the next tokens of a text whose earlier tokens it has seen."""
+        """The whole mixer. With a state in the context, h are the next tokens of a sequence that the state has begun."""
         context = context or Context()
         if context.turn is not None:
             return self.token(Entering(h), context)
@@ -164,14 +168,14 @@ class Mixer(InPlace, nn.Module):
         return out
 
     def _branches(self) -> list["Mixer"]:
-        """The mixers that this one is composed of, which nobody calls as modules."""
+        """The mixers that this one is composed of; none of them is called as a module."""
         if not self.composed:
             return []
         inside = [child for child in self.children() if isinstance(child, Mixer)]
         return inside + [part for child in inside for part in child._branches()]
 
     def step(self, h: Float[Tensor, "b t d"], context: Context) -> Float[Tensor, "b t d"]:
-        """One token on a state (t = 1).
+        """The output for one token (t = 1), with a state.
 
         Raises:
             ValueError: more than one token, or no state.
@@ -181,9 +185,9 @@ class Mixer(InPlace, nn.Module):
         return self(h, context)
 
     def matrix(self, parts: Any) -> Float[Tensor, "b k t t"]:
-        """The matrix of each term, by sending blocks of the identity's columns through `mix`. For pictures and tests.
+        """The matrix of each term, computed by `mix` of blocks of the identity's columns, for pictures and tests.
 
-        Where channels have a matrix each, the mean over a term's channels, one column of all channels at a time.
+        Where each channel has its own matrix, the mean over a term's channels, computed column by column.
         """
         batch, time, terms, width = parts.values.shape
         identity = torch.eye(time, dtype=parts.values.dtype, device=parts.values.device)
@@ -195,15 +199,15 @@ class Mixer(InPlace, nn.Module):
         return torch.cat(columns, -1).transpose(1, 2)
 
     def semiseparable(self, parts: Any) -> Matrix:
-        """The matrix in pieces, for `orient`; only where `orientable`."""
+        """The factors of the matrix, for `orient`; only where `orientable`."""
         raise NotImplementedError(f"{type(self).__name__} has no semiseparable form")
 
     def oriented(self) -> list[int]:
-        """The attention heads whose matrices `semiseparable` gives, in its order; all of them unless a mixer says less."""
+        """The attention heads whose matrices `semiseparable` gives, in its order; by default all."""
         return list(range(len(self.head_terms())))
 
     def from_attention(self, attention: Projections) -> Transfer:
-        """Set every parameter and buffer from an attention layer's projections, and say how."""
+        """Set every parameter and buffer from an attention layer's projections; returns the record of their sources."""
         raise NotImplementedError
 
     @classmethod
@@ -212,28 +216,30 @@ class Mixer(InPlace, nn.Module):
         return [site.from_attention(attention) for site, attention in zip(sites, attentions, strict=True)]
 
     def tie(self, owner: "Mixer") -> None:
-        """Use, from now on, the parameters of another layer's mixer that all its layers have in common: they stay that
-        one's own, so that they are saved, counted and trained once. Only where `shares`."""
+        """Use the shared parameters of another layer's mixer from now on; only where `shares`.
+
+        The owner keeps them as its own, so they are saved, counted and trained once.
+        """
         raise NotImplementedError(f"{type(self).__name__} shares nothing between layers")
 
     def match_norms(
         self, h: Float[Tensor, "b t d"], q: Float[Tensor, "b t h p"], k: Float[Tensor, "b t kv p"], transfer: Transfer
     ) -> None:
-        """Where attention normalises q and k and the mixer does not: give its own the size of these; by default nothing."""
+        """Give the mixer's counterparts of q and k the mean size that attention's norms give q and k; by default nothing."""
 
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        """Set what can only be known from real inputs in closed form; by default nothing."""
+        """Set, in closed form, the parameters that depend on real inputs; by default nothing."""
 
     def memory_range(self) -> tuple[float, float]:
-        """Half-lives in tokens, the shortest and the longest that its heads begin with; only where `has_decay`."""
+        """The shortest and the longest initial half-life of its heads, in tokens; only where `has_decay`."""
         raise NotImplementedError(f"{type(self).__name__} has no decay")
 
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
-        """Set every attention head's decay to halve its memory in so many tokens; only where `has_decay`."""
+        """Set each head's decay so that its memory halves in `tokens` tokens; only where `has_decay`."""
         raise NotImplementedError(f"{type(self).__name__} has no decay")
 
     def head_terms(self) -> list[list[int]]:
-        """For each attention head, the terms that stand in for it: an SSM's first, then a window's."""
+        """For each attention head, the terms that replace it: an SSM's first, then a window's."""
         raise NotImplementedError
 
     def rescale(self, factors: Float[Tensor, " k"]) -> None:
@@ -241,6 +247,8 @@ class Mixer(InPlace, nn.Module):
         raise NotImplementedError
 
     def roles(self) -> dict[str, str]:
-        """Each parameter's role, which learning rates are given by: "ssm" and "window" are projections copied from
-        attention, "new" is everything attention does not have."""
+        """The role of each parameter, by name; recipes set learning rates by role.
+
+        "ssm" and "window" are projections copied from attention; "new" are parameters that attention does not have.
+        """
         return {name: self.copied_role if name.startswith(self.copied) else "new" for name, _ in self.named_parameters()}

@@ -1,14 +1,14 @@
-"""Hymba's block (arXiv 2411.13676, section 2.1): attention heads and SSM heads side by side on the same input.
+"""Hymba's block (arXiv 2411.13676, section 2.1): attention heads and SSM heads in parallel on the same input.
 
     out = (W_ssm (beta_ssm norm(SSM)) + W_attention (beta_attention norm(attention))) / 2
 
-norm is an RMSNorm over all channels of a branch, beta a learned number a channel. Where we differ: each branch keeps an
-output projection of its own, both copied from attention's o, which Hymba ties.
+norm is an RMSNorm over all channels of a branch, and beta is a learned factor for each channel. A difference from Hymba:
+each branch has its own output projection, a copy of attention's o, where Hymba ties the two.
 
-A norm forgets how long each token's output was, and teachers have none here. So that the copy survives it, calibration
-gives each SSM head the size of its attention head, and beta the mean size of the attention's output on real inputs; the
-two branches then start as the mean of two stand-ins for the same attention, and the least squares over heads that
-follows (`rescale`) goes into beta.
+The norm removes the size of each token's output, and teachers have no norm here. To keep the copied function, calibration
+gives each SSM head the size of its attention head, and beta the mean size of the attention's output on real inputs. The two
+branches then start as the mean of two approximations of the same attention. The least squares over heads that follows
+(`rescale`) changes beta.
 """
 
 from dataclasses import replace
@@ -27,18 +27,18 @@ from students.shapes import Float
 
 
 class ParallelHeads(Branches):
-    """Attention heads and SSM heads on one input.
+    """Attention heads and SSM heads in parallel on one input.
 
     Raises:
-        ValueError: `ssm` names no SSM mixer, or one with a window.
+        ValueError: `ssm` names no SSM mixer, or one with attention.
     """
 
     beside = "attention"
     zero_options = frozenset({"sinks"})
     meanings = {name: Attention.meanings[name] for name in ("window", "share_kv")} | {
-        "sinks": "First tokens of a document that the attention always sees too. Meta tokens are the first ones.",
-        "ssm": "The mixer of the SSM heads and its options. Where none is given, `{mixer: discrete_mamba2}`.",
-        "norm": "Normalise each branch before they are added.",
+        "sinks": "Number of first tokens of a document that the attention always sees too, meta tokens included.",
+        "ssm": "The mixer of the SSM heads and its options. Default: `{mixer: discrete_mamba2}`.",
+        "norm": "Normalise each branch before the two are added.",
     }
 
     def __init__(
@@ -75,9 +75,9 @@ class ParallelHeads(Branches):
 
     @torch.no_grad()
     def calibrate(self, h: Float[Tensor, "b t d"], transfer: Transfer) -> None:
-        """Bring the branches to one size on these inputs, unrotated: the least squares see to the rest.
+        """Scale the branches to one size on these inputs, without rotation; the least squares correct the rest.
 
-        An attention that shares keys cannot be run on one layer's inputs alone: then every size is 1.
+        An attention that reads another layer's keys cannot be run on one layer's inputs alone. Every size is then 1.
         """
         super().calibrate(h, transfer)
         context = Context.unrotated(h, self.exact.head_dim)
@@ -101,9 +101,9 @@ def _make_ssm(shape: Shape, options: dict) -> Mixer:
     options = dict(options)
     name = options.pop("mixer", None)
     if not isinstance(name, str):
-        raise ValueError(f"the ssm of parallel_heads names no mixer: {options}; write it as ssm: {{mixer: discrete_mamba2}}")
+        raise ValueError(f"the ssm of parallel_heads names no mixer: {options}; write ssm: {{mixer: discrete_mamba2}}")
     if has_own_window(name) or "window" in options:
-        raise ValueError(f"the ssm of parallel_heads is {name} with attention of its own; it takes an SSM mixer alone")
+        raise ValueError(f"the ssm of parallel_heads is {name}, which has attention; name an SSM mixer without a window")
     return make_mixer(name, shape, options)
 
 

@@ -1,4 +1,4 @@
-"""Small pieces that several mixers share: rotary embedding, key heads, low-rank logits, least squares."""
+"""Helpers of several mixers: rotary embedding, norms, key heads, low-rank logits, least squares."""
 
 import math
 
@@ -10,7 +10,7 @@ from students.shapes import Float
 
 
 def rotate(x: Float[Tensor, "b t h p"], rope: tuple[Tensor, Tensor], kind: str = "half") -> Float[Tensor, "b t h p"]:
-    """Rotary embedding by the tables of each token, for all its heads; kind: see `Shape.rope`."""
+    """Rotary embedding of all heads by each token's cosines and sines; kind: see `Shape.rope`."""
     cos, sin = (table[:, :, None] for table in rope)
     return rotated(x, cos, sin, kind)
 
@@ -21,7 +21,7 @@ def fold_norm(
     weight: Float[Tensor, "h p"] | None,
     kind: str | None,
 ) -> tuple[Float[Tensor, "h p d"], Float[Tensor, "h p"] | None]:
-    """Everything of a norm on q or k that is linear, put into their projection: its weight, and the mean it removes."""
+    """A projection of q or k with the linear parts of its norm folded in: the norm's weight, and the removal of the mean."""
     if weight is None:
         return projection, bias
     if kind == "layer":
@@ -31,16 +31,17 @@ def fold_norm(
 
 
 def per_head(tensor: Tensor, heads: int) -> Tensor:
-    """Give every query head its own copy of its key head: head i gets i // (heads / key heads)."""
+    """One copy of a key head for every query head: head i gets key head i // (heads / key heads)."""
     return tensor.repeat_interleave(heads // tensor.shape[0], 0)
 
 
 def logit_factors(
     q: Float[Tensor, "h p d"], k: Float[Tensor, "h p d"], width: int
 ) -> tuple[Float[Tensor, "h n d"], Float[Tensor, "h n d"]]:
-    """Projections of `width` channels whose products equal q and k's, or come nearest to them.
+    """Projections with `width` channels whose products equal those of q and k, or approximate them best.
 
-    Wider than p: zero rows, exact. Narrower: the best rank-`width` factors of q^T k, singular values shared evenly.
+    For `width` above p, rows of zeros are added, which is exact. Below p, these are the best rank-`width` factors of q^T k,
+    with the singular values shared evenly.
     """
     p = q.shape[1]
     if width >= p:
@@ -58,10 +59,9 @@ def logit_factors(
 def group_factors(
     q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"], groups: int, width: int, sharing: int
 ) -> tuple[Float[Tensor, "g n e"], Float[Tensor, "g n e"]]:
-    """C and B of each group of heads: the `logit_factors` of its heads' mean logits, which are what one C and B for all of
-    them can come nearest to.
+    """C and B of each group of heads: the `logit_factors` of the mean logits of its heads, the best fit by one C and B.
 
-    sharing: heads in a row that have the same k; they are added up first, so that the factors stay cheap.
+    sharing: the number of consecutive heads with the same k; their q are added up first, which makes the factors cheaper.
     """
     heads = q.shape[0] // groups
     run = math.gcd(heads, sharing)
@@ -73,7 +73,7 @@ def group_factors(
 def lost_power(
     q: Float[Tensor, "h p e"], k: Float[Tensor, "h p e"], C: Float[Tensor, "g n e"], B: Float[Tensor, "g n e"]
 ) -> float:
-    """The share of the logits' power, sum over heads of |q^T k|^2, that is not in their group's C^T B."""
+    """The share of the logits' power (the sum over heads of |q^T k|^2) that is not in their group's C^T B."""
     C, B = (per_head(part.double(), len(q)) for part in (C, B))
     q, k = q.double(), k.double()
 
@@ -88,9 +88,9 @@ def lost_power(
 def least_squares(
     design: Float[Tensor, "s m"], target: Float[Tensor, "s k"], ridge: float = 1e-6
 ) -> tuple[Float[Tensor, "m k"], float]:
-    """The x that brings design x nearest to target, in float64, and the share of the target's power left unexplained.
+    """The least-squares solution x of design x = target, in float64, and the share of the target's power left unexplained.
 
-    ridge: relative to the mean power of a column of design; equal columns share evenly.
+    ridge: relative to the mean power of a column of `design`; with it, equal columns get equal weights.
     """
     design, target = design.double(), target.double()
     gram = design.T @ design
@@ -101,7 +101,7 @@ def least_squares(
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x over the root mean square of its last dimension, in float32 or wider."""
+    """x divided by the root mean square of its last dimension, in float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -118,12 +118,12 @@ class Norm(nn.Module):
 
 
 def l2_norm(x: Float[Tensor, "b t h n"], eps: float = 1e-6) -> Float[Tensor, "b t h n"]:
-    """x over the length of its last dimension, in float32 or wider."""
+    """x divided by the length of its last dimension, in float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def leading_directions(rows: Float[Tensor, "h p d"], count: int) -> Float[Tensor, "count d"]:
-    """The first right singular vectors of some rows, what they read most of an input; zeros where they have no more."""
+    """The first `count` right singular vectors of `rows`: input directions that they read most; zeros beyond their rank."""
     directions = torch.linalg.svd(rows.flatten(0, 1).double(), full_matrices=False)[2][:count]
     return nn.functional.pad(directions, (0, 0, 0, count - len(directions))).to(rows.dtype)

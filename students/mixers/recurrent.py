@@ -1,4 +1,4 @@
-"""What mixers with a short convolution and a recurrent state share: the convolution's tail, attention's rows, half-lives."""
+"""Base of mixers with a recurrent state: the short convolution and its tail, attention's rows, half-lives."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,11 +18,10 @@ from students.wrapped import numbers, taps
 
 
 class Recurrent(Mixer):
-    """Base of these mixers: a term a head, and an output projection that reads them one after the other unless a mixer says
-    more."""
+    """Base of mixers with a recurrent state, with one term for each head; the output projection reads the heads in order."""
 
     has_decay = True
-    output_name: ClassVar[str] = "out_proj"  # of the output projection
+    output_name: ClassVar[str] = "out_proj"  # the attribute of the output projection
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -31,7 +30,7 @@ class Recurrent(Mixer):
         self.logit_scale, self.qk_norm = shape.logit_scale, shape.qk_norm
 
     def convolve(self, x: Float[Tensor, "b t c"], conv: nn.Module, activation: str | None, context: Context) -> Tensor:
-        """The short convolution, its tail kept in the state."""
+        """The short convolution; its last inputs are kept in the state."""
         if context.turn is not None:
             return self._convolve_token(x, conv, activation, context)
         initial = None
@@ -39,7 +38,7 @@ class Recurrent(Mixer):
             initial = context.state.read("conv")
             initial = None if initial is None else keep_rows(initial, context.resumed(x))
         weight, bias = taps(conv, x)
-        documents = None if x.shape[1] == 1 else context.documents  # what came before one token is cleared already
+        documents = None if x.shape[1] == 1 else context.documents  # the tail before one token is cleared already
         y, tail = causal_conv(x, weight, bias, activation, documents, initial)
         if context.state is not None:
             context.state.write(conv=tail)
@@ -53,7 +52,7 @@ class Recurrent(Mixer):
 
     def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
         tail = state.read("conv")
-        if tail is not None:  # one place more than is read, so that no program writes what another reads
+        if tail is not None:  # one more place than is read, so that no program of a kernel writes what another reads
             state.write(conv=turn.laid(tail, tail.shape[1] + 1))
 
     def give_back(self, state: MixerState | ScopedState, turn: Turn, steps: int) -> None:
@@ -75,7 +74,7 @@ class Recurrent(Mixer):
 
     @property
     def output_projection(self) -> nn.Module:
-        """The output projection: a linear layer, or what stands around one."""
+        """The output projection: a linear layer, or a wrapper around one."""
         return getattr(self, self.output_name)
 
     def head_terms(self) -> list[list[int]]:
@@ -83,23 +82,23 @@ class Recurrent(Mixer):
 
     @torch.no_grad()
     def rescale(self, factors: Float[Tensor, " h"]) -> None:
-        """Multiply each head's columns of the output projection; a mixer with scales of its own puts them there."""
+        """Multiply each head's columns of the output projection by a factor; mixers with scales multiply these instead."""
         numbers(self.output_projection)[0].mul_(factors.repeat_interleave(self.head_dim))
 
     def memory_range(self) -> tuple[float, float]:
         return HALF_LIVES
 
     def spread_memories(self, name: str, transfer: Transfer) -> None:
-        """Spread half-lives over the heads; `name`: the parameter that holds them."""
+        """Spread half-lives over the heads; `name`: their parameter, for the record."""
         shortest, longest = self.memory_range()
         self.set_half_lives(spread_half_lives(self.n_heads, shortest, longest).to(self.get_parameter(name)))
         transfer.set(name, f"set to half-lives of {shortest:g} to {longest:g} tokens, spread over the heads")
 
     def head_rows(self, attention: Projections, transfer: Transfer, names: str = "qkv") -> dict[str, Float[Tensor, "h p e"]]:
-        """Attention's projections of these names, a set of rows a head.
+        """Attention's projections of these names, one set of rows for each head.
 
-        A bias is one more column (e = d + 1), as if an input were always 1. What is linear in norms on q and k is folded
-        in, and the softmax scale into q. Adds the projections used to `transfer.used`.
+        A bias is one more column (e = d + 1), for an input that is always 1. The linear parts of norms on q and k are folded
+        in, and the softmax scale into q. The projections used are added to `transfer.used`.
         """
         rows = {}
         for name in names:
@@ -115,21 +114,21 @@ class Recurrent(Mixer):
         return rows
 
     def set_taps(self, name: str, tap: float, transfer: Transfer) -> None:
-        """Let the convolution of that name pass its input on, times `tap`."""
+        """Set the convolution `name` to `tap` times the identity."""
         weight = self.get_parameter(f"{name}.weight")
         weight.zero_()
         weight[:, :, -1] = tap
         transfer.set(f"{name}.weight", "set to the identity" + ("" if tap == 1 else f" times {tap}"))
 
     def copy_output(self, attention: Projections, transfer: Transfer) -> None:
-        """Take over attention's output projection, and its bias where there is a place for one."""
+        """Copy attention's output projection, and its bias if the mixer has one."""
         numbers(self.output_projection)[0].copy_(attention.o.transpose(0, 1).flatten(1))
         transfer.set(f"{self.output_name}.weight", "copied from attention o")
         transfer.used.add("o")
         self.copy_output_bias(attention, transfer)
 
     def copy_output_bias(self, attention: Projections, transfer: Transfer) -> None:
-        """Take over the bias of attention's output projection, where there is a place for one."""
+        """Copy the bias of attention's output projection, if the mixer has one."""
         bias, given = numbers(self.output_projection)[1], attention.o_bias
         if bias is None:
             return
@@ -141,7 +140,7 @@ class Recurrent(Mixer):
 def carried(
     scan: Callable, step: Callable, inputs: dict[str, Tensor], documents: Int[Tensor, "b t"] | None, context: Context
 ) -> Tensor:
-    """A scan's output; in generation it goes on from the state that the last call left, one token by `step`."""
+    """A scan's output. In generation it continues from the state of the last call, and a single token uses `step`."""
     if context.state is None:
         return scan(**inputs, documents=documents)[0]
     first, state = next(iter(inputs.values())), context.state.read("ssm")
@@ -157,7 +156,7 @@ def carried(
 
 
 def keep_rows(state: Float[Tensor, "b ..."], rows: Bool[Tensor, " b"] | None) -> Float[Tensor, "b ..."]:
-    """Clear the state of every row but these; None keeps all."""
+    """The state with all rows cleared except `rows`; None keeps all."""
     if rows is None:
         return state
     return state * rows.to(state.dtype).view(-1, *(1,) * (state.dim() - 1))

@@ -1,15 +1,16 @@
-"""Retention (RetNet, arXiv 2307.08621): linear attention under decays that are fixed, one a head, and do not learn.
+"""Retention (RetNet, arXiv 2307.08621): linear attention with a fixed decay for each head, which is not trained.
 
     y_i = sum_{j <= i} gamma^(i - j) (q_i . k_j) v_j        out = out_proj(weight rms_norm(y, each head) silu(gate_proj(h)))
 
-q and k are rotated as attention rotates them (RetNet's xPos is that, with the decay apart). Two schedules of gamma:
+q and k are rotated as in attention (RetNet's xPos is this rotation, with the decay as a separate factor). There are two
+schedules of gamma:
 
-  retnet     1 - 2^(-5 - x), x from 0 to 7 evenly over the heads: what equation 8 gives for 8 heads
-  lightning  exp(-2^(-8 (i + 1) / heads)), i = 0, 1 ...: lightning attention's slopes as released (MiniMax-01 in
-             transformers; TransNormerLLM, arXiv 2307.14995, prints another formula). There they soften with depth, times
-             1 - layer / layers; a mixer does not know its layer, so that factor is left out
+  retnet     1 - 2^(-5 - x), with x from 0 to 7 evenly over the heads: equation 8 for 8 heads
+  lightning  exp(-2^(-8 (i + 1) / heads)), i = 0, 1 ...: the released slopes of lightning attention (MiniMax-01 in
+             transformers; TransNormerLLM, arXiv 2307.14995, prints another formula). The released models also multiply the
+             slopes by 1 - layer / layers; that factor is left out here, because a mixer does not know its layer
 
-The norm is over each head's channels without removing their mean, as in the authors' code; the paper says GroupNorm.
+The norm is over each head's channels and does not remove their mean, as in the authors' code; the paper says GroupNorm.
 """
 
 import math
@@ -41,10 +42,10 @@ class RetentionParts:
 
 
 class Retention(GatedHeads):
-    """Multi-scale retention, a head for each attention head.
+    """Multi-scale retention with one head for each attention head.
 
     Raises:
-        ValueError: another decay, or rope where the attention has none.
+        ValueError: an unknown decay, or `rope: true` for an attention without rotary embedding.
     """
 
     orientable = True
@@ -53,7 +54,7 @@ class Retention(GatedHeads):
     choices = {"decay": DECAYS}
     meanings = {
         "decay": "The fixed decays of the heads: RetNet's, or those of lightning attention.",
-        "rope": "Rotate q and k by their positions. Where none is given, as the teacher does.",
+        "rope": "Rotate q and k by their positions. Default: as the teacher does.",
     }
 
     def __init__(self, shape: Shape, *, decay: str = "retnet", rope: bool | None = None) -> None:

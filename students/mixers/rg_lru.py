@@ -5,12 +5,12 @@
     log a = -8 softplus(recurrent_param) r
     s_t = a s_{t-1} + sqrt(1 - a^2) i x     out = linear_out(gate s)
 
-Parameter names and semantics are those of transformers: gelu in its tanh form, and the first token of a document enters
-the state unscaled, i x instead of sqrt(1 - a^2) i x.
+Parameter names and semantics are those of transformers: gelu has its tanh form, and the first token of a document enters
+the state unscaled, as i x instead of sqrt(1 - a^2) i x.
 
-From attention come the values (linear_x, exactly: the convolution starts as the identity) and the output (linear_out). The
-gate starts constantly open, and each head as a decayed mean of its values. What is looked back for is then nobody's
-choice: there is no place for attention's q and k, and the gates must learn it.
+The values (linear_x) and the output (linear_out) are copied from attention exactly; the convolution starts as the identity.
+The gate starts open and constant, and each head starts as a decayed mean of its values. Attention's q and k cannot be used:
+the gates must learn from training which tokens matter.
 """
 
 import math
@@ -32,12 +32,12 @@ from students.shapes import Bool, Float, Int
 from students.wrapped import is_untouched
 
 STRENGTH = 8.0  # Griffin's c
-STEEPEST = 1000.0  # slope that the square root's gradient is held to, as in RecurrentGemma
+STEEPEST = 1000.0  # upper bound of the square root's gradient, as in RecurrentGemma
 
 
 @dataclass(frozen=True)
 class RgLruParts:
-    """What enters the recurrence, how much of it, and the decays; channels of a head together."""
+    """Inputs of the recurrence, their factors (`taken`) and the decays, with channels grouped by head."""
 
     values: Float[Tensor, "b t h p"]
     taken: Float[Tensor, "b t h p"]
@@ -46,7 +46,7 @@ class RgLruParts:
 
 
 class RgLru(Recurrent):
-    """Griffin's recurrent block with as many channels as attention has values, one block of the gates a head."""
+    """Griffin's recurrent block with one channel for each value channel of attention, and one block of the gates a head."""
 
     per_channel = True
     ignores = frozenset({"q", "k", "q_bias", "k_bias", "q_norm", "k_norm"})
@@ -73,7 +73,7 @@ class RgLru(Recurrent):
         return RgLruParts(x, scale * admit, log_a, context.documents)
 
     def _begins(self, h: Float[Tensor, "b t d"], context: Context) -> Bool[Tensor, "b t"]:
-        """The first token of each document."""
+        """Which tokens are the first of their document."""
         documents = context.ids(h)
         begins = torch.ones_like(documents, dtype=torch.bool)
         begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -95,7 +95,7 @@ class RgLru(Recurrent):
         return [Entry(self.linear_x), Entry(self.linear_y)]
 
     def token_features(self, entering: Entering, context: Context) -> Float[Tensor, "b 1 h p"]:
-        if not is_untouched(self.rg_lru):  # what stands around it has to be called
+        if not is_untouched(self.rg_lru):  # hooks run only in a call
             return super().token_features(entering, context)
         x, u = (entering(entry) for entry in self.entries())
         x, gates = self.convolve(x, self.conv_1d, None, context), self.rg_lru
@@ -135,20 +135,20 @@ class RgLru(Recurrent):
             parameter.zero_()
             transfer.set(f"rg_lru.{name}", "set to 0")
         self.spread_memories("rg_lru.recurrent_param", transfer)
-        transfer.set("rg_lru.input_gate_bias", "set so that the state is a decayed mean of what it has seen")
+        transfer.set("rg_lru.input_gate_bias", "set so that the state is a decayed mean of its inputs")
 
     @torch.no_grad()
     def set_half_lives(self, tokens: Float[Tensor, " h"]) -> None:
-        """Also the input gates, so that what a head holds stays a mean: sqrt(1 - a^2) i (1 + a + a^2 ...) = 1."""
+        """Set decays and input gates, so that a head's state stays a mean: sqrt(1 - a^2) i (1 + a + a^2 ...) = 1."""
         log_a = -math.log(2) / tokens
-        strength = -2 * log_a / STRENGTH  # the recurrent gate stands half open
+        strength = -2 * log_a / STRENGTH  # the recurrent gate starts half open
         self.rg_lru.recurrent_param.copy_(strength.expm1().log().repeat_interleave(self.head_dim))
         admit = (torch.expm1(log_a) / -(1 + log_a.exp())).sqrt()
         self.rg_lru.input_gate_bias.copy_(torch.logit(admit)[:, None].expand(-1, self.head_dim))
 
 
 class Gates(nn.Module):
-    """What of each channel enters the state, and the logarithm of what of the state stays."""
+    """The gates of the RG-LRU: the share of each channel that enters the state, and the logarithm of the state's decay."""
 
     input_gate_weight: nn.Parameter
     input_gate_bias: nn.Parameter
@@ -169,7 +169,7 @@ class Gates(nn.Module):
 
 
 class BoundedSqrt(torch.autograd.Function):
-    """The square root, its slope held to STEEPEST near 0, where a decay of almost 1 would make it infinite."""
+    """The square root with a gradient of at most STEEPEST: near 0, at a decay of almost 1, it would become infinite."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

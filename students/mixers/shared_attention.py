@@ -1,17 +1,17 @@
-"""Attention that several layers share (Zamba, arXiv 2405.16712; Zamba2, arXiv 2411.15242).
+"""Attention whose projections several layers share (Zamba, arXiv 2405.16712; Zamba2, arXiv 2411.15242).
 
     q, k, v, o at site i = (shared W + up_i down_i) x
 
-One block of projections stands at many depths (Zamba), or two take turns (Zamba2), and each site may correct them by a
-low-rank delta. The layers of one letter share: with `blocks: 2` its first, third ... layers have one block, its second,
-fourth ... the other. Biases, norms on q and k, and the scale of each head are small and every site's own, and so are its
-keys and values in a cache. The block itself is a module of its first site; the others hold a reference, so that it is
-saved, counted and trained once, by gradients summed over the sites.
+A site is a layer that uses the shared block. One block of projections is used at many depths (Zamba), or two blocks
+alternate (Zamba2). Each site may correct the block by a low-rank delta. The layers of one letter share: with `blocks: 2`,
+its first, third ... layers use one block, and its second, fourth ... layers the other. Each site has its own biases, norms
+on q and k, head scales, and keys and values in a cache. The block is a module of its first site, and the other sites hold a
+reference. It is therefore saved, counted and trained once, by gradients summed over the sites.
 
-A block starts as the mean of its layers' projections, or as those of the layer nearest to all others; each delta is the
-truncated singular value decomposition of what is left, and the record says how much of a projection's power that leaves
-out. Heads are not matched between layers. Where we differ from both papers: attention alone is shared, each layer keeping
-its own MLP, and its input is the layer's hidden state, without the embedding beside it.
+A block starts as the mean of its layers' projections, or as the projections of the most central layer. Each delta is the
+truncated singular value decomposition of the difference, and the transfer record says how much of a projection's power is
+left out. Heads are not matched between layers. Differences from both papers: only attention is shared, each layer keeps its
+own MLP, and the input is the layer's hidden state without the embedding.
 """
 
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ class SiteLinear(nn.Module):
     """A linear map that sites share, with one site's low-rank delta and bias.
 
     Args:
-        rank: of the delta, at most the smaller size; 0 for none.
+        rank: of the delta, at most the smaller of the two sizes; 0 for no delta.
     """
 
     def __init__(self, inputs: int, outputs: int, rank: int, bias: bool) -> None:
         super().__init__()
         self.out_features = outputs
         self.shared = nn.Linear(inputs, outputs, bias=False)
-        self._owner = (self,)  # in a tuple: a reference that does not make it this module's own
+        self._owner = (self,)  # in a tuple, so that the owner does not become a submodule
         rank = min(rank, inputs, outputs)
         self.down = nn.Parameter(torch.zeros(rank, inputs)) if rank else None
         self.up = nn.Parameter(torch.zeros(outputs, rank)) if rank else None
@@ -52,7 +52,7 @@ class SiteLinear(nn.Module):
         """Use another site's shared map from now on.
 
         Raises:
-            ValueError: it has another size.
+            ValueError: the map has another size.
         """
         if owner.base.shape != self.base.shape:
             raise ValueError(f"layers with projections of {[*owner.base.shape]} and {[*self.base.shape]} share no attention")
@@ -62,17 +62,17 @@ class SiteLinear(nn.Module):
 
     @property
     def base(self) -> Float[Tensor, "out in"]:
-        """The shared weight, wherever it belongs."""
+        """The shared weight, of the owner's module."""
         return cast(Tensor, self._map.weight)
 
     @property
     def _map(self) -> nn.Module:
-        """The shared map, looked up at its owner: an adapter may have taken its place there."""
+        """The shared map, looked up in the owner at each call, because an adapter may have replaced it there."""
         return self._owner[0].shared
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """The site's whole weight."""
+        """The site's whole weight: the shared weight plus the delta."""
         return self.base if self.up is None or self.down is None else self.base + self.up @ self.down
 
     def forward(self, x: Float[Tensor, "b t in"]) -> Float[Tensor, "b t out"]:
@@ -88,7 +88,7 @@ class SharedAttention(Attention):
     """One site of a shared attention block.
 
     Raises:
-        ValueError: an unknown start.
+        ValueError: `start` is unknown.
     """
 
     shares = True
@@ -96,9 +96,9 @@ class SharedAttention(Attention):
     zero_options = Attention.zero_options | {"rank"}
     choices = {"start": STARTS}
     meanings = {name: Attention.meanings[name] for name in ("window", "sinks", "rope")} | {
-        "blocks": "How many attention blocks the layers of this letter share in turn.",
-        "rank": "Rank of the deltas by which each layer corrects its block; 0 for none.",
-        "start": "What a block starts from: the mean of its layers' projections, or the layer nearest to all others.",
+        "blocks": "Number of attention blocks that the layers of this letter use alternately.",
+        "rank": "Rank of the delta by which each layer corrects its block; 0 for no delta.",
+        "start": "Start of a block: the mean of its layers' projections, or those of the most central layer.",
     }
 
     def __init__(
@@ -145,7 +145,7 @@ class SharedAttention(Attention):
         return transfers
 
     def _copy_own(self, attention: Projections) -> Transfer:
-        """Set what no other site has: scale, norms and biases."""
+        """Set the parameters that are not shared: scale, norms and biases."""
         transfer = Transfer()
         self.scale.fill_(1.0)
         transfer.set("scale", "set to 1")
@@ -163,11 +163,13 @@ class SharedAttention(Attention):
         return transfer
 
     def _fit_delta(self, name: str, matrix: Float[Tensor, "out in"], transfer: Transfer) -> None:
-        """The site's delta by truncated SVD. `down` has orthonormal rows and `up` the sizes: also where the difference is
-        0, `up` gets a gradient."""
+        """Set the site's delta by truncated SVD.
+
+        `down` has orthonormal rows and `up` has the singular values, so `up` gets a gradient also where the difference is 0.
+        """
         site = getattr(self, f"{name}_proj")
         transfer.used.add(name)
-        wide = torch.promote_types(matrix.dtype, torch.float32)  # of weights in half precision there is no SVD
+        wide = torch.promote_types(matrix.dtype, torch.float32)  # there is no SVD in half precision
         left, power = matrix.to(wide) - site.base.to(wide), matrix.to(wide).square().sum()
         if site.up is None:
             share = (left.square().sum() / power).item()
@@ -178,18 +180,18 @@ class SharedAttention(Attention):
         site.down.copy_(vh[:rank])
         site.up.copy_(u[:, :rank] * s[:rank])
         share = (s[rank:].square().sum() / power).item()
-        how = f"rank-{rank} SVD of what attention {name} differs by from the shared block"
+        how = f"rank-{rank} SVD of the difference of attention {name} from the shared block"
         transfer.set(f"{name}_proj.down", how)
         transfer.set(f"{name}_proj.up", f"{how}; {share:.1%} of the power of {name} left out")
 
 
 def _matrix(name: str, weight: Tensor) -> Float[Tensor, "out in"]:
-    """A head-major projection as its linear layer has it."""
+    """The weight of a linear layer, from a projection that is stored head by head."""
     return weight.transpose(0, 1).flatten(1) if name == "o" else weight.flatten(0, 1)
 
 
 def _most_central(matrices: dict[str, list[Tensor]]) -> int:
-    """The layer whose projections are nearest to all others', by squared distance relative to each projection's power."""
+    """The layer whose projections are closest to all others', by squared distances relative to each projection's power."""
     sums: Tensor | float = 0.0
     for own in matrices.values():
         stack = torch.stack(own).flatten(1).double()

@@ -1,4 +1,4 @@
-"""Keys and values that one layer's attention leaves for later layers'."""
+"""Keys and values that one layer's attention shares with later layers."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from students.shapes import Float, Int
 
 
 class SharedKeys:
-    """Keys and values on their way from one layer's attention to later layers', within one call.
+    """The keys and values that one layer's attention writes and later layers read, within one call of the model.
 
-    They travel as an object handed to both, so that each call has its own and a layer that is recomputed finds them.
-    Only non-reentrant checkpointing can take gradients through it: the reentrant form runs the layers without a graph first,
-    and knows of nothing that passes from one to the next but their arguments and results.
+    The object is passed to all these layers. Each call has its own, and a layer that is recomputed finds it again. Gradient
+    checkpointing must be non-reentrant: the reentrant form runs layers without a graph first, and passes gradients only
+    through their arguments and results.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class SharedKeys:
         self._parts: dict[int, SharedKeys] = {}
 
     def part(self, number: int) -> "SharedKeys":
-        """Those of some rows alone, where rows go through the layers in parts."""
+        """The keys and values of one part of the rows, where rows go through the layers in parts (`students.padding`)."""
         if number not in self._parts:
             self._parts[number] = SharedKeys()
             self._parts[number]._graph = self._graph
@@ -33,7 +33,7 @@ class SharedKeys:
         documents: Int[Tensor, "b s"] | None,
         positions: Int[Tensor, "b s"] | None,
     ) -> None:
-        """Leave them for the layers that follow.
+        """Store keys and values for later layers.
 
         Raises:
             RuntimeError: under reentrant checkpointing.
@@ -42,18 +42,18 @@ class SharedKeys:
         self._kept = (k, v, documents, positions)
 
     def read(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Take them.
+        """The stored keys, values, documents and positions.
 
         Raises:
-            RuntimeError: no layer before has left any in this call, or reentrant checkpointing.
+            RuntimeError: no earlier layer has stored any in this call, or under reentrant checkpointing.
         """
         self._check_graph()
         if self._kept is None:
-            raise RuntimeError("no earlier layer has left its keys and values in this call")
+            raise RuntimeError("no earlier layer has stored its keys and values in this call")
         return self._kept
 
     def _check_graph(self) -> None:
-        """Refuse a layer that computes no graph within a call that does: its keys would be constants to the others."""
+        """Refuse a layer without a graph in a call with one: its keys would be constants for the other layers."""
         if self._graph and not torch.is_grad_enabled():
             raise RuntimeError(
                 "layers that share keys and values (share_kv) get wrong gradients from reentrant checkpointing; enable it "
@@ -61,7 +61,7 @@ class SharedKeys:
             )
 
     def detach(self) -> None:
-        """Cut them off from what they were computed by."""
+        """Detach keys and values from the graph."""
         k, v, *rest = self.read()
         documents, positions = (None if part is None else part.detach() for part in rest)
         self._kept = k.detach(), v.detach(), documents, positions

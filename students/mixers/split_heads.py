@@ -1,11 +1,11 @@
-"""A layer split by heads: some stay attention, the others become SSM heads (retrieval-aware distillation, arXiv 2602.11374).
+"""Attention in some heads of a layer, SSM heads in place of the others (retrieval-aware distillation, arXiv 2602.11374).
 
     out = sum over kept heads of attention_h + sum over the others of SSM_h
 
-A few heads of a Transformer look up what stands far back, and a state-space head cannot; the paper finds them by ablation
-on key-value retrieval, keeps them, and turns every other head into discrete Mamba-2. Both branches are made of the same
-q, k, v and o, head by head: query head h reads key head h // (heads / key heads), kept heads carry the key heads that they
-read, once, and every SSM head gets a copy of its own.
+A few heads of a Transformer retrieve distant tokens exactly, which a state-space head cannot do. The paper finds these heads
+by ablation on key-value retrieval, keeps them, and turns every other head into discrete Mamba-2. Both branches are made from
+the same q, k, v and o, head by head. Query head h reads key head h // (heads / key heads). Kept heads share one copy of each
+key head that they read, and every SSM head has its own copy.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from students.shapes import Float, Int
 
 @dataclass(frozen=True)
 class SplitParts:
-    """Each branch's parts; `values` are the kept heads', then the SSM's."""
+    """The parts of each branch; `values` are those of the kept heads, then the SSM's."""
 
     values: Float[Tensor, "b t k p"]
     branches: dict[str, Any]
@@ -37,7 +37,7 @@ class SplitHeads(Mixer):
     """Attention in some heads, an SSM in the others.
 
     Raises:
-        ValueError: heads that do not exist or stand twice, all heads, or an ssm that is no SSM mixer.
+        ValueError: `keep` names heads that do not exist, a head twice or all heads, or `ssm` is not an SSM mixer.
     """
 
     composed = True
@@ -46,7 +46,7 @@ class SplitHeads(Mixer):
     meanings = {name: Attention.meanings[name] for name in ("window", "sinks")} | {
         "keep": "Heads that stay attention, counted from 0, in every layer of this letter, or layer by layer: "
         "`{3: [0, 5], 7: [2], default: []}`. `by: retrieval-heads` selects them.",
-        "ssm": "The mixer of the other heads and its options. Where none is given, `{mixer: discrete_mamba2}`.",
+        "ssm": "The mixer of the other heads and its options. Default: `{mixer: discrete_mamba2}`.",
     }
 
     def __init__(
@@ -79,7 +79,7 @@ class SplitHeads(Mixer):
 
     @property
     def branches(self) -> dict[str, Mixer]:
-        """The branches there are, by name; without kept heads the SSM alone."""
+        """The branches by name; without kept heads the SSM alone."""
         return {"ssm": self.ssm} if self.attention is None else {"attention": self.attention, "ssm": self.ssm}
 
     def project(self, h: Float[Tensor, "b t d"], context: Context) -> SplitParts:
@@ -91,7 +91,7 @@ class SplitHeads(Mixer):
         outputs = []
         for (name, branch), values in zip(self.branches.items(), parts.values.split(self.terms, 2), strict=True):
             part = parts.branches[name]
-            earlier = part.values[:, : -values.shape[1]]  # of a state's keys; a state of an SSM keeps no values
+            earlier = part.values[:, : -values.shape[1]]  # values of cached tokens; an SSM's state has none
             values = torch.cat([earlier, values], 1) if earlier.shape[1] else values
             outputs.append(branch.mix(replace(part, values=values), context.scope(name)))
         return torch.cat([output.to(outputs[-1].dtype) for output in outputs], 2)
@@ -152,7 +152,8 @@ class SplitHeads(Mixer):
 
     @torch.no_grad()
     def _match_wide_norms(self, h, q, k, transfer: Transfer) -> None:
-        """A norm over all heads divides by what heads that are gone would have had: give the kept ones their mean size."""
+        """Scale the kept heads to the mean size that they had under a norm over all heads: the removed heads are missing in
+        the norm now."""
         kept = self.attention
         if kept is None or kept.qk_norm != "rms_wide":
             return
@@ -205,7 +206,7 @@ def _checked(keep: list, heads: int) -> list[int]:
     """The kept heads in order.
 
     Raises:
-        ValueError: naming the head that cannot be.
+        ValueError: naming the wrong head.
     """
     for head in keep:
         if type(head) is not int or not 0 <= head < heads:
@@ -213,7 +214,7 @@ def _checked(keep: list, heads: int) -> list[int]:
     if len(set(keep)) < len(keep):
         raise ValueError(f"split_heads: keep names a head twice: {keep}")
     if len(keep) == heads:
-        raise ValueError(f"split_heads: keep names all {heads} heads; leave such a layer its attention in the pattern")
+        raise ValueError(f"split_heads: keep names all {heads} heads; keep such a layer's attention in the pattern instead")
     return sorted(keep)
 
 
@@ -221,7 +222,7 @@ def _make_ssm(options: dict, shape: Shape) -> Mixer:
     """The SSM branch.
 
     Raises:
-        ValueError: it is no SSM mixer, or refuses its options, or its terms are not as wide as a head.
+        ValueError: `ssm` is not an SSM mixer, its options are refused, or its terms are not as wide as a head.
     """
     name = options.pop("mixer", None)
     if not isinstance(name, str) or has_own_window(name):

@@ -1,11 +1,11 @@
-"""What both Mamba-2 mixers share: the scan as their exchange between tokens, its state, and its lag.
+"""Base of both Mamba-2 mixers: the scan as the exchange between tokens, its state, and its lag.
 
-With a lag of W the state takes a token only when it leaves a window of W tokens,
+With a lag of W, the state takes a token only when the token leaves a window of W tokens:
 
-    y_i = C_i . S_{i-W} decayed to i,      S_j = exp(log_a_j) S_{j-1} + x_j B_j^T,
+    y_i = C_i . S_{i-W} decayed to i,      S_j = exp(log_a_j) S_{j-1} + x_j B_j^T
 
-so that a window branch and the state together see every token once. No other kernel is needed: the scan runs over the
-tokens that leave, the query C_i standing at position i - W, and its output is scaled by the decay between the two.
+A window branch and the state together then see every token once. The same scan kernel serves: it runs over the tokens that
+leave the window, with the query C_i at position i - W, and its output is multiplied by the decay from i - W to i.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from students.wrapped import taps
 
 @dataclass(frozen=True)
 class StateSpaceParts:
-    """Inputs of the scan. q, k and v are its C, B and x before the convolution, for a branch that shares them."""
+    """Inputs of the scan. q, k and v are its C, B and x before the convolution, for a window branch that borrows them."""
 
     values: Float[Tensor, "b t h p"]
     B: Float[Tensor, "b t g n"]
@@ -44,8 +44,11 @@ class StateSpaceParts:
 
 @dataclass(frozen=True)
 class ScanInputs:
-    """What enters the scan. initial: the state before, in generation. decay: what its output loses until it is read, where
-    tokens enter late. kept: what the state holds for the next call beside the scan's own."""
+    """The arguments of one scan.
+
+    initial: the state before, in generation. decay: with a lag, the decay of the output from the token that enters to the
+    token that reads. kept: further tensors that the state keeps for the next call.
+    """
 
     x: Float[Tensor, "b t h p"]
     log_a: Float[Tensor, "b t h"]
@@ -58,7 +61,7 @@ class ScanInputs:
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """One token's inputs of `ssm_token`: see there. activation: the convolution's; rope: how C and B are rotated."""
+    """One token's inputs of `ssm_token`. activation: the convolution's; rope: how C and B are rotated."""
 
     x: Float[Tensor, "b 1 c"]
     decay: Float[Tensor, "b 1 h"]
@@ -69,9 +72,10 @@ class TokenInputs:
 
 
 class StateSpace(Recurrent):
-    """Base of the mixers whose exchange between tokens is `ssd`.
+    """Base of mixers whose exchange between tokens is `ssd`.
 
-    A subclass has in_proj, its rows ending in B's, C's and `rows_after` others, and conv1d, its channels in B's and C's.
+    A subclass has `in_proj`, whose last rows are those of B, C and `rows_after` others, and `conv1d`, whose last channels
+    are those of B and C.
     """
 
     orientable = True
@@ -79,9 +83,9 @@ class StateSpace(Recurrent):
     copied = ("in_proj", "out_proj")
     zero_options = frozenset({"lag"})
     meanings = {
-        "d_state": "Channels of B and C. Where none is given, the width of an attention head.",
+        "d_state": "Channels of B and C. Default: the width of an attention head.",
         "d_conv": "Taps of the convolution.",
-        "lag": "Tokens, the latest ones, that the state does not hold yet. With a `window` its own `lag` says it.",
+        "lag": "Number of latest tokens that are not in the state yet. With a `window`, the window's own `lag` sets it.",
     }
     rows_after = 0
     in_proj: nn.Linear
@@ -95,7 +99,7 @@ class StateSpace(Recurrent):
         self.min_lag = self.horizon = self.lag = lag
 
     def memory_range(self) -> tuple[float, float]:
-        """Behind a window none is shorter than it, or nothing would be left."""
+        """No half-life is shorter than the lag: otherwise tokens would have decayed before they can be read."""
         shortest, longest = super().memory_range()
         return max(shortest, self.lag), max(longest, 8.0 * self.lag)
 
@@ -114,7 +118,7 @@ class StateSpace(Recurrent):
         return y if parts.D is None else y + parts.D.to(y.dtype)[:, None] * parts.values
 
     def _whole(self, x: Float[Tensor, "b t h p"], parts: StateSpaceParts, context: Context) -> ScanInputs:
-        """Every token enters the state as it comes."""
+        """Scan inputs without a lag: every token enters the state at once."""
         initial = None
         if context.state is not None:
             initial = context.state.read("ssm")
@@ -122,13 +126,13 @@ class StateSpace(Recurrent):
         return ScanInputs(x, parts.log_a, parts.B, parts.documents, initial)
 
     def _behind_window(self, x: Float[Tensor, "b t h p"], parts: StateSpaceParts, context: Context) -> ScanInputs:
-        """A token enters the state when it leaves the window; what it has lost by then is made up for by the decay."""
+        """Scan inputs with a lag: a token enters the state when it leaves the window; `decay` covers the time between."""
         documents = context.ids(x) if parts.documents is None else parts.documents
         new = {"x": x, "B": parts.B, "log_a": parts.log_a, "documents": documents}
         joined = {name: torch.cat([before, new[name]], 1) for name, before in self._queue(new, context).items()}
         time = x.shape[1]
         gone = {name: part[:, :time] for name, part in joined.items()}
-        by_head = joined["log_a"].transpose(1, 2).contiguous()  # across memory a running sum takes a GPU far longer
+        by_head = joined["log_a"].transpose(1, 2).contiguous()  # running sums along strides are far slower on a GPU
         elapsed = by_head.double().cumsum(2).transpose(1, 2)
         decay = (elapsed[:, self.lag :] - elapsed[:, :time]).exp()
         decay = decay * (documents == gone["documents"])[..., None]
@@ -144,7 +148,7 @@ class StateSpace(Recurrent):
         return ScanInputs(gone["x"], gone["log_a"], gone["B"], gone["documents"], initial, decay, kept)
 
     def _queue(self, new: dict[str, Tensor], context: Context) -> dict[str, Tensor]:
-        """The tokens still inside the window, oldest first; empty places belong to no document."""
+        """The tokens still inside the window, oldest first; empty places have the document NOWHERE."""
         queue = {}
         for name, part in new.items():
             kept = None if context.state is None else context.state.read(f"queue_{name}")
@@ -184,20 +188,22 @@ class StateSpace(Recurrent):
         return y
 
     def token_inputs(self, entering: Entering) -> "TokenInputs":
-        """What `ssm_token` takes of the input's projections and the parameters."""
+        """The inputs of `ssm_token` for one token, from the input's projections and the parameters."""
         raise NotImplementedError
 
     def token_end(self, y: Float[Tensor, "b 1 h p"], entering: Entering) -> Float[Tensor, "b 1 h p"]:
-        """What of `features` the gate given to `ssm_token` has left to do."""
+        """The part of `features` that `ssm_token` does not compute with its gate."""
         return y
 
     def lent(self, entering: Entering) -> tuple[Tensor, Tensor, Tensor]:
-        """C, B and x of one token before the convolution, for a branch that shares them, each [b h p]."""
+        """C, B and x of one token before the convolution, each [b h p], for a window branch that borrows them."""
         raise NotImplementedError
 
     def hold(self, state: MixerState | ScopedState, turn: Turn, tokens: int) -> None:
-        """Beside the tail also the queue becomes rings, and a running sum of its decays. What belongs to another document
-        than the text that goes on is cleared here, once, and not asked about at every token."""
+        """Turn the queue into rings too, and add a running sum of its decays.
+
+        Entries of documents other than the one that continues are cleared here once, so no token needs to check them.
+        """
         super().hold(state, turn, tokens)
         x = state.read("queue_x")
         if x is None:
@@ -231,11 +237,11 @@ class StateSpace(Recurrent):
     def attention_rows(
         self, attention: Projections, groups: int, transfer: Transfer
     ) -> tuple[Float[Tensor, "h p e"], Float[Tensor, "g n e"], Float[Tensor, "g n e"], str]:
-        """x's rows from attention's v, a set a head, B's and C's from k and q, a set a group, and in words how these were
-        made and what was lost.
+        """Rows for x from attention's v (one set for each head), rows for B and C from k and q (one set for each group), and
+        a text for the record: how B and C were made, and what was lost.
 
-        A bias is one more column (e = d + 1), as if an input were always 1. The softmax scale and what is linear in norms
-        on q and k are folded in. Adds the projections used to `transfer.used`.
+        A bias is one more column (e = d + 1), for an input that is always 1. The softmax scale and the linear parts of norms
+        on q and k are folded in. The projections used are added to `transfer.used`.
         """
         rows = self.head_rows(attention, transfer)
         q, k = rows["q"], rows["k"]
@@ -263,7 +269,7 @@ class StateSpace(Recurrent):
         wanted_C, wanted_B = self.logit_scale * _size(q), per_head(_size(k), self.n_heads)
         C = wanted_C.unflatten(0, (groups, -1)).mean(1) / _size(parts.q + C_bias).clamp_min(1e-12)
         B = wanted_B.unflatten(0, (groups, -1)).mean(1) / _size(parts.k + B_bias).clamp_min(1e-12)
-        if self.d_state < self.head_dim or groups < self.n_heads:  # factors of the product: only their product is known
+        if self.d_state < self.head_dim or groups < self.n_heads:  # C and B are factors: only their product has a known size
             C = B = (C * B).sqrt()
         factors = torch.cat([B, C]).repeat_interleave(self.d_state)
         own_bias[-len(factors) :] *= factors
@@ -273,7 +279,7 @@ class StateSpace(Recurrent):
         transfer.add("in_proj.weight", f"the norms of q and k replaced by their mean size on real inputs ({sizes})")
 
     def semiseparable(self, parts: StateSpaceParts) -> Matrix:
-        """The scan's matrix, dt folded into B and groups spread over heads."""
+        """The scan's matrix, with dt folded into B, and B and C of each group repeated for its heads."""
         repeat = parts.log_a.shape[2] // parts.B.shape[2]
         B, C = (part.repeat_interleave(repeat, 2) for part in (parts.B, parts.C))
         if parts.dt is not None:
@@ -282,11 +288,11 @@ class StateSpace(Recurrent):
 
 
 def _going_on(state: MixerState | ScopedState, like: Tensor) -> Int[Tensor, " b"]:
-    """The document that each row goes on with."""
+    """The document that each row continues."""
     last = state.last_document
     return torch.zeros(len(like), dtype=torch.long, device=like.device) if last is None else last
 
 
 def _size(x: Float[Tensor, "b t h p"]) -> Float[Tensor, " h"]:
-    """The root mean square length of each head's vectors."""
+    """The root mean square of the lengths of each head's vectors."""
     return x.square().sum(-1).mean((0, 1)).sqrt()

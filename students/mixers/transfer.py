@@ -1,4 +1,4 @@
-"""What a mixer is made from, the projections of an attention layer, and the record of what became of them."""
+"""The projections of an attention layer, from which a mixer is made, and the record of the sources of its parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,8 @@ class Projections:
 
     a_h = softmax(scale N(q_h x + q_bias_h) . N(k x + k_bias)) (v x + v_bias), output = sum_h o_h a_h + o_bias
 
-    where N is the attention's norm of q and k (`Shape.qk_norm`), times q_norm or k_norm, where it has one, and then rotary
-    embedding. What the attention does not have is None.
+    N is the attention's norm of q and k (`Shape.qk_norm`), if it has one, times q_norm or k_norm, and then the rotary
+    embedding. A tensor that the attention does not have is None.
     """
 
     q: Float[Tensor, "h p d"]
@@ -35,7 +35,7 @@ class Projections:
         return any(bias is not None for bias in (self.q_bias, self.k_bias, self.v_bias))
 
     def of_heads(self, heads: Sequence[int], key_heads: Sequence[int]) -> "Projections":
-        """The projections of these heads and key heads; the output bias belongs to no head and stays."""
+        """The projections of these heads and key heads, with the whole output bias, which belongs to no head."""
         taken = {name: list(heads) for name in ("q", "o", "q_bias", "q_norm")}
         taken |= {name: list(key_heads) for name in ("k", "v", "k_bias", "v_bias", "k_norm")}
         given = {name: getattr(self, name) for name in taken}
@@ -44,25 +44,25 @@ class Projections:
 
 @dataclass
 class Transfer:
-    """Where a mixer's parameters and buffers came from, and which of the `Projections` they used, by name."""
+    """The record of a transfer: the source of each parameter and buffer of a mixer, and the projections used, by name."""
 
     sources: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
     def set(self, name: str, source: str) -> None:
-        """Record the source of one parameter; saying it twice replaces the first."""
+        """Record the source of one parameter, in place of an earlier one."""
         self.sources[name] = source
 
     def add(self, name: str, change: str) -> None:
-        """Record what was done to a parameter after it was first set."""
+        """Record a later change of a parameter."""
         self.sources[name] = f"{self.sources[name]}; then {change}"
 
     def part(self, prefix: str) -> "Transfer":
-        """What the record says of one branch, its names as that branch knows them; the reverse of `include`."""
+        """The record of one branch, with names without its prefix; the reverse of `include`."""
         inside = f"{prefix}."
         return Transfer({n.removeprefix(inside): text for n, text in self.sources.items() if n.startswith(inside)})
 
     def include(self, prefix: str, other: "Transfer") -> None:
-        """Take over another transfer's record, its names prefixed."""
+        """Add another record, with `prefix` before its names."""
         self.sources.update({f"{prefix}.{name}": source for name, source in other.sources.items()})
         self.used |= other.used

@@ -1,22 +1,22 @@
-"""Any SSM mixer with a window branch beside it: exact attention near, a state for what lies further back.
+"""An SSM mixer with a window branch: exact attention to the latest tokens, and a state for older ones.
 
     out = sum over heads of  s_h SSM_h + w_h window_h
 
-With `lag` the state takes a token only when it leaves the window, and together they see each token once (the sinks
-twice). With `gate` a head and token shares out the two, 2 sigmoid(g) to the state and 2 (1 - sigmoid(g)) to the window,
-g = W h + b starting at 0.
+With `lag` the state takes a token only when the token leaves the window, so the two branches together see each token once
+(the sinks twice). With `gate` each head and token weighs the branches: the state by 2 sigmoid(g) and the window by
+2 (1 - sigmoid(g)), where g = W h + b starts at 0.
 
-Two systems of the literature are layouts of this mixer.
+Two published systems are layouts of this mixer:
 
-  - B'MOJO-F (arXiv 2407.06324), a fading memory behind an eidetic one: `{mixer: mamba2, window: {size: 512, sinks: 0}}`. The
-    state holds what has left the window, fading, and the window holds the latest tokens as they were. There one softmax
-    runs over the window's tokens and the state's outputs together; here the two are added, shared out by `gate` if wanted.
-  - Taipan (arXiv 2410.18572), selective attention: `gate: select` with `lag: false`, in some of the layers. A gate finds the
-    tokens that need attention on top of what the state says, with the weight max(0, tanh g), one number a token: exactly
-    nothing for the others. It starts at tanh 1 for every token. There the attention reads the state-space block's output,
-    and its keys too are selected tokens alone; the choice is a sampled one (Gumbel-softmax) under a budget with a loss of
-    its own. Here both branches read the layer's input, nothing but the distillation loss moves the gate, and attention is
-    computed for every token: it selects what counts, and saves no time.
+  - B'MOJO-F (arXiv 2407.06324) combines a fading memory (the state) with an eidetic one (the window):
+    `{mixer: mamba2, window: {size: 512, sinks: 0}}`. In the paper one softmax runs over the window's tokens and the state's
+    outputs together. Here the outputs of the branches are added, with weights from `gate` if it is set.
+  - Taipan (arXiv 2410.18572) has selective attention in some of the layers: `gate: select` with `lag: false`. The gate
+    selects tokens that need attention in addition to the state. The window's weight is max(0, tanh g), one number a token;
+    it is exactly 0 for tokens that are not selected, and starts at tanh 1 for every token. In the paper the attention reads
+    the output of the state-space block, its keys are selected tokens alone, and the selection is sampled (Gumbel-softmax)
+    under a budget with its own loss. Here both branches read the layer's input, and the gate is trained by the distillation
+    loss alone. Attention is computed for every token, so selection saves no time.
 """
 
 from typing import Any, ClassVar, cast
@@ -37,11 +37,11 @@ class Windowed(Branches):
     """An SSM mixer and a sliding window with sinks.
 
     Args:
-        ssm: the SSM branch. window: the window branch; without projections of its own it uses the SSM's.
-        gate: whether each token shares out the two branches, or "select": whether and how much it uses the window.
+        ssm: the SSM branch. window: the window branch, with its own projections or the SSM's.
+        gate: whether each head and token weighs the two branches; "select": each token weighs the window alone.
 
     Raises:
-        ValueError: another gate.
+        ValueError: an unknown gate.
     """
 
     beside = "window"
@@ -51,13 +51,13 @@ class Windowed(Branches):
     zero_options = frozenset({"sinks"})
     choices = {"gate": (True, False, "select")}
     meanings = {
-        "size": "Tokens that the window holds. It must be given.",
-        "sinks": "First tokens of a document that the window always sees too.",
-        "own": "The window has q, k, v and output projections of its own; else it borrows the state's, where the mixer has "
-        "such.",
-        "lag": "The state takes a token only when it leaves the window. By default where the mixer can.",
-        "gate": "Each head and token shares out state and window (`true`), or each token says whether and how much it uses "
-        "the window (`select`, as in Taipan).",
+        "size": "Number of tokens in the window. Required.",
+        "sinks": "Number of first tokens of a document that the window always sees too.",
+        "own": "The window has its own q, k, v and output projections. Otherwise it borrows the SSM's, if the mixer has "
+        "them.",
+        "lag": "The state takes a token only when that token leaves the window. Default: true if the mixer has a lag.",
+        "gate": "`true`: each head and token weighs state and window. `select`: each token weighs the window alone, as in "
+        "Taipan.",
     }
 
     def __init__(self, ssm: Mixer, window: Attention, d_model: int, *, gate: bool | str = False) -> None:
@@ -118,7 +118,7 @@ class Windowed(Branches):
         return torch.cat([weight, weight[:: weight.shape[0] // self.window.n_heads]]), bias
 
     def out(self, features: Float[Tensor, "b t k p"]) -> Float[Tensor, "b t d"]:
-        """Without a projection of its own, what the window adds goes through that of the head it stands beside."""
+        """The output projection; a window without its own uses that of the SSM head for the same attention head."""
         if self.own:
             return super().out(features)
         ssm, window = self.split(features)

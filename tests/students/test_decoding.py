@@ -229,11 +229,11 @@ def test_what_a_decoder_refuses(teacher):
     with pytest.raises(ValueError, match="the cache holds 0 tokens"):
         students.Decoder(student, student.new_cache(), 4)
     cache = student(ids).past_key_values
-    with pytest.raises(ValueError, match="that of the 6 tokens in the cache"):
+    with pytest.raises(ValueError, match="cover the 6 tokens in the cache"):
         students.Decoder(student, cache, 4, torch.ones(2, 7, dtype=torch.long))
     decode = students.Decoder(student, cache, 1)
     decode(ids[:, :1])
-    with pytest.raises(ValueError, match="make it for more"):
+    with pytest.raises(ValueError, match="make a new Decoder with more tokens"):
         decode(ids[:, :1])
     with pytest.raises(GraphError, match="layer 0 of the cache is a StaticLayer"):
         static = StaticCache(config=teacher.model.config, max_cache_len=9)
@@ -251,7 +251,7 @@ def test_a_model_that_makes_its_own_masks_is_refused():
 
     sizes = {"vocab_size": 96, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "window_size": 8}
     model = GPTNeoForCausalLM(GPTNeoConfig(attention_types=[[["global", "local"], 1]], **sizes)).eval()
-    with pytest.raises(GraphError, match="GPTNeoForCausalLM makes masks of its own"):
+    with pytest.raises(GraphError, match="GPTNeoForCausalLM makes its own masks"):
         students.Decoder(model, filled(model, text(1, 6) % 96, DynamicCache(config=model.config)), 2)
 
 

@@ -55,7 +55,7 @@ def test_its_baseline_is_its_attention_alone():
 
 def test_mistakes_are_named():
     for ssm in ({"mixer": "attention"}, {"mixer": "mamba2", "window": {"size": 4}}, {"mixer": "parallel_heads"}):
-        with pytest.raises(ValueError, match="attention of its own; it takes an SSM mixer alone"):
+        with pytest.raises(ValueError, match="which has attention; name an SSM mixer without a window"):
             make_mixer("parallel_heads", SHAPE, {"ssm": ssm})
     with pytest.raises(ValueError, match="ssm of parallel_heads names no mixer"):
         make_mixer("parallel_heads", SHAPE, {"ssm": {"d_state": 16}})

@@ -90,9 +90,9 @@ def test_a_cache_that_cannot_go_on_is_refused():
     student = student_of(teacher_of("longrope"), "MA", MIXERS)
     ids, cache = text(1, 30), student.new_cache()
     students.prefill(student, ids[:, :9], cache)
-    with pytest.raises(ValueError, match="7 more may come, then compute the whole text anew"):
+    with pytest.raises(ValueError, match="7 more may follow, then compute the whole sequence again"):
         students.prefill(student, ids[:, 9:], cache, chunk=3)
-    with pytest.raises(ValueError, match="a chunk of 0 tokens is none"):
+    with pytest.raises(ValueError, match="chunk is 0 tokens; it should be 1 or more"):
         students.prefill(student, ids, student.new_cache(), chunk=0)
 
 

@@ -55,10 +55,10 @@ def test_a_cache_that_would_be_out_of_date_is_refused(kind):
     teacher = teacher_of(kind)
     student, ids = student_of(teacher, "MA", MIXERS, 3), text(1, 20)
     cache = student(ids[:, :14]).past_key_values
-    with pytest.raises(GraphError, match=r"changes behind 16 tokens, .* 2 more may come"):
+    with pytest.raises(GraphError, match=r"changes after 16 tokens, .* 2 more may follow"):
         students.Decoder(student, cache, 3)
     student(ids[:, 14:16], past_key_values=cache)
-    with pytest.raises(ValueError, match="0 more may come, then compute the whole text anew"):
+    with pytest.raises(ValueError, match="0 more may follow, then compute the whole sequence again"):
         student(ids[:, 16:17], past_key_values=cache)
 
 

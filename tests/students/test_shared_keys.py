@@ -81,11 +81,11 @@ def test_what_shares_caches_nothing(teacher):
 @pytest.mark.parametrize(
     ("pattern", "mixers", "message"),
     [
-        ("SAAW", {"S": SHARES, "W": OWN}, r"layer 0 \(S\) shares keys and values, but no layer before has any"),
-        ("MSAA", {"S": SHARES, "M": {"mixer": "mamba2"}}, "no layer before has any"),
+        ("SAAW", {"S": SHARES, "W": OWN}, r"layer 0 \(S\) shares keys and values, but no layer before it has any"),
+        ("MSAA", {"S": SHARES, "M": {"mixer": "mamba2"}}, "no layer before it has any"),
         ("WSAA", {"W": OWN, "S": SHARES | {"window": 8}}, r"layer 1 \(window 8, sinks 2\) cannot share the keys of layer 0"),
         ("WSAA", {"W": OWN, "S": SHARES | {"sinks": 3}}, r"keeps fewer \(window 6, sinks 2\)"),
-        ("HSAA", {"H": {"mixer": "split_heads", "keep": [0]}, "S": SHARES}, "attention has some of the heads alone"),
+        ("HSAA", {"H": {"mixer": "split_heads", "keep": [0]}, "S": SHARES}, "attention has only some of the heads"),
     ],
 )
 def test_what_cannot_be_shared(teacher, pattern, mixers, message):
@@ -94,5 +94,5 @@ def test_what_cannot_be_shared(teacher, pattern, mixers, message):
 
 
 def test_families_that_hand_nothing_on():
-    with pytest.raises(UserError, match="hand nothing on to their attention but positions"):
+    with pytest.raises(UserError, match="pass nothing to their attention but positions"):
         build(tiny_teacher("stablelm-2-1_6b"), Layout("WS", {"W": OWN, "S": SHARES}))

@@ -22,13 +22,13 @@ LENGTHS = [
     (["mixers.M={mixer: parallel_heads, window: 600}"], "make it 512 or less"),
 ]
 SIZES = [
-    (["mixers.M={mixer: gla, gate_rank: 33}"], "gate_rank is 33, but what it goes through is 32 wide"),
-    (["mixers.M={mixer: mamba1, dt_rank: 4000}"], "dt_rank is 4000, but what it goes through is 32 wide"),
+    (["mixers.M={mixer: gla, gate_rank: 33}"], "gate_rank is 33, more than the model's width 32"),
+    (["mixers.M={mixer: mamba1, dt_rank: 4000}"], "dt_rank is 4000, more than the model's width 32"),
     (["mixers.M={mixer: mamba2, n_groups: 3}"], "n_groups 3 does not divide the 4 attention heads"),
     (["mixers.M={mixer: split_heads, keep: [4]}"], "keep names 4; the heads here are 0 to 3"),
     (["mixers.M={mixer: split_heads, keep: {9: [1]}}"], "is given for '9'; the layers of M are 1, 3"),
     (["mixers.M={mixer: shared_attention, blocks: 3}"], "blocks (M) is 3, but M has 2 layers"),
-    (["mixers.M={mixer: attention, share_kv: true}"], "shares keys and values, but no layer before has any"),
+    (["mixers.M={mixer: attention, share_kv: true}"], "shares keys and values, but no layer before it has any"),
     (["pattern=AMMMM"], "names 5 layers, but the model has 4"),
     (["stages.imitate.train=lora", "stages.imitate.lora={rank: 33}"], "lora.rank is 33, but model.layers.0."),
     (["stages.imitate.train=lora", "stages.imitate.lora={targets: [nope]}"], "'nope' is no module of the student"),

@@ -173,7 +173,7 @@ DAMAGES = {
     "a huge vocabulary": (config(vocab_size=2**23), ["by config.json the model has 268,4", "but its files hold 52,808"]),
     "no layout": (entry(lambda found: found.pop("layout")), [f"{ENTRY}: layout is None; it should be a mapping"]),
     "another format": (entry(lambda found: found.update(format=[1])), [f"{ENTRY} has format [1]; this version reads 2"]),
-    "a pattern of another depth": (layout(pattern="AM"), ["2 layers have their attention", "has 4 layers there"]),
+    "a pattern of another depth": (layout(pattern="AM"), ["2 layers with attention in", "has 4 layers there"]),
     "a pattern that is a number": (layout(pattern=5), ["layout.pattern is 5; it should be a letter for each of"]),
     "meta tokens without end": (layout(meta_tokens=10**9), ["layout.meta_tokens is 1000000000; it should be"]),
     "an unknown mixer": (
