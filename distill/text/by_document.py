@@ -1,9 +1,10 @@
-"""Held-out text in windows that begin with a document: as many documents as there are windows, so that errors can be theirs.
+"""Held-out text in windows that begin with a document, so that standard errors can be taken over documents.
 
-Windows cut from running text hold neighbours of one document, and numbers of neighbours go together: an error over windows
-is then too small, and eight windows may be three documents. Here the first windows hold the first piece of each document in
-turn, the next ones the second pieces, and so on. Short pieces share a window; what room is left counts for nothing. Of a
-chat that is longer than a window the turns that fit are kept, and there is no second piece (`packing.kept`).
+Windows cut from running text hold neighbouring pieces of one document, and their results are correlated: a standard error
+over windows is then too small, and eight windows may be only three documents. Here the first windows hold the first piece of
+each document, one document after the other; the next windows hold the second pieces, and so on. Short pieces share a window;
+the room that is left is padding, which is not scored. A chat that is longer than a window keeps the turns that fit and has
+no second piece (`packing.kept`).
 """
 
 from collections.abc import Iterator
@@ -18,25 +19,25 @@ from distill.text.packing import Piece, kept, laid
 from distill.text.prepared import Prepared
 from distill.text.windows import Batch
 
-SELECTION = 0.75  # of the held-out tokens, where the part begins that selections read and no table does
-NEAR = (0.5, 0.9)  # of them, between which a document's beginning is taken for that place
+SELECTION = 0.75  # the share of the held-out tokens after which the part for selections begins; tables do not read that part
+NEAR = (0.5, 0.9)  # shares of the held-out tokens between which that part may begin
 
 
 class DocumentWindows:
     """A part of a prepared text, in windows by document."""
 
     def __init__(self, text: Prepared, seq_len: int, first: int = 0, last: int | None = None) -> None:
-        """first, last: the part, in tokens; whole by default."""
+        """first, last: the part of the text, in tokens; all of it by default."""
         self.seq_len, self._text = seq_len, text
         self.first, self.last = first, text.tokens if last is None else last
         trained = text.marks(0, text.tokens) if text.marked else None
         self._stops = kept(text.starts, text.lengths, trained, seq_len).stops
 
     def batches(self, tokens: int, size: int) -> Iterator[tuple[Batch, Int[Tensor, "b t"]]]:
-        """As many windows as hold so many tokens, `size` at a time, each with the number of every token's document.
+        """Batches of up to `size` windows, which hold `tokens` tokens in all, with the number of every token's document.
 
         Raises:
-            UserError: no token of the text has a next one in its document.
+            UserError: no token of the text has a next token in its document.
         """
         windows = self._windows(-(-tokens // self.seq_len))
         if not windows:
@@ -53,7 +54,7 @@ class DocumentWindows:
             yield Batch(ids, places, positions, targets, weights, labels, trained=trained), documents
 
     def _windows(self, count: int) -> list[list[Piece]]:
-        """The pieces of the first so many windows."""
+        """The pieces of the first `count` windows."""
         windows: list[list[Piece]] = []
         room = 0
         for piece in self._pieces():
@@ -78,15 +79,16 @@ class DocumentWindows:
             offset += self.seq_len
 
     def _window(self, pieces: list[Piece]) -> tuple[np.ndarray, ...]:
-        """ids, documents in the window, positions, targets, weights, labels, documents in the text, and marks."""
+        """A window's ids, document numbers in the window, positions, targets, weights, labels, document numbers in the text,
+        and marks."""
         text = self._text
         return laid(pieces, self.seq_len, text.read, text.marks if text.marked else None, text.labels)
 
 
 def selection_begins(text: Prepared) -> int:
-    """The token of a held-out text from which on it is kept for selections: three quarters in, where a document begins.
+    """The first token of the part of a held-out text that selections read: about three quarters in, where a document begins.
 
-    No table of results reads from there on, and no selection before: what a layout was chosen by cannot judge it.
+    Tables of results read the text before it, and selections the text after it: text that chose a layout cannot judge it.
     """
     starts, tokens = text.starts, text.tokens
     wanted = round(SELECTION * tokens)

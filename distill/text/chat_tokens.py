@@ -1,4 +1,4 @@
-"""Chats as tokens, each with whether it is trained on; what the assistant said is proved by decoding it back."""
+"""Chats as tokens, with a mark on each token that is trained on; the marked tokens are decoded and compared with the answers."""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ WHOSE = "the teacher's tokenizer"
 
 @dataclass(frozen=True)
 class Marked:
-    """A document of which some tokens are trained on.
+    """A document of which only some tokens are trained on.
 
-    trained: for each of ids, whether it is. row: its number in its file. unended: it ends with a completion that nothing
-    ends, so that the token that ends a document is part of that.
+    trained: whether each of `ids` is trained on. row: the number of its row in its file. unended: the document ends with a
+    completion that has no end token of its own, so that the end-of-document token is trained on too.
     """
 
     ids: np.ndarray
@@ -36,11 +36,11 @@ class Marked:
 
 
 def chat_documents(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> list[list[np.ndarray | Marked]]:
-    """The documents of each chat; plain token ids of one that is trained on whole.
+    """Returns the documents of each chat: plain token ids where all of the chat is trained on, else `Marked`.
 
     Raises:
-        UserError: no template, one that fails or does not say what the assistant said, or a tokenizer that gives no places,
-            naming file, row and fix.
+        UserError: the tokenizer has no chat template or gives no character offsets, or the template fails or does not write
+            what the assistant said. The message names file, row and fix.
     """
     parsed = [json.loads(chat) for chat in chats]
     written = _written([chat for chat in parsed if MESSAGES in chat], tokenizer)
@@ -58,7 +58,7 @@ def _pair(chat: dict[str, Any]) -> Written:
 
 
 def _written(chats: list[dict[str, Any]], tokenizer):
-    """The documents of chats, an iterator over them."""
+    """An iterator over the documents of each chat."""
     if chats and not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{chats[0]['place']}: {WHOSE} has no chat template to write messages with; name a teacher that has one (an "
@@ -68,7 +68,7 @@ def _written(chats: list[dict[str, Any]], tokenizer):
 
 
 def _rendered(chats: list[dict[str, Any]], tokenizer) -> list[list[Written]]:
-    """As their template writes them, many in one process; where that fails, one by one, so that the row is named."""
+    """The documents of chats, many rendered in one process; where that fails, one by one, so that the row can be named."""
 
     def work() -> str:
         return json.dumps([_tried(tokenizer, chat) for chat in chats])
@@ -86,7 +86,7 @@ def _rendered(chats: list[dict[str, Any]], tokenizer) -> list[list[Written]]:
 
 
 def _tried(tokenizer, chat: dict[str, Any]) -> tuple[str | None, list[Written]]:
-    """Why a chat could not be written, and its documents."""
+    """Render a chat. Returns why it failed, or None, and its documents."""
     try:
         return None, documents_of(tokenizer, chat)
     except CannotMask as error:
@@ -95,18 +95,18 @@ def _tried(tokenizer, chat: dict[str, Any]) -> tuple[str | None, list[Written]]:
         return "calls itself without end; leave the row out, or mend the template", []
     except MemoryError:
         raise
-    except Exception as error:  # a template may raise whatever it likes
+    except Exception as error:  # a template may raise any exception
         said = brief(" ".join(str(error).split()), 200).strip("'\"") or type(error).__name__
         return f"refuses it: {said}; change the row's turns as the template wants them, or leave the row out", []
 
 
 def _tokens(document: Written, chat: dict[str, Any], tokenizer) -> np.ndarray | Marked:
-    """A document's tokens; of a prompt in plain text with what the tokenizer puts around a text."""
+    """A document's tokens; a prompt in plain text also gets the special tokens that the tokenizer puts around a text."""
     plain, place = MESSAGES not in chat, chat["place"]
     text, spans = document
     if spans is not None and not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            f"{place}: {WHOSE} is a slow one, which does not say where in a text its tokens stand; name a teacher with a "
+            f"{place}: {WHOSE} is a slow one, which does not give the characters of each token; name a teacher with a "
             "fast tokenizer (tokenizer.json), or set train_on: all"
         )
     try:
@@ -132,21 +132,21 @@ def _tokens(document: Written, chat: dict[str, Any], tokenizer) -> np.ndarray | 
 
 
 def _twice_opened(ids: np.ndarray, tokenizer) -> int:
-    """How many tokens too many open a text that brings its opening along."""
+    """How many tokens to drop where a text already begins with the opening token and the tokenizer adds a second one."""
     start = opening(tokenizer)
     return len(start) if start and ids[: 2 * len(start)].tolist() == 2 * start else 0
 
 
 def _places(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each token begins and ends in the text. Of space that a token begins with some tokenizers leave out the places:
-    a token of nothing else stands nowhere, and ends where the next one begins."""
+    """The first character of each token, and the one after its last. Some tokenizers leave leading space out of a token's
+    span: a token of space alone then has an empty span where the next token begins, and gets the character before it."""
     places = np.asarray(offsets, np.int64).reshape(-1, 2)
     first, last = places[:, 0], places[:, 1]
     return np.where((first == last) & (last > 0), last - 1, first), last
 
 
 def _prove(ids: np.ndarray, said: str, place: str, tokenizer) -> None:
-    """Refuse tokens that do not hold what was said: as it stands, or as the tokenizer itself gives it back."""
+    """Refuse tokens that do not decode to what was said, either unchanged or as the tokenizer encodes and decodes it."""
 
     def decoded(tokens: Sequence[int]) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -157,6 +157,6 @@ def _prove(ids: np.ndarray, said: str, place: str, tokenizer) -> None:
     again = decoded(tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])
     if again.strip() not in found:
         raise UserError(
-            f"{place}: the tokens of what the assistant said read {brief(found)}, and it said {brief(said)}; leave the row "
-            "out, or set train_on: all"
+            f"{place}: the tokens of what the assistant said decode to {brief(found)}, but it said {brief(said)}; leave the "
+            "row out, or set train_on: all"
         )

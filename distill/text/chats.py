@@ -1,9 +1,9 @@
-"""Rows that are chats: `messages`, or a `prompt` and its `completion`, checked and written down as JSON, which is what the
-steps up to the tokenizer pass on.
+"""Rows that are chats (`messages`, or a `prompt` and its `completion`): checked, and written as JSON for the tokenizer.
 
-The JSON of a chat has messages (role, content and whatever else a template may read), tools and options (of its template)
-where the row has them, first (the first message whose turn counts as a completion), train_on, place (file and row, for
-messages) and row (its number in the file). That of a prompt in plain text has prompt and completion in place of messages.
+The JSON of a chat has messages (role, content and any other key that a template may read), tools and options (of the
+template) where the row has them, first (the index of the first message that counts as a completion), train_on, place (file
+and row, for error messages) and row (its number in the file). A prompt in plain text has prompt and completion in place of
+messages.
 """
 
 import json
@@ -14,22 +14,22 @@ from distill.errors import UserError, brief, named, nearest
 from distill.text.rows import Chat
 
 MESSAGES, PROMPT, COMPLETION = "messages", "prompt", "completion"
-PAIR = f"{PROMPT}+{COMPLETION}"  # as `column`: these two columns
-PROMPTS = f"{MESSAGES} or {PROMPT}"  # as `column`: whichever there is, for what is to be answered
+PAIR = f"{PROMPT}+{COMPLETION}"  # a value of `column`: these two columns
+PROMPTS = f"{MESSAGES} or {PROMPT}"  # a value of `column`: the one that the file has, for prompts that a model answers
 TOOLS, OPTIONS = "tools", "chat_template_kwargs"
-BESIDE = (TOOLS, OPTIONS)  # columns that are read with a chat's
+BESIDE = (TOOLS, OPTIONS)  # further columns of a chat
 ASSISTANT = "assistant"
 ROLES = ("system", "developer", "user", ASSISTANT, "tool")
-OTHERS = {"human": "user", "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT, "function": "tool"}  # elsewhere
+OTHERS = {"human": "user", "gpt": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT, "function": "tool"}  # of other formats
 OURS = frozenset({"add_generation_prompt", "chat_template", "continue_final_message", "return_dict", "tokenize", TOOLS})
 WRITE = 'write {"role": ..., "content": ...}'
 
 
 def columns_of(column: str, names: Collection[str]) -> list[str]:
-    """The columns that are read where a source names `column` and a file has these; none where it lacks it.
+    """The columns to read where a source names `column` and the file has the columns `names`; empty where it lacks `column`.
 
-    Of a source that names none (text), messages and prompt with completion are read where there is no text. Of what is to be
-    answered a prompt is enough.
+    A source that names no column (text) also reads messages, or prompt and completion, where the file has no text. Prompts
+    that a model answers need no completion.
     """
     if column == PROMPTS:
         wanted = next(([name] for name in (MESSAGES, PROMPT) if name in names), [])
@@ -56,11 +56,11 @@ def row_of(
     """A record as a row: its text, or a `Chat`; None where its column is null.
 
     Args:
-        columns: from `columns_of`. place: file and row, for messages. number: of the row in its file. names: of the file's
-            columns.
+        columns: from `columns_of`. place: file and row, for messages. number: the row's number in its file. names: the
+            file's columns.
 
     Raises:
-        UserError: it is neither, naming the place and the fix.
+        UserError: the record is neither. The message names the place and the fix.
     """
     said = {"train_on": train_on or "completions", "place": place, "row": number}
     if len(columns) > 1 and columns[:2] == [PROMPT, COMPLETION]:
@@ -82,8 +82,8 @@ def row_of(
         )
     if value is not None and train_on == "completions":
         raise UserError(
-            f"{place}: train_on is completions, but the column {columns[0]!r} holds text, which has none; name a column of "
-            f"messages, or {PAIR}, or set train_on: all"
+            f"{place}: train_on is completions, but the column {columns[0]!r} holds text, which has no completions; name a "
+            f"column of messages, or {PAIR}, or set train_on: all"
         )
     return value
 
@@ -115,7 +115,7 @@ def _pair(prompt: object, completion: object, place: str) -> dict[str, Any]:
 
 
 def beside(record: Mapping, place: str) -> dict[str, Any]:
-    """Tools and options of a template, where a row has them."""
+    """The tools and template options of a row, where it has them."""
     found, tools, options = {}, record.get(TOOLS), record.get(OPTIONS)
     if isinstance(tools, str) and tools.strip():
         tools = _parsed(tools, place, TOOLS)
@@ -137,7 +137,7 @@ def _parsed(text: str, place: str, column: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: {column} is text, and no JSON ({error}): {brief(text)}; {WRITE} in a list") from error
+        raise UserError(f"{place}: {column} is text that is not JSON ({error}): {brief(text)}; {WRITE} in a list") from error
 
 
 def messages_of(values: list, place: str, column: str) -> list[dict[str, Any]]:
@@ -147,16 +147,16 @@ def messages_of(values: list, place: str, column: str) -> list[dict[str, Any]]:
 
 
 def _message(value: object, where: str) -> dict[str, Any]:
-    """A message whose content is text, without nulls: files of columns give every message the keys of all."""
+    """A message whose content is text, without keys that are null: columnar files give every message the keys of all."""
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} is {brief(value)}, no message; {WRITE}")
+        raise UserError(f"{where} is {brief(value)}, not a message; {WRITE}")
     message = _without_nulls(value)
     if "role" not in message:
         raise UserError(f"{where} has no role, but {', '.join(map(str, message)) or 'nothing'}; {WRITE}")
     if message["role"] not in ROLES:
         role = message["role"]
         fix = f"write {OTHERS[role]!r}" if isinstance(role, str) and role in OTHERS else nearest(brief(role, 40), ROLES)
-        raise UserError(f"{where} has the role {brief(role)}, which is none; {fix}")
+        raise UserError(f"{where} has the unknown role {brief(role)}; {fix}")
     if (calls := message.get("tool_calls")) is not None:
         message["tool_calls"] = _calls(calls, where)
         if not message["tool_calls"]:
@@ -173,17 +173,17 @@ def _content(content: object, where: str, optional: bool) -> str:
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind != "text" or not isinstance(part.get("text"), str):
-                raise UserError(f"{where} holds {brief(kind if kind else part)}, which is no text; leave the row out")
+                raise UserError(f"{where} holds {brief(kind if kind else part)}, which is not text; leave the row out")
         return "".join(part["text"] for part in content)
     if content is None and optional:
         return ""
     if not isinstance(content, str):
-        raise UserError(f"{where} has the content {brief(content)}, which is no text; {WRITE}")
+        raise UserError(f"{where} has the content {brief(content)}, which is not text; {WRITE}")
     return content
 
 
 def _calls(calls: object, where: str) -> list[dict[str, Any]]:
-    """Calls of tools, their arguments as a mapping, as templates want them."""
+    """Tool calls with their arguments as a mapping, which templates expect."""
     if not isinstance(calls, list):
         raise UserError(f"{where} has tool_calls {brief(calls)}; it should be a list")
     found = []
@@ -198,7 +198,7 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
             try:
                 inner["arguments"] = json.loads(inner["arguments"])
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} has arguments of {inner['name']!r} that are no JSON: {error}") from error
+                raise UserError(f"{where} has arguments of {inner['name']!r} that are not JSON: {error}") from error
         found.append({**call, "function": inner} if "function" in call else inner)
     return found
 

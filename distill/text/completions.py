@@ -1,11 +1,12 @@
-"""Chats as their tokenizer's template writes them, and which characters of that the assistant said.
+"""Chats rendered by their tokenizer's template, and the characters of the rendering that the assistant said.
 
-The template says so itself by {% generation %} markers, or the renderings of the chat up to each turn are compared: what the
-chat with the assistant's turn has more than the chat before it, its turn opened. Every span must hold what its turn says.
+Either the template marks these characters itself ({% generation %}), or two renderings are compared for each turn of the
+assistant: the chat up to the turn, with a generation prompt, and the chat with the turn. The turn is what the second has
+more. Every span must hold what its turn says.
 
-What is compared is what a model sees when it answers. Where a template writes an earlier turn otherwise once others follow
-(Qwen3 drops its thoughts), that turn has a document of its own, which ends with it. What ends a turn (<|im_end|>) belongs to
-it; the space behind that does not. This runs in a process of its own (`distill.chat`), for a template is a program.
+A model sees the same renderings when it answers. Where a template changes an earlier turn once others follow (Qwen3 drops
+its thoughts), that turn has a document of its own, which ends with it. The token that ends a turn (<|im_end|>) belongs to
+it; the space after that token does not. This runs in a process of its own (`distill.chat`): a template is a program.
 """
 
 import json
@@ -20,29 +21,30 @@ from distill.text.chats import ASSISTANT, MESSAGES, TOOLS
 
 MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 THOUGHT = re.compile(r"</?think>")
-REASONING = ("reasoning_content", "reasoning", "thinking")  # what messages call thoughts
+REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of messages that hold thoughts
 ALL = "or set train_on: all"
 
 
 class Written(NamedTuple):
-    """A document of a chat: its text, and the [start, end) of what is trained on; None where that is all of it."""
+    """A document of a chat: its text, and the [start, end) spans that are trained on; None where all of it is."""
 
     text: str
     spans: list[tuple[int, int]] | None
 
 
 class CannotMask(ValueError):
-    """Why what the assistant said cannot be told apart, and the fix."""
+    """What the assistant said cannot be located in a rendering; the message has the reason and the fix."""
 
 
 def documents_of(tokenizer: PreTrainedTokenizerBase, chat: dict[str, Any]) -> list[Written]:
-    """The documents that a chat becomes, most often one.
+    """The documents that a chat becomes, usually one.
 
     Args:
-        chat: see `chats`; one with messages.
+        chat: a chat with messages, see `chats`.
 
     Raises:
-        CannotMask: the template does not say, or changes, what the assistant said. Whatever else the template raises.
+        CannotMask: the template leaves out, or changes, what the assistant said. Other errors that the template raises are
+            passed on.
     """
     chats = _Chat(tokenizer, chat)
     whole = chats.rendered(len(chat[MESSAGES]))
@@ -66,28 +68,28 @@ class _Chat:
         self._added = tuple(sorted((token for token in added if token.strip()), key=len, reverse=True))
 
     def rendered(self, count: int, answer: bool = False) -> str:
-        """The first so many messages. answer: with the assistant's turn opened behind them."""
+        """The first `count` messages. answer: with a generation prompt after them."""
         options = {**self._options, "add_generation_prompt": answer, "tokenize": False}
         return self._tokenizer.apply_chat_template(self.messages[:count], tools=self._tools, **options)
 
     def marked(self) -> tuple[str, list[tuple[int, int]]]:
-        """All of it, and the places between the template's markers."""
+        """The rendering of the whole chat, and the spans between the template's markers."""
         return marked_rendering(self._tokenizer, self.messages, self._tools, self._options)
 
     def end_of(self, text: str, start: int, end: int) -> int:
-        """Where a turn ends that ends about there: behind the token that ends it, before the space behind that."""
+        """The exact end of a turn that ends at about `end`: after the token that ends it, before the space after that."""
         said, behind = text[start:end].rstrip(), text[end:]
         if said.endswith(self._added):
             return start + len(said)
         return end + len(next((token for token in self._added if behind.startswith(token)), ""))
 
     def last_token(self, text: str) -> int:
-        """Where the last token of a text that is no plain text ends; 0 where it has none."""
+        """Where the last added or special token of a text ends; 0 where it has none."""
         return max((text.rfind(token) + len(token) for token in self._added if token in text), default=0)
 
 
 def _marked(chats: _Chat, whole: str, answers: Sequence[int], asked: Sequence[int]) -> Written | None:
-    """By the template's markers; None where these do not hold each of the assistant's turns."""
+    """The document by the template's markers; None where these do not hold each of the assistant's turns."""
     text, places = chats.marked()
     if text != whole or len(places) != len(answers):
         return None
@@ -96,14 +98,14 @@ def _marked(chats: _Chat, whole: str, answers: Sequence[int], asked: Sequence[in
     spans = []
     for k, (start, end) in zip(answers, places, strict=True):
         if k in asked:
-            after = chats.rendered(k + 1)  # what stands behind that is the next turn's
+            after = chats.rendered(k + 1)  # text after that belongs to the next turn
             spans.append((start, chats.end_of(after if text.startswith(after) else text, start, end)))
     return Written(text, spans)
 
 
 def _compared(chats: _Chat, whole: str, asked: Sequence[int]) -> list[Written]:
-    """By comparing renderings: turns that the whole chat holds as they were said, in it; each other one behind what came
-    before it, in a document of its own."""
+    """The documents by comparing renderings. The whole chat is one document, with the turns that it holds unchanged; each
+    other turn has a document of its own, after the messages before it."""
     inside, alone = [], []
     for k in asked:
         if k == 0:
@@ -111,16 +113,16 @@ def _compared(chats: _Chat, whole: str, asked: Sequence[int]) -> list[Written]:
         before, after = chats.rendered(k, answer=True), chats.rendered(k + 1)
         if not after.startswith(before):
             raise CannotMask(
-                f"does not begin the assistant's turn (message {k + 1}) as it opens one to be answered, so what was said "
-                f"cannot be told apart; mend it, with {{% generation %}} markers for example, {ALL}"
+                f"does not begin the assistant's turn (message {k + 1}) with its generation prompt, so what was said cannot "
+                f"be located; mend it, with {{% generation %}} markers for example, {ALL}"
             )
         start, end = len(before), chats.end_of(after, len(before), len(after))
         if lost := _lacks(after[start:end], chats.messages[k]):
             raise CannotMask(
-                f"does not write all of the assistant's turn (message {k + 1}): {lost!r} is not in what it writes; mend the "
-                f"template, or write the turn as the template wants it, {ALL}"
+                f"does not write all of the assistant's turn (message {k + 1}): {lost!r} is missing; mend the template, or "
+                f"write the turn as the template wants it, {ALL}"
             )
-        if not whole.startswith(after[:end]):  # perhaps but for what stands behind a chat's last turn
+        if not whole.startswith(after[:end]):  # perhaps only the text after a chat's last turn differs
             shared = _shared(after, whole)
             shorter = chats.last_token(after[:shared])
             if shorter <= start or _lacks(after[start:shorter], chats.messages[k]):
@@ -132,7 +134,7 @@ def _compared(chats: _Chat, whole: str, asked: Sequence[int]) -> list[Written]:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of the beginning that two texts share."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
@@ -144,8 +146,8 @@ def _shared(one: str, other: str) -> int:
 
 
 def _lacks(span: str, message: dict[str, Any]) -> str | None:
-    """The first part of a turn that its span does not hold, one behind the other; None where it holds all. Around thoughts
-    and at its borders a template may change the space."""
+    """The first part of a turn that its span lacks, where parts must come in order; None where it holds all. A template may
+    change the space around thoughts and at the borders of a turn."""
     place = 0
     for part in _said(message):
         found = span.find(part, place)
@@ -161,13 +163,13 @@ def _lacks(span: str, message: dict[str, Any]) -> str | None:
 
 
 def _said(message: dict[str, Any]) -> list[str]:
-    """The texts of a turn in their order: thoughts, and what stands before, between and behind their tags."""
+    """The texts of a turn in their order: thoughts, and what comes before, between and after their tags."""
     thoughts = next((message[name] for name in REASONING if isinstance(message.get(name), str)), "")
     return [part.strip() for part in (thoughts, *THOUGHT.split(message["content"])) if part.strip()]
 
 
 def _leaves(value: Any) -> list[str]:
-    """The texts in a value, those of its mappings and lists too."""
+    """All texts in a value, with those inside its mappings and lists."""
     if isinstance(value, dict):
         return [leaf for key, inner in value.items() for leaf in (str(key), *_leaves(inner))]
     if isinstance(value, list):

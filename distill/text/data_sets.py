@@ -1,5 +1,4 @@
-"""Data sets by their name on the hub, or in a local folder, streamed by `datasets`. A folder's own description may name no
-file but the folder's."""
+"""Data sets of the hub or a local folder, streamed by `datasets`. A folder's description may name only the folder's files."""
 
 import glob
 import os
@@ -21,21 +20,21 @@ from distill.text.rows import Chat
 from distill.text.unpacked import LONGER, Place, lines
 from teachers.cache import CacheError
 
-DOCUMENTS = {"file": "document", "paragraphs": "paragraph", "lines": "line"}  # of a .txt file, and datasets' word for it
-DESCRIPTIONS = ("README.md", ".huggingface.yaml")  # what of a folder says which files it has
+DOCUMENTS = {"file": "document", "paragraphs": "paragraph", "lines": "line"}  # of .txt files: values of sample_by
+DESCRIPTIONS = ("README.md", ".huggingface.yaml")  # files of a folder that may say which files are data
 LARGEST = 1 << 20  # bytes of a description
 DEEPEST = 50  # levels of its YAML
 
 
 def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading: Path, longest: int) -> Any:
-    """The rows of a data set in the two columns `label` and `text`.
+    """The rows of a data set in the columns `label`, `text` and `chat`.
 
     Args:
-        files: of its local folder, none of the hub. reading: a folder that may be made for links. longest: bytes that a
-            document may have.
+        files: those of its local folder; none for the hub. reading: a folder that may be made, for links. longest: the most
+            bytes that a document may have.
 
     Raises:
-        UserError: it is not there or damaged, or its folder's description names files elsewhere.
+        UserError: the data set does not exist or is damaged, or its folder's description names files elsewhere.
     """
     import datasets
 
@@ -58,7 +57,7 @@ def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading:
                 f"{where}: documents is {source.documents!r}, which is about .txt files, but {source.hub} has none"
             )
         for option, value in _options(source).items():
-            if hasattr(builder.config, option):  # of what kind its files are, the data set says
+            if hasattr(builder.config, option):  # which options exist depends on the type of the data set's files
                 setattr(builder.config, option, value)
         table = builder.as_streaming_dataset(split=source.split)
         return _labelled(table, source, where, longest)
@@ -68,12 +67,12 @@ def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading:
 def said(
     where: str, called: str, files: Sequence[TextFile], longest: int, renamed: tuple[str, str] = ("", "")
 ) -> Iterator[None]:
-    """What `datasets` raises inside the block as a UserError, which names the file and the line where they can be found."""
+    """Turn what `datasets` raises inside the block into a UserError; it names the file and the line where they are known."""
     try:
         yield
     except (UserError, CacheError):
         raise
-    except Exception as error:  # what it raises of damaged files is of every type
+    except Exception as error:  # damaged files raise errors of every type
         if isinstance(error, MemoryError):
             raise
         for file in files:
@@ -92,14 +91,14 @@ def _check_file(file: TextFile, where: str, longest: int) -> None:
 
 
 def _options(source: TextSource) -> dict:
-    """How `datasets` reads: a CSV's cells as they are written, NA and 007 too; a text as the source says."""
+    """Options of `datasets`: a CSV's cells are read as text, NA and 007 too; .txt files are cut as the source says."""
     cells = {"converters": {source.column: str, "source": str}, "keep_default_na": False}
     return {**cells, "sample_by": DOCUMENTS[source.documents or "file"]}
 
 
 def _labelled(table, source: TextSource, where: str, longest: int) -> Any:
-    """The table in the two columns `label` and `text`."""
-    columns = list(table.column_names or next(iter(table), {}))  # a stream may have to be asked for its first row
+    """The table in the columns `label`, `text` and `chat`."""
+    columns = list(table.column_names or next(iter(table), {}))  # some streams know their columns only by the first row
     wanted = columns_of(source.column, columns, source.train_on)
     if not wanted:
         raise UserError(f"{where}: there is no column {source.column!r}; there are {', '.join(columns) or 'none'}")
@@ -121,7 +120,10 @@ def label_and_row(
     train_on: str | None = None,
     called: str = "",
 ) -> dict[str, str | bool]:
-    """A plain function with plain arguments: `datasets` names what it caches by a hash of both."""
+    """A row in the columns `label`, `text` and `chat`.
+
+    A plain function with plain arguments, because `datasets` names what it caches by a hash of both.
+    """
     place = f"{where}: {named(called)}, row {index + 1}"
     text = row_of(row, train_on, place, index + 1, columns, row) or ""
     if text and size(text) > longest:
@@ -131,7 +133,7 @@ def label_and_row(
 
 
 def label_and_paragraphs(rows: Mapping, columns: Sequence[str], label: str, where: str, longest: int) -> dict[str, list]:
-    """As `label_and_row`, many rows at a time: what stands between blank lines, whatever space these hold."""
+    """As `label_and_row`, for many rows at a time, with a row for each paragraph; blank lines may hold spaces."""
     column = columns[0]
     texts = [part for text in rows[column] for part in paragraphs(text or "")]
     found = [label_and_row({column: text}, 0, columns, label, where, longest) for text in texts]
@@ -139,7 +141,7 @@ def label_and_paragraphs(rows: Mapping, columns: Sequence[str], label: str, wher
 
 
 def _check_descriptions(folder: Path, where: str) -> None:
-    """Refuse a folder whose description names files that are not the folder's, before anything reads it."""
+    """Refuse a folder whose description names files outside it, before anything reads the folder."""
     for name in DESCRIPTIONS:
         file = folder / name
         if not file.is_file():
@@ -147,13 +149,13 @@ def _check_descriptions(folder: Path, where: str) -> None:
         for place in _places(_description(file, where)):
             if os.path.isabs(place) or ".." in Path(place).parts or ":" in place or place.startswith("~"):
                 raise UserError(
-                    f"{where}: {named(file)} names {brief(place)}, which is not in its folder; a data set's files are its "
-                    "folder's: name others yourself, under path"
+                    f"{where}: {named(file)} names {brief(place)}, which is not in its folder; a data set reads only files "
+                    "of its own folder: name others under path"
                 )
 
 
 def _description(file: Path, where: str) -> object:
-    """The YAML of a description: of a README what stands between two lines of ---."""
+    """The YAML of a description; in a README it is between two lines of ---."""
     try:
         with file.open("rb") as opened:
             text = opened.read(LARGEST + 1).decode("utf-8-sig")
@@ -193,7 +195,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _check_inside(builder, folder: Path, where: str) -> None:
-    """Refuse files that links lead to elsewhere; a snapshot of the hub's cache links to the blobs beside it."""
+    """Refuse links to files outside the folder; a snapshot in the hub's cache may link to the blobs next to it."""
     own = [os.path.realpath(folder), os.path.realpath(folder / ".." / ".." / "blobs")]
     for file in (file for group in (builder.config.data_files or {}).values() for file in group):
         real = os.path.realpath(str(file))

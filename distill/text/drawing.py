@@ -1,4 +1,4 @@
-"""Documents drawn from their sources in the order of a text, from any place on."""
+"""Documents drawn from one source, or from several in the shares of their weights, from any place on."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ Drawn = tuple[str, np.ndarray | Marked]  # label and tokens of a document
 
 
 class Source:
-    """The documents of one stream, pass by pass; `place` is where the next one stands."""
+    """The documents of one stream, pass by pass; `place` says where the next one is."""
 
     def __init__(self, stream: Stream, encode: Encode, place: Place) -> None:
         self._stream, self._encode, self.place = stream, encode, place
@@ -22,13 +22,13 @@ class Source:
 
     @property
     def share(self) -> float | None:
-        """How much of its rows is behind, once it is read; None where their number is not known."""
+        """The share of its rows that was read, 1 from the end of the first pass on; None where their number is not known."""
         if self._stream.count is None:
             return None
         return 1.0 if self.place.turn else self.place.rows / max(self._stream.count, 1)
 
     def draw(self) -> Drawn | None:
-        """The next document of this pass; None where it is over."""
+        """The next document of this pass; None at its end."""
         return next(self._documents, None)
 
     def again(self) -> None:
@@ -60,10 +60,10 @@ def drawn(sources: Sequence[Source], weights: Sequence[float] | None, where: str
 
 
 def mixed(sources: Sequence[Source], weights: Sequence[float], where: str) -> Iterator[Drawn]:
-    """Documents of several sources, the tokens of each always as near to their share as whole documents allow.
+    """Documents of several sources; each source's share of the tokens is always as near to its weight as documents allow.
 
-    A source that ends begins again in another order, until each has ended once. No chance is involved, so any part of the
-    result is the same whenever it is made again, from whatever place.
+    A source that ends begins again in another order, until each has ended once. Nothing here is random, so any part of the
+    result is the same when it is made again, from whatever place.
 
     Raises:
         UserError: a source has no text.

@@ -1,4 +1,4 @@
-"""What a tokenizer has to say where text becomes tokens: what a text opens with, and where one ends and the next begins."""
+"""Borders of documents in tokens: the opening token, the end tokens, and a chat's ends of turns, which are no borders."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -9,18 +9,18 @@ from transformers import PreTrainedTokenizerBase
 from distill.chat import render
 
 TURNS = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-SHORT = 8  # tokens of which no more may be nothing but space, as behind a chat's last turn
-FURTHER = 3  # tokens that must follow a beginning of text for a chat to go on behind it
+SHORT = 8  # tokens: a document of at most so many is left out where it holds only space, as after a chat's last turn
+FURTHER = 3  # tokens after a beginning of text that must match for a chat to go on there
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that the tokenizer itself puts before a text, if it does: a model trained with it needs it."""
+    """The token that the tokenizer puts before a text (BOS), or none. A model that was trained with it needs it."""
     first = tokenizer("a")["input_ids"][:1]
     return first if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else []
 
 
 def opened(ids: Sequence[int], start: Sequence[int]) -> list[int]:
-    """Tokens that begin with the opening once: a text that brings it along needs no second, one without it gets it."""
+    """The tokens with the opening exactly once: it is added where it is missing, and a second one is removed."""
     ids, start = list(ids), list(start)
     if start and ids[: len(start)] != start:
         return start + ids
@@ -28,16 +28,16 @@ def opened(ids: Sequence[int], start: Sequence[int]) -> list[int]:
 
 
 def prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A text to go on from: opened once, and not ended, whatever the tokenizer puts around a text."""
+    """The tokens of a text for a model to continue: with the opening once, without an end token that the tokenizer adds."""
     bare = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = opened(tokenizer(text)["input_ids"], opening(tokenizer))
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] != bare[-1:] else ids
 
 
 class Documents:
-    """Cuts the tokens of a row of text into its documents: behind every end of text, a new one begins.
+    """Cuts the tokens of a row of text into its documents: a new one begins after every end of text.
 
-    An end that the tokenizer's chat template writes between two turns is none: it ends a turn, and the chat goes on.
+    An end token that the tokenizer's chat template writes between two turns is no border: the chat goes on.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
@@ -48,8 +48,7 @@ class Documents:
         self._turns = _turns(tokenizer)
 
     def __call__(self, ids: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-        """The documents of a row, each opened as the tokenizer opens a text and with the end that it has; empty ones are
-        left out."""
+        """The documents of a row, each with the tokenizer's opening and with its own end; empty ones are left out."""
         ids, begin = self._opened(np.asarray(ids)), 0
         found = np.zeros(max(len(ids) - 1, 0), bool)
         for end in self._ends:
@@ -75,14 +74,14 @@ class Documents:
 
 
 def _turns(tokenizer) -> list[list[int]]:
-    """What the chat template writes at the border of two turns: an end of sequence and all up to the next token that is no
-    text. A beginning of text there may just as well begin a document, so that what follows it counts too."""
+    """The tokens that the chat template writes between two turns: an end of sequence, and all up to the next added or
+    special token. A beginning of text there could also begin a document, so FURTHER tokens after it must match too."""
     if not getattr(tokenizer, "chat_template", None) or tokenizer.eos_token_id is None:
         return []
     try:
         said = [{"role": role, "content": text} for role, text in TURNS]
         ids = tokenizer(render(tokenizer, said, "the teacher"), add_special_tokens=False)["input_ids"]
-    except Exception:  # a template may ask for roles of its own, and raise whatever it likes
+    except Exception:  # a template may require other roles, and raise any exception
         return []
     marks, found = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids), []
     for place in (place for place, token in enumerate(ids) if token == tokenizer.eos_token_id):

@@ -166,7 +166,7 @@ def test_prompts_and_completions():
         (
             {"messages": [{"role": "human", "content": "hi"}]},
             "CHATML",
-            "message 1 of messages has the role 'human', which is none; write 'user'",
+            "message 1 of messages has the unknown role 'human'; write 'user'",
         ),
         ({"messages": [{"role": "asistant", "content": "hi"}]}, "CHATML", "did you mean 'assistant'"),
         ({"messages": []}, "CHATML", "messages holds no message; leave the row out"),
