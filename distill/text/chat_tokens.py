@@ -1,4 +1,4 @@
-"""Chats as tokens, with a mark on each token that is trained on; the marked tokens are decoded and compared with the answers."""
+"""Chats as tokens, with a mark on each token that is trained on; marked tokens are decoded and compared with the answers."""
 
 import json
 from collections.abc import Sequence

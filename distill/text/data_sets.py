@@ -1,4 +1,4 @@
-"""Data sets of the hub or a local folder, streamed by `datasets`. A folder's description may name only the folder's files."""
+"""Data sets of the hub or a local folder, streamed by `datasets`. A folder's description may name only its own files."""
 
 import glob
 import os

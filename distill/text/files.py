@@ -1,4 +1,4 @@
-"""The local files of a source of text: which they are, of what kind, and that each can be read at all."""
+"""The local files of a text source: which files match, the kind of each, and a check that each can be read."""
 
 import errno
 import glob
@@ -16,13 +16,16 @@ from distill.shipped import shipped_folder
 SHIPPED = "shipped:"
 KINDS = {"jsonl": "json", "json": "json", "parquet": "parquet", "txt": "text", "csv": "csv"}
 PACKED = ("xz", "gz", "zst", "bz2")
-MOST = 100_000  # files of a data set's folder; more are a whole disk, named by mistake
+MOST = 100_000  # files of a data set's folder; a folder with more is probably a whole disk, named by mistake
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of a source, and how it is read: its kind (None: of a data set's folder, which `datasets` reads as a whole),
-    and what its text is called where no column says (of a folder: its place in there)."""
+    """A file of a source, and how it is read.
+
+    kind: a value of KINDS; None in a data set's folder, which `datasets` reads as a whole. label: the label of its text
+    where no column has one; in a data set's folder, the file's path inside it.
+    """
 
     path: str
     kind: str | None
@@ -30,10 +33,10 @@ class TextFile:
 
 
 def files_of(source: TextSource, where: str) -> list[TextFile]:
-    """The local files of a source, sorted; none of a data set on the hub.
+    """The local files of a source, sorted; none for a data set on the hub.
 
     Raises:
-        UserError: no file matches, or one is a folder, empty, unreadable or of no kind that can be read.
+        UserError: no file matches, or a file is a folder, empty, unreadable or of a kind that cannot be read.
     """
     if source.path is None:
         return _in_folder(source, where)
@@ -45,30 +48,29 @@ def files_of(source: TextSource, where: str) -> list[TextFile]:
     files = [TextFile(name, _kind(name, where), _label(name)) for name in names]
     if source.documents is not None and (others := [file.path for file in files if file.kind != "text"]):
         raise UserError(
-            f"{where}: documents is {source.documents!r}, which is about .txt files, but {named(others[0])} is none"
+            f"{where}: documents is {source.documents!r}, which is for .txt files, but {named(others[0])} is not one"
         )
     return files
 
 
 def _matching(path: str, where: str) -> list[str]:
-    """The names that a source's path stands for."""
+    """The names of the files that match a source's path."""
     if "\0" in path:
-        raise UserError(f"{where}: no file matches {path!r}: a name has no NUL in it")
+        raise UserError(f"{where}: no file matches {path!r}: a name cannot have a NUL in it")
     pattern = os.path.expanduser(path)
     if pattern.startswith(SHIPPED):
         folder, name = shipped_folder() / "text", pattern.removeprefix(SHIPPED)
         if os.path.isabs(name) or ".." in Path(name).parts:
-            raise UserError(f"{where}: {path!r} leads out of the shipped text; name a file as it is, without {SHIPPED}")
+            raise UserError(f"{where}: {path!r} leads out of the shipped text; name other files without {SHIPPED}")
         pattern = str(folder / name)
     try:
         return sorted(glob.glob(_only_what_is_not_there(pattern)))
     except (OSError, ValueError, re.error) as error:
-        raise UserError(f"{where}: {path!r} is no name or pattern of files: {error}") from error
+        raise UserError(f"{where}: {path!r} is not a name or pattern of files: {error}") from error
 
 
 def _only_what_is_not_there(pattern: str) -> str:
-    """The pattern with the folders and the file at its front that are there under just that name taken for themselves: a
-    name may hold [ and ]."""
+    """The pattern with its front escaped as far as it names existing folders and files: a name may hold [ and ]."""
     parts = Path(pattern).parts or (pattern,)
     known = max((count for count in range(1, len(parts) + 1) if os.path.lexists(os.path.join(*parts[:count]))), default=0)
     return os.path.join(*(glob.escape(part) for part in parts[:known]), *parts[known:])
@@ -78,7 +80,7 @@ def _in_folder(source: TextSource, where: str) -> list[TextFile]:
     """Every file of a data set's folder."""
     hub = cast(str, source.hub)
     if "\0" in hub:
-        raise UserError(f"{where}: hub is {source.hub!r}: a name has no NUL in it")
+        raise UserError(f"{where}: hub is {source.hub!r}: a name cannot have a NUL in it")
     folder = Path(hub).expanduser()
     if os.path.isfile(folder):
         raise UserError(f"{where}: hub is {source.hub!r}, which is a file; name it under path")
@@ -100,7 +102,7 @@ def _in_folder(source: TextSource, where: str) -> list[TextFile]:
 
 
 def _check(name: str, where: str, instead: str, empty: bool = False) -> None:
-    """Refuse what is no file with something in it (`empty`: or without) that may be read."""
+    """Refuse anything but a plain file that can be read and is not empty. empty: whether it may be empty."""
     try:
         found = os.stat(name)
         if stat.S_ISREG(found.st_mode):
@@ -110,7 +112,7 @@ def _check(name: str, where: str, instead: str, empty: bool = False) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{where}: {named(name)} is a folder; {instead}")
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{where}: {named(name)} is no plain file but a pipe or a device; write the text into a file")
+        raise UserError(f"{where}: {named(name)} is a pipe or a device, not a plain file; write the text into a file")
     if not found.st_size and not empty:
         raise UserError(f"{where}: {named(name)} is empty; remove it, or fetch it again")
 
@@ -119,10 +121,11 @@ def _kind(name: str, where: str) -> str:
     found = {KINDS[suffix.lstrip(".")] for suffix in Path(name).suffixes if suffix.lstrip(".") in KINDS}
     if len(found) != 1:
         packed = ", ".join(f".{ending}" for ending in PACKED)
-        raise UserError(f"{where}: {named(name)} is no text this can read; it reads {', '.join(KINDS)}, plain or {packed}")
+        endings = ", ".join(KINDS)
+        raise UserError(f"{where}: {named(name)} is not a file of text; text is read from {endings}, plain or {packed}")
     return found.pop()
 
 
 def _label(name: str) -> str:
-    """What a file's text is called: its name up to the first dot, without a shard's number."""
+    """The label of a file's text: the file's name up to the first dot, without a shard's number."""
     return re.sub(r"-\d+$", "", Path(name).name.split(".")[0])

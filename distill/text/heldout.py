@@ -1,4 +1,4 @@
-"""Held-out text with what the teacher makes of it: every student is compared on the same batches."""
+"""Held-out batches with the teacher's hidden states on them: every student is compared on the same batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from teachers.teacher import Teacher
 
 
 class Hidden(Sequence):
-    """A teacher's last hidden states on batches, each made when it is first asked for, in the precision of the block in
-    which this was made."""
+    """A teacher's last hidden states on batches, each computed when it is first read, in the autocast precision in which
+    this object was made."""
 
     def __init__(self, teacher: Teacher, batches: Sequence[Batch]) -> None:
         kind = teacher.device.type
@@ -40,8 +40,7 @@ class Hidden(Sequence):
 class Heldout:
     """Held-out batches on the teacher's device, with the teacher's last hidden states; made once a session.
 
-    documents: the number of each token's document in the text, negative where it counts for nothing; None where nobody asks
-    for it.
+    documents: the number of each token's document in the text, negative for padding; None where it is not needed.
     """
 
     batches: Sequence[Batch]
@@ -58,13 +57,13 @@ class Heldout:
         documents: Sequence[Int[Tensor, "_ t"]] | None = None,
         at_once: bool = True,
     ) -> "Heldout":
-        """Run the teacher over the batches: all of them now, or each when its hidden states are first asked for, as where
-        several processes read a share each."""
+        """Run the teacher on the batches: on all of them now (`at_once`), or on each when its hidden states are first read,
+        for example where several processes read a share each."""
         hidden = Hidden(teacher, [batch.to(teacher.device) for batch in batches])
         return cls(hidden.batches, list(hidden) if at_once else hidden, label_names, documents)
 
     def first(self, tokens: int) -> "Heldout":
-        """As many of the batches as hold so many tokens."""
+        """The first batches, as many as hold `tokens` tokens."""
         count, total = 0, 0
         while count < len(self.batches) and total < tokens:
             total += self.batches[count].tokens

@@ -1,4 +1,4 @@
-"""What a prepared text is called: by what it holds and how that is read, whatever its files' folder is."""
+"""The name of a prepared text: a hash of the files' content and of how it is read; the files' folder does not matter."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ from distill.text.files import TextFile
 from teachers.cache import cache_folder
 
 FORMAT = "6"  # part of the key: raise it when prepared folders change
-LARGE = 64 << 20  # bytes of a file whose hash is remembered
-Stamp = tuple[int, int, int]  # of a file: size, time of its content, number
+LARGE = 64 << 20  # bytes; the hash of a file of this size or more is remembered
+Stamp = tuple[int, int, int]  # of a file: size, time of modification, inode number
 
 
 def stamps(files: Sequence[Sequence[TextFile]], where: str) -> list[Stamp]:
-    """By what a change of each file would show.
+    """The stamp of each file, by which a later change is noticed.
 
     Raises:
-        UserError: one is not there any more.
+        UserError: a file no longer exists.
     """
     found = []
     for file in (file for group in files for file in group):
@@ -42,7 +42,7 @@ def text_name(
     options: list,
     where: str,
 ) -> str:
-    """The name of a prepared folder. options: what else it depends on.
+    """The name of a prepared folder. options: further values that it depends on.
 
     Raises:
         UserError: a file cannot be read.
@@ -54,7 +54,7 @@ def text_name(
         except OSError as error:
             raise UserError(f"{where}: {named(error.filename or source.path)} cannot be read: {error.strerror}") from error
         said = source.model_dump(exclude={"path"})
-        if said["train_on"] is None:  # text that was prepared before this was there keeps its name
+        if said["train_on"] is None:  # text that was prepared before this key existed keeps its name
             del said["train_on"]
         read.append([said, hashed])
     whole = json.dumps([FORMAT, _tokenizer_hash(tokenizer), options, read])
@@ -80,7 +80,7 @@ def _stamp(found: os.stat_result) -> Stamp:
 
 
 def _known_hash(path: str) -> str:
-    """The hash of a file; of a large one that has not changed since, the one that the cache remembers."""
+    """The hash of a file; for a large file that has not changed, the hash that the cache remembers."""
     stat = os.stat(path)
     if stat.st_size < LARGE:
         return file_hash(path)
@@ -90,7 +90,7 @@ def _known_hash(path: str) -> str:
         if len(bytes.fromhex(known := memory.read_text())) == 32:
             return known
     found = file_hash(path)
-    with suppress(OSError):  # it is merely taken again
+    with suppress(OSError):  # then it is computed again next time
         memory.parent.mkdir(parents=True, exist_ok=True)
         scratch = memory.with_name(f"{key}.{os.getpid()}~")
         scratch.write_text(found)
@@ -99,7 +99,7 @@ def _known_hash(path: str) -> str:
 
 
 def _tokenizer_hash(tokenizer) -> str:
-    """A hash of the vocabulary and of how text is split, begun and cut: two tokenizers may differ in a BOS alone."""
+    """A hash of the vocabulary and of how text is split and framed: two tokenizers may differ in the BOS alone."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else json.dumps(tokenizer("A b  c\n\nd 12")["input_ids"])
     said = [sorted(tokenizer.get_vocab().items()), rules, tokenizer.bos_token, tokenizer.eos_token]

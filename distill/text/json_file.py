@@ -1,5 +1,4 @@
-"""A JSON file entry by entry: an object a line, one array of objects or texts, or one object; never more than a document in
-memory."""
+"""Reads JSON files one entry at a time: an object a line, an array of objects or texts, or one object."""
 
 import io
 import json
@@ -12,15 +11,15 @@ from distill.text.unpacked import Place, explained, lines, too_long, unpacked
 
 BLOCK = 1 << 20  # characters of an array read at a time
 SPACE = re.compile(r"[ \t\n\r]*")
-EDGE = 16  # characters before the end of what is read within which an entry that goes on may seem wrong
-DIGITS = "Exceeds the limit"  # how Python begins to say that a number has more digits than it reads
+EDGE = 16  # characters: an error so near to the end of what is held may only mean that the entry goes on
+DIGITS = "Exceeds the limit"  # the beginning of Python's message for a number with too many digits
 
 
 def entries(path: str, where: str, longest: int, place: Place) -> Iterator[Mapping]:
-    """The objects of a file, a text of an array as {"text": it}; `place` says where the last one was.
+    """The objects of a file; a text of an array becomes {"text": it}. `place` says where the last one was.
 
     Raises:
-        UserError: the file is cut off or no JSON, or an entry too long or of another type.
+        UserError: the file is cut off or not JSON, or an entry is too long or of another type.
     """
     with unpacked(path, where) as stream, explained(path, where, place):
         first = stream.read(1 << 10).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -49,7 +48,7 @@ def loads(text: str) -> object:
     """JSON as Python's values.
 
     Raises:
-        ValueError: saying in a few words why it is none, or none that can be read.
+        ValueError: the text is not JSON, or cannot be read; the message says why in a few words.
     """
     try:
         return json.loads(text)
@@ -66,7 +65,8 @@ def _said(error: ValueError) -> str:
 
 
 def _whole(path: str, where: str, longest: int) -> list[Mapping] | None:
-    """The entries of a file that is one object over several lines: that object, or the rows of its columns."""
+    """The entries of a file that is one object over several lines: that object, or its rows where it holds columns of one
+    length. None for other files."""
     with unpacked(path, where) as stream, explained(path, where, Place()):
         content = stream.read(longest + 1)
     if len(content) > longest:
@@ -99,16 +99,16 @@ def _array(path: str, where: str, longest: int, place: Place) -> Iterator[Mappin
 
 
 class _Text:
-    """Text read as far as it is needed."""
+    """JSON text that is read from its stream as far as it is needed."""
 
     def __init__(self, stream: io.TextIOBase, place: Place) -> None:
         self._stream, self._place, self._held, self._at = stream, place, "", 0
 
     def sees(self, sign: str) -> bool:
-        """Whether a sign comes next, behind spaces.
+        """Whether a sign comes next, after any space.
 
         Raises:
-            EOFError: nothing does.
+            EOFError: the text ends.
         """
         while True:
             self._go(cast(re.Match, SPACE.match(self._held, self._at)).end())
@@ -118,7 +118,7 @@ class _Text:
                 raise EOFError
 
     def take(self, sign: str) -> bool:
-        """As `sees`, and what is seen is taken."""
+        """Whether a sign comes next; it is consumed if so."""
         if seen := self.sees(sign):
             self._go(self._at + 1)
         return seen

@@ -1,8 +1,7 @@
-"""How much of the held-out text stands in the training text: whole documents by a hash of their tokens, near ones by the
-13-token runs of a sample.
+"""Overlap of held-out and training text: whole documents by a hash of their tokens, near copies by a sample's 13-token runs.
 
-GPT-3 (2005.14165, appendix C) looked for runs of 13 words; a token is no more than a word, so that a run of 13 tokens is
-found a little more often. A document counts as near where half of its runs are found, since headers and licences repeat.
+GPT-3 (2005.14165, appendix C) looked for runs of 13 words. A token is at most a word, so runs of 13 tokens are found a
+little more often. A document counts as near where half of its runs are found, because headers and licences repeat.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,20 +14,21 @@ from distill.text.windows import Windows
 
 RUN = 13  # tokens
 NEAR = 0.5  # of a document's runs
-SAMPLE = 1 << 16  # held-out tokens whose runs are looked for, from the first on: evaluation reads them in this order
-MOST = 1 << 27  # tokens of a training text that are looked through, from the first on
-CHUNK = 1 << 21  # of them at a time
-SIEVE = 24  # bits of a hash that say whether it is worth a search
+SAMPLE = 1 << 16  # the first held-out tokens, whose runs are searched for: evaluation reads tokens in this order
+MOST = 1 << 27  # the first tokens of each training text, which are searched
+CHUNK = 1 << 21  # tokens searched at a time
+SIEVE = 24  # first bits of a hash, which are compared before the search
 
 
 def overlap(train: Sequence[Windows], heldout: Windows) -> dict:
-    """How much of the held-out text is training text too; all prepared with the same tokenizer. train: every text that is
-    trained on.
+    """Measure how much of the held-out text is also training text. train: every text that is trained on, prepared with the
+    same tokenizer.
 
     Returns:
-        documents (held-out ones), exact (of them, in the training text token for token), exact_tokens (their share of the
-        tokens), sampled (documents whose runs were looked for), near (of them, with half of their runs or more in the
-        training text), runs (the share of all these runs that is in it), searched (training tokens looked through).
+        documents: held-out documents. exact: how many of them are in the training text token for token. exact_tokens: the
+        share of the held-out tokens in these. sampled: documents whose runs were searched for. near: how many of these have
+        half of their runs or more in the training text. runs: the share of all these runs that is in it. searched: the
+        training tokens that were searched.
     """
     texts = [text.prepared for text in train]
     known = _exact(texts, heldout.prepared)
@@ -49,7 +49,7 @@ def overlap(train: Sequence[Windows], heldout: Windows) -> dict:
 
 
 def sentence(found: dict) -> str:
-    """What was found, for people."""
+    """The result as a sentence."""
     share = f" ({found['exact_tokens']:.1%} of the tokens)" if found["exact"] else ""
     return (
         f"{found['exact']} of {found['documents']} held-out documents{share} are in the training text word for word; of "
@@ -59,12 +59,12 @@ def sentence(found: dict) -> str:
 
 
 def suspicious(found: dict) -> bool:
-    """Whether any held-out document is training text, or nearly."""
+    """Whether any held-out document is in the training text, whole or nearly."""
     return bool(found["exact"] or found["near"])
 
 
 def _exact(train: Sequence[Prepared], heldout: Prepared) -> np.ndarray:
-    """For each held-out document, whether it is one of the training text, by the hashes that were written with both."""
+    """For each held-out document, whether it is also a training document, by the hashes that are stored with both texts."""
     known = np.zeros(heldout.meta.documents, bool)
     for shard in (shard for text in train for shard in text.shards):
         known |= np.isin(heldout.hashes, shard.hashes)
@@ -72,8 +72,8 @@ def _exact(train: Sequence[Prepared], heldout: Prepared) -> np.ndarray:
 
 
 def _sample(heldout: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the runs of the first held-out documents, and which document each is of; none goes over a border, or holds
-    the token that ends a document."""
+    """Hashes of the runs of the first held-out tokens, and the document of each. No run crosses the border of a document or
+    holds the token that ends one."""
     runs = _runs(heldout.read(0, SAMPLE))
     place = np.arange(len(runs))
     document = np.searchsorted(heldout.starts, place, side="right") - 1
@@ -82,14 +82,14 @@ def _sample(heldout: Prepared) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _chunks(train: Prepared) -> Iterator[np.ndarray]:
-    """The training tokens that are looked through, so many at a time; the runs that begin in each end in it."""
+    """The training tokens to search, in chunks; every run that begins in a chunk's first CHUNK tokens ends in the chunk."""
     last = min(train.tokens, MOST)
     for start in range(0, last, CHUNK):
         yield train.read(start, min(start + CHUNK + RUN - 1, last))
 
 
 def _runs(tokens: np.ndarray) -> np.ndarray:
-    """A hash of the 13 tokens from each place on: of 1, 2, 4 and 8, each of two of the ones before."""
+    """A hash of the 13 tokens from each place on, combined from hashes of 1, 2, 4 and 8 tokens."""
     one = _mixed(tokens.astype(np.uint64) + np.uint64(1), 1)
     if len(one) < RUN:
         return one[:0]
@@ -101,7 +101,7 @@ def _runs(tokens: np.ndarray) -> np.ndarray:
 
 
 def _mixed(values: np.ndarray, turn: int) -> np.ndarray:
-    """Other 64 bits for each value, the same for the same (the finaliser of SplitMix64)."""
+    """A 64-bit hash of each value (the finaliser of SplitMix64)."""
     values = values + np.uint64(turn * 0x9E3779B97F4A7C15 % (1 << 64))
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -109,7 +109,7 @@ def _mixed(values: np.ndarray, turn: int) -> np.ndarray:
 
 
 def _found(runs: np.ndarray, chunks: Iterator[np.ndarray]) -> np.ndarray:
-    """For each run, whether it stands anywhere in the tokens, which come in chunks."""
+    """For each run, whether it occurs in the tokens of any chunk."""
     if not len(runs):
         return np.zeros(0, bool)
     wanted, shift = np.unique(runs), np.uint64(64 - SIEVE)

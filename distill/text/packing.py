@@ -1,10 +1,10 @@
-"""Documents laid into windows whole: of text with chats, where a piece of a chat without what was asked teaches nothing.
+"""Packs whole documents into windows, for text with chats: an answer without its question would teach nothing.
 
-A document as long as a window or shorter is never cut. Of a longer chat the turns that fit are kept, up to the last
-completion that ends in the window: what is kept is what the template writes for that shorter chat. A chat whose first
-completion ends beyond the window is left out. Other text that is longer is cut into pieces, as it is everywhere. Pieces
-share windows, the longest first, each in the fullest that has room (best fit decreasing, 2404.10830); what room is left
-counts for nothing.
+A document as long as a window or shorter is never cut. A longer chat keeps the turns that fit, up to the last completion
+that ends in the window: the kept part is what the template writes for that shorter chat. A chat whose first completion ends
+beyond the window is left out. Other text that is longer is cut into pieces, as in text without chats. Pieces share windows,
+the longest first, each in the fullest window that has room (best fit decreasing, 2404.10830). The room that is left is
+padding of weight 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-NO_DOCUMENT = -1  # the number, and the label, of tokens that count for nothing
+NO_DOCUMENT = -1  # the document number, and the label, of padding
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens [start, end) of a document that ends at `stop`; the token at `stop` is another's, or nobody's."""
+    """Tokens [start, end) of a document that ends at `stop`; the token at `stop` is not the document's."""
 
     document: int
     start: int
@@ -32,8 +32,8 @@ class Piece:
 
 @dataclass
 class Kept:
-    """What of documents is read. stops: where each ends, its beginning where it is left out. cut, left_out: the numbers of
-    chats that lost turns, and of those that are not read at all."""
+    """The part of each document that is read. stops: where it ends; the document's start where it is left out. cut,
+    left_out: the numbers of chats that lost turns, and of chats that are not read at all."""
 
     stops: np.ndarray
     cut: list[int] = field(default_factory=list)
@@ -41,10 +41,10 @@ class Kept:
 
 
 def kept(starts: np.ndarray, lengths: np.ndarray, trained: np.ndarray | None, seq_len: int) -> Kept:
-    """What windows of so many tokens keep of documents.
+    """The part of each document that windows of `seq_len` tokens keep.
 
     Args:
-        trained: 1 at each token that is trained on; None where that is all.
+        trained: 1 at each token that is trained on; None where all tokens are.
     """
     found = Kept(starts + lengths)
     if trained is None:
@@ -52,7 +52,7 @@ def kept(starts: np.ndarray, lengths: np.ndarray, trained: np.ndarray | None, se
     for number in np.flatnonzero(lengths > seq_len).tolist():
         start = int(starts[number])
         marks = np.asarray(trained[start : start + int(lengths[number])], bool)
-        if marks.all():  # no chat, or one that is trained on whole
+        if marks.all():  # other text, or a chat of which every token is trained on
             continue
         ends = np.flatnonzero(marks[:seq_len] & ~marks[1 : seq_len + 1])  # the last token of each completion
         if len(ends):
@@ -65,15 +65,16 @@ def kept(starts: np.ndarray, lengths: np.ndarray, trained: np.ndarray | None, se
 
 
 def packed(starts: np.ndarray, stops: np.ndarray, seq_len: int) -> list[list[Piece]]:
-    """The pieces of each window, in an order that the documents alone fix. Pieces with nothing to predict are left out."""
+    """The pieces of each window, in an order that depends only on the documents. Pieces with no token to predict are left
+    out."""
     pieces = [
         Piece(number, begin, min(begin + seq_len, stop), stop)
         for number, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True))
         for begin in range(start, stop - 1, seq_len)
     ]
     windows: list[list[Piece]] = []
-    with_room: dict[int, list[int]] = {}  # windows by the tokens that fit in
-    rooms = 0  # a bit for each key of that with a window
+    with_room: dict[int, list[int]] = {}  # windows by their free tokens
+    rooms = 0  # a bit for each number of free tokens that some window has
     for piece in sorted(pieces, key=lambda piece: piece.start - piece.end):
         size = piece.end - piece.start
         if fitting := rooms >> size:
@@ -98,11 +99,12 @@ def laid(
     trained: Callable[[int, int], np.ndarray] | None,
     labels: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """A window of pieces: ids, documents in the window, positions, targets, weights, labels, documents in the text, and, of
-    text with chats, what the next token's being trained on weighs.
+    """A window of pieces: ids, document numbers in the window, positions, targets, weights, labels, document numbers in the
+    text, and, for text with chats, the weights of only those positions whose next token is trained on.
 
     Args:
-        read, trained: tokens and marks [start, stop) of the text. labels: of its documents.
+        read, trained: functions of start and stop that return tokens and marks [start, stop) of the text. labels: the label
+            of each document.
     """
     made = []
     for place, piece in enumerate(pieces):

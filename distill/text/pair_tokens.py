@@ -1,7 +1,7 @@
-"""Pairs as tokens: one document a pair, the chosen answer behind its prompt and then the rejected one behind the same.
+"""Preference pairs as tokens: one document a pair, the prompt with the chosen answer, then the prompt with the rejected one.
 
 A document's marks say which tokens are trained on: 1 in the chosen answer, 2 in the rejected one, 0 in prompts. Each half
-ends with the last token of its answer, so that the second half begins behind the last 1.
+ends with the last token of its answer, so the second half begins after the last 1.
 """
 
 import json
@@ -21,10 +21,11 @@ SECOND = 2  # the mark of a rejected answer
 
 
 def row_documents(rows: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> list[list[np.ndarray | Marked]]:
-    """The documents of chats and pairs, each row's.
+    """The documents of each row, a chat or a pair.
 
     Raises:
-        UserError: as `chat_documents`; the halves of a pair are the same, or begin differently as the template writes them.
+        UserError: as `chat_documents`; also where the halves of a pair are the same tokens, or the template writes their
+            prompts differently.
     """
     parsed = [json.loads(row) for row in rows]
     halves = [[_half(pair, name) for name in (CHOSEN, REJECTED)] if CHOSEN in pair else None for pair in parsed]
@@ -37,7 +38,7 @@ def row_documents(rows: Sequence[Chat], tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _half(pair: dict, name: str) -> Chat:
-    """One answer of a pair behind the prompt, as a chat."""
+    """The prompt and one answer of a pair, as a chat."""
     said = {"train_on": "completions", "place": f"{pair['place']}, {name}", "row": pair["row"]}
     if MESSAGES not in pair:
         return written({PROMPT: pair[PROMPT], COMPLETION: pair[name], **said})
@@ -61,12 +62,12 @@ def _joined(documents: Iterator[list[np.ndarray | Marked]], pair: dict, tokenize
 
 
 def _ended(documents: Sequence[np.ndarray | Marked], pair: dict, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a half up to its answer's last, and which are the answer's. One in plain text is ended by the
-    tokenizer's end of sequence: what ends is part of what is preferred."""
+    """The tokens of a half up to the last one of its answer, and whether each is the answer's. Plain text gets the
+    tokenizer's end of sequence: where an answer ends is part of what is preferred."""
     if len(documents) != 1:
         raise UserError(
-            f"{pair['place']}: the chat template of {WHOSE} writes earlier turns of an answer otherwise once others follow; "
-            "write answers of one turn, the turns before it in the prompt"
+            f"{pair['place']}: the chat template of {WHOSE} changes earlier turns of an answer once others follow; write "
+            "answers of one turn, with the turns before it in the prompt"
         )
     half = cast(Marked, documents[0])
     stop = int(np.flatnonzero(half.trained)[-1]) + 1

@@ -1,7 +1,7 @@
-"""Pairs in windows: a window each for the chosen and the rejected answer, which always follow each other.
+"""Preference pairs in windows: one window for the chosen and one for the rejected answer, which always follow each other.
 
-Both are cut behind as many tokens, at the end; a pair is left out where its prompt leaves no room for an answer, or where
-what is kept of both is the same. The last tenth of the pairs, at most 256, is held out: no window of it is trained on.
+Each is cut at the end of its window. A pair is left out where its prompt leaves no room for an answer, or where the kept
+parts of both are the same. The last tenth of the pairs, at most 256, is held out: no window of it is trained on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from distill.text.pair_tokens import SECOND
 from distill.text.prepared import Shard
 from distill.text.windows import Batch, Packing, Windows
 
-HELD, MOST = 10, 256  # one in so many pairs is held out, and so many at most
-LENGTHS = 4  # that windows of a batch may have: quarters of the longest
+HELD, MOST = 10, 256  # one pair in HELD is held out, and at most MOST
+LENGTHS = 4  # how many lengths a batch may have: quarters of seq_len
 
 
 class PairWindows(Windows):
-    """As `Windows`, of a folder of pairs. Windows 2k and 2k + 1 of any order are a pair's.
+    """`Windows` of a folder of pairs. Windows 2k and 2k + 1 of any order are a pair.
 
-    A batch is as long as its longest window, in quarters of `seq_len`.
+    A batch is as long as its longest window, rounded up to a quarter of `seq_len`.
     """
 
     unit, cut_at, reason = "pair", "the window", "and its prompt leaves no room for both answers"
@@ -42,7 +42,7 @@ class PairWindows(Windows):
         self.held: list[tuple[int, list[Piece]]] = []  # the shard and the piece of each held-out window
         super().__init__(folder, seq_len, seed, in_order, key, where)
         if not self.held:
-            raise UserError(f"{where}: there is one pair, and one more is needed, to be held out; name more text")
+            raise UserError(f"{where}: there is only one pair, and another one is needed to be held out; name more text")
 
     def _packs(self) -> list[Packing]:
         made = [self._pack(shard) for shard in self.prepared.shards]
@@ -71,7 +71,7 @@ class PairWindows(Windows):
         return Packing(windows, kept)
 
     def _kept(self, shard: Shard, halves: list[tuple[int, int]]) -> bool:
-        """Whether something is left of both answers, and not the same."""
+        """Whether both answers keep a token, and the kept halves differ."""
         arrays = (shard.tokens, cast(np.ndarray, shard.trained))
         (first, second), marks = ([np.asarray(array[a:b]) for a, b in halves] for array in arrays)
         return all(mark.any() for mark in marks) and not np.array_equal(first, second)
@@ -83,7 +83,7 @@ class PairWindows(Windows):
         return _shortened(super().at(places), self.seq_len)
 
     def held_batches(self, count: int) -> Iterator[Batch]:
-        """The held-out pairs, so many windows at a time; their places are behind those of all others."""
+        """The held-out pairs, `count` windows at a time; their places come after those of all other windows."""
         for first in range(self.count, self.count + len(self.held), count):
             yield self.at(range(first, min(first + count, self.count + len(self.held))))
 
@@ -112,7 +112,7 @@ class PairWindows(Windows):
 
 
 def _shortened(batch: Batch, seq_len: int) -> Batch:
-    """Without what no window of the batch needs."""
+    """The batch cut to the length that its longest window needs, in quarters of `seq_len`."""
     longest, quarter = int((batch.labels >= 0).sum(1).max()), -(-seq_len // LENGTHS)
     time = min(seq_len, -(-longest // quarter) * quarter)
     if time == seq_len:

@@ -1,7 +1,8 @@
-"""Rows that are pairs: a `prompt`, and a `chosen` and a `rejected` answer to it, all text or all lists of messages.
+"""Rows that are preference pairs: a `prompt` with a `chosen` and a `rejected` answer, all text or all lists of messages.
 
-The prompt may be what both answers begin with, as in many published sets; a prompt in plain text beside answers in messages
-is then left alone, or is the user's turn where they do not begin alike. Other rows are `chats`'.
+The prompt may also be the common beginning of both answers, as in many published sets. A prompt in plain text next to
+answers in messages is then ignored; where the answers have no common beginning, it is the user's turn. Other rows go to
+`chats`.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,12 +13,12 @@ from distill.text import chats
 from distill.text.chats import ASSISTANT, BESIDE, MESSAGES, PROMPT, beside, messages_of, written
 
 CHOSEN, REJECTED = "chosen", "rejected"
-PAIRS = "pairs"  # as `train_on`: what a stage that reads pairs gives its sources
+PAIRS = "pairs"  # the value of `train_on` that a stage that reads pairs gives its sources
 FORM = "write prompt, chosen and rejected, all text or all messages"
 
 
 def columns_of(column: str, names: Collection[str], train_on: str | None) -> list[str]:
-    """As `chats.columns_of`; of a file of pairs, and of every one that has nothing else, those of pairs."""
+    """The columns to read, as `chats.columns_of`; those of a pair where pairs are read, or where the file has no others."""
     both = {CHOSEN, REJECTED} <= set(names)
     found = [] if train_on == PAIRS and both else chats.columns_of(column, names)
     if found or not both:
@@ -33,21 +34,21 @@ def row_of(
     columns: Sequence[str],
     names: Iterable[str],
 ) -> str | None:
-    """As `chats.row_of`; a pair as the JSON of its prompt, both answers, place and row.
+    """A record as a row, as `chats.row_of`; a pair becomes the JSON of its prompt, both answers, place and row.
 
     Raises:
-        UserError: it is no pair, or one where none is read, naming the place and the fix.
+        UserError: the record is no pair where pairs are read, or a pair elsewhere. The message names the place and the fix.
     """
     pair = columns[0] == CHOSEN
     if train_on != PAIRS and not pair:
         return chats.row_of(record, train_on, place, number, columns, names)
     if train_on != PAIRS:
         raise UserError(
-            f"{place}: this is a pair (chosen, rejected), and what reads it here reads single texts or chats; name the file "
-            "under `data` of a stage that reads pairs, or write messages, or prompt and completion"
+            f"{place}: this is a pair (chosen, rejected), but single texts or chats are read here; name the file under "
+            "`data` of a stage that reads pairs, or write messages, or prompt and completion"
         )
     if not pair:
-        raise UserError(f"{place}: this is no pair: it has {', '.join(map(str, record))}; {FORM}")
+        raise UserError(f"{place}: this is not a pair: it has {', '.join(map(str, record))}; {FORM}")
     return written(_pair(record, place) | beside(record, place) | {"place": place, "row": number})
 
 
@@ -69,14 +70,14 @@ def _pair(record: Mapping[str, Any], place: str) -> dict[str, Any]:
 def _texts(prompt: str | None, answers: dict[str, str], place: str) -> dict[str, Any]:
     if prompt is None:
         shared = _alike(*answers.values())
-        shared -= answers[CHOSEN][shared - 1 : shared] == " "  # a space belongs to the word behind it
+        shared -= answers[CHOSEN][shared - 1 : shared] == " "  # a space belongs to the word after it
         prompt = answers[CHOSEN][:shared]
         answers = {name: answer[shared:] for name, answer in answers.items()}
     if not prompt.strip():
         raise _unshared(place)
     for name, answer in answers.items():
         if not answer.strip():
-            raise UserError(f"{place}: {name} is empty behind the prompt that both begin with; leave the row out")
+            raise UserError(f"{place}: {name} is empty after the prompt that both begin with; leave the row out")
     return {PROMPT: prompt, **answers}
 
 
@@ -94,11 +95,11 @@ def _chats(prompt: str | list | None, answers: dict[str, list], place: str) -> d
         raise _unshared(place)
     for name, messages in said.items():
         if not messages:
-            raise UserError(f"{place}: {name} is empty behind the prompt that both begin with; leave the row out")
+            raise UserError(f"{place}: {name} is empty after the prompt that both begin with; leave the row out")
         if messages[0]["role"] != ASSISTANT:
             raise UserError(
-                f"{place}: {name} goes on behind the shared prompt with a turn of {messages[0]['role']!r}, so the two share "
-                "no prompt to the end; give both the same turns up to the assistant's, or leave the row out"
+                f"{place}: {name} continues the shared prompt with a turn of {messages[0]['role']!r}, not the assistant's; "
+                "give both the same turns up to the assistant's, or leave the row out"
             )
     return {MESSAGES: asked, **said}
 
@@ -110,6 +111,6 @@ def _unshared(place: str) -> UserError:
 
 
 def _alike(one: Sequence, other: Sequence) -> int:
-    """How many characters, or messages, two answers begin with alike."""
+    """The number of characters, or messages, at the beginning of two answers that are the same."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

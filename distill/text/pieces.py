@@ -1,7 +1,7 @@
-"""Text into tokens, so much at a time: memory grows with the tokens of a document, not with what tokenizers make of it.
+"""Tokenises long texts piece by piece: memory grows with a document's tokens, not with the tokenizer's working memory.
 
 A tokenizer keeps some hundred bytes for each character that it reads at once, and some take quadratic time over a text
-without spaces. So a long text is cut where it makes no difference: where the text around the cut has the same tokens whole
+without spaces. So a long text is cut where the cut changes nothing: where the text around it has the same tokens in one part
 and in two.
 """
 
@@ -21,21 +21,21 @@ PIECE = 1 << 18  # characters, the most of one piece
 AROUND = 256  # characters on each side of a cut that are looked at
 TRIES = 32  # places that are tried
 
-Row = tuple[Any, str]  # whatever the row is called by, and its text
-Labelled = Iterator[tuple[Any, Sequence[int] | np.ndarray]]  # what a row is called by, and its token ids
+Row = tuple[Any, str]  # a label of any type, and a text
+Labelled = Iterator[tuple[Any, Sequence[int] | np.ndarray]]  # a row's label, and its token ids
 
 _log = logging.getLogger(__name__)
 
 
 def tokenised(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase) -> Labelled:
-    """Label and token ids of each row that is not blank, in their order; the ids are those that the tokenizer gives the
-    whole text, with what it puts around it."""
+    """Label and token ids of each row that is not blank, in order; the ids are those of the whole text, with the special
+    tokens that the tokenizer puts around it."""
     for group in grouped(rows):
         yield from encoded(group, tokenizer)
 
 
 def grouped(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """The rows that are not blank, as many as are tokenised at a time; a long one stands alone."""
+    """Groups of rows to tokenise at a time, without blank rows; a long row is a group of its own."""
     held: list[Row] = []
     size = 0
     for label, text in rows:
@@ -58,7 +58,7 @@ def encoded(group: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[tu
     ((label, text), *more) = group
     if not more and len(text) > PIECE and (frame := _frame(tokenizer)) is not None:
         return [(label, _long(text, tokenizer, *frame))]
-    # a document longer than what the model was made for is no mistake here: it is cut into windows
+    # a document may be longer than the model's context: it is cut into windows
     found = _ids(tokenizer, [text for _, text in group])
     return [(label, ids) for (label, _), ids in zip(group, found, strict=True)]
 
@@ -67,7 +67,7 @@ def _ids(tokenizer, texts: list[str], **options) -> list[list[int]]:
     """The tokens of texts.
 
     Raises:
-        UserError: the tokenizer fails on one, which is named by its beginning.
+        UserError: the tokenizer fails on a text; the message quotes the text's beginning.
     """
     try:
         return tokenizer(texts, verbose=False, **options)["input_ids"]
@@ -88,7 +88,7 @@ def _bare(tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _frame(tokenizer) -> tuple[list[int], list[int]] | None:
-    """What the tokenizer puts before and behind a text; None where that cannot be told apart from the text."""
+    """The tokens that the tokenizer puts before and after a text; None where they cannot be told apart from the text."""
     (bare,), whole = _bare(tokenizer, ["a"]), tokenizer("a")["input_ids"]
     for place in range(len(whole) - len(bare) + 1):
         if bare and whole[place : place + len(bare)] == bare:
@@ -108,8 +108,8 @@ def _long(text: str, tokenizer, before: list[int], behind: list[int]) -> np.ndar
     found += _tokens(held, tokenizer)
     if blind:
         _log.warning(
-            "a text of %s characters goes on for %s without a place to cut it: the tokens around %d of its cuts may be "
-            "others than the whole text would have",
+            "a text of %s characters has stretches of %s in which every cut that was tried changes tokens: tokens around "
+            "%d of its cuts may differ from those of the whole text",
             f"{len(text):,}",
             f"{PIECE // 2:,}",
             blind,
@@ -119,8 +119,8 @@ def _long(text: str, tokenizer, before: list[int], behind: list[int]) -> np.ndar
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text. extra: tokens before it that the tokenizer puts there because a text begins. seen: whether the cut
-    before it changes no token."""
+    """A part of a text. extra: its first tokens, to be dropped, which the tokenizer adds because a text begins there. seen:
+    whether the cut before it is known to change no token."""
 
     text: str
     extra: int = 0
@@ -128,7 +128,7 @@ class Piece:
 
 
 def pieces(text: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Piece]:
-    """A text in pieces."""
+    """Cut a text into pieces."""
     begin, extra, seen = 0, 0, True
     while len(text) - begin > PIECE:
         end, skip, further, known = _cut(text, begin, tokenizer)
@@ -143,8 +143,8 @@ def _tokens(held: Sequence[Piece], tokenizer) -> list[np.ndarray]:
 
 
 def _cut(text: str, begin: int, tokenizer) -> tuple[int, int, int, bool]:
-    """Where a piece ends, how much the next leaves out (a space that the tokenizer itself puts there), how many tokens it
-    has too many, and whether both have the tokens that they have together."""
+    """Returns where a piece ends, how many characters the next piece leaves out (a space that the tokenizer adds itself),
+    how many of the next piece's first tokens to drop, and whether the cut changes no token."""
     for place in _candidates(text, begin):
         left, right = text[max(begin, place - AROUND) : place], text[place : place + AROUND]
         skips = [skip for skip in (0, 1) if right[:skip].isspace() or not skip]
@@ -153,7 +153,7 @@ def _cut(text: str, begin: int, tokenizer) -> tuple[int, int, int, bool]:
             if (extra := len(first) + len(rest) - len(whole)) in (0, 1) and whole == first + rest[extra:]:
                 return place, skip, extra, True
     place = begin + PIECE
-    for _ in range(AROUND):  # a mark belongs to the letter before it
+    for _ in range(AROUND):  # a combining mark belongs to the letter before it
         place -= not text[place].isalnum()
     return place, 0, 0, False
 

@@ -170,8 +170,8 @@ def test_prompts_and_completions():
         ),
         ({"messages": [{"role": "asistant", "content": "hi"}]}, "CHATML", "did you mean 'assistant'"),
         ({"messages": []}, "CHATML", "messages holds no message; leave the row out"),
-        ({"messages": ["hi"]}, "CHATML", "message 1 of messages is 'hi', no message"),
-        ({"messages": "hi"}, "CHATML", "messages is text, and no JSON"),
+        ({"messages": ["hi"]}, "CHATML", "message 1 of messages is 'hi', not a message"),
+        ({"messages": "hi"}, "CHATML", "messages is text that is not JSON"),
         (
             {"messages": [user("hi")]},
             "CHATML",
@@ -185,12 +185,12 @@ def test_prompts_and_completions():
         (
             {"messages": [user("hi"), assistant(None)]},
             "CHATML",
-            "message 2 of messages has the content None, which is no text",
+            "message 2 of messages has the content None, which is not text",
         ),
         (
             {"messages": [user([{"type": "image", "url": "x"}]), assistant("a")]},
             "CHATML",
-            "message 1 of messages holds 'image', which is no text",
+            "message 1 of messages holds 'image', which is not text",
         ),
         (
             {"messages": [user("hi"), assistant("", tool_calls=[{"name": 1}])]},
@@ -210,7 +210,7 @@ def test_prompts_and_completions():
         ({"messages": [SYSTEM, *TWO]}, "GEMMA", "refuses it: System role not supported; change the row's turns"),
         ({"messages": [user("a"), *TWO]}, "MISTRAL", "refuses it: Conversation roles must alternate"),
         ({"messages": TWO[1:]}, "CHATML", "cannot open the assistant's turn with nothing before it; begin with the user's"),
-        ({"messages": TWO}, "THINKS", "does not begin the assistant's turn (message 2) as it opens one to be answered"),
+        ({"messages": TWO}, "THINKS", "does not begin the assistant's turn (message 2) with its generation prompt"),
         (
             {"messages": [user("hi"), assistant("hello", reasoning_content="so")]},
             "CHATML",
@@ -219,7 +219,7 @@ def test_prompts_and_completions():
         (
             {"messages": [user("hi"), assistant("", tool_calls=[{"name": "look"}])]},
             "CHATML",
-            "message 2): 'look' is not in what it writes",
+            "message 2): 'look' is missing",
         ),
     ],
 )
@@ -243,13 +243,13 @@ def test_a_template_that_never_ends_names_the_row(monkeypatch):
 
 
 def test_other_text_stays_text():
-    """A text column wins; what holds lists is no text unless its entries are messages."""
+    """A text column wins; what holds lists is not text unless its entries are messages."""
     assert type(row({"text": "hi", "messages": TWO})) is str
     assert row({"text": None}) is None
     assert columns_of("text", {"body": 1}) == [] and columns_of("prompt+completion", {"prompt": 1}) == []
     assert columns_of("text", {"prompt": 1, "completion": 2, "tools": 3}) == ["prompt", "completion", "tools"]
     with pytest.raises(UserError, match="the column 'text' holds list, not text"):
         row({"text": ["a"]})
-    with pytest.raises(UserError, match="train_on is completions, but the column 'text' holds text, which has none"):
+    with pytest.raises(UserError, match="train_on is completions, but the column 'text' holds text, which has no completions"):
         row({"text": "a"}, train_on="completions")
     assert written({"talk": TWO}, tokenizer_with(templates.GEMMA), column="talk") == ONE["GEMMA"]

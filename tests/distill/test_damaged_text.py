@@ -190,7 +190,7 @@ def test_files_that_are_none(refused, tmp_path, monkeypatch):
     (tmp_path / "folder.jsonl").mkdir()
     assert "folder.jsonl is a folder; name files in it" in refused(path=str(tmp_path / "folder.jsonl"))
     os.mkfifo(tmp_path / "pipe.jsonl")
-    assert "pipe.jsonl is no plain file but a pipe or a device" in refused(path=str(tmp_path / "pipe.jsonl"))
+    assert "pipe.jsonl is a pipe or a device, not a plain file" in refused(path=str(tmp_path / "pipe.jsonl"))
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone")
     assert "link.jsonl cannot be read: No such file" in refused(path=str(tmp_path / "link.jsonl"))
     (tmp_path / "empty.jsonl").touch()

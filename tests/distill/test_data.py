@@ -218,7 +218,7 @@ def test_preparing_says_nothing_of_its_libraries(tokenizer, mixture, capfd, capl
     [
         ({"path": "nowhere/*.jsonl"}, r"data\.train\.0: no file matches 'nowhere/\*\.jsonl'"),
         ({"path": "{here}/rows.jsonl", "column": "txt"}, r"there is no column 'txt' in .*rows\.jsonl; there are text"),
-        ({"path": "{here}/picture.png"}, "is no text this can read"),
+        ({"path": "{here}/picture.png"}, "is not a file of text"),
         ({"path": "{here}/broken.jsonl"}, "could not be read"),
         ({"path": "{here}/blank.jsonl"}, "there is no text"),
         ({"hub": "org/none"}, "org/none could not be read"),

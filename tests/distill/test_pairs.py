@@ -84,16 +84,16 @@ BAD_ROWS = {
     "empty prompt": (PAIR | {"prompt": []}, "share no prompt"),
     "other questions": (
         {"chosen": [*ASKED, *GOOD], "rejected": [ASKED[0], {"role": "user", "content": "and?"}, *BAD]},
-        "rejected goes on behind the shared prompt with a turn of 'user'.*give both the same turns",
+        "rejected continues the shared prompt with a turn of 'user'.*give both the same turns",
     ),
     "text without a prompt": ({"chosen": "yes", "rejected": "no"}, "share no prompt"),
     "empty": (PAIR | {"rejected": []}, "rejected is empty; leave the row out"),
     "empty text": ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected is empty; leave the row out"),
     "empty answer": (PAIR | {"chosen": [{"role": "assistant", "content": ""}]}, "message 1 of chosen is .*empty"),
-    "nothing behind": ({"chosen": ASKED + GOOD, "rejected": ASKED}, "rejected is empty behind the prompt"),
+    "nothing behind": ({"chosen": ASKED + GOOD, "rejected": ASKED}, "rejected is empty after the prompt"),
     "mixed": ({"prompt": "a", "chosen": "b", "rejected": BAD}, "all text or all messages"),
-    "no pair": ({"messages": ASKED + GOOD}, "this is no pair: it has messages; write prompt, chosen and rejected"),
-    "text": ({"text": "a b"}, "this is no pair: it has text"),
+    "no pair": ({"messages": ASKED + GOOD}, "this is not a pair: it has messages; write prompt, chosen and rejected"),
+    "text": ({"text": "a b"}, "this is not a pair: it has text"),
     "no role": (PAIR | {"chosen": [{"content": "x"}]}, "message 1 of chosen has no role"),
 }
 
@@ -113,11 +113,11 @@ def test_pairs_where_none_are_read(tmp_path, kind):
 
 
 def test_templates(tmp_path):
-    """None at all; one that writes earlier turns of an answer otherwise."""
+    """None at all; one that changes earlier turns of an answer."""
     with pytest.raises(UserError, match=r"line 1, chosen: the teacher's tokenizer has no chat template.*; name a teacher"):
         prepared(tmp_path, [PAIR], template=None)
     more = [{"role": "assistant", "content": "<think>\nx\n</think>\n\ny"}, *ASKED, *GOOD]
-    with pytest.raises(UserError, match=r"line 1.* otherwise once others follow; write answers of one turn"):
+    with pytest.raises(UserError, match=r"line 1.* changes earlier turns .* once others follow; write answers of one turn"):
         prepared(tmp_path, [PAIR | {"chosen": more}], template=QWEN3)
 
 
@@ -135,5 +135,5 @@ def test_windows_cut_both_and_leave_out(tmp_path):
         assert (batch.trained.sum(1) > 0).all() and batch.ids.shape[1] <= 80
     with pytest.raises(UserError, match=r"data.seq_len is 8, and no pair in stages.1.data has room for both answers in it"):
         PairWindows(folder, 8, 0, where="stages.1.data")
-    with pytest.raises(UserError, match="there is one pair, and one more is needed"):
+    with pytest.raises(UserError, match="there is only one pair, and another one is needed"):
         PairWindows(prepared(tmp_path / "..", [PAIR]), 80, 0, where="stages.1.data")
