@@ -1,8 +1,8 @@
-"""Text once into tokens: sources in the order that a seed fixes, tokenised, cut into documents, and written in shards that
-numpy maps (`prepared.py` says how). What is stopped goes on behind its last whole shard, to the same bytes.
+"""Prepares text: sources, in the order that a seed fixes, are tokenised, cut into documents and written in shards.
 
-Whether a document begins with a token of its own is the tokenizer's convention; where a row of text holds several, see
-`encoding.Documents`.
+`prepared.py` describes the shards, which NumPy maps into memory. A preparation that was stopped goes on after its last whole
+shard and writes the same bytes. Whether a document begins with a token of its own is the tokenizer's convention; where a row
+of text holds several documents, see `encoding.Documents`.
 """
 
 import json
@@ -32,21 +32,21 @@ from distill.text.tokenising import processes_for, tokenising
 from teachers.cache import CacheError, cache_folder, in_parts, is_there, writing
 
 KIND = "prepared"  # the folder of the cache
-STAMPS = "stamps.json"  # the file that says, until it is whole, of which files a text is made
-READING = "reading"  # the folder of what is read of the files; read once and taken away
-TOKEN = 4  # bytes of text that a token stands for, about
+STAMPS = "stamps.json"  # until a text is whole, the stamps of the files that it is made from
+READING = "reading"  # the folder for the rows that were read from the files; removed at the end
+TOKEN = 4  # bytes of text in a token, about
 
 _log = logging.getLogger(__name__)
 
 
 class NotPreparedError(UserError):
-    """Text that was asked for as far as it is prepared, and is not."""
+    """Text is not prepared, and the caller does not want it to be prepared now."""
 
 
 @dataclass(frozen=True)
 class Tokenising:
-    """How text is prepared, whatever it is. processes: that tokenise; by the cores and the size of the text where None.
-    console: where a live line may show how far it is."""
+    """How text is prepared. processes: how many tokenise; None chooses by the cores and the size of the text. console: for a
+    live line of progress."""
 
     processes: int | None = None
     console: Console | None = None
@@ -64,17 +64,17 @@ def prepare(
     longest: int = LONGEST_DOCUMENT,
     how: Tokenising | None = None,
 ) -> Path:
-    """The prepared folder of some sources, made on first use; a process that comes while another makes it waits.
+    """The prepared folder of some sources, made on first use; a second process waits while the first one makes it.
 
     Args:
         separator: the token that ends each document (default: the tokenizer's end of sequence).
-        limit: stop after so many tokens. where: the recipe's key, for messages. make: whether to make it if need be.
-        longest: bytes of UTF-8 that a document may have. how: processes and where progress is shown.
+        limit: stop after this number of tokens. where: the recipe's key, for messages. make: whether to prepare the text if
+            it is not prepared. longest: the most bytes of UTF-8 that a document may have. how: processes and progress.
 
     Raises:
-        NotPreparedError: it would have to be made, and shall not be.
-        UserError: a file, column or token that is not there, a file that is damaged or changes while it is read, a document
-            that is too long, no text at all, or a cache that cannot be used.
+        NotPreparedError: the text is not prepared, and `make` is False.
+        UserError: a file, column or token does not exist; a file is damaged or changes while it is read; a document is too
+            long; there is no text at all; or the cache cannot be used.
     """
     files = [files_of(source, f"{where}.{index}") for index, source in enumerate(sources)]
     end, before = separator_id(tokenizer, separator, where), stamps(files, where)
@@ -100,7 +100,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A text that is to be prepared. end: the token that ends a document."""
+    """A text to prepare. end: the token that ends a document."""
 
     sources: Sequence[TextSource]
     files: Sequence[Sequence[TextFile]]
@@ -114,7 +114,7 @@ class _Asked:
 
     @property
     def weights(self) -> list[float] | None:
-        """Of the sources, where they are mixed."""
+        """The weights of the sources, where they are mixed."""
         if len(self.sources) == 1 or all(source.weight is None for source in self.sources):
             return None
         return [1.0 if source.weight is None else source.weight for source in self.sources]
@@ -126,7 +126,7 @@ class _Asked:
 
 
 def _begin(folder: Path, stamped: list[Stamp] | None) -> None:
-    """Take away what an earlier attempt made of files that are others by now, and say which they are."""
+    """Remove what an earlier attempt made from files that have changed since, and write the stamps of today's files."""
     file, said = folder / STAMPS, json.dumps(stamped)
     with suppress(FileNotFoundError):
         if file.read_text(encoding="utf-8") != said:
@@ -137,7 +137,7 @@ def _begin(folder: Path, stamped: list[Stamp] | None) -> None:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether no shard of a prepared folder is lost; one that is damaged otherwise is said to be so where it is read."""
+    """Whether a prepared folder has all its shards; other damage is reported when a shard is read."""
     try:
         return not missing(folder, read_meta(folder))
     except UserError:
@@ -145,7 +145,7 @@ def _whole(folder: Path) -> bool:
 
 
 def _write(folder: Path, asked: _Asked) -> None:
-    """Write the shards that a folder lacks, and what names them all."""
+    """Write the shards that a folder lacks, and then the `meta.json` that lists them all."""
     known = read_meta(folder) if (folder / META).is_file() else None
     dtype = np.uint16 if max(asked.tokenizer.get_vocab().values()) < 2**16 else np.uint32
     writer = shards.Writer(folder, dtype, shards.SIZE)
@@ -157,7 +157,7 @@ def _write(folder: Path, asked: _Asked) -> None:
         meta = writer.finish(known, sources=[source.model_dump(exclude_defaults=True) for source in asked.sources])
     except BaseException:
         writer.give_up()
-        if not writer.shards:  # there is nothing to go on with
+        if not writer.shards:  # a later attempt has nothing to go on from
             shutil.rmtree(folder / READING, ignore_errors=True)
         raise
     shutil.rmtree(folder / READING, ignore_errors=True)
@@ -165,7 +165,7 @@ def _write(folder: Path, asked: _Asked) -> None:
 
 
 def _write_shards(writer: shards.Writer, folder: Path, asked: _Asked, known: Meta | None) -> None:
-    """Every shard that is not there yet, each from where the one before it ended."""
+    """Write every shard that is missing, each from where the one before it ended."""
     last = len(known.shards) if known else None
     places: list[Place] = _known(writer, [], last)
     if _over(writer, asked, last):
@@ -186,7 +186,7 @@ def _write_shards(writer: shards.Writer, folder: Path, asked: _Asked, known: Met
 def _draw(
     writer: shards.Writer, sources: list[Source], asked: _Asked, progress: TextProgress, folder: Path, last: int | None
 ) -> bool:
-    """Write shards until one is there already, or the text ends; whether it goes on behind that one."""
+    """Write shards until the next one exists already, or the text ends. Returns whether the text may go on after that."""
     for label, ids in drawn(sources, asked.weights, asked.where):
         _add(writer, label, ids, asked.end)
         progress.update(writer.tokens, writer.documents, _share(sources))
@@ -202,7 +202,7 @@ def _draw(
 
 
 def _add(writer: shards.Writer, label: str, document: np.ndarray | Marked, end: int) -> None:
-    """Write a document with the token that ends it, which is trained on where a completion ends with nothing else."""
+    """Write a document with the token that ends it, which is trained on where it ends a completion (`Marked.unended`)."""
     ids = document.ids if isinstance(document, Marked) else document
     parts = [ids] if ids[-1] == end else [ids, [end]]
     if isinstance(document, Marked):
@@ -213,25 +213,25 @@ def _add(writer: shards.Writer, label: str, document: np.ndarray | Marked, end: 
 
 
 def _known(writer: shards.Writer, places: list[Place], last: int | None) -> list[Place]:
-    """Take the shards that follow and are there; where the sources go on behind them."""
+    """Take over the next shards that exist. Returns where the sources go on after them."""
     while writer.shards != last and (found := writer.known()) is not None:
         places = found
     return places
 
 
 def _over(writer: shards.Writer, asked: _Asked, last: int | None) -> bool:
-    """Whether the text has its last token."""
+    """Whether the text is complete."""
     return writer.shards == last or (asked.limit is not None and writer.tokens >= asked.limit)
 
 
 def _size(made: Sequence[Stream], limit: int | None) -> int | None:
-    """Bytes of text that will be tokenised, about; None where nobody knows."""
+    """About how many bytes of text will be tokenised; None where that is not known."""
     known = [stream.size for stream in made]
     sizes = [sum(cast(list[int], known))] if None not in known else []
     return min(sizes + ([TOKEN * limit] if limit is not None else []), default=None)
 
 
 def _share(sources: Sequence[Source]) -> float | None:
-    """How much of the rows is behind, of the source that is longest on its way; None where their number is not known."""
+    """The share of its rows that was read, of the source that has the largest part left; None where it is not known."""
     shares = [source.share for source in sources]
     return None if None in shares else min(cast(list[float], shares))

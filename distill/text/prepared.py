@@ -1,11 +1,11 @@
-"""A prepared folder on disk: shards `00000`, `00001` ..., and `meta.json`, which is written last and names them all.
+"""A prepared folder on disk: shards `00000`, `00001` ..., and `meta.json`, which is written last and lists them all.
 
-A shard is whole documents, each ended by the separator: `tokens.npy` (one after the other), `starts.npy` (where each begins
-in the shard), `labels.npy` (its source, an index of the names in the last `meta.json`), `hashes.npy` (64 bits of a hash of
-its tokens) and a `meta.json` of its own (`shard_facts.py` says of what). A shard with chats of which only what the assistant
-said is trained on also has `trained.npy` (1 at each such token, and at every token of other text) and `rows.npy` (the row of
-each document in its file). What is read is checked when it is first read, an array at a time: a large text is not hashed
-whole at every start.
+A shard holds whole documents, each ended by the separator: `tokens.npy` (all documents, one after the other), `starts.npy`
+(where each document begins in the shard), `labels.npy` (each document's source, an index of the names in the last
+`meta.json`), `hashes.npy` (64 bits of a hash of each document's tokens) and a `meta.json` of its own (`shard_facts.py`). If
+only what the assistant said is trained on in some chats, a shard also has `trained.npy` (1 at each such token, and at every
+token of other text) and `rows.npy` (the row of each document in its file). An array is checked when it is first read, so
+that a large text is not hashed whole at every start.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ from distill.text.shard_facts import (
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard, whose arrays are opened and checked when they are first asked for.
+    """A shard, whose arrays are opened and checked when they are first read.
 
-    counts: what the text says of it. first, first_document: tokens and documents of the shards before it. folder: its own.
-    delete: what to delete where it is damaged.
+    folder: the shard's own. counts: its entry in the text's `meta.json`. labelled: the number of label names. first,
+    first_document: how many tokens and documents the shards before it hold. delete: what a user deletes if it is damaged.
     """
 
     folder: Path
@@ -48,12 +48,12 @@ class Shard:
 
     @property
     def last(self) -> int:
-        """The first token behind it, in the whole text."""
+        """The first token after the shard, in the whole text."""
         return self.first + self.counts.tokens
 
     @cached_property
     def meta(self) -> ShardMeta:
-        """What its own `meta.json` says, once it is found to be the shard of this text.
+        """The shard's own `meta.json`, checked to belong to this text.
 
         Raises:
             UserError: it is missing, damaged or of another text.
@@ -65,7 +65,7 @@ class Shard:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """All its tokens, mapped."""
+        """All its tokens, memory-mapped."""
         found = self._array("tokens", self.counts.tokens)
         if (highest := int(found.max())) > self.counts.highest:
             raise self._damaged(f"tokens.npy has a token {highest}, and the highest written was {self.counts.highest}")
@@ -94,7 +94,7 @@ class Shard:
 
     @cached_property
     def trained(self) -> np.ndarray | None:
-        """1 at each token that is trained on, mapped; None where that is all."""
+        """1 at each token that is trained on, memory-mapped; None where all tokens are."""
         if self.counts.trained is None:
             return None
         found = self._array("trained", self.counts.tokens)
@@ -104,7 +104,7 @@ class Shard:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The row of each document in its file, of chats; 0 of other text."""
+        """The row of each document in its file, for chats; 0 for other text."""
         if self.counts.trained is None:
             return np.zeros(self.counts.documents, np.int64)
         return np.array(self._array("rows", self.counts.documents))
@@ -115,18 +115,18 @@ class Shard:
         return np.diff(np.append(self.starts, self.counts.tokens))
 
     def check(self) -> None:
-        """Look at all of it now.
+        """Check all arrays now.
 
         Raises:
-            UserError: an array is missing, cut, altered or of another form.
+            UserError: an array is missing, cut off, altered or of another type or shape.
         """
         _ = self.tokens, self.starts, self.labels, self.hashes, self.trained, self.rows
 
     def _array(self, name: str, count: int) -> np.ndarray:
-        """An array, mapped, once it is found to be what was written.
+        """An array, memory-mapped, checked to be what was written.
 
         Raises:
-            UserError: it is missing, cut, altered or of another form.
+            UserError: it is missing, cut off, altered or of another type or shape.
         """
         file, known = self.folder / f"{name}.npy", self.meta.files.get(f"{name}.npy")
         try:
@@ -149,7 +149,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder: what its meta.json says, and its shards."""
+    """A prepared folder: its `meta.json` and its shards."""
 
     folder: Path
     meta: Meta
@@ -157,7 +157,7 @@ class Prepared:
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """The number of tokens."""
         return self.meta.tokens
 
     @property
@@ -172,7 +172,7 @@ class Prepared:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where each document begins, in the whole text: of texts that are held in memory."""
+        """Where each document begins in the whole text; for texts that fit into memory."""
         return np.concatenate([shard.starts + shard.first for shard in self.shards])
 
     @cached_property
@@ -217,11 +217,10 @@ class Prepared:
 
 
 def load(folder: Path) -> Prepared:
-    """Open a prepared folder, once its shards are found to be there; the first is looked at now, the others when they are
-    first read.
+    """Open a prepared folder. The first shard is checked now, the others when they are first read.
 
     Raises:
-        UserError: a shard is missing; one is cut, altered or of another form.
+        UserError: a shard is missing, cut off, altered or of another type or shape.
     """
     meta = read_meta(folder)
     shards, first, documents = [], 0, 0

@@ -1,5 +1,4 @@
-"""How far preparing text is: one live line on a terminal that has room for it, a line now and then anywhere else, nothing of
-what is done in seconds."""
+"""The progress of preparing text: a live line on a terminal, a plain line now and then elsewhere, none for short work."""
 
 import sys
 import time
@@ -15,10 +14,11 @@ LIVE = 0.2  # seconds between two changes of a live line
 
 
 class TextProgress:
-    """Shows how many tokens are prepared, how many come a second, and how long it may still take.
+    """Shows how many tokens are prepared, how many a second, and about how much time is left.
 
-    where: the recipe's key. begun: tokens that an earlier attempt prepared. limit: tokens at which it ends; None where the
-    text ends it. console: for a live line; without one, or where it is no terminal, lines go to the standard error.
+    where: the recipe's key. begun: tokens that an earlier attempt prepared. limit: tokens at which preparation ends; None
+    where the whole text is prepared. console: for a live line; without one, or where it is no terminal, lines go to standard
+    error.
     """
 
     def __init__(self, where: str, begun: int, limit: int | None, console: Console | None) -> None:
@@ -32,12 +32,12 @@ class TextProgress:
 
     @contextmanager
     def shown(self) -> Iterator["TextProgress"]:
-        """Show it while the block runs."""
+        """Show the progress while the block runs."""
         with self._bar:
             yield self
 
     def update(self, tokens: int, documents: int, share: float | None) -> None:
-        """Go on. share: of the rows that are behind, where their number is known."""
+        """Report progress. share: the share of rows that was read, where their number is known."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -49,7 +49,7 @@ class TextProgress:
             print(f"{self._where}: {said}", file=sys.stderr, flush=True)
 
     def line(self, tokens: int, documents: int, share: float | None, seconds: float) -> tuple[str, float]:
-        """What is said after so many seconds, and the share of all that is done."""
+        """The text to show after `seconds`, and the share of the work that is done."""
         rate = (tokens - self._begun) / max(seconds, 1e-9)
         done = max(share or 0.0, tokens / self._limit if self._limit else 0.0)
         left = f", {duration(tokens * (1 / done - 1) / rate)} left" if 0 < done <= 1 and rate > 0 else ""

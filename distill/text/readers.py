@@ -1,6 +1,6 @@
-"""Files as rows of text: JSON lines and JSON, CSV, parquet and plain text, each read piece by piece.
+"""Reads files as rows of text: JSON lines and JSON, CSV, parquet and plain text, each read piece by piece.
 
-Every reader writes into `Rows` and says of what it cannot take the file, the line and the reason.
+Every reader writes into `Rows`; its errors name the file, the line and the reason.
 """
 
 import csv
@@ -22,15 +22,15 @@ from teachers.cache import writing
 
 BLOCK = 1 << 20  # characters of a text file read at a time
 PARQUET_ROWS = 64  # read at a time
-FIRST_LINES = re.compile(r"\A\s*\n")  # blank ones
+FIRST_LINES = re.compile(r"\A\s*\n")  # blank lines at the beginning
 BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 def read(reading: Reading, rows: Rows) -> None:
-    """Write a file's rows, the empty ones too.
+    """Write a file's rows, empty ones included.
 
     Raises:
-        UserError: the file is damaged, a document too long, or the column is not there or holds no text.
+        UserError: the file is damaged, a document is too long, or the column does not exist or does not hold text.
     """
     READERS[cast(str, reading.file.kind)](reading, rows)
 
@@ -61,7 +61,7 @@ def _as_value_error() -> Iterator[None]:
 
 
 def _cells_by_name(names: list[str], row: list[str]) -> dict[str, str]:
-    """The cells of a line; of columns of one name the first, of cells that are missing nothing."""
+    """The cells of a line by column; of columns with the same name the first counts, and missing cells are empty."""
     if len(row) > len(names):
         raise ValueError(
             f"the line has {len(row)} cells, the first line names {len(names)} columns; quote cells with commas"
@@ -71,7 +71,7 @@ def _cells_by_name(names: list[str], row: list[str]) -> dict[str, str]:
 
 
 class _Cells:
-    """The records of a CSV; blank lines between them are none."""
+    """The records of a CSV; blank lines between them are skipped."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines, self._inside = lines, False
@@ -113,7 +113,7 @@ def _parquet(reading: Reading, rows: Rows) -> None:
 
 @contextmanager
 def _arrow_as_value_error() -> Iterator[None]:
-    """pyarrow's errors of damaged files are of many types."""
+    """Turn pyarrow's errors into ValueErrors: on damaged files they are of many types."""
     try:
         yield
     except (NotImplementedError, LookupError, TypeError) as error:
@@ -129,7 +129,7 @@ def _parquet_records(file, columns: list[str], place: Place) -> Iterator[tuple[s
 
 @contextmanager
 def _plain(reading: Reading) -> Iterator[str]:
-    """A file that is read from its end, unpacked first where it is packed."""
+    """The path of a file that is read from its end (parquet), unpacked into `scratch` first where it is packed."""
     if Path(reading.file.path).suffix.lstrip(".") not in PACKED:
         yield reading.file.path
         return
@@ -150,7 +150,7 @@ def _text(reading: Reading, rows: Rows) -> None:
     place = Place()
     if reading.column != "text":
         raise UserError(
-            f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}, which is a text"
+            f"{reading.where}: there is no column {reading.column!r} in {named(reading.file.path)}, which is plain text"
         )
     with unpacked(reading.file.path, reading.where) as stream, explained(reading.file.path, reading.where, place):
         text = io.TextIOWrapper(cast(BinaryIO, stream), encoding="utf-8-sig")
@@ -158,7 +158,7 @@ def _text(reading: Reading, rows: Rows) -> None:
             TEXTS[reading.documents](reading, rows, text, place)
         except UnicodeDecodeError:
             for _ in lines(reading.file.path, reading.where, reading.longest, Place()):
-                pass  # says which line it is
+                pass  # this raises an error that names the line
             raise
 
 
@@ -179,7 +179,7 @@ def _as_lines(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -
 
 
 def _as_paragraphs(reading: Reading, rows: Rows, text: io.TextIOBase, place: Place) -> None:
-    """What stands between blank lines, whatever space these hold."""
+    """A row for each paragraph: the lines between blank ones, which may hold spaces."""
     label, held_size = reading.label or reading.file.label, 0
     held: list[str] = []
     for line in _text_lines(reading, text, place):
@@ -197,7 +197,7 @@ def _as_paragraphs(reading: Reading, rows: Rows, text: io.TextIOBase, place: Pla
 
 
 def paragraphs(text: str) -> list[str]:
-    """The paragraphs of a text, which are one where nothing but space is in it."""
+    """The paragraphs of a text; a text of only space is one empty paragraph."""
     return BLANK_LINE.split(FIRST_LINES.sub("", text).rstrip()) if text else []
 
 

@@ -1,4 +1,4 @@
-"""A file's records as rows: of each the text or the chat, and what it is called."""
+"""A file's records as rows: the text or chat of each record, and its label."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,16 @@ from distill.text.rows import Rows
 from distill.text.unpacked import too_long
 
 NAMES = 20  # columns that a message lists
-LABEL = 1000  # characters that a source's name may have
+LABEL = 1000  # characters that a label may have
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a file, and how.
+    """How a file is read.
 
-    column: whose text. label: what every row is called; None takes the column `source` where there is one. documents: what
-    of a .txt file is one. longest: bytes that a document may have. scratch: a place for a file to be unpacked in. tick:
-    called with every row. train_on: as the source
-    says.
+    column: the column with the text. label: the label of every row; None takes it from the column `source` where there is
+    one. documents: what part of a .txt file is a document. longest: the most bytes that a document may have. scratch: a
+    folder in which a file is unpacked. tick: called at every row. train_on: the source's.
     """
 
     file: TextFile
@@ -38,7 +37,7 @@ class Reading:
 def add_records(
     reading: Reading, rows: Rows, records: Iterator[tuple[str, Mapping]], columns: Sequence[str] | None = None
 ) -> None:
-    """Rows of records, each with its place in the file. columns: of the file, where the records hold only some."""
+    """Add a row for each record. records: with places in the file. columns: the file's, where records hold only some."""
     seen: dict[str, None] = {}
     found, column = False, reading.column
     for number, (place, record) in enumerate(records, start=1):
@@ -66,30 +65,30 @@ def add_records(
 
 
 def size(text: str) -> int:
-    """Bytes of a text's UTF-8."""
+    """The bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
 
 
 def _check_text(reading: Reading, place: str, text: str) -> None:
-    """Refuse text that UTF-8 has no bytes for, or too much of it."""
+    """Refuse text that UTF-8 cannot encode, or that is too long."""
     try:
         if size(text) > reading.longest:
             raise too_long(reading.file.path, reading.where, place, reading.longest)
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{reading.where}: {named(reading.file.path)}, {place}: the column {reading.column!r} holds half of a pair "
-            f"({text[error.start]!a}), which is no text; write the character whole"
+            f"{reading.where}: {named(reading.file.path)}, {place}: the column {reading.column!r} holds half of a "
+            f"surrogate pair ({text[error.start]!a}), which is not text; write the character whole"
         ) from error
 
 
 def _source(reading: Reading, place: str, source: object) -> str:
-    """What a row is called where its column `source` says."""
+    """The label of a row by its column `source`; the file's label where that is null."""
     if source is None:
         return reading.file.label
     if not isinstance(source, str | int | float) or len(str(source)) > LABEL:
         raise UserError(
-            f"{reading.where}: {named(reading.file.path)}, {place}: source is {brief(source)}, which is no name; write a "
-            "short one, or give the source a label"
+            f"{reading.where}: {named(reading.file.path)}, {place}: source is {brief(source)}, which is not a name; write "
+            "a short one, or give the source a label"
         )
     return str(source)
 

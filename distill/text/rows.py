@@ -1,4 +1,4 @@
-"""Rows of text on disk: written one after the other, read in any order, so that memory does not grow with the text."""
+"""Rows of text on disk, written one after the other and read in any order, so that memory does not grow with the text."""
 
 import json
 import os
@@ -11,21 +11,21 @@ import numpy as np
 
 from teachers.cache import writing
 
-HELD = 1 << 16  # rows whose place is held in memory before it is written
-ENTRY = 16  # bytes of a row's place
-CHAT = 1 << 40  # added to the number of a chat's label
-WHOLE = "rows.json"  # the file that says that all rows are there
+HELD = 1 << 16  # rows whose table entries are held in memory before they are written
+ENTRY = 16  # bytes of a row's table entry
+CHAT = 1 << 40  # added to the label's number where the row is a chat
+WHOLE = "rows.json"  # the file that is written once all rows are
 
 
 class Chat(str):
-    """A row that is a chat, or a prompt and its completion, as JSON (`chats.py` says of what)."""
+    """A row that is a chat, or a prompt and its completion, as JSON (described in `chats.py`)."""
 
 
 class Rows:
     """Label and text of each row, in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: made here, and the caller's to remove; what an earlier attempt left half written there goes."""
+        """folder: made here, removed by the caller; what an earlier attempt left in it is deleted."""
         self._folder = folder
         self._names: list[str] = []
         self._numbers: dict[str, int] = {}
@@ -37,7 +37,7 @@ class Rows:
 
     @classmethod
     def left(cls, folder: Path) -> "Rows | None":
-        """The rows that an earlier attempt read whole; None where there are none."""
+        """The rows of an earlier attempt that read all of them; None where there are none."""
         try:
             known = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
             sizes = [(folder / name).stat().st_size for name in ("texts", "table")]
@@ -56,7 +56,7 @@ class Rows:
         return self._size
 
     def begin(self, label: str, mark: int = 0) -> None:
-        """Begin a row; `extend` gives it its text. mark: added to the number of its label."""
+        """Begin a row, whose text `extend` adds. mark: added to the number of its label."""
         number = self._numbers.setdefault(label, len(self._names))
         if number == len(self._names):
             self._names.append(label)
@@ -66,12 +66,12 @@ class Rows:
             self._flush()
 
     def extend(self, text: str) -> None:
-        """More text of the row that was begun last."""
+        """Add text to the row that was begun last."""
         with writing(self._folder):
             self._size += self._texts.write(text.encode())
 
     def add(self, label: str, text: str) -> None:
-        """A whole row."""
+        """Add a whole row."""
         self.begin(label, CHAT if isinstance(text, Chat) else 0)
         self.extend(text)
 
@@ -81,7 +81,7 @@ class Rows:
         self._held = array("q")
 
     def close(self, whole: bool = False) -> None:
-        """No more is written; what is, can be read. whole: it is all that there is, and a later attempt may take it."""
+        """End writing, so that rows can be read. whole: all rows are written, and a later attempt may use them."""
         with writing(self._folder):
             try:
                 self._flush()
@@ -94,11 +94,11 @@ class Rows:
                 scratch.replace(self._folder / WHOLE)
 
     def __getstate__(self) -> dict:
-        """What a copy needs to read: `datasets` makes one."""
+        """What a copy needs for reading; `datasets` makes copies."""
         return {name: value for name, value in vars(self).items() if name not in ("_texts", "_table")}
 
     def shuffled(self, seed: int, first: int = 0) -> Iterator[tuple[str, str]]:
-        """Every row from a place on, in an order that the seed fixes: the permutation that `datasets` gives so many rows."""
+        """The rows from place `first` on, in an order that the seed fixes: the permutation that `datasets` would use."""
         yield from self.read(np.random.default_rng(seed).permutation(self.count)[first:])
 
     def read(self, order: Sequence[int] | np.ndarray) -> Iterator[tuple[str, str]]:

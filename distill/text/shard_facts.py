@@ -1,4 +1,4 @@
-"""What the `meta.json` of a prepared folder and of its shards say."""
+"""The schemas of `meta.json`, of a prepared folder and of its shards, and the errors for damaged ones."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ Some = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Place(Schema):
-    """Where a source goes on: its pass over its rows, the rows behind it, the documents behind it of the row that comes
-    next, and the tokens that were taken of it."""
+    """Where a source goes on. turn: its pass over its rows. rows: the rows read in this pass. documents: the documents
+    already taken from the next row. taken: the tokens taken in all passes."""
 
     turn: Whole = 0
     rows: Whole = 0
@@ -29,8 +29,8 @@ class Place(Schema):
 
 
 class Counts(Schema):
-    """What a shard holds: tokens and documents, the hash of its tokens, the highest token, the most tokens of a document.
-    trained: tokens that are trained on; None where that is all. The hash is then of these too."""
+    """What a shard holds. sha256: of its tokens, and of its marks where it has any. highest: the highest token id. longest:
+    the tokens of its longest document. trained: how many tokens are trained on; None where all are."""
 
     tokens: Some
     documents: Some
@@ -41,7 +41,7 @@ class Counts(Schema):
 
 
 class ShardMeta(Counts):
-    """`meta.json` of a shard. labels: all names so far. places: where each source goes on behind it. files: their hashes."""
+    """`meta.json` of a shard. labels: all label names so far. files: hashes by name. places: where each source goes on."""
 
     labels: Annotated[list[str], Field(min_length=1)]
     files: dict[str, Hash]
@@ -49,8 +49,8 @@ class ShardMeta(Counts):
 
 
 class Meta(Schema):
-    """`meta.json` of a prepared folder: counts, names of labels, where the text is from, and its shards. sha256: of the
-    tokens; of several shards, of their hashes."""
+    """`meta.json` of a prepared folder. labels: the label names. sha256: the only shard's; of several shards, a hash of
+    theirs. sources: where the text is from."""
 
     tokens: Some
     documents: Some
@@ -66,12 +66,12 @@ def shard_name(number: int) -> str:
 
 
 def missing(folder: Path, meta: Meta) -> list[str]:
-    """The shards of a prepared folder that are not there."""
+    """The shards that a prepared folder lacks."""
     return [shard_name(number) for number in range(len(meta.shards)) if not (folder / shard_name(number)).is_dir()]
 
 
 def read_meta(folder: Path) -> Meta:
-    """What the `meta.json` of a prepared folder says.
+    """Read the `meta.json` of a prepared folder.
 
     Raises:
         UserError: it is missing or damaged.
@@ -80,7 +80,7 @@ def read_meta(folder: Path) -> Meta:
 
 
 def shard_meta(folder: Path, delete: Path) -> ShardMeta:
-    """What the `meta.json` of a shard says. delete: what to delete where it is damaged.
+    """Read the `meta.json` of a shard. delete: what a user deletes if it is damaged.
 
     Raises:
         UserError: it is missing or damaged.
@@ -106,10 +106,10 @@ def _read(file: Path, schema: type[Schema], delete: Path):
 
 
 def damage(folder: Path, reason: object, delete: Path) -> UserError:
-    """What to say of a folder that is not what was written."""
+    """The error for a damaged folder."""
     return UserError(f"the prepared text in {folder} is damaged ({reason}); {mend(delete)}")
 
 
 def mend(delete: Path) -> str:
-    """What to do about it."""
+    """What the user can do about damage."""
     return f"delete {delete}, and the same command makes it again"

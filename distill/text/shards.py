@@ -1,5 +1,4 @@
-"""Writing a prepared folder: a shard at a time, each whole or not at all, so that a stopped preparation goes on behind the
-last one."""
+"""Writes a prepared folder shard by shard, each whole or not at all; a stopped preparation goes on after the last one."""
 
 import hashlib
 import json
@@ -15,14 +14,14 @@ from distill.disk import file_hash
 from distill.errors import UserError
 from distill.text.shard_facts import META, OF_CHATS, TYPES, Counts, Meta, Place, ShardMeta, shard_meta, shard_name
 
-SIZE = 64_000_000  # tokens of a shard, to the end of a document
+SIZE = 64_000_000  # tokens of a shard, which then goes on to the end of a document
 HELD = 1 << 14  # documents whose beginnings, labels and hashes are held before they are written
 BLOCK = 1 << 20  # token ids converted at a time
-SCRATCH = ".writing"  # the folder of a shard that is not whole
+SCRATCH = ".writing"  # the folder of a shard that is not whole yet
 
 
 class Writer:
-    """Writes a prepared folder document by document; nothing but names of labels and counts of shards stays in memory."""
+    """Writes a prepared folder document by document; memory holds only the label names and the shards' counts."""
 
     def __init__(self, folder: Path, dtype: np.dtype | type, size: int = SIZE) -> None:
         """dtype: of the tokens. size: tokens of a shard."""
@@ -33,32 +32,32 @@ class Writer:
 
     @property
     def tokens(self) -> int:
-        """How many are written."""
+        """How many tokens are written."""
         return sum(shard.tokens for shard in self._shards) + (self._shard.tokens if self._shard else 0)
 
     @property
     def documents(self) -> int:
-        """How many are written."""
+        """How many documents are written."""
         return sum(shard.documents for shard in self._shards) + (self._shard.documents if self._shard else 0)
 
     @property
     def shards(self) -> int:
-        """How many are whole."""
+        """How many shards are whole."""
         return len(self._shards)
 
     @property
     def open(self) -> bool:
-        """Whether a shard is at work."""
+        """Whether a shard is being written."""
         return self._shard is not None
 
     @property
     def full(self) -> bool:
-        """Whether the shard at work is to be closed."""
+        """Whether the shard being written has its size."""
         return self._shard is not None and self._shard.tokens >= self._size
 
     def known(self) -> list[Place] | None:
-        """Where the sources go on behind the next shard, which an earlier attempt left whole and which is taken as it is;
-        None where there is none.
+        """Take over the next shard, if an earlier attempt left it whole. Returns where the sources go on after it; None
+        where there is no such shard.
 
         Raises:
             UserError: its `meta.json` is damaged.
@@ -72,17 +71,17 @@ class Writer:
         return meta.places
 
     def add(self, label: str, *parts: Sequence[int] | np.ndarray, trained: np.ndarray | None = None, row: int = 0) -> None:
-        """Write a document, its end included: token ids, in one part or more.
+        """Write a document, with the token that ends it: token ids, in one part or more.
 
         Args:
-            trained: of a chat, whether each token is trained on, and row: its number in its file.
+            trained: for a chat, whether each token is trained on. row: for a chat, the number of its row in its file.
         """
         if self._shard is None:
             self._shard = _Shard(self._folder / SCRATCH, self._dtype)
         self._shard.add(self._names.setdefault(label, len(self._names)), parts, trained, row)
 
     def close(self, places: Sequence[Place] = ()) -> None:
-        """End the shard at work, which takes its name. places: where the sources go on behind it."""
+        """End the shard being written and give it its name. places: where the sources go on after it."""
         counts, files = cast(_Shard, self._shard).close()
         self._shard = None
         meta = ShardMeta(**counts, labels=list(self._names), files=files, places=list(places))
@@ -92,13 +91,13 @@ class Writer:
         self._shards.append(Counts(**counts))
 
     def finish(self, known: Meta | None = None, **facts: Any) -> Meta:
-        """End the last shard, write `meta.json` with further facts, and give what it says.
+        """End the last shard, write `meta.json` with further facts, and return its content.
 
         Args:
-            known: what it said before shards were made again.
+            known: the earlier `meta.json`, where lost shards were made again.
 
         Raises:
-            UserError: a shard that was made again is another.
+            UserError: a shard that was made again differs from the lost one.
         """
         if self._shard is not None:
             self.close()
@@ -113,20 +112,20 @@ class Writer:
         meta = Meta(labels=list(self._names), **totals, **facts)
         if known is not None and known.sha256 != meta.sha256:
             raise UserError(
-                f"the prepared text in {self._folder} is another than the one that its files give now; delete "
-                f"{self._folder}, and the same command makes it again"
+                f"the prepared text in {self._folder} differs from what its files give now; delete {self._folder}, and the "
+                "same command makes it again"
             )
         _write(self._folder / META, meta.model_dump(exclude_none=True))
         return meta
 
     def give_up(self) -> None:
-        """Leave nothing of a shard that is not whole."""
+        """Remove the shard that is not whole."""
         self._shard = None
         shutil.rmtree(self._folder / SCRATCH, ignore_errors=True)
 
 
 class _Shard:
-    """A shard at work, in a folder of its own."""
+    """A shard being written, in a folder of its own."""
 
     def __init__(self, folder: Path, dtype: np.dtype) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
@@ -168,7 +167,7 @@ class _Shard:
             self._flush()
 
     def _begin_chats(self) -> None:
-        """From the first chat on, what is trained on is written; of the documents before it that is every token."""
+        """Begin to write which tokens are trained on, at the first chat; in the documents before it every token is."""
         self._flush()
         for name, kinds in OF_CHATS.items():
             self._arrays[name] = _Array(self._folder / f"{name}.npy", np.dtype(kinds[0]))
@@ -187,7 +186,7 @@ class _Shard:
             values.clear()
 
     def close(self) -> tuple[dict, dict[str, str]]:
-        """What it holds, and the hashes of its files, which are on the disk by then."""
+        """Close the files. Returns the shard's counts, and the hashes of its files, which are on disk by now."""
         self._flush()
         for array in self._arrays.values():
             array.close()
@@ -200,7 +199,7 @@ class _Shard:
 
 
 class _Array:
-    """A .npy file of one dimension that grows: NumPy leaves room in its header for any length."""
+    """A one-dimensional .npy file that grows: NumPy's header has room for any length."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._file, self._dtype, self.count = path.open("wb"), dtype, 0
@@ -225,7 +224,7 @@ class _Array:
 
 
 def _write(file: Path, content: dict) -> None:
-    """A small file, whole or not at all."""
+    """Write a small file, whole or not at all."""
     scratch = file.with_name(f".{file.name}~")
     with scratch.open("w", encoding="utf-8") as opened:
         json.dump(content, opened, indent=1)

@@ -1,7 +1,7 @@
 """Sources of text as rows of `label` and `text`, whatever their columns are called, in an order that a seed fixes.
 
-Local files are read by `readers`, data sets by name or from their folder by `data_sets`. A row is a document (or several:
-`encoding.Documents`); of a .txt file the whole file is one, unless the source says `documents`.
+`readers` reads local files; `data_sets` reads data sets, by their name on the hub or from their folder. A row is a document,
+or several (`encoding.Documents`). A .txt file is one row, unless the source says `documents`.
 """
 
 import shutil
@@ -20,13 +20,13 @@ from distill.text.readers import read
 from distill.text.records import Reading
 from distill.text.rows import Chat, Rows
 
-Group = Sequence[tuple[TextSource, Sequence[TextFile], str]]  # sources, the files of each, and the recipe's key of it
+Group = Sequence[tuple[TextSource, Sequence[TextFile], str]]  # sources, each with its files and its key in the recipe
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A source's rows. rows: in a pass over it (the first is 0), from a row on. count, size: how many rows, and bytes of
-    text, a pass has; None of what is read as it comes."""
+    """A source's rows. rows: takes a pass (the first is 0) and the first row; yields label and text. count, size: the rows
+    and the bytes of text in a pass; None for a streamed data set."""
 
     rows: Callable[[int, int], Iterator[tuple[str, str]]]
     count: int | None = None
@@ -41,13 +41,13 @@ def streams(
     reading: Path,
     longest: int,
 ) -> list[Stream]:
-    """One stream of all sources shuffled together, or, where any has a weight, one a source.
+    """One stream of all sources shuffled together, or, where any has a weight, one stream for each source.
 
     Args:
-        reading: a folder for what is read, which is the caller's to remove. longest: bytes that a document may have.
+        reading: a folder for rows that were read, removed by the caller. longest: the most bytes that a document may have.
 
-    Raises (some only when drawn from):
-        UserError: what cannot be read, or a column that is not there or holds no text.
+    Raises (some only when rows are drawn):
+        UserError: a source cannot be read, or a column does not exist or does not hold text.
     """
     group = [(source, own, f"{where}.{k}") for k, (source, own) in enumerate(zip(sources, files, strict=True))]
     groups = [[one] for one in group] if any(source.weight is not None for source in sources) else [group]
@@ -83,7 +83,7 @@ def _rows(group: Group, reading: Path, longest: int) -> Rows:
 
 
 def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) -> Stream:
-    """Data sets that may be on the hub, so that no more is fetched than is used, and local files with them."""
+    """The stream of data sets, and of local files mixed with them; from the hub only the rows that are used are fetched."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -109,7 +109,7 @@ def _streamed(group: Group, seed: int, where: str, reading: Path, longest: int) 
 
 
 def _table(rows: Rows):
-    """Local rows as a stream of `datasets`."""
+    """Local rows as an `IterableDataset` of `datasets`."""
     import datasets
 
     text = datasets.Value("string")

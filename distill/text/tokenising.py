@@ -1,5 +1,4 @@
-"""Rows of text as the documents in them: tokenised in this process or by several, in the same order and to the same tokens
-whatever their number."""
+"""Tokenises rows of text into documents, in this process or in several; the number of processes changes no token."""
 
 import multiprocessing
 import os
@@ -26,15 +25,15 @@ from distill.text.pair_tokens import row_documents
 from distill.text.pieces import Row, encoded, grouped
 from distill.text.rows import Chat
 
-SMALL = 16_000_000  # bytes of text that one process is fast enough for
-AHEAD = 2  # groups of rows a process that are on their way
-WATCH = 1.0  # seconds between two looks at whether the process that asked still lives
-QUIET = "TOKENIZERS_PARALLELISM"  # what the tokenizers library warns about when a process is forked
+SMALL = 16_000_000  # bytes of text; for less, one process is fast enough
+AHEAD = 2  # groups of rows in flight for each process
+WATCH = 1.0  # seconds between two checks that the parent process still lives
+QUIET = "TOKENIZERS_PARALLELISM"  # set to false, it stops a warning of the tokenizers library about forked processes
 
-Encoded = list[tuple[Any, list[np.ndarray | Marked]]]  # what a row is called by, and the tokens of each of its documents
+Encoded = list[tuple[Any, list[np.ndarray | Marked]]]  # a row's label, and the tokens of each of its documents
 Encode = Callable[[Iterator[Row]], Iterator[tuple[Any, list[np.ndarray | Marked]]]]
 
-_worker: tuple[Any, Documents] | None = None  # a worker's tokenizer and how it cuts
+_worker: tuple[Any, Documents] | None = None  # in a worker: the tokenizer, and what cuts rows into documents
 
 
 def usable_cores() -> int:
@@ -43,26 +42,26 @@ def usable_cores() -> int:
 
 
 def processes_for(size: int | None, asked: int | None = None) -> int:
-    """How many processes tokenise so many bytes of text (None: nobody knows): as many as there are cores, one of little text
-    and where processes cannot be forked safely.
+    """How many processes tokenise `size` bytes of text (None: not known): one for each core; a single one for little text,
+    or where processes cannot be forked safely.
 
     Raises:
-        UserError: several are asked for where none can be forked.
+        UserError: several are asked for on a system that cannot fork.
     """
     forks = "fork" in multiprocessing.get_all_start_methods()
     if asked is not None:
         if asked > 1 and not forks:
-            raise UserError(f"--processes is {asked}, but this system forks no processes; leave it out")
+            raise UserError(f"--processes is {asked}, but this system cannot fork processes; leave it out")
         return asked
     return 1 if sys.platform != "linux" or (size is not None and size < SMALL) else usable_cores()
 
 
 @contextmanager
 def tokenising(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], processes: int) -> Iterator[Encode]:
-    """What turns rows into documents, while the block runs.
+    """A function that turns rows into documents, while the block runs.
 
     Args:
-        ends: the tokens that end a text. processes: how many; 1 is this one.
+        ends: the tokens that end a text. processes: how many; 1 is this process.
     """
     cut = Documents(tokenizer, ends)
     if processes == 1:
@@ -73,7 +72,7 @@ def tokenising(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], processe
         yield lambda rows: _shared(pool, rows, AHEAD * processes)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that tokenises was ended from outside, as by a system that lacks memory; give the same command "
+            "a process that tokenises was killed from outside, perhaps because memory ran out; give the same command "
             "again, or distill prepare with fewer --processes"
         ) from error
     finally:
@@ -94,7 +93,7 @@ def _encode(group: Sequence[Row], tokenizer, cut: Documents) -> Encoded:
 
 
 def _shared(pool: ProcessPoolExecutor, rows: Iterator[Row], ahead: int) -> Iterator[tuple[Any, list[np.ndarray | Marked]]]:
-    """Rows tokenised by a pool, so many groups on their way, in their order."""
+    """Rows tokenised by a pool, in their order, with `ahead` groups in flight."""
     groups, waiting = grouped(rows), deque[Future]()
     try:
         for group in islice(groups, ahead):
@@ -110,11 +109,11 @@ def _shared(pool: ProcessPoolExecutor, rows: Iterator[Row], ahead: int) -> Itera
 
 
 def _pool(tokenizer, cut: Documents, processes: int) -> ProcessPoolExecutor:
-    """Processes that have the tokenizer from their start: they are forked."""
+    """A pool of forked processes, which have the tokenizer from their start."""
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer, cut, os.getpid()))
     before = os.environ.get(QUIET)
-    os.environ[QUIET] = "false"  # the cores are shared out by now
+    os.environ[QUIET] = "false"  # the processes use all cores already
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python 3.12 warns of forks where there are threads; the workers use none
@@ -129,13 +128,13 @@ def _pool(tokenizer, cut: Documents, processes: int) -> ProcessPoolExecutor:
 
 def _begin(tokenizer, cut: Documents, parent: int) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; whoever asked ends what it began
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches workers too; their parent ends them
     _worker = tokenizer, cut
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    """End with the process that asked, which may have been killed."""
+    """End this worker once its parent has ended, which may have been killed."""
     while os.getppid() == parent:
         time.sleep(WATCH)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""A file as bytes and lines, packed or plain, read in pieces: what is cut off, too long or no text is said with its line."""
+"""Reads a file, packed or plain, as bytes or lines; errors name the line that is cut off, too long or not text."""
 
 import bz2
 import gzip
@@ -15,7 +15,7 @@ from teachers.cache import CacheError
 
 MAGIC = {b"\x1f\x8b": "gz", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"BZh": "bz2"}
 NAMED = {".gz": "gz", ".xz": "xz", ".zst": "zst", ".bz2": "bz2"}
-PLAIN = ("gz", "xz", "zst")  # unpacked though the name does not say so; text may begin with BZh
+PLAIN = ("gz", "xz", "zst")  # unpacked even where the name does not say so; not bz2, since text may begin with BZh
 LONGER = "cut it into documents, leave it out, or set data.longest_document higher: memory grows with it"
 
 
@@ -28,7 +28,7 @@ def unpacked(path: str | Path, where: str) -> Iterator[io.BufferedIOBase]:
     """A file's bytes as a stream, unpacked as its first bytes say.
 
     Raises:
-        UserError: it cannot be opened, or is not packed as its name says. Reading it may raise what `explained` explains.
+        UserError: the file cannot be opened, or is not packed as its name says. Reading may raise errors for `explained`.
     """
     name, packing = named(path), None
     try:
@@ -40,7 +40,7 @@ def unpacked(path: str | Path, where: str) -> Iterator[io.BufferedIOBase]:
     packing = next((kind for magic, kind in MAGIC.items() if first.startswith(magic) and kind in (promised, *PLAIN)), None)
     if promised is not None and packing != promised:
         raise UserError(
-            f"{where}: {name} is no .{promised} file: it begins with {first!r}; fetch it again, or name it for what it is"
+            f"{where}: {name} is not a .{promised} file: it begins with {first!r}; fetch it again, or correct its ending"
         )
     with _opened(path, packing) as stream:
         yield stream
@@ -54,7 +54,7 @@ def _opened(path: str | Path, packing: str | None) -> io.BufferedIOBase:
 
 
 class _Zstandard(io.RawIOBase):
-    """zstandard's stream, which ends without a word where the file is cut off."""
+    """A zstandard stream, which raises `CutOffError` where the file is cut off."""
 
     def __init__(self, path: str | Path) -> None:
         import pyarrow
@@ -89,7 +89,7 @@ def explained(path: str | Path, where: str, place: "Place") -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where}: {named(path)}, {place}, is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; "
+            f"{where}: {named(path)}, {place}, is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; "
             "convert the file, with iconv for example"
         ) from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
@@ -100,7 +100,7 @@ def explained(path: str | Path, where: str, place: "Place") -> Iterator[None]:
 
 
 class Place:
-    """How far a file is read."""
+    """How far a file was read."""
 
     def __init__(self, word: str = "line") -> None:
         self.word, self.number = word, 0
@@ -118,10 +118,10 @@ def lines(path: str | Path, where: str, longest: int, place: Place, longer: str 
     """A file's lines as text, their ends included; `place` says which was last.
 
     Args:
-        longest: bytes that a line may have. longer: what to do about a longer one.
+        longest: the most bytes that a line may have. longer: advice for longer lines.
 
     Raises:
-        UserError: the file cannot be read to its end, or a line is too long or no UTF-8.
+        UserError: the file cannot be read to its end, or a line is too long or not UTF-8.
     """
     with unpacked(path, where) as stream, explained(path, where, place):
         while line := stream.readline(longest + 1):
@@ -132,7 +132,7 @@ def lines(path: str | Path, where: str, longest: int, place: Place, longer: str 
 
 
 def too_long(path: str | Path, where: str, place: str, longest: int, longer: str = LONGER) -> UserError:
-    """What to say of a document that is longer than it may be."""
+    """The error for a document that is too long."""
     return UserError(
         f"{where}: {named(path)}, {place}, is longer than {longest:,} bytes, the most that it may have; {longer}"
     )

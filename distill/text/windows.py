@@ -1,4 +1,4 @@
-"""Prepared tokens as training batches: packed windows with their documents, at a position that is one number.
+"""Prepared tokens as training batches of packed windows; the position of a run in its text is one number.
 
 b batch    t time
 """
@@ -17,7 +17,7 @@ from distill.errors import UserError, named
 from distill.text.packing import Kept, Piece, kept, laid, packed
 from distill.text.prepared import Shard, load
 
-SHARDS = 2**31  # in the seed of the shards' order: no shard has that number
+SHARDS = 2**31  # part of the seed for the order of shards; no shard has this number
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Batch:
     """Packed windows.
 
     documents: 0, 1, 2 ... within each window; positions start again with each. targets: the next token. weights: 1 where
-    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text, negative where there
-    is none. windows: each window's place in the text, the same in every epoch, on the CPU; None where nothing counts them.
-    trained: of text with chats, 1 where the next token is also one that is trained on (what the assistant said and what
-    ends its turn, every token of other text); None where that is all of them.
+    the next token belongs to the same document, 0 elsewhere. labels: the source of each token's text, negative for padding.
+    windows: each window's place in the text, the same in every epoch, on the CPU; None where it is not needed. trained: for
+    text with chats, 1 where the next token is also trained on (what the assistant said and what ends its turn; every token
+    of other text), else 0; None where all tokens are trained on.
     """
 
     ids: Int[Tensor, "b t"]
@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def loss_weights(self) -> Float[Tensor, "b t"]:
-        """What a loss on the next token weighs each position by: `trained` where there is such a thing, else `weights`."""
+        """The weight of each position in a loss on the next token: `trained` where it is given, else `weights`."""
         return self.weights if self.trained is None else self.trained
 
     @property
@@ -61,13 +61,13 @@ class Batch:
         return Batch(**{name: tensor[rows] for name, tensor in vars(self).items() if tensor is not None})
 
     def shortened(self, time: int) -> "Batch":
-        """The first tokens of each window, which is none of those that are counted any more."""
+        """The first `time` tokens of each window; without `windows`, because these are whole windows no longer."""
         present = {name: tensor for name, tensor in vars(self).items() if tensor is not None and name != "windows"}
         return Batch(**{name: tensor[:, :time] for name, tensor in present.items()})
 
 
 class Packing(NamedTuple):
-    """A shard laid into windows, and what of its documents that kept."""
+    """A shard packed into windows, and the parts of its documents that were kept."""
 
     windows: list[list[Piece]]
     kept: Kept
@@ -77,12 +77,12 @@ def _batch(windows: Sequence[tuple[np.ndarray, ...]]) -> Batch:
     return Batch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*windows, strict=True)))
 
 
-Calibration = Callable[[int], Iterable[Batch]]  # so many tokens of training text, from a stage's own first window on
+Calibration = Callable[[int], Iterable[Batch]]  # batches with N tokens of training text, from the stage's first window on
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What a trainer reads: windows of `seq_len` tokens by their number."""
+    """Windows of `seq_len` tokens by their number, for a trainer to read."""
 
     seq_len: int
 
@@ -92,12 +92,11 @@ class Batches(Protocol):
 
 
 class Windows:
-    """A prepared folder cut into windows, in an order that a seed fixes; window k of any run is always the same.
+    """A prepared folder cut into windows, in an order that a seed fixes: window k is the same in every run.
 
-    No window goes over the border of two shards. The first epoch reads shard after shard, its windows in another order: so
-    it needs no more of a large text than it has come to; documents are shuffled when they are prepared. Later epochs read
-    the shards in another order too. Text with chats is laid into windows document by document (`packing`), so that no chat
-    is cut.
+    No window crosses the border of two shards. The first epoch reads one shard after the other, each with its windows
+    shuffled, so it needs only the part of a large text that it has reached; documents were shuffled when they were prepared.
+    Later epochs shuffle the shards too. Text with chats is packed document by document (`packing`), so that no turn is cut.
     """
 
     unit, cut_at, reason = "chat", "a turn", "and no completion ends in a window"  # for messages
@@ -113,8 +112,7 @@ class Windows:
         where: str = "",
     ) -> None:
         """seed: of the order; None keeps the folder's own (already shuffled) order. in_order: the windows of a document
-        longer than a window follow each other. key, where: the recipe's keys of seq_len and
-        of the text.
+        that is longer than a window follow each other. key, where: the recipe's keys of seq_len and of the text.
 
         Raises:
             UserError: the folder is damaged, or holds less than one window.
@@ -137,7 +135,7 @@ class Windows:
 
     @property
     def label_names(self) -> list[str]:
-        """The names that a batch's labels are indexes of."""
+        """The names that a batch's labels index."""
         return self.meta.labels
 
     @property
@@ -152,8 +150,7 @@ class Windows:
 
     @property
     def fitted(self) -> str | None:
-        """What windows of this length make of chats that are longer, in words, with the first that is left out; None where
-        all fit."""
+        """A sentence on the chats that are longer than a window, with the first that is left out; None where all fit."""
         if not self.cut and not self.left_out:
             return None
         longer = f"of {self.unit}s longer than {self.seq_len} tokens"
@@ -166,7 +163,7 @@ class Windows:
         return said
 
     def _packs(self) -> "list[Packing] | None":
-        """Documents laid into windows, by shard; None of text that is cut wherever a window ends."""
+        """The packing of each shard; None for text that is cut wherever a window ends."""
         return [self._pack(shard) for shard in self.prepared.shards] if self.prepared.marked else None
 
     def _pack(self, shard: Shard) -> "Packing":
@@ -178,7 +175,7 @@ class Windows:
         return _batch([self._window(k) for k in range(first, first + count)])
 
     def at(self, places: Sequence[int] | np.ndarray) -> Batch:
-        """The windows at some places in the text, as `places` and a batch's `windows` name them."""
+        """The windows at some places in the text, numbered as in `places()` and in a batch's `windows`."""
         return _batch([self._at(int(place)) for place in places])
 
     def _window(self, k: int) -> tuple[np.ndarray, ...]:
@@ -206,7 +203,7 @@ class Windows:
         return lambda start, stop: np.ones(stop - start, np.uint8) if trained is None else trained[start:stop]
 
     def _cut(self, number: int, start: int) -> tuple[np.ndarray, ...]:
-        """The tokens of a shard from one on: a window's ids, documents, positions, targets, weights and labels."""
+        """A window from a token of a shard on: ids, documents, positions, targets, weights and labels."""
         shard = self.prepared.shards[number]
         places = np.arange(start, start + self.seq_len + 1)
         document = np.searchsorted(shard.starts, places, side="right") - 1
@@ -222,7 +219,7 @@ class Windows:
         )
 
     def places(self, first: int, count: int) -> np.ndarray:
-        """The places in the text of windows first .. first + count - 1, each once, in the order in which they come first."""
+        """The places in the text of windows first .. first + count - 1, each once, in order of first appearance."""
         found, seen = [], np.zeros(self.count, bool)
         while count and not seen.all():
             epoch, index = divmod(first, self.count)
@@ -253,7 +250,7 @@ class Windows:
         if self.seed is None:
             return np.arange(count)
         if self._windows is None or self._windows[0] != (epoch, number):
-            generator = np.random.default_rng([self.seed, epoch, number])  # of shard 0: as [seed, epoch]
+            generator = np.random.default_rng([self.seed, epoch, number])  # for shard 0 the same as [seed, epoch]
             if self.in_order and self._packed is None:
                 runs = self._runs(number)
                 order = np.argsort(generator.permutation(runs[-1] + 1)[runs], kind="stable")
@@ -263,8 +260,7 @@ class Windows:
         return self._windows[1]
 
     def _runs(self, number: int) -> np.ndarray:
-        """For each window of a shard, which run of windows it belongs to: one that begins inside a long document goes with
-        the one before it, where the document came from."""
+        """The run of each window of a shard: a window that begins inside a long document is in the run of the one before."""
         shard = self.prepared.shards[number]
         first = np.arange(self._counts[number]) * self.seq_len
         document = np.searchsorted(shard.starts, first, side="right") - 1

@@ -62,10 +62,10 @@ LINES = {
     "no object": ('"river"\n', "line 2, is 'river', not an object"),
     "a list of objects": ('[{"text": "a"}]\n', "line 2, is [{'text': 'a'}], not an object"),
     "two objects": ('{"text": "a"} {"text": "b"}\n', "line 2: Extra data (column 15)"),
-    "no UTF-8": (b'{"text": "\xff"}\n', "line 2, is no UTF-8 text: byte 10 is 0xff"),
-    "UTF-16": (LINE.encode("utf-16"), "line 2, is no UTF-8 text: byte 0 is 0xff"),
-    "half of a pair": ('{"text": "a \\ud800 b"}\n', "line 2: the column 'text' holds half of a pair ('\\ud800')"),
-    "a source that is none": ('{"text": "a", "source": {"of": 1}}\n', "line 2: source is {'of': 1}, which is no name"),
+    "no UTF-8": (b'{"text": "\xff"}\n', "line 2, is not UTF-8 text: byte 10 is 0xff"),
+    "UTF-16": (LINE.encode("utf-16"), "line 2, is not UTF-8 text: byte 0 is 0xff"),
+    "half of a pair": ('{"text": "a \\ud800 b"}\n', "line 2: the column 'text' holds half of a surrogate pair ('\\ud800')"),
+    "a source that is none": ('{"text": "a", "source": {"of": 1}}\n', "line 2: source is {'of': 1}, which is not a name"),
     "a raw tab": ('{"text": "a\tb"}\n', "line 2: Invalid control character"),
     "zeros": (b"\0" * 40 + b"\n", "line 2: Expecting value (column 1)"),
 }
@@ -105,7 +105,7 @@ TABLES = {
     "a quote that is never closed": ('text,id\n"a,1\nb,2\n', "after line 3: a quoted cell is never closed"),
     "another column": ("body,id\na,1\n", "there is no column 'text' in"),
     "a header alone": ("text,id\n", "holds no entry"),
-    "no UTF-8": (b"text\nok\nna\xefve\n", "line 3, is no UTF-8 text: byte 2 is 0xef"),
+    "no UTF-8": (b"text\nok\nna\xefve\n", "line 3, is not UTF-8 text: byte 2 is 0xef"),
 }
 
 
@@ -123,7 +123,7 @@ def test_a_packed_file_that_is_damaged(refused, written, kind):
         said = refused(path=written(f"t.{kind}", whole[:kept]))
         assert f"t.{kind} ends early, " in said and "it is cut off; fetch it again" in said, said
     said = refused(path=written(f"t.{kind}", BULK))
-    assert f"is no .{kind.split('.')[1]} file: it begins with b'{{\"text" in said and "name it for what it is" in said
+    assert f"is not a .{kind.split('.')[1]} file: it begins with b'{{\"text" in said and "correct its ending" in said
     altered = bytearray(whole)
     altered[len(whole) // 2 : len(whole) // 2 + 40] = b"\xff\x00" * 20
     assert f"t.{kind}" in refused(path=written(f"t.{kind}", bytes(altered)))
@@ -153,7 +153,7 @@ def test_parquet_that_is_damaged(refused, tmp_path):
 @pytest.mark.parametrize("documents", ["file", "lines", "paragraphs"])
 def test_text_that_is_no_text(refused, written, documents):
     said = refused(path=written("t.txt", b"one\n\ntwo\nthr\xc3\x28ee\n"), documents=documents)
-    assert "t.txt, line 4, is no UTF-8 text: byte 3 is 0xc3" in said
+    assert "t.txt, line 4, is not UTF-8 text: byte 3 is 0xc3" in said
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_a_killed_worker_is_one_message(prepared, sources, begun, tmp_path, monk
     process.join(60)
     assert process.exitcode == 2
     wanted = (
-        "error: a process that tokenises was ended from outside, as by a system that lacks memory; give the same command"
+        "error: a process that tokenises was killed from outside, perhaps because memory ran out; give the same command"
     )
     assert said.read_text().startswith(wanted) and said.read_text().count("\n") == 1
     assert content(prepared(sources["local"][1:], "parts")) == content(prepared(sources["local"][1:], "whole"))
@@ -396,7 +396,7 @@ def test_how_many_processes(monkeypatch):
     monkeypatch.setattr(tokenising.sys, "platform", "darwin")
     assert tokenising.processes_for(None) == 1
     monkeypatch.setattr(tokenising.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(UserError, match="--processes is 4, but this system forks no processes; leave it out"):
+    with pytest.raises(UserError, match="--processes is 4, but this system cannot fork processes; leave it out"):
         tokenising.processes_for(None, 4)
 
 

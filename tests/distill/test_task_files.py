@@ -107,7 +107,7 @@ GOOD = json.dumps({**ITEM, "label": 0}) + "\n"
         ("null", "line 2: None is no object"),
         ("[" * 100_000, "line 2: it is nested too deep"),
         ('{"ctx": ' + "1" * 5000 + "}", "line 2: a number has more digits"),
-        (b'{"ctx": "\xff"}', "line 2, is no UTF-8 text: byte 9 is 0xff"),
+        (b'{"ctx": "\xff"}', "line 2, is not UTF-8 text: byte 9 is 0xff"),
         ('{"a": 1, "b": 2}', "line 2, is not in the form of piqa: ctx is missing; there are a, b"),
         ('{"ctx": "x", "choices": ["a", "b"]}', "line 2, is not in the form of piqa: label is missing"),
         (" " * 16_000_001, "line 2, is longer than 16,000,000 bytes, the most that it may have; cut it, or leave it out"),
@@ -129,9 +129,9 @@ def test_packed_files_that_are_damaged(tmp_path, pack):
     for content, said in (
         (whole[:-9], "ends early"),
         (whole[:20], "ends early, before its first line ends"),
-        (GOOD.encode(), r"is no \.[gx]z file: it begins with b'\{\"ctx"),
+        (GOOD.encode(), r"is not a \.[gx]z file: it begins with b'\{\"ctx"),
         (pack(b""), "holds no line"),
-        (b"", r"is no \.[gx]z file"),
+        (b"", r"is not a \.[gx]z file"),
     ):
         file.write_bytes(content)
         with pytest.raises(UserError, match=said):

@@ -28,7 +28,7 @@ TEXTS = {
         "t.txt",
         b"\x80\x81\xff" * 400,
         [],
-        ["data.train.0: ", "t.txt, line 1, is no UTF-8 text"],
+        ["data.train.0: ", "t.txt, line 1, is not UTF-8 text"],
     ),
     "half a line": ("t.jsonl", LINE.encode()[:30], [], ["data.train.0: ", "t.jsonl could not be read: line 1"]),
     "a bad line": (
