@@ -1,8 +1,8 @@
-"""`distill answers`: a teacher, or a student, answers prompts; what it says is a source of text.
+"""`distill answers`: a teacher or a student answers prompts; the answers are a source of text.
 
-Prompts are cut into shards in their order, and a shard's are answered in batches of like length. A shard is written whole or
-not at all, so that a call that was stopped goes on to the same bytes. Several processes (torchrun, accelerate launch) take
-one shard after another, each its share.
+Prompts are cut into shards in their order, and the prompts of a shard are answered in batches of similar length. A shard is
+written whole or not at all, so that a call that was stopped goes on to the same bytes. Several processes (torchrun,
+accelerate launch) each answer a share of the shards.
 """
 
 import time
@@ -34,7 +34,7 @@ from teachers.cache import cache_folder
 from teachers.fingerprint import fingerprint
 from teachers.teacher import positions_of
 
-BATCH = {"cpu": 8, "cuda": 64}  # prompts at once
+BATCH = {"cpu": 8, "cuda": 64}  # batch size, by device
 
 
 def answer(
@@ -125,7 +125,7 @@ def _check_references(prompts: list[Prompt], where: str) -> None:
 
 
 def _model(recipe: Recipe, student: str | Path | None, tokenizer, device: torch.device) -> tuple[PreTrainedModel, str, str]:
-    """The model that answers, what it is called, and what tells it from others."""
+    """The model that answers, its name, and its fingerprint."""
     if student is None:
         teacher = load_teacher(recipe, device)
         return teacher.model, teacher.reference, teacher.fingerprint
@@ -139,7 +139,7 @@ def _model(recipe: Recipe, student: str | Path | None, tokenizer, device: torch.
     embedded = model.get_input_embeddings().num_embeddings
     if last >= embedded:
         raise UserError(
-            f"--student is {student}, which embeds {embedded:,} tokens, and the tokenizer of {recipe.teacher} has the token "
+            f"--student is {student}, which embeds {embedded:,} tokens, but the tokenizer of {recipe.teacher} has the token "
             f"{last:,}; name a student of this teacher"
         )
     return model, str(student), fingerprint(model, model.config, tokenizer)
@@ -147,15 +147,15 @@ def _model(recipe: Recipe, student: str | Path | None, tokenizer, device: torch.
 
 def _check_stop(stopper: Stopper) -> None:
     if (reason := stopper.due()) is not None:
-        raise Interrupted(f"{reason}. What is written stays, and the same command goes on behind it")
+        raise Interrupted(f"{reason}. What is written stays, and the same command goes on after it")
 
 
 def _fill(
     accelerator, speaker: Speaker, folder: Folder, prompts, ids, batch: int, stopper: Stopper, console: Console
 ) -> None:
-    """Write what is missing, a shard after the other."""
+    """Write the missing shards, one after the other."""
     left = folder.missing()
-    accelerator.wait_for_everyone()  # all have seen what is left before anything is added
+    accelerator.wait_for_everyone()  # all processes list the missing shards before one of them is written
     mine = left[accelerator.process_index :: accelerator.num_processes]
     spans = [range(number * SIZE, min(len(prompts), (number + 1) * SIZE)) for number in mine]
     there = folder.facts.shards - len(left)
@@ -173,7 +173,7 @@ def _fill(
 
 
 def _answers(speaker: Speaker, span: range, ids: list[list[int]], batch: int, progress: "_Progress") -> list[Said]:
-    """The answers of a shard, in batches of prompts of like length, the longest first."""
+    """The answers of a shard, generated in batches of prompts of similar length, the longest first."""
     order = sorted(span, key=lambda row: (-len(ids[row]), row))
     found: dict[int, Said] = {}
     for start in range(0, len(order), batch):
@@ -192,7 +192,7 @@ def _planned(planned: dict[str, int], tokens: int) -> str:
 
 
 def _tell(console: Console, folder: Folder, counts: dict[str, int]) -> None:
-    """How many prompts came to what."""
+    """Print how many prompts had each outcome."""
     words = PAIRS if folder.facts.kind == "pairs" else ANSWERS
     said = ", ".join(
         f"{counts.get(name, 0):,} {text}" for name, text in words.items() if counts.get(name) or name in ANSWERS
@@ -204,7 +204,7 @@ def _tell(console: Console, folder: Folder, counts: dict[str, int]) -> None:
 
 
 class _Progress:
-    """How far answering is: a live line on a terminal, plain lines anywhere else."""
+    """The progress of answering: a live line on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console, prompts: int) -> None:
         self.console, self.prompts, self.done, self.tokens = console, prompts, 0, 0
@@ -214,7 +214,7 @@ class _Progress:
         self._task = self.bar.add_task("answering", total=prompts, speed="-")
 
     def add(self, prompts: int, tokens: int) -> None:
-        """So many more are done."""
+        """Count further prompts, and the tokens of their answers, as done."""
         self.done, self.tokens = self.done + prompts, self.tokens + tokens
         now = time.monotonic()
         seconds = max(now - self._began, 1e-9)

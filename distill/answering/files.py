@@ -1,4 +1,4 @@
-"""The folder of a set of answers: what it says of itself, and shards of JSON lines that are there whole or not at all."""
+"""The folder of a set of answers: `answers.json`, which describes it, and shards of JSON lines, each whole or absent."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from distill.schema import Schema
 FORMAT = 1
 FACTS = "answers.json"
 SHARD = re.compile(r"answers-(\d{5,9})\.json")
-SIZE = 128  # prompts of a shard, which is what a kill loses
+SIZE = 128  # prompts of a shard; a process that is killed loses at most one shard
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 WORDS = {
@@ -34,7 +34,7 @@ WORDS = {
 
 
 class Facts(Schema):
-    """answers.json. reference: what the model was called; model: what tells it from others. prompts: the hash of all."""
+    """answers.json. reference: the model's name. model: its fingerprint. prompts: a hash of all prompts."""
 
     format: int = FORMAT
     kind: Literal["answers", "pairs"]
@@ -50,13 +50,13 @@ class Facts(Schema):
 
     @property
     def key(self) -> str:
-        """What changes with everything that the answers depend on."""
+        """A hash of everything that the answers depend on."""
         said = json.dumps(self.model_dump(exclude={"reference"}), sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
     @property
     def shards(self) -> int:
-        """How many there are in all."""
+        """The number of shards of the whole set."""
         return -(-self.count // SIZE)
 
     def difference(self, other: "Facts") -> str | None:
@@ -65,7 +65,7 @@ class Facts(Schema):
 
 
 class Shard(Schema):
-    """answers-N.json. of: the set's key. sha256: of the .jsonl. counts: of prompts by what came of them, and of tokens."""
+    """answers-N.json. of: the set's key. sha256: of the .jsonl. counts: of prompts by their outcome, and of tokens."""
 
     of: Hash
     sha256: Hash
@@ -79,10 +79,10 @@ class Folder:
         self.path, self.facts = path, facts
 
     def begin(self) -> None:
-        """Make or go on with the folder; one process does.
+        """Make the folder, or go on with it; only one process calls this.
 
         Raises:
-            UserError: something else is in it, or other answers, or it cannot be written.
+            UserError: the folder holds something else, or other answers, or cannot be written.
         """
         refuse_link(self.path)
         self._check_mine()
@@ -92,15 +92,15 @@ class Folder:
         write_text(self.path / FACTS, json.dumps(self.facts.model_dump(), indent=1))
 
     def missing(self) -> list[int]:
-        """The shards that are not there, or damaged."""
+        """The shards that do not exist or are damaged."""
         return [number for number in range(self.facts.shards) if self._found(number) is None]
 
     def write(self, number: int, rows: Iterable[dict[str, Any]], counts: dict[str, int]) -> None:
-        """Write a shard. Its .json comes last: without it the other counts for nothing. A shard without rows has no .jsonl,
-        so that `*.jsonl` names files with text alone.
+        """Write a shard. Its .json comes last: without it, the .jsonl is ignored. A shard without rows has no .jsonl, so
+        that `*.jsonl` names only files with text.
 
         Raises:
-            UserError: the disk is full, or cannot be written; nothing that was there is lost.
+            UserError: the disk is full, or cannot be written; no earlier shard is lost.
         """
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
         file = self.path / f"{_name(number)}.jsonl"
@@ -114,7 +114,7 @@ class Folder:
         write_text(self.path / f"{_name(number)}.json", json.dumps(shard.model_dump()))
 
     def counts(self) -> dict[str, int]:
-        """The sums over all shards that are there."""
+        """The sums over all shards that exist."""
         found: dict[str, int] = {}
         for number in range(self.facts.shards):
             shard = self._found(number)
@@ -123,7 +123,7 @@ class Folder:
         return found
 
     def _found(self, number: int) -> Shard | None:
-        """What is said of a shard that is whole; None where it is not."""
+        """The .json of a shard that is whole; None where the shard is missing or damaged."""
         file = self.path / f"{_name(number)}.json"
         rows = file.with_suffix(".jsonl")
         if not file.is_file() or rows.is_symlink():
@@ -137,7 +137,7 @@ class Folder:
         return shard if whole else None
 
     def _check_mine(self) -> None:
-        """Refuse a folder in which something else is."""
+        """Refuse a folder that holds something else."""
         file = self.path / FACTS
         if file.is_file():
             again = f"name another folder with --out, or delete {self.path}"
@@ -150,7 +150,7 @@ class Folder:
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out is {self.path}, which is a file; name a folder")
         elif self.path.exists() and any(not one.name.startswith(".") for one in self.path.iterdir()):
-            raise UserError(f"--out is {self.path}, which holds something else than answers; name another folder")
+            raise UserError(f"--out is {self.path}, which holds something other than answers; name another folder")
 
 
 def _name(number: int) -> str:

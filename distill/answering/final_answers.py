@@ -1,20 +1,20 @@
-"""The final answer that a text states, and whether two are the same: how questions with reference answers are marked.
+"""Final answers: finds the one that a text states, and compares two; answers are marked against references with these.
 
-A text ends with its answer: "The answer is (B).", "So the answer is 1,200.", "Answer: 12", GSM8K's "#### 1200", or
-\\boxed{1200}. Numbers are compared as numbers. A letter of an option and the option's text are one answer.
+A text may state its answer as "The answer is (B).", "So the answer is 1,200.", "Answer: 12", GSM8K's "#### 1200", or
+\\boxed{1200}, near its end. Numbers are compared as numbers. An option's letter and the option's text are the same answer.
 """
 
 import re
 from fractions import Fraction
 
-END = r"(?=\.(?:\s|$)|\n|$)"  # of a sentence: 3.5 goes on
+END = r"(?=\.(?:\s|$)|\n|$)"  # the end of a sentence, which the point of 3.5 is not
 STATED = (
     re.compile(rf"\banswer\s+(?:is|was|would be|should be)\b:?\s*(?:that\s+)?(\S[^\n]*?){END}", re.IGNORECASE),
     re.compile(rf"^\W*(?:the\s+)?(?:final\s+)?answer\W*:\W*(\S[^\n]*?){END}", re.IGNORECASE | re.MULTILINE),
     re.compile(r"####\s*([^\n]+)"),
     re.compile(r"\\boxed\{([^{}]+)\}"),
 )
-LAST, LONGEST = 400, 120  # characters behind where an answer is stated, and of the answer: else the text goes on about it
+LAST, LONGEST = 400, 120  # the most characters after a stated answer, and in it; with more, it is not the final answer
 OPTION = re.compile(r"^\s*(?:-\s*)?\(?([A-Z])\s*[).]\s*(.+?)\s*$", re.MULTILINE)
 LISTED = re.compile(r"^\s*[-*]\s+(.+?)\s*$", re.MULTILINE)
 LETTER = re.compile(r"\W*(?:option\s+|choice\s+)?\(?([a-z])(?:[).:,]|\s|$)", re.IGNORECASE)
@@ -39,7 +39,7 @@ def same(one: str, other: str, question: str = "") -> bool:
     """Whether two final answers are the same.
 
     Args:
-        question: whose options ("(A) ...", or "- ...") an answer may name.
+        question: the question that both answer, whose options ("(A) ...", or "- ...") they may name.
     """
     lettered = {letter.lower(): _plain(text) for letter, text in OPTION.findall(question)}
     listed = list(lettered.values()) or [_plain(text) for text in LISTED.findall(question)]
@@ -65,6 +65,6 @@ def _value(said: str, lettered: dict[str, str], listed: list[str]) -> Fraction |
 
 
 def _plain(text: str) -> str:
-    """Words without case, articles, and marks."""
+    """The words in lower case, without articles and punctuation."""
     words = re.sub(r"[^\w%+/.-]+|\.(?=\s|$)", " ", text).lower().split()
     return " ".join(word for word in words if word not in ("a", "an", "the")) or text.strip().lower()

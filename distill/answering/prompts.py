@@ -1,4 +1,4 @@
-"""What is asked: rows with a prompt, or chats without their last answer, as tokens behind which a model answers."""
+"""Reads and tokenizes prompts: rows with a prompt, or chats without their last answer."""
 
 import hashlib
 import json
@@ -21,16 +21,16 @@ from distill.text.readers import read
 from distill.text.records import Reading
 from distill.text.rows import Chat, Rows
 
-AT_ONCE = 256  # chats that are written in one process
+AT_ONCE = 256  # chats that are rendered in one process
 TEXT = "text"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat up to the turn that is to be answered.
+    """A chat up to the turn that a model answers.
 
-    row: its number among all prompts, from 0. reference: what the row itself has as the answer. label: what its source is
-    called. place: file and row, for messages. tools, options: of the template.
+    row: its number among all prompts, from 0. reference: the answer that the row itself has. label: its source's label.
+    place: file and row, for error messages. tools, options: for the template.
     """
 
     row: int
@@ -42,7 +42,7 @@ class Prompt:
     options: dict[str, Any] | None = None
 
     def beside(self) -> dict[str, Any]:
-        """Of a row with its answer, the columns beside that."""
+        """The further columns of a row that is written with an answer."""
         found = {TOOLS: self.tools, OPTIONS: self.options}
         return {name: value for name, value in found.items() if value} | {"source": self.label}
 
@@ -51,10 +51,11 @@ def prompts_of(sources: Sequence[TextSource], where: str, longest: int, limit: i
     """The prompts of some sources, in their order.
 
     Args:
-        where: the key or option that names the sources. longest: bytes that a row may have. limit: no more than so many.
+        where: the key or option that names the sources. longest: the most bytes that a row may have. limit: the most
+            prompts.
 
     Raises:
-        UserError: a file that cannot be read, a row without a prompt, or none at all.
+        UserError: a file cannot be read, a row has no prompt, or there is no prompt at all.
     """
     found: list[Prompt] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -89,7 +90,7 @@ def _read(source: TextSource, where: str, scratch: Path, longest: int) -> Iterat
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """What changes with anything that is asked, references too."""
+    """A hash of all prompts, with their references and template options."""
     said = hashlib.sha256()
     for one in prompts:
         said.update(json.dumps([one.messages, one.reference, one.beside()], sort_keys=True).encode() + b"\n")
@@ -97,7 +98,7 @@ def digest(prompts: Sequence[Prompt]) -> str:
 
 
 def _prompt(text: str, label: str, row: int, place: str) -> Prompt:
-    """A row as it was read: a chat as JSON, or a question."""
+    """A row as a prompt; the row is a chat as JSON, or a question in plain text."""
     if not isinstance(text, Chat):
         if not text.strip():
             raise UserError(f"{place}: it has no prompt; write one, or leave the row out")
@@ -119,17 +120,19 @@ def _prompt(text: str, label: str, row: int, place: str) -> Prompt:
 def tokens_of(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, room: int | None, tokens: int
 ) -> list[list[int]]:
-    """Every prompt as the template writes it, the assistant's turn opened.
+    """The tokens of each prompt, rendered by the chat template with a generation prompt.
 
     Args:
-        room: positions that the model has for a text; None where nothing says. tokens: new ones at most.
+        room: the positions that the model has; None where they are not known. tokens: the most new tokens.
 
     Raises:
-        UserError: no template, one that refuses a prompt, or a prompt that leaves no room for the answer, naming the row.
+        UserError: there is no template, it refuses a prompt, or a prompt leaves no room for the answer. The message names
+            the row.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"{prompts[0].place}: {WHOSE} has no chat template to ask with; name a teacher that has one (an instruct model)"
+            f"{prompts[0].place}: {WHOSE} has no chat template to write prompts with; name a teacher that has one (an "
+            "instruct model)"
         )
     found: list[list[int]] = []
     for start in range(0, len(prompts), AT_ONCE):
@@ -144,7 +147,7 @@ def tokens_of(
 
 
 def _written(prompts: Sequence[Prompt], tokenizer) -> list[list[int]]:
-    """Many in one process; where that fails, one by one, so that the row is named."""
+    """The tokens of prompts, many rendered in one process; where that fails, one by one, so that the row can be named."""
 
     def work() -> str:
         return json.dumps([_rendered(one, tokenizer) for one in prompts])

@@ -1,8 +1,8 @@
-"""`distill questions`: public sets of questions with reference answers, as chats.
+"""`distill questions`: writes public sets of questions with reference answers as chats.
 
 A row is {"text"} with a question and its answer in one ("Q: ... A: ...", "Question: ... Answer: ..."), or has the two as
-columns ({"question", "answer"}, as GSM8K). Each becomes {"messages": [user, assistant], "source"}: a source of text as it
-is, and what `distill answers --pairs` makes preference pairs of.
+columns ({"question", "answer"}, as GSM8K). Each becomes {"messages": [user, assistant], "source"}. The result is a source of
+text, and `distill answers --pairs` makes preference pairs from it.
 """
 
 import json
@@ -21,7 +21,7 @@ from distill.text.unpacked import Place
 
 BEGIN = re.compile(r"\A\s*(?:Q|Question)\s*:\s*", re.IGNORECASE)
 BORDER = re.compile(r"\n\s*(?:A|Answer)\s*:\s*", re.IGNORECASE)
-SUMS = re.compile(r"<<[^<>\n]*>>")  # that GSM8K's answers hold for a calculator
+SUMS = re.compile(r"<<[^<>\n]*>>")  # annotations for a calculator in GSM8K's answers
 FILES = "FILES"
 
 
@@ -69,7 +69,8 @@ def write_questions(
 
 
 def _records(path: str, label: str) -> Iterator[tuple[str, Mapping, Place]]:
-    """Each record with what its source is called: by its column `source`, else its id's beginning, else the file."""
+    """Each record with its source's name and its place. The name is the column `source`, else the beginning of the id, else
+    the file's label."""
     place = Place()
     for record in entries(path, FILES, LONGEST_DOCUMENT, place):
         known = record.get("source") or str(record.get("id", "")).rpartition("/")[0] or label
@@ -84,7 +85,7 @@ def _split(record: Mapping, place: str) -> tuple[str, str] | None:
         text = record.get("text")
         if not isinstance(text, str):
             raise UserError(
-                f"{place}: it has {', '.join(map(str, record)) or 'nothing'}, and neither question and answer nor a text"
+                f"{place}: it has {', '.join(map(str, record)) or 'nothing'}; it needs question and answer, or a text"
             )
         begun, border = BEGIN.match(text), BORDER.search(text)
         if begun is None or border is None:

@@ -1,4 +1,4 @@
-"""What of an answer is written: a chat that ends with it, or a pair of the reference and a wrong answer."""
+"""The rows that are written for answers: a chat that ends with the answer, or a pair of the reference and a wrong answer."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -9,7 +9,7 @@ from distill.answering.speaking import Said
 from distill.text.chats import ASSISTANT, COMPLETION, MESSAGES, PROMPT
 
 CHOSEN, REJECTED = "chosen", "rejected"
-# What can come of a prompt, and how it is called.
+# The outcomes of a prompt, with their words in the summary.
 ANSWERS = {"answered": "answered", "unfinished": "not finished within --tokens", "empty": "empty"}
 PAIRS = {
     "pairs": "answered wrongly: pairs",
@@ -22,7 +22,7 @@ PAIRS = {
 
 
 def outcome(prompt: Prompt, said: Said, pairs: bool) -> str:
-    """What came of a prompt, a key of ANSWERS or PAIRS."""
+    """The outcome of a prompt, a key of ANSWERS or PAIRS."""
     if pairs and (prompt.reference is None or final_answer(prompt.reference) is None):
         return "no_reference"
     if not said.finished:
@@ -33,7 +33,7 @@ def outcome(prompt: Prompt, said: Said, pairs: bool) -> str:
 
 
 def _marked(prompt: Prompt, text: str) -> str:
-    """Whether an answer's final answer is the reference's."""
+    """The outcome of an answer, by comparing its final answer with the reference's."""
     ours = final_answer(text)
     if ours is None:
         return "unstated"
@@ -42,7 +42,8 @@ def _marked(prompt: Prompt, text: str) -> str:
 
 
 def row_of(prompt: Prompt, said: Said, pairs: bool) -> dict[str, Any]:
-    """What is written: behind turns of the assistant as prompt and completion, so that the new one alone counts."""
+    """The row of an answer. After earlier turns of the assistant it is a prompt with a completion, so that only the new turn
+    is trained on."""
     turn = [{"role": ASSISTANT, "content": said.text}]
     if pairs:
         right = [{"role": ASSISTANT, "content": prompt.reference}]
@@ -60,7 +61,7 @@ def rows_of(
     """The rows of a shard, and its counts.
 
     Args:
-        unfinished: answers that were cut off are written too, marked.
+        unfinished: whether answers that were cut off are written too, with `finished: false`.
     """
     rows, counts = [], dict.fromkeys([*(PAIRS if pairs else ANSWERS), "tokens"], 0)
     for prompt, said in zip(prompts, answers, strict=True):

@@ -1,4 +1,4 @@
-"""What a cache of logits says of itself, and of each shard; and in what two caches differ."""
+"""The schemas of a cache of logits (`cache.json`) and of its shards, and the comparison of two caches."""
 
 import hashlib
 import json
@@ -35,8 +35,8 @@ WORDS = {
 
 
 class Facts(Schema):
-    """cache.json. reference: what the teacher was called. teacher, tokenizer: the word that tells it from others, and of the
-    run's tokenizer that part. text: the hash of the training text's tokens. vocabulary: entries of the softmax."""
+    """cache.json. reference: the teacher's name. teacher: its fingerprint. tokenizer: the tokenizer's part of the
+    fingerprint of the run's own teacher. text: the hash of the training text's tokens. vocabulary: entries of the softmax."""
 
     format: int = FORMAT
     reference: str
@@ -52,7 +52,7 @@ class Facts(Schema):
 
     @property
     def key(self) -> str:
-        """What changes with everything that the numbers depend on."""
+        """A hash of everything that the numbers depend on."""
         said = json.dumps(self.model_dump(exclude={"reference"}), sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -63,11 +63,11 @@ class Facts(Schema):
 
     @property
     def window_bytes(self) -> int:
-        """What a window takes."""
+        """The bytes of a window."""
         return self.seq_len * (self.top_k * (2 + int(self.ids[4:]) // 8) + 2)
 
     def difference(self, other: "Facts", among: tuple[str, ...] = tuple(WORDS)) -> str | None:
-        """The first key in which two caches differ; a teacher is the same one in whichever type it is held."""
+        """The first key in which two caches differ; a teacher counts as the same in every dtype that it is held in."""
         return next((name for name in WORDS if name in among and self._differs(other, name)), None)
 
     def _differs(self, other: "Facts", name: str) -> bool:
@@ -76,7 +76,7 @@ class Facts(Schema):
 
 
 class Shard(Schema):
-    """shard-N.json. of: the cache's key. windows: places in the text. bytes, sha256: of the .safetensors."""
+    """shard-N.json. of: the cache's key. windows: their places in the text. bytes, sha256: of the .safetensors."""
 
     of: Hash
     windows: Annotated[list[Whole], Field(min_length=1)]
@@ -85,15 +85,15 @@ class Shard(Schema):
 
 
 def read_facts(folder: Path, where: str) -> Facts:
-    """What a cache says of itself. where: the key or option that names the folder, for messages.
+    """Read cache.json. where: the key or option that names the folder, for messages.
 
     Raises:
-        UserError: there is no cache, or its cache.json is damaged or of another form.
+        UserError: there is no cache, or its cache.json is damaged or of another format.
     """
     file = folder / FACTS
     if not file.is_file():
         raise UserError(
-            f"{where} is {folder}, and there is no cache of logits: it has no {FACTS}; make one with `distill cache` of the "
+            f"{where} is {folder}, which is not a cache of logits: it has no {FACTS}; make one with `distill cache` of the "
             f"same recipe and --out {folder}"
         )
     found = Facts(**read_json(file, TypeAdapter(Facts), fix=f"delete {folder} and make it again with `distill cache`"))
@@ -115,7 +115,7 @@ def write_facts(folder: Path, facts: Facts) -> None:
 
 
 def read_shards(folder: Path, only: str | None = None) -> dict[str, Shard]:
-    """What is said of each shard, by its name without an ending, in order; or of one.
+    """Read the .json of each shard, in order, by its name without an ending; or of one shard (`only`).
 
     Raises:
         UserError: one of the files is damaged.
@@ -130,10 +130,10 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def write_shard_facts(folder: Path, name: str, shard: Shard) -> None:
-    """Write a shard's .json, after its .safetensors: without one, the other counts for nothing."""
+    """Write a shard's .json, after its .safetensors, which is ignored without it."""
     write_text(folder / f"{name}.json", json.dumps(shard.model_dump()))
 
 
 def mend(folder: Path, name: str) -> str:
-    """What to do about a shard that cannot be used."""
+    """What the user can do about a shard that cannot be used."""
     return f"delete {folder / name}.*, and `distill cache` of the same recipe into this folder makes its windows again"

@@ -1,4 +1,4 @@
-"""A cache of logits, open: which windows it has, and what is known of them."""
+"""Reads a cache of logits: the windows that it holds, and their distributions."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ OPEN = 32  # shards that are held open
 
 
 class Known(NamedTuple):
-    """What is known of some windows' distributions; see `distill.logits`."""
+    """The cached part of some windows' distributions; see `distill.logits`."""
 
     ids: Int[Tensor, "b t k"]
     logs: Float[Tensor, "b t k"]
@@ -33,14 +33,14 @@ class Known(NamedTuple):
 class LogitCache:
     """A folder of logits. Sizes are checked when it is opened, each shard's hash and contents when it is first read.
 
-    facts: what they are of. count: windows.
+    facts: its cache.json. count: the number of windows.
     """
 
     def __init__(self, folder: Path, where: str, only: str | None = None) -> None:
-        """where: the key or option that names the folder, for messages. only: the one shard to look at.
+        """where: the key or option that names the folder, for messages. only: the one shard to open.
 
         Raises:
-            UserError: there is no cache, or a file of it is missing, cut or of another one.
+            UserError: there is no cache, or one of its files is missing, cut off or of another cache.
         """
         self.folder, self.where = folder, where
         self.facts: Facts = read_facts(folder, where)
@@ -59,17 +59,17 @@ class LogitCache:
         self.count = len(first)
 
     def missing(self, places: np.ndarray) -> np.ndarray:
-        """Those of some places in the text that are not in it, in their order."""
+        """The places in the text whose windows are not in the cache, in their order."""
         return places[~np.isin(places, self._places)]
 
     def known(self, places: Sequence[int]) -> Known:
-        """What is known of some windows.
+        """The distributions of some windows.
 
         Raises:
             UserError: one of them is not in the cache, or a shard is damaged.
         """
         if len(lost := self.missing(np.asarray(places))):
-            raise UserError(f"{self.where}: {self.folder} has no window {lost[0]} of the text; give `distill cache` again")
+            raise UserError(f"{self.where}: {self.folder} has no window {lost[0]} of the text; run `distill cache` again")
         held = np.searchsorted(self._places, places)
         rows = [self._row(self._names[self._shard_of[index]], int(self._row_of[index])) for index in held]
         ids, logs, rest = (np.stack(parts) for parts in zip(*rows, strict=True))
@@ -81,10 +81,10 @@ class LogitCache:
         return [self._names[index] for index in held]
 
     def check_whole(self, name: str) -> None:
-        """Read a shard whole.
+        """Read a whole shard and check it.
 
         Raises:
-            UserError: it is not what was written, or holds what cannot be.
+            UserError: it is not what was written, or does not hold distributions.
         """
         if name in self._checked:
             return
@@ -106,7 +106,7 @@ class LogitCache:
                 or not (arrays["logs"] <= 0.01).all()
                 or np.isnan(arrays["rest"]).any()
             ):
-                raise ValueError("it holds what is no distribution")
+                raise ValueError("its numbers are not a distribution")
         except (OSError, SafetensorError, ValueError) as error:
             raise self._damaged(name, error) from error
         self._checked.add(name)

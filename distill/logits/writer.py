@@ -1,4 +1,4 @@
-"""Writing a cache of logits, shard by shard: what is there and sound stays, the rest is made."""
+"""Writes a cache of logits shard by shard: sound shards stay, missing and damaged ones are made."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from distill.logits.facts import FACTS, SHARD, WORDS, Facts, Shard, read_facts, 
 from distill.logits.reader import LogitCache
 from distill.reading import size_of
 
-SHARD_BYTES = 64 * 2**20  # of a shard, which is what memory holds of a cache, and what a kill loses
+SHARD_BYTES = 64 * 2**20  # of a shard: what memory holds of a cache, and the most that a killed process loses
 
 
 class LogitWriter:
@@ -26,16 +26,16 @@ class LogitWriter:
         self.folder, self.facts = folder, facts
 
     def begin(self, places: np.ndarray, out: str) -> tuple[np.ndarray, list[str]]:
-        """Make or go on with the folder; one process does.
+        """Make the folder, or go on with it; only one process calls this.
 
         Args:
             places: the windows that are wanted. out: the option that names the folder, for messages.
 
         Returns:
-            those that are not there yet, and what was found damaged and is made again.
+            the wanted windows that the cache lacks, and a message for each damaged shard, which is made again.
 
         Raises:
-            UserError: something else is in the folder, or it cannot be written, or has no room.
+            UserError: the folder holds something else, cannot be written, or has no room.
         """
         refuse_link(self.folder)
         self._check_mine(out)
@@ -62,10 +62,10 @@ class LogitWriter:
             yield f"shard-{number:05d}", left[start : start + size]
 
     def write(self, name: str, windows: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        """Write a shard whole or not at all.
+        """Write a shard, whole or not at all.
 
         Raises:
-            UserError: the disk is full, or cannot be written; nothing that was there is lost.
+            UserError: the disk is full, or cannot be written; no earlier shard is lost.
         """
         content = save(arrays, {"of": self.facts.key})
         with new_file(self.folder / f"{name}.safetensors") as opened:
@@ -75,7 +75,7 @@ class LogitWriter:
         write_shard_facts(self.folder, name, shard)
 
     def _check_mine(self, out: str) -> None:
-        """Refuse a folder in which something else is."""
+        """Refuse a folder that holds something else."""
         if (self.folder / FACTS).is_file():
             known = read_facts(self.folder, out)
             if name := self.facts.difference(known):
@@ -85,11 +85,11 @@ class LogitWriter:
                 )
         elif self.folder.exists() and any(not file.name.startswith(".") for file in self.folder.iterdir()):
             raise UserError(
-                f"{out} is {self.folder}, which holds something else than a cache of logits; name another folder"
+                f"{out} is {self.folder}, which holds something other than a cache of logits; name another folder"
             )
 
     def _take_away_damaged(self, out: str) -> list[str]:
-        """Remove every shard that cannot be used, and say so: its windows are made again."""
+        """Remove every shard that cannot be used; its windows are made again. Returns a message for each."""
         complaints = []
         for file in shard_files(self.folder):
             try:

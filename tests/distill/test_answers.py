@@ -244,7 +244,7 @@ BAD = {
     "no reference": ({"prompt": "why?"}, {"pairs": True}, r"row 1: it has no reference answer, which --pairs chooses"),
     "a range": ({"prompt": "why?"}, {"top_p": 0.0}, r"--top-p is 0.0; it takes a number above 0 up to 1"),
     "a file": ({"prompt": "why?"}, {"out": "asked.jsonl"}, r"--out is asked.jsonl, which is a file; name a folder"),
-    "not ours": ({"prompt": "why?"}, {"out": "full"}, r"--out is full, which holds something else than answers"),
+    "not ours": ({"prompt": "why?"}, {"out": "full"}, r"--out is full, which holds something other than answers"),
     "no student": ({"prompt": "why?"}, {"student": "nowhere"}, r"nowhere cannot be loaded as a student"),
 }
 
@@ -261,7 +261,7 @@ def test_refused(chat_recipe, tmp_path, name):
 
 
 def test_a_teacher_without_a_template(tiny_recipe, asked):
-    with pytest.raises(UserError, match=r"row 1: the teacher's tokenizer has no chat template to ask with"):
+    with pytest.raises(UserError, match=r"row 1: the teacher's tokenizer has no chat template to write prompts with"):
         distill.answers(tiny_recipe, data=asked, out="out", **DRAWN)
 
 
@@ -372,7 +372,7 @@ def test_questions(tmp_path):
     for row, options, message in (
         ({"id": "x", "text": "plain"}, {}, "q.jsonl: no row holds a question and its answer; nothing is written"),
         ({"question": "a", "answer": 4}, {}, r"line 1: question is 'a' and answer 4; both should be text"),
-        ({"said": "a"}, {}, r"line 1: it has said, and neither question and answer nor a text"),
+        ({"said": "a"}, {}, r"line 1: it has said; it needs question and answer, or a text"),
         (lines[0], {"leave_out": ["gsm9k"]}, "--leave-out is gsm9k, but no row's id or source has that word"),
         (lines[0], {"out": "nowhere/x.jsonl"}, "there is no folder nowhere"),
     ):

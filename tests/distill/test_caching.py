@@ -241,7 +241,7 @@ RUNS = {
     "seed": (["seed=1"], "the seed is 0 there, and 1 here.*set seed=0"),
     "order": (["data.long_documents=in_order"], "data.long_documents is shuffled there, and in_order here"),
     "windows": (["stages.imitate.tokens=1280"], "has 24 of the 40 windows that this stage reads; give `distill cache`"),
-    "none": (["stages.imitate.offline_logits=nowhere"], "is nowhere, and there is no cache of logits: it has no cache.json"),
+    "none": (["stages.imitate.offline_logits=nowhere"], "is nowhere, which is not a cache of logits: it has no cache.json"),
     "divergence": (["stages.imitate.divergence=reverse_kl"], "divergence is 'reverse_kl', and offline_logits hold"),
     "jsd": (["stages.imitate.divergence=jsd"], "divergence is 'jsd', and offline_logits hold"),
     "hidden": (["stages.imitate.hidden=0.5"], "hidden is 0.5, and offline_logits hold no hidden states"),
@@ -339,7 +339,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(cached):
     said = json.loads(facts.read_text()) | {"sha256": digest, "bytes": file.stat().st_size}
     facts.write_text(json.dumps(said))
     cache = LogitCache(cached, "x")
-    with pytest.raises(UserError, match=r"shard-00000.safetensors is damaged .it holds what is no distribution"):
+    with pytest.raises(UserError, match=r"shard-00000.safetensors is damaged .its numbers are not a distribution"):
         cache.known(said["windows"][:1])
 
 
@@ -352,7 +352,7 @@ def test_what_cannot_be_cached(recipe, cached):
         distill.cache(recipe, out="logits", top_k=9, console=QUIET)
     (cached.parent / "mine").mkdir()
     (cached.parent / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="--out is mine, which holds something else than a cache of logits"):
+    with pytest.raises(UserError, match="--out is mine, which holds something other than a cache of logits"):
         distill.cache(recipe, out="mine", top_k=8, console=QUIET)
     alone = recipe | {"stages": [recipe["stages"][0], {"align": {"tokens": 128, "lr": 1e-3}}]}
     with pytest.raises(UserError, match="none of the stages compares next-token distributions"):

@@ -196,7 +196,7 @@ def test_files_that_are_none(refused, tmp_path, monkeypatch):
     (tmp_path / "empty.jsonl").touch()
     assert "empty.jsonl is empty; remove it, or fetch it again" in refused(path=str(tmp_path / "*y.jsonl"))
     assert "hub is" in refused(hub=str(tmp_path / "empty.jsonl"))
-    assert "no NUL" in refused(path="a\0b.jsonl") and "no NUL" in refused(hub="a\0b")
+    assert "cannot have a NUL" in refused(path="a\0b.jsonl") and "cannot have a NUL" in refused(hub="a\0b")
     assert "no file matches" in refused(path=f"{'x' * 5000}.jsonl")
     assert "leads out of the shipped text" in refused(path="shipped:../configs/*.json")
     assert "leads out of the shipped text" in refused(path=f"shipped:{tmp_path}/t.jsonl")

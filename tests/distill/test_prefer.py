@@ -275,7 +275,7 @@ def test_text_of_another_form(pair_recipe, tmp_path):
     """Chats where pairs are read, and pairs where chats are."""
     pairs, chats = pair_recipe["stages"][1]["prefer"]["data"], pair_recipe["data"]["train"]
     pair_recipe["stages"][1]["prefer"]["data"] = chats
-    with pytest.raises(UserError, match=r"stages.1.prefer.data.0: .*chats.jsonl, line 1: this is not a pair: it has messages"):
+    with pytest.raises(UserError, match=r"stages.1.prefer.data.0: .*chats.jsonl, line 1: this is not a pair: it has"):
         distill.run(pair_recipe, runs=tmp_path / "runs")
     pair_recipe["data"]["train"] = pairs
     with pytest.raises(UserError, match=r"data.train.0: .*pairs.jsonl, line \d+: this is a pair"):

@@ -21,7 +21,7 @@ KEYS = [
     (
         "plan",
         ["stages.imitate.offline_logits=x"],
-        ["stages.imitate.offline_logits is x", "no cache of logits", "distill cache"],
+        ["stages.imitate.offline_logits is x", "not a cache of logits", "distill cache"],
     ),
     (
         "run",

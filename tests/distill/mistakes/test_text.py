@@ -40,7 +40,7 @@ TEXTS = {
     "no JSON": ("t.jsonl", b"a river and a lake\n", [], ["data.train.0: ", "t.jsonl could not be read: line 1"]),
     "corrupt parquet": ("t.parquet", b"PAR1" + b"\0" * 200, [], ["data.train.0: ", "t.parquet could not be read"]),
     "half an archive": ("t.jsonl.xz", lzma.compress(LINE.encode() * 99)[:-40], [], ["data.train", "t.jsonl.xz"]),
-    "an unknown kind": ("t.bin", b"text", [], ["data.train.0: ", "t.bin is not a file of text", "text is read from jsonl, json"]),
+    "an unknown kind": ("t.bin", b"text", [], ["data.train.0: ", "t.bin is not a file of text", "read from jsonl, json"]),
     "the wrong column": ("t.jsonl", b'{"body": "a", "title": "b"}\n', [], ["there is no column 'text'", "body", "title"]),
     "a column that is not there": (
         "t.jsonl",
