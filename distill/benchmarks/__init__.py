@@ -1,14 +1,14 @@
-"""`distill bench`: what is timed on this machine, one module a mode.
+"""`distill bench`: benchmarks of this machine, one module a mode.
 
-Each has `run(...) -> dict`, `table(result)` to print it, and `all_right(result)`, which is False where something failed; the
-arguments of `run` are its options, and RECIPE is the recipe that it takes where none is named. One that takes `recipes` gets
-several, each with the name of its rows.
+Each module has `run(...) -> dict`, `table(result)` for printing, and `all_right(result)`, which is False where something
+failed. The arguments of `run` are the mode's options, and RECIPE is its default recipe. A mode whose `run` takes `recipes`
+gets several, each with the name of its rows.
 
-ops.py      kernels beside references and peers, by measure.py (ceilings and times), check.py (errors against float64) and
-            peers.py (other people's kernels)
+ops.py      kernels next to references and peers, with measure.py (ceilings and times), check.py (errors against float64) and
+            peers.py (other projects' kernels)
 steps.py    whole optimizer steps of a recipe
 layouts.py  every layout trained on one recipe's budget
-generation.py  first tokens, decoding and caches of a recipe's teacher and students with random weights, by sizes.py
+generation.py  first tokens, decoding and caches of a recipe's teacher and students with random weights, with sizes.py
             (bytes), protocols.py (how papers measured) and comparison.py (against the teacher)
 """
 
@@ -32,10 +32,10 @@ BENCHMARKS = {
 
 
 def benchmark(mode: str) -> ModuleType:
-    """The module behind a name of the table.
+    """The module of a mode.
 
     Raises:
-        UserError: a mode that is not in the table.
+        UserError: there is no such mode.
     """
     if mode not in BENCHMARKS:
         raise UserError(f"there is no benchmark {mode!r}; {nearest(mode, BENCHMARKS)}")
@@ -43,14 +43,14 @@ def benchmark(mode: str) -> ModuleType:
 
 
 def run_benchmark(mode: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run a mode with the options that it has; what it measured.
+    """Run a mode with its options, and return what it measured.
 
     Args:
-        asked: every option of every mode by name, None where it was not asked for. `recipe` and `overrides` are loaded here,
-            and `variants`, see `named_recipes`.
+        asked: every option of every mode by name, None where it was not given. `recipe`, `overrides` and `variants` are
+            loaded here, see `named_recipes`.
 
     Raises:
-        UserError: no such mode, or an option of another one.
+        UserError: there is no such mode, or an option is another mode's.
     """
     chosen = benchmark(mode)
     known = set(inspect.signature(chosen.run).parameters)
@@ -69,10 +69,10 @@ def run_benchmark(mode: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_recipe(mode: str, recipe: Any) -> Any:
-    """The recipe of a mode that takes one.
+    """The recipe of a mode that takes only one.
 
     Raises:
-        UserError: there are several.
+        UserError: several were given.
     """
     if not isinstance(recipe, list | tuple):
         return recipe
@@ -82,14 +82,15 @@ def one_recipe(mode: str, recipe: Any) -> Any:
 
 
 def named_recipes(recipes: Any, overrides: str | Sequence[str], variants: str | Sequence[str]) -> list[tuple[str, Recipe]]:
-    """Recipes, and after each one its variants, with the names of their rows.
+    """Recipes, each followed by its variants, with the names of their rows.
 
     Args:
-        recipes: one or several. overrides: of all. variants: further overrides, `key=value; key=value`, each one student
-            more; a name may stand before them: `windows: mixers.M.window.size=64`; without one the overrides are its name.
+        recipes: one or several. overrides: for all recipes. variants: further overrides, `key=value; key=value`; each
+            variant adds one student. A name may come first, as in `windows: mixers.M.window.size=64`; without one, the
+            overrides are the name.
 
     Raises:
-        UserError: see `load`; two rows of one recipe, or one and its teacher's, of one name.
+        UserError: see `load`; also where two rows of a recipe, its teacher's included, have the same name.
     """
     own = [overrides] if isinstance(overrides, str) else list(overrides)
     students = [(text, *_variant(text)) for text in ([variants] if isinstance(variants, str) else variants)]
@@ -112,7 +113,7 @@ def _variant(text: str) -> tuple[str, list[str]]:
     """A variant's name and overrides.
 
     Raises:
-        UserError: a name with nothing behind it, or nothing before the colon.
+        UserError: the name or the overrides are missing.
     """
     name, colon, rest = text.partition(":")
     named = bool(colon) and "=" not in name

@@ -1,4 +1,4 @@
-"""How far an implementation is from its reference in float64: outputs and every gradient, on the same inputs."""
+"""Errors of an implementation against its reference in float64: outputs and every gradient, on the same inputs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# ||found - wanted|| / ||wanted|| that a right kernel stays under, by the type its products run in
+# The largest ||found - wanted|| / ||wanted|| of a correct kernel, by the dtype of its products.
 TOLERANCE = {"float32": 5e-5, "tf32": 4e-3, "float16": 5e-3, "bfloat16": 2e-2}
 
 
 def tolerance(dtype: torch.dtype, tf32: bool = False) -> float:
-    """The tolerance of a kernel whose inputs are of this type."""
+    """The tolerance of a kernel whose inputs have this dtype."""
     return TOLERANCE["tf32" if tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")]
 
 
@@ -31,7 +31,7 @@ def relative_errors(
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||, where wanted is next to nothing ||found - wanted||; NaN counts as infinite."""
+    """||found - wanted|| / ||wanted||, with ||wanted|| at least 1e-6 sqrt(n) for n elements; NaN counts as infinite."""
     wanted = wanted.double()
     error = (found.double() - wanted).norm() / wanted.norm().clamp_min(1e-6 * max(wanted.numel(), 1) ** 0.5)
     return float(torch.nan_to_num(error, nan=float("inf")))
@@ -58,7 +58,7 @@ def _with_gradients(function, leaves, fixed, directions):
 
 
 def _direction(output: Tensor) -> Tensor:
-    """What an output is weighted with: random, but 1 for a single number, which half precision may not survive shrinking."""
+    """The weights of an output in the loss: random, but 1 for a scalar, which may underflow in half precision if scaled."""
     return torch.randn_like(output, dtype=torch.float32) if output.dim() else torch.ones((), device=output.device)
 
 

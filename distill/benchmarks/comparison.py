@@ -1,16 +1,16 @@
-"""What `distill bench generation` measured of students, held against their teachers, as JSON and as a table."""
+"""Compares students with their teachers in the results of `distill bench generation`, as JSON and as a table."""
 
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 TEACHER = "teacher"
-COLUMNS = ("model", "behind", "texts", "1st, ms", "eager", "graph", "of limit", "cache, MiB", "peak, MiB", "x teacher", "")
+COLUMNS = ("model", "context", "batch", "1st, ms", "eager", "graph", "of limit", "cache, MiB", "peak, MiB", "x teacher", "")
 
 
 def compare(rows: Sequence[dict]) -> None:
-    """Give each cell of a student `against_teacher`: how many times its teacher's the rates are, how many times smaller the
-    cache of one text is, and how many times as many tokens of prompts are read a second."""
+    """Add `against_teacher` to each cell of a student: its rates of decoding and of reading prompts, as multiples of the
+    teacher's, and the teacher's cache of one sequence as a multiple of the student's."""
     teachers = {row["teacher"]: row for row in rows if row["model"] == TEACHER}
     for row in rows:
         for cell in row["cells"] if row["model"] != TEACHER else ():
@@ -37,13 +37,13 @@ def _cache(cell: Mapping) -> float:
 
 
 def _beside(cell: Mapping, row: Mapping) -> Mapping | None:
-    """The same measurement of another model: of a paper's protocol whatever its batch."""
+    """The same measurement of another model; under a paper's protocol the batch sizes may differ."""
     keys = ("protocol", "length") if "protocol" in cell else ("protocol", "length", "batch")
     return next((other for other in row["cells"] if all(other.get(key) == cell.get(key) for key in keys)), None)
 
 
 def table(result: Mapping) -> Table:
-    """What `run` returned, to print: a line a model, length and batch."""
+    """What `run` returned, as a table with a line for each model, length and batch."""
     top = result["bandwidth"]
     found = Table(title=f"{result['device']}; limit by {top['bytes_per_second'] / 1e12:.2f} TB/s, {top['source']}", box=None)
     for name in COLUMNS:
@@ -58,11 +58,11 @@ def _line(cell: Mapping) -> list[str]:
     first = [f"{cell['length']:,}", f"{cell['batch']:,}"]
     said = [cell[key] for key in ("protocol", "not_run", "graph_not_run") if key in cell]
     if cell.get("prompts", cell["batch"]) < cell["batch"]:
-        said.append(f"1st worked out from {cell['prompts']} prompts")
+        said.append(f"1st scaled up from {cell['prompts']} prompts")
     if "not_run" in cell:
         return [*first, *[""] * 7, "; ".join(said)]
     rates = [f"{cell[key]:,.0f}" if key in cell else "" for key in ("eager", "graph")]
-    mib = [f"{cell[key] / 2**20:,.0f}" if cell[key] else "" for key in ("cache_bytes", "peak_bytes")]  # 0: as before
+    mib = [f"{cell[key] / 2**20:,.0f}" if cell[key] else "" for key in ("cache_bytes", "peak_bytes")]  # 0: no growth
     share = f"{cell['share']:.0%}" if "share" in cell else ""
     against = cell.get("against_teacher", {})
     for name, reported in cell.get("paper", {}).items() if against else ():

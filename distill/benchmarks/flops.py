@@ -1,7 +1,7 @@
-"""The arithmetic of a training step that no way of computing it can spare: products with weights, 2 FLOP a weight and token.
+"""The FLOP of a training step that every implementation needs: products with weights, 2 FLOP for each weight and token.
 
-Attention, scans, norms and what is recomputed are left out, so a share of the ceiling made of these is a lower bound of
-the hardware's use. Of experts those that a token goes through count; a block that several layers share counts once.
+Attention, scans, norms and recomputation are left out, so a share of the ceiling computed from these is a lower bound of the
+hardware's use. Only the experts that a token is routed to count; a block that several layers share counts once.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ def flops_per_token(stage: Stage, teacher: PreTrainedModel | None) -> float:
     """FLOP a token of training text: the teacher's forward pass, and forward and backward of what trains.
 
     Args:
-        stage: prepared. teacher: the model that it learns from; None where that is a cache.
+        stage: a prepared stage. teacher: the model that it learns from; None where it learns from a cache.
     """
     student = stage.student
     if not stage.whole_student:  # layer by layer, on what the teacher's body sees
@@ -44,7 +44,7 @@ def _matrices(module: nn.Module) -> int:
 
 
 def _body(model: PreTrainedModel) -> float:
-    """Weights that a token meets between embeddings and head."""
+    """The weights between embeddings and head that a token is multiplied with."""
     embeddings, config = model.get_input_embeddings(), model.config
     every: float = sum(parameter.numel() for parameter in model.base_model.parameters() if parameter.dim() > 1)
     every -= _weight(embeddings).numel()

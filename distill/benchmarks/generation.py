@@ -1,10 +1,10 @@
-"""`distill bench generation`: how fast a recipe's teacher and its students generate, before anything is trained.
+"""`distill bench generation`: the speed of generation of a recipe's teacher and its students, before any training.
 
-Models have the published shape and random weights, in bfloat16 on a GPU and float32 on a CPU; text is random tokens: time
+Models have the published shape and random weights, in bfloat16 on a GPU and float32 on a CPU; text is random tokens. Time
 and memory depend on neither. Teacher and students run on the same kernels (`students.Decoder`, prompts in chunks). `limit`
-is what reading the weights and the cache once a token would allow at the device's bandwidth; `share` is the best rate over
-it. Several texts at once are made of at most GROUP prompts, computed once, whose caches are repeated: rates of decoding are
-those of as many texts, the time of their prompts is worked out from the group's.
+is the rate at which the device's bandwidth allows the weights and the cache to be read once a token; `share` is the best
+rate divided by it. A large batch is made of at most GROUP prompts, computed once, whose caches are repeated: decoding rates
+are measured on the whole batch, and the time of its prompts is scaled up from the group's.
 """
 
 import gc
@@ -47,11 +47,11 @@ from teachers.teacher import Teacher
 
 __all__ = ["RECIPE", "all_right", "run", "table"]
 
-RECIPE = "smollm2-135m_mamba2-hybrid"  # where none is named
+RECIPE = "smollm2-135m_mamba2-hybrid"  # the default
 LENGTHS = {"cuda": (2048, 16_384, 65_536, 131_072), "cpu": (64, 256)}
 STEPS = {"cuda": 32, "cpu": 4}  # tokens that a rate is measured over
-GROUP = {"cuda": 8, "cpu": 2}  # prompts computed for many texts at once
-QUICK = 5.0  # seconds: a prompt that took less is timed again, and the faster one counts: libraries plan a shape at first
+GROUP = {"cuda": 8, "cpu": 2}  # prompts that are computed for a larger batch
+QUICK = 5.0  # seconds: a shorter prompt is timed again and the faster time counts, since libraries plan each new shape
 
 
 def run(
@@ -65,19 +65,19 @@ def run(
     """Measure the teachers of some recipes and their students.
 
     Args:
-        recipes: with the name of each one's row. lengths: tokens that stand before those decoded. batches: texts at once.
-        protocols: papers' measurements, see `distill.benchmarks.protocols`. prefill_chunk: columns of a prompt at a time.
+        recipes: each with the name of its row. lengths: tokens of the prompts. batches: batch sizes. protocols: papers'
+            measurements, see `distill.benchmarks.protocols`. prefill_chunk: columns of a prompt that are read at a time.
 
     Returns:
-        device, versions, bandwidth {bytes_per_second, source}, stopped where it was interrupted and rows are
-        missing, and one row a model: model, teacher, pattern, parameters,
-        weight_bytes and cells; a cell has length, batch, limit and either not_run or first_token_seconds, peak_bytes,
-        cache_bytes, eager and graph (tokens a second of all texts) or graph_not_run, share, with_prompts (a rate that counts
-        the prompts' time too), against_teacher (see `comparison.compare`), and of a protocol paper, what it reported.
+        device, versions, bandwidth {bytes_per_second, source}, stopped (where it was interrupted and rows are missing), and
+        one row for each model: model, teacher, pattern, parameters, weight_bytes and cells. A cell has length, batch, limit
+        and either not_run or first_token_seconds, peak_bytes, cache_bytes, eager and graph (tokens a second of the whole
+        batch) or graph_not_run, share, with_prompts (the rate with the prompts' time), against_teacher (see
+        `comparison.compare`), and for a protocol paper, what the paper reported.
 
     Raises:
-        UserError: a teacher's config that cannot be found, an unknown protocol, numbers that are none, or a layout that does
-            not fit.
+        UserError: a teacher's config cannot be found, a protocol is unknown, a number is not whole and positive, or a layout
+            does not fit.
     """
     lengths, batches = None if lengths is None else numbers(lengths, "--lengths"), numbers(batches, "--batches")
     if prefill_chunk is not None:
@@ -86,7 +86,7 @@ def run(
     for name, recipe in recipes:
         _check(name, recipe)
     device = _device(recipes)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as in runs; it also plans each length anew, 0.1 s a token without a graph
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in runs; cuDNN also plans each length anew, 0.1 s a token
     bandwidth = _bandwidth(device)
     lengths = (() if wanted else LENGTHS[device.type]) if lengths is None else lengths
     asked = {"lengths": lengths, "batches": batches, "protocols": wanted, "chunk": prefill_chunk}
@@ -107,7 +107,7 @@ def run(
 
 
 def _models(recipes: Sequence[tuple[str, Recipe]]) -> Iterator[tuple[str, Recipe]]:
-    """What is measured: before the first student of a teacher, that teacher."""
+    """The models to measure: each teacher before its first student."""
     teachers = set()
     for name, recipe in recipes:
         if recipe.teacher not in teachers:
@@ -126,7 +126,7 @@ def _name(device: torch.device) -> str:
 
 
 def _bandwidth(device: torch.device) -> dict[str, Any]:
-    """What the limit is worked out with."""
+    """The bandwidth for `limit`, and its source."""
     if device.type == "cuda" and "H100" in torch.cuda.get_device_name():
         return {"bytes_per_second": 3.0e12, "source": "an H100's"}
     return {"bytes_per_second": copied(device), "source": "a copy on this device"}
@@ -134,7 +134,7 @@ def _bandwidth(device: torch.device) -> dict[str, Any]:
 
 @torch.no_grad()
 def _row(name: str, recipe: Recipe, device: torch.device, asked: Mapping[str, Any], bandwidth: float) -> dict:
-    """One model's measurements; its memory is given back."""
+    """One model's measurements; its memory is freed afterwards."""
     model = _model(name, recipe, device)
     try:
         sizes = sizes_of(model)
@@ -174,7 +174,7 @@ def _model(name: str, recipe: Recipe, device: torch.device) -> PreTrainedModel:
 
 
 def _layout(recipe: Recipe, teacher: Teacher) -> Layout:
-    if recipe.selects:  # nothing is measured here: an even layout of the same budget takes the same time
+    if recipe.selects:  # no layout is selected here: an even layout of the same budget takes the same time
         recipe = even_recipe(recipe, teacher.n_layers, teacher.config.num_attention_heads)
     first = first_layout(recipe, teacher.n_layers, recipe.name)
     return [first, *layouts_of(recipe, first, recipe.name)][-1]
@@ -194,7 +194,7 @@ def _check(name: str, recipe: Recipe) -> None:
 
 
 def _warm_up(model: PreTrainedModel, chunk: int | None) -> None:
-    """Compile kernels before the first time is taken."""
+    """Compile the kernels before anything is timed."""
     length = 512 if model.device.type == "cuda" else 8
     cache = new_cache(model)
     token, _ = prompted(model, random_text(model, 1, length), cache, chunk)
@@ -202,7 +202,7 @@ def _warm_up(model: PreTrainedModel, chunk: int | None) -> None:
 
 
 def _cells(model: PreTrainedModel, part: Protocol, sizes, chunk: int | None, *, halved: bool) -> Iterator[dict]:
-    """The measurement of one length: of `halved` as many texts as fit, else of those asked for."""
+    """The cells of one length. halved: if the batch does not fit, try smaller ones until one does."""
     batch = part.batch or most_texts(model, sizes, part.prompt + part.tokens)
     while True:
         cell = {"length": part.prompt, "batch": batch, **_guarded(model, batch, part, chunk)}
@@ -253,7 +253,7 @@ def _measure(model: PreTrainedModel, batch: int, part: Protocol, chunk: int | No
     if batch > group:
         cache.batch_repeat_interleave(batch // group)
         token = token.repeat_interleave(batch // group, 0)
-    if batch == group or device.type == "cpu":  # at large batches it takes memory and time and is never faster
+    if batch == group or device.type == "cpu":  # for a large batch eager decoding takes memory and is slower
         token, found["eager"] = eager_rate(model, cache, token, min(part.tokens, STEPS[device.type]))
     if device.type == "cuda":
         rate = graph_rate(model, cache, token, part.tokens)
@@ -274,7 +274,7 @@ def _give_back() -> None:
 
 
 def all_right(result: Mapping) -> bool:
-    """Whether something was measured of every model."""
+    """Whether every model has a measurement."""
     return all(any("not_run" not in cell for cell in row["cells"]) for row in result["rows"])
 
 
@@ -282,7 +282,7 @@ def numbers(text: str | Sequence[int], option: str) -> list[int]:
     """Whole numbers, 1 or more, from text such as "2048,16k" (k: 1,024).
 
     Raises:
-        UserError: naming the option and what is no such number.
+        UserError: a part is not such a number. The message names it and the option.
     """
     found = []
     for part in text.split(",") if isinstance(text, str) else text:

@@ -1,8 +1,8 @@
-"""`distill bench layouts`: every layout trained on one recipe's layers, text and budget, and what became of each.
+"""`distill bench layouts`: trains every layout on one recipe's layers, text and budget, and compares the students.
 
-The recipe says which layers keep their attention (its letter A); a layout says what the others become. Windows are as long
-as the quickstart's everywhere, so that what differs between two rows is the mixer. Rows are written as they are finished,
-and a second call measures only what is missing.
+The recipe says which layers keep their attention (its letter A); a layout says what the others become. Every layout has the
+quickstart's window length, so that rows differ in the mixer alone. Rows are written as they are finished, and a second call
+measures only what is missing.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from students.state_size import state_bytes
 NEAR = {"window": 64, "sinks": 4}
 WINDOW = {"mixer": "attention", **NEAR}
 BESIDE = {"size": 64, "sinks": 4, "own": True, "gate": True}
-# Name: the letters that repeat over the converted layers, what they stand for, and meta tokens.
+# By name: the letters that repeat over the converted layers, their mixers, and the number of meta tokens.
 LAYOUTS: dict[str, tuple[str, dict[str, dict[str, Any]], int]] = {
     "windows alone": ("W", {"W": WINDOW}, 0),
     "discrete Mamba-2 behind windows": ("M", {"M": {"mixer": "discrete_mamba2", "window": BESIDE | {"lag": True}}}, 0),
@@ -54,19 +54,19 @@ LAYOUTS: dict[str, tuple[str, dict[str, dict[str, Any]], int]] = {
     "Taipan": ("M", {"M": {"mixer": "mamba2", "window": {"size": 64, "sinks": 4, "lag": False, "gate": "select"}}}, 0),
     "B'MOJO-F": ("M", {"M": {"mixer": "mamba2", "window": {"size": 64, "sinks": 0}}}, 0),
 }
-RECIPE = "quickstart"  # where none is named
-LONG = 32_768  # tokens that the cache is measured at
+RECIPE = "quickstart"  # the default
+LONG = 32_768  # tokens at which the cache's size is computed
 
 
 def run(recipe: Recipe, names: Sequence[str] = (), *, runs: str | Path = "runs") -> dict:
     """Train and judge layouts.
 
     Args:
-        recipe: whose layers, text and budget all get. names: of LAYOUTS; all by default. runs: where run folders are made;
-            those of the layouts and their rows are in its folder `layouts`.
+        recipe: every layout gets its layers, text and budget. names: of LAYOUTS; all by default. runs: where run folders
+            are made; those of the layouts, with their rows, are in its folder `layouts`.
 
     Returns:
-        recipe, device, versions and a row a layout: see `measure`.
+        recipe, versions and one row for each layout: see `measure`.
 
     Raises:
         UserError: an unknown layout, or what a run refuses.
@@ -83,7 +83,7 @@ def run(recipe: Recipe, names: Sequence[str] = (), *, runs: str | Path = "runs")
 
 
 def of_layout(base: Recipe, name: str) -> Recipe:
-    """The recipe with a layout in the layers that it converts."""
+    """The recipe with another layout in the layers that it converts."""
     letters, mixers, meta_tokens = LAYOUTS[name]
     taken, pattern = itertools.cycle(letters), ""
     while not set(letters) <= set(pattern):  # a short pattern repeats until all are in
@@ -114,7 +114,7 @@ def measure(recipe: Recipe, path: Path) -> dict:
         cells = recall(session.teacher, student, "passkey", options.passkey, options.passkey_trials)
     found = list(evaluations_of(folder).get("after", {"": {}}).values())[-1]  # the pipeline judged the last stage
     if "kl" not in found:
-        raise UserError(f"{path}: what its last stage came to is not known, or not finite; delete the folder to train again")
+        raise UserError(f"{path}: the last stage's KL is missing or not finite; delete the folder to train again")
     row = {
         "device": str(session.accelerator.device), "pattern": student.layout.pattern,
         "kl": found["kl"], "kl_error": found["kl_error"], "agreement": found["agreement"], "perplexity": found["perplexity"],
@@ -127,7 +127,7 @@ def measure(recipe: Recipe, path: Path) -> dict:
 
 
 def _rates(metrics: Sequence[Mapping]) -> Iterator[tuple[str, int]]:
-    """Each stage's median tokens a second, its first step left out where there are more."""
+    """Each stage's median tokens a second, without the first step where there are more."""
     for stage in dict.fromkeys(line["stage"] for line in metrics):
         rates = [line["tokens_per_second"] for line in metrics if line["stage"] == stage]
         rates = sorted(rates[1:] or rates)
@@ -140,7 +140,7 @@ def all_right(result: Mapping) -> bool:
 
 
 def table(result: Mapping) -> Table:
-    """What `run` returned, to print."""
+    """What `run` returned, as a table."""
     found = Table(title=f"layouts on {result['recipe']}", box=None)
     for name in ("layout", "KL", "agreement", "perplexity", "passkey", "MiB at 32k", "tokens/s"):
         found.add_column(name, justify="left" if name == "layout" else "right")

@@ -1,4 +1,4 @@
-"""Milliseconds on a GPU: medians, launched one by one and as a replayed CUDA graph, and the two ceilings beside them."""
+"""Times on a GPU: medians of calls, launched one by one and as a replayed CUDA graph; and the hardware's two ceilings."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,18 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LONG = 25.0  # milliseconds from which a few calls are enough, and launch overhead is nothing
+LONG = 25.0  # milliseconds; for longer calls, two are enough and launch overhead does not matter
 
 
 class Ceilings(NamedTuple):
-    """What this GPU reaches: bytes read and written by a large copy, bf16 arithmetic of a large product; per second."""
+    """What this GPU reaches a second: bytes read and written by a large copy, and bf16 FLOP of a large product."""
 
     bytes_per_second: float
     flop_per_second: float
 
 
 class Times(NamedTuple):
-    """Milliseconds of the forward pass and of both passes, eager and in a graph, and extra memory of both at its peak."""
+    """Milliseconds of the forward pass and of both passes, eager and in a graph, and the peak of extra memory in MiB."""
 
     forward: float
     forward_graph: float | None
@@ -28,7 +28,7 @@ class Times(NamedTuple):
 
 
 def ceilings() -> Ceilings:
-    """Measure them: a copy of 1 GiB, a product of two 8,192 x 8,192 matrices of random numbers."""
+    """Measure the ceilings with a copy of 1 GiB and a product of two 8,192 x 8,192 matrices of random numbers."""
     a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return Ceilings(copied(torch.device("cuda")), 2 * 8192**3 / _median(lambda: a @ b) * 1e3)
 
@@ -50,7 +50,7 @@ def copied(device: torch.device) -> float:
 def timed(
     function: Callable, leaves: Mapping[str, Tensor], fixed: Mapping[str, object], backward: bool, graph: bool
 ) -> Times:
-    """Time `function(**leaves, **fixed)`, and with `backward` it with the gradients of all leaves; also as a graph."""
+    """Time `function(**leaves, **fixed)`. backward: time it with the gradients of all leaves too. graph: as a graph too."""
     wanting = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ def _median(call: Callable) -> float:
 
 
 def _graph(call: Callable) -> float | None:
-    """Median milliseconds of a replayed call; None where it is too long for launches to matter, or cannot be captured."""
+    """Median milliseconds of a replayed call; None for a call too long for launches to matter, or that cannot be captured."""
     from triton.testing import do_bench_cudagraph
 
     if _once(call) > LONG:

@@ -1,4 +1,4 @@
-"""`distill bench`: every op with a Triton kernel, timed on this GPU beside its reference and the peers that are installed.
+"""`distill bench ops`: times every op with a Triton kernel on this GPU, next to its reference and the installed peers.
 
 An op describes itself in its folder's cases.py (`students.kernels.op`).
 """
@@ -22,17 +22,17 @@ DTYPE = torch.bfloat16
 
 
 def run(names: Sequence[str] = (), *, configs: bool = False, first: bool = False, peers: bool = True) -> dict:
-    """Measure these ops, all by default: every case.
+    """Measure these ops (all by default) in every case.
 
     Args:
-        configs: every shipped tile configuration, not the default alone. first: only each op's first case.
-        peers: other people's kernels too, where their packages import.
+        configs: measure every shipped tile configuration, not only the default. first: measure only each op's first case.
+        peers: measure other projects' kernels too, where their packages can be imported.
 
     Returns:
-        the GPU, versions, ceilings and one row an (op, case, implementation); a row whose check failed has no times.
+        the GPU, versions, ceilings and one row for each (op, case, implementation); a row whose check failed has no times.
 
     Raises:
-        UserError: an unknown op, or no GPU.
+        UserError: an op is unknown, or there is no GPU.
     """
     known = all_ops()
     names = names or list(known)
@@ -69,13 +69,13 @@ def _rows(name: str, op: Op, case, top: Ceilings, configs: bool, peers: bool) ->
 
 
 def _one(op: Op, function, case, top: Ceilings, check: bool = True, graph: bool = True, own: bool = False) -> dict:
-    """Errors, times and shares of one implementation at one case; what stops it is reported, not raised."""
+    """Errors, times and shares of one implementation in one case; a failure is reported in the row, not raised."""
     row: dict[str, Any] = {}
     try:
         if check:
             errors = relative_errors(op.adapted(function), op.adapted(op.reference), *op.draw(op.small(case), DTYPE, "cuda"))
             worst = max(errors.values())
-            if math.isfinite(worst):  # JSON has no word for an error that is not
+            if math.isfinite(worst):  # JSON has no infinity
                 row["error"] = worst
             if worst > tolerance(DTYPE) and (own or not math.isfinite(worst)):
                 return row | {"failed": f"wrong, so not timed: {errors}"}
@@ -91,7 +91,7 @@ def _one(op: Op, function, case, top: Ceilings, check: bool = True, graph: bool 
 
 
 def _shares(op: Op, case, times: Times, top: Ceilings) -> dict:
-    """GB/s, TFLOP/s and the part of the measured ceiling that the larger of the two floors makes of the time."""
+    """GB/s, TFLOP/s, and the share of the time that the larger floor (bytes or FLOP at the measured ceilings) would take."""
     shares: dict[str, float] = {}
     for part, (size, work) in op.work(case)._asdict().items():
         taken = [value for value in (getattr(times, part), getattr(times, f"{part}_graph")) if value]
@@ -128,7 +128,7 @@ def line(row: Mapping) -> str:
 
 
 def table(result: Mapping) -> Table:
-    """What `run` returned, to print. Shares are of the larger floor (bytes or arithmetic) at the measured ceilings."""
+    """What `run` returned, as a table. Shares: the larger floor (bytes or FLOP at the measured ceilings) over the time."""
     top = result["ceilings"]
     found = Table(
         title=f"{result['gpu']}: copy {top['bytes_per_second'] / 1e9:.0f} GB/s, "

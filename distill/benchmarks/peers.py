@@ -1,15 +1,15 @@
-"""Other people's kernels on the same inputs: each is offered where its package imports, and measured beside ours.
+"""Other projects' kernels on the same inputs, measured next to ours where their packages can be imported.
 
-A loader takes the case and returns a function of the inputs that the op's `draw` makes, None where the peer has no such
-case, or raises ImportError.
+A loader takes the case and returns a function of the inputs that the op's `draw` makes. It returns None where the peer does
+not support the case, and raises ImportError where the package is missing.
 """
 
 import torch
 
 
 def _fla_simple_gla(case):
-    """flash-linear-attention. On Hopper it refuses its backward pass below Triton 3.7.1, where a gradient may be wrong;
-    the refusal is lifted here, so that there is a time: its error stands beside it."""
+    """flash-linear-attention. On Hopper it refuses its backward pass below Triton 3.7.1, where a gradient may be wrong. The
+    refusal is lifted here to get a time; the row shows the error too."""
     if case.g != case.h:
         return None
     from fla.ops.common import chunk_o
@@ -86,9 +86,9 @@ def _fla_hgrn(case):
 
 
 def _time_last(case):
-    """For peers whose layout is (b, d, t): how they get an input of ours, and how we get their output.
+    """For peers whose layout is (b, d, t): the functions that convert our inputs and their outputs.
 
-    Checked on transposed copies; timed on the same memory read as theirs, so that no copy counts.
+    Checks run on transposed copies. Timings run on the same memory, read as (b, d, t), so that no copy is timed.
     """
 
     def into(part):
@@ -102,7 +102,7 @@ def _time_last(case):
 
 
 def _accelerated_scan(case):
-    """accelerated-scan wants the decay itself: its exponential counts no more than the layout does (`_time_last`)."""
+    """accelerated-scan takes the decay itself; its exponential is not timed, like the change of layout (`_time_last`)."""
     from accelerated_scan.scalar import scan
 
     into, back = _time_last(case)
@@ -126,7 +126,7 @@ def _mamba_selective(case):
 
 
 def _flex_attention(case):
-    """PyTorch's FlexAttention, compiled; its block mask is made once, and is not timed."""
+    """PyTorch's FlexAttention, compiled; its block mask is made once and is not timed."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     compiled, masks = torch.compile(flex_attention, dynamic=False), {}

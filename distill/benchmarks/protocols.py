@@ -1,8 +1,8 @@
 """How papers on state-space models measured generation, by name, and what they reported against their Transformers.
 
 mamba  (arXiv 2312.00752, section 4.5): prompts of 2,048 tokens, 128 more, the largest batch that fits
-hymba  (arXiv 2411.13676, table 2): 8,000 tokens, 128 texts or as many as fit; the cache beside it
-samba  (arXiv 2406.07522, section 4.1): a prompt of 131,072 tokens; decoding behind 65,536
+hymba  (arXiv 2411.13676, table 2): 8,000 tokens, batch 128 or the largest that fits; also the cache's size
+samba  (arXiv 2406.07522, section 4.1): a prompt of 131,072 tokens; decoding after 65,536
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from distill.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Protocol:
-    """One measurement. batch: texts at once, halved until they fit; None: as many as fit, from a guess by shapes.
+    """One measurement. batch: batch size, halved until it fits; None: the largest that fits, guessed from shapes first.
 
-    papers: what a paper reported of its model against a Transformer, by the number that it stands for.
+    papers: the multiples of a Transformer's numbers that the paper reported for its model, by the name of the number.
     """
 
     prompt: int
@@ -38,7 +38,7 @@ def protocol(name: str) -> tuple[Protocol, ...]:
     """A paper's measurements.
 
     Raises:
-        UserError: no paper of that name.
+        UserError: there is no protocol of that name.
     """
     if name not in PROTOCOLS:
         raise UserError(f"there is no protocol {name!r}; {nearest(name, PROTOCOLS)}")

@@ -1,4 +1,4 @@
-"""What a model's weights and cache come to in bytes, and how many texts fit beside each other: from shapes alone."""
+"""Bytes of a model's weights and cache, and the batch size that fits into memory: computed from shapes alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +15,21 @@ from students.state_size import state_bytes, weight_bytes
 from teachers.families import family_of
 from teachers.teacher import Teacher
 
-MOST = {"cuda": 4096, "cpu": 4}  # texts at once
-FILLED = 0.85  # of the free memory that a first guess fills
+MOST = {"cuda": 4096, "cpu": 4}  # the largest batch size
+FILLED = 0.85  # the share of free memory that a first guess fills
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """weights: bytes that a token of so many texts reads; cache: of one text of so many tokens."""
+    """weights: the bytes of weights that a decoding step reads, by batch size. cache: the bytes of one sequence's cache, by
+    its length in tokens."""
 
     weights: Callable[[int], int]
     cache: Callable[[int], int]
 
 
 def sizes_of(model: PreTrainedModel) -> Sizes:
-    """Those of a teacher or a student, in the type of its weights."""
+    """The sizes of a teacher or a student, in the dtype of its weights."""
     dtype = cast(nn.Embedding, model.get_input_embeddings()).weight.dtype
     student = cast(Student, model)
     if not hasattr(model, "layout"):  # the teacher's cache is that of a student with nothing swapped
@@ -38,7 +39,7 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
 
 
 def most_texts(model: PreTrainedModel, sizes: Sizes, tokens: int) -> int:
-    """About how many texts of so many tokens fit into the memory that is free, a multiple of 8 where there are as many."""
+    """About the largest batch of sequences of `tokens` tokens that fits into free memory, a multiple of 8 from 8 on."""
     most = MOST[model.device.type]
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)

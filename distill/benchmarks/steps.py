@@ -1,8 +1,8 @@
-"""`distill bench steps`: whole optimizer steps of a recipe's stages, on the Triton kernels and on the references in turn.
+"""`distill bench steps`: times whole optimizer steps of a recipe's stages, on the Triton kernels and on the references.
 
-The teacher has the published shape and random weights, the text is random tokens in packed documents: time and memory do not
-depend on either. Batch, windows and options are the recipe's. Under torchrun or `accelerate launch` the processes share each
-step as those of a run do, and the first one tells.
+The teacher has the published shape and random weights; the text is random tokens in packed documents. Time and memory depend
+on neither. Batch, windows and options are the recipe's. Under torchrun or `accelerate launch` the processes share each step
+as those of a run do, and the first one prints.
 """
 
 import gc
@@ -39,22 +39,22 @@ from students import kernels
 from teachers.families import family_of
 from teachers.teacher import Teacher
 
-RECIPE = "smollm2-135m_mamba2-hybrid"  # where none is named
-WARM = 2  # steps before the timed ones: kernels are compiled, memory is taken
+RECIPE = "smollm2-135m_mamba2-hybrid"  # the default
+WARM = 2  # steps before the timed ones, which compile kernels and allocate memory
 TIMED = 4
-TOP = 8  # kernels of a profile that are named
-AGREE = 0.05  # relative difference of a stage's loss between back ends, in the recipe's precision
+TOP = 8  # kernels that a profile names
+AGREE = 0.05  # the largest relative difference of a stage's loss between back ends, in the recipe's precision
 
 
 @dataclass
 class RandomText:
-    """What stands in for prepared windows: random tokens, documents of half a window on average."""
+    """Random tokens in place of prepared windows, two documents in each window."""
 
     seq_len: int
     vocabulary: int
 
     def batch(self, first: int, count: int) -> Batch:
-        """Windows; the same ones for the same `first`."""
+        """A batch of windows; the same `first` gives the same windows."""
         generator = torch.Generator().manual_seed(first)
         ids = torch.randint(self.vocabulary, (count, self.seq_len + 1), generator=generator)
         cut = torch.randint(1, self.seq_len, (count, 1), generator=generator)
@@ -65,17 +65,17 @@ class RandomText:
 
 
 def run(recipe: Recipe, *, references: bool = True, profile: bool = True) -> dict:
-    """Time every training stage of a recipe on every back end that is here.
+    """Time every training stage of a recipe on every back end of this machine.
 
     Args:
-        references: time them beside the kernels. profile: name the kernels of a step.
+        references: time the reference implementations too. profile: name the kernels of a step.
 
     Returns:
-        device, versions, the GPU's bf16 ceiling in FLOP/s, and one row a stage and back end: tokens/s of all processes,
-            seconds a step, GiB, loss, kernels, and the share of the ceiling that the arithmetic of `flops` makes.
+        device, versions, the GPU's bf16 ceiling in FLOP/s, and one row for each stage and back end: tokens/s of all
+            processes, seconds a step, GiB, loss, kernels, and the share of the ceiling that the FLOP of `flops` reach.
 
     Raises:
-        UserError: its teacher's config cannot be found or read, or what a run would refuse of its options.
+        UserError: the teacher's config cannot be found or read, or a run would refuse the recipe's options.
     """
     cuda = torch.cuda.is_available() and recipe.device != "cpu"
     backends = ["triton", *(["reference"] if references else [])] if cuda else ["reference"]
@@ -112,12 +112,12 @@ def _measure(recipe: Recipe, entry: StageEntry, backend: str, profile: bool) -> 
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
     finally:
-        gc.collect()  # models, hooks and stage refer to each other: the next one would be measured with their memory
+        gc.collect()  # models, hooks and stage refer to each other, and would take memory in the next measurement
         torch.cuda.empty_cache()
 
 
 def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
-    """Steps of one stage of a student that was just made."""
+    """Time the steps of one stage, on a new student."""
     accelerator = make_accelerator(recipe, None)
     torch.manual_seed(recipe.seed)
     config = teacher_config(recipe)
@@ -127,7 +127,7 @@ def _steps(recipe: Recipe, entry: StageEntry, profile: bool) -> dict:
     if recipe.teacher_dtype == "int8":
         teacher.quantise()
     recipe = recipe.model_copy(update={"export": []})  # nothing is written
-    fit = check_fit(recipe, teacher)  # nothing is selected here: an even layout of the same budget takes the same time
+    fit = check_fit(recipe, teacher)  # no layout is selected: an even one of the same budget takes the same time
     recipe, under = fit.recipe, fit.students[entry.index]
     student, _ = build(teacher, under.layout)
     student.newest = under.newest
@@ -166,7 +166,7 @@ def _summary(reports: list[StepReport], batch: int, micro: int) -> dict:
 
 
 def _profile(trainer: Trainer) -> Iterator[dict]:
-    """The kernels that take the most of one step's time on the GPU, with their share of it, and all others together."""
+    """The kernels that take the most GPU time in one step, with their shares of it, and all others together."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -184,18 +184,18 @@ def _profile(trainer: Trainer) -> Iterator[dict]:
 
 
 def random_teacher(config: PretrainedConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> Teacher:
-    """A teacher of a published shape with random weights and no tokenizer."""
+    """A teacher of a published shape, with random weights and without a tokenizer."""
     name = config.model_type
     family = family_of(config, name)
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
-    model = model.float() if dtype == torch.float32 else model  # else it has the type, and its rotary tables stay wide
+    model = model.float() if dtype == torch.float32 else model  # else it has the dtype already; rotary tables stay float32
     return Teacher(name, model.requires_grad_(False).eval(), None, family)
 
 
 def table(result: Mapping) -> Table:
-    """What `run` returned, to print."""
+    """What `run` returned, as a table."""
     found = Table(title=f"{result['recipe']}, {result['device']}", box=None)
     for name in ("stage", "kernels", "windows", "tokens/s", "ms a step", "GiB", "of the ceiling", "loss", ""):
         found.add_column(name, justify="left" if name in ("stage", "kernels", "") else "right")

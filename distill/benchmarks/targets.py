@@ -1,4 +1,4 @@
-"""What a stage learns from while steps are timed, where that is not the recipe's teacher: true sizes, drawn numbers."""
+"""Targets of timed stages that do not learn from the recipe's teacher: true sizes, made-up numbers."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,7 @@ TOP_K = 128  # what `distill cache` keeps
 
 
 class Drawn(Cached):
-    """Likeliest tokens that nobody cached: half of the mass over k tokens, half over the rest."""
+    """Made-up cached distributions: half of the probability on k tokens, half on all others."""
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary, self.k = vocabulary, min(TOP_K, vocabulary - 1)
@@ -34,10 +34,10 @@ class Drawn(Cached):
 
 
 def learn(recipe: Recipe, entry: StageEntry, stage: Stage, teacher: Teacher, made: Callable[[Recipe], Teacher]) -> None:
-    """Give a stage what its options ask for beside the recipe's teacher.
+    """Give a stage the targets that its options name, where these are not the recipe's teacher.
 
     Args:
-        made: makes the teacher of a recipe.
+        made: a function that makes the teacher of a recipe.
     """
     source = entry.source
     if source is not None and source.offline is not None:

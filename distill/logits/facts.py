@@ -36,7 +36,7 @@ WORDS = {
 
 class Facts(Schema):
     """cache.json. reference: the teacher's name. teacher: its fingerprint. tokenizer: the tokenizer's part of the
-    fingerprint of the run's own teacher. text: the hash of the training text's tokens. vocabulary: entries of the softmax."""
+    fingerprint of the run's teacher. text: the hash of the training text's tokens. vocabulary: entries of the softmax."""
 
     format: int = FORMAT
     reference: str

@@ -86,7 +86,7 @@ def test_protocols_and_memory_that_runs_out(tiny, monkeypatch):
         assert row["cells"][2]["prompts"] == 2 and row["cells"][2]["eager"] > 0
     assert generation.all_right(result) and generation.table(result).row_count == 8
     said = list(generation.table(result).columns[-1].cells)[-1]
-    assert said.startswith("hymba; 1st worked out from 2 prompts; cache_bytes ") and said.endswith("x (the paper 11.67x)")
+    assert said.startswith("hymba; 1st scaled up from 2 prompts; cache_bytes ") and said.endswith("x (the paper 11.67x)")
 
 
 def test_what_it_refuses(tiny):

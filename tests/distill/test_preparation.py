@@ -222,9 +222,7 @@ def test_a_killed_worker_is_one_message(prepared, sources, begun, tmp_path, monk
     go_on.set()
     process.join(60)
     assert process.exitcode == 2
-    wanted = (
-        "error: a process that tokenises was killed from outside, perhaps because memory ran out; give the same command"
-    )
+    wanted = "error: a process that tokenises was killed from outside, perhaps because memory ran out; give the same command"
     assert said.read_text().startswith(wanted) and said.read_text().count("\n") == 1
     assert content(prepared(sources["local"][1:], "parts")) == content(prepared(sources["local"][1:], "whole"))
 
