@@ -90,7 +90,7 @@ def _median(call: Callable) -> float:
 
 
 def _graph(call: Callable) -> float | None:
-    """Median milliseconds of a replayed call; None for a call too long for launches to matter, or that cannot be captured."""
+    """Median milliseconds of a replayed call; None where launches do not matter (a long call) or it cannot be captured."""
     from triton.testing import do_bench_cudagraph
 
     if _once(call) > LONG:

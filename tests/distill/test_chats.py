@@ -250,6 +250,6 @@ def test_other_text_stays_text():
     assert columns_of("text", {"prompt": 1, "completion": 2, "tools": 3}) == ["prompt", "completion", "tools"]
     with pytest.raises(UserError, match="the column 'text' holds list, not text"):
         row({"text": ["a"]})
-    with pytest.raises(UserError, match="train_on is completions, but .* holds text, which has no completions"):
+    with pytest.raises(UserError, match=r"train_on is completions, but .* holds text, which has no completions"):
         row({"text": "a"}, train_on="completions")
     assert written({"talk": TWO}, tokenizer_with(templates.GEMMA), column="talk") == ONE["GEMMA"]
