@@ -1,9 +1,9 @@
-"""What cached logits cost: gradients and the KL reached against the whole distribution, by the number of likeliest tokens.
+"""What cached logits lose against the whole distribution: in gradients and in KL, by the number of likeliest tokens.
 
 python -m tests.cached_logits [RECIPE] [KEY=VALUE]... > table.md
 
-The student of a recipe's stages before imitate is imitated from again and again: with the teacher beside it, and from a
-cache of the 512 likeliest tokens, of which fewer are used in turn. Every row sees the same tokens in the same order.
+The student of a recipe's stages before imitate runs imitate several times: with the teacher online, and from a cache of the
+512 likeliest tokens, of which each row uses fewer. Every row sees the same tokens in the same order.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Fixtures: tiny random teachers, the real one, text, and memory that does not forgive unwritten outputs."""
+"""Fixtures: tiny random teachers, the real one, text, and NaN in the memory of `torch.empty` to catch unwritten outputs."""
 
 import json
 import os

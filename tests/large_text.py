@@ -1,8 +1,8 @@
-"""Preparing much text, made up of the shipped one: its speed, its memory, and a hash that is the same whatever the
-processes. `python -m tests.large_text --tokens 200M --processes 16`; needs no network and no teacher. With --chats the
-text is that of chats, in ChatML, and the room that windows of them leave is measured too.
+"""Prepares a large text, made from the shipped one: measures speed and memory, and checks that the number of processes
+does not change the hash. `python -m tests.large_text --tokens 200M --processes 16`; needs no network and no teacher. With
+--chats the text is chats in ChatML, and the share of padding in their windows is measured too.
 
-Ends with 1 where the process that writes takes more than --most MiB in all.
+Exits with 1 where the writing process takes more than --most MiB in all.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A file system of its own, that is soon full."""
+"""A small file system of its own, which is soon full."""
 
 import subprocess
 from collections.abc import Iterator

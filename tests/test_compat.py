@@ -1,4 +1,4 @@
-"""What is private in other packages, or in no documentation of theirs, stands in the compat.py of each package of ours."""
+"""Private or undocumented names of other packages are used only in the compat.py of each of our packages."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""README stays short, and what README and the pages tell a reader to type exists."""
+"""README stays short, and the commands and names that README and the pages tell a reader to type exist."""
 
 import ast
 import re

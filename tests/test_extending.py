@@ -1,4 +1,4 @@
-"""docs/extending.md followed to the letter in a copy of the sources: what it adds passes the contract and is used."""
+"""docs/extending.md, followed word by word in a copy of the sources: what it adds passes the contract and is used."""
 
 import json
 import os

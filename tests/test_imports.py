@@ -1,4 +1,4 @@
-"""Imports point one way: kernels <- students <- distill -> teachers, down the floors of distill/, nowhere in a circle."""
+"""Import directions: kernels <- students <- distill -> teachers, down the floors of distill/, without cycles."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""The notebooks do what they say: their cells run in order, here with a tiny random teacher, and carry no outputs."""
+"""The notebooks run cell by cell, here with a tiny random teacher, and are stored without outputs."""
 
 import ast
 import json

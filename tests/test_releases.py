@@ -1,4 +1,4 @@
-"""What a release carries beside the code: its version everywhere, its changelog, the workflows and the forms."""
+"""The parts of a release other than the code: its version in every place, its changelog, the workflows and the forms."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The size budget of CONTRIBUTING.md, and tables whose targets exist."""
+"""The size limits of CONTRIBUTING.md, and tables whose targets exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The wheel: it holds what an installation needs and nothing else, and works where no source tree is."""
+"""The wheel: it holds only what an installation needs, and works without the source tree."""
 
 import json
 import os

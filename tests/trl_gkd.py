@@ -1,4 +1,4 @@
-"""TRL's own generalised divergence of two sets of logits, for `students.kernels.linear_kl` to be held against.
+"""TRL's own generalised divergence of two sets of logits, with which `students.kernels.linear_kl` is compared.
 
 `python tests/trl_gkd.py` (where trl is installed) writes it into `tests/trl_gkd.json`, for logits that a seed makes.
 """

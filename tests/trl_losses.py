@@ -1,8 +1,8 @@
-"""TRL's own losses of a small batch, for `distill.stages.tune` and `distill.stages.prefer` to be held against.
+"""TRL's own losses of a small batch, with which `distill.stages.tune` and `distill.stages.prefer` are compared.
 
 `python tests/trl_losses.py` (where trl is installed: make test-trl) writes them into `tests/trl_losses.json`, together with
-the models and the batch that they are of, which seeds make. The quick tests compare with that file; tests/ecosystem makes
-them anew and compares with both.
+their models and batch, which seeds make. The quick tests compare with that file; tests/ecosystem makes the losses anew and
+compares with both.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The command line of today, for what pages and scripts tell a reader to type."""
+"""The current command line, against which commands in pages and scripts are checked."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Chat templates of several families' structure, and a small tokenizer that carries one."""
+"""Chat templates with the structure of several families, and a small tokenizer that carries one."""
 
 from functools import lru_cache
 

@@ -1,5 +1,8 @@
-"""A GGUF file as the class of transformers that it was written from, by names and orders spelled out here, so that a mistake
-of the writer cannot hide in both. What was filled up with zeros stays filled up: the class is as wide as the file."""
+"""Loads a GGUF file into the transformers class that it was written from.
+
+Names and orders are spelled out here again, so that a mistake of the writer cannot hide in both. Zero padding of the file
+stays: the class is as wide as the file.
+"""
 
 import torch
 from gguf import GGUFReader, dequantize

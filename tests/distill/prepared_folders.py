@@ -1,4 +1,4 @@
-"""Prepared folders of tokens that a test makes up, and what one holds."""
+"""Prepared folders with made-up tokens for tests, and a function that reads one back."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Tiny students of any family with a value of its own in every parameter, saved as a run saves them."""
+"""Tiny students of any family, with distinct values in every parameter, saved as a run saves them."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Steps of `imitate` and `tune` in one process, or in several that divide it; torchrun runs it, and it writes a file."""
+"""Steps of `imitate` and `tune` in one process or divided over several; torchrun runs this, and it writes a file."""
 
 import errno
 import json

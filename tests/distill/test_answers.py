@@ -1,4 +1,4 @@
-"""A teacher's answers on disk: what is written, going on to the same bytes, what is drawn, pairs, and what is refused."""
+"""`distill answers`: the files that are written, resuming to the same bytes, sampling, pairs, and refusals."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The Python API: every verb is a function with a signature, also once it was called, and has its command's options."""
+"""The Python API: every verb is a function with its signature and its command's options, before and after a call."""
 
 import inspect
 import io

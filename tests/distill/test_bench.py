@@ -1,4 +1,4 @@
-"""What of `distill bench` does not need a GPU: its arithmetic, its check, its refusals, its table."""
+"""The parts of `distill bench` that need no GPU: its arithmetic, its check, its refusals, its table."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`distill bench generation` on a tiny model of a family: what it measures, its limit, and what runs out of memory."""
+"""`distill bench generation` on a tiny model of a family: its measurements, its limit, and models that do not fit."""
 
 import json
 import re

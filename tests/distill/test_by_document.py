@@ -1,4 +1,4 @@
-"""Tables rest on documents: which windows are read, what their errors are, what a pair of rows is, what nobody shares."""
+"""Tables over documents: which windows are read, standard errors, pairs of rows, and text apart from that of selections."""
 
 import json
 import math

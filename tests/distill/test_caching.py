@@ -1,4 +1,4 @@
-"""A teacher's likeliest tokens on disk: what is cached, going on, what is refused, and a training that reads them."""
+"""Cached logits: what is cached, resuming, refusals, and training from a cache."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Training and judging on completions: what a loss is a mean over, resumed to the same bits, by one process and by two."""
+"""Training and evaluation on completions: the mean of a loss, and resuming to the same bits, with one process and two."""
 
 import io
 import json

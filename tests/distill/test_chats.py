@@ -1,4 +1,4 @@
-"""Chats as tokens: what each family's template lets the assistant say, and what is refused with file, row and fix."""
+"""Chats as tokens: the answers that each family's template marks, and refusals that name file, row and fix."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: every verb, and every mistake in one message without a traceback."""
+"""The command line as a user meets it: every verb, and one message without a traceback for every mistake."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Text with chats in shards and windows: marks beside tokens, whole turns, the same bytes whatever happens on the way."""
+"""Text with chats in shards and windows: marks on tokens, whole turns, and the same bytes after interruptions."""
 
 import csv
 import itertools

@@ -1,4 +1,4 @@
-"""Text files that are damaged, hostile or of another form: one message with the file, the line and what to do."""
+"""Damaged, hostile or unsupported text files: one message with the file, the line and the fix."""
 
 import bz2
 import copy

@@ -1,4 +1,4 @@
-"""From text to batches: nothing lost, nothing mixed up, every window where its number says."""
+"""From text to batches: no token is lost or mixed up, and window k is always the same."""
 
 import gzip
 import json

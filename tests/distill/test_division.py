@@ -1,4 +1,4 @@
-"""Judging and selecting by two processes: each does a share, and both have the tables of one, to the bit."""
+"""Evaluation and selection by two processes: each does a share, and both get one process's tables, to the bit."""
 
 import json
 from dataclasses import replace

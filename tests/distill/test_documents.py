@@ -1,4 +1,4 @@
-"""Where documents begin and end: one beginning of text, whoever wrote it, and a new document behind every end."""
+"""Where documents begin and end: exactly one beginning of text, and a new document after every end of text."""
 
 import copy
 import json

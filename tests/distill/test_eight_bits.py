@@ -1,5 +1,5 @@
-"""`optimizer: adamw_8bit`: moments of 8 bits learn as AdamW's, take the bytes that plans say, and come back from checkpoints
-to the bit, in one process or in several."""
+"""`optimizer: adamw_8bit`: 8-bit moments learn as AdamW's do, take the bytes that plans state, and are restored from
+checkpoints to the bit, in one process or in several."""
 
 import io
 import os

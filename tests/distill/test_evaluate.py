@@ -1,4 +1,4 @@
-"""What the numbers mean: planted models that must score 1 or chance, formulas by hand, seeds, and what is not run."""
+"""Evaluations: planted models that must score 1 or chance, formulas by hand, seeds, and what is not run."""
 
 import json
 import lzma

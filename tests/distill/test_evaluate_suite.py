@@ -1,4 +1,4 @@
-"""A whole suite on a tiny student: its JSON, its tables, and what it says of speed."""
+"""A whole suite on a tiny student: its JSON, its tables, and its measurements of speed."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""portable: loads in an environment without this project, and is the same student there."""
+"""The portable export loads in an environment without this project, and computes the same there."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""README.md of an export: front matter for the hub, what was measured and proved, and nothing that was not."""
+"""README.md of an export: front matter for the hub, and only results that were measured and proved."""
 
 import json
 import shutil

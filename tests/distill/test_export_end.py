@@ -1,4 +1,4 @@
-"""Exports at the end of a run, and what is exported by hand in their place."""
+"""Exports at the end of a run, and exports by hand in their place."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The folder of an export: where it may be, what of the user's stays in it, and what a fault leaves behind."""
+"""The folder of an export: where it may be, which of the user's files stay in it, and what remains after a fault."""
 
 import errno
 import json

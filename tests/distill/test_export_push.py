@@ -1,4 +1,4 @@
-"""`--push`: what the hub is asked for, and what is said where it refuses. Its client is replaced; nothing goes out."""
+"""`--push`: the calls to the hub, and messages where it refuses. Its client is replaced; no request leaves the machine."""
 
 from types import SimpleNamespace
 

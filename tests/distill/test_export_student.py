@@ -1,4 +1,4 @@
-"""What is exported: a damaged student is refused by file and tensor; its types, its sizes, and no word of the machine."""
+"""Students at export: damage is refused by file and tensor; types and sizes; no path of the machine in the export."""
 
 import json
 import re

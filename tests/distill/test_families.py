@@ -1,4 +1,4 @@
-"""Every family as a student: unswapped it is its teacher, with plain attention swapped in too; and it takes every stage."""
+"""Every family as a student: equal to its teacher, unswapped or with plain attention swapped in; and every stage."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Faults: kill -9 at any moment and an exact resume, numbers that are no numbers, what a resume counts and reads."""
+"""Faults: kill -9 at any moment with an exact resume, values that are not finite, and what a resume counts and reads."""
 
 import json
 import multiprocessing

@@ -1,5 +1,5 @@
-"""Faults beyond the stages: a selection, a twin, the judging, a report and an export killed; processes that share a run, one
-of them killed; a run gone on with by another number of processes."""
+"""Faults outside the stages: a selection, a twin, an evaluation, a report and an export are killed; one of several
+processes of a run is killed; another number of processes goes on with a run."""
 
 import json
 import multiprocessing

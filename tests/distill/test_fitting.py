@@ -1,4 +1,4 @@
-"""`micro_batch: auto`: the most windows at a time that fit, found without a trace and remembered with the run."""
+"""`micro_batch: auto`: finds the most windows at a time that fit, changes nothing else, and is remembered with the run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What stages take of memory, worked out without values, against what they take with them."""
+"""The memory of stages, computed without values, against the memory that they take."""
 
 import pytest
 import torch

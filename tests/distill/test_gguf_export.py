@@ -1,4 +1,4 @@
-"""gguf: the file read back is the student, whatever was filled up with zeros; its tokenizer cuts text as the student's does;
+"""gguf: the file read back is the student, with any zero padding; its tokenizer cuts text as the student's does;
 and llama.cpp, where it is installed, computes what the student computes."""
 
 import builtins

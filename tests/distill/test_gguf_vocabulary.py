@@ -1,6 +1,6 @@
-"""Tokenizers in GGUF files: read back, they cut text as before; what llama.cpp does not do is refused by name.
+"""Tokenizers in GGUF files: read back, they cut text as before; tokenizers that llama.cpp lacks are refused by name.
 
-`make test-tokenizers` also holds every one against llama.cpp itself.
+`make test-tokenizers` also compares every one with llama.cpp itself.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Our scorer and lm-evaluation-harness's, through our model and through its own, on the same items: the same numbers."""
+"""Our scorer and lm-evaluation-harness's give the same numbers on the same items, through our model and through its own."""
 
 import json
 

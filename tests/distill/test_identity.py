@@ -1,4 +1,4 @@
-"""A student with nothing swapped, and with plain attention swapped in, is its teacher; what makes it another is named."""
+"""A student without swapped layers, or with plain attention swapped in, is its teacher; differences are named."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Teachers with int8 weights: students begin with the numbers as they were, and what int8 lost is measured and kept."""
+"""Teachers with int8 weights: students start from the original weights, and the loss by int8 is measured and kept."""
 
 import io
 from importlib.util import find_spec

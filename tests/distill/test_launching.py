@@ -1,5 +1,5 @@
-"""A command that starts its own processes: what it refuses, one message of what ended them, signals, and a run that goes on
-from parts with another number of processes."""
+"""A command that starts its own processes: refusals, one message about what ended them, signals, and a run that goes on
+from a checkpoint in parts with another number of processes."""
 
 import io
 import json

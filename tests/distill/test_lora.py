@@ -1,4 +1,4 @@
-"""LoRA: adapters stand where they have an effect, in every family's names; they merge, or stay in a form that peft loads."""
+"""LoRA: adapters have an effect in every family's modules; they are merged, or saved in a form that peft loads."""
 
 import itertools
 import json

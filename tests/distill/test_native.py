@@ -1,4 +1,4 @@
-"""native: a class of transformers' own is the same function as the student; what none can hold is refused by name."""
+"""native: a class of transformers computes the same as the student; layouts that no class can hold are refused by name."""
 
 import json
 import shutil

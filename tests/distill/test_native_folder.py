@@ -1,4 +1,4 @@
-"""native: the folder that is written: whole, in shards, rounded, adapters merged; files that do not fit are refused."""
+"""native: the written folder is whole, sharded, rounded, with adapters merged; files that do not fit are refused."""
 
 import json
 

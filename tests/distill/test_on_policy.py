@@ -1,4 +1,4 @@
-"""On-policy distillation: what of a window the student writes, its loss, resuming, and two processes."""
+"""On-policy distillation: the part of a window that the student writes, its loss, resuming, and two processes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Held-out text that is training text: whole, nearly, in part, not at all."""
+"""Overlap of held-out and training text: whole documents, near copies, parts, and none."""
 
 import io
 import json

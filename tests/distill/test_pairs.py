@@ -1,4 +1,4 @@
-"""Rows of pairs: every form becomes the same tokens, and what is no pair is refused with file, row and fix."""
+"""Rows of pairs: every form becomes the same tokens, and other rows are refused with file, row and fix."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Text tokenised piece by piece: the tokens of the whole, whatever the tokenizer, in memory that does not grow with it."""
+"""Text tokenised piece by piece: the same tokens as in one piece for every tokenizer, in bounded memory."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A recipe end to end on the tiny teacher: it finishes, improves, resumes to the same bits, and refuses what changed."""
+"""A recipe end to end on the tiny teacher: it finishes, improves, resumes to the same bits, and refuses changed inputs."""
 
 import gc
 import itertools

@@ -1,4 +1,4 @@
-"""Teachers held in bfloat16: every stage in both precisions, float32 masters of what trains, and runs in turns of types."""
+"""Teachers held in bfloat16: every stage in both precisions, float32 masters of trained weights, runs that change types."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The stage that prefers: pairs in windows, losses by hand, references that are cached, resumed runs and two processes."""
+"""The stage `prefer`: pairs in windows, losses by hand, cached references, resumed runs and two processes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Text in shards: the same bytes whatever the processes, interruptions and accidents; what is lost is made again."""
+"""Text in shards: the same bytes for every number of processes and after interruptions; lost shards are made again."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Several processes: started as asked or refused, one message for all, and a run that goes on with another number."""
+"""Several processes: started as requested or refused, one message for all, and a run that goes on with another number."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Long texts in chunks where the toolkit reads them: scores of answers, and the bar of a prompt that takes seconds."""
+"""Long texts read in chunks: scores of answers, and a progress bar for a prompt that takes seconds."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Proofs of exports: what is right is proved with its numbers; every planted fault is found, and named with its place."""
+"""Proofs of exports: a correct export is proved with its numbers; every planted fault is found and located."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files that are read back: bounds, one message each, and right values where there is nothing wrong."""
+"""Files that are read back: size limits, one message for each fault, and correct values of sound files."""
 
 import io
 import json

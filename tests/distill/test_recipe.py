@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones parse, build and plan without a network; mistakes are named with their key."""
+"""Recipes: the shipped ones parse, build and plan without a network; messages about mistakes name the key."""
 
 import json
 import sys

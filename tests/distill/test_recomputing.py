@@ -1,4 +1,4 @@
-"""Layers that the backward pass recomputes, whole or but for their products, have the gradients that they have without."""
+"""Activation checkpointing: layers recomputed in the backward pass, wholly or except their products, have equal gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The JSON schema of recipes says what the loader does, every key has a meaning, and what is generated is current."""
+"""The JSON schema of recipes agrees with the loader, every key is described, and generated pages are current."""
 
 import json
 import logging

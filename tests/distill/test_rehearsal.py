@@ -1,4 +1,4 @@
-"""What the end of a run needs is tried before it trains: mended where that loses nothing, or refused with the reason."""
+"""The rehearsal before training of what a run's end needs: mended where nothing is lost, or refused with the reason."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Further layers of a student become mixers, made from its own attention as it is now; everything else stays what it was."""
+"""`replace`: further layers of a student become mixers, made from its own current attention; all else is unchanged."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Reports: every section is there or says why not, nothing is loaded, names cannot break out, numbers are the JSON's."""
+"""Reports: every section exists or says why not, nothing is fetched, names are escaped, and numbers are the JSON's."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Selections find what was planted: a teacher of which one head of one layer alone looks anything up."""
+"""Selections find the planted layer: a teacher in which one head of one layer does all look-ups."""
 
 import io
 import json

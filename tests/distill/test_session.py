@@ -1,4 +1,4 @@
-"""What a command prepares: a run everything at once, an evaluation the held-out text alone."""
+"""What a command prepares at its start: a run prepares all of its text, an evaluation only the held-out text."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""Whole-student stages that processes divide: one process's weights and losses, types of computation, what processes agree
-on. Checkpoints in parts: read by rows, refused where they are damaged."""
+"""Whole-student stages divided over processes: one process's weights and losses, dtypes of computation, agreement of the
+processes. Checkpoints in parts: read by rows, refused where they are damaged."""
 
 import json
 import os

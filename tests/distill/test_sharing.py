@@ -1,4 +1,4 @@
-"""Attention that layers share: made from all of them, owned by the first, trained by all, saved once."""
+"""Attention shared by layers: made from all of them, owned by the first, trained by all, saved once."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What comes in recipes/: published configs with the sizes that README.md says, and a row there for every recipe."""
+"""The files shipped in recipes/: published configs with the sizes in README.md, and a row there for every recipe."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Windows of a length and a text for each stage: where each begins, what is kept and compared, what is refused."""
+"""A window length and a text for each stage: where each begins, what is kept and compared, and refusals."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Every stage does what it says: lowers its own loss, touches only what it trains, and solves what it solves."""
+"""Every stage lowers its own loss, changes only the weights that it trains, and solves its closed forms."""
 
 from dataclasses import replace
 

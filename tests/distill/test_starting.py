@@ -1,4 +1,4 @@
-"""A run that starts from a finished student: its weights, layout and record, and what is refused."""
+"""A run that starts from a finished student: its weights, layout and record, and refusals."""
 
 import json
 import shutil

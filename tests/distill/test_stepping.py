@@ -1,4 +1,4 @@
-"""What makes steps fast on a GPU computes what it replaces: attention within documents, and compiled layers."""
+"""Faster steps on a GPU compute the same as what they replace: attention within documents, and compiled layers."""
 
 import subprocess
 import sys

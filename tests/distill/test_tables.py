@@ -1,4 +1,4 @@
-"""What holds for every stage, export target and evaluation of the tables, those that are added later included."""
+"""Contracts of every stage, export target and evaluation in the tables, including those that are added later."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Lines of task files: which labels are taken, and what is refused with its file and line."""
+"""Lines of task files: which labels are accepted, and refusals with file and line."""
 
 import gzip
 import json

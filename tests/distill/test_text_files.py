@@ -1,4 +1,4 @@
-"""How files become documents: what each kind holds, names that look like patterns, and a cache that knows what was read."""
+"""Files as documents: the content of each kind, names that look like patterns, and a cache that notices changed files."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Trackers: refused early where they are not there; student and twin apart; steps that go on over stages and resumes."""
+"""Trackers: refused early where they are not installed; student and twin apart; steps counted over stages and resumes."""
 
 import itertools
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The loop: two processes give one process's gradients, micro-batches change nothing, schedules and groups are as said."""
+"""The training loop: two processes give one process's gradients; micro-batches change nothing; schedules and groups."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The losses of tune and prefer are TRL's on the same models and batch; `tests/trl_losses.py` says how TRL's were made."""
+"""The losses of tune and prefer equal TRL's on the same models and batch; `tests/trl_losses.py` says how TRL's were made."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The stage that tunes: cross-entropy and KL by hand, its options, micro-batches, resumed runs and two processes."""
+"""The stage `tune`: cross-entropy and KL by hand, its options, micro-batches, resumed runs and two processes."""
 
 import pytest
 import torch
