@@ -20,7 +20,7 @@ from distill.text.prepared import Prepared
 from distill.text.windows import Batch
 
 SELECTION = 0.75  # the share of the held-out tokens after which the part for selections begins; tables do not read that part
-NEAR = (0.5, 0.9)  # shares of the held-out tokens between which that part may begin
+NEAR = (0.5, 0.9)  # the shares of the held-out tokens between which that part may begin
 
 
 class DocumentWindows:

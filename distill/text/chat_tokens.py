@@ -113,7 +113,7 @@ def _tokens(document: Written, chat: dict[str, Any], tokenizer) -> np.ndarray | 
         read = tokenizer(text, add_special_tokens=plain, return_offsets_mapping=spans is not None, verbose=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
+    except BaseException as error:  # a panic of the tokenizers library is not an Exception
         raise UserError(f"{place}: {WHOSE} fails on this row: {' '.join(str(error).split())}; leave it out") from error
     ids = np.asarray(read["input_ids"], np.uint32)
     extra = _twice_opened(ids, tokenizer) if plain else 0

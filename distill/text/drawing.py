@@ -1,4 +1,4 @@
-"""Documents drawn from one source, or from several in the shares of their weights, from any place on."""
+"""Draws documents from one source, or from several in the shares of their weights, and can begin at any place."""
 
 from collections.abc import Iterator, Sequence
 
@@ -63,7 +63,7 @@ def mixed(sources: Sequence[Source], weights: Sequence[float], where: str) -> It
     """Documents of several sources; each source's share of the tokens is always as near to its weight as documents allow.
 
     A source that ends begins again in another order, until each has ended once. Nothing here is random, so any part of the
-    result is the same when it is made again, from whatever place.
+    result is the same when it is made again, from any place.
 
     Raises:
         UserError: a source has no text.

@@ -1,4 +1,4 @@
-"""Borders of documents in tokens: the opening token, the end tokens, and a chat's ends of turns, which are no borders."""
+"""The borders of documents in a row of tokens: the opening token and the end tokens. A chat's turns end without a border."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.chat import render
 
 TURNS = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-SHORT = 8  # tokens: a document of at most so many is left out where it holds only space, as after a chat's last turn
+SHORT = 8  # tokens: a document of at most SHORT is left out if it holds only space, as after a chat's last turn
 FURTHER = 3  # tokens after a beginning of text that must match for a chat to go on there
 
 

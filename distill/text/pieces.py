@@ -73,7 +73,7 @@ def _ids(tokenizer, texts: list[str], **options) -> list[list[int]]:
         return tokenizer(texts, verbose=False, **options)["input_ids"]
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
+    except BaseException as error:  # a panic of the tokenizers library is not an Exception
         if len(texts) > 1:
             return [_ids(tokenizer, [text], **options)[0] for text in texts]
         said = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers recomputed in the backward pass, wholly or except their products, have equal gradients."""
+"""Activation checkpointing: layers recomputed in the backward pass, wholly or without their products, change no gradient."""
 
 import pytest
 import torch
