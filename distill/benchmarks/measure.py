@@ -11,7 +11,7 @@ LONG = 25.0  # milliseconds; for longer calls, two are enough and launch overhea
 
 
 class Ceilings(NamedTuple):
-    """What this GPU reaches a second: bytes read and written by a large copy, and bf16 FLOP of a large product."""
+    """Measured ceilings of this GPU, a second: bytes read and written by a large copy, and bf16 FLOP of a large product."""
 
     bytes_per_second: float
     flop_per_second: float

@@ -1,4 +1,4 @@
-"""How papers on state-space models measured generation, by name, and what they reported against their Transformers.
+"""Protocols of papers on state-space models for measuring generation, with their reported multiples of a Transformer.
 
 mamba  (arXiv 2312.00752, section 4.5): prompts of 2,048 tokens, 128 more, the largest batch that fits
 hymba  (arXiv 2411.13676, table 2): 8,000 tokens, batch 128 or the largest that fits; also the cache's size

@@ -135,5 +135,5 @@ def write_shard_facts(folder: Path, name: str, shard: Shard) -> None:
 
 
 def mend(folder: Path, name: str) -> str:
-    """What the user can do about a shard that cannot be used."""
+    """The fix for a shard that cannot be used, for a message."""
     return f"delete {folder / name}.*, and `distill cache` of the same recipe into this folder makes its windows again"

@@ -33,7 +33,7 @@ class Written(NamedTuple):
 
 
 class CannotMask(ValueError):
-    """What the assistant said cannot be located in a rendering; the message has the reason and the fix."""
+    """An error: the assistant's text cannot be located in a rendering. The message has the reason and the fix."""
 
 
 def documents_of(tokenizer: PreTrainedTokenizerBase, chat: dict[str, Any]) -> list[Written]:

@@ -40,13 +40,13 @@ _log = logging.getLogger(__name__)
 
 
 class NotPreparedError(UserError):
-    """Text is not prepared, and the caller does not want it to be prepared now."""
+    """An error: text is not prepared, and the caller does not want it to be prepared now."""
 
 
 @dataclass(frozen=True)
 class Tokenising:
-    """How text is prepared. processes: how many tokenise; None chooses by the cores and the size of the text. console: for a
-    live line of progress."""
+    """Options of preparation. processes: how many tokenise; None chooses by the cores and the size of the text. console: for
+    a live line of progress."""
 
     processes: int | None = None
     console: Console | None = None

@@ -16,7 +16,7 @@ LABEL = 1000  # characters that a label may have
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file is read.
+    """A file and the options for reading it.
 
     column: the column with the text. label: the label of every row; None takes it from the column `source` where there is
     one. documents: what part of a .txt file is a document. longest: the most bytes that a document may have. scratch: a

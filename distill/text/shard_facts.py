@@ -19,8 +19,8 @@ Some = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class Place(Schema):
-    """Where a source goes on. turn: its pass over its rows. rows: the rows read in this pass. documents: the documents
-    already taken from the next row. taken: the tokens taken in all passes."""
+    """A place from which a source goes on. turn: its pass over its rows. rows: the rows read in this pass. documents: the
+    documents already taken from the next row. taken: the tokens taken in all passes."""
 
     turn: Whole = 0
     rows: Whole = 0
@@ -29,8 +29,8 @@ class Place(Schema):
 
 
 class Counts(Schema):
-    """What a shard holds. sha256: of its tokens, and of its marks where it has any. highest: the highest token id. longest:
-    the tokens of its longest document. trained: how many tokens are trained on; None where all are."""
+    """Counts and hash of a shard. sha256: of its tokens, and of its marks where it has any. highest: the highest token id.
+    longest: the tokens of its longest document. trained: how many tokens are trained on; None where all are."""
 
     tokens: Some
     documents: Some
@@ -111,5 +111,5 @@ def damage(folder: Path, reason: object, delete: Path) -> UserError:
 
 
 def mend(delete: Path) -> str:
-    """What the user can do about damage."""
+    """The fix for damage, for a message."""
     return f"delete {delete}, and the same command makes it again"

@@ -100,7 +100,7 @@ def explained(path: str | Path, where: str, place: "Place") -> Iterator[None]:
 
 
 class Place:
-    """How far a file was read."""
+    """A place in a file: how far it was read."""
 
     def __init__(self, word: str = "line") -> None:
         self.word, self.number = word, 0
