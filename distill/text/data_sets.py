@@ -54,7 +54,7 @@ def data_set(source: TextSource, files: Sequence[TextFile], where: str, reading:
             _check_inside(builder, folder, where)
         if source.documents is not None and not hasattr(builder.config, "sample_by"):
             raise UserError(
-                f"{where}: documents is {source.documents!r}, which is about .txt files, but {source.hub} has none"
+                f"{where}: documents is {source.documents!r}, which is for .txt files, but {source.hub} has none"
             )
         for option, value in _options(source).items():
             if hasattr(builder.config, option):  # which options exist depends on the type of the data set's files

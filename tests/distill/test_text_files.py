@@ -69,7 +69,7 @@ def test_documents_of_a_txt_file(texts_of, tmp_path, documents, right, suffix):
 def test_documents_of_what_is_no_txt_file(prepared, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(
-        UserError, match=r"data\.train\.0: documents is 'lines', which is about \.txt files, but .*rows\.jsonl"
+        UserError, match=r"data\.train\.0: documents is 'lines', which is for \.txt files, but .*rows\.jsonl"
     ):
         prepared({"path": str(tmp_path / "rows.jsonl"), "documents": "lines"})
 
@@ -125,7 +125,7 @@ def test_a_data_set_folder_of_txt(texts_of, prepared, tmp_path):
     for documents, count in ((None, 1), ("paragraphs", 3), ("lines", 4)):
         source = {"hub": str(tmp_path / "txt set"), "label": "x", "documents": documents}
         assert len(texts_of(source)) == count
-    with pytest.raises(UserError, match=r"documents is 'lines', which is about \.txt files, but .*jsonl set has none"):
+    with pytest.raises(UserError, match=r"documents is 'lines', which is for \.txt files, but .*jsonl set has none"):
         prepared({"hub": str(tmp_path / "jsonl set"), "documents": "lines"})
 
 
