@@ -76,7 +76,7 @@ class LogitCache:
         return Known(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(logs), torch.from_numpy(rest))
 
     def shards_of(self, places: np.ndarray) -> list[str]:
-        """The names of the shards that have some places in the text."""
+        """The names of the shards that hold the windows at some places in the text."""
         held = np.unique(self._shard_of[np.isin(self._places, places)])
         return [self._names[index] for index in held]
 
