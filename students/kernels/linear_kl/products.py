@@ -1,4 +1,4 @@
-"""What every divergence that takes its gradients chunk by chunk in the forward pass is made of."""
+"""Shared parts of the LM head losses that compute gradients chunk by chunk in the forward pass."""
 
 from typing import Any
 
@@ -8,8 +8,11 @@ from torch.autograd.function import once_differentiable
 
 
 class GradientsKept(torch.autograd.Function):
-    """A loss that ends the graph: `forward` leaves its gradients in `ctx.grads`, their types in `ctx.types`
-    (of hidden states, weight and bias) and the op's name in `ctx.op`."""
+    """The base of losses that are the last operation of the graph and compute their gradients in `forward`.
+
+    `forward` stores the gradients of hidden states, weight and bias in `ctx.grads`, their types in `ctx.types` and the op's
+    name in `ctx.op`.
+    """
 
     @staticmethod
     @once_differentiable
@@ -21,8 +24,7 @@ class GradientsKept(torch.autograd.Function):
 
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """out = left right, summed and stored in the type of `out`, which may be wider than that of the factors: on a GPU inside
-    the product."""
+    """Compute out = left right in the type of `out`, which may be wider than the factors'; a GPU converts in the product."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if out.is_cuda:
@@ -31,7 +33,7 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in the type of `total` whatever the factors are: on a GPU inside the product."""
+    """Compute total += left right in the type of `total`, which may be wider than the factors', as in `product`."""
     if total.is_cuda and left.dtype != total.dtype:
         torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
     else:
