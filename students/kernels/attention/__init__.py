@@ -40,8 +40,8 @@ def attention(
 ) -> Float[Tensor, "b t h p"]:
     """Compute causal attention from the last t of s tokens to all s tokens.
 
-    h / kv neighbouring heads read the same keys, and likewise values. Full attention without documents runs on PyTorch's own kernels with every back end. One query without a gradient runs as
-    in `attend_places`.
+    h / kv neighbouring heads read the same keys, and likewise values. Full attention without documents runs on PyTorch's own
+    kernels with every back end. One query without a gradient runs as in `attend_places`.
 
     Args:
         scale: multiplies the logits. softcap: c in c tanh(logits / c), applied after the scale.

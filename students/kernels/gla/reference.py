@@ -95,7 +95,8 @@ def _chunked(q, k, v, log_a, chunks: Chunks, state):
 def _square(q, k, log_a, total):
     """Compute the weight of every token on the earlier tokens of its chunk, [b h z l l].
 
-    Values above the diagonal are invalid. The intermediate results hold PIECE numbers per token and channel. They are recomputed in the backward pass, not kept.
+    Values above the diagonal are invalid. The intermediate results hold PIECE numbers per token and channel. They are
+    recomputed in the backward pass, not kept.
     """
     start = (total - log_a).unflatten(3, (-1, PIECE))[:, :, :, :, :1]  # G before each piece, [b h z s 1 n]
     pieces = CHUNK // PIECE

@@ -35,9 +35,10 @@ def linear_kl(
     """Compute the weighted mean of a divergence and cross-entropy over tokens, in nats.
 
     The loss is sum_t weights_t ((1 - ce_weight) T^2 D(teacher_t, student_t) + ce_weight CE(targets_t)) / sum_t weights_t.
-    D is "forward_kl" KL(teacher || student), "reverse_kl" KL(student || teacher) or "jsd" (the mean of KL(teacher || mixture)
-    and KL(student || mixture)), between softmaxes at `temperature` T. The factor T^2 keeps the scale of the gradient (Hinton
-    et al., 1503.02531). Gradients flow to `hidden` and to those parameters of the student's head that require them.
+    D is "forward_kl" KL(teacher || student), "reverse_kl" KL(student || teacher) or "jsd", the mean of
+    KL(teacher || mixture) and KL(student || mixture), between softmaxes at `temperature` T. The factor T^2 keeps the scale
+    of the gradient (Hinton et al., 1503.02531). Gradients flow to `hidden` and to those parameters of the student's head
+    that require them.
 
     Raises:
         ValueError: vocabularies of different sizes, an unknown divergence, or `ce_weight` without targets.
