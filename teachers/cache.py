@@ -209,7 +209,7 @@ def _alone(target: Path, what: str) -> Iterator[bool]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _say(f"{what}: {_read(owner) or 'another process'} makes {target}; waiting for it")
+            _say(f"{what}: {_read(owner) or 'another process'} is making {target}; waiting for it")
             lock.acquire(poll_interval=0.2)
     except (OSError, NotImplementedError):
         yield False

@@ -18,7 +18,7 @@ from teachers.quiet import no_panics
 FIXES = {
     "GGUF file": "download it again",
     "config": "bring back its config.json",
-    "generation settings": "bring back its generation_config.json, or take it away",
+    "generation settings": "bring back its generation_config.json, or remove it",
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
 }
@@ -124,8 +124,8 @@ def check_weights(
     if homeless:
         raise ValueError(
             f"teacher {reference!r} could not be loaded: by config.json the model has no place for {_some(homeless)} of its "
-            "files, so it would not be the model that was saved; mend config.json, or name what may be left out in "
-            "teacher_ignore"
+            "files, so it would not be the model that was saved; correct config.json, or name the tensors that may be left "
+            "out in teacher_ignore"
         )
     wrong = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
     if wrong:
@@ -163,7 +163,7 @@ def check_account(reference: str, location: str, model: PreTrainedModel, ignored
         return
     said = f"{_some(sorted(spare)) or 'no such tensor'} of its files ({extra:,} values) "
     had = f"{_some(sorted(name for name, _ in lacking.values())) or 'no tensor'} of the model ({short:,} values)"
-    raise ValueError(f"teacher {reference!r} is not what its files hold: {said} against {had}; mend config.json")
+    raise ValueError(f"teacher {reference!r} is not what its files hold: {said} against {had}; correct config.json")
 
 
 def keep_own_head(model: PreTrainedModel) -> None:

@@ -125,7 +125,7 @@ def check_config(entries: Mapping[str, Any], file: str) -> None:
         if entries.get(name) not in KNOWN_CODE:
             raise ValueError(
                 f"{file}: {name} is {shown(entries[name])}, which transformers would fetch from elsewhere and run; take the "
-                f"entry out, or choose of {', '.join(map(str, KNOWN_CODE[1:]))}"
+                f"entry out, or choose one of {', '.join(map(str, KNOWN_CODE[1:]))}"
             )
     layers, types = entries.get("num_hidden_layers"), entries.get("layer_types")
     if layers is not None and types is not None and len(types) != layers:

@@ -174,8 +174,8 @@ def check_code_map(entries: Mapping[str, Any], file: str) -> None:
     for key, value in found.items():
         if not (key.startswith("Auto") and hasattr(transformers, key)):
             raise ValueError(
-                f"{file}: auto_map has the key {key!r}, but transformers has no such class, so the code is never loaded; "
-                "take the entry out"
+                f"{file}: auto_map has the key {key!r}, and transformers has no such class, so it would never load this "
+                "code; take the entry out"
             )
         for name in value if isinstance(value, list) else [value]:
             parts = name.rpartition("--")[2].split(".") if isinstance(name, str) else []

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from teachers.files import Stored, folder_of, stored_tensors
 
-MERGE = "merge it (peft's merge_and_unload, then save_pretrained), or take it away"
+MERGE = "merge it (peft's merge_and_unload, then save_pretrained), or remove it"
 CONFIG = "adapter_config.json"  # peft's; transformers loads the adapter that lies next to it into the model
 ADAPTER_FILES = (  # of peft, its predecessors, diffusers and MLX
     CONFIG,

@@ -136,7 +136,7 @@ def pick(
         name = "triton" if reason is None and gpu else "reference"
     elif reason is not None:
         raise BackendError(
-            f"{op} cannot run on its triton implementation: {reason}; DISTILL_KERNELS=auto takes what is there"
+            f"{op} cannot run on its triton implementation: {reason}; DISTILL_KERNELS=auto falls back to the reference"
         )
     choice = (op, name, str(example.device.type) + (f": {reason}" if reason and example.is_cuda else ""))
     if choice not in _logged and not is_on_paper():
@@ -148,7 +148,7 @@ def pick(
 def _why_not_triton(implementations: Implementations, example: Tensor) -> str | None:
     kernel = cast(Deferred | None, implementations.get("triton"))
     if kernel is None:
-        return f"there is no triton implementation; there is {', '.join(implementations)}"
+        return f"there is no triton implementation, only {', '.join(implementations)}"
     if example.dtype not in TYPES:
         return f"it computes in float16, bfloat16 or float32, not {str(example.dtype).removeprefix('torch.')}"
     if kernel.missing() is not None:

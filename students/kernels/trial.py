@@ -40,8 +40,8 @@ def _verdict(name, kernel, reference, draw, case, dtype, products, device) -> st
     worst = max(errors, key=lambda name: errors[name])
     allowed = TF32 if dtype == torch.float32 and products == "tf32" else TOLERANCE[dtype]
     if errors[worst] > allowed:
-        return f"{name} is wrong {where}: its {worst} is off by {errors[worst]:.2%}, where {allowed:.2%} is allowed"
-    _log.info("%s agrees with the reference %s, its %s to %.2g", name, where, worst, errors[worst])
+        return f"{name} is wrong {where}: the error of its {worst} is {errors[worst]:.2%}; {allowed:.2%} is allowed"
+    _log.info("%s agrees with the reference %s; largest relative error: %.2g (%s)", name, where, errors[worst], worst)
     return None
 
 

@@ -61,7 +61,7 @@ def attention(
     if q.shape[1] > k.shape[1]:
         raise ValueError(f"{q.shape[1]} queries cannot be the last of {k.shape[1]} keys")
     if q.shape[2] % k.shape[2] or q.shape[2] % v.shape[2]:
-        raise ValueError(f"{q.shape[2]} heads cannot share {k.shape[2]} key heads, {v.shape[2]} of values, evenly")
+        raise ValueError(f"{q.shape[2]} heads cannot share {k.shape[2]} key heads and {v.shape[2]} value heads evenly")
     if k.shape[2] != v.shape[2]:  # the values are one identity matrix per head, to read off a mixer's matrix
         k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
     options = scale, softcap, window, sinks, documents, positions
@@ -112,13 +112,13 @@ def attend_places(
     if not 0 < time <= places:
         raise ValueError(f"{time} queries cannot be the newest of {places} keys")
     if heads % kv or v.shape[2] != kv:
-        raise ValueError(f"{heads} heads cannot share {kv} key heads, {v.shape[2]} of values, evenly")
+        raise ValueError(f"{heads} heads cannot share {kv} key heads and {v.shape[2]} value heads evenly")
     if document is not None and mask is None:
         raise ValueError("document needs a mask with document ids, but mask is None")
     kind = compute_type(q)
-    refusal = "the kernel of tokens that come one by one has no gradient" if _wants_gradient(q, k, v, *(new or ())) else None
+    refusal = "the decoding kernel has no gradient" if _wants_gradient(q, k, v, *(new or ())) else None
     if time * heads // kv > MOST_ROWS:
-        refusal = f"{time} queries of {heads // kv} heads a key head are more than {MOST_ROWS}"
+        refusal = f"{time} queries of {heads // kv} heads per key head are more than {MOST_ROWS} rows"
     refusal = refusal or _refusal(q, v, None, 0)
     run = pick("attention_places", PLACES, q, refusal, kind, CHECKED["attention_places"])
     return run(q.to(kind), k, v, scale, softcap, last, window, start, mask, document, new)

@@ -53,7 +53,9 @@ def delta_token(
     """
     heads, values, keys = state.shape[1:]
     if x.shape[1] != heads * (values + 2 * keys):
-        raise ValueError(f"{x.shape[1]} channels are not q and k of {heads} heads of {keys}, and v of {values}")
+        raise ValueError(
+            f"{x.shape[1]} channels do not divide into q and k ({heads} heads of {keys}) and v ({heads} heads of {values})"
+        )
     widest = max(values, keys)
     refusal = f"a head of {widest} channels is wider than {WIDEST}" if widest > WIDEST else None
     run = pick("delta_token", IMPLEMENTATIONS, conv.ring, refusal, checked=CHECKED["delta_token"])

@@ -49,7 +49,7 @@ def linear_kl(
         raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
     if head.call is not None or teacher_head.call is not None:
         return called_kl(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)
-    assert head.weight is not None and teacher_head.weight is not None, "a head has a weight or is called"
+    assert head.weight is not None and teacher_head.weight is not None, "a head needs a weight or a call"
     check_vocabularies(head.weight.shape[0], teacher_head.weight.shape[0])
     run = pick("linear_kl", IMPLEMENTATIONS, hidden, computes=compute_type(hidden), checked=CHECKED["linear_kl"])
     return run(hidden, head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight)

@@ -26,6 +26,6 @@ class Head(NamedTuple):
         """Compute the logits before scale and softcap."""
         if self.call is not None:
             return self.call(hidden)
-        assert self.weight is not None, "a head has a weight or is called"
+        assert self.weight is not None, "a head needs a weight or a call"
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         return F.linear(hidden, self.weight.to(hidden.dtype), bias)

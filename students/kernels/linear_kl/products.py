@@ -18,7 +18,7 @@ class GradientsKept(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError(f"{ctx.op}'s gradients were already handed out: it cannot run backward twice")
+            raise RuntimeError(f"{ctx.op}'s gradients were already used: its backward pass cannot run twice")
         grads, ctx.grads = ctx.grads, None
         return (*(None if g is None else g.mul_(d_loss).to(t) for g, t in zip(grads, ctx.types, strict=True)), None)
 

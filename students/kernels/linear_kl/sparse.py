@@ -59,7 +59,7 @@ def sparse_kl(
     known = (ids, logs, rest, weights, targets, temperature, ce_weight)
     if head.call is not None:
         return _called(hidden, head, known, rows or CHUNK)
-    assert head.weight is not None, "a head has a weight or is called"
+    assert head.weight is not None, "a head needs a weight or a call"
     rows = rows or max(128, BYTES // (4 * head.weight.shape[0]) // 128 * 128)
     return _SparseKL.apply(hidden, head.weight, head.bias, (head, known, rows))
 

@@ -54,6 +54,6 @@ def orientation_error(
     if heads % keys:
         raise ValueError(f"{heads} query heads cannot share {keys} key heads: {heads} % {keys} != 0")
     wide = max(q.shape[3], C.shape[3])
-    refusal = f"heads or states {wide} wide are wider than {WIDEST}" if wide > WIDEST else None
+    refusal = f"heads or states of {wide} channels are wider than {WIDEST}" if wide > WIDEST else None
     run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal, compute_type(C), CHECKED["matrix_orientation"])
     return run(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag)

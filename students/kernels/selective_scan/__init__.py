@@ -75,7 +75,7 @@ def selective_scan_step(
 
 def too_wide(states: int) -> str | None:
     """Returns why the Triton kernels do not serve this number of states per channel; None if they do."""
-    return f"{states} states a channel are more than {WIDEST}" if states > WIDEST else None
+    return f"{states} states per channel are more than {WIDEST}" if states > WIDEST else None
 
 
 def check_groups(channels: int, groups: int) -> None:

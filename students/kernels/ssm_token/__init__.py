@@ -88,11 +88,13 @@ def ssm_token(
     heads, values, states = state.shape[1:]
     groups, left = divmod(x.shape[1] - heads * values, 2 * states)
     if left or groups < 1 or heads % groups:
-        raise ValueError(f"{x.shape[1]} channels are not x of {heads} heads of {values}, and B and C of {states} states")
+        raise ValueError(
+            f"{x.shape[1]} channels do not divide into x ({heads} heads of {values} values) and B and C (groups of {states})"
+        )
     refusal = None
     if max(values, states) > WIDEST:
         refusal = f"a head of {values} values and {states} states is wider than {WIDEST}"
     if rope is not None:
-        refusal = "its kernel does not rotate"
+        refusal = "its kernel has no rotary embedding"
     run = pick("ssm_token", IMPLEMENTATIONS, conv.ring, refusal, checked=CHECKED["ssm_token"])
     return run(x, decay, conv, D, state, column, dtype, groups, stock, gate, lag, rope)

@@ -66,16 +66,16 @@ def token_linear(
 def _refusal(x: Tensor, rows: Sequence[Rows]) -> str | None:
     narrow, wide = split(x, rows)
     if len(narrow) > MOST or len(wide) > 1 or not narrow:
-        return f"one launch takes {MOST} sets of rows and one wide one, not {len(narrow)} and {len(wide)}"
+        return f"one launch takes 1 to {MOST} sets of rows and at most one wide set, not {len(narrow)} and {len(wide)}"
     for part in rows:
         if part.weight.stride(1) != 1 or part.weight.stride(0) != part.weight.shape[1]:
             return "a weight is not contiguous"
         if part.weight.dtype not in TYPES:
             return f"a weight is {part.weight.dtype}"
     if len({part.weight.dtype for part in narrow}) > 1:
-        return "weights of several types"
+        return "the weights have several types"
     if len({part.bias.dtype for part in narrow if part.bias is not None}) > 1:
-        return "biases of several types"
+        return "the biases have several types"
     return None
 
 

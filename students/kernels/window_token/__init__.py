@@ -76,10 +76,10 @@ def window_token(
     heads, elements = (q.shape[1], k.shape[1]), keys.k.shape[1] * q.shape[2]
     refusal = None
     if elements > MOST:
-        refusal = f"{keys.k.shape[1]} keys of {q.shape[2]} channels are more than a program holds"
+        refusal = f"{keys.k.shape[1]} keys of {q.shape[2]} channels are more than the {MOST} elements that a program holds"
     elif norms is not None and norms.kind != "rms":
         refusal = f"its kernel has no norm {norms.kind!r}"
     elif reads is not None or heads[0] % heads[1]:
-        refusal = "its heads share key heads unevenly"
+        refusal = "its kernel needs heads that share the key heads evenly"
     run = pick("window_token", IMPLEMENTATIONS, keys.k, refusal, checked=CHECKED["window_token"])
     return run(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share)
