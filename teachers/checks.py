@@ -22,7 +22,8 @@ FIXES = {
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
 }
-RUNS = tuple(500 * part for part in (" ", "a", "A", "1", "!", "\n", "\u00e9", "a ", "a1"))  # regexes backtrack
+# Long runs of one or two characters, on which the regular expressions of tokenizers may backtrack.
+RUNS = tuple(500 * part for part in (" ", "a", "A", "1", "!", "\n", "\u00e9", "a ", "a1"))
 SHOWN = 3  # tensors that a message names
 SPARE = 2**26  # a model is not built if it has this many values more than twice those of its files
 # Tensors that old checkpoints hold and no model reads: tables that are now computed, causal masks.
