@@ -37,20 +37,20 @@ def load(
 ) -> Teacher:
     """Load a teacher: "org/name" on the hub, a local folder, "file.gguf" or "package:NAME/FILE.gguf".
 
-    Every tensor is read straight into its type and onto its device: there is never a second copy of the model.
+    Every tensor is read directly into its final type and onto its device, so memory never holds a second copy of the model.
 
     Args:
-        dtype: to hold it in; "stored" for the checkpoint's own (see `teachers.held_type`). What transformers keeps in
-            float32 stays so.
+        dtype: type of the weights in memory; "stored" for the checkpoint's own (see `teachers.held_type`). Modules that
+            transformers keeps in float32 stay in float32.
         trust_remote_code: run modelling code that comes with the checkpoint.
         allow_pickle: read weights that are not safetensors; unpickling runs code.
-        ignore: patterns ("model.layers.3.*") of tensors that may be in the files though the model has no place for them.
+        ignore: patterns ("model.layers.3.*") of tensors in the files that are left out when the model has no place for them.
 
     Raises:
-        FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`; also a family without
-            a row, and whatever `teachers.checks` refuses: files that are damaged, weights that are missing, misshapen, not
-            finite or without a place, an adapter, quantised weights, and a tokenizer with more entries than the model has
-            embeddings.
+        FileNotFoundError, ValueError: see `teachers.source.resolve` and `teachers.gguf.converted`. ValueError also for a
+            family without a row in FAMILIES and for everything that `teachers.checks` refuses: damaged files, weights that
+            are missing, of a wrong shape, not finite or unknown to the model, an adapter, quantised weights, and a tokenizer
+            with more entries than the model has embeddings.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,7 +64,7 @@ def load(
     attention = {} if family.attention is None else {"attn_implementation": family.attention}
     safetensors = {} if allow_pickle else {"use_safetensors": True}
     place = {} if torch.device(device).type == "cpu" else {"device_map": {"": torch.device(device)}}
-    checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # by check_weights
+    checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # check_weights checks them
     with loading(reference, "weights"), no_bars_in_logs():
         check_size(location, lambda: AutoModelForCausalLM.from_config(deepcopy(config), **attention, **trust))
         held = held_type(location, gguf_file) if isinstance(dtype, str) else dtype
@@ -87,7 +87,7 @@ def load(
 def load_tokenizer(
     reference: str, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """A teacher's tokenizer alone; arguments and errors as of `load`."""
+    """Load a teacher's tokenizer without its weights; arguments and errors as in `load`."""
     location, read_tokenizer, _ = _located(reference, trust_remote_code, allow_pickle)
     config = teacher_config(reference, location, trust_remote_code)
     plain_config(reference, config, location)
@@ -99,7 +99,7 @@ def load_tokenizer(
 def _located(
     reference: str, trust_remote_code: bool, allow_pickle: bool
 ) -> tuple[str, "Callable[[str], PreTrainedTokenizerBase]", Path | None]:
-    """Where a teacher's files are, what reads its tokenizer from there, and the GGUF file that they were made of, if any."""
+    """Returns the location of a teacher's files, the function that reads its tokenizer, and its GGUF file, if it has one."""
     from transformers import AutoTokenizer
 
     source = resolve(reference, allow_pickle)

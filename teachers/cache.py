@@ -1,8 +1,8 @@
-"""The cache: what can be made again, made by one process while others wait for it, and never seen half made.
+"""The cache of prepared data and converted checkpoints: one process makes an entry, others wait, none sees it unfinished.
 
-$DISTILL_CACHE/KIND/NAME is filled under a temporary name beside its place and renamed. Who makes it holds a lock in
-`locks/`, which the system takes from a process that dies: what such a process left is removed by the next one that makes
-anything. Of what is made in parts, those that are whole stay, and the next process goes on behind them.
+$DISTILL_CACHE/KIND/NAME is filled under a temporary name in the same folder and then renamed. The process that makes it
+holds a lock in `locks/`. The system releases the lock if the process dies, and the next process that makes an entry removes
+the leftovers. For entries made in parts, finished parts stay, and the next process continues after them.
 """
 
 import os
@@ -18,11 +18,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-MAKING = ".making-"  # before the name of what is made, and further letters
-UNFINISHED = ".unfinished-"  # before the name of what is made in parts: whoever makes it goes on with them
-EARLIER = (".preparing-", ".converting-")  # what earlier versions called it; no lock tells whether one is alive
-STALE = 7 * 24 * 3600.0  # seconds without a change after which what no lock speaks for is left over
-ABANDONED = 30 * 24 * 3600.0  # and after which parts are, that nobody goes on with
+MAKING = ".making-"  # prefix of an entry's temporary folder; random letters follow the entry's name
+UNFINISHED = ".unfinished-"  # prefix of the folder of an entry made in parts; the next attempt continues it
+EARLIER = (".preparing-", ".converting-")  # prefixes of earlier versions, without a lock that shows whether one is in use
+STALE = 7 * 24 * 3600.0  # a temporary folder whose lock is not free is a leftover after this many seconds without a change
+ABANDONED = 30 * 24 * 3600.0  # unfinished parts that no process continues are removed after this many seconds
 ELSEWHERE = "make room or give the right to write there, or set DISTILL_CACHE to a folder of your own"
 
 
@@ -31,10 +31,10 @@ class CacheError(ValueError):
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $DISTILL_CACHE, else ~/.cache/distill.
+    """Returns the cache folder: $DISTILL_CACHE, else ~/.cache/distill.
 
     Raises:
-        CacheError: neither names a folder.
+        CacheError: DISTILL_CACHE is not set and the user has no home folder, or it names a home folder that does not exist.
     """
     given = os.environ.get("DISTILL_CACHE", "").strip()
     try:
@@ -45,27 +45,26 @@ def cache_folder() -> Path:
 
 
 def once(kind: str, name: str, make: Callable[[Path], None], what: str) -> Path:
-    """The folder KIND/NAME of the cache, made on first use.
+    """Returns the folder KIND/NAME of the cache, made on first use.
 
     Args:
-        make: fills the folder that it is given. what: what it makes, for the message of who waits for another process.
+        make: fills the folder that it is passed. what: name of the entry in the message of a process that waits for another.
 
     Raises:
-        CacheError: the cache cannot be read or written. Also whatever `make` raises; nothing is left of it then.
+        CacheError: the cache cannot be read or written. Errors of `make` pass through; its folder is removed.
     """
     return _once(kind, name, make, what, is_there, _made_anew)
 
 
 def in_parts(kind: str, name: str, make: Callable[[Path], None], what: str, whole: Callable[[Path], bool]) -> Path:
-    """As `once`, of what is made in parts: a folder of parts that an attempt left is given to the next one, and a folder of
-    the cache that lost some is given to `make` again.
+    """Returns the folder KIND/NAME of the cache, made in parts: a failed attempt is continued, missing parts are made again.
 
     Args:
-        make: fills the folder that it is given, part by part, going on behind those that are there. whole: whether nothing
-            of a folder is missing.
+        make: fills the folder that it is passed, part by part, and continues after the parts that are there. what: as in
+            `once`. whole: returns whether a folder has all its parts.
 
     Raises:
-        CacheError: the cache cannot be read or written. Also whatever `make` raises; parts that are whole stay then.
+        CacheError: the cache cannot be read or written. Errors of `make` pass through; finished parts stay.
     """
     return _once(kind, name, make, what, lambda target: is_there(target) and whole(target), _made_further)
 
@@ -85,7 +84,7 @@ def _once(kind: str, name: str, make: Callable, what: str, there: Callable[[Path
 
 
 def _made_anew(target: Path, make: Callable[[Path], None], locked: bool) -> None:
-    """A folder filled under another name, which nothing is left of unless it becomes whole."""
+    """Fill a folder under a temporary name and rename it; on an error it is removed."""
     with writing(target.parent):
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{MAKING}{target.name}-"))
     try:
@@ -98,8 +97,10 @@ def _made_anew(target: Path, make: Callable[[Path], None], locked: bool) -> None
 
 
 def _made_further(target: Path, make: Callable[[Path], None], locked: bool) -> None:
-    """A folder gone on with, under another name until it is whole. Without a lock two processes may be at it, and each makes
-    its own."""
+    """Continue a folder under a temporary name and rename it when it is whole.
+
+    Without a lock two processes may work at the same time, so each makes a folder of its own.
+    """
     if not locked:
         return _made_anew(target, make, locked)
     if is_there(target):
@@ -117,15 +118,15 @@ def _made_further(target: Path, make: Callable[[Path], None], locked: bool) -> N
 
 
 def _parts(folder: Path) -> bool:
-    """Whether a folder has parts that are whole: folders named by their number."""
+    """Returns whether a folder has finished parts: subfolders named by their number."""
     return any(path.name.isdigit() for path in folder.iterdir())
 
 
 def is_there(target: Path) -> bool:
-    """Whether a folder of the cache is made.
+    """Returns whether a folder of the cache exists.
 
     Raises:
-        CacheError: it cannot be read, or nobody may look.
+        CacheError: it cannot be read, or is not a folder.
     """
     try:
         found = os.stat(target)
@@ -142,10 +143,10 @@ def is_there(target: Path) -> bool:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn what a full, read-only or foreign disk raises inside the block into a message.
+    """Turn errors of a full or read-only disk, or one of another user, inside the block into CacheError.
 
     Raises:
-        CacheError: naming the place, the system's reason and the setting.
+        CacheError: naming the path, the system's reason and the setting.
     """
     try:
         yield
@@ -159,7 +160,7 @@ def _refusal(place: Path, verb: str, error: Exception) -> str:
 
 
 def _owner(place: Path) -> str:
-    """Whose the first folder is that is there, where it is another user's."""
+    """Returns the owner of the first existing folder among `place` and its parents, if it is another user; else ""."""
     for folder in (place, *place.parents):
         try:
             user = folder.stat().st_uid
@@ -186,7 +187,7 @@ def _move(scratch: Path, target: Path) -> None:
     try:
         scratch.rename(target)
     except OSError:
-        if not target.exists():  # otherwise a process that no lock could stop was faster, with the same result
+        if not target.exists():  # otherwise a process without a lock was faster, with the same result
             raise
 
 
@@ -196,8 +197,11 @@ def _lock(target: Path) -> FileLock:
 
 @contextmanager
 def _alone(target: Path, what: str) -> Iterator[bool]:
-    """Hold the target's lock while the block runs, waiting for it if need be; gives whether there is one: on disks without
-    locks, and where another user made the lock, both may make the same, and the first to end is taken."""
+    """Hold the target's lock while the block runs; wait for another process if necessary. Yields whether a lock is held.
+
+    On disks without locks, or if another user made the lock file, no lock is held. Two processes may then make the same
+    entry, and the first to finish wins.
+    """
     lock = _lock(target)
     owner = Path(lock.lock_file).with_suffix(".owner")
     try:
@@ -205,7 +209,7 @@ def _alone(target: Path, what: str) -> Iterator[bool]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _say(f"{what}: {_read(owner) or 'another process'} makes {target}; waiting for it")
+            _say(f"{what}: {_read(owner) or 'another process'} is making {target}; waiting for it")
             lock.acquire(poll_interval=0.2)
     except (OSError, NotImplementedError):
         yield False
@@ -232,7 +236,7 @@ def _say(text: str) -> None:
 
 
 def _remove_leftovers(target: Path, locked: bool) -> None:
-    """Take away what killed processes left beside a target whose lock is held, if `locked`."""
+    """Remove what killed processes left in the target's folder. locked: whether this process holds the target's lock."""
     for path in target.parent.iterdir():
         if path.name.startswith(MAKING):
             name = path.name.removeprefix(MAKING).rpartition("-")[0]
@@ -248,7 +252,7 @@ def _remove_leftovers(target: Path, locked: bool) -> None:
 
 
 def _is_free(target: Path) -> bool:
-    """Whether nobody makes a target."""
+    """Returns whether no process holds the target's lock."""
     lock = _lock(target)
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""Whether what was loaded is a whole teacher: what transformers raises or passes over in silence, as one message each."""
+"""Checks that a teacher was loaded completely, with one clear message for each error that transformers raises or ignores."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,29 +18,30 @@ from teachers.quiet import no_panics
 FIXES = {
     "GGUF file": "download it again",
     "config": "bring back its config.json",
-    "generation settings": "bring back its generation_config.json, or take it away",
+    "generation settings": "bring back its generation_config.json, or remove it",
     "weights": "bring back its files, or download the checkpoint again",
     "tokenizer": "save the tokenizer that the model was trained with beside it",
 }
-RUNS = tuple(500 * part for part in (" ", "a", "A", "1", "!", "\n", "\u00e9", "a ", "a1"))  # where expressions backtrack
+# Long runs of one or two characters, on which the regular expressions of tokenizers may backtrack.
+RUNS = tuple(500 * part for part in (" ", "a", "A", "1", "!", "\n", "\u00e9", "a ", "a1"))
 SHOWN = 3  # tensors that a message names
-SPARE = 2**26  # values that a model may have beyond its files before it is not even tried
-# Tensors that old checkpoints hold and no model reads: tables that are computed today, causal masks.
+SPARE = 2**26  # a model is not built if it has this many values more than twice those of its files
+# Tensors that old checkpoints hold and no model reads: tables that are now computed, causal masks.
 HARMLESS = ("*rotary_emb.inv_freq", "*.attn.bias", "*.attention.bias", "*.masked_bias", "*position_ids")
 
 
 @contextmanager
 def loading(reference: str, part: str) -> Iterator[None]:
-    """Turn what transformers raises on damaged or foreign files inside the block, which is of every type, into ValueError.
+    """Turn the errors of any type that transformers raises inside the block on damaged or foreign files into ValueError.
 
     Args:
-        part: of the teacher, one of FIXES.
+        part: the part of the teacher that is loaded, a key of FIXES.
     """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # tokenizers panics with a class of its own, which is no Exception
+    except BaseException as error:  # a panic of tokenizers is no subclass of Exception
         if not isinstance(error, Exception) and not panicked(error):
             raise
         said = plain(str(error)).rstrip(".")
@@ -56,27 +57,25 @@ def loading(reference: str, part: str) -> Iterator[None]:
 
 
 def plain(said: str, most: int = 600) -> str:
-    """What a library says, as part of a message: one line without control characters and names of Python's classes, cut
-    where it is long."""
+    """Returns a library's message as one line without control characters or names of exceptions, at most `most` long."""
     said = said.replace("got NoneType (value: None)", "got null").replace("NoneType", "null")
     said = re.sub(r"\b[A-Z]\w*Error: ", "", " ".join(re.sub(r"\x1b\[[\d;]*m|[\x00-\x1f\x7f-\x9f]+", " ", said).split()))
     return said if len(said) <= most else f"{said[: most - 3]}..."
 
 
 def panicked(error: BaseException) -> bool:
-    """Whether code in Rust (tokenizers, safetensors) broke off: pyo3's PanicException, which is exported nowhere."""
+    """Returns whether an error is a panic of Rust code (tokenizers, safetensors): pyo3's PanicException, not importable."""
     return type(error).__name__ == "PanicException"
 
 
 def check_size(location: str, build: Callable[[], nn.Module]) -> None:
-    """Refuse a config that describes a far larger model than the files hold: what is missing there would be made up, in all
-    of its size.
+    """Refuse a config whose model is far larger than its files: transformers would allocate and initialise all the rest.
 
     Args:
-        build: makes the model; it is called on the meta device.
+        build: builds the model; it is called on the meta device.
 
     Raises:
-        ValueError: giving both numbers.
+        ValueError: giving the number of values in the model and in the files.
     """
     stored = stored_tensors(location)
     if stored is None:
@@ -94,15 +93,14 @@ def check_size(location: str, build: Callable[[], nn.Module]) -> None:
 def check_weights(
     reference: str, location: str, model: PreTrainedModel, info: dict, ignore: Sequence[str] = ()
 ) -> list[str]:
-    """Refuse weights that are missing, quantised, an adapter's, without a place, of another shape than the config says, or
-    not finite.
+    """Refuse weights that are missing, quantised, unknown to the model, of a wrong shape, not finite, or of an adapter.
 
     Args:
-        location: where the files are. info: what `from_pretrained(..., output_loading_info=True)` returns beside the model.
-        ignore: patterns of names that may be left without a place.
+        location: a folder or a hub id. info: the loading info of `from_pretrained(..., output_loading_info=True)`.
+        ignore: patterns of names of tensors that the model may have no place for.
 
     Returns:
-        the tensors that were left out because `ignore` says so.
+        the tensors that were left out because `ignore` names them.
 
     Raises:
         ValueError: naming the first of the tensors.
@@ -127,8 +125,8 @@ def check_weights(
     if homeless:
         raise ValueError(
             f"teacher {reference!r} could not be loaded: by config.json the model has no place for {_some(homeless)} of its "
-            "files, so it would not be the model that was saved; mend config.json, or name what may be left out in "
-            "teacher_ignore"
+            "files, so it would not be the model that was saved; correct config.json, or name the tensors that may be left "
+            "out in teacher_ignore"
         )
     wrong = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
     if wrong:
@@ -140,12 +138,12 @@ def check_weights(
 
 
 def check_account(reference: str, location: str, model: PreTrainedModel, ignored: Sequence[str] = ()) -> None:
-    """Refuse a model that holds more values than its files, or fewer, whatever loaded it; by the files' headers alone.
+    """Refuse a model that holds more or fewer values than its files, according to the files' headers.
 
     Names need not agree: transformers renames and joins tensors while it loads them.
 
     Raises:
-        ValueError: giving both numbers and the first name.
+        ValueError: giving both numbers and the first names.
     """
     stored, held = stored_tensors(location), model.state_dict()
     if stored is None:
@@ -166,13 +164,13 @@ def check_account(reference: str, location: str, model: PreTrainedModel, ignored
         return
     said = f"{_some(sorted(spare)) or 'no such tensor'} of its files ({extra:,} values) "
     had = f"{_some(sorted(name for name, _ in lacking.values())) or 'no tensor'} of the model ({short:,} values)"
-    raise ValueError(f"teacher {reference!r} is not what its files hold: {said} against {had}; mend config.json")
+    raise ValueError(f"teacher {reference!r} is not what its files hold: {said} against {had}; correct config.json")
 
 
 def keep_own_head(model: PreTrainedModel) -> None:
-    """Where the files hold an output head of another value than the embeddings, say in the config that they are two.
+    """Set `tie_word_embeddings` to false if the files hold an output head that differs from the embeddings.
 
-    transformers loads both whatever `tie_word_embeddings` says, and ties them again in whatever is made from the config.
+    transformers loads both whatever `tie_word_embeddings` says, but ties them in every model built from the config later.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or not model.config.tie_word_embeddings or head.weight is embeddings.weight:
@@ -184,15 +182,14 @@ def keep_own_head(model: PreTrainedModel) -> None:
 
 
 def check_tokenizer(reference: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more entries than the model has embeddings, one that breaks off on some text, or one that
-    gives tokens beyond its own entries.
+    """Refuse a tokenizer that has more entries than the model has embeddings, fails on a text, or returns ids beyond them.
 
     Raises:
-        ValueError: giving both numbers.
+        ValueError: giving the highest id or the number of entries, and the number of embeddings.
     """
     embedded = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     entries = 1 + max(tokenizer.get_vocab().values(), default=-1)  # not len(): ids of added tokens may leave gaps
-    if entries > embedded:  # fewer are fine: rows that pad the embeddings
+    if entries > embedded:  # fewer are fine: the other rows are padding
         raise ValueError(
             f"{reference}: the tokenizer has {entries} entries, but the model embeds only {embedded}; they do not "
             f"belong together: {FIXES['tokenizer']}"

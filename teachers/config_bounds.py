@@ -1,17 +1,22 @@
-"""The ranges that entries of config.json have, whatever the family. A library that meets a number beyond them builds a model
-that never ends, or one that computes NaN."""
+"""The valid types and ranges of the entries of config.json, for all families.
+
+Values outside them make a library build a model of endless size, or one that computes NaN.
+"""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-LAYERS, HEADS, WIDTH, TOKENS, POSITIONS, EXPERTS = 1024, 2**16, 2**20, 2**24, 2**31, 2**12  # the most of each
+LAYERS, HEADS, WIDTH, TOKENS, POSITIONS, EXPERTS = 1024, 2**16, 2**20, 2**24, 2**31, 2**12  # largest valid values
 
 Rule = Callable[[Any], str | None]
 
 
 def whole(low: int, high: int) -> Rule:
-    """A whole number in a range, both ends included. A rule gives what is wrong, or None."""
+    """Returns the rule of a whole number in a range, both ends included.
+
+    A rule returns None for a valid value, otherwise what the value should be.
+    """
 
     def wrong(value: Any) -> str | None:
         fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
@@ -21,7 +26,7 @@ def whole(low: int, high: int) -> Rule:
 
 
 def real(low: float, high: float) -> Rule:
-    """A number in a range, both ends included."""
+    """Returns the rule of a number in a range, both ends included."""
 
     def wrong(value: Any) -> str | None:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
@@ -31,12 +36,12 @@ def real(low: float, high: float) -> Rule:
 
 
 def kind(words: str, *types: type) -> Rule:
-    """A value of one of some types; `words` says them."""
+    """Returns the rule of a value of one of some types; `words` names the types in messages."""
     return lambda value: None if isinstance(value, types) else words
 
 
 def listed(rule: Rule, single: bool = False) -> Rule:
-    """A list whose entries all follow a rule. single: or one value that does."""
+    """Returns the rule of a list whose entries all follow `rule`. single: one value outside a list is valid, too."""
 
     def wrong(value: Any) -> str | None:
         if not isinstance(value, list | tuple):
@@ -108,7 +113,7 @@ KNOWN_CODE = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 
 
 def check_config(entries: Mapping[str, Any], file: str) -> None:
-    """Refuse the first entry of another type, or out of its range. Unknown entries may hold anything; null is left out.
+    """Refuse the first entry with a wrong type or a value out of its range. Unknown entries and null are not checked.
 
     Raises:
         ValueError: naming entry, value and range.
@@ -120,7 +125,7 @@ def check_config(entries: Mapping[str, Any], file: str) -> None:
         if entries.get(name) not in KNOWN_CODE:
             raise ValueError(
                 f"{file}: {name} is {shown(entries[name])}, which transformers would fetch from elsewhere and run; take the "
-                f"entry out, or choose of {', '.join(map(str, KNOWN_CODE[1:]))}"
+                f"entry out, or choose one of {', '.join(map(str, KNOWN_CODE[1:]))}"
             )
     layers, types = entries.get("num_hidden_layers"), entries.get("layer_types")
     if layers is not None and types is not None and len(types) != layers:
@@ -129,7 +134,7 @@ def check_config(entries: Mapping[str, Any], file: str) -> None:
 
 
 def check_generation(entries: Mapping[str, Any], file: str) -> None:
-    """Refuse a setting of generation_config.json of another type, or that no model has.
+    """Refuse a setting of generation_config.json with a wrong type or a value out of its range.
 
     Raises:
         ValueError: naming setting, value and range.
@@ -139,7 +144,7 @@ def check_generation(entries: Mapping[str, Any], file: str) -> None:
 
 def _check_rope(entries: Mapping[str, Any], where: str) -> None:
     _check(entries, ROPE, where)
-    for name, inner in entries.items():  # those of a kind of layer
+    for name, inner in entries.items():  # the entries of one kind of layer
         if isinstance(inner, dict):
             _check(inner, ROPE, f"{where}: {name}")
 
@@ -159,7 +164,7 @@ def _check(entries: Mapping[str, Any], rules: Mapping[str, Rule], where: str) ->
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """Returns a value as text for a message, shortened to 60 characters."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:

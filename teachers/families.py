@@ -1,7 +1,7 @@
-"""The table of families: how each transformers architecture holds its attention. One row a family.
+"""The table of families: one row for each transformers architecture, which describes its attention.
 
-A row says where the attention modules are, how they pack their projections, which norms and which rotary embedding
-stand between the projections and the softmax, and by which argument a student's slots learn of documents and padding.
+A row names the attention modules, the packing of their projections, the norms and the rotary embedding between projections
+and softmax, and the argument that brings document ids and padding to a student's slots.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class Family:
     Attributes:
         examples: published models of it. layers: path of the list of decoder layers. slot: the attention's name in a layer.
         packing: how q, k and v are packed, a key of `teachers.weights.PACKINGS`. qkv, output: the projections' names.
-        norms: names of the norms on q and k, where the attention has them. norm: "rms" over each head, "rms_wide" over all
+        norms: names of the norms on q and k, if the attention has them. norm: "rms" over each head, "rms_wide" over all
             heads together, "layer" over each head with its mean removed. norm_offset: added to the norms' weights.
         rope: how rotary embedding pairs channels: "half" (i with i + r / 2), "pairs" (2 i with 2 i + 1), None for none.
-        documents: how document ids and padding reach a slot: "keywords" (forward's own are handed on) or "positions"
-            (they are dropped on the way, but position_ids arrive).
-        recorded: whether the attention runs through transformers' AttentionInterface, where q, k and v can be seen.
+        documents: how document ids and padding reach a slot: "keywords" (the decoder passes on forward's keyword arguments)
+            or "positions" (the decoder drops them, but passes on position_ids).
+        recorded: whether the attention runs through transformers' AttentionInterface, where q, k and v can be recorded.
         attention: the attention implementation to load with, None for transformers' own choice.
-        since: the first version of transformers that gets this family right, where the oldest supported one does not.
-        refused: config entries, the value that is not supported, and why.
-        note: what a user should know.
+        since: the first version of transformers in which this family works; None if the oldest supported one will do.
+        refused: triples of config entry, unsupported value and reason.
+        note: a limit or property of the family, for users.
     """
 
     examples: str
@@ -48,12 +48,12 @@ class Family:
     note: str = ""
 
 
-BIDIRECTIONAL = ("use_bidirectional_attention", True, "its attention looks ahead, a state-space model cannot")
+BIDIRECTIONAL = ("use_bidirectional_attention", True, "its attention reads later tokens, which a state-space model cannot")
 FUSED = ("query_key_value",)
 
 FAMILIES = {
     "llama": Family("Llama 2 and 3, SmolLM2, TinyLlama"),
-    "smollm3": Family("SmolLM3", note="every fourth layer has no rotary embedding; seen layer by layer"),
+    "smollm3": Family("SmolLM3", note="every fourth layer has no rotary embedding; detected layer by layer"),
     "mistral": Family("Mistral 7B"),
     "granite": Family("Granite 3"),
     "qwen2": Family("Qwen2, Qwen2.5"),
@@ -96,10 +96,10 @@ FAMILIES = {
 
 
 def family_of(config: PretrainedConfig, reference: str) -> Family:
-    """The row of a transformers config.
+    """Returns the row of a transformers config.
 
     Raises:
-        ValueError: there is no such row, transformers is too old for it, or the config asks for something the row refuses.
+        ValueError: there is no such row, transformers is too old for it, or the config has a value that the row refuses.
     """
     model_type = config.model_type
     if model_type not in FAMILIES:

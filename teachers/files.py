@@ -1,4 +1,4 @@
-"""What a model's files hold, by the headers of its safetensors: names, shapes and types, no values."""
+"""The contents of a model's safetensors files, read from their headers: names, shapes and types, no values."""
 
 import json
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # in the ord
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; `dtype` in safetensors' words: "F32", "BF16", "F8_E4M3", "U8" ..."""
+    """A tensor in a file; `dtype` is safetensors' name of the type: "F32", "BF16", "F8_E4M3", "U8" ..."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """The number of values."""
         return prod(self.shape)
 
 
 def folder_of(location: str) -> Path | None:
-    """Where the files of a folder or of a hub id lie; None where they were not downloaded."""
+    """Returns the folder with the files of a folder or of a hub id; None if they were not downloaded."""
     if Path(location).is_dir():
         return Path(location)
     config = try_to_load_from_cache(location, "config.json")
@@ -33,18 +33,18 @@ def folder_of(location: str) -> Path | None:
 
 
 def stored_tensors(location: str) -> dict[str, Stored] | None:
-    """Every tensor of the files that transformers reads; None where they are no safetensors, or cannot be read."""
+    """Returns every tensor of the files that transformers reads; None if they are not safetensors, or cannot be read."""
     folder = folder_of(location)
     if folder is None:
         return None
     try:
         return {name: tensor for file in weight_files(folder) for name, tensor in _headers(file).items()} or None
     except (OSError, ValueError, SafetensorError):
-        return None  # transformers says what is wrong
+        return None  # transformers raises the error when it loads them
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads of a folder: one, or those that its index names; none without either."""
+    """Returns the safetensors files that transformers reads in a folder: `model.safetensors`, or else those of the index."""
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     if not (folder / INDEX).is_file():

@@ -1,9 +1,8 @@
-"""What tells one teacher from another: a hash of its weights, one of its config and one of its tokenizer, in one word.
+"""Fingerprints of teachers: hashes of weights, config and tokenizer, joined to "WEIGHTS-CONFIG-TOKENIZER-ROUNDED".
 
-They stand behind one another, "WEIGHTS-CONFIG-TOKENIZER-ROUNDED", so that two that differ say in what. ROUNDED is the hash
-of the weights as bfloat16 holds them: a teacher has the same one in whichever type it is held. WEIGHTS is of the numbers as
-they are, and "rounded" where the checkpoint has more digits than the type that holds it. Words of earlier versions have the
-first of these alone, or the first three.
+The parts show in what two teachers differ. WEIGHTS is the hash of the weights as they are in memory, or the word "rounded"
+if the checkpoint has more digits than the type in memory. ROUNDED is the hash of the weights rounded to bfloat16: it is the
+same whatever type the weights are loaded in. Fingerprints of earlier versions have only the first part, or the first three.
 """
 
 import hashlib
@@ -13,16 +12,16 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PARTS = ("weights", "config", "tokenizer")
-SAMPLE = 1024  # values of a tensor, entries of a vocabulary
+SAMPLE = 1024  # sampled values of a tensor, and entries of a vocabulary
 DIGITS = 16, 8, 8, 16
-UNKNOWN = "rounded"  # in the place of a hash of weights
-# Entries of a config that say where a model was, who wrote it down and how it is run, not what it computes.
+UNKNOWN = "rounded"  # stands in place of the hash of the weights
+# Config entries that do not change what a model computes: its origin, the software that saved it, how it is run.
 ELSEWHERE = (
     *("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache"),
     *("_attn_implementation", "_attn_implementation_internal", "quantization_config", "output_attentions"),
     *("output_hidden_states", "return_dict", "task_specific_params", "pretraining_tp", "id2label", "label2id"),
 )
-# Texts on which tokenizers differ: spaces, lines, digits, cases, accents composed and not, other scripts, symbols, code.
+# Texts that tokenizers split differently: spaces, lines, digits, case, accents in both forms, scripts, symbols, code.
 PROBES = (
     "The quick brown fox  jumps\n\n over\tthe lazy dog.   ",
     "It's 1234567 o'clock: 3.14, 2e-5, $10 and 50%; WHAT? don't-stop\r\n",
@@ -35,11 +34,13 @@ PROBES = (
 def fingerprint(
     model: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, rounded: bool = False
 ) -> str:
-    """The word of a teacher: of sizes and sampled values of every weight, of every entry of its config that is not the usual
-    one, and of its vocabulary, special tokens and how it cuts some texts. It tells teachers apart, and proves nothing.
+    """Returns a teacher's fingerprint.
+
+    It covers the shape and sampled values of every weight, every config entry that differs from its default, the vocabulary,
+    the special tokens, and the tokens of some texts. Equal fingerprints are no proof of equal teachers.
 
     Args:
-        rounded: whether the type that the weights are held in has fewer digits than their checkpoint.
+        rounded: whether the type of the weights in memory has fewer digits than their checkpoint.
     """
     exact, narrow = _of_weights(model, config)
     found = (UNKNOWN if rounded else exact, _of_config(config), _of_tokenizer(tokenizer), narrow)
@@ -47,8 +48,10 @@ def fingerprint(
 
 
 def difference(known: str, now: str) -> str | None:
-    """In what two teachers differ by their words, "weights", "config" or "tokenizer"; None where they are the same, as far
-    as both words tell."""
+    """Returns the first part in which two fingerprints differ: "weights", "config" or "tokenizer".
+
+    None if all parts that both fingerprints have are equal.
+    """
     one, other = known.split("-"), now.split("-")
     for part, mine, theirs in zip(PARTS, one, other, strict=False):
         if part == "weights" and UNKNOWN in (mine, theirs):
@@ -59,13 +62,13 @@ def difference(known: str, now: str) -> str | None:
 
 
 def tokenizer_part(word: str) -> str:
-    """The hash of a teacher's tokenizer in its word; empty where the word has none."""
+    """Returns the tokenizer's hash from a fingerprint; "" if the fingerprint has none."""
     found = dict(zip(PARTS, word.split("-"), strict=False))
     return found.get("tokenizer", "")
 
 
 def _of_weights(model: nn.Module, config: PretrainedConfig) -> tuple[str, str]:
-    """Of the numbers as they are held, and as bfloat16 would hold them."""
+    """Returns two hashes: of the weights as they are in memory, and of the weights rounded to bfloat16."""
     exact = hashlib.sha256(config.model_type.encode())
     narrow = exact.copy()
     for name, tensor in sorted(model.state_dict().items()):
@@ -78,7 +81,7 @@ def _of_weights(model: nn.Module, config: PretrainedConfig) -> tuple[str, str]:
 
 def _of_config(config: PretrainedConfig) -> str:
     entries = {name: value for name, value in config.to_diff_dict().items() if name not in ELSEWHERE and value is not None}
-    if "partial_rotary_factor" in (entries.get("rope_parameters") or {}):  # 5.17 says it twice, 5.24 does not
+    if "partial_rotary_factor" in (entries.get("rope_parameters") or {}):  # 5.17 stores it twice, 5.24 once
         entries.pop("partial_rotary_factor", None)
     return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A model's folder before a library reads it: files that are its own, JSON of bounded size, weights that are no pickles.
+"""Checks of a model's folder before a library reads it: links that leave it, JSON sizes, config entries, pickled weights.
 
 `config_bounds.py` has the ranges of config.json. Every check raises ValueError naming the file and the value.
 """
@@ -22,9 +22,9 @@ CONFIG, SETTINGS = "config.json", "generation_config.json"
 SMALL, LARGE = (
     64 * 2**20,
     512 * 2**20,
-)  # bytes of a JSON file; of tokenizer.json and an index, which name every token, tensor
-HEADER = 100 * 2**20  # bytes of the header of a safetensors file, as safetensors itself has it
-# Endings of the files that transformers reads of a folder without being asked for them one by one.
+)  # most bytes of a JSON file; most bytes of tokenizer.json, vocab.json and an index, which name every token or tensor
+HEADER = 100 * 2**20  # most bytes of the header of a safetensors file; safetensors has the same limit
+# Endings of the files that transformers may read in a folder by itself.
 READ = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt", ".py", ".tiktoken")
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npz", ".h5", ".msgpack", ".ot")
@@ -32,10 +32,10 @@ PICKLED_INDEX = "pytorch_model.bin.index.json"
 
 
 def teacher_config(reference: str, location: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of a folder or a hub id, its entries checked before transformers makes anything of them.
+    """Load the config of a folder or a hub id; its entries are checked before transformers uses them.
 
     Raises:
-        ValueError: naming the teacher, and what is wrong with its config.
+        ValueError: naming the teacher and the fault of its config.
     """
     with loading(reference, "config"):
         if Path(location).is_dir():
@@ -46,7 +46,7 @@ def teacher_config(reference: str, location: str, trust_remote_code: bool) -> Pr
 
 
 def check_folder(reference: str, location: str, allow_pickle: bool) -> None:
-    """Refuse weights and tokenizer files that cannot be what they should be, by what can be read of them in no time.
+    """Refuse damaged generation settings, weights and tokenizer files, by checks that read no tensors.
 
     Raises:
         ValueError: naming the teacher and the file.
@@ -66,22 +66,23 @@ def check_folder(reference: str, location: str, allow_pickle: bool) -> None:
 
 
 def _fetched(location: str, name: str) -> Path | None:
-    """The folder that holds a file of a folder or a hub id, which is downloaded for it; None where there is none."""
+    """Returns the folder that holds the file `name` of a folder or hub id, downloaded if necessary; None without it."""
     if not Path(location).is_dir():
         try:
             cached_file(location, name)
-        except (OSError, ValueError):  # what is wrong, transformers says when it loads
+        except (OSError, ValueError):  # transformers raises the error when it loads the file
             return None
     folder = folder_of(location)
     return folder if folder is not None and (folder / name).is_file() else None
 
 
 def check_own(file: Path) -> None:
-    """Refuse what is no plain file, and a link that leaves the file's folder. In the cache of the hub, files are links to
-    the `blobs` beside the snapshots.
+    """Refuse a path that is not a plain file, and a link that leaves the file's folder.
+
+    In the hub's cache, files are links to the folder `blobs` next to `snapshots`; these are accepted.
 
     Raises:
-        ValueError: naming where it leads.
+        ValueError: naming the file and the target of the link.
     """
     try:
         root, end = file.parent.resolve(strict=True), file.resolve(strict=True)
@@ -96,13 +97,13 @@ def check_own(file: Path) -> None:
 
 
 def read_json(file: Path, most: int = SMALL) -> dict[str, Any]:
-    """A JSON file that holds one object, as its standard has it: no NaN, no infinity.
+    """Read a JSON file that holds one object. NaN and infinity are refused, as in the JSON standard.
 
     Args:
-        most: bytes that it may have.
+        most: largest size in bytes.
 
     Raises:
-        ValueError: it is too large, no JSON, nested too deeply, or something else than an object.
+        ValueError: the file is too large, not JSON, nested too deeply, or does not hold an object.
     """
     check_own(file)
     if (size := file.stat().st_size) > most:
@@ -124,7 +125,7 @@ def read_json(file: Path, most: int = SMALL) -> dict[str, Any]:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"it holds the number {text}, and JSON has finite numbers alone")
+        raise ValueError(f"it holds the number {text}, and JSON has finite numbers only")
     return value
 
 
@@ -133,7 +134,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse links that leave the folder and files that are no plain files, among those that transformers reads."""
+    """Refuse links that leave the folder, and paths that are not plain files, among the files that transformers reads."""
     for file in sorted(folder.iterdir()):
         if file.suffix in READ and (file.is_symlink() or not file.is_dir()):
             check_own(file)
@@ -146,10 +147,10 @@ def check_settings(folder: Path) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A config.json whose entries have the types and ranges that configs have.
+    """Read a config.json and check the types and ranges of its entries.
 
     Raises:
-        ValueError: naming the first entry that has not.
+        ValueError: naming the first entry with a wrong type or range.
     """
     entries = read_json(file)
     check_code_map(entries, file.name)
@@ -158,7 +159,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def check_code_map(entries: Mapping[str, Any], file: str) -> None:
-    """Refuse an auto_map (the classes of the folder's own code) that names what transformers has no place for.
+    """Refuse an auto_map (the classes of the folder's own code) with keys that transformers does not know.
 
     Raises:
         ValueError: naming the key or the class.
@@ -166,15 +167,15 @@ def check_code_map(entries: Mapping[str, Any], file: str) -> None:
     found = entries.get("auto_map")
     if found is None:
         return
-    if isinstance(found, list):  # of a slow and a fast tokenizer, in files of old
+    if isinstance(found, list):  # a slow and a fast tokenizer, in old files
         found = {"AutoTokenizer": found}
     if not isinstance(found, dict):
         raise ValueError(f"{file}: auto_map is {shown(found)}; it should map names of transformers' classes to classes")
     for key, value in found.items():
         if not (key.startswith("Auto") and hasattr(transformers, key)):
             raise ValueError(
-                f"{file}: auto_map has the key {key!r}, and transformers has no such class: code that nothing asks for is "
-                "never loaded; take the entry out"
+                f"{file}: auto_map has the key {key!r}, and transformers has no such class, so it would never load this "
+                "code; take the entry out"
             )
         for name in value if isinstance(value, list) else [value]:
             parts = name.rpartition("--")[2].split(".") if isinstance(name, str) else []
@@ -183,10 +184,10 @@ def check_code_map(entries: Mapping[str, Any], file: str) -> None:
 
 
 def check_weight_files(folder: Path, allow_pickle: bool, consent: str = "") -> None:
-    """Refuse an index that names what is missing, elsewhere, or a pickle, and safetensors whose header is none.
+    """Refuse an index that names a missing file, one outside the folder or a pickle, and safetensors with a damaged header.
 
     Args:
-        consent: what to set so that pickles are read, where anything does.
+        consent: the setting that allows pickles, for the message; "" if there is none.
 
     Raises:
         ValueError: naming the file.
@@ -195,7 +196,7 @@ def check_weight_files(folder: Path, allow_pickle: bool, consent: str = "") -> N
     shards = [WHOLE] if (folder / WHOLE).exists() else index_of(folder, INDEX, endings, consent)
     if shards is None:
         if not allow_pickle:
-            raise ValueError(f"there is no {WHOLE} and no {INDEX} that says what {_strays(folder)} holds")
+            raise ValueError(f"there is no {WHOLE}, and no {INDEX} that lists the tensors of {_strays(folder)}")
         shards = index_of(folder, PICKLED_INDEX, endings, consent) or []
     for name in shards:
         file = folder / name
@@ -207,13 +208,13 @@ def check_weight_files(folder: Path, allow_pickle: bool, consent: str = "") -> N
 
 
 def index_of(folder: Path, name: str, endings: tuple[str, ...], consent: str = "") -> list[str] | None:
-    """The files that an index names, None where there is no index.
+    """Returns the files that an index names; None if there is no index.
 
     Args:
-        endings: that they may have. consent: as in `check_weight_files`.
+        endings: endings that the files may have. consent: as in `check_weight_files`.
 
     Raises:
-        ValueError: the index is damaged, names a file elsewhere, or one of another ending.
+        ValueError: the index is damaged, or names a file outside the folder or with another ending.
     """
     if not (folder / name).exists():
         return None
@@ -232,7 +233,7 @@ def index_of(folder: Path, name: str, endings: tuple[str, ...], consent: str = "
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a file that is too short for its header; safetensors checks what the header says."""
+    """Refuse a file that is too short for its header; safetensors checks the header's contents."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(8)
@@ -251,7 +252,7 @@ def _strays(folder: Path) -> str:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a tokenizer's files that are too large, no JSON, or bring code of an unknown kind."""
+    """Refuse tokenizer files that are too large, not JSON, or name code for classes that transformers does not have."""
     for name in TOKENIZER:
         if not (folder / name).exists():
             continue
@@ -262,7 +263,7 @@ def check_tokenizer_files(folder: Path) -> None:
     for file in (*folder.glob("*.jinja"), *(folder / "additional_chat_templates").glob("*.jinja")):
         check_own(file)
         if (size := file.stat().st_size) > SMALL:
-            raise ValueError(f"{file.name} has {size:,} bytes, which is no chat template")
+            raise ValueError(f"{file.name} has {size:,} bytes, too many for a chat template: {SMALL:,} are read at most")
         try:
             file.read_text("utf-8")
         except UnicodeDecodeError as error:
@@ -270,10 +271,10 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def check_templates(found: Any, file: str) -> None:
-    """Refuse chat templates that are no text, nor several by name.
+    """Refuse chat templates that are neither text nor named texts.
 
     Raises:
-        ValueError: showing what they are.
+        ValueError: showing their value.
     """
     named = found if isinstance(found, list) else []
     entries = [entry if isinstance(entry, dict) else {} for entry in named]

@@ -1,5 +1,7 @@
-"""Checkpoints that are no plain model: adapters beside or inside the weights, and quantised weights. Each is refused with
-what to load instead, since transformers would load it in a way that a student does not."""
+"""Checks for checkpoints that are not a plain model: adapters in the folder or in the weights, and quantised weights.
+
+They are refused, with a message that says what to load instead: transformers would load them differently than a student.
+"""
 
 import json
 import re
@@ -11,14 +13,14 @@ from transformers import PretrainedConfig
 
 from teachers.files import Stored, folder_of, stored_tensors
 
-MERGE = "merge it (peft's merge_and_unload, then save_pretrained), or take it away"
-CONFIG = "adapter_config.json"  # peft's; transformers puts the adapter beside it on the model
+MERGE = "merge it (peft's merge_and_unload, then save_pretrained), or remove it"
+CONFIG = "adapter_config.json"  # peft's; transformers loads the adapter that lies next to it into the model
 ADAPTER_FILES = (  # of peft, its predecessors, diffusers and MLX
     CONFIG,
     *("adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin"),
     *("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapters.safetensors", "adapters.npz"),
 )
-# Parts of the names of tensors: of peft's methods, and of the quantised formats.
+# Parts of tensor names: those of peft's methods, and those of quantised formats.
 ADAPTER_PARTS = (
     *("lora_", "ia3_l", "hada_w", "lokr_w", "vera_lambda", "oft_r", "boft_", "hra_u", "fourierft_", "prompt_embeddings"),
     *(".base_layer.", ".original_module.", ".modules_to_save."),
@@ -29,8 +31,8 @@ QUANTISED_PARTS = (
     *("_blocks", "_scales", "._data", ".W_q", ".codebooks", ".qscale_"),
 )
 PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-READABLE = PLAIN | {"F8_E4M3", "F8_E5M2"}  # without scales beside them they are plain values
-# What publishers of quantised models add to a name.
+READABLE = PLAIN | {"F8_E4M3", "F8_E5M2"}  # float8 without separate scales holds plain values
+# Suffixes that publishers of quantised models add to a model's name.
 SUFFIX = re.compile(
     r"([-_.](gptq|awq|bnb|exl[23]|hqq|aqlm|quip|eetq|quanto|torchao|fp8|nvfp4|mxfp4|int[48]|w\d+a\d+|[48]bit|[48]-bit|g\d+"
     r"|unsloth|dynamic|quantized|marlin|gguf))+$",
@@ -39,7 +41,7 @@ SUFFIX = re.compile(
 
 
 def check_adapter_files(reference: str, location: str) -> None:
-    """Refuse a model's folder that holds an adapter too: it would be the teacher's, and nobody asked for it.
+    """Refuse a model's folder that also holds an adapter: transformers would load it into the teacher unasked.
 
     Raises:
         ValueError: naming the file.
@@ -51,8 +53,9 @@ def check_adapter_files(reference: str, location: str) -> None:
 
 
 def plain_config(reference: str, config: PretrainedConfig, location: str) -> None:
-    """Refuse a config that says its weights are quantised. Where they are plain in the folder all the same, as after a
-    training that quantised them on the way, the entry is taken out of the config.
+    """Refuse a config that says that the weights are quantised.
+
+    If the folder's weights are plain all the same, as after quantisation-aware training, the config's entry is removed.
 
     Raises:
         ValueError: naming the method and what to load instead.
@@ -65,7 +68,7 @@ def plain_config(reference: str, config: PretrainedConfig, location: str) -> Non
         del config.quantization_config
         return
     entries = entry if isinstance(entry, Mapping) else entry.to_dict()
-    method = entries.get("quant_method") or "bitsandbytes"  # early ones of it do not say
+    method = entries.get("quant_method") or "bitsandbytes"  # old bitsandbytes configs have no quant_method
     raise ValueError(
         f"teacher {reference!r} is quantised by {getattr(method, 'value', method)} (quantization_config in its config.json)"
         f"; {instead(reference, location)}"
@@ -76,7 +79,8 @@ def check_tensors(reference: str, location: str, stored: Mapping[str, Stored], h
     """Refuse files that hold an adapter's tensors, or quantised weights.
 
     Args:
-        stored: every tensor of the files. homeless: the names that the model has no place for, though nobody left them out.
+        stored: the files' tensors that the model loads. homeless: names of tensors that the model has no place for and that
+            the user did not name in `ignore`.
 
     Raises:
         ValueError: naming the first of them.
@@ -98,14 +102,14 @@ def check_tensors(reference: str, location: str, stored: Mapping[str, Stored], h
 
 
 def instead(reference: str, location: str) -> str:
-    """What to load in the place of a quantised model."""
+    """Returns the part of a message that says what to load instead of a quantised model."""
     origin = _origin(reference, location)
     named = f" ({origin}, by its name)" if origin else ""
     return f"load the model that it was made from{named}, or a GGUF file of it, which is read as plain weights"
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The model that a folder's adapter belongs to; None where there is no adapter."""
+    """Returns the name of the model that a folder's adapter belongs to; None if there is no adapter."""
     if not (folder / CONFIG).is_file():
         return None
     try:
@@ -115,7 +119,7 @@ def base_of_adapter(folder: Path) -> str | None:
 
 
 def _origin(reference: str, location: str) -> str | None:
-    """The model that a quantised one was made from: by its card, else by its own name."""
+    """Returns the model that a quantised one was made from, by its model card or else its own name; None if unknown."""
     folder = folder_of(location)
     card = folder / "README.md" if folder else None
     if card is not None and card.is_file():

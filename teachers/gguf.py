@@ -1,9 +1,8 @@
-"""GGUF files as teachers: converted once to a transformers folder, the config by `gguf_config`, the tokenizer by
-`gguf_tokenizer`, the weights here.
+"""GGUF files as teachers: one conversion to a transformers folder.
 
-gguf-py reads, names and dequantises the tensors. Every tensor of the file must find its place in the model and every
-parameter of the model its tensor, or the file is refused: transformers' own loader leaves out what it does not know and
-starts missing parameters at random.
+`gguf_config` converts the config, `gguf_tokenizer` the tokenizer, and this file the weights. gguf-py reads, names and
+dequantises the tensors. A file is refused unless each of its tensors has a place in the model and each parameter of the
+model has a tensor: transformers' own loader leaves out unknown tensors and initialises missing parameters at random.
 """
 
 import hashlib
@@ -27,13 +26,13 @@ CONVERTER = "4"  # part of the cache key: raise it when a conversion changes
 
 
 def converted(path: Path) -> Path:
-    """The transformers folder of a GGUF file, made on first use.
+    """Returns the transformers folder of a GGUF file, made on first use.
 
     Raises:
         ImportError: the gguf package is not installed.
-        ValueError: the file is not GGUF, is damaged, or holds a model that cannot be rebuilt exactly; says why.
+        ValueError: the file is not GGUF, is damaged, or holds a model that cannot be rebuilt exactly; gives the reason.
     """
-    read(path)  # what is no model should not be hashed first
+    read(path)  # refuses a file that is not a model before it is hashed
     digest = hashlib.sha256(CONVERTER.encode())
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -48,7 +47,7 @@ def converted(path: Path) -> Path:
 
 
 def config(path: Path) -> PretrainedConfig:
-    """The transformers config of a file's model, without its weights.
+    """Returns the transformers config of a file's model; weights are not read.
 
     Raises:
         ImportError, ValueError: see `converted`.
@@ -60,15 +59,14 @@ def config(path: Path) -> PretrainedConfig:
 
 @contextmanager
 def _as_model(path: Path) -> Iterator[None]:
-    """Turn what libraries raise inside the block on entries that contradict each other, which is of every type, into
-    ValueError."""
+    """Turn the errors of any type that libraries raise inside the block on contradictory entries into ValueError."""
     try:
         yield
     except (ImportError, OSError, MemoryError, KeyboardInterrupt, CacheError):
         raise
     except BaseException as error:
         if str(path) in str(error) or (not isinstance(error, Exception) and not panicked(error)):
-            raise  # one of ours names the file
+            raise  # our own errors name the file
         said = plain(str(error)) or "its entries do not fit each other"
         raise ValueError(f"{path} holds no model that could be rebuilt: {said}; download it again") from error
 
@@ -93,7 +91,7 @@ def _convert(path: Path, target: Path) -> None:
 
 
 def read(path: Path) -> Facts:
-    """A file's entries and tensors.
+    """Read a file's entries and tensors.
 
     Raises:
         ImportError: the gguf package is not installed. ValueError: the file is not GGUF, or is damaged.
@@ -110,10 +108,10 @@ def read(path: Path) -> Facts:
 
 
 def weights(facts: Facts, model: PreTrainedModel, architecture: Architecture) -> dict[str, Tensor]:
-    """The model's parameters in float32, from the file's tensors; a tied head is left out.
+    """Returns the model's parameters in float32, from the file's tensors; a tied head is left out.
 
     Raises:
-        ValueError: a tensor without a place, a parameter without a tensor, another shape, or an unknown quantisation.
+        ValueError: a tensor without a place, a parameter without a tensor, a wrong shape, or an unknown quantisation.
     """
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     if model.config.tie_word_embeddings:
@@ -142,7 +140,7 @@ def weights(facts: Facts, model: PreTrainedModel, architecture: Architecture) ->
 
 
 def tensor_names(parameters: Iterable[str], architecture: str, layers: int) -> dict[str, str]:
-    """The tensor of each parameter, by gguf-py's table; a parameter that the table does not know is left out."""
+    """Returns the tensor name of each parameter by gguf-py's table; a parameter that the table does not have is left out."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
@@ -168,7 +166,7 @@ def _dequantised(facts: Facts, name: str) -> Tensor:
 
 
 def _as_trained(name: str, tensor: Tensor, config, architecture: Architecture) -> Tensor:
-    """Undo what llama.cpp's converter did to a tensor."""
+    """Undo the changes of llama.cpp's converter to a tensor: norm offsets and the row order of rotary projections."""
     if architecture.norm_offset and name.endswith("norm.weight"):
         return tensor - architecture.norm_offset
     for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):

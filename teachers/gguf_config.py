@@ -1,8 +1,8 @@
-"""What a GGUF file says about its model, as a transformers config: one row an architecture.
+"""Conversion of a GGUF file's entries to a transformers config: one row per architecture.
 
-transformers' own reader drops entries without a word (the width of heads, soft-caps, scaled rotary embeddings, attention
-scales), which makes another model of the same weights. Here every entry of the model is read, known not to matter, or the
-reason to refuse the file. What llama.cpp fixes in code instead of writing it down stands in the row's function.
+transformers' own reader silently drops entries (head width, soft-caps, scaled rotary embeddings, attention scales), so that
+the same weights become a different model. Here every entry of the model is read or known not to matter; otherwise the file
+is refused. Values that llama.cpp has in its code and not in the file are set in the row's function.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from teachers.compat import rotary_frequencies
 from teachers.config_bounds import EXPERTS, HEADS, LAYERS, POSITIONS, WIDTH, kind, listed, real, shown, whole
 from teachers.gguf_facts import Facts
 
-ORIGINAL_LENGTHS = (8192, 4096, 2048, 16384, 32768)  # tried for llama3 scaling; the file does not say
+ORIGINAL_LENGTHS = (8192, 4096, 2048, 16384, 32768)  # tried for llama3 scaling; the file does not state the length
 _TEXT, _WINDOW = kind("text", str), whole(0, POSITIONS)
 _FACTOR, _BASE, _SIZE, _LENGTH = real(0, 1e6), real(1e-3, 1e12), whole(1, WIDTH), whole(1, POSITIONS)
 _CAP = real(1e-3, 1e6)
@@ -25,12 +25,12 @@ _CAP = real(1e-3, 1e6)
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp writes one architecture.
+    """The form in which llama.cpp writes one architecture.
 
     Attributes:
-        model_type: transformers' name for it. config: its entries of the transformers config beyond the usual ones.
-        interleaved: rows of q and k are stored in the order of llama.cpp's interleaved rotary embedding.
-        norm_offset: what was added to the weight of every norm.
+        model_type: transformers' name of it. config: returns its config entries in addition to those of every architecture.
+        interleaved: whether rows of q and k are stored in the order of llama.cpp's interleaved rotary embedding.
+        norm_offset: number that was added to the weight of every norm.
     """
 
     model_type: str
@@ -43,10 +43,11 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the tokenizer has t
 
 
 def config_of(facts: Facts) -> tuple[Any, Architecture]:
-    """The transformers config of a file's model, and its row.
+    """Returns the transformers config of a file's model, and the row of its architecture.
 
     Raises:
-        ValueError: an architecture without a row, an entry that is missing, contradicts the tensors or cannot be expressed.
+        ValueError: the architecture has no row, or an entry is missing, contradicts the tensors or has no equivalent in the
+            config.
     """
     from transformers import AutoConfig
 
@@ -67,7 +68,7 @@ def config_of(facts: Facts) -> tuple[Any, Architecture]:
 
 
 def _usual(facts: Facts) -> dict:
-    """What every architecture states alike."""
+    """Returns the config entries that every architecture has."""
     heads = facts.need("attention.head_count", whole(1, HEADS))
     stated = facts.get("attention.head_count_kv", single=True)
     key_heads = heads if stated is None else facts.need("attention.head_count_kv", whole(1, HEADS))
@@ -94,7 +95,7 @@ def _usual(facts: Facts) -> dict:
 
 
 def _head_dim(facts: Facts, heads: int, key_heads: int) -> int:
-    """Channels of a head, counted in the first layer's tensors, and held against what the file states."""
+    """Returns the channels per head, computed from the first layer's tensors and checked against the file's entries."""
     if "blk.0.attn_qkv.weight" in facts.tensors:
         rows, parts = facts.rows("blk.0.attn_qkv.weight"), heads + 2 * key_heads
     else:
@@ -103,7 +104,7 @@ def _head_dim(facts: Facts, heads: int, key_heads: int) -> int:
     if over or not head_dim:
         raise ValueError(
             f"{facts.path}: {facts.architecture}.attention.head_count is {heads}, but the first layer's queries have {rows} "
-            "rows, which so many heads cannot share; download it again"
+            f"rows, which cannot be divided among {heads} heads; download it again"
         )
     for name in ("attention.key_length", "attention.value_length"):
         if (width := facts.get(name, head_dim, _SIZE)) != head_dim:
@@ -114,14 +115,14 @@ def _head_dim(facts: Facts, heads: int, key_heads: int) -> int:
 
 
 def _rope(facts: Facts, head_dim: int) -> dict:
-    """Rotary parameters of the whole head: plain, linear, yarn, or llama3 by its stored divisors."""
+    """Returns rotary parameters for the whole head: plain, linear, yarn, or llama3 from the stored divisors."""
     if (rotated := facts.get("rope.dimension_count", head_dim, _SIZE)) != head_dim:
         raise ValueError(
-            f"{facts.path}: {facts.architecture}.rope.dimension_count is {rotated} of heads of {head_dim}; partial "
-            "rotary embedding is not read for this architecture"
+            f"{facts.path}: {facts.architecture}.rope.dimension_count is {rotated}, but heads have {head_dim} channels; "
+            "partial rotary embedding is not read for this architecture"
         )
     theta = {"rope_theta": float(facts.get("rope.freq_base", 10_000.0, _BASE))}
-    scaling = facts.get("rope.scaling.type", "linear", _TEXT)  # as llama.cpp: a factor alone is linear
+    scaling = facts.get("rope.scaling.type", "linear", _TEXT)  # as in llama.cpp: a factor without a type means linear
     factor = float(facts.get("rope.scaling.factor", 0.0, _FACTOR)) or 1.0
     original = facts.get("rope.scaling.original_context_length", facts.need("context_length", _LENGTH), _LENGTH)
     betas = {
@@ -146,10 +147,10 @@ def _rope(facts: Facts, head_dim: int) -> dict:
 
 
 def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
-    """The llama3 rope parameters that give these divisors of the rotary frequencies.
+    """Returns the llama3 rope parameters that give these divisors of the rotary frequencies.
 
     Raises:
-        ValueError: none of the known ones does, so the model would load with wrong positions.
+        ValueError: none of the known parameters gives them, so the model would be loaded with wrong positions.
     """
     from transformers import LlamaConfig
 
@@ -159,7 +160,7 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
         parameters = {
             "rope_type": "llama3",
             "rope_theta": theta,
-            "factor": round(divisors.max().item(), 3),  # the file has float32
+            "factor": round(divisors.max().item(), 3),  # the file stores float32
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": length,
@@ -180,7 +181,7 @@ def llama3_rope(divisors: torch.Tensor, theta: float, path: Path) -> dict:
 
 
 def _llama(facts: Facts, entries: Mapping) -> dict:
-    """Llama, and Mistral, whose only difference is a window that most of its files leave out."""
+    """Llama, and Mistral, which differs only in a window. Most files of Mistral do not state it."""
     window = facts.get("attention.sliding_window", rule=_WINDOW)
     found = {"rope_parameters": _rope(facts, entries["head_dim"])}
     if window:
@@ -190,12 +191,12 @@ def _llama(facts: Facts, entries: Mapping) -> dict:
 
 
 def _qwen(facts: Facts, entries: Mapping) -> dict:
-    """Qwen 2, whose biases its class always has, and Qwen 3, which normalises queries and keys instead."""
+    """Qwen 2, whose class always has biases, and Qwen 3, which normalises queries and keys instead."""
     return {"rope_parameters": _rope(facts, entries["head_dim"]), "use_sliding_window": False}
 
 
 def _phi3(facts: Facts, entries: Mapping) -> dict:
-    """Phi-3: part of the head rotated, and two sets of divisors of its frequencies, for short and for long text."""
+    """Phi-3: rotary embedding on part of the head, with two sets of frequency divisors, for short and for long sequences."""
     dimensions = facts.get("rope.dimension_count", entries["head_dim"], _SIZE)
     original = facts.get("rope.scaling.original_context_length", entries["max_position_embeddings"], _LENGTH)
     rope = {
@@ -221,19 +222,19 @@ def _phi3(facts: Facts, entries: Mapping) -> dict:
             "original_max_position_embeddings": original,
         }
         rope |= {} if attention_factor is None else {"attention_factor": float(attention_factor)}
-    window = facts.get("attention.sliding_window", rule=_WINDOW) or None  # 0 says that there is none
+    window = facts.get("attention.sliding_window", rule=_WINDOW) or None  # 0 means no window
     return {"rope_parameters": rope, "original_max_position_embeddings": original, "sliding_window": window}
 
 
 def _slides(value: Any) -> str | None:
-    """The rule of a pattern of windows: every so many layers one without, or whether each layer has one."""
+    """The rule of a window pattern: a number n (every n-th layer has no window), or one boolean per layer."""
     return whole(1, LAYERS)(value) if isinstance(value, int) else listed(kind("true or false", bool))(value)
 
 
 def _gemma(facts: Facts, entries: Mapping, version: int) -> dict:
-    """Gemma 2 and 3. Which layers see a window, their rotary base and the largest model's scale are llama.cpp's code."""
+    """Gemma 2 and 3. The layers with windows, their rotary base and the largest model's scale follow llama.cpp's code."""
     layers, head_dim = entries["num_hidden_layers"], entries["head_dim"]
-    largest = layers == {2: 46, 3: 62}[version]  # the 27B models divide by the width of their heads if they filled the model
+    largest = layers == {2: 46, 3: 62}[version]  # the 27B models scale by hidden size / heads
     rope = _rope(facts, head_dim)
     window = facts.get("attention.sliding_window", 4096 if version == 2 else None, _WINDOW)
     pattern = facts.get("attention.sliding_window_pattern", {2: 2, 3: 6}[version], _slides, single=False)

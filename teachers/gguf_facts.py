@@ -1,4 +1,4 @@
-"""What a GGUF file says, entry by entry, each held against the type and the range that it should have."""
+"""The entries and tensors of a GGUF file; each entry is checked against its type and range when it is read."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ HARMLESS = {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "pooli
 
 
 class Facts:
-    """A file's entries and the shapes of its tensors, by name; remembers which entries were asked for.
+    """A file's entries and tensors by name, with a record of the entries that were read.
 
-    Names of entries are given without the architecture that they begin with in the file.
+    In the file, names of the model's entries begin with the architecture; `get` and `need` take them without it.
     """
 
     def __init__(self, reader: Any, path: Path) -> None:
         """reader: a gguf.GGUFReader.
 
         Raises:
-            ValueError: the file does not say what model it holds.
+            ValueError: the file has no entry general.architecture.
         """
         self.path, self._fields = path, reader.fields
         self._asked: set[str] = set()
@@ -32,10 +32,10 @@ class Facts:
             raise ValueError("it does not say general.architecture")
 
     def general(self, name: str, rule: Rule | None = None) -> Any:
-        """An entry by its whole name, None where there is none.
+        """Returns an entry by its full name; None if there is none.
 
         Raises:
-            ValueError: it breaks a rule, naming the entry, its value and the rule.
+            ValueError: the entry breaks the rule; names the entry, its value and the rule.
         """
         value = self._fields[name].contents() if name in self._fields else None
         if value is not None and rule is not None and (wanted := rule(value)) is not None:
@@ -43,17 +43,17 @@ class Facts:
         return value
 
     def names(self, start: str) -> list[str]:
-        """The whole names of the entries that begin so."""
+        """Returns the full names of the entries that begin with `start`."""
         return [name for name in self._fields if name.startswith(start)]
 
     def get(self, name: str, default: Any = None, rule: Rule | None = None, single: bool = True) -> Any:
-        """An entry of the model, `default` where there is none.
+        """Returns an entry of the model, or `default` if there is none.
 
         Args:
-            single: whether there is one value for all layers; a list of them is refused.
+            single: whether the entry must have one value for all layers; then a list is refused.
 
         Raises:
-            ValueError: it breaks the rule, or differs from layer to layer.
+            ValueError: the entry breaks the rule, or differs from layer to layer.
         """
         self._asked.add(name)
         whole_name = f"{self.architecture}.{name}"
@@ -63,10 +63,10 @@ class Facts:
         return default if found is None else found
 
     def need(self, name: str, rule: Rule) -> Any:
-        """An entry that must be there.
+        """Returns an entry of the model that must be there.
 
         Raises:
-            ValueError: it is not, or see `get`.
+            ValueError: there is no such entry, or see `get`.
         """
         found = self.get(name, rule=rule)
         if found is None:
@@ -74,24 +74,24 @@ class Facts:
         return found
 
     def rows(self, tensor: str) -> int:
-        """Output features of a tensor.
+        """Returns the number of output features of a tensor.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: the file has no such tensor.
         """
         if tensor not in self.tensors:
             raise ValueError(f"{self.path} has no tensor {tensor}")
         return int(self.tensors[tensor].shape[-1])
 
     def count(self, name: str) -> int:
-        """How many values a list has, by its whole name, without reading them."""
+        """Returns the number of values of a list by its full name, without reading them; 0 if there is no such entry."""
         return len(self._fields[name].data) if name in self._fields else 0
 
     def vector(self, tensor: str) -> torch.Tensor | None:
-        """A tensor of factors that belongs to the config, None where there is none.
+        """Returns a tensor of factors that becomes part of the config; None if there is none.
 
         Raises:
-            ValueError: it holds something else than one row of positive numbers.
+            ValueError: the tensor is not one row of positive numbers.
         """
         if tensor not in self.tensors:
             return None
@@ -104,7 +104,7 @@ class Facts:
         return values
 
     def unread(self) -> list[str]:
-        """Entries of the model that nobody asked for and that may matter."""
+        """Returns the model's entries that were not read and may change what it computes."""
         start = f"{self.architecture}."
         names = {name.removeprefix(start) for name in self._fields if name.startswith(start)}
         return sorted(start + name for name in names - self._asked - HARMLESS)

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, held against the file's size before gguf-py makes an array of every number that it promises.
+"""Checks of a GGUF file's header against the file's size, before gguf-py allocates arrays of the sizes in the header.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -8,20 +8,20 @@ import struct
 from math import prod
 from pathlib import Path
 
-ENTRIES, TENSORS = 2**16, 2**16  # the most of each
-ITEMS = 2**22  # of all arrays together; the largest vocabularies have some 2 million with their scores and merges
-KEY, TEXT, NAME = 65_535, 2**26, 1024  # bytes of an entry's name, of its text, and of a tensor's name
+ENTRIES, TENSORS = 2**16, 2**16  # largest numbers accepted
+ITEMS = 2**22  # most values of all arrays together; the largest vocabularies have about 2 million with scores and merges
+KEY, TEXT, NAME = 65_535, 2**26, 1024  # most bytes of an entry's name, of its text, and of a tensor's name
 ALIGNMENTS = [2**power for power in range(17)]
 DIMENSIONS = 4
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # by type in the file
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # struct codes by type
 TRUTH, STRING, ARRAY = 7, 8, 9
 
 
 def check_header(path: Path) -> None:
-    """Walk through a file's header.
+    """Check every entry of a file's header.
 
     Raises:
-        ValueError: the file is no GGUF, ends early, promises more than it can hold, or names something twice.
+        ValueError: the file is not GGUF, ends early, states sizes larger than it can hold, or has a name twice.
     """
     size = path.stat().st_size
     if size < 24:
@@ -31,7 +31,7 @@ def check_header(path: Path) -> None:
 
 
 class _Walk:
-    """A place in a file, and everything that was met on the way."""
+    """A reader of the header: its position in the file, the byte order, and the number of array values read so far."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self.data, self.size, self.at, self.order, self.items = data, size, 0, "<", 0
@@ -58,7 +58,7 @@ class _Walk:
                 raise ValueError(f"its tensor {name!r} would end at byte {begin + end:,}, and the file has {self.size:,}")
 
     def entries(self, count: int) -> int:
-        """Walk through the entries; the alignment of the tensors."""
+        """Check the entries; returns the alignment of the tensors."""
         names, alignment = set(), 32
         for index in range(count):
             name = self.text(f"the name of entry {index}", KEY)
@@ -76,7 +76,7 @@ class _Walk:
         return alignment
 
     def value(self, kind: int, what: str) -> None:
-        """Step over a value."""
+        """Check a value and move past it."""
         if kind in SCALARS:
             self.scalars(kind, 1, what)
         elif kind == STRING:
@@ -107,7 +107,7 @@ class _Walk:
             raise ValueError(f"{what} is neither true nor false")
 
     def tensors(self, count: int, alignment: int) -> dict[str, int]:
-        """Walk through what is said of the tensors; where each ends, counted from where the first begins."""
+        """Check the descriptions of the tensors; returns the end of each in bytes, counted from the start of the data."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         ends = {}

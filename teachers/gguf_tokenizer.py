@@ -1,9 +1,9 @@
-"""The tokenizer of a GGUF file, made from its entries alone as llama.cpp reads them.
+"""The tokenizer of a GGUF file, built only from the file's entries, with llama.cpp's meaning of each.
 
-Every entry that begins with `tokenizer.` is honoured, stands in IGNORED with the reason, or is why the file is refused.
-How a byte-level vocabulary cuts text is `gguf_vocabulary`'s; a SentencePiece one merges whatever makes the entry of the
-highest score. transformers' own reader takes another class for each architecture, whose rules win over the file's.
-`make test-tokenizers` compares with llama.cpp, text by text.
+Every entry that begins with `tokenizer.` is honoured or listed in IGNORED with the reason; any other entry refuses the file.
+`gguf_vocabulary` splits text for byte-level vocabularies. A SentencePiece vocabulary merges the pair whose entry has the
+highest score. transformers' own reader uses a class for each architecture, whose rules override the file's.
+`make test-tokenizers` compares the tokens with llama.cpp's on a set of texts.
 """
 
 import logging
@@ -26,13 +26,13 @@ SPECIAL = {
     "pad": "padding",
     "sep": "seperator",
     "mask": "mask",
-}  # as gguf spells
-UNSTATED = {"bos": 1, "eos": 2, "unk": 0}  # ids of SentencePiece vocabularies that do not say, as llama.cpp has them
+}  # transformers' name: gguf's name, in gguf's spelling
+UNSTATED = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's default ids of SentencePiece vocabularies
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # in tokenizer.ggml.token_type
-TEMPLATES = "tokenizer.chat_template"  # and, with a dot and a name, further ones
-LONGEST = 1024  # characters of an entry of a vocabulary
+TEMPLATES = "tokenizer.chat_template"  # further templates have a dot and a name after it
+LONGEST = 1024  # most characters of a vocabulary entry
 _TEXT, _TRUTH, _INDEX = kind("text", str), kind("true or false", bool), whole(0, 2**32)
-HONOURED = {  # with what each should be
+HONOURED = {  # entry: rule of its value
     **{f"{GGML}{name}_token_id": _INDEX for name in SPECIAL.values()},
     **{f"{GGML}{name}_token_id": _INDEX for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")},
     **{f"{GGML}{name}": _TEXT for name in ("model", "pre")},
@@ -43,13 +43,13 @@ HONOURED = {  # with what each should be
     f"{GGML}suppress_tokens": listed(whole(-TOKENS, 2**32)),
     TEMPLATES: _TEXT,
 }
-_INFILLING = "it marks the parts of a text with a gap, which nothing here fills; in text the token counts as any other"
-_UNIGRAM = "of Unigram vocabularies alone; llama.cpp reads it of no other"
-_BERT = "of BERT's models alone"
+_INFILLING = "it is for filling a gap in a text, which is not supported here; in text it is a token like any other"
+_UNIGRAM = "used only by Unigram vocabularies; llama.cpp ignores it in all others"
+_BERT = "used only by BERT models"
 IGNORED = {
     **{f"{GGML}fim_{part}_token_id": _INFILLING for part in ("pre", "suf", "mid")},
     **{f"{GGML}{part}_token_id": _INFILLING for part in ("prefix", "suffix", "middle")},
-    f"{GGML}add_sep_token": "it stands between the two texts of a pair, which nothing here reads as one",
+    f"{GGML}add_sep_token": "it separates the two texts of a pair, and pairs are not used here",
     f"{GGML}cls_token_id": _BERT,
     f"{GGML}token_type_count": _BERT,
     f"{GGML}normalizer.lowercase": _BERT,
@@ -58,9 +58,9 @@ IGNORED = {
     f"{GGML}precompiled_charsmap": _UNIGRAM,
     "tokenizer.chat_templates": "the names of the further chat templates, each of which is an entry of its own",
     "tokenizer.huggingface.json": "the same tokenizer once more; llama.cpp reads the other entries",
-    "tokenizer.rwkv.world": "of RWKV's models alone",
+    "tokenizer.rwkv.world": "used only by RWKV models",
 }
-# Where llama.cpp ends a generation whatever the file says, and takes a token of this text for a control token.
+# Texts of tokens that llama.cpp treats as control tokens and as the end of a generation, whatever the file says.
 ENDS = {
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "</s>"),
     *("<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>"),
@@ -73,10 +73,10 @@ _log = logging.getLogger(__name__)
 
 
 def tokenizer_of(facts: Facts) -> PreTrainedTokenizerBase:
-    """The file's tokenizer, of a class that keeps every part of it when it is saved and loaded.
+    """Build the file's tokenizer, of a class that is saved and loaded without loss.
 
     Raises:
-        ValueError: an entry that is not known, is missing or does not fit the others; a vocabulary without a row.
+        ValueError: an entry is unknown, missing or contradicts the others, or the vocabulary has no row.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -114,23 +114,23 @@ def _account_for_entries(facts: Facts) -> None:
             unknown.append(f"{name} = {shown(facts.general(name))}")
     if unknown:
         raise ValueError(
-            f"{facts.path} says {', '.join(unknown)}, which is not known here and may change how text is read; load the "
+            f"{facts.path} says {', '.join(unknown)}, which is not known here and may change the tokens of a text; load the "
             "original checkpoint instead"
         )
 
 
 def tokens_of(facts: Facts) -> list[str]:
-    """The text of every entry.
+    """Returns the text of every vocabulary entry.
 
     Raises:
-        ValueError: there is none, or one occurs twice.
+        ValueError: there are none, one occurs twice, or one is longer than LONGEST.
     """
     tokens = facts.general(f"{GGML}tokens")
     if not tokens:
         raise ValueError(f"{facts.path} does not say {GGML}tokens")
-    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as llama.cpp
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]  # as in llama.cpp
     if (longest := max(map(len, tokens))) > LONGEST:
-        raise ValueError(f"{facts.path}: {GGML}tokens holds one of {longest:,} characters; {LONGEST:,} are read at most")
+        raise ValueError(f"{facts.path}: {GGML}tokens has an entry of {longest:,} characters; {LONGEST:,} are read at most")
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
         raise ValueError(f"{facts.path}: {GGML}tokens holds {twice!r} twice; download it again")
@@ -138,7 +138,7 @@ def tokens_of(facts: Facts) -> list[str]:
 
 
 def special_ids(facts: Facts) -> dict[str, int | None]:
-    """The id of each token that has a part to play, by transformers' name for it; None where the file has none.
+    """Returns the id of each special token by transformers' name of it; None if the file has none.
 
     Raises:
         ValueError: an id outside the vocabulary.
@@ -148,7 +148,7 @@ def special_ids(facts: Facts) -> dict[str, int | None]:
 
 
 def ends_of(facts: Facts) -> list[int]:
-    """Ids of the tokens that end a generation: the end of text, then the ends of turns that the file or llama.cpp knows."""
+    """Returns the ids of tokens that end a generation: end of text, then ends of turns that the file or llama.cpp names."""
     stated = [_id(facts, f"{name}_token_id") for name in ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")]
     by_text = [index for index, token in enumerate(tokens_of(facts)) if token in ENDS]
     found = [index for index in (special_ids(facts)["eos"], *stated, *by_text) if index is not None]
@@ -156,7 +156,7 @@ def ends_of(facts: Facts) -> list[int]:
 
 
 def suppressed(facts: Facts) -> list[int]:
-    """Ids of tokens that are never generated."""
+    """Returns the ids of tokens that are never generated."""
     return [index for index in facts.general(f"{GGML}suppress_tokens") or [] if 0 <= index < facts.count(f"{GGML}tokens")]
 
 
@@ -188,14 +188,17 @@ def _merges(facts: Facts) -> list[tuple[str, str]]:
 def _model(facts: Facts, tokens: list[str], merges: list[tuple[str, str]], **options) -> Tokenizer:
     try:
         return Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges, **options))
-    except Exception as error:  # of a type of its own, which tokenizers does not export
+    except Exception as error:  # tokenizers does not export the class of this error
         raise ValueError(
             f"{facts.path}: its merges and its tokens do not belong together: {error}; download it again"
         ) from error
 
 
 def _sentencepiece(facts: Facts, tokens: list[str], unknown: str | None) -> Tokenizer:
-    """Spaces are all kept, and one more may stand before text. Gemma's own tokenizer never adds it; else llama.cpp does."""
+    """Build a SentencePiece tokenizer, which keeps all spaces.
+
+    By default a space is added before text, as in llama.cpp, except for Gemma, whose own tokenizer never adds one.
+    """
     scores = _list(facts, "scores", len(tokens)) or [0.0] * len(tokens)
     backend = _model(facts, tokens, merges_of(tokens, scores), byte_fallback=True, fuse_unk=True, unk_token=unknown)
     stated = facts.general(f"{GGML}add_space_prefix")
@@ -207,7 +210,7 @@ def _sentencepiece(facts: Facts, tokens: list[str], unknown: str | None) -> Toke
 
 
 def merges_of(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every pair of entries that makes an entry, those of the highest score first."""
+    """Returns every pair of entries that joins to an entry, in order of falling score of the joined entry."""
     entries, found = set(tokens), []
     for index in sorted(range(len(tokens)), key=lambda index: -scores[index]):
         token = tokens[index]
@@ -217,7 +220,7 @@ def merges_of(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str,
 
 
 def _added(facts: Facts, tokens: list[str], kinds: Sequence[int], wanted: tuple[int, ...]) -> list[AddedToken]:
-    """Tokens that are found in text whole. Of models that the file calls Phi-3, most swallow spaces behind them."""
+    """Returns the tokens that are matched in text before it is split; in Phi-3, most of them swallow spaces after them."""
     name = (facts.general("general.name", _TEXT) or "").lower()
     phi3 = "phi-3" in name or "phi3" in name
     return [
@@ -241,7 +244,7 @@ def _chat_templates(facts: Facts) -> str | dict[str, str] | None:
 
 
 def _frame(facts: Facts, backend: Tokenizer, special: dict, begins: bool) -> None:
-    """Tokens before and after every text: what the file says, else what its kind of vocabulary does."""
+    """Set the tokens before and after every text: as the file says, else the default of its kind of vocabulary."""
     stated = facts.general(f"{GGML}add_bos_token")
     bos = special["bos_token"] if (begins if stated is None else stated) else None
     eos = special["eos_token"] if facts.general(f"{GGML}add_eos_token") else None
@@ -254,7 +257,7 @@ def _frame(facts: Facts, backend: Tokenizer, special: dict, begins: bool) -> Non
 
 
 def load(folder: Path | str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a converted folder. transformers' `AutoTokenizer` makes another of models of type qwen2: Qwen's."""
+    """Load the tokenizer of a converted folder. For qwen2 models, transformers' `AutoTokenizer` would use Qwen's rules."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,8 +1,7 @@
-"""How byte-level vocabularies of GGUF files cut text before the merges: one row of VOCABULARIES for what
-`tokenizer.ggml.pre` names.
+"""Splitting of text before the merges for byte-level vocabularies of GGUF files: one row per name in `tokenizer.ggml.pre`.
 
-The expressions are those of the models' own tokenizers, which llama.cpp approximates where its engine has no classes of
-cased letters (tekken, gpt-4o). `make test-tokenizers` holds every row against llama.cpp.
+The regular expressions are those of the models' own tokenizers. llama.cpp approximates two of them (tekken, gpt-4o), since
+its engine has no classes of upper and lower case letters. `make test-tokenizers` compares every row with llama.cpp.
 """
 
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = _WORDS + r"\p{N}{1,3}" + _REST
 QWEN2 = _WORDS + r"\p{N}" + _REST
 SEED = _WORDS + r"\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SMALL = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"  # a word that ends in small letters
-_LARGE = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"  # one that may be capitals alone
+_SMALL = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"  # a word that ends in lower case
+_LARGE = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"  # a word that may be all upper case
 _PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEKKEN = rf"{_SMALL}|{_LARGE}|\p{{N}}{_PATHS}"
 GPT4O = rf"{_SMALL}{_CONTRACTIONS}?|{_LARGE}{_CONTRACTIONS}?|\p{{N}}{{1,3}}{_PATHS}"
@@ -28,14 +27,13 @@ GPT4O = rf"{_SMALL}{_CONTRACTIONS}?|{_LARGE}{_CONTRACTIONS}?|\p{{N}}{{1,3}}{_PAT
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What llama.cpp knows of a byte-level vocabulary by its name.
+    """The rules of a byte-level vocabulary, which llama.cpp selects by its name.
 
     Attributes:
-        splits: expressions, each of which cuts the pieces that those before it left; what lies between two matches is a
-            piece too.
-        whole_words: a piece that is an entry is one token whatever the merges say, and text begins with the token that
-            begins it unless the file says otherwise.
-        composed: text is brought into Unicode's composed form first. llama.cpp leaves that out.
+        splits: regular expressions, applied one after the other to the pieces so far. Text between matches is a piece, too.
+        whole_words: a piece that is a vocabulary entry is one token whatever the merges say, and the beginning-of-text token
+            is added unless the file says otherwise.
+        composed: text is first converted to Unicode's composed form (NFC). llama.cpp does not do this.
     """
 
     splits: tuple[str, ...]
@@ -63,20 +61,20 @@ VOCABULARIES = {
 
 
 def vocabulary_of(facts: Facts) -> Vocabulary | None:
-    """The row of a file's vocabulary, None where it is a SentencePiece one, which has no name.
+    """Returns the row of a file's vocabulary; None if it is a SentencePiece vocabulary, which has no name.
 
     Raises:
-        ValueError: a vocabulary of another kind, or one that names a row that is not there.
+        ValueError: the vocabulary is of another kind, or there is no row of its name.
     """
     kind = facts.general("tokenizer.ggml.model")
     if kind == "llama":
         return None
     if kind != "gpt2":
         raise ValueError(
-            f"{facts.path}: tokenizer.ggml.model is {kind!r}; vocabularies are read of the kinds 'gpt2' (byte-level) and "
-            "'llama' (SentencePiece): load the original checkpoint instead"
+            f"{facts.path}: tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level) and 'llama' (SentencePiece) are "
+            "read: load the original checkpoint instead"
         )
-    name = facts.general("tokenizer.ggml.pre") or "default"  # as llama.cpp
+    name = facts.general("tokenizer.ggml.pre") or "default"  # as in llama.cpp
     if name not in VOCABULARIES:
         close = get_close_matches(name, VOCABULARIES, n=1, cutoff=0.6)
         raise ValueError(
@@ -88,6 +86,6 @@ def vocabulary_of(facts: Facts) -> Vocabulary | None:
 
 
 def splitter(vocabulary: Vocabulary) -> pre_tokenizers.PreTokenizer:
-    """What cuts text into the pieces that are merged one by one, and spells their bytes."""
+    """Returns the pre-tokenizer that splits text into pieces, to be merged separately, and spells out their bytes."""
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in vocabulary.splits]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

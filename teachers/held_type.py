@@ -1,7 +1,7 @@
-"""In which type a teacher's numbers are held: its checkpoint's own, as far as that is one to compute in.
+"""The type of a teacher's weights in memory when the checkpoint's own is asked for: float32 or bfloat16.
 
-Half precision with five bits of exponent (float16) overflows where bfloat16 does not, and a quantised GGUF file has no type
-of its own: both are held as bfloat16.
+float16, with five bits of exponent, overflows at values that bfloat16 holds, and a quantised GGUF file has no type to
+compute in: the weights of both are loaded as bfloat16.
 """
 
 from pathlib import Path
@@ -14,14 +14,14 @@ from teachers.files import stored_tensors
 STORED = "stored"  # asks for the checkpoint's own type
 HeldType = torch.dtype | Literal["stored"]
 WIDE = ("F32", "F64")  # as safetensors calls them
-NARROW = ("BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "BOOL")  # that bfloat16 holds as they are, or that are no weights
+NARROW = ("BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "BOOL")  # bfloat16 holds them exactly, or they are no weights
 
 
 def held_type(location: str, gguf: Path | None = None) -> torch.dtype:
-    """The type in which a checkpoint's numbers are held where its own is asked for.
+    """Returns the type that "stored" means for a checkpoint: bfloat16 if most of its values are narrower than float32.
 
     Args:
-        location: a folder or a hub id. gguf: the file that the folder was made from.
+        location: a folder or a hub id. gguf: the GGUF file that the folder was converted from, if any.
     """
     if gguf is not None:
         return _of_gguf(gguf)
@@ -32,7 +32,7 @@ def held_type(location: str, gguf: Path | None = None) -> torch.dtype:
 
 
 def loses_digits(location: str, dtype: torch.dtype) -> bool:
-    """Whether a type has fewer digits than some number of a checkpoint may have."""
+    """Returns whether `dtype` may hold fewer digits than the checkpoint's numbers have."""
     if dtype.itemsize >= 4:
         return False
     stored = stored_tensors(location)
@@ -40,7 +40,7 @@ def loses_digits(location: str, dtype: torch.dtype) -> bool:
 
 
 def _of_gguf(path: Path) -> torch.dtype:
-    """float32 only where every matrix of the file is."""
+    """Returns float32 if every matrix of the file is float32 or float64, otherwise bfloat16."""
     from gguf import GGUFReader
 
     matrices = [tensor for tensor in GGUFReader(path).tensors if len(tensor.shape) > 1]

@@ -1,7 +1,7 @@
-"""A teacher whose linear layers hold int8 weights (torchao), with the numbers that they were made from kept on the host.
+"""Int8 weights (torchao) for a teacher's linear layers; the original weights are kept on the CPU.
 
-Each row of a weight has a scale; products are made in the type of the activations. The output head and the embeddings stay
-as they are, and so does whatever is no `nn.Linear` (GPT-2's layers, stacked experts).
+Each row of a weight has a scale; products are computed in the type of the activations. The output head, the embeddings and
+every module that is not an `nn.Linear` (GPT-2's layers, stacked experts) are unchanged.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ MISSING = "int8 teachers need torchao, which is not installed: pip install 'dist
 
 
 def check_installed() -> None:
-    """Refuse to go on without torchao.
+    """Check that torchao is installed.
 
     Raises:
         ImportError: with the command that installs it.
@@ -26,13 +26,13 @@ def check_installed() -> None:
 
 
 def quantise(model: nn.Module) -> dict[str, Tensor]:
-    """Give every linear layer of a model but its head int8 weights, in place.
+    """Quantise the weights of every linear layer but the output head to int8, in place.
 
     Returns:
-        the weights as they were, on the host, by name.
+        the original weights by name, on the CPU.
 
     Raises:
-        ImportError: torchao is not installed, or too old. ValueError: the model has no linear layer beside its head.
+        ImportError: torchao is not installed, or too old. ValueError: the model has no linear layer except its head.
     """
     check_installed()
     try:
@@ -42,7 +42,7 @@ def quantise(model: nn.Module) -> dict[str, Tensor]:
     head = cast(PreTrainedModel, model).get_output_embeddings()
     layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not head}
     if not layers:
-        raise ValueError("the model has no linear layer (nn.Linear) beside its head that int8 weights could stand in")
+        raise ValueError("the model has no linear layer (nn.Linear) except its head, so int8 changes nothing: leave it out")
     kept = {f"{name}.weight": layer.weight.detach().to("cpu", copy=True) for name, layer in layers.items()}
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: name in layers)
     model.requires_grad_(False)
@@ -51,8 +51,7 @@ def quantise(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def put_back(model: nn.Module, kept: dict[str, Tensor]) -> Iterator[None]:
-    """Inside the block a quantised model has the weights that it had before, on its device. Inside another such block
-    nothing changes."""
+    """Inside the block, a quantised model has its original weights, on its device. Nested blocks change nothing."""
     quantised = {name: model.get_parameter(name) for name in kept}
     if all(type(parameter) is nn.Parameter for parameter in quantised.values()):
         yield

@@ -1,4 +1,4 @@
-"""What a teacher's attention sees and does, recorded in one forward pass by hooks, without touching its numbers."""
+"""Recording of a teacher's attention: inputs, outputs, q, k and v, taken by hooks in one forward pass, nothing changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +13,14 @@ from transformers import PreTrainedModel
 from teachers.compat import add_attention, attention_function, attention_implementation, attention_replaced
 from teachers.weights import AttentionWeights, LogitRules
 
-RECORDING = "distill_recording_"  # + the attention implementation that does the work
+RECORDING = "distill_recording_"  # prefix; the name of the wrapped attention implementation follows
 
 _queries_and_keys: ContextVar[dict | None] = ContextVar("queries_and_keys", default=None)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One layer's attention on one batch: its input and output, the rotary tables it was given, and, if asked for, q, k
-    and v as its softmax sees them."""
+    """One layer's attention on one batch: input, output, rotary tables, and optionally q, k and v before the softmax."""
 
     layer: int
     input: Float[Tensor, "b t d"]
@@ -32,7 +31,7 @@ class Observation:
     v: Float[Tensor, "b t kv p"] | None = None
 
     def wide(self) -> "Observation":
-        """The same in float32, where a teacher in bfloat16 was seen; the rotary tables stay as they are."""
+        """Returns a copy in float32 or wider, for a teacher in bfloat16; the rotary tables are unchanged."""
         parts = {name: getattr(self, name) for name in ("input", "output", "q", "k", "v")}
         kinds = {name: torch.promote_types(part.dtype, torch.float32) for name, part in parts.items() if part is not None}
         return replace(self, **{name: parts[name].to(kind) for name, kind in kinds.items()})
@@ -46,13 +45,14 @@ def observe(
     positions: Int[Tensor, "b t"],
     qkv: bool,
 ) -> Iterator[Observation]:
-    """Run the model's body once and hand over one layer at a time, in order; each is freed when the next is drawn.
+    """Run the model without its output head once and yield one layer at a time, in order.
 
     Args:
-        slots: the attention modules to watch, by layer. positions: start again at 0 with every document.
+        slots: the attention modules to record, by layer. positions: restart at 0 with every document.
         qkv: also record queries (after norms and rotary embedding), keys and values.
 
-    Memory: two [b t d] tensors a watched layer until they are drawn, plus q, k and v where asked for.
+    Memory: two [b t d] tensors for each recorded layer until it is yielded, plus q, k and v with `qkv`. A layer that was
+    yielded can be freed.
     """
     seen: dict[int, dict] = {layer: {} for layer in slots}
     hooks = []
@@ -85,7 +85,7 @@ def _record_output(record: dict):
 
 @contextmanager
 def _recorded_attention(model: PreTrainedModel, records: dict[int, dict], wanted: bool) -> Iterator[None]:
-    """Route the model's attention through one that records, for the length of the block."""
+    """Inside the block, the model runs an attention implementation that records q, k and v."""
     if not wanted:
         yield
         return
@@ -98,7 +98,7 @@ def _recorded_attention(model: PreTrainedModel, records: dict[int, dict], wanted
 
 
 def _recording(original: str) -> str:
-    """The name of an attention implementation that records and then calls `original`; made once."""
+    """Returns the name of an attention implementation that records and then calls `original`; registered once."""
 
     def attend(module: nn.Module, query, key, value, attention_mask, **keywords):
         record = (_queries_and_keys.get() or {}).get(id(module))
@@ -118,10 +118,10 @@ def project(
     h: Float[Tensor, "b t d"],
     rope: tuple[Tensor, Tensor] | None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b t kv p"], Float[Tensor, "b t kv p"]]:
-    """q, k and v as the softmax sees them, from a layer's input, for attention that cannot be listened to.
+    """Compute q, k and v as the softmax gets them from a layer's input, for attention that cannot be recorded.
 
     Raises:
-        ValueError: a layer with norms on q and k, or with rotary embedding of pairs: no such family needs this.
+        ValueError: the layer has norms on q and k, or a rotary embedding of pairs: no family with these needs this function.
     """
     if rules.norm is not None or rules.rope == "pairs":
         raise ValueError(f"q and k with norm {rules.norm} and rope {rules.rope} are only known by recording them")

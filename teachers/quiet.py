@@ -1,4 +1,4 @@
-"""transformers kept quiet: no progress bars in a log, no warnings about what is tried, no panics on the standard error."""
+"""Context managers that silence libraries: progress bars in logs, transformers' warnings, panics of Rust code on stderr."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_bars_in_logs() -> Iterator[None]:
-    """Switch transformers' progress bars off while standard error is no terminal."""
+    """Inside the block, transformers' progress bars are off if standard error is no terminal."""
     from transformers.utils import logging
 
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
@@ -23,7 +23,7 @@ def no_bars_in_logs() -> Iterator[None]:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Let transformers speak of errors alone."""
+    """Inside the block, transformers logs only errors."""
     from transformers.utils import logging
 
     usual = logging.get_verbosity()
@@ -36,7 +36,7 @@ def no_warnings() -> Iterator[None]:
 
 @contextmanager
 def no_panics() -> Iterator[None]:
-    """Keep what code in Rust writes where it breaks off from the standard error: the exception that follows says it too."""
+    """Inside the block, nothing is written to standard error: the exception after a Rust panic has the same message."""
     sys.stderr.flush()
     usual, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,7 +1,7 @@
-"""From a reference to files: a hub id, a local folder, a GGUF file, or a GGUF file inside an installed package.
+"""References to teachers, resolved to files: a hub id, a local folder, a GGUF file, or a GGUF file in an installed package.
 
-Packages may be too small for a model: a file FILE.gguf may lie in pieces FILE.gguf.part00, .part01 ... in the package named
-and in those that it requires. They are joined once, in the cache.
+A model may be too large for one package. Then FILE.gguf comes in pieces FILE.gguf.part00, .part01 ... in the named package
+and in the packages that it requires. The pieces are joined once, in the cache.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a teacher is: `kind` is "hub", "folder" or "gguf"; `location` a hub id or a path."""
+    """The source of a teacher: `kind` is "hub", "folder" or "gguf"; `location` is a hub id or a path."""
 
     kind: str
     location: str
@@ -29,7 +29,7 @@ class Source:
 
 
 def resolve(reference: str, allow_pickle: bool = False) -> Source:
-    """Find what a reference names, without loading it.
+    """Find the source that a reference names, without loading it.
 
     Raises:
         FileNotFoundError: no such package, file or folder.
@@ -47,7 +47,7 @@ def resolve(reference: str, allow_pickle: bool = False) -> Source:
         return Source("folder", str(path), reference)
     if reference.startswith((".", "/", "~")) or not HUB_ID.match(reference):
         raise FileNotFoundError(
-            f"teacher {reference!r} is no folder here; give a hub id, a folder, a GGUF file or {PACKAGE}NAME/FILE"
+            f"teacher {reference!r} is no folder here; give a hub id, a folder, a GGUF file or {PACKAGE}NAME/FILE.gguf"
         )
     return Source("hub", reference, reference)
 
@@ -70,16 +70,16 @@ def _in_package(reference: str) -> Path:
 
 
 def _folders(package: str) -> list[Path]:
-    """Where an installed package lies; a top-level name is not imported for it."""
+    """Returns the folders of an installed package; a top-level package is not imported."""
     spec = importlib.util.find_spec(package)
     return [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
 
 
 def _in_pieces(package: str, file: str, reference: str) -> Path | None:
-    """The file joined from its pieces in a package and those that it requires, None where there is no piece.
+    """Join a file's pieces from a package and from the packages that it requires; None if there are no pieces.
 
     Raises:
-        FileNotFoundError: a piece or a package is missing. ValueError: the joined file is not the one the package promises.
+        FileNotFoundError: a piece or a package is missing. ValueError: the joined file does not have the hash in SHA256SUMS.
     """
     homes = {name: _folders(name.replace("-", "_")) for name in _parts_of(package)}
     folders = _folders(package) + [folder for found in homes.values() for folder in found]
@@ -98,12 +98,12 @@ def _in_pieces(package: str, file: str, reference: str) -> Path | None:
         return None
     numbers = [number for number, _ in pieces]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
-        raise FileNotFoundError(f"{reference}: of the pieces of {file!r} only {numbers} are installed")
+        raise FileNotFoundError(f"{reference}: pieces of {file!r} are missing; only the pieces {numbers} are installed")
     return _join([path for _, path in pieces], file, _promised(folders, file), reference)
 
 
 def _parts_of(package: str) -> list[str]:
-    """The packages that a package requires and that begin with its own name."""
+    """Returns the required packages whose names begin with the package's own name."""
     distributions = importlib.metadata.packages_distributions().get(package, [])
     lines = [line for name in distributions for line in importlib.metadata.requires(name) or []]
     names = [found[0] for line in lines if (found := re.match(r"[\w.-]+", line))]
@@ -111,7 +111,7 @@ def _parts_of(package: str) -> list[str]:
 
 
 def _promised(folders: list[Path], file: str) -> str | None:
-    """The file's hash by a SHA256SUMS of its packages."""
+    """Returns the file's hash from a SHA256SUMS in its packages; None if no such file lists it."""
     for folder in folders:
         for sums in folder.rglob("SHA256SUMS"):
             for line in sums.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The teacher: a transformers model with its tokenizer, read through its family's row."""
+"""The teacher: a frozen transformers model with its tokenizer and its family's row of FAMILIES."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +22,11 @@ from teachers.weights import AttentionWeights, LogitRules, norm_of, unpack
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Tokens of a text that a model of this config has positions for.
+    """Returns how many tokens long a sequence may be for a model of this config; None if the config states no limit.
 
-    That is `max_position_embeddings`, or more where its rotary embedding is stretched beyond that: YaRN (and linear
-    scaling that names an original length) to `factor` times the original length, dynamic NTK to `factor` times the
-    config's. Configs of Llama 3, longrope and linear scaling (Gemma 3) count the stretched length already. None where
-    nothing says.
+    The limit is `max_position_embeddings`, or more if the rotary embedding is scaled further: YaRN (and linear scaling with
+    an original length) gives `factor` times the original length, dynamic NTK `factor` times `max_position_embeddings`. In
+    configs of Llama 3, longrope and linear scaling (Gemma 3), `max_position_embeddings` is already the scaled length.
     """
     known = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -44,11 +43,12 @@ def positions_of(config: PretrainedConfig) -> int | None:
 
 @dataclass
 class Teacher:
-    """A frozen language model. `reference` is what the user called it; without a tokenizer only tensors can be asked for.
+    """A frozen language model with its tokenizer.
 
-    ignored: tensors of its files that the model has no place for, left out because the user said so. folder: where its
-    files lie; None where it was made without any. rounded: whether its checkpoint's numbers have more digits than the type
-    that holds them. unquantised: of a quantised teacher, the weights that it was made from, by name, on the host.
+    reference: the name that the user gave. tokenizer: None for a model that is only used on token ids.
+    ignored: tensors of the files that were left out because the user named them in `ignore`. folder: folder of the files;
+    None for a model made without files. rounded: whether the checkpoint has more digits than the type of the weights in
+    memory. unquantised: a quantised teacher's original weights by name, on the CPU; otherwise empty.
     """
 
     reference: str
@@ -61,17 +61,17 @@ class Teacher:
     unquantised: dict[str, Tensor] = field(default_factory=dict)
 
     def quantise(self) -> None:
-        """Give its linear layers int8 weights, in place; see `teachers.int8`.
+        """Quantise the weights of the linear layers to int8, in place; see `teachers.int8`.
 
         Raises:
             ImportError, ValueError: see `teachers.int8.quantise`.
         """
-        _ = self.fingerprint  # of the numbers as they are now
+        _ = self.fingerprint  # computed and cached before the weights change
         self.unquantised = quantise(self.model)
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
-        """Inside the block its weights are those that it was quantised from, if it was: what students are made from."""
+        """Inside the block, a quantised teacher has its original weights; students are built from these."""
         if not self.unquantised:
             yield
             return
@@ -85,21 +85,21 @@ class Teacher:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     @property
     def n_layers(self) -> int:
-        """How many decoder layers there are."""
+        """The number of decoder layers."""
         return self.config.num_hidden_layers
 
     def positions(self, meta_tokens: int = 0) -> int | None:
-        """Tokens of a text that it has positions for, behind so many learned ones. None where nothing says."""
+        """Returns how long a sequence may be after `meta_tokens` learned tokens; None if the config states no limit."""
         found = positions_of(self.config)
         return None if found is None else found - meta_tokens
 
     def check_account(self) -> None:
-        """Refuse a model that holds other values than its files do, by their headers.
+        """Refuse a model that does not hold as many values as its files, according to the files' headers.
 
         Raises:
             ValueError: see `checks.check_account`.
@@ -110,7 +110,7 @@ class Teacher:
 
     @contextmanager
     def narrow_windows(self, size: int) -> Iterator[None]:
-        """Inside the block no window is wider than this, so that a short text shows which layers have one."""
+        """Inside the block, windows have at most `size` tokens, so that a short sequence shows which layers have one."""
         wide = getattr(self.config, "sliding_window", None)
         if not wide or wide <= size:
             yield
@@ -127,7 +127,7 @@ class Teacher:
         return getattr(layers[layer], self.family.slot)
 
     def attention_weights(self, layer: int) -> AttentionWeights:
-        """A layer's projections and norms, head-major."""
+        """Returns a layer's projections and norms, head-major."""
         return unpack(self.slot(layer), self.family, self.config.num_attention_heads, self.head_dim)
 
     @property
@@ -136,7 +136,7 @@ class Teacher:
         return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
 
     def logit_rules(self, layer: int) -> LogitRules:
-        """What a layer does between its projections and its softmax."""
+        """Returns the rules of a layer's attention logits: scale, soft-cap, window, rotary embedding and norms."""
         slot, config = self.slot(layer), self.config
         kinds = getattr(config, "layer_types", None)
         slides = kinds is None or kinds[layer] == "sliding_attention"
@@ -153,7 +153,10 @@ class Teacher:
     def observe(
         self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], layers: Sequence[int], qkv: bool = False
     ) -> Iterator[Observation]:
-        """Slot inputs and outputs of some layers, and q, k, v after norms and rotary embedding; see `observe.observe`."""
+        """Yields some layers' attention inputs and outputs, and with `qkv` q, k and v after norms and rotary embedding.
+
+        See `observe.observe`.
+        """
         slots = {layer: self.slot(layer) for layer in layers}
         if not qkv or self.family.recorded:
             return observe(self.model, slots, ids, positions, qkv)
@@ -165,10 +168,10 @@ class Teacher:
 
     @torch.no_grad()
     def hidden(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        """The last hidden states, what the head would turn into logits."""
+        """Returns the last hidden states, from which the output head computes logits."""
         return self.model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells it from another teacher, see `teachers.fingerprint`; not proof of equality."""
+        """The identifier of this teacher, see `teachers.fingerprint`. Equal fingerprints are no proof of equal teachers."""
         return fingerprint(self.model, self.config, self.tokenizer, self.rounded)

@@ -1,4 +1,4 @@
-"""Whether two models have one vocabulary: only then can their next-token distributions be compared entry by entry."""
+"""Comparison of two models' vocabularies: next-token distributions can be compared only over the same vocabulary."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +11,11 @@ from teachers.checks import loading
 from teachers.quiet import no_panics
 from teachers.source import resolve
 
-SPECIAL = ("bos_token", "eos_token", "unk_token")  # padding stands in no text that a model learns from
+SPECIAL = ("bos_token", "eos_token", "unk_token")  # no model learns from padding, so its token may differ
 
 
 def tokenizer_of(reference: str, trust_remote_code: bool = False, allow_pickle: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a teacher, without its weights.
+    """Load a teacher's tokenizer without its weights.
 
     Raises:
         FileNotFoundError, ValueError: as `teachers.load`.
@@ -34,7 +34,7 @@ def tokenizer_of(reference: str, trust_remote_code: bool = False, allow_pickle: 
 
 
 def vocabulary_difference(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> str | None:
-    """The first token, or special token, in which two tokenizers differ, in words; None where they have one vocabulary."""
+    """Describe the first token, or special token, in which two tokenizers differ; None if their vocabularies are equal."""
     own, other = ({number: token for token, number in each.get_vocab().items()} for each in (ours, theirs))
     for number in sorted(own.keys() | other.keys()):
         if own.get(number) != other.get(number):

@@ -1,4 +1,4 @@
-"""Attention projections as plain tensors in one head-major layout, whatever the family packs them like.
+"""Attention projections as plain tensors in one head-major layout, for every packing that a family uses.
 
 h head    kv key head    p channels of a head    d model width
 """
@@ -16,11 +16,11 @@ from teachers.families import Family
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """What one attention layer computes with: head h uses key head h // (heads / key heads).
+    """The parameters of one attention layer: head h uses key head h // (heads / key heads).
 
     a_h = softmax(scale N(q_h x + q_bias_h) . N(k x + k_bias)) (v x + v_bias), output = sum_h o_h a_h + o_bias
 
-    where N is the family's norm of q and k, times q_norm or k_norm, in families that have one, and then rotary embedding.
+    where N is the family's norm of q and k (if it has one), times q_norm or k_norm, followed by the rotary embedding.
     """
 
     q: Float[Tensor, "h p d"]
@@ -35,16 +35,16 @@ class AttentionWeights:
     k_norm: Float[Tensor, "kv p"] | None = None
 
     def named(self) -> dict[str, Tensor]:
-        """The tensors that this layer has, by name."""
+        """Returns the tensors that this layer has, by name."""
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass(frozen=True)
 class LogitRules:
-    """What one layer does between its projections and its softmax.
+    """The operations of one layer between its projections and its softmax.
 
-    scale: multiplies the logits. softcap: c in c tanh(logits / c). window: tokens a token sees, itself included.
-    rope: see `Family.rope`. norm: the norm of q and k, see `Family.norm`, with its epsilon.
+    scale: multiplies the logits. softcap: c in c tanh(logits / c). window: how many tokens a token sees, itself included.
+    rope: see `Family.rope`. norm: the norm of q and k, see `Family.norm`. norm_eps: its epsilon.
     """
 
     scale: float
@@ -56,13 +56,13 @@ class LogitRules:
 
 
 def unpack(attention: nn.Module, family: Family, heads: int, head_dim: int) -> AttentionWeights:
-    """Read a family's attention module of so many query heads."""
+    """Read the weights of a family's attention module with `heads` query heads of `head_dim` channels."""
     split = PACKINGS[family.packing]
     projections = [getattr(attention, name) for name in family.qkv]
     weights = split([plain(projection.weight) for projection in projections], heads, head_dim)
     tensors: dict[str, Any] = dict(zip("qkv", weights, strict=True))
     rows: list[Tensor | None] = [None, None, None]
-    if any(projection.bias is not None for projection in projections):  # packed as the rows are: one more column of them
+    if any(projection.bias is not None for projection in projections):  # packed like the rows of the weights: as one column
         axis = 0 if family.packing == "columns" else 1
         columns = [projection.bias.detach().unsqueeze(axis) for projection in projections]
         rows = [part[..., 0] for part in split(columns, heads, head_dim)]
@@ -79,16 +79,17 @@ def unpack(attention: nn.Module, family: Family, heads: int, head_dim: int) -> A
 
 
 def plain(weight: Tensor) -> Tensor:
-    """A weight's numbers: those that a quantised one stands for."""
+    """Returns a weight as a plain tensor; a quantised one is dequantised."""
     weight = weight.detach()
     return weight if type(weight) in (Tensor, nn.Parameter) else weight.dequantize()
 
 
 def _norm_weight(norm: nn.Module, shape: torch.Size) -> Float[Tensor, "kv p"]:
-    """The weight of a norm on q or k, a row a head: some have one row for all heads, StableLM one module a head."""
+    """Returns the weight of a norm on q or k, one row per head. Some norms have one row for all heads, StableLM one module
+    per head."""
     if hasattr(norm, "norms"):
         return _wide(torch.stack([cast(Tensor, one.weight).detach() for one in cast(nn.ModuleList, norm.norms)]))
-    weight = _wide(cast(Tensor, norm.weight).detach())  # an offset of 1 would take their last digits in bfloat16
+    weight = _wide(cast(Tensor, norm.weight).detach())  # in bfloat16, adding an offset of 1 would round off digits
     return weight.expand(shape) if weight.numel() == shape[-1] else weight.reshape(shape)
 
 
@@ -97,7 +98,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def norm_of(attention: nn.Module, family: Family) -> tuple[str | None, float]:
-    """The kind of norm that this layer has on q and k, and its epsilon."""
+    """Returns the kind of norm that this layer has on q and k, or None, and its epsilon."""
     norm = getattr(attention, family.norms[0], None)
     if norm is None:
         return None, 1e-6
@@ -106,19 +107,19 @@ def norm_of(attention: nn.Module, family: Family) -> tuple[str | None, float]:
 
 
 def _separate(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, ...]:
-    """Three projections of their own."""
+    """Split three separate projections."""
     return tuple(weight.unflatten(0, (-1, head_dim)) for weight in weights)
 
 
 def _stacked(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, ...]:
-    """One projection: all rows of q, then all of k, then all of v."""
+    """Split one projection with all rows of q, then all of k, then all of v."""
     rows = weights[0].unflatten(0, (-1, head_dim))
     key_heads = (rows.shape[0] - heads) // 2
     return rows.split([heads, key_heads, key_heads])
 
 
 def _grouped(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, ...]:
-    """One projection, key head by key head: the query heads that share it, then its k, then its v."""
+    """Split one projection of groups, one per key head: its query heads, then its k, then its v."""
     rows = weights[0].unflatten(0, (-1, head_dim))
     key_heads = (rows.shape[0] - heads) // 2
     groups = rows.unflatten(0, (key_heads, -1))
@@ -126,7 +127,7 @@ def _grouped(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, 
 
 
 def _columns(weights: list[Tensor], heads: int, head_dim: int) -> tuple[Tensor, ...]:
-    """Like stacked, in a Conv1D, whose weight is a linear layer's transposed."""
+    """Split as `_stacked`, for GPT-2's Conv1D, whose weight is the transpose of a linear layer's."""
     return _stacked([weights[0].T], heads, head_dim)
 
 
@@ -134,10 +135,10 @@ PACKINGS = {"separate": _separate, "stacked": _stacked, "grouped": _grouped, "co
 
 
 def check_row(model: PreTrainedModel, family: Family, reference: str) -> None:
-    """Refuse a row that names modules which the family's class does not have.
+    """Refuse a row of FAMILIES that names modules which the model's class does not have.
 
     Raises:
-        ValueError: naming the entry of the row, and what is there instead.
+        ValueError: naming the entry of the row and the modules that exist instead.
     """
     kind = type(model).__name__
     where = f"{reference}: the row of {model.config.model_type!r} in teachers/families.py"

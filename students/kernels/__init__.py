@@ -1,11 +1,11 @@
-"""The operations students run on, one folder each, and the one switch between their implementations.
+"""The operations (ops) of students, one folder each, and the switch between their implementations in PyTorch and Triton.
 
-A folder holds `__init__.py` (checks and dispatch), `reference.py` (plain PyTorch: obvious, differentiable, runs
-anywhere), `cases.py` (the shapes that tests use, and what a benchmark must know) and, where one is written, `kernel.py`
-(Triton). No list names the folders: `op.py` goes through them. Nothing here knows a model or a library of models.
+A folder holds `__init__.py` (checks and dispatch), `reference.py` (plain PyTorch, differentiable, runs anywhere), `cases.py`
+(shapes for tests and benchmarks) and, if the op has a Triton kernel, `kernel.py`. `op.py` finds the folders by itself; there
+is no list of them. Ops depend on no model and on no library of models.
 
-`backend("reference")` or the environment's DISTILL_KERNELS=reference forces one implementation. Where Triton's is forced
-and cannot serve a call, the call fails; where nothing is forced the log says why the reference serves it.
+`backend("reference")` or DISTILL_KERNELS=reference in the environment forces one implementation. If Triton is forced and
+cannot serve a call, the call fails. If nothing is forced and the reference serves a call, the log says why.
 """
 
 import importlib.util
@@ -22,23 +22,23 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "triton")
-TYPES = (torch.float16, torch.bfloat16, torch.float32)  # that the Triton kernels compute in
+TYPES = (torch.float16, torch.bfloat16, torch.float32)  # types in which the Triton kernels compute
 
 _on_paper: ContextVar[bool] = ContextVar("kernels_on_paper", default=False)
 _chosen: ContextVar[str | None] = ContextVar("kernel_backend", default=None)
 _logged: set[tuple[str, str, str]] = set()
 _log = logging.getLogger(__name__)
 
-Implementations = Mapping[str, Callable[..., Any]]  # of one op, by the name of their back end
+Implementations = Mapping[str, Callable[..., Any]]  # the implementations of one op, by the name of their back end
 
 
 class BackendError(ValueError):
-    """A back end that was asked for by name cannot be had."""
+    """A back end that was chosen by name does not exist or cannot serve a call."""
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run the block on one back end: "auto" (Triton on a GPU where the op has it), "reference" or "triton".
+    """Run the block on one back end: "auto" (Triton on a GPU if the op has a kernel), "reference" or "triton".
 
     Raises:
         ValueError: the name is none of these.
@@ -53,18 +53,20 @@ def backend(name: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """The back end that is asked for: one of BACKENDS, unless the environment says something else."""
+    """Returns the chosen back end: that of `backend`, else DISTILL_KERNELS (not checked here), else "auto"."""
     return _chosen.get() or os.environ.get("DISTILL_KERNELS", "auto")
 
 
 @contextmanager
 def on_paper() -> Iterator[None]:
-    """Inside the block ops run as on a GPU, for tensors of shapes without values (`FakeTensorMode`, on a CPU): Triton's
-    implementations are chosen, they take their memory, and nothing is launched. Where Triton is not installed the
-    references run."""
+    """Inside the block, ops run as on a GPU on tensors without values (`FakeTensorMode`, on a CPU), to measure memory.
+
+    The Triton implementations are chosen and allocate their memory, but launch nothing. If Triton is not installed, the
+    references run.
+    """
     token, launching = _on_paper.set(True), None
     if _is_installed("triton", None):
-        interface = import_module("triton.runtime.jit").KernelInterface  # seen in Triton 3.4 to 3.9
+        interface = import_module("triton.runtime.jit").KernelInterface  # in Triton 3.4 to 3.9
         launching = interface, interface.__getitem__
         interface.__getitem__ = lambda kernel, grid: lambda *arguments, **options: None
     try:
@@ -76,26 +78,26 @@ def on_paper() -> Iterator[None]:
 
 
 def is_on_paper() -> bool:
-    """Whether the tensors of this moment have no values; see `on_paper`."""
+    """Returns whether the code runs inside `on_paper`, so that tensors have no values."""
     return _on_paper.get()
 
 
 class Deferred:
-    """A function of a module that is imported at its first call: Triton is not loaded, or needed, before."""
+    """A function whose module is imported at the first call, so that Triton is neither loaded nor needed before."""
 
     def __init__(self, module: str, name: str, package: str | None = None) -> None:
-        self.module, self.name, self.package = module, name, package  # a package where the module is named relatively
+        self.module, self.name, self.package = module, name, package  # package: for a relative module name
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return getattr(import_module(self.module, self.package), self.name)(*arguments, **options)
 
     def missing(self) -> str | None:
-        """The first of what it needs that is not installed."""
+        """Returns the first required module that is not installed; None if all are installed."""
         return next((name for name in ("triton", self.module) if not _is_installed(name, self.package)), None)
 
 
 def compute_type(example: Tensor) -> torch.dtype:
-    """The type that an op which heeds autocast computes in."""
+    """Returns the type in which an op computes that follows autocast."""
     kind = example.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else example.dtype
 
@@ -108,16 +110,17 @@ def pick(
     computes: torch.dtype | None = None,
     checked: Collection[torch.dtype] = TYPES,
 ) -> Callable:
-    """The implementation of `op` for a tensor like `example`; the log names each choice once.
+    """Returns the implementation of `op` for a tensor like `example`; the log names each choice once.
 
-    `refusal` says why the Triton kernel cannot serve this call, None where it can; where finding out costs something it is a
-    function, called when nothing else speaks against the kernel. `computes` is the type it would compute
-    in, where that is not the example's. `checked` are the types in which the kernel was compared with float64 on a GPU
-    (LOG.md): others run on the reference unless Triton is asked for by name. Other people's kernels are compared where they
-    run (`kernels.trial`).
+    Args:
+        refusal: why the Triton kernel cannot serve this call; None if it can. A function if the check is expensive: it is
+            called only if there is no other reason against the kernel.
+        computes: the type in which the kernel computes, if it is not the example's.
+        checked: types in which the kernel was compared with float64 on a GPU (LOG.md). Other types run on the reference
+            unless Triton is chosen by name. Kernels of other projects are compared on the user's GPU (`kernels.trial`).
 
     Raises:
-        BackendError: a back end was asked for by name and does not exist, or cannot serve this call.
+        BackendError: a back end was chosen by name and does not exist, or cannot serve this call.
     """
     name, gpu = chosen(), example.is_cuda or is_on_paper()
     if name not in BACKENDS:
@@ -133,7 +136,7 @@ def pick(
         name = "triton" if reason is None and gpu else "reference"
     elif reason is not None:
         raise BackendError(
-            f"{op} cannot run on its triton implementation: {reason}; DISTILL_KERNELS=auto takes what is there"
+            f"{op} cannot run on its triton implementation: {reason}; DISTILL_KERNELS=auto falls back to the reference"
         )
     choice = (op, name, str(example.device.type) + (f": {reason}" if reason and example.is_cuda else ""))
     if choice not in _logged and not is_on_paper():
@@ -145,7 +148,7 @@ def pick(
 def _why_not_triton(implementations: Implementations, example: Tensor) -> str | None:
     kernel = cast(Deferred | None, implementations.get("triton"))
     if kernel is None:
-        return f"there is no triton implementation; there is {', '.join(implementations)}"
+        return f"there is no triton implementation, only {', '.join(implementations)}"
     if example.dtype not in TYPES:
         return f"it computes in float16, bfloat16 or float32, not {str(example.dtype).removeprefix('torch.')}"
     if kernel.missing() is not None:
@@ -159,5 +162,5 @@ def _why_not_triton(implementations: Implementations, example: Tensor) -> str | 
 def _is_installed(module: str, package: str | None) -> bool:
     try:
         return importlib.util.find_spec(module, package) is not None
-    except ModuleNotFoundError:  # nor is the package it would be in
+    except ModuleNotFoundError:  # its package is not installed either
         return False

@@ -1,7 +1,7 @@
-"""A sequence cut into chunks, and which tokens of them may exchange what where documents are packed.
+"""Chunks of a sequence with masks for packed documents, shared by the chunked references of linear recurrences.
 
-What the chunked references of linear recurrences share: within a chunk tokens meet in a square, between chunks a state is
-carried, and both stop where a document ends.
+Within a chunk, tokens interact through a square matrix; between chunks, a state is carried. Both stop at the end of a
+document.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from students.shapes import Bool, Int
 
 @dataclass(frozen=True)
 class Chunks:
-    """Masks over z chunks of l tokens, the same for all heads.
+    """Masks over z chunks of l tokens, the same for all heads; a run is a sequence of tokens with the same document id.
 
-    pairs: whether token i reads token j <= i of its chunk. entered: whether a token belongs to the run that the state which
-    enters its chunk belongs to. leaving: whether it belongs to the run of the chunk's last token, whose state leaves it.
-    through: whether the entering state is still there when the chunk ends.
+    pairs: whether token i reads token j <= i of its chunk. entered: whether a token belongs to the run of the state that
+    enters its chunk. leaving: whether a token belongs to the run of the chunk's last token, whose state leaves the chunk.
+    through: whether the state that enters the chunk also leaves it.
     """
 
     pairs: Bool[Tensor, "b 1 z l l"]
@@ -29,9 +29,9 @@ class Chunks:
 
 
 def chunks_of(documents: Int[Tensor, "b t"] | None, like: Tensor, length: int) -> Chunks:
-    """The chunks of a batch of sequences as long as `like` [b t ...]; the last one is filled up with its last token's run.
+    """Returns the chunks of a batch of sequences of the shape of `like` [b t ...].
 
-    The state before the first chunk belongs to the first token's run.
+    The last chunk is padded with its last token's run. The state before the first chunk belongs to the first token's run.
     """
     if documents is None:
         documents = torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
@@ -47,7 +47,7 @@ def chunks_of(documents: Int[Tensor, "b t"] | None, like: Tensor, length: int) -
 
 
 def cut(part: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """[b t h ...] as [b h z l ...] in another type, the last chunk filled up with zeros."""
+    """Reshape [b t h ...] to chunks [b h z l ...] in another type; the last chunk is padded with zeros."""
     missing = -part.shape[1] % length
     part = part.to(dtype)
     if missing:
@@ -56,5 +56,5 @@ def cut(part: Tensor, length: int, dtype: torch.dtype) -> Tensor:
 
 
 def join(part: Tensor, time: int) -> Tensor:
-    """The reverse of `cut`: [b h z l p] as [b t h p]."""
+    """Reverse `cut`: reshape [b h z l p] to [b t h p]."""
     return part.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :time]

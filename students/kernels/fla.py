@@ -1,4 +1,4 @@
-"""flash-linear-attention's kernels (fla-core, the extra `fla`): run only where they pass a trial (`kernels.trial`)."""
+"""Kernels of flash-linear-attention (fla-core, the extra `fla`); they run only if they pass a trial (`kernels.trial`)."""
 
 from collections.abc import Callable
 from functools import cache
@@ -55,7 +55,7 @@ def gla(
 def _run(
     function: Callable, parts: dict[str, Tensor], documents: Int[Tensor, "b t"] | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Call one of theirs: no scale, states as [b h n p], documents as sequences of one long row."""
+    """Call a kernel of fla-core in its layout: no scale, states as [b h n p], documents as sequences of one long row."""
     v, keys = parts["v"], parts["k"].shape[3]
     if state is None:
         state = v.new_zeros(v.shape[0], *v.shape[2:], keys, dtype=torch.float32)
@@ -72,7 +72,7 @@ def _run(
 
 
 def _sequences(documents: Int[Tensor, "b t"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " b"], Int[Tensor, " b"]]:
-    """Where each run of equal ids begins in the flattened batch (and the end), and the first and last run of each row."""
+    """Returns the bounds of the runs of equal ids in the flattened batch, and the first and last run of each row."""
     ids = runs(documents)
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
@@ -82,7 +82,7 @@ def _sequences(documents: Int[Tensor, "b t"]) -> tuple[Int[Tensor, " n"], Int[Te
 
 
 def refusal(op: str, reference: Callable, draw: Callable, case: tuple, example: Tensor) -> str | None:
-    """Why fla's kernel may not serve a tensor like `example`; None where it passed its trial on `draw(case)`."""
+    """Returns why fla's kernel may not serve a tensor like `example`; None if it passed its trial on `draw(case)`."""
     if not example.is_cuda:
         return "fla-core's kernels need a GPU"
     return trial(f"fla-core {_version()}'s {op}", globals()[op], reference, draw, case, example)

@@ -1,4 +1,4 @@
-"""What attention does to each head's q and k before they meet: a norm, and the rotary embedding."""
+"""Norms and rotary embedding of q and k, head by head, as attention applies them before its logits."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,10 @@ from students.shapes import Float
 
 
 def rotated(x: Float[Tensor, "... p"], cos: Float[Tensor, "... r"], sin: Float[Tensor, "... r"], kind: str) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) of as many channels as the tables are wide, which broadcast against `x`; kind: see
-    `Shape.rope`."""
+    """Apply rotary embedding (arXiv 2104.09864) to the first r channels; the tables broadcast against `x`.
+
+    kind: see `Shape.rope`.
+    """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     if kind == "pairs":
@@ -21,7 +23,7 @@ def rotated(x: Float[Tensor, "... p"], cos: Float[Tensor, "... r"], sin: Float[T
 
 
 def qk_norm(x: Float[Tensor, "... h p"], weight: Float[Tensor, "h p"], kind: str, eps: float) -> Float[Tensor, "... h p"]:
-    """The norm that attention applies to q or k before it rotates them; kind: see `Shape.qk_norm`."""
+    """Normalise q or k as attention does before the rotary embedding; kind: see `Shape.qk_norm`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if kind == "layer":
         wide = wide - wide.mean(-1, keepdim=True)

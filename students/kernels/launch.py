@@ -1,4 +1,4 @@
-"""What every Triton launch asks: the tile that holds a width, the precision of products, the device to launch on."""
+"""Launch parameters that the Triton kernels share: tile widths, the precision of products, the device and its limits."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -9,42 +9,44 @@ from torch import Tensor
 from students.kernels import is_on_paper
 
 SMALLEST = 16  # tl.dot takes no narrower tile
-MULTIPROCESSORS = 4  # assumed where there is no GPU, in the interpreter
-HOPPER = 132  # likewise, on paper
-SHARED_MEMORY = 227 * 1024  # likewise: a Hopper's
+MULTIPROCESSORS = 4  # assumed without a GPU, in the interpreter
+HOPPER = 132  # multiprocessors assumed inside `on_paper`: an H100's
+SHARED_MEMORY = 227 * 1024  # bytes assumed without a GPU: an H100's
 
 
 def tile(width: int) -> int:
-    """The power of two that holds `width` channels, at least 16."""
+    """Returns the smallest power of two that holds `width` channels, at least 16."""
     return max(SMALLEST, 1 << (width - 1).bit_length())
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How products of float32 tiles run: tf32 where PyTorch's own may, else three tf32 products that add up to float32."""
+    """Returns the precision of float32 products: tf32 if PyTorch's setting allows it, else three tf32 products (tf32x3)."""
     allowed = torch.get_float32_matmul_precision() != "highest"
     return "tf32" if allowed or dtype != torch.float32 else "tf32x3"
 
 
 def warps(elements: int, most: int) -> int:
-    """The warps of a program that changes a tile in place: no more than have an element each. A tile that is smaller is held
-    several times over, and one warp would read what another has changed already."""
+    """Returns the warps of a program that changes a tile in place: at most one for every 32 elements.
+
+    Triton replicates a smaller tile over the warps, and one warp could read elements that another has already changed.
+    """
     return min(most, max(1, elements // 32))
 
 
 def on(tensor: Tensor) -> AbstractContextManager:
-    """Make the tensor's GPU the current one, which Triton launches on."""
+    """Inside the block, the tensor's GPU is the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def multiprocessors(tensor: Tensor) -> int:
-    """How many programs the tensor's device runs side by side, at least."""
+    """Returns the number of multiprocessors of the tensor's device, which all run programs at the same time."""
     if not tensor.is_cuda:
         return HOPPER if is_on_paper() else MULTIPROCESSORS
     return _properties(tensor.device.index or 0).multi_processor_count
 
 
 def shared_memory(tensor: Tensor) -> int:
-    """Bytes of shared memory that a program may have on the tensor's device."""
+    """Returns the bytes of shared memory that a program may use on the tensor's device."""
     return _properties(tensor.device.index or 0).shared_memory_per_block_optin if tensor.is_cuda else SHARED_MEMORY
 
 
@@ -54,5 +56,5 @@ def _properties(index: int):
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """The tensor with its last dimension contiguous, copied only where it is not."""
+    """Returns the tensor with its last dimension contiguous; it is copied only if it is not."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,6 +1,6 @@
-"""What an op with a Triton kernel tells tests and benchmarks: its cases and inputs, its implementations, its least work.
+"""Descriptions of the ops with Triton kernels for tests and benchmarks: cases, inputs, implementations, least work.
 
-Each describes itself in the table OPS of its folder's cases.py, and `all_ops` joins these tables. Students do without both.
+Each op is described in the table OPS of its folder's cases.py, and `all_ops` joins these tables. Students do not use them.
 """
 
 import pkgutil
@@ -16,10 +16,10 @@ from students import kernels
 
 
 class Work(NamedTuple):
-    """(bytes, FLOP) of the forward pass and of both passes, inputs in 2-byte types.
+    """The least work of any kernel: (bytes, FLOP) of the forward pass and of both passes, with inputs in 2-byte types.
 
-    They are those that any kernel must spend: each input read once, each output written once, nothing recomputed, the
-    masked half of a square left out.
+    Each input is read once, each output is written once, nothing is recomputed, and the masked half of a causal square is
+    left out.
     """
 
     forward: tuple[float, float]
@@ -27,61 +27,61 @@ class Work(NamedTuple):
 
 
 def short(case: Any) -> Any:
-    """The case with one sequence of at most 1,000 tokens."""
+    """Returns the case with one sequence of at most 1,000 tokens."""
     return case._replace(b=1, t=min(case.t, 1000))
 
 
 class Op(NamedTuple):
-    """One op: its cases and inputs, reference and kernel ("module:function"), its work, what is special about calling it."""
+    """One op: cases, inputs, reference, kernel (`target`, "module:function"), work, and how it is called."""
 
     cases: list
     draw_all: Callable
     reference: Callable
     target: str
     work: Callable[..., Work]
-    small: Callable = short  # a case -> one whose float64 reference is quick
+    small: Callable = short  # case -> smaller case whose float64 reference is fast
     choices: Callable | None = None  # (the kernel's module, case, type) -> shipped configurations, the default first
-    without: tuple[str, ...] = ()  # inputs that a benchmark leaves out: states carried from elsewhere
+    without: tuple[str, ...] = ()  # inputs that a benchmark leaves out: initial states
     call: Callable | None = None
     force_as: str = "config"
     backward: bool = True
-    place: int = 100  # in tables; where places are equal, by the folder's name
+    place: int = 100  # order in tables; ops with equal places are sorted by the folder's name
 
     def module(self) -> ModuleType:
-        """Where the Triton implementation is; Triton is imported with it."""
+        """Import the module of the Triton implementation, and Triton with it."""
         return import_module(self.target.partition(":")[0])
 
     def kernel(self) -> Callable:
-        """The Triton implementation."""
+        """Returns the Triton implementation."""
         return getattr(self.module(), self.target.partition(":")[2])
 
     def configs(self, case: Any, dtype: torch.dtype) -> list:
-        """The shipped configurations for a case, the default first; [None] where there is nothing to choose."""
+        """Returns the shipped configurations for a case, the default first; [None] if the kernel has no choices."""
         return [None] if self.choices is None else list(self.choices(self.module(), case, dtype))
 
     def draw(self, case: Any, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-        """Inputs of a case: those with gradients, and the others."""
+        """Draw the inputs of a case: those with gradients, and the others."""
         leaves, fixed = self.draw_all(case, dtype, device)
         return {k: v for k, v in leaves.items() if k not in self.without}, fixed | dict.fromkeys(self.without)
 
     def adapted(self, function: Callable) -> Callable:
-        """`function` as a call on what `draw` returns."""
+        """Returns `function` in a form that takes the inputs that `draw` returns."""
         call = self.call
         return function if call is None else lambda **inputs: call(function, **inputs)
 
     def force(self, config: Any) -> dict:
-        """The keyword that makes the kernel use a configuration."""
+        """Returns the keyword argument that selects a configuration of the kernel."""
         return {} if config is None else {self.force_as: config}
 
 
 class _Place(NamedTuple):
-    """Where a tensor stood in a `flat` argument."""
+    """A placeholder for a tensor in an argument of `flat`."""
 
     name: str
 
 
 def flat(arguments: dict) -> dict:
-    """Arguments whose tensors stand in tuples and lists, as tensors by name and what is around them: for `called`."""
+    """Split arguments with nested tuples and lists into tensors by name and the structure `around` them, for `called`."""
     parts: dict[str, Tensor] = {}
 
     def put(name: str, value):
@@ -97,7 +97,7 @@ def flat(arguments: dict) -> dict:
 
 
 def called(function: Callable, *, around: dict, **parts: Tensor) -> Any:
-    """A function of what `flat` made flat; a list of outputs as a tuple."""
+    """Call a function on arguments that `flat` split; a list of outputs becomes a tuple."""
 
     def get(value):
         if isinstance(value, _Place):
@@ -112,17 +112,17 @@ def called(function: Callable, *, around: dict, **parts: Tensor) -> Any:
 
 
 def forced(function: Callable, **options: Any) -> Callable:
-    """`function` with some keywords fixed."""
+    """Returns `function` with some keyword arguments fixed."""
     return lambda *arguments, **inputs: function(*arguments, **inputs, **options)
 
 
 def folders() -> list[str]:
-    """The names of the ops' folders, alphabetically."""
+    """Returns the names of the ops' folders in alphabetical order."""
     return sorted(entry.name for entry in pkgutil.iter_modules(kernels.__path__) if entry.ispkg)
 
 
 def all_ops() -> dict[str, Op]:
-    """Every folder's OPS in one table, in the order of their places."""
+    """Returns the ops of every folder in one table, sorted by their places."""
     tables = [import_module(f"{kernels.__name__}.{folder}.cases") for folder in folders()]
     ops = [entry for table in tables for entry in getattr(table, "OPS", {}).items()]
     return dict(sorted(ops, key=lambda entry: entry[1].place))

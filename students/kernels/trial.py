@@ -1,8 +1,8 @@
-"""Kernels on trial: before one first serves a GPU, in a type and at the widths of the call, its results are checked.
+"""Trials of other projects' kernels: a check of the results on the user's GPU before the first use in a type and width.
 
-Some kernels are wrong on some GPUs with some versions of Triton, without a word (flash-linear-attention's issue 640, and two
-faults of our own in LOG.md). `make test-gpu` confirms ours; kernels of other people compute a small case first: outputs and
-every gradient against the reference in float64, once a process. The log says what came of it.
+Some kernels silently compute wrong results on some GPUs with some versions of Triton (flash-linear-attention's issue 640,
+and two faults of our own in LOG.md). `make test-gpu` checks our own kernels. Other projects' kernels first compute a small
+case, once per process: outputs and all gradients are compared with the reference in float64. The log has the result.
 """
 
 import logging
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from students.kernels.launch import precision
 
-# ||found - wanted|| / ||wanted|| that outputs and gradients must stay under
+# Largest relative error of outputs and gradients, ||found - wanted|| / ||wanted||
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-4}
-TF32 = 4e-3  # of float32 where PyTorch's own products may run in tf32
+TF32 = 4e-3  # tolerance of float32 if PyTorch's setting allows products in tf32
 
 _log = logging.getLogger(__name__)
 
 
 def refusal(name: str, kernel: Callable, reference: Callable, draw: Callable, case: tuple, example: Tensor) -> str | None:
-    """Why a kernel may not serve a tensor like `example` on its GPU; None where it passed its trial on `draw(case)`."""
+    """Returns why a kernel may not serve a tensor like `example` on its GPU; None if it passed its trial on `draw(case)`."""
     if not example.is_cuda:
         return None
     return _verdict(name, kernel, reference, draw, case, example.dtype, precision(example.dtype), example.device)
@@ -35,20 +35,20 @@ def _verdict(name, kernel, reference, draw, case, dtype, products, device) -> st
     where = f"in {kind} on {torch.cuda.get_device_name(device)}"
     try:
         errors = disagreement(kernel, reference, draw, case, dtype, device)
-    except Exception as error:  # a compiler's or a guard of theirs: whatever it is, the kernel cannot be used
+    except Exception as error:  # of any kind, from a compiler or the kernel's own checks: it cannot be used
         return f"{name} fails its check {where}: {type(error).__name__}: {error}"
     worst = max(errors, key=lambda name: errors[name])
     allowed = TF32 if dtype == torch.float32 and products == "tf32" else TOLERANCE[dtype]
     if errors[worst] > allowed:
-        return f"{name} is wrong {where}: its {worst} is off by {errors[worst]:.2%}, where {allowed:.2%} is allowed"
-    _log.info("%s agrees with the reference %s, its %s to %.2g", name, where, worst, errors[worst])
+        return f"{name} is wrong {where}: the error of its {worst} is {errors[worst]:.2%}; {allowed:.2%} is allowed"
+    _log.info("%s agrees with the reference %s; largest relative error: %.2g (%s)", name, where, errors[worst], worst)
     return None
 
 
 def disagreement(
     function: Callable, reference: Callable, draw: Callable, case: tuple, dtype: torch.dtype, device: torch.device
 ) -> dict[str, float]:
-    """Relative errors of a function's outputs and gradients against a reference in float64, on the same inputs."""
+    """Returns the relative errors of a function's outputs and gradients against a float64 reference on the same inputs."""
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(torch.inference_mode(False))

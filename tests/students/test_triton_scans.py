@@ -181,7 +181,7 @@ def test_selective_scan_step(state_type):
 def test_the_scans_refuse_what_they_cannot_do():
     x, wide = torch.randn(1, 2, 4, device=DEVICE), torch.randn(1, 2, 1, 300, device=DEVICE)
     with kernels.backend("triton"):
-        with pytest.raises(ValueError, match="300 states a channel are more than 256"):
+        with pytest.raises(ValueError, match="300 states per channel are more than 256"):
             selective_scan.selective_scan(x, x.abs(), -torch.ones(4, 300, device=DEVICE), wide, wide)
         with pytest.raises(ValueError, match="has no gradient"):
             linear_scan.linear_scan_step(x[:, 0], x[:, 1], torch.zeros(1, 4, device=DEVICE, requires_grad=True))

@@ -122,7 +122,7 @@ def test_the_head_is_the_models(name):
     [
         *[("falcon-7b", {"alibi": True}, "ALiBi")] * supported("falcon"),
         ("phi-1_5", {"qk_layernorm": True}, "biases"),
-        ("gemma-3-270m", {"use_bidirectional_attention": True}, "looks ahead"),
+        ("gemma-3-270m", {"use_bidirectional_attention": True}, "reads later tokens"),
     ],
 )
 def test_what_a_row_refuses(name, change, why):

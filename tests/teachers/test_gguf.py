@@ -106,7 +106,7 @@ REFUSED = {
         r"'linear' beside rope_freqs\.weight is not read",
     ),
     "phi3 scaling": ("phi3", {"entries": {"rope.scaling.type": "yarn"}}, r"phi3\.rope\.scaling\.type 'yarn' is not read"),
-    "partial rotation": ("qwen2", {"entries": {"rope.dimension_count": 16}}, r"dimension_count is 16 of heads of 64"),
+    "partial rotation": ("qwen2", {"entries": {"rope.dimension_count": 16}}, r"dimension_count is 16, but heads have 64"),
     "wrong head width": ("qwen3", {"entries": {"attention.value_length": 32}}, r"value_length is 32, but the queries have"),
     "experts": ("llama", {"entries": {"expert_count": 4}}, "mixture of experts"),
     "heads by layer": (

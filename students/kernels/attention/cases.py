@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `attention` and `attend_places` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `attention` and `attend_places`."""
 
 from typing import Any, NamedTuple
 
@@ -36,11 +36,11 @@ TEST = [
     Case(2, 300, 4, 2, 4, 16, 0, packed=True),
 ]
 BENCH = [Case(8, 2048, 32, 8, 64, 64, 4), Case(8, 2048, 32, 8, 64, 1024, 4), Case(2, 8192, 32, 8, 128, 2048, 0)]
-DOCUMENT = 50  # tokens of a packed document, about
+DOCUMENT = 50  # tokens of a packed document, on average
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     keys = case.t + case.before
     sizes = {"q": (case.t, case.h), "k": (keys, case.kv), "v": (keys, case.kv)}
     leaves = {name: torch.randn(case.b, *size, case.d, dtype=dtype, device=device) for name, size in sizes.items()}
@@ -53,7 +53,7 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
 
 
 def _work(case: Case) -> Work:
-    """Every pair of a query and a key that it sees, two products of `d` forward and four backward."""
+    """Each pair of a query and a key that it sees costs two products of `d` channels forward and four backward."""
     window, queries = case.window or case.t, torch.arange(1, case.t + 1)
     pairs = queries.clamp(max=window).sum() + (queries - window).clamp(0, case.sinks).sum()
     flop = 4.0 * case.b * case.h * case.d * pairs.item()
@@ -62,8 +62,10 @@ def _work(case: Case) -> Work:
 
 
 class Places(NamedTuple):
-    """Batch, queries, heads, key heads, head width, places, window, whether rows begin with padding, soft cap, whether there
-    is a mask, columns of the text where these are not the places."""
+    """Batch, queries, heads, key heads, head width, places, and options.
+
+    padded: sequences begin with padding. masked: there is a mask. text: columns of the sequence (default: the places).
+    """
 
     b: int
     t: int
@@ -98,7 +100,7 @@ BENCH_PLACES = [
 
 
 def draw_places(case: Places, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs, the keys in the layout of transformers' caches; none of them has a gradient."""
+    """Draw random inputs with keys in the layout of transformers' caches; none of them has a gradient."""
     sizes = {"q": (case.h, case.t), "k": (case.kv, case.s), "v": (case.kv, case.s)}
     drawn = {name: torch.randn(case.b, *size, case.d, dtype=dtype, device=device) for name, size in sizes.items()}
     fixed: dict[str, Any] = {name: part.transpose(1, 2) for name, part in drawn.items()}
@@ -115,7 +117,7 @@ def draw_places(case: Places, dtype: torch.dtype, device: str) -> tuple[dict[str
 
 
 def _work_places(case: Places) -> Work:
-    """Each key and value read once."""
+    """Each key and value is read once."""
     seen = min(case.text or case.s, case.s, case.window or case.s)
     size = 2.0 * case.b * (2 * case.kv * seen + 2 * case.h * case.t) * case.d
     flop = 4.0 * case.b * case.h * case.t * seen * case.d

@@ -1,13 +1,14 @@
-"""Attention of one or a few queries to keys that stand in places, in Triton: what one token's decoding spends its time on.
+"""Decoding attention in Triton: one or a few queries over the keys and values of a cache, divided into shares of its places.
 
-A program attends with all queries of one key head to a share of the places, so that each key is read once (flash-decoding,
-https://pytorch.org/blog/flash-decoding). How many shares there are is a matter of the device and the batch; how long each
-is, every program works out from the text's length, which it reads from memory: a captured graph goes on as the text grows,
-and what is only reserved costs nothing. A second kernel joins the shares' outputs by their sums in float32, in the order of
-the places. (A last program that joins them by itself, known by an atomic count, took 2 us longer on an H100: LOG.md.)
+A program attends with all queries of one key head to one share of the places, so that each key is read once (flash-decoding,
+https://pytorch.org/blog/flash-decoding). The number of shares depends on the device and the batch. Every program computes
+the length of its share from the length of the sequence, which it reads from memory. So a captured CUDA graph stays valid as
+the sequence grows, and reserved places cost no time. A second kernel joins the shares' outputs in float32, weighted by their
+sums, in the order of the places. (Joining them in the last program, found by an atomic counter, took 2 us longer on an H100:
+LOG.md.)
 
-The newest tokens' keys and values may come beside the places. The first share then attends to them from where they come,
-and writes them to their places, which nobody else heeds in this launch: two copies a layer and token less.
+The newest tokens' keys and values may be passed separately. Then the first share reads them from there and writes them into
+their places, which no other program reads in this launch. This saves two copies per layer and token.
 """
 
 from typing import NamedTuple, no_type_check
@@ -21,12 +22,12 @@ from students.kernels import launch
 from students.kernels.attention.kernel import _attend
 from students.kernels.attention.tile import rows_at
 
-SIZES = ["s", "kv", "window", "shares"]  # vary from call to call: no kernel of its own for 1 or 16 n
-BUSY = 0.8  # of the programs that run side by side, at the least
+SIZES = ["s", "kv", "window", "shares"]  # they vary, so no kernels are specialised for 1 and multiples of 16
+BUSY = 0.8  # least fraction of the programs that can run at the same time
 
 
 class Config(NamedTuple):
-    """Keys of a tile, warps, pipeline stages, programs a multiprocessor."""
+    """Keys of a tile, warps, pipeline stages, programs per multiprocessor."""
 
     keys: int
     warps: int
@@ -34,7 +35,7 @@ class Config(NamedTuple):
     programs: int
 
 
-# By the widest head that each serves: the default, then others; tests check all on a GPU against float64.
+# By the widest head that each serves: the default first. Tests compare all with float64 on a GPU.
 CONFIGS_16 = {
     64: [Config(128, 4, 3, 1), Config(64, 4, 3, 2)],
     128: [Config(64, 4, 3, 2)],
@@ -44,7 +45,7 @@ CONFIGS_32 = {64: [Config(32, 4, 3, 2)], 128: [Config(32, 4, 2, 2)], 256: [Confi
 
 
 def configs(dtype: torch.dtype, width: int) -> list[Config]:
-    """The shipped configurations for heads of this width, the default first."""
+    """Returns the shipped configurations for heads of this width, the default first."""
     table = CONFIGS_16 if dtype.itemsize == 2 else CONFIGS_32
     return next(choices for widest, choices in table.items() if width <= widest)
 
@@ -63,14 +64,14 @@ def attend_places(
     new: tuple[Tensor, Tensor] | None,
     config: Config | None = None,
 ) -> Tensor:
-    """See `students.kernels.attention.attend_places`. A configuration may be forced (tests, benchmarks)."""
+    """See `students.kernels.attention.attend_places`. Tests and benchmarks may set the configuration."""
     config = config or configs(k.dtype, max(q.shape[3], v.shape[3]))[0]
     q, k, v = (launch.rows_of(part.detach()) for part in (q, k, v))
     (batch, time, heads, width), (_, places, kv, values) = q.shape, v.shape
     rows, pairs = time * heads // kv, batch * kv
     shares = min(triton.cdiv(places, config.keys), _shares(pairs, config.programs * launch.multiprocessors(q)))
     y = torch.empty((batch, time, heads, values), dtype=q.dtype, device=q.device)
-    parts, sums = y, y  # never touched
+    parts, sums = y, y  # placeholders that are never used
     if shares > 1:
         parts = torch.empty((pairs, shares, rows, values), dtype=torch.float32, device=q.device)
         sums = torch.empty((2, pairs, shares, rows), dtype=torch.float32, device=q.device)
@@ -97,28 +98,31 @@ def attend_places(
 
 
 def _shares(pairs: int, programs: int) -> int:
-    """How many shares fill the device: no more programs than run side by side, but where too much of it would stand idle."""
+    """Returns the number of shares that fills the device.
+
+    There are no more programs than can run at the same time, unless less than BUSY of the device would be used.
+    """
     shares = max(1, programs // pairs)
     return shares + 1 if shares * pairs < BUSY * programs else shares
 
 
 def _numbers(mask: Tensor | None, batch: int) -> Tensor | None:
-    """A mask as numbers that a kernel reads, a row's without gaps."""
+    """Returns a mask as integers that a kernel can read, each row contiguous."""
     if mask is None:
         return None
     mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
     return launch.rows_of(mask).expand(batch, -1)
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _places_of(last, start, b, s, window, shares, T: tl.constexpr, GROWING: tl.constexpr, STARTED: tl.constexpr,
                WINDOWED: tl.constexpr, NEW: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """The newest token's column, the first column that anybody sees, the first place to read and the end of those, the
-    places of a share, and how many shares have any."""
+    """Returns the newest token's column, the first column that any query sees, the first place to read, the end of the
+    places, the length of a share, and the number of shares that are not empty."""
     column = s - 1
     if GROWING:
         column = tl.load(last).to(tl.int32)
@@ -137,7 +141,7 @@ def _places_of(last, start, b, s, window, shares, T: tl.constexpr, GROWING: tl.c
 @triton.jit
 @no_type_check
 def _marked(mask, places, there, name, NAMED: tl.constexpr):
-    """Which of these places a mask shows."""
+    """Returns which places the mask makes visible."""
     marks = tl.load(mask + places, mask=there, other=0)
     if NAMED:
         return there & (marks == name)
@@ -220,7 +224,7 @@ def _share(q, k, v, new_k, new_v, last, start, mask, document, y, parts, sums, q
             tl.store(sums + at, m, mask=ok)
             tl.store(sums + tl.num_programs(0).to(tl.int64) * ROWS + at, l, mask=ok)
         else:
-            out = tl.where(l[:, None] == 0, 0.0, out / tl.where(l == 0, 1.0, l)[:, None])  # sees nothing: padding
+            out = tl.where(l[:, None] == 0, 0.0, out / tl.where(l == 0, 1.0, l)[:, None])  # sees no key: padding
             at = ((b * T + rows // GROUP) * kv + head) * GROUP + rows % GROUP
             tl.store(y + at[:, None] * P + values, out.to(y.dtype.element_ty), mask=kept)
 
@@ -230,7 +234,7 @@ def _share(q, k, v, new_k, new_v, last, start, mask, document, y, parts, sums, q
 def _join(last, start, parts, sums, y, s, kv, scale, softcap, window, shares, T: tl.constexpr, GROUP: tl.constexpr,
           GROWING: tl.constexpr, STARTED: tl.constexpr, WINDOWED: tl.constexpr, NEW: tl.constexpr, BN: tl.constexpr,
           P: tl.constexpr, PT: tl.constexpr, ST: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
-    """One row's output: that of the shares, weighted by their sums."""
+    """Compute one row's output: the shares' outputs, weighted by their sums."""
     row, pair = tl.program_id(0) % (T * GROUP), (tl.program_id(0) // (T * GROUP)).to(tl.int64)
     used = _places_of(last, start, pair // kv, s, window, shares, T, GROWING, STARTED, WINDOWED, NEW, BN)[5]
     if used > 1:

@@ -1,16 +1,16 @@
-"""Softmax attention in Triton: no mask in memory, no gathered keys, key heads read in place, O(t) extra memory.
+"""Softmax attention in Triton, forward and backward, for windows, sinks and documents: O(t) extra memory, no mask in memory.
 
-A program attends with a block of queries (FlashAttention-2, arXiv 2307.08691). It reads keys from the window of its first
-query, or from that query's document, up to its last query. Masks are made in registers, and left out for keys that all its
-queries see. A document is known by the place of its first token. Of the sinks only those of the block's first document can
-lie further back: they are one more tile. The documents that begin later in the block have theirs within reach: the window or
-a block, whichever is longer. Where more keys than queries are given, sinks may stand in the first places too, as a cache
-keeps them, and documents are compared by id.
+Forward: a program computes attention for a block of queries (FlashAttention-2, arXiv 2307.08691). It reads keys from the
+start of its first query's window or document, whichever is later, up to its last query. Masks are made in registers and left
+out for keys that all queries of the block see. A document is identified by the index of its first token. Only the sinks of
+the block's first document can lie further back; they are one more tile. Documents that begin later in the block have their
+sinks within reach, which is the window or a block, whichever is longer. With more keys than queries (a cache), sinks may
+also be at the first indices, and documents are compared by id.
 
-Backward, one kernel walks the keys of a block of queries, another the queries of a block of keys. A sink is read by all
-later blocks of its document: the first kernel writes what each block adds to its sinks, and a third one sums that up. Every
-sum has one order: the same bits every time. No accumulator of a product is transposed in registers (Triton 3.4 to 3.7 get
-that wrong on Hopper): what is needed the other way round is a product of its own.
+Backward: one kernel goes over the keys of a block of queries, another over the queries of a block of keys. All later blocks
+of a document read its sinks, so the first kernel writes each block's contribution to its sinks, and a third kernel sums
+these. Every sum has a fixed order, so results are bitwise reproducible. No accumulator of a product is transposed in
+registers, which Triton 3.4 to 3.7 compile wrongly on Hopper; a transposed result is computed as another product.
 """
 
 from typing import NamedTuple, no_type_check
@@ -25,8 +25,8 @@ from students.kernels import launch
 from students.kernels.attention.tile import NEVER, far_sinks, keys_at, logits_of, near_keys, own_document, rows_at, span_of
 from students.kernels.documents import positions as count_positions
 
-SIZES = ["t", "s", "window", "reach", "blocks"]  # vary from call to call: no kernel of its own for 1 or 16 n
-SEARCHED = 4  # blocks of keys in a window from which on documents bound the search
+SIZES = ["t", "s", "window", "reach", "blocks"]  # they vary, so no kernels are specialised for 1 and multiples of 16
+SEARCHED = 4  # from this number of key blocks in a window, document bounds limit the loops over keys and queries
 
 
 class Tiles(NamedTuple):
@@ -39,15 +39,15 @@ class Tiles(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The tiles of the forward pass, of the queries' gradient and of the keys'."""
+    """The tiles of the forward pass, of the queries' gradient and of the keys' gradient."""
 
     forward: Tiles
     queries: Tiles
     keys: Tiles
 
 
-# By the widest head that each serves: the default, then others; tests check all on a GPU against float64. For long rows of
-# keys the last is the default.
+# By the widest head that each serves: the default first. For more than LONG keys the last is the default. Tests compare all
+# with float64 on a GPU.
 CONFIGS_16 = {
     64: [
         Config(Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 1)),
@@ -61,11 +61,11 @@ CONFIGS_32 = {  # 4-byte inputs
     128: [Config(Tiles(32, 32, 4, 2), Tiles(32, 32, 4, 1), Tiles(32, 32, 4, 1))],
     256: [Config(Tiles(32, 16, 4, 1), Tiles(16, 16, 4, 1), Tiles(16, 16, 4, 1))],
 }
-LONG = 256  # keys of a long row
+LONG = 256  # keys
 
 
 def configs(dtype: torch.dtype, width: int, window: int | None) -> list[Config]:
-    """The shipped configurations for heads of this width, the default first."""
+    """Returns the shipped configurations for heads of this width, the default first."""
     table = CONFIGS_16 if dtype.itemsize == 2 else CONFIGS_32
     choices = next(choices for widest, choices in table.items() if width <= widest)
     return choices[::-1] if window is None or window >= LONG else choices
@@ -83,11 +83,11 @@ def attention(
     positions: Tensor | None,
     config: Config | None = None,
 ) -> Tensor:
-    """See `students.kernels.attention.attention`. A configuration may be forced (tests, benchmarks)."""
+    """See `students.kernels.attention.attention`. Tests and benchmarks may set the configuration."""
     config = config or configs(q.dtype, max(q.shape[3], v.shape[3]), window)[0]
     sinks = 0 if window is None else sinks
     keys = k.shape[1]
-    if documents is None:  # places count for nothing then
+    if documents is None:  # positions are not used without documents
         positions = None
     else:
         documents = documents.expand(q.shape[0], keys).contiguous()
@@ -150,7 +150,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _places(documents: Tensor | None, positions: Tensor | None, absent: Tensor) -> tuple[Tensor, Tensor]:
-    """Documents and positions, something that is never read where there are none."""
+    """Returns documents and positions; `absent`, a tensor that is never read, stands in for a missing one."""
     return absent if documents is None else documents, absent if positions is None else positions
 
 
@@ -159,7 +159,8 @@ def _strides(*parts: Tensor) -> list[int]:
 
 
 def _launched(q, k, v, documents, positions, scale, softcap, window, sinks, tiles: Tiles, reach: int | None = None):
-    """Sizes and options of a launch. reach: queries of the tile that says which sinks are far, where that is another's."""
+    """Returns the sizes and options of a launch. reach: queries of the tile that decides which sinks are far, if it is not
+    this kernel's."""
     time, keys, width, values = q.shape[1], k.shape[1], q.shape[3], v.shape[3]
     reach = tiles.queries if reach is None else reach
     searched = window is None or window >= SEARCHED * tiles.keys
@@ -177,13 +178,13 @@ def _launched(q, k, v, documents, positions, scale, softcap, window, sinks, tile
 
 
 def _sink_tile(q, v, sinks: int, front: bool) -> int:
-    """Sinks of a tile: what shared memory holds beside the tiles of queries and keys."""
+    """Returns the sinks of a tile: as many as fit in shared memory next to the tiles of queries and keys."""
     most = 64 if q.dtype.itemsize == 2 else 64 * 64 // max(64, launch.tile(max(q.shape[3], v.shape[3])))
     return launch.tile(min(2 * sinks if front else sinks, most))
 
 
 def _bounds(positions: Tensor | None, block: int, time: int, keys: int) -> Tensor | None:
-    """For each block of keys: how many queries there are up to the end of its last key's document, and its first key's."""
+    """Returns, for each block of keys, how many queries precede the end of its last key's document and its first key's."""
     if positions is None or keys > time:
         return None
     first = torch.arange(time, device=positions.device) - positions
@@ -192,13 +193,13 @@ def _bounds(positions: Tensor | None, block: int, time: int, keys: int) -> Tenso
     return torch.searchsorted(first, wanted, right=True).to(torch.int32)
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _attend(q, k, v, m, l, y, seen, scale, softcap, MASKED: tl.constexpr, CAPPED: tl.constexpr, PREC: tl.constexpr):
-    """One step of the softmax over tiles: the running maximum, sum and output."""
+    """Update the running maximum, sum and output of the softmax with one tile of keys."""
     logits, _ = logits_of(q, k, scale, softcap, CAPPED, PREC)
     if MASKED:
         logits = tl.where(seen, logits, float("-inf"))
@@ -251,7 +252,7 @@ def _forward(q, k, v, documents, positions, y, lse, qb, qt, qh, kb, ks, kh, vb, 
                 SINKS, NARROW, FRONT, BN, D, P, DT, PT,
             )  # fmt: skip
             m, l, out = _attend(queries, keys, values, m, l, out, seen, scale, softcap, section != 1, CAPPED, PREC)
-    empty = l == 0  # sees nothing: padding
+    empty = l == 0  # a query that sees no key: padding
     out = tl.where(empty[:, None], 0.0, out / tl.where(empty, 1.0, l)[:, None])
     channels = tl.arange(0, PT)
     y += b * yb + head * yh
@@ -263,7 +264,7 @@ def _forward(q, k, v, documents, positions, y, lse, qb, qt, qh, kb, ks, kh, vb, 
 @no_type_check
 def _query_step(queries, k, v, dy, lse, delta, dq, seen, scale, softcap, MASKED: tl.constexpr, CAPPED: tl.constexpr,
                 PREC: tl.constexpr):  # fmt: skip
-    """What a tile of keys adds to the gradient of the queries (over the scale)."""
+    """Add a tile of keys to the gradient of the queries (divided by the scale)."""
     logits, slope = logits_of(queries, k, scale, softcap, CAPPED, PREC)
     weights = tl.exp2(logits - lse[:, None])
     if MASKED:
@@ -278,7 +279,7 @@ def _query_step(queries, k, v, dy, lse, delta, dq, seen, scale, softcap, MASKED:
 @no_type_check
 def _key_step(keys, values, q, dy, lse, delta, dk, dv, seen, scale, softcap, MASKED: tl.constexpr, CAPPED: tl.constexpr,
               PREC: tl.constexpr):  # fmt: skip
-    """What a tile of queries adds to the gradients of keys (over the scale) and values; seen: [keys, queries]."""
+    """Add a tile of queries to the gradients of keys (divided by the scale) and values; seen: [keys, queries]."""
     logits, slope = logits_of(keys, q, scale, softcap, CAPPED, PREC)
     weights = tl.exp2(logits - lse[None, :])
     if MASKED:
@@ -386,7 +387,7 @@ def _backward_keys(q, k, v, documents, positions, dy, lse, delta, dk, dv, bounds
         outer = tl.maximum(tl.minimum(whole, t) - begin, 0) // BM
         inner, outer = tl.minimum(inner, steps), tl.minimum(tl.maximum(outer, inner), steps)
     grad, vgrad = tl.zeros([BN, DT], tl.float32), tl.zeros([BN, PT], tl.float32)
-    for turn in range(0, GROUP if SEARCHED else 1):  # short walks are one for all heads of the group
+    for turn in range(0, GROUP if SEARCHED else 1):  # short loops take all heads of the group together
         for section in tl.static_range(0 if SEARCHED else 2, 3):
             first = 0 if section == 0 else inner if section == 1 else outer
             last = inner if section == 0 else outer if section == 1 else steps if SEARCHED else steps * GROUP
@@ -420,7 +421,7 @@ def _backward_keys(q, k, v, documents, positions, dy, lse, delta, dk, dv, bounds
 def _backward_sinks(added, begins, positions, dk, dv, t, s, reach, blocks, heads, kv, SINKS: tl.constexpr,
                     ROWS: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
                     DT: tl.constexpr, PT: tl.constexpr):  # fmt: skip
-    """Add to one sink what the blocks of queries of its document want of it; the first of these blocks does it."""
+    """Add to one sink the contributions of all blocks of queries of its document; the first of these blocks does it."""
     z, pair, slot = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(1)
     b, head = pair // kv, pair % kv
     begins += b * blocks

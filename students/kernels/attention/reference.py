@@ -1,7 +1,7 @@
-"""Attention through PyTorch's own kernels: one masked call, or blocks as wide as the window for long sequences.
+"""Attention on PyTorch's own kernels: one masked call, or for long sequences blocks as wide as the window.
 
-cuDNN's kernel is left out: PyTorch 2.11 keeps its compiled backward pass by the layout of q, k and v, not by that of the
-output's gradient. Where that one changes, gradients are wrong, or memory is read that is not there (LOG.md, 27 Nov 2026).
+cuDNN's kernel is not used: PyTorch 2.11 caches its compiled backward pass by the layout of q, k and v, but not by that of
+the output's gradient. If that layout changes, gradients are wrong or invalid memory is read (LOG.md, 27 Nov 2026).
 """
 
 import torch
@@ -56,11 +56,11 @@ def attend_places(
     document: Int[Tensor, " b"] | None,
     new: tuple[Float[Tensor, "b t kv d"], Float[Tensor, "b t kv p"]] | None = None,
 ) -> Float[Tensor, "b t h p"]:
-    """See `students.kernels.attention.attend_places`. The heads of a key head are rows of one product."""
+    """See `students.kernels.attention.attend_places`. The heads of one key head are the rows of one product."""
     time, group, places = q.shape[1], q.shape[2] // k.shape[2], k.shape[1]
     columns = torch.arange(places, device=q.device)
     newest = places - 1 if last is None else last
-    columns = newest - (newest - columns) % places  # the one that stands at each place
+    columns = newest - (newest - columns) % places  # the column at each place
     own = newest - torch.arange(time - 1, -1, -1, device=q.device)
     for part, latest in zip((k, v), new or (), strict=False):
         part.index_copy_(1, own % places, latest.to(part.dtype))
@@ -81,7 +81,7 @@ def attend_places(
 def visible_to(
     rows: Tensor, columns: Tensor, window: int | None, documents: Tensor | None, positions: Tensor | None, sinks: int
 ) -> Bool[Tensor, "b t s"]:
-    """Which of the tokens numbered `columns` each token numbered `rows` sees; one row of b where none differs."""
+    """Returns which tokens `columns` each token `rows` sees; b is 1 if the mask is the same for all sequences."""
     lag = rows[:, None] - columns
     visible = (lag >= 0)[None]
     if window is not None:
@@ -96,7 +96,7 @@ def visible_to(
 
 
 def _attend(q, k, v, visible, scale, softcap) -> Tensor:
-    """Masked attention; a query that sees nothing (padding) returns zero or a mean, never NaN."""
+    """Compute masked attention; a query that sees no key (padding) returns zero or a mean, never NaN."""
     if softcap is None:
         with sdpa_kernel(SAFE):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=scale)
@@ -106,9 +106,9 @@ def _attend(q, k, v, visible, scale, softcap) -> Tensor:
 
 
 def _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width) -> Tensor:
-    """Blocks of `width` queries, each against its own block, the one before, and the sinks further back.
+    """Compute windowed attention in blocks of `width` queries over the block itself, the one before, and the sinks.
 
-    Only the document that the earlier block begins in can have its sinks further back, so `sinks` extra keys do.
+    Only the document at the start of the block before can have sinks further back, so `sinks` extra keys are enough.
     """
     batch, heads, time, _ = q.shape
     blocks = -(-time // width)
@@ -116,7 +116,7 @@ def _blocked(q, k, v, scale, softcap, window, sinks, documents, positions, width
     if documents is None:
         documents = torch.zeros(batch, time, dtype=torch.long, device=q.device)
         positions = torch.arange(time, device=q.device).expand(batch, -1)
-    elif not sinks:  # nobody asks where a token stands
+    elif not sinks:  # positions are not used
         positions = torch.zeros_like(documents)
     documents = F.pad(documents, (width, pad), value=torch.iinfo(documents.dtype).min)
     positions = F.pad(positions, (width, pad), value=sinks)

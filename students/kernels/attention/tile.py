@@ -1,6 +1,6 @@
-"""What the attention kernels of both directions share: tiles of rows, logits, and which keys a block of queries sees.
+"""Shared parts of the forward and backward attention kernels: tiles of rows, logits, and the keys that queries see.
 
-b batch    t queries    s keys    a query's place among the keys is its own number + s - t
+b batch    t queries    s keys    query i has the index i + s - t among the keys
 """
 
 from typing import no_type_check
@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-NEVER = tl.constexpr(2**30)  # a place behind every token
+NEVER = tl.constexpr(2**30)  # an index after every token
 
 
 @triton.jit
 @no_type_check
 def rows_at(base, rows, stride, ok, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """A tile of rows, zeros where there is none."""
+    """Load a tile of rows; zeros for rows that do not exist."""
     columns = tl.arange(0, TILE)
     mask = ok[:, None]
     if WIDTH < TILE:
@@ -26,7 +26,7 @@ def rows_at(base, rows, stride, ok, WIDTH: tl.constexpr, TILE: tl.constexpr):
 @triton.jit
 @no_type_check
 def logits_of(left, right, scale, softcap, CAPPED: tl.constexpr, PREC: tl.constexpr):
-    """Logits of base 2 of two tiles of rows, and the capped ones' derivative."""
+    """Compute logits in base 2 of two tiles of rows, and the derivative of the soft cap."""
     raw = tl.dot(left, tl.trans(right), input_precision=PREC)
     if CAPPED:
         tanh = 2 * tl.sigmoid(raw * (2 * scale / softcap)) - 1
@@ -37,7 +37,10 @@ def logits_of(left, right, scale, softcap, CAPPED: tl.constexpr, PREC: tl.conste
 @triton.jit
 @no_type_check
 def own_document(rows, at, ok, documents, positions, PACKED: tl.constexpr, PLACED: tl.constexpr, FRONT: tl.constexpr):
-    """What tells a query's document: its first token's place; where keys stand in front, its id. And that place."""
+    """Returns the identity of each query's document, and the index of its first token.
+
+    The identity is that index; with more keys than queries (FRONT) it is the document's id.
+    """
     first = tl.zeros_like(rows)
     if PACKED and PLACED:
         first = at - tl.load(positions + at, mask=ok, other=0).to(tl.int32)
@@ -51,7 +54,7 @@ def own_document(rows, at, ok, documents, positions, PACKED: tl.constexpr, PLACE
 @no_type_check
 def near_keys(at, columns, own, documents, positions, stop, window, reach, PACKED: tl.constexpr, WINDOWED: tl.constexpr,
           SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr):  # fmt: skip
-    """Which keys within reach queries see; `at` and `own` are [queries, 1] and `columns` [1, keys], or the reverse."""
+    """Returns which keys within reach queries see; `at` and `own` are [queries, 1], `columns` [1, keys], or transposed."""
     lag = at - columns
     seen = (lag >= 0) & (columns < stop)
     if WINDOWED:
@@ -76,7 +79,7 @@ def near_keys(at, columns, own, documents, positions, stop, window, reach, PACKE
 def keys_at(k, v, j, ks, vs, at, own, ok, documents, positions, stop, window, reach, MASKED: tl.constexpr,
             PACKED: tl.constexpr, WINDOWED: tl.constexpr, SINKS: tl.constexpr, NARROW: tl.constexpr, FRONT: tl.constexpr,
             BN: tl.constexpr, D: tl.constexpr, P: tl.constexpr, DT: tl.constexpr, PT: tl.constexpr):  # fmt: skip
-    """The tile of keys from j on, their values, and which of them each query sees where that is masked."""
+    """Load the tile of keys from j on and their values; also returns which of them each query sees, if MASKED."""
     columns = j + tl.arange(0, BN)
     seen = ok
     if MASKED:
@@ -91,7 +94,7 @@ def keys_at(k, v, j, ks, vs, at, own, ok, documents, positions, stop, window, re
 @triton.jit
 @no_type_check
 def far_sinks(base, begin, documents, positions, s, SINKS: tl.constexpr, FRONT: tl.constexpr, FAR: tl.constexpr):
-    """The sinks of a document from number `base` on: their places, which of these exist, and the documents of those."""
+    """Returns a document's sinks from number `base` on: their indices, which of them exist, and their documents."""
     slots = base + tl.arange(0, FAR)
     places = begin + slots
     there = (slots < SINKS) & (places >= (SINKS if FRONT else 0)) & (places < s)
@@ -109,7 +112,7 @@ def far_sinks(base, begin, documents, positions, s, SINKS: tl.constexpr, FRONT: 
 @no_type_check
 def span_of(z, ok, first, t, s, window, reach, BM: tl.constexpr, BN: tl.constexpr, PACKED: tl.constexpr,
             PLACED: tl.constexpr, WINDOWED: tl.constexpr, FRONT: tl.constexpr, SEARCHED: tl.constexpr):  # fmt: skip
-    """Where a block's keys are: its document's begin, the first key, the keys that all see (from, to), the end."""
+    """Returns a block's range of keys: its document's start, the first key, the keys that all see (from, to), the end."""
     at = z * BM + s - t
     stop = tl.minimum(z * BM + BM, t) + s - t
     begin, last = 0, 0

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution over time, as short as a Mamba block uses it, with documents and a carried tail."""
+"""Short causal depthwise convolution over time, as in Mamba blocks, with packed documents and a carried tail of inputs."""
 
 from torch import Tensor
 
@@ -28,12 +28,12 @@ def causal_conv(
     documents: Int[Tensor, "b t"] | None = None,
     initial: Float[Tensor, "b tail c"] | None = None,
 ) -> tuple[Float[Tensor, "b t c"], Float[Tensor, "b tail c"]]:
-    """y_t = act(bias + sum_i weight[:, w-1-i] x_{t-i}), over the tokens of one document.
+    """Compute y_t = act(bias + sum_i weight[:, w-1-i] x_{t-i}), over tokens of the same document.
 
     `initial` holds the w - 1 inputs before the first token and belongs to its document.
 
     Returns:
-        y and the last w - 1 inputs, those of another document than the last token's set to zero.
+        y and the last w - 1 inputs; inputs of other documents than the last token's are zero.
 
     Raises:
         ValueError: an unknown activation, or an `initial` that does not hold w - 1 tokens.
@@ -56,8 +56,7 @@ def conv_token(
     ring: Float[Tensor, "b w c"],
     column: Int[Tensor, " 1"],
 ) -> Float[Tensor, "b c"]:
-    """One token of `causal_conv` on a ring that holds the input of column i at place i % w; the token, of this column, is
-    written there.
+    """Compute one token of `causal_conv` and write its input to the ring, which holds the input of column i at place i % w.
 
     Raises:
         ValueError: an unknown activation, or a ring of another size than the filter.

@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `causal_conv` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `causal_conv`."""
 
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ BENCH = [
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     leaves = {
         "x": torch.randn(case.b, case.t, case.c, dtype=dtype, device=device),
         "weight": torch.randn(case.c, case.w, device=device),

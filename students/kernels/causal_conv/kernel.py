@@ -1,9 +1,9 @@
-"""The causal convolution in Triton: forward, backward in one pass over the tensors, and one token at a time.
+"""The causal convolution in Triton: forward, backward in one pass over the tensors, and a one-token step.
 
-A program walks along time for a block of channels, with the last w inputs in registers: every input is read and converted
-once (and by the program before for the first tokens of the next). Going backward it keeps the last w gradients before the
-activation as well, and the gradient of an input is complete when the walk has come w - 1 tokens further. Loads run eight
-tokens ahead of the walk: the compiler moves none before the store of an earlier token, which might be to the same place.
+A program goes through time for a block of channels and keeps the last w inputs in registers. So each input is read and
+converted once, except the inputs at the border between two programs. The backward pass also keeps the last w gradients
+before the activation; the gradient of an input is complete w - 1 tokens later. Loads are issued eight tokens ahead, since
+the compiler does not move a load before an earlier token's store, which might have the same address.
 """
 
 from typing import NamedTuple, no_type_check
@@ -19,7 +19,7 @@ from students.kernels.documents import runs as number_runs
 
 
 class Config(NamedTuple):
-    """Channels of a program; steps of eight tokens that it takes forward and backward; its warps."""
+    """Channels of a program, its steps of eight tokens in the forward and backward pass, and its warps."""
 
     channels: int
     steps: int
@@ -34,7 +34,7 @@ CONFIGS = [  # the default first
     Config(256, 8, 16, 2),
     Config(256, 16, 32, 2),
 ]
-AHEAD = tl.constexpr(8)  # tokens that loads run ahead of the walk
+AHEAD = tl.constexpr(8)  # tokens by which loads are ahead
 
 
 def causal_conv(
@@ -57,7 +57,7 @@ def causal_conv(
 
 
 def _tail(x: Tensor, tail: int, runs: Tensor | None, initial: Tensor | None) -> Tensor:
-    """The last inputs, in PyTorch: few, and rarely differentiated."""
+    """Compute the last inputs in PyTorch: they are few, and rarely need a gradient."""
     before = x.new_zeros(x.shape[0], tail, x.shape[2]) if initial is None else initial
     last = torch.cat([before, x[:, -tail:]], 1)[:, -tail:]
     if runs is None:
@@ -145,24 +145,24 @@ class _Convolution(torch.autograd.Function):
 
 
 def _pointers(x, weight, bias, initial, runs):
-    """The inputs, with a pointer that is never read for each that is not there."""
+    """Returns the inputs; a tensor that is never read stands in for a missing one."""
     return x, weight, *(x if part is None else part for part in (bias, initial, runs))
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _if_within(t, first, end, C):
-    """How many channels there are at token t: all from `first` up to `end`, else none."""
+    """Returns the number of valid channels at token t: all C if first <= t < end, else 0."""
     return tl.where(t >= first, tl.where(t < end, C, 0), 0)
 
 
 @triton.jit
 @no_type_check
 def _input(x, initial, t, c, sxt, T, C, W: tl.constexpr, INITIAL: tl.constexpr):
-    """Token t of x in float32; before the first token those of the tail, or zeros."""
+    """Load token t of x in float32; tokens before the first come from the tail, or are zero."""
     v = _row(x, t, T, c, sxt, C).to(tl.float32)
     if INITIAL:
         v += _row(initial, t + (W - 1), W - 1, c, C, C).to(tl.float32)
@@ -172,14 +172,14 @@ def _input(x, initial, t, c, sxt, T, C, W: tl.constexpr, INITIAL: tl.constexpr):
 @triton.jit
 @no_type_check
 def _row(tensor, t, end, c, stride, C):
-    """Token t of a tensor as it is stored, zeros before the first token and from `end` on."""
+    """Load token t of a tensor in its own type; tokens before the first and from `end` on are zero."""
     return tl.load(tensor + t.to(tl.int64) * stride + c, mask=c < _if_within(t, 0, end, C), other=0.0)
 
 
 @triton.jit
 @no_type_check
 def _eight(tensor, t, end, c, stride, C):
-    """Tokens t to t + 7."""
+    """Load tokens t to t + 7."""
     return (
         _row(tensor, t, end, c, stride, C),
         _row(tensor, t + 1, end, c, stride, C),
@@ -195,7 +195,7 @@ def _eight(tensor, t, end, c, stride, C):
 @triton.jit
 @no_type_check
 def _run(runs, t, T, DOCS: tl.constexpr):
-    """The run of token t; the tail belongs to the first, what lies beyond the end to none."""
+    """Load the run of token t; the tail has the first token's run, tokens beyond the end have none."""
     if DOCS:
         return tl.load(runs + tl.maximum(t, 0), mask=t < T, other=-1)
     return t
@@ -204,7 +204,7 @@ def _run(runs, t, T, DOCS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _within(v, run, own, DOCS: tl.constexpr):
-    """v where both tokens are of one run, else zero."""
+    """Returns v if both tokens belong to the same run, else zero."""
     if DOCS:
         return tl.where(run == own, v, 0.0)
     return v
@@ -213,7 +213,7 @@ def _within(v, run, own, DOCS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _taps(weight, bias, c, C, W: tl.constexpr, BIAS: tl.constexpr):
-    """The taps at lags 0 to 3 and the bias, in float32; the lags that do not exist repeat the first."""
+    """Load the taps at lags 0 to 3 and the bias in float32; lags that do not exist repeat the first tap."""
     w0 = tl.load(weight + c * W + (W - 1), mask=c < C, other=0.0).to(tl.float32)
     w1 = tl.load(weight + c * W + (W - 2), mask=c < C, other=0.0).to(tl.float32)
     w2, w3 = w0, w0
@@ -230,7 +230,7 @@ def _taps(weight, bias, c, C, W: tl.constexpr, BIAS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _sum(x0, x1, x2, x3, r0, r1, r2, r3, w0, w1, w2, w3, offset, W: tl.constexpr, DOCS: tl.constexpr):
-    """A token's value before the activation, from inputs and runs at lags 0 to 3."""
+    """Compute a token's value before the activation, from inputs and runs at lags 0 to 3."""
     out = offset + w0 * x0 + w1 * _within(x1, r1, r0, DOCS)
     if W > 2:
         out += w2 * _within(x2, r2, r0, DOCS)
@@ -278,7 +278,7 @@ def _forward(
 @triton.jit
 @no_type_check
 def _slope(dy, before, SILU: tl.constexpr):
-    """A token's gradient before the activation, whose argument is `before`."""
+    """Compute a token's gradient before the activation, whose argument is `before`."""
     g = dy.to(tl.float32)
     if SILU:
         s = tl.sigmoid(before)
@@ -292,7 +292,7 @@ def _finish(
     dx, d_initial, g0, g1, g2, g3, r0, r1, r2, r3, w0, w1, w2, w3, t, start, c, T, C,
     W: tl.constexpr, INITIAL: tl.constexpr, DOCS: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradient of the input w - 1 tokens back, the last of whose uses is token t; g and r at lags 0 to 3."""
+    """Store the gradient of the input w - 1 tokens back, which token t is the last to use; g and r are at lags 0 to 3."""
     if W == 2:
         out = w0 * g1 + w1 * _within(g0, r0, r1, DOCS)
     elif W == 3:
@@ -383,7 +383,7 @@ def _step(
     x, weight, bias, before, y, tail, sxb, C, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
     INITIAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token: its output, and the tail moved on by it."""
+    """Compute one token's output and shift the tail by one token."""
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = c < C
@@ -412,7 +412,7 @@ def _step(
 def _token(
     x, weight, bias, ring, column, y, sxb, C, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One token on a ring."""
+    """Compute one token's output with the inputs in a ring."""
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = c < C

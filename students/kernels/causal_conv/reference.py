@@ -1,4 +1,4 @@
-"""The convolution in PyTorch, tap by tap."""
+"""The causal convolution in plain PyTorch, tap by tap."""
 
 from typing import cast
 
@@ -53,7 +53,7 @@ def conv_token(
 
 
 def _without_other_documents(y: Tensor, padded: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """Take back what the taps brought across a boundary: few tokens have one within reach."""
+    """Subtract the taps' contributions from other documents; only the few tokens near a boundary have any."""
     tail, time = weight.shape[1] - 1, y.shape[1]
     across = torch.stack([ids[:, tail - lag : tail - lag + time] != ids[:, tail:] for lag in range(1, tail + 1)], -1)
     row, place = across.any(-1).nonzero(as_tuple=True)

@@ -1,9 +1,8 @@
-"""One token of a gated DeltaNet layer between its two projections, in place: convolution, unit lengths, decay, delta rule,
-norm and gate.
+"""One-token step of a gated DeltaNet layer between its two projections: convolution, decay, delta rule, norm and gate.
 
-    q, k, v = silu(conv(qkv)), q and k to unit length, q over sqrt(n)
-    beta = sigmoid(b)                                   a = exp(-exp(A_log) softplus(decay + dt_bias))
-    S_t = a S_{t-1} + beta (v - a S_{t-1} k) k^T        y = weight rms_norm(S_t q, each head) silu(z)
+q, k, v = silu(conv(qkv)), q and k to unit length, q over sqrt(n)
+beta = sigmoid(b)                                   a = exp(-exp(A_log) softplus(decay + dt_bias))
+S_t = a S_{t-1} + beta (v - a S_{t-1} k) k^T        y = weight rms_norm(S_t q, each head) silu(z)
 """
 
 from typing import NamedTuple
@@ -21,11 +20,11 @@ IMPLEMENTATIONS: Implementations = {
     "triton": Deferred("students.kernels.delta_token.kernel", "delta_token"),
 }
 CHECKED = {"delta_token": TYPES}  # types compared with float64 on a GPU
-WIDEST = 128  # channels of a head
+WIDEST = 128  # most channels of a head
 
 
 class Decay(NamedTuple):
-    """What the decay of a head is made from, beside the input's."""
+    """The parameters of the heads' decays."""
 
     dt_bias: Float[Tensor, " h"]
     A_log: Float[Tensor, " h"]
@@ -43,17 +42,20 @@ def delta_token(
     column: Int[Tensor, " 1"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "b h p"]:
-    """One token: `x` are the convolution's inputs, q, k, then v of every head; the state and the ring are changed.
+    """Compute one token; the state and the convolution's ring are changed in place.
 
     Args:
-        norm: the norm's weight, of all heads, and its epsilon. column: the token's. dtype: of the output.
+        x: the convolution's inputs: q of all heads, then k, then v. norm: the norm's weight, shared by all heads, and its
+            epsilon. column: number of the token in the ring. dtype: type of the output.
 
     Raises:
-        ValueError: channels that are not q, k and v of these heads.
+        ValueError: the channels are not q, k and v of these heads.
     """
     heads, values, keys = state.shape[1:]
     if x.shape[1] != heads * (values + 2 * keys):
-        raise ValueError(f"{x.shape[1]} channels are not q and k of {heads} heads of {keys}, and v of {values}")
+        raise ValueError(
+            f"{x.shape[1]} channels do not divide into q and k ({heads} heads of {keys}) and v ({heads} heads of {values})"
+        )
     widest = max(values, keys)
     refusal = f"a head of {widest} channels is wider than {WIDEST}" if widest > WIDEST else None
     run = pick("delta_token", IMPLEMENTATIONS, conv.ring, refusal, checked=CHECKED["delta_token"])

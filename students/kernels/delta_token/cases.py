@@ -1,4 +1,4 @@
-"""Shapes that tests of `delta_token` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `delta_token`."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ STEPS = 6
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
-    """Random arguments of `delta_token` but for the token's own: what is kept, as an empty text leaves it."""
+    """Draw random arguments of `delta_token` except the token's own, with the ring empty as before a sequence."""
     channels = case.h * (case.p + 2 * case.n)
 
     def random(*shape):
@@ -43,19 +43,19 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
 
 
 def token(case: Case, device: str) -> dict:
-    """A token's inputs."""
+    """Draw a token's inputs."""
     widths = {"x": case.h * (case.p + 2 * case.n), "b": case.h, "decay": case.h, "z": case.h * case.p}
     return {name: torch.randn(case.b, width, device=device) for name, width in widths.items()}
 
 
 def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
-    """One token's arguments for benchmarks; nothing has a gradient."""
+    """Draw one token's arguments for benchmarks; none of them has a gradient."""
     more = {"column": torch.tensor([5], device=device), "dtype": torch.float32}
     return {}, flat(token(case, device) | draw(case, dtype, device) | more)
 
 
 def _work(case: Case) -> Work:
-    """The state read and written."""
+    """The state is read and written once."""
     states = case.b * case.h * case.p * case.n
     return Work((8.0 * states, 7.0 * states), (8.0 * states, 0.0))
 

@@ -1,4 +1,4 @@
-"""One token of a gated DeltaNet layer in Triton: one launch, a program a head."""
+"""The one-token step of a gated DeltaNet layer in Triton: one launch, one program per head."""
 
 from typing import no_type_check
 
@@ -45,7 +45,7 @@ def delta_token(
     return y
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit

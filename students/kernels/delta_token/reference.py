@@ -1,4 +1,4 @@
-"""One token of a gated DeltaNet layer in plain PyTorch."""
+"""The one-token step of a gated DeltaNet layer in plain PyTorch."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from students.kernels.delta_token import Decay
     from students.kernels.ssm_token import Conv
 
-UNIT = 1e-6  # under the root of a length
+UNIT = 1e-6  # epsilon in the normalisation of q and k to unit length
 
 
 def delta_token(

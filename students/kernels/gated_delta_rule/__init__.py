@@ -1,9 +1,9 @@
-"""The gated delta rule: a linear recurrence that overwrites what a key held (gated DeltaNet, arXiv 2412.06464).
+"""The gated delta rule: a linear recurrence that replaces the value stored under a key (gated DeltaNet, arXiv 2412.06464).
 
     S_t = exp(log_a_t) S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T        y_t = S_t q_t
 
-With log_a = 0 it is the delta rule of arXiv 2406.06484. Keys are expected to be of unit length and beta in [0, 1], under
-which no state grows. There is no kernel of ours; flash-linear-attention's runs where it passes a check (`kernels.fla`).
+With log_a = 0 it is the delta rule of arXiv 2406.06484. Keys should have unit length and beta be in [0, 1]; then no state
+grows. This project has no kernel of its own; flash-linear-attention's runs if it passes a check (`kernels.fla`).
 """
 
 from torch import Tensor
@@ -57,7 +57,7 @@ def gated_delta_rule_step(
     beta: Float[Tensor, "b h"],
     state: Float[Tensor, "b h p n"],
 ) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
-    """One token of the recurrence: y and the new state, from the state before it.
+    """Compute one token of the recurrence: y and the new state.
 
     Raises:
         ValueError: h is not a multiple of g.

@@ -1,4 +1,4 @@
-"""Shapes that tests of `gated_delta_rule` run on."""
+"""Shapes for tests of `gated_delta_rule`."""
 
 from students.kernels.gated_delta_rule.inputs import Case, check, draw
 
@@ -11,4 +11,4 @@ TEST = [
     Case(1, 200, 6, 3, 8, 16, True),
     Case(3, 129, 2, 1, 16, 4, True),
 ]
-GPU = [Case(2, 200, 4, 2, 64, 64, True), Case(1, 2049, 2, 2, 128, 128, False)]  # the second long and wide
+GPU = [Case(2, 200, 4, 2, 64, 64, True), Case(1, 2049, 2, 2, 128, 128, False)]  # the second is long and wide

@@ -1,4 +1,4 @@
-"""Inputs of `gated_delta_rule`, and the case that a kernel is compared with the reference on before it serves a GPU."""
+"""Random inputs of `gated_delta_rule`, and the case on which a kernel is checked against the reference before use."""
 
 from typing import Any, NamedTuple
 
@@ -22,12 +22,12 @@ class Case(NamedTuple):
 
 
 def check(values: int, keys: int) -> Case:
-    """What an implementation is compared with the reference on, once, before it runs on a GPU at these widths."""
+    """Returns the case on which an implementation is compared with the reference before it runs on a GPU at these widths."""
     return Case(2, 300, 2, 2, values, keys, True)
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name, keys and queries normalised: those that have a gradient, and the others."""
+    """Draw random inputs by name, with normalised keys and queries: those that have a gradient, and the others."""
     b, t, h, g, p, n = case[:6]
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {

@@ -1,11 +1,12 @@
-"""The gated delta rule in PyTorch: chunked by the WY / UT transform, one token, and its oracle.
+"""The gated delta rule in PyTorch: chunked by the WY / UT transform, one token, and a float64 oracle for tests.
 
-Within a chunk, with G_i the log decay from its start through token i and S the state that enters it, token i writes
+Let G_i be the log decay from the start of a chunk through token i, and S the state that enters the chunk. Token i writes
 
     u_i = beta_i (v_i - exp(G_i) S k_i - sum_{j < i} exp(G_i - G_j) (k_i . k_j) u_j)
 
-to the state: a triangular system, solved for all chunks at once for both parts of its right side, U = U0 - W S^T
-(arXiv 2406.06484, section 3; with decays arXiv 2412.06464, section 3.3). From chunk to chunk only the state goes on.
+to the state. This is a triangular system. It is solved for all chunks at once, for both parts of its right side:
+U = U0 - W S^T (arXiv 2406.06484, section 3; with decays arXiv 2412.06464, section 3.3). Only the state passes from chunk to
+chunk.
 """
 
 import torch
@@ -15,7 +16,7 @@ from students.kernels.chunks import Chunks, chunks_of, cut, join
 from students.kernels.ssd.reference import accumulator
 from students.shapes import Float, Int
 
-CHUNK = 64  # tokens of a triangular system
+CHUNK = 64  # tokens in one triangular system
 
 
 def gated_delta_rule(
@@ -27,7 +28,7 @@ def gated_delta_rule(
     documents: Int[Tensor, "b t"] | None,
     initial_state: Float[Tensor, "b h p n"] | None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """See `students.kernels.gated_delta_rule.gated_delta_rule`. A Python loop over chunks, none over tokens."""
+    """See `students.kernels.gated_delta_rule.gated_delta_rule`. Python loops over chunks, not over tokens."""
     dtype, repeat = accumulator(v), v.shape[2] // k.shape[2]
     state = v.new_zeros(v.shape[0], v.shape[2], v.shape[3], k.shape[3], dtype=dtype)
     if initial_state is not None:
@@ -68,7 +69,10 @@ def gated_delta_recurrence(
     documents: Int[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b h p n"] | None = None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """The oracle: S_t = a_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T, token after token in float64. For tests."""
+    """Compute the definition token by token in float64: a slow oracle for tests.
+
+    S_t = a_t S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T
+    """
     repeat = v.shape[2] // k.shape[2]
     q, k = (part.double().repeat_interleave(repeat, 2) for part in (q, k))
     v, a, beta = v.double(), log_a.double().exp(), beta.double()
@@ -88,7 +92,7 @@ def gated_delta_recurrence(
 
 
 def _chunked(q, k, v, log_a, beta, chunks: Chunks, state):
-    """All of it on [b h z l .], z chunks of l tokens."""
+    """Scan tensors of shape [b h z l .]: z chunks of l tokens."""
     total = log_a.cumsum(-1)  # G
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(~chunks.pairs, -torch.inf).exp()
     from_start = total.masked_fill(~chunks.entered, -torch.inf).exp()[..., None]
@@ -96,7 +100,7 @@ def _chunked(q, k, v, log_a, beta, chunks: Chunks, state):
     kept = total[..., -1].masked_fill(~chunks.through, -torch.inf).exp()[..., None, None]
 
     beta = beta[..., None]
-    system = beta * (k @ k.transpose(3, 4)) * decay  # its diagonal is taken to be 1
+    system = beta * (k @ k.transpose(3, 4)) * decay  # the solver takes its diagonal as 1
     right = beta * torch.cat([v, from_start * k], -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     own, read = solved.split([v.shape[-1], k.shape[-1]], -1)  # U0 and W

@@ -1,4 +1,4 @@
-"""Gate and normalise: what Mamba-2 does to the scan's output before its output projection."""
+"""Gated RMSNorm of Mamba-2, applied to the scan's output before the output projection."""
 
 from torch import Tensor
 
@@ -11,14 +11,15 @@ IMPLEMENTATIONS: Implementations = {
     "triton": Deferred("students.kernels.gated_norm.kernel", "gated_norm"),
 }
 CHECKED = {"gated_norm": TYPES}  # types compared with float64 on a GPU
-WIDEST = 16_384  # channels of a group that one program of the Triton kernel holds
+WIDEST = 16_384  # most channels of a group that one program of the Triton kernel holds
 
 
 def gated_norm(
     y: Float[Tensor, "b t c"], z: Float[Tensor, "b t c"], weight: Float[Tensor, " c"], groups: int, eps: float
 ) -> Float[Tensor, "b t c"]:
-    """weight * g / sqrt(mean g^2 + eps) with g = y silu(z), the mean over each of `groups` equal runs of channels
-    (Mamba-2, arXiv 2405.21060, section 7.2; RMSNorm, arXiv 1910.07467). Sums are float32 or wider.
+    """Compute weight * g / sqrt(mean g^2 + eps) with g = y silu(z); the mean is over each of `groups` blocks of channels.
+
+    Sources: Mamba-2, arXiv 2405.21060, section 7.2; RMSNorm, arXiv 1910.07467. Sums are float32 or wider.
 
     Returns:
         the output, in the type of y.

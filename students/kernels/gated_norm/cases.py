@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `gated_norm` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `gated_norm`."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ BENCH = [Case(8, 2048, 4096, 32), Case(8, 2048, 4096, 1)]
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     shape = (case.b, case.t, case.c)
     leaves = {name: torch.randn(shape, dtype=dtype, device=device) for name in ("y", "z")}
     return leaves | {"weight": torch.randn(case.c, device=device)}, {"groups": case.g, "eps": 1e-5}

@@ -1,7 +1,7 @@
-"""Gate and normalise in Triton: one pass over the tensors forward, one backward.
+"""Gated RMSNorm in Triton: one pass over the tensors forward, one backward.
 
-A program takes one group of channels through a span of tokens, a tile of them at a time. Going backward it makes gate and
-norm again from y and z, and sums the weight's gradient over its span: nothing of the forward pass is kept but the inputs.
+A program processes one group of channels for a span of tokens, one tile of tokens at a time. The backward pass recomputes
+gate and norm from y and z and sums the weight's gradient over its span; the forward pass saves only its inputs.
 """
 
 from typing import NamedTuple, no_type_check
@@ -16,7 +16,7 @@ from students.kernels import launch
 
 
 class Config(NamedTuple):
-    """Elements of a tile; tiles that a program takes forward and backward; warps."""
+    """Elements of a tile, tiles of a program in the forward and backward pass, and warps."""
 
     elements: int
     tiles: int
@@ -29,7 +29,7 @@ CONFIGS = [Config(2048, 2, 16, 4), Config(4096, 1, 8, 4), Config(1024, 4, 32, 2)
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float, config: Config | None = None) -> Tensor:
     """See `students.kernels.gated_norm.gated_norm`."""
-    z = z.to(y.dtype) if torch.is_grad_enabled() else z  # a gradient has the type of what it belongs to
+    z = z.to(y.dtype) if torch.is_grad_enabled() else z  # so that the gradient of z has z's type
     return _GatedNorm.apply(y, z, weight, groups, eps, config or CONFIGS[0])
 
 
@@ -76,17 +76,17 @@ class _Plan:
         self.flags = {"WIDTH": self.width, "BLOCK": block, "ROWS": self.tile, "num_warps": warps}
 
     def spans(self, tiles: int) -> int:
-        """How many programs share a group's tokens."""
+        """Returns the number of programs that share a group's tokens."""
         return triton.cdiv(self.rows, self.tile * tiles)
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _gated(y, z, place, inside, eps, WIDTH: tl.constexpr):
-    """y, z's sigmoid and z in float32, the gated product, and one over its root mean square; zeros outside."""
+    """Returns y, sigmoid(z) and z in float32, the gated product, and 1 / its root mean square; zeros outside."""
     v = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(z + place, mask=inside, other=0.0).to(tl.float32)
     s = tl.sigmoid(u)

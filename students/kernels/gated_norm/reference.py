@@ -1,4 +1,4 @@
-"""Gate and normalise in plain PyTorch."""
+"""Gated RMSNorm in plain PyTorch."""
 
 import torch
 from torch import Tensor

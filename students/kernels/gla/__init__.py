@@ -1,8 +1,8 @@
-"""Gated linear attention: a linear recurrence with a decay for every key channel (GLA, arXiv 2312.06635).
+"""Gated linear attention: a linear recurrence with one decay per key channel (GLA, arXiv 2312.06635).
 
     S_t = S_{t-1} diag(exp(log_a_t)) + v_t k_t^T        y_t = S_t q_t
 
-There is no kernel of ours; flash-linear-attention's runs where it passes a check (`kernels.fla`).
+This project has no kernel of its own; flash-linear-attention's runs if it passes a check (`kernels.fla`).
 """
 
 from torch import Tensor
@@ -48,5 +48,5 @@ def gla_step(
     log_a: Float[Tensor, "b h n"],
     state: Float[Tensor, "b h p n"],
 ) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
-    """One token of the recurrence: y and the new state, from the state before it."""
+    """Compute one token of the recurrence: y and the new state."""
     return reference_step(q, k, v, log_a, state)

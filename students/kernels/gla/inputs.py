@@ -1,4 +1,4 @@
-"""Inputs of `gla`, and the case that a kernel is compared with the reference on before it serves a GPU."""
+"""Random inputs of `gla`, and the case on which a kernel is checked against the reference before use."""
 
 from typing import Any, NamedTuple
 
@@ -21,12 +21,12 @@ class Case(NamedTuple):
 
 
 def check(values: int, keys: int) -> Case:
-    """What an implementation is compared with the reference on, once, before it runs on a GPU at these widths."""
+    """Returns the case on which an implementation is compared with the reference before it runs on a GPU at these widths."""
     return Case(2, 300, 2, values, keys, True)
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     b, t, h, p, n = case[:5]
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {

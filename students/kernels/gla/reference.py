@@ -1,9 +1,9 @@
-"""Gated linear attention in PyTorch: chunked, one token, and its oracle.
+"""Gated linear attention in PyTorch: chunked, one token, and a float64 oracle for tests.
 
-With G_i the log decays (a vector) from a chunk's start through token i, token i reads token j of its chunk with weight
-sum_n q_in k_jn exp(G_in - G_jn). As a product of q exp(G) and k exp(-G) that overflows under strong decays, so (arXiv
-2312.06635, section 4.3) a chunk is cut again: between two of its pieces both factors are taken against the start of the
-later one, and within a piece the differences are formed before exp. No exponent is above 0.
+Let G_i be the vector of log decays from the start of a chunk through token i. Token i reads token j of its chunk with the
+weight sum_n q_in k_jn exp(G_in - G_jn). As a product of q exp(G) and k exp(-G), this overflows under strong decays. So a
+chunk is divided into pieces (arXiv 2312.06635, section 4.3): between two pieces, both exponents are relative to the start of
+the later piece; within a piece, the difference is computed before exp. No exponent is above 0.
 """
 
 import torch
@@ -26,7 +26,7 @@ def gla(
     documents: Int[Tensor, "b t"] | None,
     initial_state: Float[Tensor, "b h p n"] | None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """See `students.kernels.gla.gla`. A Python loop over chunks, none over tokens."""
+    """See `students.kernels.gla.gla`. Python loops over chunks, not over tokens."""
     dtype = accumulator(v)
     state = v.new_zeros(v.shape[0], v.shape[2], v.shape[3], k.shape[3], dtype=dtype)
     if initial_state is not None:
@@ -61,7 +61,7 @@ def gla_recurrence(
     documents: Int[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b h p n"] | None = None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """The oracle: the definition, one token after the other, in float64. Slow; for tests."""
+    """Compute the definition token by token in float64: a slow oracle for tests."""
     q, k, v, a = q.double(), k.double(), v.double(), log_a.double().exp()
     state = v.new_zeros(v.shape[0], v.shape[2], v.shape[3], k.shape[3])
     if initial_state is not None:
@@ -76,7 +76,7 @@ def gla_recurrence(
 
 
 def _chunked(q, k, v, log_a, chunks: Chunks, state):
-    """All of it on [b h z l .], z chunks of l tokens."""
+    """Scan tensors of shape [b h z l .]: z chunks of l tokens."""
     total = log_a.cumsum(3)  # G
     last = total[:, :, :, -1]
     from_start = total.masked_fill(~chunks.entered[..., None], -torch.inf).exp()
@@ -93,9 +93,10 @@ def _chunked(q, k, v, log_a, chunks: Chunks, state):
 
 
 def _square(q, k, log_a, total):
-    """Every token's weight on those before it in its chunk, [b h z l l]; what stands above the diagonal means nothing.
+    """Compute the weight of every token on the earlier tokens of its chunk, [b h z l l].
 
-    Its intermediate results hold PIECE numbers a token and channel: they are computed again for the gradient, not kept.
+    Values above the diagonal are invalid. The intermediate results hold PIECE numbers per token and channel. They are
+    recomputed in the backward pass, not kept.
     """
     start = (total - log_a).unflatten(3, (-1, PIECE))[:, :, :, :, :1]  # G before each piece, [b h z s 1 n]
     pieces = CHUNK // PIECE

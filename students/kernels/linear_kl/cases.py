@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `linear_kl` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `linear_kl`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ BENCH = [Case(8192, 49152, 2048, 2048), Case(8192, 128256, 2048, 2048)]
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others. Logits spread by about 2."""
+    """Draw random inputs by name: those that have a gradient, and the others. Logits have a standard deviation near 2."""
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "hidden": torch.randn(case.t, case.d, **options),
@@ -56,13 +56,13 @@ def call(
     softcap: float | None,
     **rest: Any,
 ) -> Tensor:
-    """Run an implementation on what `draw` returned."""
+    """Run an implementation on the inputs of `draw`."""
     head = Head(weight, bias, scale, softcap)
     return implementation(hidden, head, teacher_hidden=teacher_hidden, teacher_head=Head(teacher_weight), **rest)
 
 
 def _draw_evenly(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Every token weighs the same, as in the peers."""
+    """Draw inputs with equal weights of all tokens, as other projects' losses have."""
     leaves, fixed = draw(case, dtype, device)
     return leaves, fixed | {"weights": torch.ones_like(fixed["weights"])}
 

@@ -1,4 +1,4 @@
-"""A language-model head, as the divergences between two of them take it."""
+"""The language-model head as an argument of the LM head losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from students.shapes import Float
 class Head(NamedTuple):
     """A language-model head: logits = softcap(scale (hidden weight^T + bias)).
 
-    call: the head as a function of hidden states, where its weight must not be read (adapters, offloading, quantisation
-    stand around it); there is no `weight` then, and the logits of a piece of tokens are computed twice for gradients.
+    call: the head as a function of hidden states, for heads whose weight must not be read directly (adapters, offloading,
+    quantisation). Then `weight` is None, and the logits of each chunk of tokens are computed twice for gradients.
     """
 
     weight: Float[Tensor, "v d"] | None
@@ -23,9 +23,9 @@ class Head(NamedTuple):
     call: Callable[[Tensor], Tensor] | None = None
 
     def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
-        """What scale and softcap are then applied to."""
+        """Compute the logits before scale and softcap."""
         if self.call is not None:
             return self.call(hidden)
-        assert self.weight is not None, "a head has a weight or is called"
+        assert self.weight is not None, "a head needs a weight or a call"
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         return F.linear(hidden, self.weight.to(hidden.dtype), bias)

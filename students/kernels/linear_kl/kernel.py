@@ -1,11 +1,11 @@
-"""The divergence between two heads in chunks of tokens: cuBLAS for the products, one Triton kernel for all between them.
+"""LM head loss in chunks of tokens: cuBLAS for the matrix products, one Triton kernel for the rest.
 
-The logits of a chunk are written once in the type of the hidden states. One program a row reads them, keeps running maxima
-and sums for both softmaxes and the divergence in float32, then goes over the row again and writes the gradient of the
-student's logits over the logits themselves. The gradient of the head's weight accumulates in float32 inside the product.
+The logits of a chunk are written once in the type of the hidden states. One program per row reads them with running maxima
+and sums for both softmaxes and the divergence in float32. It then reads the row again and overwrites the student's logits
+with their gradient. The gradient of the head's weight accumulates in float32 inside the product.
 
-Under autocast the products take its type. Hidden states in float32 keep logits in float32 there too, which are products
-of bfloat16 factors summed and stored in float32, and the gradient of the logits has a place of its own in bfloat16.
+Under autocast the factors of products have autocast's type. If the hidden states are float32, the logits stay in float32
+(products of bfloat16 factors, summed and stored in float32), and their gradient has a bfloat16 buffer of its own.
 """
 
 from typing import no_type_check
@@ -19,9 +19,9 @@ from students.kernels import compute_type, launch
 from students.kernels.linear_kl.head import Head
 from students.kernels.linear_kl.products import GradientsKept, accumulate, product
 
-BYTES = 2**30  # of logits, student's and teacher's together, at a time; twice that where they are wider than their factors
+BYTES = 2**30  # of the student's and the teacher's logits of a chunk; twice that if logits are wider than their factors
 KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
-BLOCKS = (2048, 4096, 1024)  # logits a program reads at a time: the default and the others that are tested
+BLOCKS = (2048, 4096, 1024)  # logits that a program reads at a time: the default, then others that are tested
 WARPS = 8
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -39,13 +39,16 @@ def linear_kl(
     rows: int | None = None,
     block: int | None = None,
 ) -> Tensor:
-    """See `students.kernels.linear_kl.linear_kl`. Tokens of a chunk and logits of a block may be forced."""
+    """See `students.kernels.linear_kl.linear_kl`. The tokens of a chunk and the logits of a block may be set."""
     rest = (head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight, rows, block)
     return _LinearKL.apply(hidden, head.weight, head.bias, rest)
 
 
 class _LinearKL(GradientsKept):
-    """The loss ends the graph, so its gradients are taken chunk by chunk in the forward pass and kept instead of logits."""
+    """The loss with its gradients, which the forward pass computes chunk by chunk and keeps in place of the logits.
+
+    This is possible because the loss is the last operation of the graph.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, rest):
@@ -59,8 +62,8 @@ class _LinearKL(GradientsKept):
 def _run(hidden, weight, bias, rest, wanted, dtype):
     head, teacher_hidden, teacher_head, weights, targets, divergence, temperature, ce_weight, rows, block = rest
     time, vocabulary = hidden.shape[0], weight.shape[0]
-    stride = triton.cdiv(vocabulary, 16) * 16  # rows of logits begin at aligned addresses
-    kept = torch.promote_types(hidden.dtype, dtype)  # of the logits
+    stride = triton.cdiv(vocabulary, 16) * 16  # so that rows of logits begin at aligned addresses
+    kept = torch.promote_types(hidden.dtype, dtype)  # type of the logits
     written = 2 * kept.itemsize + (dtype.itemsize if kept != dtype else 0)
     rows = min(max(time, 1), rows or max(128, (1 + (kept != dtype)) * BYTES // (written * stride) // 128 * 128))
     h, w, th, tw = (part.to(dtype) for part in (hidden, weight, teacher_hidden, teacher_head.weight))
@@ -100,7 +103,7 @@ def _run(hidden, weight, bias, rest, wanted, dtype):
 @triton.jit
 @no_type_check
 def _logits(pointer, bias, v, V, scale, cap, BIAS: tl.constexpr, CAP: tl.constexpr):
-    """softcap(scale (raw + bias)) in float32, -inf outside the vocabulary."""
+    """Compute softcap(scale (raw + bias)) in float32; -inf outside the vocabulary."""
     z = tl.load(pointer + v, mask=v < V, other=0.0).to(tl.float32)
     if BIAS:
         z += tl.load(bias + v, mask=v < V, other=0.0).to(tl.float32)
@@ -113,7 +116,7 @@ def _logits(pointer, bias, v, V, scale, cap, BIAS: tl.constexpr, CAP: tl.constex
 @triton.jit
 @no_type_check
 def _grow(top, total, block):
-    """One step of a running log-sum-exp; also the factor that rescales what was summed before, and the new terms."""
+    """Update a running log-sum-exp with a block; also returns the factor that rescales earlier sums, and the new terms."""
     higher = tl.maximum(top, tl.max(block, 0))
     shrink = tl.exp(top - higher)
     terms = tl.exp(block - higher)
@@ -123,7 +126,7 @@ def _grow(top, total, block):
 @triton.jit
 @no_type_check
 def _log_middle(ls, lt):
-    """log((exp ls + exp lt) / 2)."""
+    """Compute log((exp ls + exp lt) / 2)."""
     return tl.maximum(ls, lt) + tl.log(1.0 + tl.exp(-tl.abs(ls - lt))) - LN2
 
 
@@ -159,7 +162,7 @@ def _divergence(
                 cross = cross * shrink_s + tl.sum(tl.where(v < V, terms_s * (s - t), 0.0), 0)
     log_s = top_s + tl.log(sum_s)
     log_t = 0.0
-    own = 0.0  # of JSD: KL(student || middle)
+    own = 0.0  # for JSD: KL(student || middle)
     value = 0.0
     if DIVERGE:
         log_t = top_t + tl.log(sum_t)

@@ -1,4 +1,4 @@
-"""What every divergence that takes its gradients chunk by chunk in the forward pass is made of."""
+"""Shared parts of the LM head losses that compute gradients chunk by chunk in the forward pass."""
 
 from typing import Any
 
@@ -8,21 +8,23 @@ from torch.autograd.function import once_differentiable
 
 
 class GradientsKept(torch.autograd.Function):
-    """A loss that ends the graph: `forward` leaves its gradients in `ctx.grads`, their types in `ctx.types`
-    (of hidden states, weight and bias) and the op's name in `ctx.op`."""
+    """The base of losses that are the last operation of the graph and compute their gradients in `forward`.
+
+    `forward` stores the gradients of hidden states, weight and bias in `ctx.grads`, their types in `ctx.types` and the op's
+    name in `ctx.op`.
+    """
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError(f"{ctx.op}'s gradients were already handed out: it cannot run backward twice")
+            raise RuntimeError(f"{ctx.op}'s gradients were already used: its backward pass cannot run twice")
         grads, ctx.grads = ctx.grads, None
         return (*(None if g is None else g.mul_(d_loss).to(t) for g, t in zip(grads, ctx.types, strict=True)), None)
 
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """out = left right, summed and stored in the type of `out`, which may be wider than that of the factors: on a GPU inside
-    the product."""
+    """Compute out = left right in the type of `out`, which may be wider than the factors'; a GPU converts in the product."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if out.is_cuda:
@@ -31,7 +33,7 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 
 def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left right, in the type of `total` whatever the factors are: on a GPU inside the product."""
+    """Compute total += left right in the type of `total`, which may be wider than the factors', as in `product`."""
     if total.is_cuda and left.dtype != total.dtype:
         torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
     else:

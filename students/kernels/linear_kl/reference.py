@@ -1,4 +1,4 @@
-"""The chunked divergence in PyTorch: each chunk's logits live only while its gradients are taken."""
+"""The LM head loss in PyTorch, chunk by chunk: a chunk's logits are freed once its gradients are computed."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from students.kernels.linear_kl.head import Head
 
-CHUNK = 1024  # tokens whose logits exist at a time
+CHUNK = 1024  # tokens whose logits are in memory at the same time
 
 
 def linear_kl(
@@ -40,7 +40,7 @@ def called_kl(
     temperature: float,
     ce_weight: float,
 ) -> Tensor:
-    """The same through heads that are called; each chunk's logits are computed again for its gradient."""
+    """Compute `linear_kl` for heads with `call`; each chunk's logits are recomputed in the backward pass."""
     weights = weights / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
     def chunk_loss(states: Tensor, start: int) -> Tensor:
@@ -56,7 +56,7 @@ def called_kl(
 
 
 def in_pieces(chunk_loss: Callable[[Tensor, int], Tensor], hidden: Tensor, rows: int) -> Tensor:
-    """The sum of `chunk_loss(states, start)` over so many tokens at a time, each computed again for its gradient."""
+    """Sum `chunk_loss(states, start)` over chunks of `rows` tokens; each chunk is recomputed in the backward pass."""
     starts = range(0, hidden.shape[0], rows)
     losses = [checkpoint(chunk_loss, hidden[at : at + rows], at, use_reentrant=False) for at in starts]
     return torch.stack(losses).sum() if losses else hidden.sum().float()
@@ -76,24 +76,24 @@ def check_vocabularies(student: int, teacher: int) -> None:
 
 
 def logits_of(hidden: Tensor, head: Head) -> Tensor:
-    """The head's logits for some tokens, in float32 or wider."""
+    """Compute the head's logits of some tokens, in float32 or wider."""
     logits = head.logits(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * head.scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of each token, from log-probabilities."""
+    """Compute KL(teacher || student) of each token, from log-probabilities."""
     return (teacher.exp() * (teacher - student)).sum(-1)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(student || teacher) of each token, from log-probabilities."""
+    """Compute KL(student || teacher) of each token, from log-probabilities."""
     return forward_kl(teacher, student)
 
 
 def jsd(student: Tensor, teacher: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of each token, from log-probabilities."""
+    """Compute the Jensen-Shannon divergence of each token, from log-probabilities."""
     middle = torch.logaddexp(student, teacher) - math.log(2)
     return 0.5 * (forward_kl(middle, teacher) + forward_kl(middle, student))
 
@@ -102,7 +102,10 @@ DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 
 
 class _LinearKL(torch.autograd.Function):
-    """The loss ends the graph, so its gradients are taken chunk by chunk in the forward pass and kept instead of logits."""
+    """The loss with its gradients, which the forward pass computes chunk by chunk and keeps in place of the logits.
+
+    This is possible because the loss is the last operation of the graph.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, rest):

@@ -1,11 +1,11 @@
-"""The divergence from a distribution of which only the likeliest tokens are known, and how much is left for all others.
+"""LM head loss for cached top-k distributions: KL over the k most likely tokens and one bucket with all others.
 
-Known of a token's distribution p are k tokens with their probabilities, and the mass of the rest. The student's q is put
-into the same k + 1 buckets, and the loss is the KL of those. Merging tokens into a bucket never makes two distributions
-easier to tell apart (the data-processing inequality), so this is a lower bound of KL(p || q): equal to it where p and q
-agree on the shares within the rest, and blind to those shares otherwise.
+A cached distribution p has the probabilities of k tokens and the mass of the rest. The student's q is summed into the same
+k + 1 buckets, and the loss is the KL between the buckets. By the data-processing inequality this is a lower bound of
+KL(p || q). It equals KL(p || q) if p and q have the same shares within the rest, and does not depend on these shares.
 
-A chunk's logits live only while its gradients are taken, which is in the forward pass: the loss ends the graph.
+Gradients are computed in the forward pass, since the loss is the last operation of the graph. Then a chunk's logits are
+freed.
 """
 
 from typing import cast
@@ -20,7 +20,7 @@ from students.kernels.linear_kl.products import GradientsKept, accumulate, produ
 from students.kernels.linear_kl.reference import CHUNK, in_pieces, logits_of
 from students.shapes import Float, Int
 
-BYTES = 2**29  # of the logits that exist at a time
+BYTES = 2**29  # of the logits that are in memory at the same time
 
 
 def sparse_kl(
@@ -36,16 +36,18 @@ def sparse_kl(
     ce_weight: float = 0.0,
     rows: int | None = None,
 ) -> Float[Tensor, ""]:
-    """sum_t weights_t ((1 - ce_weight) T^2 KL_t + ce_weight CE(targets_t)) / sum_t weights_t, in nats, where KL_t is between
-    the k + 1 buckets of `ids` and all other tokens, a lower bound of the KL over the vocabulary.
+    """Compute the weighted mean of the bucketed KL and cross-entropy over tokens, in nats.
+
+    The loss is sum_t weights_t ((1 - ce_weight) T^2 KL_t + ce_weight CE(targets_t)) / sum_t weights_t, where KL_t is between
+    the k + 1 buckets: the tokens of `ids`, and all others together. It is a lower bound of the KL over the vocabulary.
 
     Args:
-        head: the student's `Head`. ids: distinct tokens of each place. logs, rest: the logarithms of their probabilities and
-            of the mass of all others, at `temperature` T; made to sum to 1 here, as float16 rounds them. rows: tokens whose
-            logits exist at a time, by memory by default.
+        head: the student's `Head`. ids: distinct tokens for each position. logs, rest: logarithms of their probabilities and
+            of the mass of all others, at `temperature` T; they are normalised here, since float16 rounds them. rows: tokens
+            whose logits are in memory at the same time (default: by memory).
 
     Raises:
-        ValueError: a CE share without targets.
+        ValueError: `ce_weight` without targets.
     """
     if ce_weight and targets is None:
         raise ValueError(f"ce_weight is {ce_weight}, but there are no targets")
@@ -57,7 +59,7 @@ def sparse_kl(
     known = (ids, logs, rest, weights, targets, temperature, ce_weight)
     if head.call is not None:
         return _called(hidden, head, known, rows or CHUNK)
-    assert head.weight is not None, "a head has a weight or is called"
+    assert head.weight is not None, "a head needs a weight or a call"
     rows = rows or max(128, BYTES // (4 * head.weight.shape[0]) // 128 * 128)
     return _SparseKL.apply(hidden, head.weight, head.bias, (head, known, rows))
 
@@ -71,7 +73,7 @@ def bucket_losses(
     temperature: float,
     ce_weight: float,
 ) -> Float[Tensor, " t"]:
-    """Each token's loss in plain operations: what `sparse_kl` means, and how it is computed for a head that is called."""
+    """Compute each token's loss in plain operations: the definition of `sparse_kl`, used for heads with `call`."""
     losses: Tensor | float = 0.0
     if ce_weight < 1:
         cool = logits / temperature
@@ -88,7 +90,7 @@ def bucket_losses(
 
 
 def _called(hidden: Tensor, head, known: tuple, rows: int) -> Tensor:
-    """Through a head that is called; each chunk's logits are computed again for its gradient."""
+    """Compute the loss for a head with `call`; each chunk's logits are recomputed in the backward pass."""
     ids, logs, rest, weights, targets, temperature, ce_weight = known
 
     def chunk_loss(states: Tensor, start: int) -> Tensor:
@@ -103,7 +105,7 @@ def _called(hidden: Tensor, head, known: tuple, rows: int) -> Tensor:
 
 
 class _SparseKL(GradientsKept):
-    """Losses and gradients of a chunk of tokens from one array of logits, which becomes their gradient in place."""
+    """The loss with its gradients, chunk by chunk: one array holds a chunk's logits and then, in place, their gradient."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, rest):
@@ -152,12 +154,12 @@ def _run(hidden, weight, bias, head, known, rows, wanted):
 
 
 def _losses_and_gradient(z, ids, logs, rest, label, temperature, ce_weight) -> Tensor:
-    """The losses of a chunk's tokens; its logits z become d loss / d z.
+    """Compute the losses of a chunk's tokens; the logits z become d loss / d z in place.
 
-    With q of the student's buckets and s its shares within the rest, d KL / d (z / T) is q - p at the known tokens and
-    s (q_rest - p_rest) at the others: the rest learns its size, and keeps its shares.
+    Let q be the student's buckets and s its shares within the rest. d KL / d (z / T) is q - p at the known tokens and
+    s (q_rest - p_rest) at the others: the gradient changes the mass of the rest, but not the shares within it.
     """
-    sharp = z.log_softmax(-1) if ce_weight and (temperature != 1.0 or ce_weight == 1) else None  # of the labels, at T = 1
+    sharp = z.log_softmax(-1) if ce_weight and (temperature != 1.0 or ce_weight == 1) else None  # for CE at T = 1
     own = z.gather(-1, label)[:, 0] if ce_weight else None
     z /= temperature
     inside = z.gather(-1, ids)
@@ -187,5 +189,5 @@ def _losses_and_gradient(z, ids, logs, rest, label, temperature, ce_weight) -> T
 
 
 def share_of(temperature: float, ce_weight: float) -> float:
-    """What d KL / d (z / T) counts for in d loss / d z: (1 - ce_weight) T^2 / T."""
+    """Returns the factor of d KL / d (z / T) in d loss / d z: (1 - ce_weight) T^2 / T."""
     return (1 - ce_weight) * temperature

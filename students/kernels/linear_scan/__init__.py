@@ -1,4 +1,4 @@
-"""Diagonal linear recurrence: every channel decays by its own factor at every token (RG-LRU, arXiv 2402.19427; HGRN).
+"""The diagonal linear recurrence: every channel has its own decay at every token (RG-LRU, arXiv 2402.19427; HGRN).
 
 h_t = exp(log_a_t) h_{t-1} + x_t
 """
@@ -20,7 +20,7 @@ STEPS: Implementations = {
     "triton": Deferred("students.kernels.linear_scan.kernel", "linear_scan_step"),
 }
 CHECKED = {"linear_scan": TYPES, "linear_scan_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
-WIDEST = 2**20  # channels that the Triton kernel serves: within a tile of 1,024 tokens it counts in 32 bits
+WIDEST = 2**20  # most channels of the Triton kernel: within a tile of 1,024 tokens its offsets have 32 bits
 
 
 def linear_scan(
@@ -45,10 +45,10 @@ def linear_scan(
 def linear_scan_step(
     x: Float[Tensor, "b d"], log_a: Float[Tensor, "b d"], state: Float[Tensor, "b d"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-    """One token of the recurrence: h in the type of x and the new state, from the state before it.
+    """Compute one token of the recurrence: h, in the type of x, and the new state.
 
-    The Triton kernel writes the new state over the old one, so that a captured graph can go on from it: do not use the
-    state that was passed in afterwards. It has no gradient; where one is wanted the reference runs, and leaves it alone.
+    The Triton kernel overwrites the state that is passed in, so that a captured CUDA graph can be replayed: do not use it
+    afterwards. The kernel has no gradient; if one is needed, the reference runs, which leaves the old state unchanged.
     """
     wants_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in (x, log_a, state))
     refusal = "the one-token kernel has no gradient" if wants_gradient else None

@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `linear_scan` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `linear_scan`."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ BENCH_STEP = [Case(256, 1, 2048, False), Case(256, 1, 8192, False)]
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     b, t, d = case[:3]
     leaves = {
         "x": torch.randn(b, t, d, dtype=dtype, device=device),
@@ -42,7 +42,7 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
 
 
 def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs of the one-token kernel; none of them has a gradient."""
+    """Draw random inputs of the one-token kernel; none of them has a gradient."""
     leaves, _ = draw(case, dtype, device)
     return {}, {"x": leaves["x"][:, 0], "log_a": leaves["log_a"][:, 0], "state": leaves["initial_state"]}
 
@@ -58,7 +58,7 @@ def _step_work(case: Case) -> Work:
 
 
 def _choices(kernel, case: Case, dtype: torch.dtype) -> list:
-    """The default depends on how many blocks the case makes."""
+    """Returns the kernel's configurations; the default depends on the number of blocks in the case."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         like = torch.empty(case.b, 1, case.d, dtype=dtype)
     return kernel.configs(like, like)

@@ -1,18 +1,19 @@
-"""The diagonal recurrence in Triton: each input comes from memory once and each output is written once, in both passes.
+"""The diagonal recurrence in Triton: both passes read each input from memory once and write each output once.
 
-A program walks time for a block of channels, tile after tile. A tile is [row, slot, channel]: slots are stretches of time
-side by side, one a thread where the compiler sees it so, so that most of the scan is a chain of products in
-registers; only what each slot adds as a whole is exchanged. The loads of later tiles are under way meanwhile (stages).
-Blocks are as wide as still gives every multiprocessor one. Where even narrow ones cannot, time is cut into short segments
-that run side by side. A program draws a segment, walks it to sum what it adds, leaves that for the segments after it, waits
-for what reaches it, and walks it again; by then its inputs are in the second-level cache.
-Segments are in groups: one waits for the state that the group before leaves and for the sums of its own group's earlier
-segments, so that the chain of waits has a link a group (decoupled look-back, Merrill and Garland 2016, but what a segment
-takes up does not depend on who came first).
+A program goes through time for a block of channels, tile by tile. A tile is [row, slot, channel]. Slots are neighbouring
+spans of time, ideally one per thread. So most of the scan is a chain of products in registers, and threads exchange only
+each slot's total. Loads of later tiles overlap with the computation (stages).
+
+Blocks are as wide as possible while every multiprocessor has one. If even narrow blocks are too few, time is divided into
+short segments that run in parallel. A program takes the next segment, sums what it adds, stores the sum for later segments,
+waits for the state that enters its segment, and scans the segment again; its inputs are then in the L2 cache. Segments form
+groups. A segment waits for the state after the previous group and for the sums of earlier segments in its own group, so the
+chain of waits has one link per group. This is decoupled look-back (Merrill and Garland 2016), but with an order of sums that
+does not depend on timing.
 
 Backward, row t holds the gradient of h_t, the decay of token t + 1 and h_t, so that no row needs its neighbour:
-    g_t = dh_t + a_{t+1} g_{t+1},  dx_t = g_t,  dlog_a_{t+1} = (g_t - dh_t) h_t,
-and the same scan runs over time turned round. Sums have one order: the same bits every time.
+    g_t = dh_t + a_{t+1} g_{t+1},  dx_t = g_t,  dlog_a_{t+1} = (g_t - dh_t) h_t.
+The same scan runs over reversed time. Every sum has a fixed order, so results are bitwise reproducible.
 """
 
 from typing import NamedTuple, no_type_check
@@ -28,15 +29,15 @@ from students.kernels.linear_scan.reference import continues
 
 LOG2E = tl.constexpr(1.4426950408889634)
 VECTOR = tl.constexpr(2)  # neighbouring channels of a thread
-SIZES = ["T", "batch", "tiles", "each", "segments"]  # vary from call to call: no kernel of its own for 1 or 16 n
-STEP_BLOCK = 512  # channels of a program of the one-token kernel
+SIZES = ["T", "batch", "tiles", "each", "segments"]  # they vary, so no kernels are specialised for 1 and multiples of 16
+STEP_BLOCK = 512  # channels of one program in the one-token kernel
 
 
 class Config(NamedTuple):
-    """Channels of a block; rows of a slot forward and backward, warps, tiles in flight.
+    """Channels of a block, rows of a slot forward and backward, warps, tiles in flight.
 
-    Where time is cut: tokens of a segment, segments of a group (a power of 2), programs of a multiprocessor. All inputs of
-    the segments at work, `programs` on each multiprocessor, must fit the second-level cache with room for what is written.
+    For divided time: tokens of a segment, segments of a group (a power of 2), programs per multiprocessor. The inputs of all
+    running segments (`programs` per multiprocessor) and their outputs must fit in the L2 cache.
     """
 
     channels: int
@@ -49,24 +50,24 @@ class Config(NamedTuple):
     programs: int = 8
 
     def slots(self) -> int:
-        """Slots that make one for each thread."""
+        """The number of slots at which every thread has one."""
         return 32 * self.warps * VECTOR.value // self.channels
 
 
-# With one warp a block has few slots, and little is exchanged between threads. The first is the default where its blocks
-# fill the GPU, the second where time must be cut as well.
+# With one warp a block has few slots, so threads exchange little. The first is the default if its blocks fill the GPU, the
+# second if time must be divided as well.
 CONFIGS_16 = [
     Config(32, 16, 8, 1, 4),
     Config(128, 16, 16, 2, 3, programs=4),
     Config(64, 8, 8, 1, 6),
     Config(64, 16, 8, 1, 4),
 ]
-CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4, tokens=32)]  # a 4-byte input among them
-PROGRAMS = 4  # warps that a multiprocessor should have before time is cut
+CONFIGS_32 = [Config(32, 8, 8, 1, 4), Config(64, 8, 8, 1, 4, tokens=32)]  # if one input has 4 bytes
+PROGRAMS = 4  # warps per multiprocessor below which time is divided
 
 
 def configs(x: Tensor, log_a: Tensor) -> list[Config]:
-    """The shipped configurations for inputs like these, the default first."""
+    """Returns the shipped configurations for inputs like these, the default first."""
     first, second, *others = CONFIGS_16 if max(x.dtype.itemsize, log_a.dtype.itemsize) == 2 else CONFIGS_32
     blocks = x.shape[0] * triton.cdiv(x.shape[2], first.channels)
     filled = blocks * first.warps >= PROGRAMS // 2 * launch.multiprocessors(x)
@@ -81,7 +82,7 @@ def linear_scan(
     config: Config | None = None,
     segments: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `students.kernels.linear_scan.linear_scan`. A configuration and a number of segments may be forced."""
+    """See `students.kernels.linear_scan.linear_scan`. The configuration and the number of segments may be set."""
     follows = continues(documents)
     goes_on = None if follows is None else follows.view(torch.int8)
     if config is None:
@@ -101,7 +102,7 @@ def linear_scan_step(x: Tensor, log_a: Tensor, state: Tensor) -> tuple[Tensor, T
 
 
 class _Plan(NamedTuple):
-    """How one pass is cut: tokens of a tile, tiles, segments of so many tiles each, blocks, and the launch grid."""
+    """The division of one pass: tokens of a tile, tiles, segments, tiles of a segment, blocks, and the launch grid."""
 
     tile: int
     tiles: int
@@ -117,7 +118,7 @@ def _plan(x: Tensor, config: Config, rows: int, segments: int | None) -> _Plan:
     tiles = triton.cdiv(time, tile)
     blocks = triton.cdiv(channels, config.channels)
     chains = batch * blocks
-    if segments is None:  # short ones, and as many as give every multiprocessor its warps
+    if segments is None:  # short ones, enough to give every multiprocessor its warps
         wanted = PROGRAMS * launch.multiprocessors(x) // (chains * config.warps)
         segments = 1 if wanted < 3 else max(wanted, triton.cdiv(time, config.tokens))
     each = triton.cdiv(tiles, min(segments, tiles))
@@ -157,15 +158,15 @@ class _Scan(torch.autograd.Function):
 
 
 def _run(x, log_a, h, goes_on, entry, initial, out, end, da, config: Config, segments: int | None) -> None:
-    """Launch one pass: forward, or backward where `da` is there. `entry` is what the first tile starts from."""
+    """Launch one pass: backward if `da` is given, otherwise forward. `entry` is the state in which the first tile starts."""
     back = da is not None
     rows = config.back_rows if back else config.rows
     plan = _plan(x, config, rows, segments)
     x, log_a = (part.contiguous() if part.stride(1) * plan.tile >= 2**31 else part for part in (x, log_a))
     batch, time, channels = x.shape
     cut = plan.segments > 1
-    rows_ = flags_ = x  # never read, as what is absent
-    if cut:  # a row for what each segment leaves to the next, decay and sum, and a flag; the first flag counts those drawn
+    rows_ = flags_ = x  # placeholders that are never read
+    if cut:  # per segment a row (its decay and sum) and a flag; the first flag counts the segments that were taken
         rows_ = torch.empty((batch, plan.segments + 1, 2, channels), dtype=torch.float32, device=x.device)
         flags_ = torch.zeros(batch * plan.blocks * (plan.segments + 1), dtype=torch.int32, device=x.device)
     goes_on_, entry_, initial_, da_ = (x if part is None else part for part in (goes_on, entry, initial, da))
@@ -182,20 +183,20 @@ def _run(x, log_a, h, goes_on, entry, initial, out, end, da, config: Config, seg
         _walk[plan.grid](*arguments, **options)
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _after(decay, h, next_decay, next_h):
-    """The recurrence over two neighbouring spans, from its own over each."""
+    """Join the recurrences over two neighbouring spans."""
     return decay * next_decay, next_decay * h + next_h
 
 
 @triton.jit
 @no_type_check
 def _after_with_before(decay, h, before_decay, before_h, next_decay, next_h, next_before_decay, next_before_h):
-    """The same, with the recurrence over all but the last span beside it."""
+    """Join as `_after` does, and also return the recurrence over all but the last span."""
     return (
         decay * next_decay,
         next_decay * h + next_h,
@@ -207,10 +208,10 @@ def _after_with_before(decay, h, before_decay, before_h, next_decay, next_h, nex
 @triton.jit
 @no_type_check
 def _decays(log_a, goes_on, offsets, back, channel, stride, inside, here, DOCS: tl.constexpr):
-    """exp(log_a) of the tokens that a tile's rows decay by: 0 where a document starts, 1 outside the sequence.
+    """Compute the decays exp(log_a) of a tile's rows: 0 at the start of a document, 1 outside the sequence.
 
-    `back` counts tokens from the one that `goes_on` points to, the tile's latest, so that they do not look like neighbours
-    in memory: Triton would hand them to neighbouring threads, and move every other number of the tile after them.
+    `back` counts tokens backwards from the tile's latest one, to which `goes_on` points. So Triton does not see neighbours
+    in memory: it would assign them to neighbouring threads, and move all other numbers of the tile to match.
     """
     a = tl.load(log_a + (offsets * stride + channel), mask=inside & here, other=0.0).to(tl.float32)
     a = tl.exp2(a * LOG2E)
@@ -223,16 +224,16 @@ def _decays(log_a, goes_on, offsets, back, channel, stride, inside, here, DOCS: 
 @triton.jit
 @no_type_check
 def _places(i, channels, T, BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
-    """Of tile i: its first token, the rows' places as offsets from that token and back, which are there and decay."""
+    """Returns, for tile i: its first token, the rows' offsets from it, `back` of `_decays`, which rows exist, and decay."""
     row = tl.arange(0, ROWS)[:, None, None]
     slot = tl.arange(0, SLOTS)[None, :, None]
     place = slot * ROWS + row
-    offsets = -place if BACK else place  # of the rows' tokens from the tile's first: 32 bits are enough within a tile
+    offsets = -place if BACK else place  # of the rows' tokens from the tile's first token; 32 bits suffice within a tile
     back = place if BACK else (SLOTS - 1 - slot) * ROWS + (ROWS - 1 - row)
     gone = i * (SLOTS * ROWS)
     first = (T - 1 - gone if BACK else gone).to(tl.int64)
     inside = place < T - gone
-    decaying = place > -gone if BACK else inside  # the last token's state decays no more
+    decaying = place > -gone if BACK else inside  # no token follows the last one's state
     return first, offsets, back, inside, decaying & inside, channels[None, None, :]
 
 
@@ -242,7 +243,7 @@ def _tile(
     x, log_a, goes_on, i, channels, T, D: tl.constexpr, sxt: tl.constexpr, sat: tl.constexpr,
     BACK: tl.constexpr, DOCS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Read tile i. Returns what is added and the scan over each slot, then what comes before each slot, then the whole."""
+    """Read tile i. Returns its inputs, the scan over each slot, the scan before each slot, and the scan over the tile."""
     first, offsets, back, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS)
     wanted = channel < D
     latest = 1 if BACK else SLOTS * ROWS - 1
@@ -272,7 +273,7 @@ def _write(
     h, out, da, i, channels, carry, added, running, local, before_decay, before_sum, T, D: tl.constexpr,
     BACK: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Write tile i, which `carry` reaches."""
+    """Write tile i; `carry` is the state that enters it."""
     first, offsets, _, inside, decaying, channel = _places(i, channels, T, BACK, ROWS, SLOTS)
     wanted = channel < D
     reaching = before_decay * carry[None, :] + before_sum
@@ -288,15 +289,15 @@ def _write(
 @triton.jit
 @no_type_check
 def _before(rows, flags, segment, carry, channels, here, D: tl.constexpr, GROUP: tl.constexpr):
-    """The state that reaches a segment: waits until the rows of its group before its own are there, and folds them."""
+    """Returns the state that enters a segment: waits for the rows of earlier segments in its group, and joins them."""
     member = tl.arange(0, GROUP)
     row = segment - segment % GROUP + member
     wanted = (row > 0) & (row <= segment)
-    complete = 0  # a number: Triton 3.6 fails where a loop like this carries a tensor
+    complete = 0  # a scalar: Triton 3.6 fails if such a loop carries a tensor
     while complete == 0:
         seen = tl.atomic_add(flags + row, 0, mask=wanted, sem="acquire", scope="gpu")
         complete = tl.min(tl.where(wanted, seen, 1), 0)
-    tl.debug_barrier()  # what one thread has acquired, all may read; past the first-level cache, which may be older
+    tl.debug_barrier()  # after one thread's acquire, all may read; .cg bypasses the L1 cache, which may be stale
     cells = rows + row.to(tl.int64)[:, None] * (2 * D) + channels[None, :]
     there = wanted[:, None] & here[None, :]
     decay = tl.load(cells, mask=there, other=1.0, cache_modifier=".cg")
@@ -309,7 +310,7 @@ def _before(rows, flags, segment, carry, channels, here, D: tl.constexpr, GROUP:
 @triton.jit
 @no_type_check
 def _leave(row, flag, decay, added, channels, here, D: tl.constexpr):
-    """Write a row, and raise its flag once all threads have: whoever sees the flag sees the row."""
+    """Write a row, and set its flag after all threads have written: a program that sees the flag sees the row."""
     tl.store(row + channels, decay, mask=here)
     tl.store(row + D + channels, added, mask=here)
     tl.debug_barrier()
@@ -325,8 +326,8 @@ def _segment(
     ENTRY: tl.constexpr, INITIAL: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One segment of a block of channels of one sequence."""
-    channels = tl.max_contiguous(block * BD + tl.arange(0, BD), VECTOR)  # a hint is lost on what a function is passed
+    """Scan one segment of a block of channels of one sequence."""
+    channels = tl.max_contiguous(block * BD + tl.arange(0, BD), VECTOR)  # a function's argument loses this hint
     here = channels < D
     x += b * sxb
     log_a += b * sab
@@ -338,10 +339,10 @@ def _segment(
     stop = tl.minimum(begin + each, tiles)
     carry = tl.zeros((BD,), dtype=tl.float32)
     if ENTRY:
-        reached = tl.where(segment < GROUP, D, 0) if CUT else D  # the first group's, of segments
+        reached = tl.where(segment < GROUP, D, 0) if CUT else D  # only for the first group of segments
         carry += tl.load(entry + b * D + channels, mask=channels < reached, other=0.0).to(tl.float32)
     if CUT:
-        # 1. What the segment decays by and adds, for the segments after it; 2. what reaches it.
+        # 1. The segment's decay and sum, for later segments. 2. The state that enters it.
         whole = tl.full((BD,), 1.0, dtype=tl.float32)
         total = tl.zeros((BD,), dtype=tl.float32)
         for i in tl.range(begin, stop, num_stages=STAGES):
@@ -384,10 +385,10 @@ def _walk(
     ENTRY: tl.constexpr, INITIAL: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, BD: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """`out`, and where time ends `end`, of a block of channels. BACK: time turned round, and `da`.
+    """Compute `out` of a block of channels, and `end` at the end of time. BACK: with reversed time, and `da`.
 
-    CUT: of segments, as long as there are any. They are drawn in the order of time, so that whoever waits for an earlier
-    one waits for a program that runs already.
+    CUT: process segments as long as there are any. They are taken in order of time, so that a program only waits for
+    segments of programs that are already running.
     """
     if CUT:
         blocks = tl.cdiv(D, BD)

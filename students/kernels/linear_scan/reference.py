@@ -1,4 +1,4 @@
-"""The diagonal recurrence in PyTorch: chunk after chunk, inside one token by token or by doubling, and its oracle."""
+"""The diagonal recurrence in PyTorch: chunk by chunk, each token by token or by doubling; and a float64 oracle for tests."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch.utils.checkpoint import checkpoint
 
 from students.shapes import Bool, Float, Int
 
-CHUNK = 256  # tokens scanned together; the backward pass holds what one chunk needs at a time
+CHUNK = 256  # tokens scanned together; the backward pass holds the intermediate results of one chunk at a time
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The type that decays and states are kept in: float64 for float64, float32 for everything narrower."""
+    """Returns the type of decays and states: float64 for float64, float32 for all narrower types."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -49,7 +49,7 @@ def linear_scan_recurrence(
     documents: Int[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b d"] | None = None,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d"]]:
-    """The oracle: the definition, one token after the other, in float64. Slow; for tests."""
+    """Compute the definition token by token in float64: a slow oracle for tests."""
     x, log_a = x.double(), log_a.double()
     state = torch.zeros_like(x[:, 0]) if initial_state is None else initial_state.double()
     outputs = []
@@ -62,7 +62,7 @@ def linear_scan_recurrence(
 
 
 def continues(documents: Int[Tensor, "b t"] | None) -> Bool[Tensor, "b t"] | None:
-    """Whether each token's document is that of the token before it; the first token's is."""
+    """Returns whether each token belongs to the document of the token before it; true for the first token."""
     if documents is None:
         return None
     first = torch.ones_like(documents[:, :1], dtype=torch.bool)
@@ -70,9 +70,10 @@ def continues(documents: Int[Tensor, "b t"] | None) -> Bool[Tensor, "b t"] | Non
 
 
 def states_of(decay: Float[Tensor, "b t ..."], added: Float[Tensor, "b t ..."], state: Float[Tensor, "b ..."]) -> Tensor:
-    """h_t = decay_t h_{t-1} + added_t from h_{-1} = state, for every t.
+    """Compute h_t = decay_t h_{t-1} + added_t for every t, with h_{-1} = state.
 
-    A CPU goes token by token, which reads everything once; a GPU would wait for every launch, so it doubles.
+    On a CPU, the loop goes token by token and reads everything once. On a GPU, one launch per token would be slow, so
+    `_doubled` is used.
     """
     if decay.device.type != "cpu":
         return _doubled(decay, added, state)
@@ -84,9 +85,9 @@ def states_of(decay: Float[Tensor, "b t ..."], added: Float[Tensor, "b t ..."], 
 
 
 def _doubled(decay: Float[Tensor, "b t ..."], added: Float[Tensor, "b t ..."], state: Float[Tensor, "b ..."]) -> Tensor:
-    """Each pass joins spans twice as long (Hillis and Steele, 1986).
+    """Compute the recurrence by recursive doubling (Hillis and Steele, 1986): each pass joins spans twice as long.
 
-    Only products of decays are ever formed, never quotients, so decays may be as strong as they like.
+    It forms only products of decays and no quotients, so arbitrarily strong decays are exact.
     """
     added = torch.cat([added[:, :1] + decay[:, :1] * state[:, None], added[:, 1:]], 1)
     span = 1

@@ -1,6 +1,6 @@
-"""One token of an RG-LRU layer behind its convolution, in place: both gates, decay, the scan's step, and the layer's gate.
+"""One-token step of an RG-LRU layer after its convolution: both gates, decay, the scan's step and the layer's gate.
 
-i, r = sigmoid(x W_i + b_i), sigmoid(x W_r + b_r), a block of W a head       log_a = -c softplus(strength) r
+i, r = sigmoid(x W_i + b_i), sigmoid(x W_r + b_r), one block of W per head   log_a = -c softplus(strength) r
 h_t = exp(log_a) h_{t-1} + sqrt(1 - exp(2 log_a)) i x                        y = h_t gelu(u)
 """
 
@@ -21,11 +21,11 @@ IMPLEMENTATIONS: Implementations = {
     "triton": Deferred("students.kernels.lru_token.kernel", "lru_token"),
 }
 CHECKED = {"lru_token": TYPES}  # types compared with float64 on a GPU
-WIDEST = 256  # channels of a head
+WIDEST = 256  # most channels of a head
 
 
 class BlockGate(NamedTuple):
-    """A gate's weight, a block a head, and its bias."""
+    """A gate's weight, one block per head, and its bias."""
 
     weight: Float[Tensor, "h p p"]
     bias: Float[Tensor, "h p"]
@@ -41,10 +41,10 @@ def lru_token(
     state: Float[Tensor, "b hp"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "b hp"]:
-    """One token that is not the first of its text; the state is changed.
+    """Compute one token that is not the first of its sequence; the state is changed in place.
 
     Args:
-        x: what the convolution gives. u: what gelu reads. admits, keeps: the gates i and r. dtype: of the output.
+        x: output of the convolution. u: input of gelu. admits, keeps: the gates i and r. dtype: type of the output.
     """
     width = admits.weight.shape[1]
     refusal = f"a head of {width} channels is wider than {WIDEST}" if width > WIDEST else None

@@ -1,4 +1,4 @@
-"""One token of an RG-LRU layer in Triton: one launch, a program some channels of a head."""
+"""The one-token step of an RG-LRU layer in Triton: one launch, one program for some channels of a head."""
 
 from typing import no_type_check
 
@@ -11,7 +11,7 @@ from students.kernels import launch
 from students.kernels.lru_token import BlockGate
 from students.kernels.ssm_token.kernel import _softplus
 
-ELEMENTS = 2048  # of a gate's block, in one program
+ELEMENTS = 2048  # elements of a gate's block in one program
 
 
 def lru_token(
@@ -35,7 +35,7 @@ def lru_token(
 @triton.jit
 @no_type_check
 def _gate(v, weight, bias, place, q, inside, here):
-    """One gate's channels q: the sigmoid of a block's product."""
+    """Compute channels q of one gate: the sigmoid of a block's product."""
     w = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
     return tl.sigmoid(tl.sum(v[:, None] * w, 0) + tl.load(bias + q, mask=here, other=0.0).to(tl.float32))
 
@@ -58,12 +58,12 @@ def _token(
     own = tl.load(x + b * sxb + h * P + q, mask=here, other=0.0).to(tl.float32)
     lost = scale * _softplus(tl.load(strength + h * P + q, mask=here, other=0.0).to(tl.float32)) * r  # -log_a
     twice = 2.0 * lost
-    small = twice * (1.0 - twice * (0.5 - twice * (0.16666667 - twice * 0.041666668)))  # 1 - exp(-twice), where that rounds
+    small = twice * (1.0 - twice * (0.5 - twice * (0.16666667 - twice * 0.041666668)))  # series of 1 - exp(-twice)
     enters = tl.sqrt(tl.where(twice < 0.05, small, 1.0 - tl.exp(-twice))) * i * own
     held = state + b * D + h * P + q
     s = tl.exp(-lost) * tl.load(held, mask=here, other=0.0).to(tl.float32) + enters
-    tl.debug_barrier()  # fewer channels than threads: none may change what another has yet to read
+    tl.debug_barrier()  # with fewer channels than threads, none may overwrite a value before another has read it
     tl.store(held, s.to(state.dtype.element_ty), mask=here)
     g = tl.load(u + b * sub + h * P + q, mask=here, other=0.0).to(tl.float32)
-    g = g * tl.sigmoid(1.5957691216 * (g + 0.044715 * g * g * g))  # gelu by its tanh form
+    g = g * tl.sigmoid(1.5957691216 * (g + 0.044715 * g * g * g))  # the tanh form of gelu
     tl.store(y + b * D + h * P + q, (s * g).to(y.dtype.element_ty), mask=here)

@@ -1,4 +1,4 @@
-"""One token of an RG-LRU layer in plain PyTorch."""
+"""The one-token step of an RG-LRU layer in plain PyTorch."""
 
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ def lru_token(
 
 
 def block_gate(x: Float[Tensor, "... h p"], weight: Float[Tensor, "h p p"], bias: Float[Tensor, "h p"]) -> Tensor:
-    """sigmoid(x W + b), a block of W a head, in float32 or wider."""
+    """Compute sigmoid(x W + b), with one block of W per head, in float32 or wider."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         return torch.sigmoid(torch.einsum("...hp,hpq->...hq", x.to(wide), weight.to(wide)) + bias.to(wide))

@@ -1,10 +1,10 @@
-"""How far a mixer's matrix is from the attention matrix it should become, without either in memory.
+"""Matrix orientation loss: the squared error between a mixer's matrix and the attention matrix, without either in memory.
 
-MOHAWK (arXiv 2408.10189, section 4.1) minimises the Frobenius norm of A - M. Here, per batch row and head,
+MOHAWK (arXiv 2408.10189, section 4.1) minimises the Frobenius norm of A - M. Here, per sequence and head,
 
     A = softmax(scale Q K^T)            M = tril(exp(segsum(log_a))) o C B^T + diag(D)
 
-both within documents, and the op returns sum (A - M)^2, so that memory grows with t and not with t^2.
+Both are taken within documents. The op returns sum (A - M)^2, and its memory grows with t, not with t^2.
 """
 
 import torch
@@ -19,7 +19,7 @@ IMPLEMENTATIONS: Implementations = {
     "triton": Deferred("students.kernels.matrix_orientation.kernel", "orientation_error"),
 }
 CHECKED = {"matrix_orientation": (torch.bfloat16,)}  # types compared with float64 on a GPU
-WIDEST = 128  # heads or states that the Triton kernels serve: wider tiles have not been checked on a GPU
+WIDEST = 128  # most channels or states of a head in the Triton kernels: wider tiles have not been checked on a GPU
 
 
 def orientation_error(
@@ -40,9 +40,9 @@ def orientation_error(
 
     Args:
         q, k: the teacher's, after its norms and rotary embedding; query head i reads key head i // (h / kv).
-        C, B, log_a, D: the mixer's matrix, with everything that multiplies it folded in.
-        scale: what the teacher multiplies its logits by. softcap: its soft cap on them. window: its sliding window.
-        min_lag: entries nearer to the diagonal than this count in neither result (another branch covers them).
+        C, B, log_a, D: the factors of the mixer's matrix, with all its scales included.
+        scale: factor of the teacher's logits. softcap: its soft cap on them. window: its sliding window.
+        min_lag: entries nearer to the diagonal than this are left out of both results (the window branch covers them).
 
     Returns:
         sum (A - M)^2 and sum A^2. Gradients flow to C, B, log_a and D, not to q and k.
@@ -54,6 +54,6 @@ def orientation_error(
     if heads % keys:
         raise ValueError(f"{heads} query heads cannot share {keys} key heads: {heads} % {keys} != 0")
     wide = max(q.shape[3], C.shape[3])
-    refusal = f"heads or states {wide} wide are wider than {WIDEST}" if wide > WIDEST else None
+    refusal = f"heads or states of {wide} channels are wider than {WIDEST}" if wide > WIDEST else None
     run = pick("matrix_orientation", IMPLEMENTATIONS, C, refusal, compute_type(C), CHECKED["matrix_orientation"])
     return run(q, k, C, B, log_a, D, scale, softcap, window, documents, min_lag)

@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `orientation_error` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `orientation_error`."""
 
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ BENCH = [
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
         "C": torch.randn(case.b, case.t, case.h, case.n, **options) * case.n**-0.5,

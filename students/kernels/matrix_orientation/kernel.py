@@ -1,13 +1,13 @@
-"""The orientation error in Triton, tile by tile: nothing as large as t x t is ever written, forward or backward.
+"""The matrix orientation loss in Triton, tile by tile: no tensor of t x t is written, forward or backward.
 
-Three sweeps over the tiles on and below the diagonal, each recomputing what it needs:
-    1. the log-sum-exp of each row of the attention;
-    2. row by row: the error, |A|^2, and where gradients are wanted those of C and D;
+Three sweeps over the tiles on and below the diagonal, each of which recomputes its inputs:
+    1. the log-sum-exp of each row of the attention matrix;
+    2. row by row: the error, |A|^2, and if gradients are needed those of C and D;
     3. column by column, with transposed products: the gradient of B.
-The error ends the graph up to a factor a head, so sweeps 2 and 3 take the gradients for a factor of 1 and the backward
-pass only scales them. Off the diagonal the decay between two tokens is a product of two factors at most 1 that meet at
-the tile's edge, so a tile costs one exponential an element. The decay's gradient is the difference of the row and column
-sums of dM o M, in float32, summed backwards over time.
+After this op, the graph only multiplies the error by a factor per head. So sweeps 2 and 3 compute the gradients for a factor
+of 1, and the backward pass scales them. Off the diagonal, the decay between two tokens is the product of two factors of at
+most 1, from each token to the tile's edge, so a tile needs one exponential per element (of A). The decay's gradient is the
+difference of the row and column sums of dM o M, in float32, summed backwards over time.
 """
 
 import math
@@ -24,11 +24,11 @@ from students.kernels.documents import positions
 from students.kernels.documents import runs as number_runs
 
 LOG2E = math.log2(math.e)
-SIZES = ["T", "window", "min_lag"]  # that vary from call to call: no kernel of its own for 1 or a multiple of 16
+SIZES = ["T", "window", "min_lag"]  # they vary, so no kernels are specialised for 1 and multiples of 16
 
 
 class Config(NamedTuple):
-    """Tokens of a program's own side and of the side it loops over; warps; pipeline stages."""
+    """Tokens of the program's own side of a tile and of the side over which it loops; warps; pipeline stages."""
 
     own: int
     other: int
@@ -36,7 +36,7 @@ class Config(NamedTuple):
     stages: int
 
 
-# By the widest head or state each may serve; the first is the default, and tests check all on a GPU against float64.
+# By the widest head or state that each serves: the default first. Tests compare all with float64 on a GPU.
 CONFIGS_16 = {
     64: [Config(64, 64, 4, 3), Config(128, 64, 8, 3), Config(128, 128, 8, 2)],
     128: [Config(128, 64, 8, 2), Config(64, 64, 4, 2)],
@@ -48,7 +48,7 @@ CONFIGS_32 = {
 
 
 def configs(dtype: torch.dtype, width: int) -> list[Config]:
-    """The shipped configurations for products in this type and heads or states this wide, the default first."""
+    """Returns the shipped configurations for products in this type and heads or states of this width, the default first."""
     table = CONFIGS_16 if dtype.itemsize == 2 else CONFIGS_32
     return next(choices for widest, choices in table.items() if width <= widest)
 
@@ -67,7 +67,7 @@ def orientation_error(
     min_lag: int,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `students.kernels.matrix_orientation.orientation_error`. Under autocast products run in autocast's type."""
+    """See `students.kernels.matrix_orientation.orientation_error`. Under autocast, products run in autocast's type."""
     wanted = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (C, B, log_a, D))
     options = (scale, softcap, window, documents, min_lag, config)
     return _Orientation.apply(C, B, log_a, D, q.detach(), k.detach(), options, wanted)
@@ -96,13 +96,13 @@ class _Orientation(torch.autograd.Function):
 
 
 def _sweep(q, k, C, B, log_a, D, options, wanted, dtype):
-    """The error, |A|^2 and, for a factor of 1, the gradients of C, B, log_a and, a batch row and head each, D."""
+    """Compute the error, |A|^2 and, for a factor of 1, the gradients of C, B, log_a and D (D's per sequence and head)."""
     scale, softcap, window, documents, min_lag, config = options
     batch, time, heads, width = q.shape
     states = C.shape[3]
     config = config or configs(dtype, max(width, states))[0]
     q, k, c, b = (launch.rows_of(part.to(dtype)) for part in (q, k, C, B))
-    total = log_a.transpose(1, 2).contiguous().double().cumsum(2) * LOG2E  # [b h t]; a sum across memory is slow
+    total = log_a.transpose(1, 2).contiguous().double().cumsum(2) * LOG2E  # [b h t]; a strided cumsum is slow
     runs, first, last = _bounds(documents, time)
     tiles, rows = triton.cdiv(time, config.own), batch * heads
     empty = {"dtype": torch.float32, "device": C.device}
@@ -111,7 +111,7 @@ def _sweep(q, k, C, B, log_a, D, options, wanted, dtype):
     flow = torch.empty((2, batch, heads, time), **empty)
     keep = {"dtype": C.dtype if C.dtype == torch.float32 else dtype, "device": C.device}
     dC, dB = (torch.empty(C.shape if wanted else (1,), **keep) for _ in range(2))
-    ids = total if runs is None else runs  # a pointer that is never read stands for no documents
+    ids = total if runs is None else runs  # without documents, a placeholder that is never read
     bounds = (ids, total if runs is None else first, total if runs is None else last)
     strides = (*q.stride()[:3], *k.stride()[:3], *c.stride()[:3], *b.stride()[:3])
     numbers = (time, heads, heads // k.shape[2], float(scale), float(softcap or 1.0), window or 0, min_lag)
@@ -133,7 +133,7 @@ def _sweep(q, k, C, B, log_a, D, options, wanted, dtype):
 
 
 def _bounds(documents: Tensor | None, time: int):
-    """Each token's run, and the first and last token of it."""
+    """Returns each token's run, and the first and last token of that run."""
     if documents is None:
         return None, None, None
     runs = number_runs(documents)
@@ -142,13 +142,13 @@ def _bounds(documents: Tensor | None, time: int):
     return (part.to(torch.int32).contiguous() for part in (runs, first, last))
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _tile(pointer, start, T, stride, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows `start` and on of a matrix whose columns are contiguous; zeros outside."""
+    """Load rows from `start` on of a matrix whose columns are contiguous; zeros outside."""
     rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     mask = (start + rows < T)[:, None] & (columns < width)[None, :]
@@ -160,7 +160,7 @@ def _tile(pointer, start, T, stride, width, ROWS: tl.constexpr, BLOCK: tl.conste
 @triton.jit
 @no_type_check
 def _log2_odds(product, scale, cap, CAP: tl.constexpr):
-    """Attention logits in base 2, soft-capped."""
+    """Compute soft-capped attention logits in base 2."""
     if CAP:
         return (cap * 1.4426950408889634) * (2.0 * tl.sigmoid((2.0 * scale / cap) * product) - 1.0)
     return product * (scale * 1.4426950408889634)
@@ -169,7 +169,7 @@ def _log2_odds(product, scale, cap, CAP: tl.constexpr):
 @triton.jit
 @no_type_check
 def _seen(row, column, run_row, run_column, T, DIAGONAL: tl.constexpr, DOCS: tl.constexpr):
-    """Which tokens `row` may look at: not later ones, none of another document, none that pad."""
+    """Returns which tokens `row` sees: no later ones, none of another document, no padding."""
     seen = (row < T) & (column < T)
     if DIAGONAL:
         seen = seen & (column <= row)
@@ -225,7 +225,7 @@ def _difference(
     odds, lse, product, decay, row, column, run_row, run_column, D, T, window, min_lag,
     DIAGONAL: tl.constexpr, WINDOW: tl.constexpr, DOCS: tl.constexpr, LAG: tl.constexpr, HAS_D: tl.constexpr,
 ):  # fmt: skip
-    """A, M without D, and A - M of one tile, zero wherever nothing counts."""
+    """Compute A, M without D, and A - M of one tile; zero at entries that do not count."""
     a = tl.exp2(odds - lse)
     m = product * decay
     if DIAGONAL or DOCS or WINDOW or LAG:
@@ -275,7 +275,7 @@ def _rows(
     bottom = tl.load(lse + head * T + row, mask=row < T, other=float("inf"))
     edge = tl.load(decays + i)
     fall = (tl.load(decays + row, mask=row < T, other=edge) - edge).to(tl.float32)
-    reach = tl.exp2(fall)  # of the tile's first token in each row
+    reach = tl.exp2(fall)  # decay from the tile's first token to each row
     extra = 0.0
     if HAS_D:
         extra = tl.load(D + h).to(tl.float32)
@@ -284,7 +284,7 @@ def _rows(
     worth = tl.zeros((OWN,), dtype=tl.float32)
     own_d = tl.zeros((OWN,), dtype=tl.float32)
     gradient = tl.zeros((OWN, BN), dtype=tl.float32)
-    for j in range(start, i, OTHER):  # tiles wholly below the diagonal
+    for j in range(start, i, OTHER):  # tiles entirely below the diagonal
         column = j + tl.arange(0, OTHER)
         run_column = column
         if DOCS:
@@ -365,13 +365,13 @@ def _columns(
     own_k, own_b = _tile(k, j, T, skt, d, OWN, BD), _tile(B, j, T, sBt, n, OWN, BN)
     edge = tl.load(decays + tl.minimum(j + OWN, T) - 1)
     fallen = (tl.load(decays + column, mask=column < T, other=edge) - edge).to(tl.float32)
-    near = tl.exp2(-fallen)  # of each column in the tile's last token
+    near = tl.exp2(-fallen)  # decay from each column to the tile's last token
     extra = 0.0
     if HAS_D:
         extra = tl.load(D + h).to(tl.float32)
     worth = tl.zeros((OWN,), dtype=tl.float32)
     gradient = tl.zeros((OWN, BN), dtype=tl.float32)
-    for i in range(j + OWN, stop, OTHER):  # tiles wholly below the diagonal
+    for i in range(j + OWN, stop, OTHER):  # tiles entirely below the diagonal
         row = i + tl.arange(0, OTHER)
         run_row = row
         if DOCS:

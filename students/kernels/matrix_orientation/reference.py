@@ -1,4 +1,4 @@
-"""The orientation error in PyTorch: a block of rows at a time, recomputed in the backward pass."""
+"""The matrix orientation loss in PyTorch: one block of rows at a time, recomputed in the backward pass."""
 
 from typing import cast
 
@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from students.kernels.documents import runs as number_runs
 from students.shapes import Float, Int
 
-ROWS = 128  # of a block, at least: on a CPU small blocks stay in the cache
-ELEMENTS = 2**26  # of a block on a GPU, where many small ones would spend their time being launched
+ROWS = 128  # least rows of a block; on a CPU, small blocks stay in the cache
+ELEMENTS = 2**26  # elements of a block on a GPU, where launches would dominate the time of small blocks
 
 
 def orientation_error(

@@ -1,4 +1,4 @@
-"""What kept attention does with one token's q, k and v before it attends: norms, rotary embedding, and the keys' places."""
+"""One-token norms and rotary embedding of q and k in kept attention; the key and the value are written into the cache."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ CHECKED = {"rotary_token": TYPES}  # types compared with float64 on a GPU
 
 
 class Places(NamedTuple):
-    """Where a token's key and value go: place `place` of what is kept."""
+    """The cached keys and values, and the place where the token's key and value are written."""
 
     keys: Float[Tensor, "b kv s p"]
     values: Float[Tensor, "b kv s p"]
@@ -31,11 +31,11 @@ def rotary_token(
     places: Places,
     norms: tuple[Float[Tensor, " p"], Float[Tensor, " p"], float] | None = None,
 ) -> Float[Tensor, "b h 1 p"]:
-    """The queries rotated; keys rotated and values into their places.
+    """Rotate one token's queries and keys and write keys and values into their place; returns the queries.
 
     Args:
-        tables: cosines and sines; channel i turns with i + r / 2. norms: weights of RMSNorms over each head's q and k before
-            that, and their epsilon.
+        tables: cosines and sines; channel i is paired with i + r / 2. norms: weights of the RMSNorms over each head's q and
+            k, applied before the rotation, and their epsilon.
     """
     run = pick("rotary_token", IMPLEMENTATIONS, places.keys, checked=CHECKED["rotary_token"])
     return run(q, k, v, tables, places, norms)

@@ -1,4 +1,4 @@
-"""Shapes that tests of `rotary_token` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `rotary_token`."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ PLACES = 5
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
-    """Random arguments of `rotary_token`."""
+    """Draw random arguments of `rotary_token`."""
 
     def random(*shape):
         return torch.randn(shape, device=device)
@@ -41,12 +41,12 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
 
 
 def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
-    """The same for benchmarks; nothing has a gradient."""
+    """Draw the same for benchmarks; none of the arguments has a gradient."""
     return {}, flat(draw(case, dtype, device))
 
 
 def _work(case: Case) -> Work:
-    """Everything read and written once."""
+    """Everything is read or written once."""
     size = 6.0 * case.b * (case.h + 2 * case.kv) * case.p
     return Work((size, size), (size, 0.0))
 

@@ -1,4 +1,4 @@
-"""One token's q, k and v on their way to attention in Triton: one launch, a program a head of each."""
+"""One-token norms and rotary embedding of q and k in Triton: one launch, one program per head of q, k and v."""
 
 from typing import no_type_check
 
@@ -38,7 +38,7 @@ def rotary_token(
     return out
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
@@ -77,5 +77,5 @@ def _token(
         tl.store(keys + b * tkb + h * tkh + at * tks + p, y.to(keys.dtype.element_ty), mask=p < P)
     else:
         h -= H + KV
-        y = tl.load(v + b * svb + h * svh + p, mask=p < P, other=0.0).to(tl.float32)  # of one type in every branch
+        y = tl.load(v + b * svb + h * svh + p, mask=p < P, other=0.0).to(tl.float32)  # one type in all branches
         tl.store(values + b * tvb + h * tvh + at * tvs + p, y.to(values.dtype.element_ty), mask=p < P)

@@ -1,4 +1,4 @@
-"""One token's q, k and v on their way to attention in plain PyTorch."""
+"""One-token norms and rotary embedding of q and k in plain PyTorch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""Mamba-1's selective scan: a state of n numbers a channel, each decaying by its own factor (arXiv 2312.00752).
+"""Mamba-1's selective scan: each channel has a state of n numbers, each with its own decay (arXiv 2312.00752).
 
     S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T        y_t = S_t C_t
 
-dt is positive already (after its softplus); the skip D x and the gate are the caller's.
+dt is positive (after its softplus). The caller computes the skip D x and the gate.
 """
 
 import torch
@@ -22,7 +22,7 @@ STEPS: Implementations = {
     "triton": Deferred("students.kernels.selective_scan.step", "selective_scan_step"),
 }
 CHECKED = {"selective_scan": TYPES, "selective_scan_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
-WIDEST = 256  # states of a channel that the Triton kernels serve
+WIDEST = 256  # most states per channel in the Triton kernels
 
 
 def selective_scan(
@@ -58,10 +58,10 @@ def selective_scan_step(
     C: Float[Tensor, "b g n"],
     state: Float[Tensor, "b d n"],
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d n"]]:
-    """One token of the recurrence: y and the new state, from the state before it.
+    """Compute one token of the recurrence: y and the new state.
 
-    The Triton kernel writes the new state over the old one, so that a captured graph can go on from it: do not use the
-    state that was passed in afterwards. It has no gradient; where one is wanted the reference runs, and leaves it alone.
+    The Triton kernel overwrites the state that is passed in, so that a captured CUDA graph can be replayed: do not use it
+    afterwards. The kernel has no gradient; if one is needed, the reference runs, which leaves the old state unchanged.
 
     Raises:
         ValueError: d is not a multiple of g.
@@ -74,15 +74,15 @@ def selective_scan_step(
 
 
 def too_wide(states: int) -> str | None:
-    """Why the Triton kernels do not serve so many states a channel, if they do not."""
-    return f"{states} states a channel are more than {WIDEST}" if states > WIDEST else None
+    """Returns why the Triton kernels do not serve this number of states per channel; None if they do."""
+    return f"{states} states per channel are more than {WIDEST}" if states > WIDEST else None
 
 
 def check_groups(channels: int, groups: int) -> None:
-    """Refuse channels that cannot share the groups of B and C.
+    """Refuse channels that cannot be divided among the groups of B and C.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: the number of channels is not a multiple of the number of groups.
     """
     if channels % groups:
         raise ValueError(f"{channels} channels cannot share {groups} groups of B and C: {channels} % {groups} != 0")

@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `selective_scan` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `selective_scan`."""
 
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ BENCH_STEP = [Case(256, 1, 2048, 1, 16, False), Case(256, 1, 2048, 1, 64, False)
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others. dt and A lie where Mamba starts them."""
+    """Draw random inputs by name, dt and A in Mamba's initial ranges: those that have a gradient, and the others."""
     b, t, d, g, n = case[:5]
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
@@ -52,14 +52,17 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
 
 
 def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs of the one-token kernel; none of them has a gradient."""
+    """Draw random inputs of the one-token kernel; none of them has a gradient."""
     leaves, _ = draw(case, dtype, device)
     state, A = leaves.pop("initial_state"), leaves.pop("A")
     return {}, {name: part[:, 0] for name, part in leaves.items()} | {"A": A, "state": state}
 
 
 def _work(case: Case) -> Work:
-    """Its true floor is neither: b t d n exponentials, 16 a clock on a multiprocessor (3.7e12 a second on an H100)."""
+    """Bytes and FLOP do not limit this op; its b t d n exponentials do.
+
+    A multiprocessor computes 16 exponentials per clock; an H100 computes 3.7e12 per second.
+    """
     tokens, rows = float(case.b * case.t), 2.0 * case.g * case.n
     states = tokens * case.d * case.n
     forward, back = tokens * 2 * (3 * case.d + rows), tokens * 2 * (5 * case.d + 2 * rows)

@@ -1,14 +1,15 @@
-"""The selective scan in Triton: the states of a block of channels stay in registers while a program walks time.
+"""The selective scan in Triton: a program goes through time with the states of a block of channels in registers.
 
-Nothing but the exponentials is worth saving here (one a token, channel and state): 2^x, with A scaled beforehand. A program
-takes a few tokens at a time (rows), loads all that they need, then goes through them one by one. Forward keeps the state
-before every chunk; backward walks forward through a chunk once, leaving the states before each few tokens in a scratch of
-its own (small: it stays in the L2 cache), then goes back through it. Where blocks of channels are too few to fill the GPU
-time is cut into segments that run side by side, after a pass that finds what each of them does to a state. What a tile needs
-is asked for while the one before it is computed: with few warps to a multiprocessor nothing else hides the wait.
+The exponentials, one per token, channel and state, dominate the time. They are computed as 2^x, with A scaled beforehand. A
+program loads a tile of a few tokens (rows) at a time and processes them one by one. The loads of a tile are issued while the
+tile before is computed, since too few warps run on a multiprocessor to hide the latency in another way. The forward pass
+saves the state before every chunk. The backward pass goes forward through a chunk once, writes the state before each tile to
+a small scratch buffer, which stays in the L2 cache, and then goes back through the chunk. If blocks of channels are too few
+to fill the GPU, time is divided into segments that run in parallel, after a pass that computes each segment's effect on a
+state.
 
-Gradients of B and C are summed over a block's channels in the kernel and over blocks in PyTorch, those of A over time
-likewise. No sum depends on what runs first: the same bits every time.
+Gradients of B and C are summed over a block's channels in the kernel and over blocks in PyTorch; the gradient of A is
+likewise summed over time. Every sum has a fixed order, so results are bitwise reproducible.
 """
 
 # ruff: noqa: RUF005  (xs + (x,): Triton reads no star inside a tuple)
@@ -27,13 +28,13 @@ from students.kernels.linear_scan.reference import continues
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNK = 64  # tokens between the states that are kept for the backward pass
-SIZES = ["T", "chunks", "each", "segments", "blocks"]  # no kernel of its own for 1 or a multiple of 16
-WARPS = 48  # a multiprocessor is to have where time is cut
-CUT = 10  # segments that make it worth the pass beforehand, which takes every exponential once more
+SIZES = ["T", "chunks", "each", "segments", "blocks"]  # they vary, so no kernels are specialised for 1 and multiples of 16
+WARPS = 48  # warps per multiprocessor for which time is divided
+CUT = 10  # least number of segments: fewer do not pay for the extra pass, which computes every exponential once more
 
 
 class Config(NamedTuple):
-    """Channels of a block, tokens loaded together (a divisor of CHUNK) and warps; the same three backward."""
+    """Channels of a block, tokens of a tile (a divisor of CHUNK) and warps; the same three for the backward pass."""
 
     channels: int
     rows: int
@@ -43,7 +44,7 @@ class Config(NamedTuple):
     back_warps: int
 
 
-# By the widest tile of states that each may serve; the first is the default.
+# By the widest tile of states that each serves: the default first.
 CONFIGS = {
     16: [Config(32, 8, 2, 16, 4, 1), Config(16, 8, 1, 32, 4, 2), Config(64, 8, 4, 64, 4, 4)],
     64: [Config(16, 4, 4, 8, 4, 1), Config(16, 8, 4, 16, 4, 4), Config(8, 4, 1, 8, 2, 1)],
@@ -53,7 +54,7 @@ CONFIGS = {
 
 
 def configs(states: int) -> list[Config]:
-    """The shipped configurations for channels of so many states, the default first."""
+    """Returns the shipped configurations for channels of `states` states, the default first."""
     return next(choices for widest, choices in CONFIGS.items() if states <= widest)
 
 
@@ -68,7 +69,7 @@ def selective_scan(
     config: Config | None = None,
     segments: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `students.kernels.selective_scan.selective_scan`. A configuration and a number of segments may be forced."""
+    """See `students.kernels.selective_scan.selective_scan`. The configuration and the number of segments may be set."""
     follows = continues(documents)
     goes_on = None if follows is None else follows.view(torch.int8)
     leaves = (x, dt, A, B, C, initial_state)
@@ -77,7 +78,7 @@ def selective_scan(
 
 
 class _Plan:
-    """One call's sizes and cut, shared by its kernels. A block of channels lies within one group."""
+    """The sizes of one call and its division into segments and blocks. A block of channels lies within one group."""
 
     def __init__(self, x: Tensor, B: Tensor, config: Config, segments: int | None, goes_on: Tensor | None) -> None:
         self.batch, self.time, self.channels = x.shape
@@ -93,11 +94,11 @@ class _Plan:
         self.state_shape = (self.batch, self.channels, self.states)
 
     def blocks(self, width: int) -> int:
-        """Blocks that a group's channels make."""
+        """Returns the number of blocks of `width` channels in a group."""
         return triton.cdiv(self.channels // self.groups, width)
 
     def launch(self, channels: int, rows: int, warps: int) -> tuple[tuple[int, int, int], tuple, dict]:
-        """Grid, sizes and options of a kernel with tiles like these."""
+        """Returns grid, sizes and options of a kernel with tiles of this size."""
         blocks = self.blocks(channels)
         width, states = self.channels // self.groups, triton.next_power_of_2(self.states)
         sizes = (self.time, self.channels, width, blocks, self.chunks, self.each, self.segments)
@@ -109,11 +110,11 @@ class _Plan:
         return (self.groups * blocks, self.batch, self.segments), sizes, options
 
     def sums(self, left, dt, A, right, goes_on, reverse: bool) -> Tensor:
-        """What each segment does to a state: decays, and what it adds; REVERSE: to the gradient of one."""
+        """Compute each segment's effect on a state: decays, and what it adds. reverse: its effect on a state's gradient."""
         parts = torch.empty((2, self.batch, self.segments, *self.state_shape[1:]), dtype=torch.float32, device=dt.device)
         if self.segments > 1:
             (blocks, batch, segments), sizes, options = self.launch(*self.config[:3])
-            _sum_segments[(blocks, batch, segments - 1)](  # nothing comes after the last one
+            _sum_segments[(blocks, batch, segments - 1)](  # no segment follows the last one
                 left, dt, A, right, goes_on, parts, parts[1], *left.stride()[:2], *dt.stride()[:2], *right.stride()[:3],
                 *sizes, REVERSE=reverse, **options,
             )  # fmt: skip
@@ -124,12 +125,12 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, initial, goes_on, config, segments, keep):
         ctx.types = [None if part is None else part.dtype for part in (A, B, C, initial)]
-        x, dt, B, C = launch.rows_of(x), launch.rows_of(dt), B.float(), C.float()  # every thread would convert B and C again
+        x, dt, B, C = launch.rows_of(x), launch.rows_of(dt), B.float(), C.float()  # else every thread would convert B and C
         B, C = launch.rows_of(B), launch.rows_of(C)
         A = A.float().contiguous()
         initial = None if initial is None else initial.contiguous()
         plan = _Plan(x, B, config, segments, goes_on)
-        flags = x if goes_on is None else goes_on  # a pointer that is never read
+        flags = x if goes_on is None else goes_on  # x is a placeholder that is never read
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         final = torch.empty(plan.state_shape, dtype=torch.float32, device=x.device)
         shape = (plan.batch, plan.chunks, plan.channels, plan.states)
@@ -182,13 +183,13 @@ def _strides(x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
     return (*x.stride()[:2], *dt.stride()[:2], *B.stride()[:3], *C.stride()[:3])
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _place(W, blocks, BD: tl.constexpr):
-    """A program's group and channels, and which of them the group has."""
+    """Returns a program's group, its channels, and which of them exist in the group."""
     group = tl.program_id(0) // blocks
     local = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
     return group, group * W + local, local < W
@@ -197,15 +198,15 @@ def _place(W, blocks, BD: tl.constexpr):
 @triton.jit
 @no_type_check
 def _row(first, k, last, stride: tl.constexpr, here, EVEN: tl.constexpr, FULL: tl.constexpr):
-    """Row k of a tile, whose first row `first` points to; rows after the last are it once more, and count for nothing."""
+    """Load row k of the tile that begins at `first`; rows after the last repeat it, and `_counted` removes them."""
     place = first + (k if EVEN else tl.minimum(last, k)) * stride
-    return tl.load(place) if FULL else tl.load(place, mask=here, other=0.0)  # a mask costs an instruction a number
+    return tl.load(place) if FULL else tl.load(place, mask=here, other=0.0)  # a mask costs one instruction per number
 
 
 @triton.jit
 @no_type_check
 def _rows(first, tile, last, K: tl.constexpr, stride: tl.constexpr, here, EVEN: tl.constexpr, FULL: tl.constexpr):
-    """The rows of a tile."""
+    """Load the rows of a tile."""
     first += tl.cast(tile * K, tl.int64) * stride
     rows = ()
     for k in tl.static_range(K):
@@ -216,14 +217,14 @@ def _rows(first, tile, last, K: tl.constexpr, stride: tl.constexpr, here, EVEN: 
 @triton.jit
 @no_type_check
 def _counted(row, k, last, EVEN: tl.constexpr):
-    """A row in float32, nothing where it lies outside the sequence. EVEN: no tile has such rows."""
+    """Returns a row in float32; zeros outside the sequence. EVEN: no tile has such rows."""
     return row.to(tl.float32) if EVEN else tl.where(k <= last, row.to(tl.float32), 0.0)
 
 
 @triton.jit
 @no_type_check
 def _stacked(rows, K: tl.constexpr, LOG: tl.constexpr, BD: tl.constexpr):
-    """K vectors as the columns of a matrix, so that they are stored, and moved for that, all at once."""
+    """Join K vectors as the columns of a matrix, so that they are moved between threads and stored all at once."""
     for level in tl.static_range(LOG):
         pairs = ()
         for k in tl.static_range(K >> (level + 1)):
@@ -235,7 +236,7 @@ def _stacked(rows, K: tl.constexpr, LOG: tl.constexpr, BD: tl.constexpr):
 @triton.jit
 @no_type_check
 def _breaks(goes_on, tile, last, K: tl.constexpr, DOCS: tl.constexpr):
-    """For each row of a tile, what is added to the exponent of its decay: -inf where a document starts, else 0."""
+    """Returns, for each row of a tile, the summand of its decay's exponent: -inf at the start of a document, else 0."""
     breaks = ()
     for k in tl.static_range(K):
         place = tl.cast(tile * K + k, tl.int64)
@@ -250,7 +251,7 @@ def _inputs(
     left, dt, right, goes_on, tile, last, slt: tl.constexpr, sdt: tl.constexpr, srt: tl.constexpr, here, there,
     K: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr, DOCS: tl.constexpr,
 ):  # fmt: skip
-    """What a tile adds to states and how they decay, its rows of each: asked for an iteration before they are used."""
+    """Load the rows of a tile (`left`, dt, `right` and breaks), one iteration before they are used."""
     lefts = _rows(left, tile, last, K, slt, here, EVEN, FULL)
     ds = _rows(dt, tile, last, K, sdt, here, EVEN, FULL)
     rights = _rows(right, tile, last, K, srt, there, EVEN, FULL)
@@ -260,14 +261,14 @@ def _inputs(
 @triton.jit
 @no_type_check
 def _decay(d, A2, added, DOCS: tl.constexpr):
-    """What the states decay by before a token."""
+    """Compute the states' decays at a token."""
     return tl.exp2(d[:, None] * A2 + added) if DOCS else tl.exp2(d[:, None] * A2)
 
 
 @triton.jit
 @no_type_check
 def _entering(state, decays, sums, cells, here, size, segment):
-    """The state that reaches a segment, from the first one's: through the segments before it."""
+    """Returns the state that enters a segment: the first segment's state, passed through the segments before."""
     for i in range(0, segment):
         far = tl.cast(i, tl.int64) * size
         state = state * tl.load(decays + far + cells, mask=here, other=0.0)
@@ -283,7 +284,7 @@ def _sum_segments(
     FULL: tl.constexpr, N: tl.constexpr, K: tl.constexpr, LOG: tl.constexpr, TILES: tl.constexpr, BD: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to a state from x and B, or to a state's gradient from dy and C, and what is left of it."""
+    """Compute what a segment adds to a state (from x and B) or to a state's gradient (from dy and C), and its decay."""
     b = tl.program_id(1).to(tl.int64)
     segment = tl.program_id(2)
     group, channels, here = _place(W, blocks, BD)
@@ -358,7 +359,7 @@ def _forward(
     xs, ds, Bs, breaks = _inputs(x, dt, B, goes_on, begin, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
     Cs = _rows(C, begin, T - 1, K, sCt, n < N, EVEN, FULL)
     for i in range(begin, end):
-        ahead = tl.minimum(i + 1, end - 1)  # its loads come before the stores: none waits for another
+        ahead = tl.minimum(i + 1, end - 1)  # its loads come before the stores, so that they do not wait for them
         following = _inputs(x, dt, B, goes_on, ahead, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
         next_Cs = _rows(C, ahead, T - 1, K, sCt, n < N, EVEN, FULL)
         if KEEP and i % TILES == 0:
@@ -410,17 +411,17 @@ def _backward(
     scratch += program.to(tl.int64) * (TILES * BD * BN) + tl.arange(0, BD)[:, None] * BN + n[None, :]
     pairs = 2 * n[:, None] + tl.arange(0, 2)[None, :]
     d_BC += (b * T * tl.num_programs(0) + tl.program_id(0)) * (2 * N)
-    width = tl.num_programs(0) * (2 * N)  # of a token in d_BC
-    up = tl.zeros((BD, BN), dtype=tl.float32)  # the gradient of the state before the token that comes next in time
+    width = tl.num_programs(0) * (2 * N)  # numbers of a token in d_BC
+    up = tl.zeros((BD, BN), dtype=tl.float32)  # gradient of the state before the following token
     if ENTRY:
         up += tl.load(entry + b * size + cells, mask=both, other=0.0).to(tl.float32)
     up = _entering(up, decays + b * segments * size, sums + b * segments * size, cells, both, size, segment)
-    slope = tl.zeros((BD, BN), dtype=tl.float32)  # of A
+    slope = tl.zeros((BD, BN), dtype=tl.float32)  # gradient of A
     for turned in range(segment * each, tl.minimum(segment * each + each, chunks)):
         z = chunks - 1 - turned
         tiles = tl.minimum(TILES, tl.cdiv(T, K) - z * TILES)
         state = tl.load(starts + (b * chunks + z) * size + cells, mask=both, other=0.0)
-        tl.debug_barrier()  # nobody reads the scratch any longer
+        tl.debug_barrier()  # no thread still reads the scratch buffer
         tl.store(scratch, state)
         first = z * TILES
         xs, ds, Bs, breaks = _inputs(x, dt, B, goes_on, first, T - 1, sxt, sdt, sBt, here, n < N, K, EVEN, FULL, DOCS)
@@ -432,7 +433,7 @@ def _backward(
                 state = _decay(d, A2, breaks[k], DOCS) * state + v[:, None] * Bs[k].to(tl.float32)[None, :]
             tl.store(scratch + (i + 1) * (BD * BN), state)
             xs, ds, Bs, breaks = following
-        gs = _rows(dy, first + tiles - 1, T - 1, K, syt, here, EVEN, FULL)  # the last tile's others are here already
+        gs = _rows(dy, first + tiles - 1, T - 1, K, syt, here, EVEN, FULL)  # the last tile's other rows are loaded already
         Cs = _rows(C, first + tiles - 1, T - 1, K, sCt, n < N, EVEN, FULL)
         tl.debug_barrier()
         for i in range(0, tiles):
@@ -444,7 +445,7 @@ def _backward(
             far = tl.cast((first + tile) * K, tl.int64)
             last = T - 1 - (first + tile) * K
             state = tl.load(scratch + tile * (BD * BN))
-            decayed, left = (), ()  # by what, and what is left of the state before each token
+            decayed, left = (), ()  # the decays, and the decayed state before each token
             for k in tl.static_range(K):
                 d = _counted(ds[k], k, last, EVEN)
                 a = _decay(d, A2, breaks[k], DOCS)
@@ -458,7 +459,7 @@ def _backward(
                 g = _counted(g, K - 1 - j, last, EVEN)[:, None]
                 right = Bs[K - 1 - j].to(tl.float32)[None, :]
                 scaled = (d * v)[:, None]
-                grad = g * Cs[K - 1 - j].to(tl.float32)[None, :] + up  # of the state after the token
+                grad = g * Cs[K - 1 - j].to(tl.float32)[None, :] + up  # gradient of the state after the token
                 over_channels = tl.sum(tl.join(grad * scaled, g * (left[K - 1 - j] + scaled * right)), 0)  # dB, dC [n 2]
                 place = d_BC + (far + (K - 1 - j)) * width + pairs
                 tl.store(place, over_channels, mask=(n < tl.where(last >= K - 1 - j, N, 0))[:, None])

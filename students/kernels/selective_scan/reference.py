@@ -1,4 +1,4 @@
-"""The selective scan in PyTorch: chunk after chunk, inside one token by token or by doubling, and its oracle."""
+"""The selective scan in PyTorch: chunk by chunk, each token by token or by doubling; and a float64 oracle for tests."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from students.kernels.linear_scan.reference import accumulator, continues, states_of
 from students.shapes import Float, Int
 
-CHUNK = 64  # tokens whose states are in memory together
+CHUNK = 64  # tokens whose states are in memory at the same time
 
 
 def selective_scan(
@@ -19,7 +19,7 @@ def selective_scan(
     documents: Int[Tensor, "b t"] | None,
     initial_state: Float[Tensor, "b d n"] | None,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"]]:
-    """See `students.kernels.selective_scan.selective_scan`. States of one chunk at a time are held, in both passes."""
+    """See `students.kernels.selective_scan.selective_scan`. Both passes hold the states of one chunk at a time."""
     dtype = accumulator(x)
     state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     goes_on = continues(documents)
@@ -60,7 +60,7 @@ def selective_scan_recurrence(
     documents: Int[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b d n"] | None = None,
 ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b d n"]]:
-    """The oracle: the definition, one token after the other, in float64. Slow; for tests."""
+    """Compute the definition token by token in float64: a slow oracle for tests."""
     x, dt, A, B, C = (part.double() for part in (x, dt, A, B, C))
     state = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.double()
     outputs = []
@@ -73,7 +73,10 @@ def selective_scan_recurrence(
 
 
 def _chunk(x, dt, A, B, C, goes_on, state):
-    """Outputs of one chunk and the state after it. Inside, tensors are [b l g r n]: token, group, channel of the group."""
+    """Compute one chunk's outputs and the state after it.
+
+    Inner tensors are [b l g r n]: token, group, channel of the group.
+    """
     groups = B.shape[2]
     x, dt, A, B, C = (part.to(state.dtype) for part in (x, dt, A, B, C))
     decay = (dt[..., None] * A).exp()

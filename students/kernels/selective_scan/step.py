@@ -1,4 +1,4 @@
-"""One token of the selective scan in Triton, its state updated in place."""
+"""The one-token step of the selective scan in Triton; the state is updated in place."""
 
 from typing import no_type_check
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from students.kernels import launch
 
 LOG2E = tl.constexpr(1.4426950408889634)
-STEP_ELEMENTS = 2048  # of the state, in one program
+STEP_ELEMENTS = 2048  # elements of the state in one program
 
 
 def selective_scan_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""One token of a Mamba layer behind its convolution and projections, in place: dt, decay, the scan's step, skip and gate.
+"""One-token step of a Mamba layer after its convolution and projections: dt, decay, the scan's step, skip and gate.
 
 dt = softplus(dt)        S_t = exp(-dt exp(A_log)) S_{t-1} + dt x B^T        y = (S_t C + D x) silu(z)
 """
@@ -29,12 +29,14 @@ def selective_token(
     state: Float[Tensor, "b d n"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "b d"]:
-    """One token: `x` has been through the convolution, `dt` is what softplus reads; the state is changed.
+    """Compute one token; the state is changed in place.
 
-    Channel i reads group i // (d / g); `dtype` is the output's.
+    Args:
+        x: output of the convolution. dt: input of softplus. B, C: channel i reads group i // (d / g). dtype: type of the
+            output.
 
     Raises:
-        ValueError: channels that cannot share the groups.
+        ValueError: the channels cannot be divided among the groups.
     """
     channels, states = A_log.shape
     check_groups(channels, B.shape[1])

@@ -1,4 +1,4 @@
-"""Shapes that tests of `selective_token` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `selective_token`."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ GPU = [*TEST, *BENCH]
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
-    """Random arguments; none of them has a gradient. x, dt and z as their kernels leave them, the state in float32."""
+    """Draw random arguments without gradients: x, dt and z in the types of earlier kernels' outputs, a float32 state."""
 
     def random(*shape, kind=torch.float32):
         return torch.randn(shape, device=device).to(kind)
@@ -36,7 +36,7 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
 
 
 def _work(case: Case) -> Work:
-    """The state read and written."""
+    """The state is read and written once."""
     states = case.b * case.d * case.n
     return Work((8.0 * states, 6.0 * states), (8.0 * states, 0.0))
 

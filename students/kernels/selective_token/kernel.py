@@ -1,4 +1,4 @@
-"""One token of a Mamba layer in Triton: one launch, a program some channels."""
+"""The one-token step of a Mamba layer in Triton: one launch, one program for a block of channels."""
 
 from typing import no_type_check
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from students.kernels import launch
 from students.kernels.ssm_token.kernel import _softplus
 
-ELEMENTS = 512  # of the state, in one program
+ELEMENTS = 512  # elements of the state in one program
 
 
 def selective_token(

@@ -1,4 +1,4 @@
-"""One token of a Mamba layer in plain PyTorch."""
+"""The one-token step of a Mamba layer in plain PyTorch."""
 
 import torch
 from torch import Tensor

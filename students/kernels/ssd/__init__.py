@@ -1,8 +1,8 @@
-"""State-space duality: a linear recurrence with one decay a head (Mamba-2, arXiv 2405.21060).
+"""State-space duality (SSD): a linear recurrence with one decay per head (Mamba-2, arXiv 2405.21060).
 
     S_t = exp(log_a_t) S_{t-1} + x_t B_t^T        y_t = S_t C_t
 
-so that y = (tril(exp(segsum(log_a))) o C B^T) x. Stock Mamba-2 calls it with x scaled by dt and log_a = dt A, discrete
+As a matrix: y = (tril(exp(segsum(log_a))) o C B^T) x. Stock Mamba-2 calls it with x scaled by dt and log_a = dt A, discrete
 Mamba-2 with log_a = -softplus(a).
 """
 
@@ -18,7 +18,7 @@ from students.shapes import Float, Int
 IMPLEMENTATIONS: Implementations = {"reference": reference_ssd, "triton": Deferred("students.kernels.ssd.kernel", "ssd")}
 STEPS: Implementations = {"reference": reference_step, "triton": Deferred("students.kernels.ssd.kernel", "ssd_step")}
 CHECKED = {"ssd": TYPES, "ssd_step": (torch.bfloat16,)}  # types compared with float64 on a GPU
-WIDEST = 256  # values or states of a head that the Triton kernels serve
+WIDEST = 256  # most values or states of a head in the Triton kernels
 
 
 def ssd(
@@ -52,10 +52,10 @@ def ssd_step(
     C: Float[Tensor, "b g n"],
     state: Float[Tensor, "b h p n"],
 ) -> tuple[Float[Tensor, "b h p"], Float[Tensor, "b h p n"]]:
-    """One token of the recurrence: y and the new state, from the state before it.
+    """Compute one token of the recurrence: y and the new state.
 
-    The Triton kernel writes the new state over the old one, so that a captured graph can go on from it: do not use the
-    state that was passed in afterwards. It has no gradient; where one is wanted the reference runs, and leaves it alone.
+    The Triton kernel overwrites the state that is passed in, so that a captured CUDA graph can be replayed: do not use it
+    afterwards. The kernel has no gradient; if one is needed, the reference runs, which leaves the old state unchanged.
 
     Raises:
         ValueError: h is not a multiple of g.
@@ -67,7 +67,7 @@ def ssd_step(
 
 
 def zero_state(x: Float[Tensor, "b t h p"], B: Float[Tensor, "b t g n"]) -> Float[Tensor, "b h p n"]:
-    """The state before anything was seen, in the type that `ssd` keeps states in."""
+    """Returns the zero state before the first token, in the type of `ssd`'s states."""
     shape = (x.shape[0], x.shape[2], x.shape[3], B.shape[3])
     return torch.zeros(shape, dtype=accumulator(x), device=x.device)
 

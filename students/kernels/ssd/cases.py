@@ -1,4 +1,4 @@
-"""Shapes that tests and benchmarks of `ssd` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `ssd`."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from students.kernels.documents import random_documents
 from students.kernels.op import Op, Work
 from students.kernels.ssd import reference_ssd, reference_step
 
-SQUARE = 64  # tokens of the squares that the scan's arithmetic is counted with
+SQUARE = 64  # chunk length for which the FLOP of the scan are counted
 
 
 class Case(NamedTuple):
@@ -43,7 +43,7 @@ BENCH_STEP = [Case(256, 1, 32, 32, 64, 64, False), Case(256, 1, 32, 1, 64, 128, 
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs by name: those that have a gradient, and the others."""
+    """Draw random inputs by name: those that have a gradient, and the others."""
     b, t, h, g, p, n = case[:6]
     options: dict[str, Any] = {"dtype": dtype, "device": device}
     leaves = {
@@ -57,7 +57,7 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor]
 
 
 def draw_step(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict]:
-    """Random inputs of the one-token kernel; none of them has a gradient."""
+    """Draw random inputs of the one-token kernel; none of them has a gradient."""
     leaves, _ = draw(case, dtype, device)
     state = leaves.pop("initial_state")
     return {}, {name: part[:, 0] for name, part in leaves.items()} | {"state": state}

@@ -1,13 +1,13 @@
-"""SSD in Triton, forward and backward: the state stays on the chip along a segment of chunks.
+"""SSD in Triton, forward and backward: the state stays on the chip during a segment of chunks.
 
-One program scans a segment of one head for a slice of its values, chunk by chunk: C B^T is made, masked and used in
-registers and never written. Where batch x heads x slices cannot fill the GPU the sequence is cut into segments: a first
-kernel sums what each adds to the state, a second passes states along, and all segments are then scanned side by side.
-A segment's last chunk may be short; the state before each chunk is kept for the backward pass (bf16 for bf16 inputs).
+One program scans a segment of one head for a slice of its values, chunk by chunk. C B^T is computed, masked and used in
+registers and never written. If batch x heads x slices do not fill the GPU, the sequence is divided into segments: a first
+kernel sums what each segment adds to the state, a second passes states on, and then all segments are scanned in parallel. A
+segment's last chunk may be short. The state before each chunk is saved for the backward pass (bf16 for bf16 inputs).
 
-The gradient of log_a needs no square of its own: within a chunk, sum_{i >= t > j} dM_ij M_ij is the sum over i >= t of
-C_i dC_i - B_i dB_i plus what the chunk's final state is worth. No accumulator of a product is ever transposed in
-registers (Triton 3.4 to 3.7 get that wrong on Hopper): S^T, dB^T are computed as products of their own.
+The gradient of log_a needs no square matrix of its own: within a chunk, sum_{i >= t > j} dM_ij M_ij is the sum over i >= t
+of C_i dC_i - B_i dB_i, plus the contribution of the chunk's final state. No accumulator of a product is transposed in
+registers, which Triton 3.4 to 3.7 compile wrongly on Hopper; S^T and dB^T are computed as products of their own.
 """
 
 from typing import NamedTuple, no_type_check
@@ -22,12 +22,12 @@ from students.kernels import launch
 from students.kernels.documents import runs as number_runs
 
 LOG2E = tl.constexpr(1.4426950408889634)
-SIZES = ["T", "chunks", "each", "segments"]  # that vary from call to call: no kernel of its own for 1 or a multiple of 16
-STEP_ELEMENTS = 4096  # of the state, in one program of the one-token kernel
+SIZES = ["T", "chunks", "each", "segments"]  # they vary, so no kernels are specialised for 1 and multiples of 16
+STEP_ELEMENTS = 4096  # elements of the state in one program of the one-token kernel
 
 
 class Config(NamedTuple):
-    """Tokens of a chunk, values of a slice; warps and pipeline stages forward and backward."""
+    """Tokens of a chunk, values of a slice, and the warps and pipeline stages of the forward and backward pass."""
 
     chunk: int
     values: int
@@ -37,12 +37,12 @@ class Config(NamedTuple):
     back_stages: int
 
 
-ROOM = 165 * 1024  # bytes of shared memory that three stages take at most
+ROOM = 165 * 1024  # most bytes of shared memory that three stages take
 
-# By the widest tile of states that each may serve; the first is the default, the second where a program has less than ROOM
-# (Ampere, Ada). Tests check all on a GPU against float64.
-# A tile 64 rows high is one warpgroup's: 8 warps would compute it twice. Chunks of 64 with slices of 32 are missing above 64
-# states: Triton 3.6 compiles them to illegal memory accesses on Hopper, at 4 and 8 warps, at 1 and 2 stages.
+# By the widest tile of states that each serves: the default first; the second is the default if a program has less than ROOM
+# (Ampere, Ada). Tests compare all with float64 on a GPU.
+# A tile of 64 rows belongs to one warpgroup: 8 warps would compute it twice. There are no chunks of 64 with slices of 32
+# above 64 states: Triton 3.6 compiles them to illegal memory accesses on Hopper, with 4 and 8 warps, with 1 and 2 stages.
 CONFIGS_16 = {
     64: [Config(64, 64, 4, 3, 4, 3), Config(64, 64, 4, 3, 4, 2), Config(64, 32, 4, 3, 4, 2), Config(128, 64, 8, 2, 8, 1)],
     128: [Config(64, 64, 4, 2, 8, 3), Config(64, 64, 4, 2, 8, 2), Config(64, 64, 4, 2, 4, 2), Config(32, 32, 4, 1, 4, 1)],
@@ -56,7 +56,7 @@ CONFIGS_32 = {  # 4-byte inputs
 
 
 def configs(dtype: torch.dtype, states: int, values: int) -> list[Config]:
-    """The shipped configurations for inputs of this type and heads of these widths, the default first."""
+    """Returns the shipped configurations for inputs of this type and heads of these widths, the default first."""
     table = CONFIGS_16 if dtype.itemsize == 2 else CONFIGS_32
     choices = next(choices for widest, choices in table.items() if states <= widest)
     narrow = states > 64 and launch.tile(values) < 64  # a slice is no wider than its head
@@ -78,7 +78,7 @@ def ssd(
     config: Config | None = None,
     segments: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `students.kernels.ssd.ssd`. A configuration and a number of segments may be forced (tests, benchmarks)."""
+    """See `students.kernels.ssd.ssd`. Tests and benchmarks may set the configuration and the number of segments."""
     config = config or _default(x, B)
     runs = None if documents is None else number_runs(documents).to(torch.int32)
     B, C = B.to(x.dtype), C.to(x.dtype)
@@ -123,7 +123,7 @@ class _SSD(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(x, log_a, B, C, runs, starts)
         ctx.set_materialize_grads(False)
-        ctx.plan = plan.let_go()  # recomputed layers keep this and not what is saved
+        ctx.plan = plan.let_go()  # with recomputation, ctx lives longer than the saved tensors
         ctx.initial_type = None if initial is None else initial.dtype
         return y, final
 
@@ -163,7 +163,7 @@ def _over_heads(parts: Tensor, groups: int) -> Tensor:
 
 
 class _Plan:
-    """One call's sizes, strides and cut into segments, shared by its kernels."""
+    """The sizes and strides of one call and its division into segments, shared by its kernels."""
 
     def __init__(self, x, log_a, B, C, runs, config: Config, segments: int | None) -> None:
         self.batch, self.time, self.heads, self.values = x.shape
@@ -177,7 +177,7 @@ class _Plan:
         wanted = segments or max(1, round(2 * launch.multiprocessors(x) / (rows * self.slices)))
         self.each = triton.cdiv(self.chunks, min(wanted, self.chunks))
         self.segments = triton.cdiv(self.chunks, self.each)
-        self.grid = (self.slices * rows, self.segments)  # rows on the first axis: the others end at 65,535
+        self.grid = (self.slices * rows, self.segments)  # rows on the first axis: the others hold at most 65,535
         self.state_shape = (self.batch, self.heads, self.values, self.states)
         self.options = {
             "P": self.values, "N": self.states, "CHUNK": config.chunk, "BP": self.slice, "BN": launch.tile(self.states),
@@ -194,7 +194,7 @@ class _Plan:
             B,
             C,
             log_a if runs is None else runs,
-        )  # a pointer that is never read stands for no runs
+        )  # without runs, a placeholder that is never read
         return self
 
     def let_go(self) -> "_Plan":
@@ -202,14 +202,14 @@ class _Plan:
         return self
 
     def entries(self, initial: Tensor | None):
-        """The state that enters each segment, with its strides over (head, segment, value, state)."""
+        """Returns the state that enters each segment, with its strides over (head, segment, value, state)."""
         size = self.values * self.states
         if self.segments == 1:
             return initial, (size, 0, self.states, 1)
         return self._passed(initial, self.tensors[0], self.tensors[2], reverse=False)
 
     def exits(self, dy: Tensor, d_final: Tensor | None):
-        """The gradient of the state that leaves each segment, likewise."""
+        """Returns the gradient of the state that leaves each segment, with its strides as in `entries`."""
         size = self.values * self.states
         d_final = None if d_final is None else d_final.float().contiguous()
         if self.segments == 1:
@@ -233,13 +233,13 @@ class _Plan:
         return sums, (self.segments * tile, tile, 1, self.values)
 
 
-# Helpers of the kernels. no_type_check keeps the tests' shape checker, which cannot read kernels, away from them.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _place(P, BP: tl.constexpr):
-    """A program's row, of texts and heads, and its slice of the values."""
+    """Returns a program's row (sequence and head) and its slice of the values."""
     slices = tl.cdiv(P, BP)
     return (tl.program_id(0) // slices).to(tl.int64), tl.program_id(0) % slices
 
@@ -247,13 +247,13 @@ def _place(P, BP: tl.constexpr):
 @triton.jit
 @no_type_check
 def _decays(log_a, runs, start, T, stride, CHUNK: tl.constexpr, DOCS: tl.constexpr):
-    """A chunk's running and whole log2 decay, the weight of the state before it in each row and at its end, of each row
-    in the state at its end, and each row's run."""
+    """Returns a chunk's running log2 decay, three weights (of the entering state in each row, of each row in the leaving
+    state, of the entering state in the leaving one), and each row's run."""
     rows = tl.arange(0, CHUNK)
     inside = start + rows < T
     a = tl.load(log_a + rows * stride, mask=inside, other=0.0).to(tl.float32) * LOG2E
     running = tl.cumsum(a, 0)
-    whole = tl.sum(tl.where(rows == CHUNK - 1, running, 0.0), 0)  # to the bit: the last row's weight is exactly 1
+    whole = tl.sum(tl.where(rows == CHUNK - 1, running, 0.0), 0)  # bitwise equal, so that the last row's weight is exactly 1
     before = tl.exp2(running)
     after = tl.exp2(whole - running)
     across = tl.exp2(whole)
@@ -280,7 +280,7 @@ def _rows(pointer, start, T, stride, columns, width, CHUNK: tl.constexpr):
 @triton.jit
 @no_type_check
 def _square(running_rows, running_columns, keep):
-    """exp2 of the decay between two tokens of a chunk, zero where the mask is."""
+    """Compute the decay between each two tokens of a chunk; zero where `keep` is false."""
     return tl.exp2(tl.where(keep, running_rows - running_columns, float("-inf")))
 
 
@@ -340,7 +340,7 @@ def _sum_segments(
     repeat, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DOCS: tl.constexpr,
     REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What each segment adds to the state at its end (from x, B), or to the gradient of the one at its start (dy, C)."""
+    """Compute what each segment adds to the state at its end (from x, B), or to the gradient at its start (from dy, C)."""
     row, slab = _place(P, BP)
     segment = tl.program_id(1)
     b, h = row // H, row % H
@@ -379,7 +379,7 @@ def _sum_segments(
 def _pass_states(
     sums, decays, first, segments, P, N, BP: tl.constexpr, BN: tl.constexpr, INITIAL: tl.constexpr, REVERSE: tl.constexpr
 ):
-    """Replace each segment's sum by the state that enters it (REVERSE: by the gradient of the one that leaves it)."""
+    """Replace each segment's sum by the state that enters it (REVERSE: by the gradient of the state that leaves it)."""
     row, slab = _place(P, BP)
     p = slab * BP + tl.arange(0, BP)
     n = tl.arange(0, BN)
@@ -417,9 +417,9 @@ def _backward(
     C += b * sCb + (h // repeat) * sCg
     dy += (b * T * H + h) * P
     dx += (b * T * H + h) * P
-    token = (slab.to(tl.int64) * batch + b) * T * H + h  # the first token's head, in da, dB and dC
+    token = (slab.to(tl.int64) * batch + b) * T * H + h  # index of the first token's head in da, dB and dC
     runs += b * T
-    state = tl.zeros((BN, BP), dtype=tl.float32)  # the gradient of the state after the chunk, [n p]
+    state = tl.zeros((BN, BP), dtype=tl.float32)  # gradient of the state after the chunk, [n p]
     if FINAL:
         last = exits + row * seh + segment * ses + p[None, :] * sep + n[:, None] * sen
         state += tl.load(last, mask=here, other=0.0).to(tl.float32)

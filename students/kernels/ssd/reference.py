@@ -1,4 +1,4 @@
-"""SSD in PyTorch: the chunked form of Listing 1 in arXiv 2405.21060, with documents and states, and its oracle."""
+"""SSD in PyTorch: the chunked form of Listing 1 in arXiv 2405.21060, with documents and states; and an oracle for tests."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from students.kernels.documents import runs as number_runs
 from students.shapes import Float, Int
 
-CHUNK = 64  # tokens handled as one masked square
-SEGMENT = 64  # chunks handled together; bounds the chunk-by-chunk matrix of a long sequence
+CHUNK = 64  # tokens of one masked square matrix
+SEGMENT = 64  # chunks computed together; limits the matrix between chunks of a long sequence
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """The type that decays, states and sums are kept in: float64 for float64, float32 for everything narrower."""
+    """Returns the type of decays, states and sums: float64 for float64, float32 for all narrower types."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -23,7 +23,7 @@ def ssd(
     documents: Int[Tensor, "b t"] | None,
     initial_state: Float[Tensor, "b h p n"] | None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """See `students.kernels.ssd.ssd`. Memory is linear in t; no Python loop over tokens or chunks within a segment."""
+    """See `students.kernels.ssd.ssd`. Memory is linear in t; Python loops over segments, not over tokens or chunks."""
     dtype, out_type = accumulator(x), x.dtype
     ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device) if documents is None else number_runs(documents)
     state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[3], dtype=dtype)
@@ -65,7 +65,7 @@ def ssd_recurrence(
     documents: Int[Tensor, "b t"] | None = None,
     initial_state: Float[Tensor, "b h p n"] | None = None,
 ) -> tuple[Float[Tensor, "b t h p"], Float[Tensor, "b h p n"]]:
-    """The oracle: the definition, one token after the other, in float64. Slow; for tests."""
+    """Compute the definition token by token in float64: a slow oracle for tests."""
     x, log_a, B, C = (part.double() for part in (x, log_a, B, C))
     state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[3])
     if initial_state is not None:
@@ -80,9 +80,9 @@ def ssd_recurrence(
 
 
 def _segment(parts, ids, state):
-    """One segment of at most SEGMENT chunks. `state` belongs to the run of the first token.
+    """Scan one segment of at most SEGMENT chunks. `state` belongs to the run of the first token.
 
-    Inside, tensors are [b g z r l .]: group, chunk, head of the group, token of the chunk.
+    Inner tensors are [b g z r l .]: group, chunk, head of the group, token of the chunk.
     """
     x, log_a, B, C = parts
     time, groups = x.shape[1], B.shape[2]
@@ -94,17 +94,17 @@ def _segment(parts, ids, state):
     state = state.unflatten(1, (groups, -1))  # [b g r p n]
     total = log_a.cumsum(-1)  # log decay from the chunk's start through each token
 
-    # 1. Within a chunk: the masked square.
+    # 1. Outputs within a chunk, by the masked square matrix.
     hidden = ~(ids[:, :, :, None] == ids[:, :, None]).tril()[:, None, :, None]
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(hidden, -torch.inf).exp()
     y = (C @ B.transpose(3, 4)).unsqueeze(3) * decay @ x
 
-    # 2. What each chunk adds to the state at its own end: only its last run survives.
+    # 2. What each chunk adds to the state at its end; only the chunk's last run of a document counts.
     gone = (ids != ids[:, :, -1:])[:, None, :, None]
     to_end = (total[..., -1:] - total).masked_fill(gone, -torch.inf).exp()
     added = (x * to_end[..., None]).transpose(4, 5).flatten(3, 4) @ B  # [b g z r*p n]
 
-    # 3. From chunk end to chunk end, the initial state first: decayed sums over the chunks before.
+    # 3. States at the chunks' ends: decayed sums over the initial state and the chunks so far.
     states = torch.cat([state[:, :, None], added.unflatten(3, (-1, x.shape[-1]))], 2)  # [b g 1+z r p n]
     elapsed = nn.functional.pad(total[..., -1].cumsum(2), (0, 0, 1, 0)).transpose(2, 3)  # [b g r 1+z]
     ends = torch.cat([ids[:, :1, 0], ids[:, :, -1]], 1)
@@ -112,7 +112,7 @@ def _segment(parts, ids, state):
     passed = (elapsed[..., :, None] - elapsed[..., None, :]).masked_fill(apart, -torch.inf).exp()
     states = torch.einsum("bgrzy,bgyrpn->bgzrpn", passed, states)
 
-    # 4. Each chunk's incoming state, read by the tokens of the run it belongs to.
+    # 4. Outputs from the state that enters each chunk, for the tokens of the run that the state belongs to.
     other = (ids != ends[:, :-1, None])[:, None, :, None]
     from_start = total.masked_fill(other, -torch.inf).exp()
     read = C @ states[:, :, :-1].flatten(3, 4).transpose(3, 4)  # [b g z l r*p]
@@ -122,7 +122,7 @@ def _segment(parts, ids, state):
 
 
 def _pad_to_chunks(x, log_a, B, C, ids):
-    """Fill the last chunk with tokens that neither decay nor add: the state passes through them unchanged."""
+    """Pad the last chunk with tokens that neither decay the state nor add to it."""
     missing = -x.shape[1] % CHUNK
     if missing == 0:
         return x, log_a, B, C, ids

@@ -1,13 +1,13 @@
-"""One token of a Mamba-2 layer between its two projections, in place: convolution, decay, `ssd_step`, skip, gate and norm.
+"""One-token step of a Mamba-2 layer between its two projections: convolution, decay, `ssd_step`, skip, gate and norm.
 
     x, B, C = act(conv(xBC))
     log_a = -softplus(decay)                                    discrete Mamba-2
     dt = softplus(decay + dt_bias), log_a = -dt exp(A_log)      stock Mamba-2, whose x enters times dt
     y = (S_t C + D x) silu(z), normalised by head, times its scales
 
-Behind a window a token enters the state `lag` tokens late, and the output is decayed by what lies between: a running sum of
-log_a, to which one number comes and from which one goes with every token. It is kept in float64, where that is exact enough
-for any length.
+The step changes the state and the rings in place. With a window branch, a token enters the state `lag` tokens late, and the
+output is decayed by the sum of log_a over the tokens in between. That running sum is kept in float64: with every token one
+number is added and one subtracted, and float64 is exact enough for any length.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ WIDEST = 256  # values or states of a head
 
 
 class Conv(NamedTuple):
-    """The convolution's filters and bias, its activation, and the ring of its inputs: column i at place i % w."""
+    """The convolution's filters, bias and activation, and the ring of its inputs: column i is at place i % w."""
 
     weight: Float[Tensor, "c w"]
     bias: Float[Tensor, " c"] | None
@@ -37,7 +37,10 @@ class Conv(NamedTuple):
 
 
 class Lag(NamedTuple):
-    """What has not entered the state yet, column i at place i % (lag + 1); the sum of its log_a up to column i at i % 2."""
+    """The tokens that have not entered the state yet: column i is at place i % (lag + 1).
+
+    elapsed: the sum of their log_a up to column i, at place i % 2.
+    """
 
     x: Float[Tensor, "b lag+1 h p"]
     B: Float[Tensor, "b lag+1 g n"]
@@ -46,8 +49,10 @@ class Lag(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """What follows the scan: silu(z), an RMSNorm a head with its weight and epsilon, numbers a head, and 2 sigmoid(share),
-    one for as many heads in a row as there are more of them."""
+    """The factors of the scan's output: silu(z), an RMSNorm per head, two scales per head, and 2 sigmoid(share).
+
+    Each share belongs to h / terms neighbouring heads.
+    """
 
     z: Float[Tensor, "b hp"]
     norm: Float[Tensor, "h p"] | None
@@ -70,23 +75,26 @@ def ssm_token(
     lag: Lag | None = None,
     rope: tuple[Tensor, Tensor, str] | None = None,
 ) -> Float[Tensor, "b h p"]:
-    """One token: `x` are the convolution's inputs, x, then B and C group by group; the state and all rings are changed.
+    """Compute one token; the state and all rings are changed in place.
 
     Args:
-        column: the token's. dtype: of the output. stock: dt_bias and A_log; without it the mixer is discrete. rope: cosines,
-            sines [b 1 r] and kind, for C and B after the convolution.
+        x: the convolution's inputs: x, then B, then C of all groups. column: number of the token in the rings. dtype: type
+            of the output. stock: dt_bias and A_log of stock Mamba-2; None for discrete Mamba-2. rope: cosines, sines
+            [b 1 r] and kind, for C and B after the convolution.
 
     Raises:
-        ValueError: channels that are not x, B and C of whole groups.
+        ValueError: the channels do not divide into x, B and C of whole groups.
     """
     heads, values, states = state.shape[1:]
     groups, left = divmod(x.shape[1] - heads * values, 2 * states)
     if left or groups < 1 or heads % groups:
-        raise ValueError(f"{x.shape[1]} channels are not x of {heads} heads of {values}, and B and C of {states} states")
+        raise ValueError(
+            f"{x.shape[1]} channels do not divide into x ({heads} heads of {values} values) and B and C (groups of {states})"
+        )
     refusal = None
     if max(values, states) > WIDEST:
         refusal = f"a head of {values} values and {states} states is wider than {WIDEST}"
     if rope is not None:
-        refusal = "its kernel does not rotate"
+        refusal = "its kernel has no rotary embedding"
     run = pick("ssm_token", IMPLEMENTATIONS, conv.ring, refusal, checked=CHECKED["ssm_token"])
     return run(x, decay, conv, D, state, column, dtype, groups, stock, gate, lag, rope)

@@ -1,4 +1,4 @@
-"""Shapes that tests of `ssm_token` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `ssm_token`."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from students.kernels.ssm_token import Conv, Gate, Lag, reference_token
 
 
 class Case(NamedTuple):
-    """Batch, heads, groups, values, states, taps; whether stock, gated, normalised; the lag; heads to a share."""
+    """Batch, heads, groups, values, states, taps; whether stock, gated, normalised; the lag; heads per share."""
 
     b: int
     h: int
@@ -32,7 +32,7 @@ TEST = [
     Case(1, 4, 1, 4, 8, w=2, stock=True, gate=False),
     Case(2, 2, 2, 16, 16, w=1, lag=1),
 ]
-BENCH = [  # Llama-3.2-1B's heads, alone and behind windows; with companions; SmolLM2's
+BENCH = [  # Llama-3.2-1B's heads, alone and with windows; with companion heads; SmolLM2's
     Case(1, 32, 32, 64, 64),
     Case(1, 32, 32, 64, 64, lag=64),
     Case(3, 32, 32, 64, 64, norm=True),
@@ -44,7 +44,7 @@ STEPS = 6
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
-    """Random arguments of `ssm_token` but for the token's own: what is kept, as an empty text leaves it."""
+    """Draw random arguments of `ssm_token` except the token's own, with the rings empty as before a sequence."""
     b, h, g, p, n = case[:5]
     channels = h * p + 2 * g * n
 
@@ -77,21 +77,21 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> dict:
 
 
 def tokens(case: Case, dtype: torch.dtype, device: str) -> list[tuple]:
-    """Inputs and decays of some tokens, one after the other."""
+    """Draw inputs and decays of STEPS successive tokens."""
     channels = case.h * case.p + 2 * case.g * case.n
     shapes = (case.b, channels), (case.b, case.h)
     return [tuple(torch.randn(shape, device=device) for shape in shapes) for _ in range(STEPS)]
 
 
 def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
-    """One token's arguments for benchmarks; nothing has a gradient."""
+    """Draw one token's arguments for benchmarks; none of them has a gradient."""
     x, decay = tokens(case, dtype, device)[0]
     more = {"column": torch.tensor([5], device=device), "dtype": torch.float32, "groups": case.g, "rope": None}
     return {}, flat({"x": x, "decay": decay} | draw(case, dtype, device) | more)
 
 
 def _work(case: Case) -> Work:
-    """The state read and written."""
+    """The state is read and written once."""
     states = case.b * case.h * case.p * case.n
     return Work((8.0 * states, 5.0 * states), (8.0 * states, 0.0))
 

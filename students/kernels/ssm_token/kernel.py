@@ -1,7 +1,8 @@
-"""One token of a Mamba-2 layer in Triton: one launch.
+"""The one-token step of a Mamba-2 layer in Triton: one launch.
 
-A program takes one head, or a slice of its values. What several programs share, B and C of a group and the decay of a head,
-each makes for itself; rings have one place more than is read, so that none writes what another still reads.
+A program computes one head, or a slice of its values. B and C of a group and the decay of a head are needed by several
+programs; each computes them itself. The rings have one place more than is read, so that no program overwrites a place that
+another still reads.
 """
 
 from typing import NamedTuple, no_type_check
@@ -17,14 +18,14 @@ from students.kernels.ssm_token import Conv, Gate, Lag
 
 
 class Config(NamedTuple):
-    """Elements of the state that a program holds, and its warps."""
+    """Elements of the state in a program, and its warps."""
 
     elements: int
     warps: int
 
 
-CONFIGS = [Config(512, 2), Config(2048, 2), Config(1024, 2), Config(1024, 4)]  # of few heads, of many; others that may win
-MANY = 4  # heads of all texts to a multiprocessor from which larger slices are faster: each repeats what a head shares
+CONFIGS = [Config(512, 2), Config(2048, 2), Config(1024, 2), Config(1024, 4)]  # for few heads; for many; others to try
+MANY = 4  # heads of all sequences per multiprocessor from which larger slices, with fewer repeated computations, are faster
 
 
 def ssm_token(
@@ -58,7 +59,7 @@ def ssm_token(
     queue = lag if lag is not None else (x, x, decay, decay)
     dt_bias, A_log = stock if stock is not None else (D, D)
     with launch.on(x):
-        _token[(triton.cdiv(values, slice_) * batch * heads,)](  # a grid's other axes end at 65,535
+        _token[(triton.cdiv(values, slice_) * batch * heads,)](  # the grid's other axes hold at most 65,535
             x, decay, weight, conv.bias if conv.bias is not None else weight, conv.ring, D, state, column, y,
             dt_bias, A_log, z, norm, *scales, D if share is None else launch.rows_of(share), *queue,
             x.stride(0), decay.stride(0), z.stride(0), 0 if share is None else share.stride(0),
@@ -71,13 +72,13 @@ def ssm_token(
     return y
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _softplus(v):
-    """log(1 + exp(v)); where exp(v) is small, by its series, which 1 + exp(v) would round away."""
+    """Compute log(1 + exp(v)); a series is used if exp(v) is so small that 1 + exp(v) would round it off."""
     e = tl.exp(-tl.abs(v))
     small = e * (1.0 - e * (0.5 - e * (0.33333334 - 0.25 * e)))
     return tl.maximum(v, 0.0) + tl.where(e < 0.03, small, tl.log(1.0 + e))
@@ -86,7 +87,7 @@ def _softplus(v):
 @triton.jit
 @no_type_check
 def _convolved(x, ring, weight, bias, at, c, here, C, W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr):
-    """The convolution's output at channels c, their inputs put into the ring."""
+    """Compute the convolution's output at channels c and write their inputs to the ring."""
     now = tl.load(x + c, mask=here, other=0.0).to(tl.float32)
     out = now * tl.load(weight + c * W + (W - 1), mask=here, other=0.0).to(tl.float32)
     if BIAS:

@@ -1,4 +1,4 @@
-"""One token of a Mamba-2 layer in plain PyTorch."""
+"""The one-token step of a Mamba-2 layer in plain PyTorch."""
 
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,7 @@ def ssm_token(
 
 
 def _turned(lag, new: dict[str, Tensor], column: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What leaves the window, the token taking its place in it; and the sum of log_a of what lies between them."""
+    """Replace the token that leaves the lag ring by the new one; returns it, and the sum of log_a of the tokens between."""
     size, late = lag.x.shape[1], {}
     for name, part in new.items():
         ring = getattr(lag, name)

@@ -1,7 +1,7 @@
-"""One token of a few texts through several linear layers that read the same input, in one pass over their weights.
+"""Fused linear layers for decoding: one token per sequence of a small batch through several layers with the same input.
 
-At one token the weights are all that has to move. The kernel reads them where they stand: no weight is held twice. What
-comes before and after costs nothing beside them: the RMSNorm of the input, the gate of a SwiGLU, the residual.
+For one token, reading the weights dominates the time. The kernel reads them once and in place: no weight is copied. The
+RMSNorm of the input, the gate of a SwiGLU and the residual are computed in the same launch at almost no cost.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ IMPLEMENTATIONS: Implementations = {
     "triton": Deferred("students.kernels.token_linear.kernel", "token_linear"),
 }
 CHECKED = {"token_linear": TYPES}  # types compared with float64 on a GPU
-MOST = 8  # sets of rows that one launch takes
+MOST = 8  # most sets of rows in one launch
 
 
 class Rows(NamedTuple):
-    """Rows of a linear layer, and their bias. wide: the product must not be rounded below float32."""
+    """Rows of a linear layer's weight, and their bias. wide: compute the product in float32 or wider."""
 
     weight: Float[Tensor, "r d"]
     bias: Float[Tensor, " r"] | None = None
@@ -40,19 +40,19 @@ def token_linear(
     dtype: torch.dtype | None = None,
     also: tuple[Float[Tensor, "b e"], Rows] | None = None,
 ) -> list[Float[Tensor, "b _"]]:
-    """Each set of rows times the input, in one launch.
+    """Multiply the input by each set of rows, in one launch.
 
     Args:
-        norm: weight and epsilon of an RMSNorm on x. residual: added to the outcome, of one set of rows alone. swiglu: two
-            sets of rows, a gate and what it opens for: silu(gate) up is all that comes out. dtype: of the outcome (default:
-            as it was computed, float32 or wider for rows that are wide). also: another input and as many rows of its own
-            layer, their product added to the first set's.
+        norm: weight and epsilon of an RMSNorm on x. residual: added to the output; only with one set of rows. swiglu: the
+            two sets of rows are gate and up, and the only output is silu(gate) up. dtype: type of the output (default: the
+            type of the computation, float32 or wider for wide rows). also: another input and the r rows of its own layer,
+            whose product is added to the output; only with one set of rows.
 
     Returns:
-        a tensor a set of rows; views of one.
+        one tensor per set of rows; they may be views of one tensor.
 
     Raises:
-        ValueError: a residual or another product beside several sets of rows, or a swiglu of other than two of one height.
+        ValueError: a residual or `also` with several sets of rows, or swiglu without two sets of rows of one shape.
     """
     if (residual is not None or also is not None) and len(rows) != 1:
         raise ValueError(f"a residual or another product is added to one set of rows, not to {len(rows)}")
@@ -66,21 +66,21 @@ def token_linear(
 def _refusal(x: Tensor, rows: Sequence[Rows]) -> str | None:
     narrow, wide = split(x, rows)
     if len(narrow) > MOST or len(wide) > 1 or not narrow:
-        return f"one launch takes {MOST} sets of rows and one wide one, not {len(narrow)} and {len(wide)}"
+        return f"one launch takes 1 to {MOST} sets of rows and at most one wide set, not {len(narrow)} and {len(wide)}"
     for part in rows:
         if part.weight.stride(1) != 1 or part.weight.stride(0) != part.weight.shape[1]:
-            return "a weight does not stand row after row"
+            return "a weight is not contiguous"
         if part.weight.dtype not in TYPES:
             return f"a weight is {part.weight.dtype}"
     if len({part.weight.dtype for part in narrow}) > 1:
-        return "weights of several types"
+        return "the weights have several types"
     if len({part.bias.dtype for part in narrow if part.bias is not None}) > 1:
-        return "biases of several types"
+        return "the biases have several types"
     return None
 
 
 def split(x: Tensor, rows: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
-    """The sets of rows whose weights have the type of x, and the others."""
+    """Split the sets of rows into those whose weights have the type of x, and the others."""
     same = [part for part in rows if part.weight.dtype == x.dtype]
     other = [part for part in rows if part.weight.dtype != x.dtype]
     return same, other

@@ -1,4 +1,4 @@
-"""Shapes that tests of `token_linear` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `token_linear`."""
 
 from typing import Any, NamedTuple
 
@@ -9,8 +9,10 @@ from students.kernels.token_linear import Rows, reference_linear
 
 
 class Case(NamedTuple):
-    """Batch, width of the input, heights of the sets of rows; whether there are biases, a norm, a residual, a SwiGLU; rows
-    of one more set in float32; the width of another input, with rows of its own."""
+    """Batch, width of the input, heights of the sets of rows, options, and the sizes of further products.
+
+    wide: rows of one more set in float32. also: width of a second input, which has rows of its own.
+    """
 
     b: int
     width: int
@@ -33,7 +35,7 @@ TEST = [
     Case(5, 48, (32,), biased=True, residual=True),
     Case(3, 32, (20,), also=24),
 ]
-BENCH = [  # Llama-3.2-1B's layers beside a discrete Mamba-2 and a window
+BENCH = [  # Llama-3.2-1B's layers with a discrete Mamba-2 and a window
     Case(1, 2048, (6144, 2048, 2048, 512, 512), norm=True, wide=32, biased=True),
     Case(1, 2048, (2048,), residual=True),
     Case(1, 2048, (2048,), residual=True, also=2048),
@@ -46,7 +48,7 @@ GPU = [*TEST, *BENCH]
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
-    """Random inputs: x and the rows, and the options."""
+    """Draw random inputs: x and the rows, and the options."""
 
     def random(*shape, kind=dtype):
         return torch.randn(shape, device=device).to(kind)
@@ -68,13 +70,13 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
 
 
 def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
-    """The same for benchmarks; nothing has a gradient."""
+    """Draw the same for benchmarks; none of the arguments has a gradient."""
     (x, rows), options = draw(case, dtype, device)
     return {}, flat({"x": x, "rows": rows, "dtype": torch.float32} | options)
 
 
 def _work(case: Case) -> Work:
-    """Each weight read once."""
+    """Each weight is read once."""
     weights = case.width * sum(case.rows) + case.also * case.rows[0]
     size = 2.0 * weights + 4.0 * case.width * case.wide
     return Work((size, 2.0 * case.b * weights), (size, 0.0))

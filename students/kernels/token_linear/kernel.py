@@ -1,8 +1,9 @@
-"""One token through several linear layers in Triton.
+"""Fused linear layers for decoding, in Triton.
 
-One text: a program takes a few rows of the weights, wherever they stand; sets of rows are addressed by how far they are from
-the first one. Products are added element by element and summed once at the end, the norm's factor beside them. Several
-texts: a library's products of matrices are as fast as memory, and only what stands around them is ours.
+For one sequence, a program computes a few rows of the weights in place; sets of rows are addressed by their distance in
+memory from the first set. Products are accumulated element by element and summed once at the end, together with the norm's
+factor. For several sequences, PyTorch's matrix products already run at memory speed; Triton only computes the norm and the
+SwiGLU.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from students.kernels.token_linear import MOST, Rows, split
 
 
 class Config(NamedTuple):
-    """Rows of a program, columns of its tile, warps."""
+    """Rows of a program, columns of its tile, and warps."""
 
     rows: int
     width: int
@@ -27,13 +28,13 @@ class Config(NamedTuple):
 
 
 CONFIGS = [Config(4, 1024, 4), Config(1, 2048, 4), Config(1, 1024, 2), Config(2, 1024, 4), Config(8, 512, 4)]
-TALL = 4096  # rows from which on a program takes several
+TALL = 4096  # number of rows from which a program computes several
 SIZES = ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "o1", "o2", "o3", "o4", "o5", "o6", "o7"]
 BIAS_PLACES = ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7"]
 
 
 def configs(rows: int, swiglu: bool) -> list[Config]:
-    """What is shipped for so many rows, the default first."""
+    """Returns the shipped configurations for this number of rows, the default first."""
     best = CONFIGS[2] if swiglu else CONFIGS[0 if rows >= TALL else 1]
     return [best, *(each for each in CONFIGS if each != best)]
 
@@ -91,7 +92,7 @@ def token_linear(
 
 
 def _apart(tensor: Tensor, first: Tensor) -> int:
-    """How many elements a tensor stands behind another."""
+    """Returns the distance in memory from `first` to `tensor`, in elements."""
     return (tensor.data_ptr() - first.data_ptr()) // first.element_size()
 
 
@@ -104,7 +105,7 @@ def _block(config: Config, width: int) -> int:
 
 
 def _few(x, rows, norm, residual, swiglu, dtype, also) -> list[Tensor]:
-    """Several texts: what the library does not do, in a launch each."""
+    """Compute several sequences: PyTorch's matrix products, and one launch each for the norm and the SwiGLU."""
     if norm is not None:
         x = _normed(x, *norm)
     if also is not None:
@@ -144,7 +145,7 @@ def _opened(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
@@ -173,7 +174,7 @@ def _sum(
     x, w, offset, here, norm, eps, K: tl.constexpr, NORM: tl.constexpr, ALIGN: tl.constexpr, BR: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """Some rows, each `offset` behind w, times the input."""
+    """Multiply the input by the rows at `offset` from w."""
     if ALIGN > 1:
         offset = tl.multiple_of(offset, [ALIGN])
     acc = tl.zeros((BR, BK), dtype=tl.float32)

@@ -1,4 +1,4 @@
-"""One token through several linear layers in plain PyTorch."""
+"""Fused linear layers for decoding, in plain PyTorch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

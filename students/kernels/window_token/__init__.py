@@ -1,7 +1,7 @@
-"""One token of attention over a window that is kept as a ring: rotary embedding, the token's column, softmax, and sinks.
+"""One-token step of attention over a window that is kept in a ring: rotary embedding, writing the token, softmax, sinks.
 
-Nothing moves but the token's own key and value, and, where one of the first tokens leaves the window, that one into its
-place among the sinks.
+The step writes only the token's own key and value. If one of the first tokens leaves the window, its key and value are
+copied to its place among the sinks.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ IMPLEMENTATIONS: Implementations = {
     "triton": Deferred("students.kernels.window_token.kernel", "window_token"),
 }
 CHECKED = {"window_token": TYPES}  # types compared with float64 on a GPU
-MOST = 128 * 128  # elements of a head's keys that one program holds
+MOST = 128 * 128  # most elements of a head's keys that one program holds
 
 
 class Keys(NamedTuple):
-    """The keys and values that are kept, column i at place i % s; of the sinks, position i at place i. A token of column i
-    has position i + offset in its document; earlier documents' have negative ones. A ring that may turn has one place more
-    than the window, so that the token that leaves is still there when the new one comes.
+    """The cached keys and values: column i is at place i % s of the ring, position i at place i of the sinks.
 
-    window: tokens that a token sees, itself included; None: all that are kept.
+    The token of column i has the position i + offset in its document; positions of earlier documents are negative. A ring
+    that wraps around has one place more than the window, so that the leaving token is still there when a new one is written.
+
+    window: how many tokens a token sees, itself included; None: all that are kept.
     """
 
     k: Float[Tensor, "b s kv p"]
@@ -41,7 +42,7 @@ class Keys(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """The norm on q and k before they are rotated; kind: see `Shape.qk_norm`."""
+    """The norms of q and k before the rotary embedding; kind: see `Shape.qk_norm`."""
 
     q: Float[Tensor, "h p"]
     k: Float[Tensor, "kv p"]
@@ -65,19 +66,20 @@ def window_token(
     reads: Sequence[int] | None = None,
     share: Float[Tensor, "b h"] | None = None,
 ) -> Float[Tensor, "b h p"]:
-    """One token's attention, and the token kept.
+    """Compute one token's attention and write its key and value into the ring.
 
-    Head i reads key head i // (h / kv), or reads[i]. `rope` has cosines, sines and the kind (`Shape.rope`); `factors`
-    multiply each head's output, and so does 2 sigmoid(-share), what a branch beside it leaves (`ssm_token.Gate`); `dtype` is
-    its type.
+    Args:
+        column: number of the token in the ring. dtype: type of the output. rope: cosines, sines and the kind (`Shape.rope`).
+            factors: multiply each head's output. reads: head i reads key head reads[i] (default: i // (h / kv)). share: each
+            head's output is multiplied by 2 sigmoid(-share); the state branch gets the rest (`ssm_token.Gate`).
     """
     heads, elements = (q.shape[1], k.shape[1]), keys.k.shape[1] * q.shape[2]
     refusal = None
     if elements > MOST:
-        refusal = f"{keys.k.shape[1]} keys of {q.shape[2]} channels are more than a program holds"
+        refusal = f"{keys.k.shape[1]} keys of {q.shape[2]} channels are more than the {MOST} elements that a program holds"
     elif norms is not None and norms.kind != "rms":
         refusal = f"its kernel has no norm {norms.kind!r}"
     elif reads is not None or heads[0] % heads[1]:
-        refusal = "its heads share key heads unevenly"
+        refusal = "its kernel needs heads that share the key heads evenly"
     run = pick("window_token", IMPLEMENTATIONS, keys.k, refusal, checked=CHECKED["window_token"])
     return run(q, k, v, keys, column, dtype, scale, softcap, rope, norms, factors, reads, share)

@@ -1,4 +1,4 @@
-"""Shapes that tests of `window_token` run on, and inputs of these shapes."""
+"""Shapes and random inputs for tests and benchmarks of `window_token`."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from students.kernels.window_token import Keys, Norms, reference_token
 
 
 class Case(NamedTuple):
-    """Batch, heads, key heads, channels, window (None: all), sinks, rotated channels and how, norm, cap and share."""
+    """Batch, heads, key heads, channels, window (None: all), sinks, rotated channels and their kind, norm, cap and share."""
 
     b: int
     h: int
@@ -41,7 +41,7 @@ STEPS = 9
 
 
 def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[Keys, dict]:
-    """Empty keys with room for all tokens of a test that begins at column 0, the rows' texts at columns 0, -2 ..."""
+    """Returns empty keys for STEPS tokens from column 0, and options; sequence i of the batch begins at column 2 i."""
 
     def zeros(places):
         return torch.zeros(case.b, places, case.kv, case.p, dtype=dtype, device=device)
@@ -57,7 +57,7 @@ def draw(case: Case, dtype: torch.dtype, device: str) -> tuple[Keys, dict]:
 
 
 def token(case: Case, at: int, dtype: torch.dtype, device: str) -> tuple[tuple, tuple | None]:
-    """q, k and v of a token, and its rotary tables."""
+    """Draw q, k and v of a token, and its rotary tables."""
     parts = tuple(torch.randn(case.b, heads, case.p, device=device) for heads in (case.h, case.kv, case.kv))
     if case.rope is None:
         return parts, None
@@ -67,7 +67,7 @@ def token(case: Case, at: int, dtype: torch.dtype, device: str) -> tuple[tuple, 
 
 
 def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
-    """One token's arguments behind a full window, for benchmarks; nothing has a gradient."""
+    """Draw one token's arguments after a full window, for benchmarks; none of them has a gradient."""
     keys, options = draw(case, dtype, device)
     assert case.window is not None, "benchmarks have a window"
     size = case.window + 1
@@ -82,7 +82,7 @@ def draw_flat(case: Case, dtype: torch.dtype, device: str) -> tuple[dict, dict]:
 
 
 def _work(case: Case) -> Work:
-    """Each key and value of the window read once."""
+    """Each key and value of the window is read once."""
     assert case.window is not None, "benchmarks have a window"
     size = 4.0 * case.b * case.kv * (case.window + case.sinks) * case.p
     return Work((size, 2.0 * size * case.h / case.kv), (size, 0.0))

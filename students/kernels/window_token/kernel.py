@@ -1,7 +1,7 @@
-"""One token of attention on a ring in Triton: one launch, a program a head.
+"""The one-token step of attention over a ring in Triton: one launch, one program per head.
 
-Heads that share a key head each rotate the same key and write it to the same place; a place more than the window keeps the
-token that leaves where all of them still read it.
+Heads that share a key head all rotate the same key and write it to the same place. The ring has one place more than the
+window, so that all of them can still read the token that leaves it.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from students.kernels import launch
 from students.kernels.window_token import Keys, Norms
 
-KINDS = {None: 0, "half": 1, "pairs": 2}  # of rotary embeddings
+KINDS = {None: 0, "half": 1, "pairs": 2}  # kinds of rotary embedding
 
 
 def window_token(
@@ -59,13 +59,13 @@ def window_token(
     return y
 
 
-# Kernels. no_type_check keeps the tests' shape checker, which cannot read them, away.
+# Kernels. `no_type_check` excludes them from the tests' shape checker, which cannot read them.
 
 
 @triton.jit
 @no_type_check
 def _turned(x, norm, cos, sin, p, P, R, eps, KIND: tl.constexpr, NORM: tl.constexpr):
-    """One head's channels, normalised and rotated, in float32."""
+    """Load one head's channels, normalise and rotate them, in float32."""
     v = tl.load(x + p, mask=p < P, other=0.0).to(tl.float32)
     factor = 1.0
     if NORM:

@@ -1,4 +1,4 @@
-"""One token of attention on a ring in plain PyTorch."""
+"""The one-token step of attention over a ring in plain PyTorch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ def window_token(
 
 
 def held_positions(keys: "Keys", column: Tensor) -> tuple[Tensor, Tensor, Int[Tensor, "b s"]]:
-    """Everything that is kept, sinks first: keys, values and positions, negative where there is nothing of the document."""
+    """Returns all cached keys, values and positions, sinks first; places without a token of the document are negative."""
     current = (keys.offset + column)[:, None]
     age = (column - torch.arange(keys.k.shape[1], device=column.device)) % keys.k.shape[1]
     positions = current - age
@@ -73,14 +73,14 @@ def attend(
     reads: Sequence[int] | None = None,
     **where: Any,
 ) -> Float[Tensor, "b h p"]:
-    """One query a head over the keys that it sees; `where`: see `attend_places`."""
-    if reads is not None:  # indexed by a list, a GPU would wait for the CPU
+    """Compute attention of one query per head over the keys that it sees; `where`: see `attend_places`."""
+    if reads is not None:  # indexing by a list would make the GPU wait for the CPU
         k, v = (torch.stack([part[:, :, head] for head in reads], 2) for part in (k, v))
     return attend_places(q[:, None], k, v, scale=scale, softcap=softcap, **where)[:, 0]
 
 
 def _keep_sink(keys, column: Tensor) -> None:
-    """The token that leaves the window goes to the sinks where it is one of the first."""
+    """Copy the token that leaves the window to the sinks if it is one of the first tokens."""
     size = keys.k.shape[1]
     place = (column + 1) % size if size > keys.window else column % size
     leaves = keys.offset + column - keys.window

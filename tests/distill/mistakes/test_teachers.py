@@ -240,7 +240,7 @@ DAMAGES = {
     "settings of another type": (
         written("generation_config.json", b'{"eos_token_id": "end"}'),
         "run",
-        ["generation_config.json: eos_token_id is 'end'; it should be a whole number", "or take it away"],
+        ["generation_config.json: eos_token_id is 'end'; it should be a whole number", "or remove it"],
     ),
     "a tokenizer that is a list": (
         written("tokenizer.json", b"[]"),
