@@ -1,6 +1,6 @@
-"""Students in forms that other software loads. The table of export targets, and what is the same for all of them.
+"""Export targets: the table of the forms in which other software loads a student, and the checks that they share.
 
-To add one: a file beside this one with a `Target`, and a line here.
+To add a target, write a file next to this one with a `Target`, and add a line to `EXPORTERS`.
 """
 
 from importlib import import_module
@@ -23,10 +23,10 @@ EXPORTERS = {
 
 
 def target(name: str) -> Target:
-    """A target of the table.
+    """Return the export target of that name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no target has that name.
     """
     if name not in EXPORTERS:
         loads = {"llama.cpp": "gguf"}.get(name.lower(), "native")
@@ -38,12 +38,12 @@ def target(name: str) -> Target:
 
 
 def help_lines() -> str:
-    """Every target with its line, for `--help`."""
+    """Return every target's name and one-line description, for `--help`."""
     return "; ".join(f"{name}: {target(name).line}" for name in EXPORTERS)
 
 
 def check_targets(recipe: "Recipe", where: str) -> None:
-    """Refuse targets that do not exist.
+    """Refuse a recipe whose `export` names a target that does not exist.
 
     Raises:
         UserError: naming the target and the nearest one.
@@ -54,10 +54,10 @@ def check_targets(recipe: "Recipe", where: str) -> None:
 
 
 def check_writers(recipe: "Recipe") -> None:
-    """Refuse targets that are written by packages which are not installed.
+    """Refuse a recipe with an export target whose packages are not installed.
 
     Raises:
-        UserError: naming the target, and the command that installs what it lacks.
+        UserError: naming the target, and the command that installs the missing package.
     """
     for name in recipe.export:
         try:
@@ -67,10 +67,10 @@ def check_writers(recipe: "Recipe") -> None:
 
 
 def check_exports(recipe: "Recipe", student: "PretrainedConfig") -> None:
-    """Refuse targets that cannot hold a student, before anything is trained.
+    """Refuse a recipe with an export target that cannot hold the student. Called before anything is trained.
 
     Args:
-        student: its config.
+        student: the student's config.
 
     Raises:
         UserError: naming the target and why it refuses.

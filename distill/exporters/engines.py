@@ -1,4 +1,4 @@
-"""The engines that an export is proved in, by name, and where those that live in an environment of their own are."""
+"""The engines that run exports, by name, and the Python interpreters of engines that have their own environment."""
 
 import os
 import shutil
@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping
 from distill.errors import UserError, nearest
 
 ENGINES = ("transformers", "vllm", "llama.cpp", "mlx")
-VARIABLE = "DISTILL_ENGINES"  # NAME=PYTHON, several joined by semicolons
+VARIABLE = "DISTILL_ENGINES"  # an environment variable: NAME=PYTHON entries, joined by semicolons
 
 
 def pythons(given: Mapping[str, str]) -> dict[str, str]:
-    """The Python of every engine that has one of its own: those given, and those that the environment names.
+    """Return the Python interpreter of each engine with its own environment, from DISTILL_ENGINES and `given`.
+
+    An entry of `given` replaces one of DISTILL_ENGINES.
 
     Raises:
-        UserError: there is no such engine, or the Python is no program.
+        UserError: an engine's name is unknown, or its Python is not a program.
     """
     named = parsed(filter(None, os.environ.get(VARIABLE, "").split(";")), VARIABLE)
     for name, python in {**named, **given}.items():
@@ -23,17 +25,17 @@ def pythons(given: Mapping[str, str]) -> dict[str, str]:
             raise UserError(f"{where} names the engine {name!r}; {nearest(name, ENGINES)}")
         if shutil.which(os.path.expanduser(python)) is None:
             raise UserError(
-                f"{where} says that {name} is in {python}, which is no program; name the Python of its environment, such as "
-                f"{name}=/path/to/environment/bin/python"
+                f"{where} gives {python} as the Python of {name}, which is no program; name the Python of its environment, "
+                f"such as {name}=/path/to/environment/bin/python"
             )
     return {name: os.path.expanduser(python) for name, python in {**named, **given}.items()}
 
 
 def parsed(entries: Iterable[str], where: str = "--engine") -> dict[str, str]:
-    """NAME=PYTHON, by name.
+    """Parse NAME=PYTHON entries into a dictionary from name to Python.
 
     Raises:
-        UserError: one reads otherwise, or a name stands twice.
+        UserError: an entry has another form, or two entries of one name differ.
     """
     found: dict[str, str] = {}
     for entry in entries:

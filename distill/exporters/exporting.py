@@ -1,4 +1,4 @@
-"""The way out of a run: refuse what can be refused, write beside, prove, say on a card what it is, and only then rename."""
+"""`distill export`: check the student and the options, write a temporary folder, prove it, add the model card, rename."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from distill.exporters.proofs import Proof
     from distill.exporters.source import Source
 
-FITTEST, ANY = "native", "portable"  # what is written by default: the first where it holds the student, else the second
+FITTEST, ANY = "native", "portable"  # the default target is FITTEST where it can hold the student, else ANY
 DTYPES = get_args(get_type_hints(Form)["dtype"])
 CANNOT_PROVE = (OSError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished student: its folder, and that of its run where it has one."""
+    """A finished student: its folder, and its run folder if it belongs to a run."""
 
     student: Path
     run: RunDir | None
 
     @classmethod
     def of(cls, path: Path) -> "Finished":
-        """Of a run folder, or of the folder of a student.
+        """Find the student of a run folder, or of a student's own folder.
 
         Raises:
-            UserError: it is neither, or the run has no student yet.
+            UserError: the folder is neither, or the run has no student yet.
         """
         if not (path / "recipe.yaml").is_file() and _is_student(path):
             beside = path.parent / "recipe.yaml"
@@ -48,11 +48,11 @@ class Finished:
 
     @property
     def home(self) -> Path:
-        """The run's folder, or the student's own."""
+        """The run folder, or the student's own folder outside a run."""
         return self.run.path if self.run else self.student
 
     def out(self, kind: str) -> Path:
-        """Where an export goes that was not told where.
+        """Return the default folder of an export: RUN/export/KIND.
 
         Raises:
             UserError: the student belongs to no run.
@@ -75,22 +75,23 @@ def export_student(
     public: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Write the finished student of a run for other software, prove it there, and push it where that is asked for.
+    """Export the finished student of a run, prove the export in the installed engines, and push it if `push` is given.
 
-    The folder is written beside `out`, proved, and then renamed: a half-written or a wrong one never stands there.
+    The export is written to a temporary folder next to `out`, proved, and then renamed to `out`. So `out` never holds an
+    incomplete or a wrong export.
 
     Args:
-        run: a run folder, or a finished student's folder. to: the target; by default `native` where it holds the student,
+        run: a run folder, or a finished student's folder. to: the target; by default `native` where it can hold the student,
             else `portable`. out: the folder; RUN/export/TARGET by default. dtype: of the weights, bfloat16 by default.
-            quantize: a type that the target has. verify: prove it in every engine that is to run it and is installed.
-            engines: Pythons of engines that live elsewhere, by name; DISTILL_ENGINES names more. push: a repository of the
-            hub, private unless `public`. say: told what is written and what is proved.
+            quantize: one of the target's quantisations. verify: prove the export in every installed engine that runs this
+            target. engines: the Python interpreters of engines with their own environment, by engine; DISTILL_ENGINES adds
+            more. push: a repository on the hub, private unless `public`. say: called with each line of progress.
 
     Returns:
         the folder written.
 
     Raises:
-        UserError: something asked for cannot be, the student is damaged, a folder is in the way or cannot be written, or an
+        UserError: an option is invalid, the student is damaged, the folder cannot be written or holds other files, or an
             engine computes something else than the student.
     """
     from distill.exporters.pushing import check_repository, push_folder
@@ -100,7 +101,7 @@ def export_student(
     found = pythons(engines or {})
     form = replace(form, quantiser=found.get("llama.cpp"))
     if public and not push:
-        raise UserError("--public says how a repository is made, and --push names none; add --push REPO")
+        raise UserError("--public needs --push: it makes the pushed repository public; add --push REPO")
     if push:
         check_repository(push)
     finished = Finished.of(Path(run))
@@ -123,7 +124,7 @@ def export_student(
 
 @dataclass(frozen=True)
 class _Writing:
-    """One export on its way."""
+    """One export in progress."""
 
     finished: Finished
     source: "Source"
@@ -134,7 +135,7 @@ class _Writing:
     say: Callable[[str], None]
 
     def make(self, found: Mapping[str, str] | None, push: str | None) -> None:
-        """Write, prove and rename. found: Pythons of engines; None where nothing is to be proved."""
+        """Write, prove and rename the export. found: Python interpreters by engine; None skips the proof."""
         with _writable(self.place.path), self.place.new() as scratch:
             self._write(scratch)
             self.place.check_names([*paths_in(scratch), README])
@@ -148,16 +149,16 @@ class _Writing:
 
         student = self.finished.student
         self.say(f"writing {student} as {self.kind} ({self.target.types(self.form)})")
-        scratch.rmdir()  # targets make it
+        scratch.rmdir()  # the target creates it
         try:
             self.target.write(student, scratch, self.form)
             take_out(scratch)
-        except (LookupError, TypeError, ValueError) as error:  # of files that were edited
+        except (LookupError, TypeError, ValueError) as error:  # the student's files were edited
             said = reason_of(error) if type(error) is ValueError else "its files were edited"
             raise UserError(
                 f"the student in {student} cannot be exported: {said}; delete it, and the same `distill run` saves it again"
             ) from error
-        (scratch / MARKER).unlink(missing_ok=True)  # of an export that was exported
+        (scratch / MARKER).unlink(missing_ok=True)  # copied along where the student is itself an export
         size = sum((scratch / name).stat().st_size for name in paths_in(scratch))
         self.say(f"written: {size_of(size)}")
 
@@ -168,7 +169,7 @@ class _Writing:
         options = f"--quantize {self.form.quantize} " if self.form.quantize else ""
         options += f"--dtype {self.form.dtype} " if self.form.dtype != Form.dtype else ""
         command = f"distill export {home} --to {kind} {options}--no-verify"
-        fix = f"nothing was left in {self.place.path}; `{command}` writes it unproved"
+        fix = f"nothing was written to {self.place.path}; `{command}` writes it without a proof"
         student = self.finished.student
         try:
             proofs = prove(student, scratch, self.target, self.source, self.form, pythons=found, say=self.say)
@@ -194,7 +195,7 @@ class _Writing:
 
 @contextmanager
 def _writable(out: Path) -> Iterator[None]:
-    """Turn what a disk raises inside the block into a message."""
+    """Turn disk errors inside the block into a `UserError`."""
     from safetensors import SafetensorError
 
     try:
@@ -212,10 +213,10 @@ def _checked(out: Path, finished: Finished) -> Place:
 
 
 def _asked(to: str | None, dtype: str | None, quantize: str | None) -> tuple[Target | None, Form]:
-    """The target, None where none is named, and the form.
+    """Return the target (None if none is named) and the form.
 
     Raises:
-        UserError: there is no such target or type, or the target has no such quantisation.
+        UserError: the target or the type does not exist, or the target does not have the quantisation.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype is {dtype!r}; {nearest(dtype, DTYPES)}")
@@ -223,14 +224,14 @@ def _asked(to: str | None, dtype: str | None, quantize: str | None) -> tuple[Tar
     if quantize is not None:
         known = chosen.quantizations if chosen else ()
         if not known:
-            raise UserError(f"--quantize is {quantize!r}, which {to or 'the default target'} has not; {_quantizing()}")
+            raise UserError(f"--quantize is {quantize!r}, but {to or 'the default target'} has none; {_quantizing()}")
         if quantize not in known:
             raise UserError(f"--quantize is {quantize!r}; {nearest(quantize, known)}")
     return chosen, Form(cast(Literal["float32", "bfloat16"], dtype or Form.dtype), quantize)
 
 
 def _quantizing() -> str:
-    """Which targets have quantisations, for a message."""
+    """List the targets that have quantisations, for a message."""
     from distill.exporters import EXPORTERS
 
     found = {name: target(name).quantizations for name in EXPORTERS if target(name).quantizations}
@@ -239,16 +240,16 @@ def _quantizing() -> str:
 
 
 def _fittest(source: "Source", say: Callable[[str], None]) -> str:
-    """The target that most engines run: native where it is exact, else portable, which holds every student."""
+    """Choose the default target: native where it is exact, else portable, which holds every student."""
     reason = target(FITTEST).refuses(source)
-    why = f"no class of transformers' own is the same function: {reason}" if reason else "vLLM and other engines load it"
+    why = f"no transformers class computes the same function: {reason}" if reason else "vLLM and other engines load it"
     kind = ANY if reason else FITTEST
     say(f"target {kind}: {why}")
     return kind
 
 
 def _whole(finished: Finished) -> "Source":
-    """Read what the export is made from, and what its card is.
+    """Check every file that the export and its card are made from; return the student's `Source`.
 
     Raises:
         UserError: the student or a file of its run is damaged.
@@ -263,7 +264,10 @@ def _whole(finished: Finished) -> "Source":
 
 
 def _is_student(path: Path) -> bool:
-    """Whether a folder is that of a student, by its config alone; a damaged one is, for what is wrong with it to be said."""
+    """Whether a folder holds a student, by its config.json alone.
+
+    A damaged config.json next to weights counts as a student's, so that a later check can name the damage.
+    """
     if not (path / "config.json").is_file():
         return False
     try:

@@ -1,9 +1,9 @@
-"""gguf: one file that llama.cpp runs, and what is built on it (Ollama, LM Studio).
+"""The gguf target: one file for llama.cpp, and for programs built on it such as Ollama and LM Studio.
 
-It holds the tensors of the class of transformers that is the same function as the student (`containers`), by llama.cpp's
-names and in its order (`gguf_files`), its tokenizer, its chat template and the ends of its turns. Matrices are float16, or
-float32 where that is asked for or where a value is beyond float16's range; all else is float32. With `quantize`, llama.cpp's
-own quantiser makes the file from the float16 one, which goes.
+The file holds the tensors of the transformers class that computes the same function as the student (`containers`), with
+llama.cpp's names and order (`gguf_files`). It also holds the tokenizer, the chat template and the tokens that end a turn.
+Matrices are float16, or float32 where that is asked for or a value is beyond float16's range; all other tensors are float32.
+With `quantize`, llama.cpp's own quantiser makes the file from the float16 file, which is then deleted.
 """
 
 import re
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from distill.exporters.gguf_files.architecture import Architecture
     from distill.exporters.source import Source
 
-ELSEWHERE = "it does not read this from GGUF; export to native for it"
+ELSEWHERE = "it does not read this model from GGUF; export to native for it"
 WRITTEN = {"float32": "F32", "bfloat16": "F16"}  # a file is float16 unless float32 is asked for
 
 
 class Gguf(Target):
-    """llama.cpp's file, where a container is the same function as the student and llama.cpp has its architecture."""
+    """The gguf target, for students that a container holds exactly and whose architecture llama.cpp has."""
 
-    line = "one file for llama.cpp, float16 or quantised; refused where llama.cpp has no architecture that is exact"
+    line = "one file for llama.cpp, float16 or quantised; refused where llama.cpp has no exact architecture"
     quantizations = ("q8_0", "q4_k_m")
 
     def refuses(self, source: "Source") -> str | None:
@@ -38,7 +38,7 @@ class Gguf(Target):
             return "; ".join(f"{name}: {', '.join(why)}" for name, why in reasons) or "no container is known"
         architecture = _architecture(found.container.name)
         if architecture is None:
-            return f"{found.container.name}: llama.cpp has no architecture that it is written as"
+            return f"{found.container.name}: llama.cpp has no architecture for it"
         why = architecture.reasons(_config(found.container.config(source))) + found.container.gguf_reasons(source)
         return f"{found.container.name}: {', '.join(why)}" if why else None
 
@@ -76,7 +76,7 @@ class Gguf(Target):
 
 
 class _Export:
-    """All of a file but its tensors."""
+    """A GGUF file before its tensors are written: the source, the architecture, the config and the metadata."""
 
     def __init__(self, source: "Source", architecture: "Architecture", config: "PretrainedConfig") -> None:
         self.source, self.architecture, self.config = source, architecture, config
@@ -85,11 +85,11 @@ class _Export:
 
     @classmethod
     def of(cls, student: Path, form: Form) -> "_Export":
-        """Of a student's folder.
+        """Prepare the file of a student's folder.
 
         Raises:
-            UserError: the package gguf, or the quantiser that is asked for, is not installed. ValueError: the student does
-            not fit, or its tokenizer is one that llama.cpp does not have.
+            UserError: the package gguf, or the quantiser that is asked for, is not installed. ValueError: the target
+            cannot hold the student, or llama.cpp does not have its tokenizer.
         """
         from distill.exporters.gguf_files.quantising import command
         from distill.exporters.source import Source
@@ -120,7 +120,7 @@ class _Export:
             student: the student's tensors by name.
 
         Raises:
-            ValueError: they are not those that the config says, or not finite. OSError: it cannot be written.
+            ValueError: the tensors differ from the config, or are not finite. OSError: the file cannot be written.
         """
         import torch
 
@@ -145,7 +145,7 @@ def _architecture(container: str) -> "Architecture | None":
 
 
 def _config(entries: dict[str, Any]) -> "PretrainedConfig":
-    """A container's config, that of the text where it has several, with every entry that it leaves to its class."""
+    """Return a container's config (its text model's, if it has several) with its class's defaults filled in."""
     from transformers import AutoConfig
 
     entries = entries.get("text_config", entries)
@@ -154,30 +154,30 @@ def _config(entries: dict[str, Any]) -> "PretrainedConfig":
 
 
 def _name(student: Path) -> str:
-    """The model's: that of its run, or of its folder where it lies outside one."""
+    """Name the model after its run folder, or after its own folder outside a run."""
     folder = student.resolve()
     found = folder.parent.name if folder.name == "student" else folder.name
     return re.sub(r"[^\w.+-]+", "-", found) or "student"
 
 
 def _tokenizer(student: Path):
-    """The tokenizer in a student's folder as its files say, whatever class a model type would choose.
+    """Load the tokenizer from tokenizer.json alone, without the class that the model type would choose.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: the file is missing or damaged.
     """
     from transformers import PreTrainedTokenizerFast
 
     if not (student / "tokenizer.json").exists():
-        raise ValueError("it has no tokenizer.json, and a GGUF file holds the tokenizer of its model")
+        raise ValueError("it has no tokenizer.json, and a GGUF file must hold the tokenizer")
     try:
         return PreTrainedTokenizerFast.from_pretrained(student)
-    except Exception as error:  # of tokenizers, of a type of its own
+    except Exception as error:  # the tokenizers library raises its own types
         raise ValueError(f"its tokenizer.json is damaged: {error}") from error
 
 
 def _ends(student: Path) -> list[int]:
-    """Ids that end a generation with the student."""
+    """Return the ids of the tokens that end a generation."""
     from transformers import GenerationConfig
 
     if not (student / "generation_config.json").exists():

@@ -1,4 +1,4 @@
-"""What an export says of the machine that wrote it: nothing. Paths in its configs become the names that they end in."""
+"""Removal of local paths from an export's configs: each path is replaced by its last component."""
 
 import json
 import re
@@ -10,7 +10,7 @@ FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "spec
 
 
 def name_of(reference: str) -> str:
-    """A teacher's reference for others: of a folder or file of this machine its name alone, anything else as it is."""
+    """Return a teacher's reference for publication: the last component of a local path, any other reference unchanged."""
     if not is_local(reference):
         return reference
     kind = PureWindowsPath if "\\" in reference else PurePosixPath
@@ -18,7 +18,7 @@ def name_of(reference: str) -> str:
 
 
 def is_local(reference: str) -> bool:
-    """Whether a reference leads to a place of this machine, here or once."""
+    """Whether a reference is a path on a local disk, whether or not it exists now."""
     if reference.startswith("package:"):
         return False
     if reference.startswith((".", "/", "~")) or PureWindowsPath(reference).is_absolute() or reference.count("/") > 1:
@@ -30,10 +30,10 @@ def is_local(reference: str) -> bool:
 
 
 def take_out(folder: Path) -> None:
-    """Replace the paths in the configs of a folder, in place.
+    """Replace local paths in the configs of a folder, in place.
 
     Raises:
-        OSError: a file cannot be written. ValueError: one is no JSON.
+        OSError: a file cannot be written. ValueError: a config is not JSON.
     """
     for file in filter(Path.is_file, (folder / name for name in FILES)):
         content = json.loads(file.read_text("utf-8"))

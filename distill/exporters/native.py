@@ -1,4 +1,4 @@
-"""native: a folder that transformers' own classes load without any code of ours, and that vLLM and MLX serve."""
+"""The native target: a folder that transformers' own classes load without custom code, and that vLLM and MLX serve."""
 
 import json
 import shutil
@@ -23,9 +23,9 @@ LEFT_BEHIND = ("*.safetensors", "*.safetensors.index.json", "config.json", "adap
 
 
 class Native(Target):
-    """A class of transformers' own, where one is the same function as the student."""
+    """The native target, for students that one of transformers' own classes computes exactly."""
 
-    line = "a folder for a class that transformers has itself, which vLLM and MLX serve; refused where none is exact"
+    line = "a folder for one of transformers' own classes, which vLLM and MLX serve; refused where no class is exact"
 
     def refuses(self, source: "Source") -> str | None:
         found = fitting(source)
@@ -70,8 +70,10 @@ class Native(Target):
 
 @dataclass(frozen=True)
 class _Begun:
-    """An export of which all but the weights stands. student, tensors: the student's and the container's by name, on the
-    meta device."""
+    """An export folder that is complete except for its weights.
+
+    student, tensors: the student's and the container's tensors by name, on the meta device.
+    """
 
     source: "Source"
     container: "Container"
@@ -80,10 +82,10 @@ class _Begun:
 
 
 def _begin(student: Path, out: Path, form: Form) -> _Begun:
-    """Write everything but the weights, and hold the names and shapes of these against the class that will load them.
+    """Write everything but the weights, and check the weights' names and shapes against the class that will load them.
 
     Raises:
-        ValueError: no container is exact, or something does not fit.
+        ValueError: no container is exact, or a tensor or the tokenizer does not fit.
     """
     import torch
     import transformers
@@ -110,7 +112,7 @@ def _begin(student: Path, out: Path, form: Form) -> _Begun:
 
 
 def _own_tensors(model: "nn.Module") -> "dict[str, Tensor]":
-    """A model's tensors by name, a tied one once."""
+    """Return a model's tensors by name, each tied tensor once."""
     found, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -120,21 +122,21 @@ def _own_tensors(model: "nn.Module") -> "dict[str, Tensor]":
 
 
 def _check_same(container: "Container", made: "Mapping[str, Tensor]", theirs: "Mapping[str, Tensor]") -> None:
-    """Refuse names and shapes that the class does not have.
+    """Refuse tensors whose names or shapes differ from those of the class.
 
     Raises:
         ValueError: naming the tensor.
     """
     found = {container.name_inside(name): tensor for name, tensor in made.items()}
     for name in sorted(found.keys() ^ theirs.keys()):
-        raise ValueError(f"{container.name} {'lacks' if name in found else 'wants'} a tensor {name}")
+        raise ValueError(f"{container.name} {'has no' if name in found else 'needs a'} tensor {name}")
     for name, tensor in found.items():
         if tensor.shape != theirs[name].shape:
-            raise ValueError(f"{name} is {[*tensor.shape]}, and {container.name} takes {[*theirs[name].shape]}")
+            raise ValueError(f"{name} has shape {[*tensor.shape]}, but {container.name} needs {[*theirs[name].shape]}")
 
 
 def _check_whole(saved, expected: "Mapping[str, Tensor]") -> None:
-    """Refuse a student whose files hold other tensors than its config.json says.
+    """Refuse a student whose weight files hold other tensors than its config.json describes.
 
     Raises:
         ValueError: naming the tensor.
@@ -143,14 +145,14 @@ def _check_whole(saved, expected: "Mapping[str, Tensor]") -> None:
         raise ValueError(f"its weights {'hold an unknown' if name in saved else 'lack the'} tensor {name}")
     for name, tensor in expected.items():
         if saved.shape(name) != tuple(tensor.shape):
-            raise ValueError(f"its tensor {name} is {[*saved.shape(name)]}, and config.json says {[*tensor.shape]}")
+            raise ValueError(f"its tensor {name} has shape {[*saved.shape(name)]}, but config.json says {[*tensor.shape]}")
 
 
 def _check_tokenizer(student: Path, out: Path) -> None:
-    """Refuse a folder in which transformers finds another tokenizer than in the student's: it goes by the model's type too.
+    """Refuse an export whose tokenizer differs from the student's: transformers also chooses its class by model type.
 
     Raises:
-        ValueError: they cut a text differently.
+        ValueError: the two tokenize a sample differently.
     """
     from transformers import AutoTokenizer
 
@@ -158,4 +160,4 @@ def _check_tokenizer(student: Path, out: Path) -> None:
         return
     before, behind = (AutoTokenizer.from_pretrained(folder)(SAMPLE).input_ids for folder in (student, out))
     if before != behind:
-        raise ValueError(f"its tokenizer cuts a text otherwise beside this config.json: {behind[:8]}, not {before[:8]} ...")
+        raise ValueError(f"its tokenizer gives other tokens with this config.json: {behind[:8]}, not {before[:8]} ...")

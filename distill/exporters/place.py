@@ -1,9 +1,8 @@
-"""The folder of an export: where it may be, what an earlier export left there, and how a new one takes its place.
+"""The folder of an export: where it may lie, which of its files are the user's, and how a new export replaces an old one.
 
-Every export holds a list of its files with their hashes. What stands in the folder beside them is the user's own. Files
-that an export never had (notes, a quantised copy) have nothing to do with the next one: they are carried over. Where a file
-of the earlier export was changed, or a file of the user's has a name that the new export needs, one of the two would be
-lost: the export is refused, and the file named.
+Every export holds a list of its files with their hashes. All other files in the folder are the user's own (notes, a
+quantised copy), and a new export keeps them. A new export is refused if a file of the earlier export was changed, or if a
+user's file has a name that the new export needs: one of the two files would be lost. The message names the file.
 """
 
 import json
@@ -22,14 +21,14 @@ from distill.errors import UserError, named
 from distill.reading import read_json
 from distill.runs.records import Record
 
-MARKER = ".exported-by-distill"  # in every folder written: the target, and the list of its files
+MARKER = ".exported-by-distill"  # a file in every export: the target, and the list of the export's files
 README = "README.md"
 ELSEWHERE = "or choose another folder with --out"
 OWN_LIST = "it says which files are the export's: take your own files out and delete the folder, " + ELSEWHERE
 
 
 class Written(Record):
-    """What the marker holds: the target, and for each file by its path the SHA-256."""
+    """The content of the marker file: the target, and the SHA-256 of each file by its path."""
 
     target: str
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
@@ -40,28 +39,28 @@ WRITTEN = TypeAdapter(Written)
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that an export may be written to. own: the user's files in it, by their paths from the folder."""
+    """A folder that an export may be written to. own: the user's files in it, by relative path."""
 
     path: Path
     own: list[str] = field(default_factory=list)
 
     @classmethod
     def checked(cls, path: Path, run: Path, student: Path) -> "Place":
-        """A place that takes an export, before anything is written.
+        """Check that an export may be written to a folder, before anything is written.
 
         Args:
-            run, student: folders that the export must not stand in the place of.
+            run, student: folders that the export must not replace.
 
         Raises:
-            UserError: it is a file, a link, the working folder, the run's or the student's, around one of them or inside
-                the student's, or holds files that are no export's.
+            UserError: the path is a file or a link; it is or contains the working folder, the run folder or the student's
+                folder; it lies inside the student's folder; or it holds files but no export.
         """
         check_name(path)
         refuse_link(path)
         _check_where(path, run, student)
         earlier = _aside(path)
         refuse_link(earlier)
-        if os.path.lexists(earlier) and not os.path.lexists(path):  # a kill came between two renamings
+        if os.path.lexists(earlier) and not os.path.lexists(path):  # an export was killed between its two renames
             earlier.rename(path)
         if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"{path} is a file; name a folder to write the export into")
@@ -72,10 +71,10 @@ class Place:
         return cls(path, _own_files(path))
 
     def check_names(self, names: Iterable[str]) -> None:
-        """Refuse to lose a file of the user's to one of the export's.
+        """Refuse names that would overwrite a user's file.
 
         Raises:
-            UserError: naming the first.
+            UserError: naming the first such file.
         """
         needed = set(names)
         folders = {str(parent) for name in needed for parent in Path(name).parents}
@@ -83,17 +82,19 @@ class Place:
             above = {str(parent) for parent in Path(mine).parents}
             if mine in needed or mine in folders or above & needed:
                 raise UserError(
-                    f"{self.path / mine} is not of the earlier export in {self.path}, and the new one has a file of that "
+                    f"{self.path / mine} is not of the earlier export in {self.path}, and the new export has a file of that "
                     f"name; move yours away, {ELSEWHERE}"
                 )
 
     @contextmanager
     def new(self) -> Iterator[Path]:
-        """A new folder beside this one, which takes its name when the block ends well, the user's files with it, and goes
-        when it does not. Until the last moment the earlier export stands as it is.
+        """Yield a new folder next to this one, and rename it to this one's path when the block succeeds.
+
+        The user's files are carried over. The new folder is deleted if the block fails. The earlier export is not touched
+        before the renaming.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the folder cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sweep(self.path.parent)
@@ -108,9 +109,9 @@ class Place:
             raise
 
     def _swap(self, scratch: Path) -> None:
-        """Take the place of what is there. Killed in between, the next export finds the earlier one and puts it back."""
+        """Replace the earlier export. If this is killed between its two renames, the next export restores that one."""
         earlier = _aside(self.path)
-        if earlier.is_dir():  # what a kill left behind a new export that was whole
+        if earlier.is_dir():  # left by an export that was killed after its second rename
             shutil.rmtree(earlier)
         if self.path.exists():
             self.path.rename(earlier)
@@ -124,14 +125,14 @@ class Place:
 
 
 def mark(folder: Path, target: str) -> list[str]:
-    """Write down which files an export has; their paths from its folder."""
+    """Write the marker file: the target and the hashes of the export's files. Returns the files' relative paths."""
     files = {name: file_hash(folder / name) for name in paths_in(folder)}
     (folder / MARKER).write_text(json.dumps({"target": target, "files": files}, indent=1) + "\n")
     return sorted(files)
 
 
 def paths_in(folder: Path) -> list[str]:
-    """The path from a folder of every file in it, links and empty folders too."""
+    """Return the relative paths of all files, links and empty folders in a folder."""
     found = []
     for place, folders, files in os.walk(folder):
         here = Path(place)
@@ -143,17 +144,17 @@ def paths_in(folder: Path) -> list[str]:
 
 
 def _own_files(path: Path) -> list[str]:
-    """The user's files beside an earlier export's.
+    """Return the user's files in the folder of an earlier export.
 
     Raises:
-        UserError: the earlier export has no list, or a file of it was changed.
+        UserError: the earlier export has no list of its files, or one of them was changed.
     """
     marker = path / MARKER
     refuse_link(marker)
     text = marker.read_text(errors="replace") if marker.is_file() else ""
     if not text.lstrip().startswith("{"):
         raise UserError(
-            f"{path} holds an export of an earlier version, whose {MARKER} lacks the list of its files, and only that says "
+            f"{path} holds an export of an earlier version, whose {MARKER} lacks the list of its files, so it is not known "
             f"which files are yours: take yours out and delete the folder, {ELSEWHERE}"
         )
     listed = read_json(marker, WRITTEN, fix=OWN_LIST)["files"]
@@ -167,7 +168,7 @@ def _own_files(path: Path) -> list[str]:
     own = [name for name in found if name not in listed and name != MARKER]
     if README in own:
         raise UserError(
-            f"{path / README} is not of the earlier export there, and every export has one; move it away, {ELSEWHERE}"
+            f"{path / README} is not of the earlier export there, and every export writes one; move it away, {ELSEWHERE}"
         )
     for name in own:
         file = path / name
@@ -177,7 +178,7 @@ def _own_files(path: Path) -> list[str]:
 
 
 def _check_where(path: Path, run: Path, student: Path) -> None:
-    """Refuse a folder whose place is taken by something that an export must not replace."""
+    """Refuse a folder that is, contains or lies inside a folder that an export must not replace."""
     real = Path(os.path.realpath(path))
     if real == Path.cwd():
         raise UserError(f"--out is {str(path) or '.'!r}, the folder that this command runs in; name a new folder inside it")
@@ -197,7 +198,7 @@ def _check_where(path: Path, run: Path, student: Path) -> None:
 
 
 def _carry(mine: Path, to: Path) -> None:
-    """One file of the user's, in the new folder too: the same file where the disk has links, a copy elsewhere."""
+    """Carry a user's file into the new folder: a hard link where the disk has them, else a copy."""
     to.parent.mkdir(parents=True, exist_ok=True)
     if mine.is_dir() and not mine.is_symlink():
         to.mkdir(exist_ok=True)
@@ -213,7 +214,7 @@ def _aside(path: Path) -> Path:
 
 
 def listed(folder: Path) -> list[str]:
-    """The paths of the files that an export wrote.
+    """Return the relative paths of the files that an export wrote.
 
     Raises:
         UserError: the list is damaged.

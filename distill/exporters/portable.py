@@ -1,10 +1,10 @@
-"""portable: a folder that `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` loads without this project.
+"""The portable target: a folder that transformers loads with `trust_remote_code=True`, without this project installed.
 
-It holds the student's config and its weights: in bfloat16, those that decay states in float32, as transformers keeps them in
-any type. The modelling code is the files of `students/` themselves, flattened: every `from students.a.b import c` becomes
-`from .students_a_b import c`, and the shape annotations become plain `object`s, so that only torch and transformers are
-needed. Triton kernels come along and are imported where Triton is and a GPU asks for them. One small file names the family's
-classes for `auto_map`.
+The folder holds the student's config and its weights. The weights are bfloat16 by default; those that decay the states are
+float32, because transformers keeps them so in any type. The modelling code is the files of `students/` in one flat folder:
+every `from students.a.b import c` becomes `from .students_a_b import c`, and the shape annotations become plain `object`s.
+So only torch and transformers are needed. Triton kernels are included, and imported only if Triton is installed and a GPU
+uses them. One small file defines the family's classes for `auto_map`.
 """
 
 import json
@@ -31,9 +31,7 @@ FIX = "delete it, and the same `distill run` saves the student again"
 IMPORT = re.compile(r"^([ \t]*)from (students[\w.]*) import ", re.MULTILINE)
 TARGET = re.compile(r'"(students[\w.]*):')  # an entry of a table of classes
 KERNEL = re.compile(r'Deferred\("(students[\w.]*)", "(\w+)"\)')
-MODULE_IMPORT = re.compile(
-    r"^from (students[\w.]*) import (\w+)$", re.MULTILINE
-)  # of a module, where there is a file of that name
+MODULE_IMPORT = re.compile(r"^from (students[\w.]*) import (\w+)$", re.MULTILINE)  # imports a module if a file has that name
 TRITON = re.compile(r"^import triton\nimport triton\.language as tl$", re.MULTILINE)
 FLAT_TARGET = re.compile(r'"\.(students\w*):(\w+)"')
 
@@ -61,25 +59,25 @@ from .students_model import student_class
 
 {model} = student_class("{family}")
 {config} = {model}.config_class
-for each in ({model}, {config}):  # `save_pretrained` copies the file that a class says it is from, and pickles look there
+for each in ({model}, {config}):  # `save_pretrained` copies the file that a class's `__module__` names; pickle imports it
     each.__module__, each.__qualname__ = __name__, each.__name__
 '''
 
 
 class Config(Record):
-    """What is read of a student's config.json."""
+    """The entries that are read from a student's config.json."""
 
     model_type: Annotated[str, Field(pattern=r"^distill_\w+$")]
 
 
 class Portable(Target):
-    """The portable folder; every layout fits."""
+    """The portable target, which holds every layout."""
 
     line = "a folder that transformers loads with trust_remote_code, without this project"
     remote_code = True
 
     def engines(self, source: "Source") -> dict[str, str | None]:
-        why = "it runs no code that comes with a model"
+        why = "it does not run code that comes with a model"
         return {engine: None if engine == "transformers" else why for engine in ENGINES}
 
     def write(self, student: Path, out: Path, form: Form) -> None:
@@ -105,7 +103,7 @@ class Portable(Target):
 
 
 def _types(student: Path, form: Form) -> "Callable[[str], torch.dtype]":
-    """The type of each weight: the form's, but float32 for what transformers keeps so whatever type it loads."""
+    """Return the type of a weight by name: the form's, or float32 where transformers keeps float32 in any type."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -118,7 +116,7 @@ def _types(student: Path, form: Form) -> "Callable[[str], torch.dtype]":
 
 
 def _entry(target: Path, family: str, modules: dict[str, str]) -> dict[str, str]:
-    """Write the file that auto_map names; the names of its classes."""
+    """Write the file that `auto_map` names. Returns the names of its classes."""
     from students.model import student_class
 
     model = student_class(family)
@@ -130,7 +128,7 @@ def _entry(target: Path, family: str, modules: dict[str, str]) -> dict[str, str]
 
 
 def flattened() -> dict[str, str]:
-    """The files of `students/` that a model needs, by flat name, importing each other relatively."""
+    """Return the files of `students/` that a model needs, by flat file name, with relative imports."""
     files = {"students.shapes": SHAPES}
     waiting = ["students.model"]
     while waiting:
@@ -144,7 +142,7 @@ def flattened() -> dict[str, str]:
 
 
 def _flat_source(source: str) -> tuple[str, list[str]]:
-    """One file for a flat folder, and the modules it needs."""
+    """Rewrite a source file for a flat folder. Returns the text and the modules that it needs."""
     late = [f"{package}.{name}" for package, name in MODULE_IMPORT.findall(source) if _is_module(f"{package}.{name}")]
     for module in late:
         package, _, name = module.rpartition(".")
@@ -174,7 +172,7 @@ def _flat(module: str) -> str:
 
 
 def _home() -> Path:
-    """Where the package `students` lies."""
+    """The folder of the package `students`."""
     import students
 
     return Path(students.__file__).parent

@@ -1,4 +1,4 @@
-"""An export to the hub of models: asked for by name, private unless it is said otherwise, and the local folder stays."""
+"""Upload of an export to the Hugging Face hub, private unless `--public` is given. The local folder stays."""
 
 import glob
 from collections.abc import Callable
@@ -11,10 +11,10 @@ TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 
 
 def check_repository(name: str) -> None:
-    """Refuse a name that the hub has no place for, before anything is written.
+    """Refuse an invalid repository name, before anything is written.
 
     Raises:
-        UserError: naming it.
+        UserError: naming the repository.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -23,24 +23,23 @@ def check_repository(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"--push is {name!r}, and no repository can have that name ({reason_of(error)}); use OWNER/NAME"
+            f"--push is {name!r}, which is no valid repository name ({reason_of(error)}); use OWNER/NAME"
         ) from error
     if name.count("/") != 1:
         raise UserError(f"--push is {name!r}; it should read OWNER/NAME, the owner being you or an organisation")
 
 
 def push_folder(folder: Path, name: str, public: bool, say: Callable[[str], None]) -> str:
-    """Upload an export's files, and no others that lie in its folder.
+    """Upload an export's files, without the user's own files in its folder.
 
     Args:
-        public: make the repository for all to see; one that is already there stays as it is.
+        public: create the repository as a public one; an existing repository keeps its visibility.
 
     Returns:
-        where it is.
+        the repository's address.
 
     Raises:
-        UserError: no token, no network, no permission, or a repository that is public
-            where a private one was asked for.
+        UserError: no token, no network or no permission; or the repository is public and `public` is false.
     """
     from huggingface_hub import HfApi
 
@@ -51,7 +50,7 @@ def push_folder(folder: Path, name: str, public: bool, say: Callable[[str], None
         api.create_repo(name, private=not public, exist_ok=True)
         if not public and api.repo_info(name).private is False:
             raise UserError(
-                f"{name} is there already and everybody sees it; nothing was pushed: add --public to push there, or name "
+                f"the repository {name} exists and is public; nothing was pushed: add --public to push there, or name "
                 f"another repository. The export is in {folder}"
             )
         api.upload_folder(
@@ -62,24 +61,22 @@ def push_folder(folder: Path, name: str, public: bool, say: Callable[[str], None
         )
     except UserError:
         raise
-    except Exception as error:  # of HTTP libraries, whose types differ from version to version
-        raise UserError(
-            f"{name} could not be pushed to: {_why(error)}. The export is in {folder}; {_again(folder)}"
-        ) from error
+    except Exception as error:  # raised by HTTP libraries, whose types differ from version to version
+        raise UserError(f"the push to {name} failed: {_why(error)}. The export is in {folder}; {_again(folder)}") from error
     address = f"{api.endpoint}/{name}"
     say(f"pushed to {address}")
     return address
 
 
 def _why(error: Exception) -> str:
-    """What the hub's client raised, as what to do."""
+    """Explain an error of the hub's client, with its fix."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE keeps this machine off the hub; unset it"
     if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
-        return f"the hub does not know who you are; {TOKEN}"
+        return f"you are not logged in to the hub; {TOKEN}"
     if status == 403:
         return f"your token may not write there; {TOKEN}, or name a repository of your own"
     if status is not None:

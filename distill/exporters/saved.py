@@ -13,15 +13,14 @@ from torch import Tensor
 from distill.exporters.weights import aligned, write_file
 from teachers.files import INDEX, WHOLE, weight_files
 
-SHARD = 5 * 10**9  # bytes of a file of weights, at most, unless one tensor is larger
+SHARD = 5 * 10**9  # the most bytes of a weight file, unless one tensor is larger
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of a folder as `save_pretrained` writes it, in one file or in shards; each is read when it is asked for,
-    in float32.
+    """The tensors of a `save_pretrained` folder (one file or shards), each read on access and returned in float32.
 
     Raises:
-        ValueError: there are no weights. SafetensorError, OSError: a file is missing or damaged.
+        ValueError: the folder has no weights. SafetensorError, OSError: a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,13 +35,13 @@ class SavedTensors(Mapping[str, Tensor]):
             self._file_of |= dict.fromkeys(opened.keys(), file)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's, without reading it."""
+        """Return a tensor's shape without reading the tensor."""
         return tuple(self._open[self._file_of[name]].get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
         return self._open[self._file_of[name]].get_tensor(name).float()
 
-    def __contains__(self, name: object) -> bool:  # the base class would read it
+    def __contains__(self, name: object) -> bool:  # the base class would read the tensor
         return name in self._file_of
 
     def __iter__(self) -> Iterator[str]:
@@ -58,10 +57,10 @@ def write_weights(
     shapes: Mapping[str, Sequence[int]],
     dtype: Callable[[str], torch.dtype],
 ) -> None:
-    """Write tensors as `save_pretrained` would: one file, or shards with an index, each tensor made when its turn comes.
+    """Write tensors as `save_pretrained` does: one file, or shards with an index. One tensor is in memory at a time.
 
     Args:
-        shapes: of each tensor. dtype: of a tensor by its name.
+        shapes: each tensor's shape, by name. dtype: returns a tensor's type for its name.
     """
     numbers = {name: math.prod(shape) for name, shape in shapes.items()}
     bytes_of = {name: count * dtype(name).itemsize for name, count in numbers.items()}

@@ -1,4 +1,4 @@
-"""What an export target is told of a student before it writes it: the teacher's config, the layout, and the attention."""
+"""The description of a student that export targets check: its config, its layout, and the attention it was made from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from students.model import PREFIX
 
 @dataclass(frozen=True)
 class Source:
-    """A student, without its weights.
+    """A student without its weights.
 
-    family: the teacher's model_type. config: the student's, whose entries are the teacher's, and `distill` beside them.
-    shapes: the attention that the student was made from, layer by layer.
+    family: the teacher's model_type. config: the student's config, which is the teacher's with the entry `distill` added.
+    shapes: the shape of the attention that each layer was made from.
     """
 
     family: str
@@ -26,7 +26,7 @@ class Source:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Source":
-        """Of a student's config.
+        """Build from a student's config.
 
         Raises:
             ValueError: its `distill` entry was written in another format, or is damaged.
@@ -35,7 +35,7 @@ class Source:
 
     @classmethod
     def read(cls, folder: Path) -> "Source":
-        """Of a student's folder.
+        """Build from a student's folder.
 
         Raises:
             ValueError, OSError: its config.json is missing or damaged.
@@ -44,7 +44,7 @@ class Source:
 
     @property
     def kept(self) -> list[int]:
-        """The layers whose attention stayed."""
+        """The layers that kept attention."""
         return [layer for layer in range(len(self.layout.pattern)) if self.layout.mixer_of(layer) is None]
 
     @property

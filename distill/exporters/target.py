@@ -1,4 +1,4 @@
-"""What an export target is: it says what it makes and what it refuses, and writes one folder."""
+"""The base class of the export targets: a target refuses students that it cannot hold, and writes the others as a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Form:
-    """How the weights are written.
+    """The types in which the weights are written.
 
-    dtype: of all weights but those that must stay in float32. quantize: a type of llama.cpp, for targets that have them.
-    quantiser: the Python whose llama.cpp quantises; None looks for one.
+    dtype: of all weights but those that must stay in float32. quantize: a quantised type of llama.cpp, for targets that have
+    them. quantiser: the Python whose llama.cpp quantises; None looks for one.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -22,12 +22,12 @@ class Form:
 
 
 class Target:
-    """Base of the export targets.
+    """Base class of the export targets.
 
-    Modules of targets are imported for `--help`: whatever is heavy is imported where it is used.
+    `--help` imports the modules of all targets, so heavy packages are imported inside functions.
 
-    line: what the target makes, in one line for `--help`. quantizations: what `Form.quantize` may be.
-    remote_code: whether what it writes brings code along, which `trust_remote_code` lets transformers run.
+    line: what the target makes, in one line for `--help`. quantizations: the values that `Form.quantize` may have.
+    remote_code: whether the export contains code, which transformers runs only with `trust_remote_code`.
     """
 
     line: ClassVar[str]
@@ -35,26 +35,26 @@ class Target:
     remote_code: ClassVar[bool] = False
 
     def refuses(self, source: "Source") -> str | None:
-        """Why it cannot hold such a student, naming what would have to change; None where it can."""
+        """Return why the target cannot hold the student and what would have to change; None if it can hold it."""
         return None
 
     def since(self, source: "Source") -> str | None:
-        """The first version of transformers in which what it writes is the student; None for every supported one."""
+        """Return the first transformers version that computes the export exactly; None if every supported one does."""
         return None
 
     def engines(self, source: "Source") -> dict[str, str | None]:
-        """For each engine of `exporters.engines.ENGINES`, why it does not run what the target writes; None where it does."""
+        """Return, for each engine of `exporters.engines.ENGINES`, why it does not run the export; None if it does."""
         raise NotImplementedError
 
     def types(self, form: Form) -> str:
-        """The type of the weights that are written, as people call it."""
+        """Return the name of the type in which the weights are written."""
         return form.dtype
 
     def check_installed(self) -> None:
-        """Refuse where a package that writes it is not installed.
+        """Check that the packages that write the export are installed.
 
         Raises:
-            UserError: with the command that installs it.
+            UserError: with the command that installs the missing one.
         """
 
     def write(self, student: Path, out: Path, form: Form) -> None:
@@ -64,13 +64,14 @@ class Target:
             student: the folder of a finished student. out: the folder to make.
 
         Raises:
-            OSError: it cannot be written. ValueError: the student's files do not fit each other.
+            OSError: the folder cannot be written. ValueError: the student's files do not fit each other.
         """
         raise NotImplementedError
 
     def rehearse(self, student: Path, out: Path, form: Form) -> None:
-        """Try, before anything is trained, what `write` will do: on a folder that is whole but for its weights, of which one
-        tensor is there. What is written is thrown away.
+        """Try what `write` will do, before anything is trained. The caller deletes the result.
+
+        The student's folder is complete except for its weights, which are one tensor.
 
         Raises:
             OSError, ValueError: as `write`.

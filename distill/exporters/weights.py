@@ -1,7 +1,7 @@
-"""Weights written in another type, one tensor in memory at a time.
+"""Safetensors files written in another type, with one tensor in memory at a time.
 
 The format of a safetensors file: eight bytes with the length of a JSON header, the header with each tensor's type, shape and
-place, and the numbers one after the other (https://github.com/huggingface/safetensors).
+offsets, then the bytes of the tensors (https://github.com/huggingface/safetensors).
 """
 
 import json
@@ -17,12 +17,12 @@ from torch import Tensor
 from teachers.files import INDEX, WHOLE, weight_files
 
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-ALIGNED = 8  # bytes to which the header's length is filled up
+ALIGNED = 8  # the header is padded to a multiple of this many bytes
 Size = tuple[torch.dtype, Iterable[int]]  # of a tensor: its type and its shape
 
 
 def write_cast(source: Path, out: Path, type_of: Callable[[str], torch.dtype]) -> int:
-    """Write the weights of a folder into another in types of one's own, in files of the same names.
+    """Write the weights of a folder into another folder in given types, under the same file names.
 
     Args:
         source: the folder with the weights; may be `out` itself. type_of: the type of a tensor by its name.
@@ -49,21 +49,21 @@ def write_cast(source: Path, out: Path, type_of: Callable[[str], torch.dtype]) -
 
 
 def aligned(sizes: Mapping[str, Size]) -> dict[str, Size]:
-    """Types and shapes of tensors by name, in an order in which every tensor's place in a file is a multiple of its type."""
+    """Sort tensors by type and name, so that every tensor starts at a multiple of its item size in a file."""
     return dict(sorted(sizes.items(), key=lambda item: (-item[1][0].itemsize, item[0])))
 
 
 def write_file(file: Path, sizes: Mapping[str, Size], tensors: Iterable[tuple[str, Tensor]]) -> int:
-    """Write one safetensors file whose tensors come one by one.
+    """Write one safetensors file from tensors that are passed one by one.
 
     Args:
-        sizes: type and shape of each, in the order in which they come.
+        sizes: type and shape of each tensor, in the order of `tensors`.
 
     Returns:
         the bytes of the tensors.
 
     Raises:
-        OSError: it cannot be written. ValueError: a tensor is not as announced.
+        OSError: the file cannot be written. ValueError: a tensor differs from its entry in `sizes`.
     """
     header, end = dict(_header(sizes)), 0
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
@@ -73,7 +73,7 @@ def write_file(file: Path, sizes: Mapping[str, Size], tensors: Iterable[tuple[st
         for (name, tensor), (announced, entry) in zip(tensors, header.items(), strict=True):
             begin, end = entry["data_offsets"]
             if name != announced or list(tensor.shape) != entry["shape"] or tensor.nbytes != end - begin:
-                raise ValueError(f"{file.name}: {name} is not the tensor that its header announces")
+                raise ValueError(f"{file.name}: {name} is not the tensor that the header describes")
             opened.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return end
 

@@ -1,8 +1,8 @@
-"""Whether a student is whole, before it is written for others: every tensor there, of its shape, finite; and its tokenizer.
+"""Checks of a student before its export: all tensors present, of the right shape and finite, and a tokenizer that loads.
 
-transformers fills what is missing with random numbers and leaves out what it does not know, and an engine serves NaN as it
-serves anything. So names and shapes are held against the model that config.json describes, which is made without memory,
-and the numbers are read tensor by tensor.
+transformers fills missing tensors with random numbers and ignores unknown ones, and an engine serves NaN without an error.
+So names and shapes are checked against the model that config.json describes, which is built on the meta device, and values
+are checked tensor by tensor.
 """
 
 import json
@@ -28,24 +28,30 @@ from teachers.files import INDEX, WHOLE, weight_files
 from teachers.quiet import no_bars_in_logs, no_warnings
 
 AGAIN = "delete the student's folder, and the same `distill run` saves it again"
-INSIDE = (TypeError, AttributeError, LookupError, AssertionError, RecursionError)  # of libraries: no reason for people
+INSIDE = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    RecursionError,
+)  # libraries' internal errors, whose text helps no user
 FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 TOKENIZER = (*files.TOKENIZER, "tokenizer.model", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}  # of a tokenizer, no vocabulary
+SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}  # tokenizer files without a vocabulary
 
 
 def check_whole(student: Path) -> Source:
     """Refuse a damaged student.
 
     Returns:
-        what export targets are told of it.
+        the description of it for export targets.
 
     Raises:
         UserError: naming the file and the tensor.
     """
     for path in sorted(student.rglob("*")):
         if path.is_symlink():
-            raise UserError(f"{path} is a link, and an export takes no file from elsewhere along; put the file itself there")
+            raise UserError(f"{path} is a link, and an export holds only files of the student's folder; put the file there")
     check_student_files(student)
     if not (student / files.CONFIG).is_file():
         raise _damaged(student, f"there is no {files.CONFIG}")
@@ -68,7 +74,7 @@ def _damaged(student: Path, said: str) -> UserError:
 
 @contextmanager
 def _read(student: Path) -> Iterator[None]:
-    """Turn what libraries raise inside the block on damaged files, which is of every type, into a message."""
+    """Turn any error that libraries raise on damaged files inside the block into a `UserError`."""
     try:
         yield
     except UserError:
@@ -83,7 +89,7 @@ def _read(student: Path) -> Iterator[None]:
 
 
 def _shapes(student: Path) -> Iterator[tuple[str, tuple[str, list[int]]]]:
-    """Of every tensor the file that holds it, and its shape.
+    """Yield every tensor's name with the file that holds it and its shape.
 
     Raises:
         UserError: a file is cut short, holds no numbers with a point, or not what the index says.
@@ -98,7 +104,7 @@ def _shapes(student: Path) -> Iterator[tuple[str, tuple[str, list[int]]]]:
                 part = opened.get_slice(name)
                 if not part.get_dtype().startswith(("F", "BF")) or part.get_dtype().startswith("F8"):
                     raise _damaged(
-                        student, f"{file.name}: {name} holds {part.get_dtype()}, and weights are F32, BF16 or F16"
+                        student, f"{file.name}: {name} holds {part.get_dtype()}, but weights are F32, BF16 or F16"
                     )
                 if index is not None and index.get(name) != file.name:
                     raise _damaged(student, f"{file.name}: {name} is there, but by {INDEX} it is in {index.get(name)}")
@@ -119,9 +125,9 @@ def _opened(student: Path, file: str) -> Iterator:
 
 
 def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
-    """The model of config.json without memory, and what transformers says of loading the weights into it.
+    """Return config.json's model on the meta device, and transformers' report on loading the weights into it.
 
-    It is asked in a folder with links to the weights alone: adapters beside them are none of the model's.
+    The model is loaded from a folder with links to the config and the weights, because adapters are not part of it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -136,7 +142,7 @@ def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
 
 
 def _check_names(student: Path, model: nn.Module, info: dict, held: dict[str, tuple[str, list[int]]]) -> None:
-    """Refuse tensors that are missing, of another shape, or of no use."""
+    """Refuse tensors that are missing, of another shape, or unknown to the model."""
     first = weight_files(student)[0].name
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, wanted = mismatched[0]
@@ -164,7 +170,7 @@ def _others(names: list) -> str:
 
 
 def _check_numbers(student: Path, file: str) -> None:
-    """Refuse numbers that are not finite, tensor by tensor."""
+    """Refuse tensors with NaN or infinity."""
     with _opened(student, file) as opened:
         for name in opened.keys():  # noqa: SIM118, it is no mapping
             tensor = opened.get_tensor(name)
@@ -177,7 +183,7 @@ def _check_numbers(student: Path, file: str) -> None:
 
 
 def _check_adapter(student: Path, model: nn.Module) -> None:
-    """Refuse adapters that do not fit the layers that they stand on, for peft leaves such ones out without a word."""
+    """Refuse adapters that do not fit their layers: peft would ignore these without a warning."""
     if not (student / ADAPTED).exists():
         if (student / ADAPTER).exists():
             raise _damaged(student, f"{ADAPTER} has no {ADAPTED} beside it")
@@ -226,7 +232,7 @@ def _check_tokenizer(student: Path) -> None:
     try:
         files.check_tokenizer_files(student)
         config = files.read_json(student / "tokenizer_config.json") if "tokenizer_config.json" in present else {}
-        if "auto_map" not in config:  # such a one loads through code of its own, which is not run here
+        if "auto_map" not in config:  # a tokenizer with auto_map loads through its own code, which is not run here
             with no_warnings():
                 AutoTokenizer.from_pretrained(student)
     except Exception as error:

@@ -153,7 +153,7 @@ REFUSED = {
         ("qwen3", "MA", {"M": {"mixer": "gated_deltanet", "window": {"size": 4}}}),
         {},
         "Qwen3.5",
-        "mixers.M.window stands beside the state",
+        "mixers.M.window: this class has no window in a layer with a state",
     ),
     "no attention": (("qwen3", "M"), {}, "Qwen3.5", "the pattern keeps no attention"),
     "meta tokens": (("qwen3", "MA", DELTA, 3), {}, "Qwen3.5", "meta_tokens is 3"),

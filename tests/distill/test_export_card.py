@@ -40,12 +40,12 @@ def test_a_judged_student(exported, judged_run, tiny_teacher):
         "tags": ["distill", "hybrid", "state-space-model", "discrete-mamba2"],
     }
     assert text.startswith("\n# tiny, portable\n") and "\nAMAM\n" in text and str(tiny_teacher.parent) not in text
-    assert "of its 4 layers 2 have a discrete_mamba2 in the place of attention, 2 keep theirs" in text
+    assert "of its 4 layers, 2 have a discrete_mamba2 in place of attention and 2 keep attention" in text
     assert '`M`, 2 of 4 layers: `{"mixer": "discrete_mamba2", "window": {"sinks": 2, "size": 4}}`' in text
     assert 'AutoModelForCausalLM.from_pretrained("my student", trust_remote_code=True)' in section(text, "Use")
     assert "vllm serve" not in text and "llama-cli" not in text
     made = section(text, "How it was made")
-    assert "| align | 768 |" in made and "| in all | 2,304 |" in made and "Windows of 32 tokens, 4 a step, seed 0" in made
+    assert "| align | 768 |" in made and "| total | 2,304 |" in made and "windows of 32 tokens, 4 a step, seed 0" in made
     judged = json.loads((judged_run / "evaluations.json").read_text())
     student = judged["final"]["rows"]["student"]["fidelity"]
     fidelity = section(text, "Fidelity")
@@ -65,9 +65,9 @@ def test_what_was_not_measured_says_so(untrained_run, exported):
     _, text = exported(untrained_run)
     for title, said in (
         ("Fidelity", "Not measured."),
-        ("Recall", "Not measured; `distill eval RUN --suite standard` does"),
-        ("Tasks", "Not measured; `distill eval RUN --suite quick` does"),
-        ("Speed", "Not measured; `distill eval RUN --suite standard` does"),
+        ("Recall", "Not measured. `distill eval RUN --suite standard` measures it"),
+        ("Tasks", "Not measured. `distill eval RUN --suite quick` measures it"),
+        ("Speed", "Not measured. `distill eval RUN --suite standard` measures it"),
     ):
         assert section(text, title).strip().startswith(said)
 
@@ -87,7 +87,7 @@ def test_damaged_results_are_said_before_anything_is_written(judged_run, tmp_pat
 def test_what_was_proved(untrained_run, exported):
     rows = {
         "proved": ("proved with 5.24.0", "largest difference: 1.2e-05; tokens equal: 200"),
-        "absent": ("not installed", "so it was not proved there"),
+        "absent": ("not installed", "the export was not proved there"),
         "cannot": ("cannot run it", "too wide"),
     }
     for state, (word, more) in rows.items():
@@ -97,8 +97,8 @@ def test_what_was_proved(untrained_run, exported):
         _, text = exported(untrained_run, [proof])
         proved = section(text, "Proved")
         assert f"| transformers | {word} | {more} |" in proved
-        assert "| vllm | cannot run it | it runs no code that comes with a model |" in proved
-        assert "Each engine ran in a process of its own" in proved and "transformers 5" in proved
+        assert "| vllm | cannot run it | it does not run code that comes with a model |" in proved
+        assert "Each engine ran the export on real text in its own process" in proved and "transformers 5" in proved
         shutil.rmtree("my student")
     _, text = exported(untrained_run)
     assert "| transformers | not verified | exported with --no-verify |" in section(text, "Proved")
@@ -122,8 +122,10 @@ def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
         with pytest.raises(UserError) as raised:
             distill.export(untrained_run, out=place, dtype="float32", engines={"vllm": "env"})
         said = str(raised.value)
-        assert "position 7" in said and f"nothing was left in {place}" in said
-        assert f"`distill export {untrained_run} --to portable --dtype float32 --no-verify` writes it unproved" in said
+        assert "position 7" in said and f"nothing was written to {place}" in said
+        assert (
+            f"`distill export {untrained_run} --to portable --dtype float32 --no-verify` writes it without a proof" in said
+        )
     assert seen["pythons"] == {"vllm": "env", "mlx": "sh"} and seen["form"].dtype == "float32"
     assert "config.json" in seen["there"] and seen["written"].parent == tmp_path and not seen["written"].exists()
     assert (out / "config.json").stat().st_mtime_ns == before and [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -139,20 +141,20 @@ def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
     ("card", "config", "wanted", "said"),
     [
         ("---\nlicense: apache-2.0\n---\n", {}, ("apache-2.0", None, None), "keep its notices"),
-        ("---\ntags: [a]\nlicense: llama3.2\n---\n", {}, ("llama3.2", None, None), "its name begins with `Llama`"),
+        ("---\ntags: [a]\nlicense: llama3.2\n---\n", {}, ("llama3.2", None, None), "begin the model's name with `Llama`"),
         ('---\nlicense: "gemma"\n---\n', {}, ("gemma", None, None), "prohibited-use policy"),
         (
             "---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n",
             {},
             ("other", "qwen-research", "LICENSE"),
-            "read it: this card does not know it",
+            "read it; this card has no summary of it",
         ),
         ("---\nlicense: my-own\n---\n", {}, ("other", "my-own", None), "read it"),
-        ("---\nlicense: [a, b]\n---\n", {}, ("unknown", None, None), "do not say its licence"),
+        ("---\nlicense: [a, b]\n---\n", {}, ("unknown", None, None), "do not state its licence"),
         ("---\nlicense: &a !!python/object:os.system\n---\n", {}, ("unknown", None, None), "do not say"),
-        ("license: mit\n", {}, ("unknown", None, None), "look the licence"),
+        ("license: mit\n", {}, ("unknown", None, None), "look up the teacher's licence"),
         ("", {"license": "cc-by-nc-4.0"}, ("cc-by-nc-4.0", None, None), "no commercial use"),
-        (None, {}, ("unknown", None, None), "look the licence"),
+        (None, {}, ("unknown", None, None), "look up the teacher's licence"),
     ],
 )
 def test_a_teachers_licence(tiny_teacher, tmp_path, card, config, wanted, said):

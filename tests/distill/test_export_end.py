@@ -30,7 +30,7 @@ def test_a_run_whose_export_is_not_proved(tiny_recipe, tmp_path, monkeypatch):
         said = str(raised.value)
         for part in (
             "position 7",
-            f"`distill export {folder} --to portable --no-verify` writes it unproved",
+            f"`distill export {folder} --to portable --no-verify` writes it without a proof",
             f"the student is saved in {folder / 'student'}",
             "the same command tries this part of the run's end again (export/portable)",
         ):

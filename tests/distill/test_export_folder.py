@@ -33,7 +33,7 @@ def test_where_it_goes_by_default(run_copy):
     console = type("Lines", (), {"print": lambda self, line: lines.append(line)})()
     out = distill.export(run_copy, verify=False, console=console)
     assert out == run_copy / "export" / "portable" and (out / "config.json").exists()
-    assert "target portable: no class of transformers' own is the same function" in lines[0]
+    assert "target portable: no transformers class computes the same function" in lines[0]
     assert "as portable (bfloat16)" in lines[1] and "written: " in lines[2] and "iB" in lines[2]
     assert export(Path("run"), to=None) == Path("run/export/portable")
 
@@ -47,7 +47,7 @@ def test_a_finished_students_folder(run_copy, tmp_path):
         export("taken")
     out = export("taken", out="out")
     assert (out / "model.safetensors").read_bytes() == (run_copy / "export/portable/model.safetensors").read_bytes()
-    assert "its recipe is not known here" in (out / "README.md").read_text()
+    assert "The recipe is not known" in (out / "README.md").read_text()
     assert contents(tmp_path / "taken").keys() == contents(run_copy / "student").keys()
     again = export("out", out="again")  # an export is a student's folder too
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
@@ -184,13 +184,16 @@ def test_what_is_asked_for_is_refused_before_anything_is_read(run_copy, tmp_path
     for options, said in (
         ({"to": "portabel"}, "there is no export target 'portabel'; did you mean 'portable'"),
         ({"dtype": "float16"}, "--dtype is 'float16'; did you mean 'bfloat16'|--dtype is 'float16'; did you mean 'float32'"),
-        ({"quantize": "q8_0"}, "--quantize is 'q8_0', which portable has not"),
-        ({"to": None, "quantize": "q8_0"}, "--quantize is 'q8_0', which the default target has not"),
+        ({"quantize": "q8_0"}, "--quantize is 'q8_0', but portable has none"),
+        ({"to": None, "quantize": "q8_0"}, "--quantize is 'q8_0', but the default target has none"),
         ({"engines": {"vlm": "python"}}, "--engine names the engine 'vlm'; did you mean 'vllm'"),
-        ({"engines": {"vllm": "/nowhere/python"}}, "--engine says that vllm is in /nowhere/python, which is no program"),
-        ({"push": "a b/c"}, "--push is 'a b/c', and no repository can have that name"),
+        (
+            {"engines": {"vllm": "/nowhere/python"}},
+            "--engine gives /nowhere/python as the Python of vllm, which is no program",
+        ),
+        ({"push": "a b/c"}, "--push is 'a b/c', which is no valid repository name"),
         ({"push": "name"}, "--push is 'name'; it should read OWNER/NAME"),
-        ({"public": True}, "--push names none; add --push REPO"),
+        ({"public": True}, "--public needs --push: it makes the pushed repository public; add --push REPO"),
     ):
         with pytest.raises(UserError, match=said):
             export(run_copy, out="out", **options)
@@ -198,6 +201,6 @@ def test_what_is_asked_for_is_refused_before_anything_is_read(run_copy, tmp_path
     with pytest.raises(UserError, match="DISTILL_ENGINES is 'vllm'; it should read NAME=PYTHON"):
         export(run_copy, out="out")
     monkeypatch.setenv("DISTILL_ENGINES", "mlx=/nowhere/python;")
-    with pytest.raises(UserError, match="DISTILL_ENGINES says that mlx is in /nowhere/python, which is no program"):
+    with pytest.raises(UserError, match="DISTILL_ENGINES gives /nowhere/python as the Python of mlx, which is no program"):
         export(run_copy, out="out")
     assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ def test_it_is_private_and_holds_the_exports_files_alone(hub, untrained_run, tmp
 def test_public(hub, untrained_run, tmp_path):
     hub.private = False
     with pytest.raises(
-        UserError, match="me/my-student is there already and everybody sees it; nothing was pushed: add --public"
+        UserError, match="the repository me/my-student exists and is public; nothing was pushed: add --public"
     ):
         push(untrained_run, tmp_path / "out")
     assert [name for name, _, _ in hub.calls] == ["create_repo", "repo_info"] and (tmp_path / "out" / "README.md").exists()
@@ -76,9 +76,9 @@ def test_what_a_hub_refuses(hub, untrained_run, tmp_path):
         (
             "create_repo",
             errors.LocalTokenNotFoundError("no token"),
-            "does not know who you are; log in with `hf auth login`",
+            "you are not logged in to the hub; log in with `hf auth login`",
         ),
-        ("create_repo", answer(401), "does not know who you are; .*HF_TOKEN"),
+        ("create_repo", answer(401), "you are not logged in to the hub; .*HF_TOKEN"),
         ("create_repo", answer(403), "your token may not write there"),
         ("upload_folder", answer(500), r"the hub answered 500 \(500 Client Error\)"),
         ("upload_folder", ConnectionError("Name or service not known"), "cannot be reached .*try again with a network"),
@@ -86,7 +86,7 @@ def test_what_a_hub_refuses(hub, untrained_run, tmp_path):
         ("repo_info", ValueError("odd"), "odd"),
     ):
         hub.failing = {call: error}
-        with pytest.raises(UserError, match=f"me/my-student could not be pushed to: .*{said}") as raised:
+        with pytest.raises(UserError, match=f"the push to me/my-student failed: .*{said}") as raised:
             push(untrained_run, tmp_path / "out")
         assert f"The export is in {tmp_path / 'out'}; `hf upload REPO {tmp_path / 'out'}`" in str(raised.value)
         assert (tmp_path / "out" / "model.safetensors").exists()

@@ -75,7 +75,7 @@ DAMAGES = {
     ),
     "whole numbers": (
         lambda tensors: tensors.update({NORM: torch.ones(32, dtype=torch.int32)}),
-        [f"{WHOLE}: {NORM} holds I32, and weights are F32, BF16 or F16"],
+        [f"{WHOLE}: {NORM} holds I32, but weights are F32, BF16 or F16"],
     ),
 }
 
@@ -265,7 +265,7 @@ def test_a_file_written_tensor_by_tensor(tmp_path):
     assert written == sum(tensor.nbytes for tensor in tensors.values())
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
-    with pytest.raises(ValueError, match="wide is not the tensor that its header announces"):
+    with pytest.raises(ValueError, match="wide is not the tensor that the header describes"):
         write_file(tmp_path / "other", sizes, [("wide", torch.zeros(2)), *list(tensors.items())[1:]])
     header = (tmp_path / "file.safetensors").read_bytes()
     places = [tuple(map(int, match)) for match in re.findall(rb'"data_offsets":\[(\d+),(\d+)\]', header)]

@@ -172,17 +172,23 @@ def test_further_templates_are_written_by_name(words):
 
 
 ODD = {
-    "an expression": (lambda words: byte_level(words, by(r"\p{L}+|\s+")), r"no name in llama.cpp: \\p{L}\+\|\\s\+$"),
+    "an expression": (
+        lambda words: byte_level(words, by(r"\p{L}+|\s+")),
+        r"no name for how its tokenizer splits text: \\p{L}\+\|\\s\+$",
+    ),
     "whole words": (lambda words: byte_level(words, GPT2, ignore_merges=True), "'default'|'gpt-2'.*whole words before"),
     "a space before": (
         lambda words: byte_level(words, pre_tokenizers.ByteLevel(add_prefix_space=True)),
-        "cuts text by ByteLevel in a way",
+        "splits text by ByteLevel in a way",
     ),
     "another cutter": (
         lambda words: byte_level(words, pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), BYTES])),
-        "cuts text by Whitespace in a way",
+        "splits text by Whitespace in a way",
     ),
-    "no bytes": (lambda words: byte_level(words, pre_tokenizers.Digits(True)), "does not spell text by bytes"),
+    "no bytes": (
+        lambda words: byte_level(words, pre_tokenizers.Digits(True)),
+        "neither encodes text as bytes nor has tokens for single bytes",
+    ),
     "lower case": (lambda words: byte_level(words, GPT2, normalizers.Lowercase()), r"rewrites text first \(Lowercase\)"),
     "a greedy token": (
         lambda words: byte_level(words, GPT2, marks=[AddedToken("<mask>", lstrip=True)]),
@@ -192,7 +198,7 @@ ODD = {
         lambda words: byte_level(
             words, GPT2, frame=processors.TemplateProcessing(single=["<unk>", "$A"], special_tokens=[("<unk>", 0)])
         ),
-        r"puts the tokens \[0\] around text, and llama.cpp only the one of bos",
+        r"puts the tokens \[0\] around text, but llama.cpp only the bos token",
     ),
 }
 
@@ -207,7 +213,7 @@ def test_what_llama_cpp_does_not_do_is_refused_by_name(name, words):
 
 def test_more_tokens_than_rows_are_refused(words):
     tokenizer = byte_level(words, GPT2)
-    with pytest.raises(ValueError, match=rf"a token of id {len(tokenizer) - 1}, and its embedding has 100 rows"):
+    with pytest.raises(ValueError, match=rf"a token of id {len(tokenizer) - 1}, but its embedding has only 100 rows"):
         vocabulary(tokenizer, 100, [])
 
 
@@ -221,5 +227,5 @@ def test_other_models_and_merges_without_scores_are_refused(pieces):
     apart = "".join(merges[first])
     merges.append(merges.pop(first))  # one of its two ways comes last
     odd = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(said)), bos_token="<s>")
-    with pytest.raises(ValueError, match=re.escape(f"merges of its tokenizer that make {apart!r} do not follow each other")):
+    with pytest.raises(ValueError, match=re.escape(f"merges of its tokenizer that make {apart!r} are not consecutive")):
         vocabulary(odd, len(odd), [])

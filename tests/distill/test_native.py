@@ -174,22 +174,22 @@ def test_a_wrong_weight_is_another_function(part, zamba, tmp_path):
 
 
 REFUSED = {
-    "another family": ("qwen3", "AMMM", {"M": M}, {"head_dim": 8}, "the norms on q and k of qwen3 have no place"),
+    "another family": ("qwen3", "AMMM", {"M": M}, {"head_dim": 8}, "this class lacks the norms on q and k of qwen3"),
     "another mixer": (
         "llama",
         "AMMM",
         {"M": {"mixer": "discrete_mamba2"}},
         {},
-        "mixers.M: discrete_mamba2, where it holds mamba2",
+        "mixers.M: the class has no discrete_mamba2, only mamba2",
     ),
     "a window branch": (
         "llama",
         "AMMM",
         {"M": M | {"window": {"size": 4}}},
         {},
-        "mixers.M.window: no class has attention beside",
+        "mixers.M.window: the class has no window in a Mamba-2 layer",
     ),
-    "a lag": ("llama", "AMMM", {"M": M | {"lag": 4}}, {}, "mixers.M.lag is 4: its Mamba-2 takes every token as it comes"),
+    "a lag": ("llama", "AMMM", {"M": M | {"lag": 4}}, {}, "mixers.M.lag is 4: the class's Mamba-2 has no lag"),
     "no attention": ("llama", "MMMM", {"M": M}, {}, "no layer has attention"),
     "no mamba": ("llama", "AWAA", {"W": {"mixer": "attention"}}, {}, "no layer has mamba2"),
     "a window": (
@@ -257,14 +257,14 @@ def test_meta_tokens_are_refused():
     assert "meta_tokens is 3" in target("native").refuses(Source.of(student.config))
 
 
-WIDE = "it takes heads of 8 channels (hidden / heads), and these have 16"
+WIDE = "it takes heads of 8 channels (hidden / heads), but the student's have 16"
 ENGINES = {
     "one group": ({"M": ONE}, {}, {"llama.cpp": "it reads GGUF"}),
     "groups": ({"M": M}, {}, {"llama.cpp": "it reads GGUF", "mlx": "not over 4 groups"}),
     "wide heads": (
         {"M": ONE},
         {"head_dim": 16},
-        {"llama.cpp": "wants an inner width of 64"} | dict.fromkeys(("vllm", "mlx"), WIDE),
+        {"llama.cpp": "needs an inner width of 64"} | dict.fromkeys(("vllm", "mlx"), WIDE),
     ),
     "wide heads, the usual inner width": (
         {"M": ONE | {"expand": 1}},

@@ -131,8 +131,8 @@ def test_a_rehearsal_finds_what_the_class_would_not_load(tmp_path, tokenizer, mo
     assert not list((tmp_path / "good").glob("*.safetensors"))
     right = granite.GraniteMoeHybrid.tensors
     for name, change, said in (
-        ("lost", lambda made: made.pop("model.norm.weight"), "wants a tensor model.norm.weight"),
-        ("more", lambda made: made.update(extra=torch.zeros(1)), "lacks a tensor extra"),
+        ("lost", lambda made: made.pop("model.norm.weight"), "needs a tensor model.norm.weight"),
+        ("more", lambda made: made.update(extra=torch.zeros(1)), "has no tensor extra"),
         ("short", lambda made: made.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight is \[3\]"),
     ):
 

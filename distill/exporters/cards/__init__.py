@@ -1,4 +1,4 @@
-"""The card of an export: README.md, from the front matter that the hub reads to what was proved in which engine."""
+"""The model card of an export (README.md): front matter for the hub, use, proofs, licence, training, results, limits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is made from. written: the export under its scratch name. proofs: None where nothing was to be proved."""
+    """The facts that a card states. written: the export's temporary folder. proofs: None if proofs were skipped."""
 
     student: Path
     run: "RunDir | None"
@@ -38,7 +38,7 @@ def card(facts: Facts, name: str, hub: bool = False) -> str:
     """The text of README.md.
 
     Args:
-        name: what whoever reads it calls the export: a folder, or, where `hub`, a repository of the hub.
+        name: the export's name in the card's commands: a folder, or a repository on the hub if `hub` is true.
 
     Raises:
         UserError: a file of the run is damaged.
@@ -64,7 +64,7 @@ def card(facts: Facts, name: str, hub: bool = False) -> str:
 
 
 def _reference(facts: Facts) -> str:
-    """The teacher, as the recipe names it or the student remembers it."""
+    """Return the teacher's reference from the recipe, or from the student's config outside a run."""
     if facts.run is not None:
         return facts.run.recipe().teacher
     teacher = facts.source.config.distill.get("teacher") or {}
@@ -72,7 +72,7 @@ def _reference(facts: Facts) -> str:
 
 
 def _front(facts: Facts, reference: str, found: licences.Licence) -> str:
-    """The YAML that the hub reads."""
+    """Return the YAML front matter that the hub reads."""
     entries: dict = {"license": found.id}
     if found.name:
         entries["license_name"] = found.name

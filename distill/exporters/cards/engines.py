@@ -1,4 +1,4 @@
-"""Of a card, how each engine is asked to run the export, and what was seen of it there."""
+"""The model card's sections on engines: the command that runs the export in each, and the result of its proof."""
 
 import json
 from shlex import quote
@@ -27,7 +27,7 @@ VERSIONS = ("distill", "torch", "transformers", "tokenizers", "safetensors")
 
 
 def use(facts: "Facts", name: str, hub: bool) -> str:
-    """The commands of the engines that run it, and why the others do not."""
+    """Return the command of each engine that runs the export."""
     reasons = facts.target.engines(facts.source)
     file = next((file.name for file in sorted(facts.written.glob("*.gguf"))), None)
     gguf = f"-hf {quote(name)}" if hub else f"-m {quote(f'{name}/{file}')}"
@@ -43,11 +43,11 @@ def use(facts: "Facts", name: str, hub: bool) -> str:
         elif engine != "llama.cpp" or file:
             trust = " --trust-remote-code" if _names_a_class(facts) else ""
             parts.append(f"{engine}:\n\n```\n{OTHERS[engine].format(name=quote(name), gguf=gguf, trust=trust)}\n```")
-    return "\n\n".join(parts) or "No engine runs it as it is."
+    return "\n\n".join(parts) or "No engine runs this export."
 
 
 def proved(facts: "Facts") -> str:
-    """What each engine showed, and the versions that this was seen with."""
+    """Return the table of proofs by engine, and the versions of the packages that wrote the export."""
     reasons, found = facts.target.engines(facts.source), {proof.engine: proof for proof in facts.proofs or []}
     lines = []
     for engine in ENGINES:
@@ -58,15 +58,15 @@ def proved(facts: "Facts") -> str:
     known = versions()
     with_these = ", ".join(f"{name} {known[name]}" for name in VERSIONS if name in known)
     said = (
-        "Each engine ran in a process of its own, on real text, against the student that was trained."
+        "Each engine ran the export on real text in its own process, and was compared with the student that was trained."
         if facts.proofs
-        else "Nothing was run against the student that was trained: this export is not verified."
+        else "This export is not verified: no engine was compared with the student that was trained."
     )
-    return "\n\n".join([said, markdown(["engine", "", "what was seen"], lines), f"Written with {with_these}."])
+    return "\n\n".join([said, markdown(["engine", "result", "details"], lines), f"Written with {with_these}."])
 
 
 def _state(proof: "Proof | None", reason: str | None, unproved: bool) -> tuple[str, str]:
-    """An engine's state in a word, and what goes with it."""
+    """Return an engine's result in a few words, and its details."""
     if reason is not None:
         return "cannot run it", reason
     if unproved:
@@ -77,7 +77,7 @@ def _state(proof: "Proof | None", reason: str | None, unproved: bool) -> tuple[s
         numbers = "; ".join(f"{name}: {_number(value)}" for name, value in proof.numbers.items())
         return f"proved with {proof.version.strip('()')}" if proof.version else "proved", numbers
     if proof.state == "absent":
-        return "not installed", proof.why or "so it was not proved there"
+        return "not installed", proof.why or "the export was not proved there"
     return "cannot run it", proof.why
 
 
@@ -86,7 +86,7 @@ def _number(value: float | int | str) -> str:
 
 
 def _names_a_class(facts: "Facts") -> bool:
-    """Whether config.json names a file with the class, which MLX runs where it is allowed to."""
+    """Whether config.json names a file with the model's class, which MLX runs only with `--trust-remote-code`."""
     path = facts.written / "config.json"
     return path.exists() and "model_file" in json.loads(path.read_text())
 

@@ -1,4 +1,4 @@
-"""The licence of a teacher, where its own files say it, and what it binds a student to."""
+"""The teacher's licence as its files state it, and what it requires of a student."""
 
 import re
 from collections.abc import Iterator
@@ -11,24 +11,24 @@ from teachers.source import resolve
 
 UNKNOWN = "unknown"
 OPEN = "keep its notices and the licence's text with every copy"
-BINDS = {  # by how an id begins: what whoever passes the student on has to do
+BINDS = {  # by the start of a licence's id: what to do when the student is passed on
     "apache-2.0": f"use for any purpose; {OPEN}, and say what was changed (this model is: most attention was replaced)",
     "mit": f"use for any purpose; {OPEN}",
     "bsd": f"use for any purpose; {OPEN}",
-    "llama": "a copy of the licence goes with the model, its name begins with `Llama`, `Built with Llama` is shown, its "
-    "acceptable-use policy binds, and above 700 million monthly users Meta must be asked",
-    "gemma": "its terms and its prohibited-use policy bind whoever gets the student, and are passed on with it",
-    "cc-by-nc": "no commercial use; the author is named",
-    "cc-by-sa": "the author is named, and the student is passed on under the same licence",
-    "cc-by": "the author is named",
-    "gpl": "the student is passed on under the same licence",
-    "agpl": "the student is passed on under the same licence, to users over a network too",
-    "openrail": "its restrictions of use are passed on with the student",
-    "bigscience": "its restrictions of use are passed on with the student",
-    "bigcode": "its restrictions of use are passed on with the student",
-    "creativeml": "its restrictions of use are passed on with the student",
+    "llama": "pass a copy of the licence on with the model, begin the model's name with `Llama`, show `Built with Llama`, "
+    "follow its acceptable-use policy, and ask Meta above 700 million monthly users",
+    "gemma": "follow its terms and its prohibited-use policy, and pass both on with the student",
+    "cc-by-nc": "no commercial use; name the author",
+    "cc-by-sa": "name the author, and pass the student on under the same licence",
+    "cc-by": "name the author",
+    "gpl": "pass the student on under the same licence",
+    "agpl": "pass the student on under the same licence, to users over a network too",
+    "openrail": "pass its restrictions of use on with the student",
+    "bigscience": "pass its restrictions of use on with the student",
+    "bigcode": "pass its restrictions of use on with the student",
+    "creativeml": "pass its restrictions of use on with the student",
 }
-# Identifiers that the hub knows (https://huggingface.co/docs/hub/repositories-licenses); anything else is `other`, by name.
+# Identifiers that the hub knows (https://huggingface.co/docs/hub/repositories-licenses); any other is named `other`.
 KNOWN = re.compile(
     r"apache-2\.0|mit|bsd(-[23]-clause(-clear)?)?|(llama[234](\.\d)?)|gemma|(a|l)?gpl(-[23]\.[01])?|lgpl-lr|cc0-1\.0|"
     r"cc(-by)?|cc-by(-nc)?(-nd|-sa)?-[234]\.[05]|(bigscience-|creativeml-)?openrail(-m)?|bigscience-bloom-rail-1\.0|"
@@ -38,13 +38,13 @@ KNOWN = re.compile(
 WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,80}")
 LINK = re.compile(r"https?://[\w./%~:#?=&+-]{1,300}|[\w.-]{1,100}")
 HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+?)/?")
-SMALL = 2**20  # bytes of a card that are read
-SECONDS = 3.0  # that the hub has to answer
+SMALL = 2**20  # the most bytes of a file that are read
+SECONDS = 3.0  # how long the hub has to answer
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as the hub writes it. source: what said so. base: the teacher's own id on the hub, where a file says it."""
+    """A licence by the hub's id. source: the file that states it. base: the teacher's hub id, where a file states it."""
 
     id: str
     source: str = ""
@@ -54,36 +54,36 @@ class Licence:
 
 
 def of_teacher(reference: str) -> Licence:
-    """The licence of a teacher by its card, its config or its GGUF header; `unknown` where none of them says it."""
+    """Read a teacher's licence from its card, its config or its GGUF header; `unknown` where none of them states it."""
     try:
         found = resolve(reference, allow_pickle=True)
         if found.kind == "gguf":
             return _of_gguf(Path(found.location))
         folder = _with_card(found.location, found.kind)
-    except (OSError, ValueError, ImportError):  # it has moved, or never was here
+    except (OSError, ValueError, ImportError):  # the teacher is not on this machine
         folder = None
     return _of_folder(folder) if folder else Licence(UNKNOWN)
 
 
 def said(found: Licence, teacher: str) -> str:
-    """The section of the card."""
+    """Return the card's section on the teacher and its licence."""
     if found.id == UNKNOWN:
         return (
-            f"Teacher: `{teacher}`. Its files here do not say its licence. The student is a derivative of it: look the "
-            "licence up where the teacher comes from before you pass this on."
+            f"Teacher: `{teacher}`. Its files do not state its licence. The student is a derivative of the teacher: look up "
+            "the teacher's licence before you pass the student on."
         )
     called = found.name or found.id
     binds = next(
-        (text for start, text in BINDS.items() if found.id.startswith(start)), "read it: this card does not know it"
+        (text for start, text in BINDS.items() if found.id.startswith(start)), "read it; this card has no summary of it"
     )
     return (
-        f"Teacher: `{teacher}`, under `{called}` (said by {found.source}). The student holds weights of the teacher and is "
-        f"a derivative of it, so the same licence binds it: {binds}."
+        f"Teacher: `{teacher}`, under `{called}` (stated by {found.source}). The student holds weights of the teacher and "
+        f"is a derivative of it, so the same licence binds it: {binds}."
     )
 
 
 def _licence(value: str, source: str, name: str | None = None, link: str | None = None, base: str | None = None) -> Licence:
-    """As the hub has it: one that it does not know is `other`, by its name."""
+    """Return a licence by the hub's id; an id that the hub does not know becomes the name of `other`."""
     value = value.lower()
     if value == "other" or not KNOWN.fullmatch(value):
         return Licence("other", source, name or (value if value != "other" else None), link, base)
@@ -103,7 +103,7 @@ def _of_folder(folder: Path) -> Licence:
 
 
 def _front_matter(card: Path) -> Iterator[tuple[str, str]]:
-    """The plain entries on the licence in a card's front matter."""
+    """Yield the licence's plain entries in a card's front matter."""
     try:
         with card.open(encoding="utf-8", errors="replace") as opened:
             text = opened.read(SMALL)
@@ -117,7 +117,7 @@ def _front_matter(card: Path) -> Iterator[tuple[str, str]]:
 
 
 def _with_card(location: str, kind: str) -> Path | None:
-    """Where a teacher's files lie; the card of one on the hub is asked for, where there is a network."""
+    """Return the folder of a teacher's files. A missing card of a teacher on the hub is downloaded if there is a network."""
     folder = folder_of(location)
     if kind != "hub" or (folder and (folder / "README.md").exists()) or is_local(location):
         return folder
@@ -125,12 +125,12 @@ def _with_card(location: str, kind: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(location, "README.md", etag_timeout=SECONDS)).parent
-    except Exception:  # no network, no such repository: of HTTP libraries, whose types differ
+    except Exception:  # no network or no such repository; HTTP libraries' types differ
         return folder
 
 
 def _of_gguf(file: Path) -> Licence:
-    """By the header of a GGUF file, and by the card beside it."""
+    """Read the licence from a GGUF file's header, or from the card next to the file."""
     from teachers.gguf_header import check_header
 
     try:

@@ -1,4 +1,4 @@
-"""Of a card, what was measured of the student beside its teacher, its baselines and its twin, and what was not."""
+"""The model card's sections on results: the student's fidelity, recall, tasks and speed, or that they were not measured."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,12 @@ from distill.reports.tables import (
 from distill.runs.run_dir import RunDir
 
 NOT_MEASURED = "Not measured."
-BY_SUITE = "Not measured; `distill eval RUN --suite {}` does, and an export after it shows it."
+BY_SUITE = "Not measured. `distill eval RUN --suite {}` measures it; a later export then shows it."
 FURTHER = {"Recall": (("passkey", "recall"), "standard"), "Tasks": (("tasks",), "quick"), "Speed": (("speed",), "standard")}
 
 
 def results(run: RunDir | None) -> str:
-    """The sections on fidelity, recall, tasks and speed.
+    """Return the sections on fidelity, recall, tasks and speed.
 
     Raises:
         UserError: evaluations.json is damaged.
@@ -47,12 +47,12 @@ def _fidelity(evaluations: Mapping) -> str:
     ]
     said += [PAIRED_SAYS] if PAIRED[0] in columns else []
     said += [in_sample(judged)] if in_sample(judged) else []
-    said.append("Every row is the student as it was trained, not the export's rounded weights.")
+    said.append("Every row was measured with the weights as trained, not with the export's rounded weights.")
     return f"{markdown(columns, list(lines.values()))}\n\n{' '.join(said)}"
 
 
 def _tables(evaluations: Mapping, names: tuple[str, ...]) -> str:
-    """Every table of some evaluations, from the most thorough judgement that has them."""
+    """Return the tables of the named evaluations, each from the most thorough suite that has it."""
     parts = []
     for name in names:
         judged = scored_tasks(evaluations) if name == "tasks" else fullest(evaluations, name)

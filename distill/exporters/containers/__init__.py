@@ -1,6 +1,6 @@
-"""The table of containers: classes of transformers that hold a student exactly, and that other engines read.
+"""The table of containers: transformers classes that hold a student exactly, and that other engines read.
 
-To add one: a file beside this one with a `Container`, and a line here.
+To add a container, write a file next to this one with a `Container`, and add a line to `CONTAINERS`.
 """
 
 from dataclasses import dataclass, field
@@ -20,20 +20,20 @@ CONTAINERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Fitting:
-    """The container that holds a student, None where none does, and why each of the others does not, by name."""
+    """The container that holds a student, or None, and why each container tried before it does not, by name."""
 
     container: "Container | None"
     reasons: dict[str, list[str]] = field(default_factory=dict)
 
 
 def container_of(name: str) -> "Container":
-    """A container of the table."""
+    """Return the container of that name."""
     module, _, attribute = CONTAINERS[name].partition(":")
     return getattr(import_module(module), attribute)()
 
 
 def fitting(source: "Source") -> Fitting:
-    """The first container of the table that holds a student, and why those before it (all, where none does) do not."""
+    """Find the first container of the table that holds a student."""
     reasons = {}
     for name in CONTAINERS:
         container = container_of(name)

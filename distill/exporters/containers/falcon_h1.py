@@ -1,8 +1,9 @@
-"""Falcon-H1: holds students with attention and stock Mamba-2 side by side in every layer ("Hymba-lite"), exactly.
+"""The Falcon-H1 container: students with attention and stock Mamba-2 in parallel in every layer ("Hymba-lite").
 
-A layer of it adds the outputs of both branches to the residual stream, as ours does where `norm: false` leaves a branch
-nothing but its betas: half of each beta goes into the weights of the Mamba branch's norm and into the columns of the
-attention's o_proj, and so does the attention's own scale a head. Every multiplier of the class is 1.
+A Falcon-H1 layer adds the outputs of both branches to the residual stream. A student's layer does the same with
+`norm: false`, except that betas scale each branch. Half of each beta goes into the Mamba branch's norm weights or into the
+columns of the attention's o_proj. The attention's scale of each head goes into these columns too. Every multiplier of
+the class is 1.
 """
 
 from functools import partial
@@ -29,25 +30,25 @@ if TYPE_CHECKING:
 
 FAMILIES = ("llama", "mistral", "qwen2")
 MIXER, SSM = "parallel_heads", "mamba2"
-TAPS, EXPAND = 4, 2  # what mamba2 takes where a layout says nothing
-CHUNK = 256  # of the scan; no part of the function
+TAPS, EXPAND = 4, 2  # mamba2's defaults
+CHUNK = 256  # of the scan; the result does not depend on it
 
 
 class FalconH1(Container):
-    """Attention and stock Mamba-2 on one input, added, in every layer."""
+    """Attention and stock Mamba-2 on the same input in every layer, their outputs added."""
 
     name = "FalconH1ForCausalLM"
     line = "Llama, Mistral and Qwen2 teachers with parallel_heads {norm: false, ssm: {mixer: mamba2}} in every layer"
 
     def reasons(self, source: "Source") -> list[str]:
         if source.family not in FAMILIES:
-            return [f"the teacher is a {source.family} model; this class's blocks are those of {', '.join(FAMILIES)}"]
+            return [f"the teacher is a {source.family} model; this class has the blocks of {', '.join(FAMILIES)}"]
         if others := sorted({options["mixer"] for options in source.layout.mixers.values()} - {MIXER}):
             return [f"the layout has {', '.join(others)}; every layer of this class is {MIXER}"]
         found = []
         if source.kept:
             found.append(
-                f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer here has both branches"
+                f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer of this class has both branches"
             )
         for letter, options in sorted(source.layout.mixers.items()):
             found += _option_reasons(f"mixers.{letter}", options)
@@ -57,14 +58,11 @@ class FalconH1(Container):
         return [*found, *attention_reasons(source, layers, None), *block_reasons(source)]
 
     def since(self, source: "Source") -> str | None:
-        return "5.23"  # before, decoding a batch of several rows mixes them up where the Mamba branch has its norm
+        return "5.23"  # earlier versions mix up the rows of a batch in decoding if the Mamba branch has its norm
 
     def engines(self, source: "Source") -> dict[str, str | None]:
         groups, inside_mlp = _ssm(source)["n_groups"], getattr(source.config, "mlp_bias", False)
-        mlx = (
-            f"its norm ignores groups, and this student's Mamba-2 has {groups}: only n_groups: 1 under ssm is the same "
-            "function there"
-        )
+        mlx = f"its norm ignores groups, but this student's Mamba-2 has {groups}; set n_groups: 1 under ssm"
         return {
             "transformers": None,
             "vllm": _without_biases({"attention": _attention_bias(source), "MLP": inside_mlp}),
@@ -80,9 +78,9 @@ class FalconH1(Container):
         heads = ssm["expand"] * shape.n_heads
         entries = {"architectures": [self.name], "model_type": "falcon_h1"} | block_entries(source)
         rope = dict(config.rope_parameters)
-        entries |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}  # the second is MLX's
+        entries |= {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}  # rope_theta is for MLX
         if rope.get("rope_type", "default") != "default":
-            entries["rope_scaling"] = rope  # likewise
+            entries["rope_scaling"] = rope  # for MLX
         entries |= {"attention_bias": _attention_bias(source), "mlp_bias": getattr(config, "mlp_bias", False)}
         entries |= {
             "mamba_d_ssm": heads * shape.head_dim,
@@ -121,30 +119,30 @@ class FalconH1(Container):
 
 
 def _without_biases(there: dict[str, bool]) -> str | None:
-    """there: where the student has biases that an engine leaves out."""
+    """Return why an engine without these biases does not run the student. there: whether it has them, by place."""
     names = [name for name, has in there.items() if has]
-    return f"its Falcon-H1 has no biases in the {' and '.join(names)}, which the teacher has" if names else None
+    return f"its Falcon-H1 has no biases in the {' and '.join(names)}, but the teacher has" if names else None
 
 
 def _option_reasons(where: str, options: dict) -> list[str]:
-    """What of a layer's options the class has no place for."""
+    """Return which of a mixer's options the class cannot hold, and what to set instead."""
     found, ssm = [], options.get("ssm")
     if options.get("norm", True):
-        found.append(f"{where}.norm is true; this class adds its branches as they are: norm: false")
+        found.append(f"{where}.norm is true; this class adds its branches without norms: set norm: false")
     if options.get("window") is not None:
-        found.append(f"{where}.window is {options['window']}; this class's attention sees everything: leave it out")
+        found.append(f"{where}.window is {options['window']}; this class's attention sees every token: leave it out")
     if options.get("share_kv"):
-        found.append(f"{where}.share_kv is true; here every layer has keys and values of its own: leave it out")
+        found.append(f"{where}.share_kv is true; every layer of this class has its own keys and values: leave it out")
     if not ssm or ssm.get("mixer") != SSM:
         named = "discrete_mamba2" if not ssm else ssm.get("mixer")
-        found.append(f"{where}.ssm is {named}; this class's is {SSM}: ssm: {{mixer: {SSM}}}")
+        found.append(f"{where}.ssm is {named}; this class has {SSM}: set ssm: {{mixer: {SSM}}}")
     elif ssm.get("lag"):
-        found.append(f"{where}.ssm.lag is {ssm['lag']}; this class's state takes every token at once: leave it out")
+        found.append(f"{where}.ssm.lag is {ssm['lag']}; this class's state takes every token without a lag: leave it out")
     return found
 
 
 def _size_reasons(source: "Source") -> list[str]:
-    """Sizes of the Mamba branch that differ between letters; taps may."""
+    """Return the sizes of the Mamba branch that differ between letters. Taps may differ."""
     sizes = [_sizes(source, options["ssm"]) for options in source.layout.mixers.values()]
     return [
         f"ssm.{name} differs between the layout's letters; this class has one for all layers"
@@ -160,7 +158,7 @@ def _sizes(source: "Source", ssm: dict) -> dict[str, int]:
 
 
 def _ssm(source: "Source") -> dict[str, int]:
-    """The sizes of the Mamba branch; of taps the most of any layer, the others' first ones are zeros."""
+    """Return the sizes of the Mamba branch, with the most taps of any layer. Fewer taps are padded with zeros in front."""
     sizes = [_sizes(source, options["ssm"]) for options in source.layout.mixers.values()]
     return sizes[0] | {"d_conv": max(one["d_conv"] for one in sizes)}
 
@@ -170,7 +168,7 @@ def _attention_bias(source: "Source") -> bool:
 
 
 def _put_mamba(rewrite: Rewrite, source: "Source", layer: int) -> None:
-    """The Mamba branch; half of its betas go into its norm's weights."""
+    """Put the Mamba branch. Half of each beta goes into the norm's weights."""
     mixer, name = f"model.layers.{layer}.self_attn.mixer.", f"model.layers.{layer}.mamba."
     own, sizes = f"{mixer}ssm.", _sizes(source, source.layout.options_at(layer)["ssm"])
     heads, missing = sizes["expand"] * source.shapes.shape.n_heads, _ssm(source)["d_conv"] - sizes["d_conv"]
@@ -186,8 +184,11 @@ def _put_mamba(rewrite: Rewrite, source: "Source", layer: int) -> None:
 
 
 def _put_attention(rewrite: Rewrite, source: "Source", layer: int) -> None:
-    """The attention; the scales of its heads and half of its betas go into the columns of o_proj, and the bias of the other
-    branch's output, where there is one, is this one's here. The class has biases on all four projections, or on none."""
+    """Put the attention. The scales of its heads and half of each beta go into the columns of o_proj.
+
+    The class has biases on all four projections or on none, so missing ones are zeros. A bias of the Mamba branch's output
+    becomes o_proj's.
+    """
     shape, name = source.shapes.shape, f"model.layers.{layer}.self_attn."
     mixer = f"{name}mixer."
     own, has_biases = f"{mixer}attention.", _attention_bias(source)

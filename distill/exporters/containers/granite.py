@@ -1,9 +1,9 @@
-"""GraniteMoeHybrid: Llama-style blocks with stock Mamba-2 in some layers and attention in others, dense or with experts.
+"""The GraniteMoeHybrid container: Llama-style blocks with stock Mamba-2 or attention in each layer, dense or with experts.
 
-Its blocks are pre-norm with a gated MLP, and it has multipliers for what Granite scales, so that it holds Llama, Mistral,
-SmolLM, Qwen2 and Granite exactly. Its MLP for every token is fused, gate before up; beside experts it is there as well, of
-zeros. Experts are chosen by the largest logits and weighted by a softmax over these alone, which is what Mixtral's
-renormalised softmax over all comes to.
+The blocks are pre-norm with a gated MLP, and the class has Granite's multipliers, so that it holds Llama, Mistral, SmolLM,
+Qwen2 and Granite exactly. The shared MLP is fused, gate before up. In a model with experts it is there as well, and is zero.
+Experts are chosen by the largest logits and weighted by a softmax over these alone, which equals Mixtral's renormalised
+softmax over all experts.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from distill.exporters.source import Source
 
 FAMILIES = ("llama", "mistral", "qwen2", "granite", "smollm3", "mixtral")
-OTHERS = {  # what of other families has no place in its blocks
+OTHERS = {  # what the class lacks of other families
     "qwen3": "norms on q and k",
     "qwen3_moe": "norms on q and k",
-    "gemma2": "norms behind each block, soft caps and GELU",
-    "gemma3_text": "norms on q and k and behind each block, and GELU",
-    "olmo2": "norms on q and k and behind each block",
-    "phi3": "projections in one piece",
+    "gemma2": "norms after each block, soft caps and GELU",
+    "gemma3_text": "norms on q and k and after each block, and GELU",
+    "olmo2": "norms on q and k and after each block",
+    "phi3": "fused projections",
     **dict.fromkeys(("phi", "gpt_neox", "falcon", "gpt2", "stablelm", "cohere"), "layer norms"),
 }
 ROPES = ("default", "linear", "llama3", "yarn")  # the others change with the length of the text
-IDLE = 256  # channels of the MLP of zeros beside experts: a block of the coarsest quantisation
+IDLE = 256  # channels of the zero MLP in a model with experts: one block of the coarsest quantisation
 RENAMED = {
     ".block_sparse_moe.input_linear.weight": ".block_sparse_moe.experts.gate_up_proj",
     ".block_sparse_moe.output_linear.weight": ".block_sparse_moe.experts.down_proj",
@@ -48,7 +48,7 @@ class GraniteMoeHybrid(Container):
     def reasons(self, source: "Source") -> list[str]:
         if source.family not in FAMILIES:
             what = OTHERS.get(source.family, "blocks")
-            return [f"the {what} of {source.family} have no place; it holds teachers of {', '.join(FAMILIES)}"]
+            return [f"this class lacks the {what} of {source.family}; it holds teachers of {', '.join(FAMILIES)}"]
         return [*_of_teacher(source), *_of_layout(source)]
 
     def since(self, source: "Source") -> str | None:
@@ -123,7 +123,7 @@ class GraniteMoeHybrid(Container):
 
 
 def _put_mlp(rewrite: Rewrite, own: str, name: str, config) -> None:
-    """A layer's MLP. own, name: what its tensors begin with in the student and in the container."""
+    """Put a layer's MLP. own, name: the prefixes of its tensors in the student and in the container."""
     if not getattr(config, "num_local_experts", 0):
         gate_up = [f"{own}mlp.{part}_proj.weight" for part in ("gate", "up")]
         rewrite.put(f"{name}shared_mlp.input_linear.weight", *gate_up, make=lambda gate, up: torch.cat([gate, up]))
@@ -138,39 +138,43 @@ def _put_mlp(rewrite: Rewrite, own: str, name: str, config) -> None:
 
 
 def _of_teacher(source: "Source") -> list[str]:
-    """What of the teacher has no place."""
+    """Return what the class cannot hold of the teacher."""
     config, found = source.config, []
     if config.hidden_act not in ("silu", "swish"):
-        found.append(f"the teacher's hidden_act is {config.hidden_act}, and its MLP shares silu with Mamba-2's convolution")
+        found.append(f"the teacher's hidden_act is {config.hidden_act}, but the class's MLP and convolution use silu")
     if getattr(config, "mlp_bias", False):
-        found.append("the teacher's MLP has biases (mlp_bias), and its MLP has none")
+        found.append("the teacher's MLP has biases (mlp_bias), but the class's MLP has none")
     kind = config.rope_parameters.get("rope_type", "default")
     if kind not in ROPES:
-        found.append(f"the teacher's rope scaling {kind} changes with the length of the text; it holds {', '.join(ROPES)}")
+        found.append(
+            f"the teacher's rope scaling {kind} changes with the length of the text; this class holds {', '.join(ROPES)}"
+        )
     share = config.rope_parameters.get("partial_rotary_factor")
     if share not in (None, 1.0):
-        found.append(f"the teacher rotates {share:g} of each head (partial_rotary_factor), and its attention all of it")
+        found.append(f"the teacher rotates {share:g} of each head (partial_rotary_factor), but the class all of it")
     if source.shapes.shape.norm_eps != config.rms_norm_eps:
         found.append(
-            f"the mixers' norms have epsilon {source.shapes.shape.norm_eps:g}, and the rest {config.rms_norm_eps:g}"
+            f"the mixers' norms have epsilon {source.shapes.shape.norm_eps:g}, but all other norms {config.rms_norm_eps:g}"
         )
     if differing := {name for changes in source.shapes.exceptions.values() for name in changes} - {"rope", "window"}:
-        found.append(f"the teacher's layers differ in {', '.join(sorted(differing))}, and there all attention is alike")
+        found.append(f"the teacher's layers differ in {', '.join(sorted(differing))}, but the class's attention does not")
     return found
 
 
 def _of_layout(source: "Source") -> list[str]:
-    """What of the layout has no place."""
+    """Return what the class cannot hold of the layout."""
     found, layout = [], source.layout
     others: dict[str, list[str]] = {}
     for letter, options in sorted(layout.mixers.items()):
         if letter in layout.pattern and options["mixer"] not in (stock_mamba2.NAME, *kept_attention.MIXERS):
             others.setdefault(options["mixer"], []).append(f"mixers.{letter}")
-    found += [f"{', '.join(letters)}: {mixer}, where it holds mamba2 or attention" for mixer, letters in others.items()]
+    found += [
+        f"{', '.join(letters)}: the class has no {mixer}, only mamba2 and attention" for mixer, letters in others.items()
+    ]
     if layout.meta_tokens:
-        found.append(f"meta_tokens is {layout.meta_tokens}, and it has none; take them out")
+        found.append(f"meta_tokens is {layout.meta_tokens}, but the class has none; take them out")
     if not kept_attention.layers(source) and (not others or stock_mamba2.layers(source)):
-        found.append("no layer has attention, and without any its cache cannot be used; keep one (A) in the pattern")
+        found.append("no layer has attention, but the class's cache needs one; keep one (A) in the pattern")
     if not stock_mamba2.layers(source) and not others:
         found.append("no layer has mamba2; give the pattern one")
     return [*found, *kept_attention.reasons(source), *stock_mamba2.reasons(source)]

@@ -1,7 +1,7 @@
-"""Attention that a student has, in a container's attention layers: the teacher's own, `attention`, and `shared_attention`.
+"""A student's attention in a container's attention layers: kept attention, `attention` and `shared_attention`.
 
-A scale of each head goes into the output projection. A block that several layers share is copied into each of them, the
-layer's low-rank delta added (product and sum in float64, rounded once).
+The scale of each head goes into the output projection. A block that several layers share is copied into each of them, with
+the layer's low-rank delta added (product and sum in float64, rounded once).
 """
 
 from typing import TYPE_CHECKING
@@ -19,20 +19,22 @@ PROJECTIONS = ("q", "k", "v", "o")
 
 
 def layers(source: "Source") -> list[int]:
-    """The layers that have attention and nothing beside it."""
+    """Return the layers that have attention and no other branch."""
     mixed = [source.layout.mixer_of(n) for n in range(len(source.layout.pattern))]
     return [n for n, options in enumerate(mixed) if options is None or options["mixer"] in MIXERS]
 
 
 def rope_of(source: "Source", layer: int) -> str | None:
-    """How a layer rotates q and k, if it does."""
+    """Return the kind of a layer's rotary embedding; None if it has none."""
     options = source.layout.mixer_of(layer) or {}
     return None if options.get("rope") is False else source.shapes.at(layer).rope
 
 
 def reasons(source: "Source") -> list[str]:
-    """Why an attention layer without windows, soft caps and norms on q and k is not these; each names the recipe's key or
-    what the teacher has."""
+    """Return why attention layers without windows, soft caps and norms on q and k cannot hold the student's attention.
+
+    Each reason names the recipe's key, or what the teacher has.
+    """
     found, positions = [], source.config.max_position_embeddings
     for layer in layers(source):
         shape, letter, options = source.shapes.at(layer), source.layout.pattern[layer], source.layout.mixer_of(layer)
@@ -40,26 +42,26 @@ def reasons(source: "Source") -> list[str]:
         if window is not None and window < positions:
             whose = f"mixers.{letter}.window" if options and options.get("window") else "the teacher's sliding_window"
             found.append(
-                f"{whose} is {window}, of {positions} positions, and its attention sees every token; take it out, or "
-                f"convert the layers that have it ({letter})"
+                f"{whose} is {window}, of {positions} positions, but the class's attention sees every token; take it out, "
+                f"or convert the layers that have it ({letter})"
             )
         if options and options.get("share_kv"):
-            found.append(f"mixers.{letter}.share_kv: every layer has its own keys and values there; take it out")
+            found.append(f"mixers.{letter}.share_kv: every layer of the class has its own keys and values; take it out")
         if shape.softcap is not None:
-            found.append(f"the teacher's soft cap on attention logits ({shape.softcap:g}) has no place")
+            found.append(f"the class lacks the teacher's soft cap on attention logits ({shape.softcap:g})")
         if shape.qk_norm is not None:
-            found.append("the teacher's norms on q and k have no place")
+            found.append("the class lacks the teacher's norms on q and k")
     if len({rope_of(source, layer) is None for layer in layers(source)}) > 1:
         without = [str(layer) for layer in layers(source) if rope_of(source, layer) is None]
         found.append(
-            f"layers {', '.join(without)} have attention without rotary embedding, and others with it; there all have it or "
-            "none: convert the ones or the others"
+            f"layers {', '.join(without)} have attention without rotary embedding, and others with it, but in the class all "
+            "layers have it or none has: convert the ones or the others"
         )
     return list(dict.fromkeys(found))
 
 
 def put(rewrite: Rewrite, source: "Source", layer: int, name: str, bias: bool) -> None:
-    """A layer's tensors. name: what theirs begin with in the container; bias: whether all four projections have one."""
+    """Put a layer's tensors. name: their prefix in the container. bias: whether all four projections have one there."""
     shape, mixed = source.shapes.at(layer), source.layout.mixer_of(layer)
     before = f"{source.place.layers}.{layer}.{source.place.name}."
     width = {"q": shape.n_heads, "k": shape.n_kv_heads, "v": shape.n_kv_heads}
@@ -79,7 +81,7 @@ def put(rewrite: Rewrite, source: "Source", layer: int, name: str, bias: bool) -
 
 
 def _weights(source: "Source", layer: int, before: str, projection: str) -> list[str]:
-    """The student's tensors that a projection's weight is made of: itself, or the shared one and the layer's delta."""
+    """Name the student's tensors that make a projection's weight: its own, or the shared one and the layer's delta."""
     mixed = source.layout.mixer_of(layer)
     if not mixed or mixed["mixer"] != "shared_attention":
         return [f"{before}{projection}_proj.weight"]
@@ -90,7 +92,7 @@ def _weights(source: "Source", layer: int, before: str, projection: str) -> list
 
 
 def _merged(weight: Tensor, *others: Tensor) -> Tensor:
-    """A projection's weight with its delta (up, down) added, and, of an output projection, the heads' scales."""
+    """Return a projection's weight with its delta (up, down) added and, for an output projection, its heads scaled."""
     whole = weight.double()
     if len(others) >= 2:
         whole = whole + others[0].double() @ others[1].double()

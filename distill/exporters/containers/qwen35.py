@@ -1,18 +1,18 @@
-"""Qwen3.5's text model: holds Qwen3 students whose other layers are gated DeltaNet, exactly.
+"""The Qwen3.5 container (its text model): Qwen3 students with gated DeltaNet and kept attention.
 
-It differs from Qwen3's blocks in three things, each undone in the weights:
+The class differs from Qwen3's blocks in three points, which the weights or the config undo:
 
-  - its attention's output passes a gate, sigmoid(W h): with W = 0 the gate is 1/2, and o_proj is doubled;
-  - its norms multiply by 1 + w: 1 is taken from their weights (not from the delta layers', which multiply by w);
-  - it rotates a quarter of a head's channels unless config.json says all.
+  - A gate, sigmoid(W h), multiplies the attention's output: with W = 0 the gate is 1/2, and o_proj is doubled.
+  - The norms multiply by 1 + w: 1 is subtracted from their weights. The delta layers' norms multiply by w and stay.
+  - A quarter of a head's channels is rotated unless config.json says all, as it does here.
 
 The delta layers have our mixer's parametrisation.
 
-config.json has the model_type `qwen3_5_text`. MLX does not know that name: the file MLX_FILE, which config.json names as its
-`model_file`, tells it the class (`trust_remote_code` there). It is written where attention stands in every n-th layer, since
-MLX goes by `full_attention_interval` alone and would elsewhere run other layers without a word. The name that it does know,
-`qwen3_5`, would cost the tokenizer: beside it transformers 5.24 puts Qwen3.5's own in place of the folder's, and that one
-cuts words with combining marks otherwise.
+config.json has the model_type `qwen3_5_text`, which MLX does not know. So config.json names the file MLX_FILE as its
+`model_file`, from which MLX gets the class (with `trust_remote_code`). The file is written only where attention stands in
+every n-th layer, because MLX reads `full_attention_interval` alone and would run any other layout wrongly without an error.
+MLX knows the model_type `qwen3_5`. With that one, transformers 5.24 would replace the folder's tokenizer by Qwen3.5's own,
+which splits words with combining marks differently.
 """
 
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ DELTA = (
     "dt_bias",
 )
 MLX_FILE = "mlx_qwen35.py"
-MLX_CODE = '''"""For MLX alone: the class of this folder's text model, which it knows under another name."""
+MLX_CODE = '''"""The class of this folder's text model for MLX, which knows it under another name."""
 
 from mlx_lm.models.qwen3_5 import Model, ModelArgs  # noqa: F401
 '''
@@ -60,7 +60,7 @@ class Qwen35(Container):
     def reasons(self, source: "Source") -> list[str]:
         if source.family != "qwen3":
             return [
-                f"the teacher is a {source.family} model, and this class's attention has a norm on q and k as qwen3 has: "
+                f"the teacher is a {source.family} model, but this class's attention has norms on q and k as Qwen3 has: "
                 "take a Qwen3 teacher"
             ]
         return [
@@ -74,7 +74,7 @@ class Qwen35(Container):
         mlx = None
         if interval(source) is None:
             mlx = (
-                "it takes attention in every n-th layer alone, where (i + 1) % n = 0: say so in pattern (MMMA), or "
+                "it takes attention only in every n-th layer, where (i + 1) % n = 0: write such a pattern (MMMA), or set "
                 "periodic: true"
             )
         return {"transformers": None, "vllm": None, "mlx": mlx}
@@ -122,7 +122,7 @@ class Qwen35(Container):
 
 
 def interval(source: "Source") -> int | None:
-    """n, where attention stands in every n-th layer and nowhere else: in those with (i + 1) % n = 0."""
+    """Return n if the layers i with (i + 1) % n = 0 have attention and no others do; else None."""
     layers = source.config.num_hidden_layers
     every = source.kept[0] + 1 if source.kept else layers
     return every if source.kept == list(range(every - 1, layers, every)) else None
@@ -132,29 +132,31 @@ def _mixer_reasons(source: "Source") -> list[str]:
     found = []
     for letter, options in sorted(source.layout.mixers.items()):
         if options["mixer"] != MIXER:
-            found.append(f"mixers.{letter}.mixer is {options['mixer']}; beside attention this class has {MIXER} alone")
+            found.append(f"mixers.{letter}.mixer is {options['mixer']}; this class has only {MIXER} and attention")
         elif "window" in options:
-            found.append(f"mixers.{letter}.window stands beside the state; this class has no place for it: leave it out")
+            found.append(f"mixers.{letter}.window: this class has no window in a layer with a state; leave it out")
     if not source.kept:
-        found.append("the pattern keeps no attention; without any, this class cannot generate: keep a layer (A)")
+        found.append("the pattern keeps no attention, but this class cannot generate without any: keep a layer (A)")
     return found
 
 
 def _bias_reasons(source: "Source") -> list[str]:
     shape = source.shapes.shape
     names = [name for name, there in (("q, k and v", shape.qkv_bias), ("o", shape.o_bias)) if there]
-    return [f"the teacher's attention has biases ({' and '.join(names)}); the delta layers here have none"] if names else []
+    return (
+        [f"the teacher's attention has biases ({' and '.join(names)}); the class's delta layers have none"] if names else []
+    )
 
 
 def _taps(source: "Source") -> int:
-    """The most of any layer: the others' first ones are zeros."""
+    """Return the most taps of any layer. Fewer taps are padded with zeros in front."""
     return max((options.get("d_conv", TAPS) for options in source.layout.mixers.values()), default=TAPS)
 
 
 def _put_attention(rewrite: Rewrite, prefix: str, heads: int) -> None:
     def with_gates(weight: Tensor) -> Tensor:
         q = weight.unflatten(0, (heads, -1))
-        return torch.cat([q, torch.zeros_like(q)], 1).flatten(0, 1)  # of each head: q, then its gate
+        return torch.cat([q, torch.zeros_like(q)], 1).flatten(0, 1)  # for each head: q, then its gate
 
     rewrite.put(f"{prefix}q_proj.weight", f"{prefix}q_proj.weight", make=with_gates)
     for name in ("k_proj", "v_proj"):
@@ -165,7 +167,7 @@ def _put_attention(rewrite: Rewrite, prefix: str, heads: int) -> None:
 
 
 def _put_delta(rewrite: Rewrite, own: str, name: str, missing: int) -> None:
-    """missing: how many taps the class has before the layer's own."""
+    """Put a delta layer. missing: how many taps of zero the class has before the layer's own."""
     for each in DELTA:
         rewrite.put(name + each, own + each)
     taps = "conv1d.weight"

@@ -1,4 +1,4 @@
-"""A container's tensors by name, each made from the student's when it is asked for, so that one at a time is in memory."""
+"""A container's tensors by name, each made from the student's on access, so that one at a time is in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class Rewrite(Mapping[str, Tensor]):
-    """What a container's `tensors` gives back.
+    """The mapping that a container's `tensors` returns.
 
-    Every tensor of the student has to go somewhere: `finished` refuses one that went nowhere.
+    `finished` refuses a student with a tensor that no tensor of the container uses.
     """
 
     def __init__(self, student: Mapping[str, Tensor]) -> None:
@@ -16,10 +16,11 @@ class Rewrite(Mapping[str, Tensor]):
         self._made: dict[str, tuple[tuple[str, ...], Callable[..., Tensor] | None]] = {}
 
     def put(self, name: str, *sources: str, make: Callable[..., Tensor] | None = None) -> None:
-        """Let a tensor of the container be made of some of the student's.
+        """Define a tensor of the container by the student's tensors that it is made from.
 
         Args:
-            name: its name in files. sources: the student's, by name. make: of these, in float32; None for the one as it is.
+            name: its name in files. sources: the names of the student's tensors. make: makes it from these, in float32; None
+                takes the one source unchanged.
 
         Raises:
             ValueError: the student has no such tensor.
@@ -31,10 +32,10 @@ class Rewrite(Mapping[str, Tensor]):
         self._made[name] = (sources, make)
 
     def finished(self) -> "Rewrite":
-        """Itself, once every tensor is put.
+        """Check that every tensor of the student is used, and return this mapping.
 
         Raises:
-            ValueError: one of the student's has no place in it.
+            ValueError: naming a tensor that is not used.
         """
         if self._left:
             raise ValueError(f"the student's tensor {next(iter(self._left))} has no place in the container")
@@ -45,7 +46,7 @@ class Rewrite(Mapping[str, Tensor]):
         tensors = [self._student[source] for source in sources]
         try:
             return tensors[0] if make is None else make(*tensors)
-        except RuntimeError as error:  # of torch, on sizes
+        except RuntimeError as error:  # raised by torch when sizes differ
             shapes = ", ".join(f"{source} {[*tensor.shape]}" for source, tensor in zip(sources, tensors, strict=True))
             raise ValueError(f"{name} cannot be made of {shapes}: their sizes do not fit config.json") from error
 

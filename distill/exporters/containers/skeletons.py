@@ -1,4 +1,4 @@
-"""What containers of Llama-like blocks ask of a student alike, and what they take over alike."""
+"""The checks, config entries and tensors that all containers of Llama-like blocks share."""
 
 import math
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 REST = ("rms_norm_eps", "tie_word_embeddings", "initializer_range", "attention_dropout", "use_cache")
-ROPES = ("default", "linear", "llama3", "yarn")  # those whose angles are the same however long a text is
+ROPES = ("default", "linear", "llama3", "yarn")  # types whose angles do not depend on the length of the text
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def block_entries(source: "Source") -> dict[str, Any]:
-    """The entries of a config that mean the same in every class of Llama-like blocks; the rotary ones are not among them."""
+    """Return the config entries that mean the same in every class of Llama-like blocks, without the rotary ones."""
     config, shape = source.config, source.shapes.shape
     entries = {name: getattr(config, name) for name in (*SIZES, *REST)}
     entries |= {name: getattr(config, name, None) for name in TOKENS}
@@ -30,10 +30,10 @@ def block_entries(source: "Source") -> dict[str, Any]:
 
 
 def attention_reasons(source: "Source", layers: Iterable[int], norm: str | None) -> list[str]:
-    """What of the teacher's attention a full attention with rotary positions has no place for.
+    """Return what full attention with rotary positions cannot hold of the teacher's attention.
 
     Args:
-        layers: those whose attention a student runs. norm: the norm on q and k that the class has.
+        layers: the layers whose attention the student runs. norm: the norm on q and k that the class has.
     """
     layers, rule, found = sorted(layers), asdict(source.shapes.shape), []
     changes = {name for layer in layers for name in source.shapes.exceptions.get(layer, {})}
@@ -64,16 +64,14 @@ def attention_reasons(source: "Source", layers: Iterable[int], norm: str | None)
 
 
 def block_reasons(source: "Source") -> list[str]:
-    """What of the rest of the teacher's blocks has no place in such a class, and meta tokens."""
+    """Return what a class of Llama-like blocks cannot hold outside the attention: the teacher's blocks, and meta tokens."""
     config, found = source.config, []
     if config.hidden_act not in ("silu", "swish"):
-        found.append(
-            f"the teacher's activation is {config.hidden_act}; the class uses it in its convolutions too: silu alone"
-        )
+        found.append(f"the teacher's activation is {config.hidden_act}; the class has silu, in its convolutions too")
     if source.shapes.shape.norm_eps != config.rms_norm_eps:
         found.append("the student's norms have another epsilon than the teacher's")
     if source.layout.meta_tokens:
-        found.append(f"meta_tokens is {source.layout.meta_tokens}; the class starts from nothing but text: leave it out")
+        found.append(f"meta_tokens is {source.layout.meta_tokens}; the class has none: leave it out")
     rope = config.rope_parameters
     if (share := rope.get("partial_rotary_factor")) not in (None, 1.0):
         found.append(f"the teacher rotates {share:g} of a head's channels (partial_rotary_factor), not all")
@@ -83,10 +81,10 @@ def block_reasons(source: "Source") -> list[str]:
 
 
 def put_ends(rewrite: Rewrite, source: "Source", *, offset: float = 0.0, final: str = "model.norm.weight") -> None:
-    """The embedding, the output head where it is not the same, and the last norm, under the name `final`.
+    """Put the embedding, the output head if it is not tied, and the last norm under the name `final`.
 
     Args:
-        offset: what the class adds to the weights of norms itself.
+        offset: what the class itself adds to the weights of norms.
     """
     for name in ("model.embed_tokens", *(() if source.config.tie_word_embeddings else ("lm_head",))):
         rewrite.put(f"{name}.weight", f"{name}.weight")
@@ -94,12 +92,12 @@ def put_ends(rewrite: Rewrite, source: "Source", *, offset: float = 0.0, final: 
 
 
 def put_less(rewrite: Rewrite, name: str, own: str, offset: float) -> None:
-    """A norm's weight without what the class adds to it."""
+    """Put a norm's weight, less what the class itself adds to it."""
     rewrite.put(name, own, make=None if not offset else lambda weight: weight - offset)
 
 
 def put_mlp(rewrite: Rewrite, source: "Source", own: str, name: str) -> None:
-    """A gated MLP, its biases where it has them. own, name: what its tensors begin with in the student and the container."""
+    """Put a gated MLP with the biases that it has. own, name: its tensors' prefixes in the student and in the container."""
     kinds = ("weight", "bias") if getattr(source.config, "mlp_bias", False) else ("weight",)
     for part in ("gate_proj", "up_proj", "down_proj"):
         for kind in kinds:

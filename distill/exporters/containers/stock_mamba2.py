@@ -1,7 +1,8 @@
-"""Stock Mamba-2 (`mamba2`) in transformers' Mamba-2 layers: sizes, what has no place, tensors.
+"""Stock Mamba-2 (`mamba2`) in transformers' Mamba-2 layers: sizes, refusals, config entries, tensors.
 
-Classes want d_inner = expand x hidden with a whole expand, and kernels want short convolutions of certain widths. What is
-missing is filled with zeros, which is exact: heads whose x is 0 in norm groups of their own, and taps of 0 before others.
+The classes need d_inner = expand x hidden with a whole expand, and kernels need short convolutions of certain widths. What
+is missing is filled with zeros, which is exact: added heads have x = 0 and norm groups of their own, and added taps are 0
+and stand before the others.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from students.mixers.mixer import Shape
 
 NAME = "mamba2"
-TAPS = 4  # that every engine's convolution has
+TAPS = 4  # a width that every engine's convolution has
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A mixer's own heads, groups and taps, and those it has in the container. head_dim, d_state: channels of each."""
+    """A mixer's own heads, groups and taps, and those with zeros that it has in the container (all_...).
+
+    head_dim, d_state: channels of a head, and of its state.
+    """
 
     heads: int
     groups: int
@@ -37,30 +41,30 @@ class Sizes:
 
     @property
     def inner(self) -> int:
-        """Channels of all heads, as the mixer has them."""
+        """Channels of the mixer's own heads."""
         return self.heads * self.head_dim
 
 
 def letters(source: "Source") -> dict[str, dict]:
-    """The letters of the layout that stand for this mixer, with their options."""
+    """Return the letters of the layout that stand for this mixer, with their options."""
     used = set(source.layout.pattern)
     return {letter: one for letter, one in source.layout.mixers.items() if one["mixer"] == NAME and letter in used}
 
 
 def layers(source: "Source") -> list[int]:
-    """The layers that have this mixer."""
+    """Return the layers that have this mixer."""
     return [
         layer for layer in source.layout.converted if source.layout.mixers[source.layout.pattern[layer]]["mixer"] == NAME
     ]
 
 
 def known_sizes(source: "Source", layer: int) -> Sizes:
-    """A layer's sizes, of a student that has a place here."""
+    """Return a layer's sizes, for a student without `reasons`."""
     return cast(Sizes, sizes_of(source, layer))
 
 
 def sizes_of(source: "Source", layer: int) -> Sizes | None:
-    """A layer's sizes; None where zero heads cannot fill d_inner up to a multiple of the hidden size."""
+    """Return a layer's sizes; None if zero heads cannot fill d_inner up to a multiple of the hidden size."""
     shape, options = source.shapes.at(layer), source.layout.options_at(layer)
     heads, hidden = options.get("expand", 2) * shape.n_heads, shape.d_model
     groups, taps = options.get("n_groups") or shape.n_heads, options.get("d_conv", TAPS)
@@ -83,13 +87,13 @@ def sizes_of(source: "Source", layer: int) -> Sizes | None:
 
 
 def reasons(source: "Source") -> list[str]:
-    """Why a container's Mamba-2 layers are not these, each naming the key of the recipe."""
+    """Return why a container's Mamba-2 layers cannot hold the student's, each reason with the recipe's key."""
     found = []
     for letter, options in letters(source).items():
         if options.get("window"):
-            found.append(f"mixers.{letter}.window: no class has attention beside Mamba-2 in such a layer; take it out")
+            found.append(f"mixers.{letter}.window: the class has no window in a Mamba-2 layer; take it out")
         if options.get("lag"):
-            found.append(f"mixers.{letter}.lag is {options['lag']}: its Mamba-2 takes every token as it comes; take it out")
+            found.append(f"mixers.{letter}.lag is {options['lag']}: the class's Mamba-2 has no lag; take it out")
     wanted = {layer: sizes_of(source, layer) for layer in layers(source)}
     if unfit := [layer for layer, sizes in wanted.items() if sizes is None]:
         shape, letter = source.shapes.at(unfit[0]), source.layout.pattern[unfit[0]]
@@ -98,15 +102,15 @@ def reasons(source: "Source") -> list[str]:
             f"multiple of the hidden size {shape.d_model}; leave n_groups out"
         )
     elif len(set(wanted.values())) > 1:
-        found.append(f"mixers {' and '.join(letters(source))}: all Mamba-2 layers of a model have the same options there")
+        found.append(f"mixers {' and '.join(letters(source))}: all Mamba-2 layers of the class have the same options")
     return found
 
 
 def entries(sizes: Sizes, proj_bias: bool) -> dict:
-    """Entries of config.json, as Bamba's and Granite's classes name them.
+    """Return the entries of config.json, by the names of Bamba's and Granite's classes.
 
-    proj_bias: whether in_proj and out_proj have biases. The limits of dt are beyond any that softplus gives; finite, for not
-    every engine reads an infinity from JSON.
+    proj_bias: whether in_proj and out_proj have biases. The upper limit of dt is above any value of softplus; it is finite
+    because not every engine reads infinity from JSON.
     """
     return {
         "mamba_chunk_size": 256,
@@ -123,7 +127,7 @@ def entries(sizes: Sizes, proj_bias: bool) -> dict:
 
 
 def put(rewrite: Rewrite, before: str, name: str, sizes: Sizes, shape: "Shape") -> None:
-    """A layer's tensors. before, name: what theirs begin with in the student and in the container."""
+    """Put a layer's tensors. before, name: their prefixes in the student and in the container."""
     inner, states = sizes.inner, sizes.groups * sizes.d_state
     more_heads, more_states = sizes.all_heads - sizes.heads, (sizes.all_groups - sizes.groups) * sizes.d_state
     more = more_heads * sizes.head_dim
@@ -149,10 +153,10 @@ def put(rewrite: Rewrite, before: str, name: str, sizes: Sizes, shape: "Shape") 
 
 
 def _filled(tensor: Tensor, parts: tuple[tuple[int, int], ...], front: int) -> Tensor:
-    """A tensor whose rows fall into parts, with so many rows of zeros behind each, and so many columns in front.
+    """Return a tensor with rows of zeros after each part of its rows, and columns of zeros in front.
 
     Args:
-        parts: rows, and rows of zeros. front: columns of zeros before those of the last axis.
+        parts: for each part, its rows and the rows of zeros after it. front: columns of zeros before the last axis's own.
     """
     pieces = []
     for (_, more), piece in zip(parts, tensor.split([count for count, _ in parts]), strict=True):

@@ -1,6 +1,6 @@
-"""The table of llama.cpp's architectures, by the class of transformers (`exporters.containers`) that each holds.
+"""The table of llama.cpp's architectures, by the transformers class (`exporters.containers`) that each holds.
 
-To add one: a file beside this one with an `Architecture`, and a line here.
+To add an architecture, write a file next to this one with an `Architecture`, and add a line to `ARCHITECTURES`.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ ARCHITECTURES = {
 
 
 def architecture_of(container: str) -> "Architecture | None":
-    """How llama.cpp has a class of transformers; None where it does not."""
+    """Return llama.cpp's architecture for a transformers class; None if it has none."""
     if container not in ARCHITECTURES:
         return None
     module, _, attribute = ARCHITECTURES[container].partition(":")

@@ -1,4 +1,4 @@
-"""What an architecture of llama.cpp is: the entries and tensors of a GGUF file, from those of a class of transformers.
+"""The base class of llama.cpp's architectures: a GGUF file's entries and tensors, made from those of a transformers class.
 
 Names, orders and shapes are llama.cpp's (`llama-arch.cpp` and its graph of each architecture, October 2026).
 """
@@ -14,61 +14,58 @@ from teachers.compat import rotary_frequencies
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-SCALINGS = ("default", "linear", "yarn", "llama3")  # llama3 where the graph reads divisors of frequencies
+SCALINGS = ("default", "linear", "yarn", "llama3")  # llama3 only where the graph reads divisors of frequencies
 YARN = {"rope_type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"} | {
     "beta_fast",
     "beta_slow",
-}  # what a file says of it
+}  # the parameters of yarn that a file can hold
 Entry = int | float | bool | str | list[int] | list[bool]
 
 
 class Architecture:
-    """Base of the architectures.
-
-    name: llama.cpp's for it.
-    """
+    """Base class of the architectures. name: llama.cpp's name of the architecture."""
 
     name: ClassVar[str]
 
     def reasons(self, config: "PretrainedConfig") -> list[str]:
-        """Why llama.cpp would not compute what the class computes; empty where it does."""
+        """Return why llama.cpp would not compute what the class computes; empty if it does."""
         raise NotImplementedError
 
     def entries(self, config: "PretrainedConfig") -> dict[str, Entry]:
-        """The file's entries of the model, without the architecture's name before them."""
+        """Return the file's entries of the model, without the architecture's name as prefix."""
         raise NotImplementedError
 
     def tensors(self, config: "PretrainedConfig", tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The file's tensors in float32 by name, from those of the class, a layer of them at a time.
+        """Yield the file's tensors in float32 with their names, made from those of the class, one layer at a time.
 
         Raises:
-            ValueError: one is missing, has no place, or has another shape than the config says.
+            ValueError: a tensor is missing, is not used, or has another shape than the config says.
         """
         raise NotImplementedError
 
     def float32(self, name: str, tensor: Tensor) -> bool:
-        """Whether a tensor stays in float32: all but the matrices that are multiplied with."""
+        """Whether a tensor stays in float32: all but the matrices of matrix products."""
         return tensor.ndim < 2 or any(part in name for part in ("ssm_conv1d", "ssm_a", "ssm_d", "ssm_norm", "ffn_gate_inp"))
 
 
 class Taken:
-    """The tensors of a class, each taken once, so that what has no place in the file is not dropped without a word."""
+    """The tensors of a class, with a record of which were read, so that none is left out of the file unnoticed."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors, self._names = tensors, set(tensors)
         self._taken: set[str] = set()
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """A tensor in float32.
+        """Return a tensor in float32.
 
         Raises:
-            ValueError: it is missing, or has another shape.
+            ValueError: the tensor is missing, or has another shape.
         """
         if name not in self._names:
             raise ValueError(f"the tensor {name} is missing")
         tensor = self._tensors[name]
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"the tensor {name} is {tuple(tensor.shape)}, and its config says {shape}")
+            raise ValueError(f"the tensor {name} has shape {tuple(tensor.shape)}, but the config says {shape}")
         self._taken.add(name)
         return tensor.float()
 
@@ -76,10 +73,10 @@ class Taken:
         return name in self._names
 
     def finish(self, *ignored: str) -> None:
-        """Refuse what nobody took.
+        """Refuse a tensor that was never read.
 
         Raises:
-            ValueError: naming it.
+            ValueError: naming the tensor.
         """
         left = sorted(self._names - self._taken - set(ignored))
         if left:
@@ -87,7 +84,7 @@ class Taken:
 
 
 def outer(taken: Taken, config: "PretrainedConfig", norm: str, offset: float = 0.0) -> dict[str, Tensor]:
-    """Embedding, last norm, and the head where it has weights of its own."""
+    """Return the embedding, the last norm, and the output head if it is not tied."""
     table = (config.vocab_size, config.hidden_size)
     found = {
         "token_embd.weight": taken("model.embed_tokens.weight", *table),
@@ -101,10 +98,10 @@ def outer(taken: Taken, config: "PretrainedConfig", norm: str, offset: float = 0
 def attention(
     taken: Taken, prefix: str, config: "PretrainedConfig", *, interleaved: bool, output_bias: bool = True
 ) -> dict[str, Tensor]:
-    """Queries, keys, values and output of a layer, with the biases that it has.
+    """Return the projections of queries, keys, values and output of a layer, with the biases that it has.
 
     Args:
-        interleaved: llama.cpp rotates neighbouring rows of q and k, where transformers rotates those half a head apart.
+        interleaved: whether llama.cpp rotates neighbouring rows of q and k; transformers rotates rows half a head apart.
         output_bias: whether llama.cpp adds a bias to the output.
 
     Raises:
@@ -128,12 +125,12 @@ def attention(
         if output_bias:
             found["attn_output.bias"] = bias
         elif bias.any():
-            raise ValueError(f"{name} is not zero, and llama.cpp adds no bias there")
+            raise ValueError(f"{name} is not zero, but llama.cpp adds no bias there")
     return found
 
 
 def gated(taken: Taken, prefix: str, hidden: int, width: int) -> dict[str, Tensor]:
-    """A gated feed-forward layer of three matrices."""
+    """Return the three matrices of a gated feed-forward layer."""
     return {
         "ffn_gate.weight": taken(f"{prefix}.gate_proj.weight", width, hidden),
         "ffn_up.weight": taken(f"{prefix}.up_proj.weight", width, hidden),
@@ -147,7 +144,7 @@ def head_dim(config: "PretrainedConfig") -> int:
 
 
 def usual(config: "PretrainedConfig") -> dict[str, Entry]:
-    """What every architecture states alike."""
+    """Return the entries that all architectures share."""
     width = head_dim(config)
     return {
         "vocab_size": config.vocab_size,
@@ -164,7 +161,7 @@ def usual(config: "PretrainedConfig") -> dict[str, Entry]:
 
 
 def rope(config: "PretrainedConfig", rotated: int) -> dict[str, Entry]:
-    """Entries of the rotary embedding of so many channels of a head. llama3's scaling is a tensor (`rope_divisors`)."""
+    """Return the entries of the rotary embedding of `rotated` channels a head. llama3's scaling is in `rope_divisors`."""
     parameters = config.rope_parameters
     found: dict[str, Entry] = {"rope.freq_base": float(parameters["rope_theta"]), "rope.dimension_count": rotated}
     if (kind := parameters.get("rope_type", "default")) in ("linear", "yarn"):
@@ -180,19 +177,19 @@ def rope(config: "PretrainedConfig", rotated: int) -> dict[str, Entry]:
 
 
 def rope_reason(config: "PretrainedConfig", known: tuple[str, ...] = SCALINGS) -> list[str]:
-    """Whether llama.cpp rotates by such parameters."""
+    """Return why llama.cpp cannot rotate by the config's parameters; empty if it can."""
     parameters = config.rope_parameters
     kind = parameters.get("rope_type", "default")
     if kind not in known:
-        return [f"llama.cpp has no rotary embedding of type {kind!r} for it ({', '.join(known)})"]
+        return [f"llama.cpp has no rotary embedding of type {kind!r} for this architecture ({', '.join(known)})"]
     odd = sorted(name for name, value in parameters.items() if name not in YARN and value is not None)
     if kind == "yarn" and odd:
-        return [f"llama.cpp's yarn has fixed what the teacher says of it ({', '.join(odd)})"]
+        return [f"llama.cpp's yarn has fixed values for parameters that the teacher sets ({', '.join(odd)})"]
     return []
 
 
 def rope_divisors(config: "PretrainedConfig", rotated: int) -> dict[str, Tensor]:
-    """By what llama3's scaling divides each frequency, as the tensor that llama.cpp reads."""
+    """Return the divisors of llama3's frequencies as the tensor that llama.cpp reads; empty for any other scaling."""
     parameters = config.rope_parameters
     if parameters.get("rope_type", "default") != "llama3":
         return {}
@@ -201,10 +198,10 @@ def rope_divisors(config: "PretrainedConfig", rotated: int) -> dict[str, Tensor]
 
 
 def named(layer: int, tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """A layer's tensors by their names in the file."""
+    """Yield a layer's tensors with their names in the file."""
     return ((f"blk.{layer}.{name}", tensor) for name, tensor in tensors.items())
 
 
 def plain_activation(config: "PretrainedConfig") -> list[str]:
-    """Whether the activation is the one that llama.cpp has fixed."""
-    return [] if config.hidden_act == "silu" else [f"llama.cpp's activation there is silu, not {config.hidden_act}"]
+    """Return why the activation is not llama.cpp's fixed one; empty if it is."""
+    return [] if config.hidden_act == "silu" else [f"llama.cpp's activation is silu, not {config.hidden_act}"]

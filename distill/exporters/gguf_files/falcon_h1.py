@@ -1,5 +1,7 @@
-"""falcon-h1: attention and Mamba-2 side by side on one norm in every layer. llama.cpp has none of the class's multipliers:
-they go into the weights."""
+"""The falcon-h1 architecture: attention and Mamba-2 in parallel after one norm in every layer.
+
+llama.cpp has none of the class's multipliers, so they are multiplied into the weights.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -34,9 +36,9 @@ class FalconH1(Architecture):
     def reasons(self, config: "PretrainedConfig") -> list[str]:
         found = plain_activation(config) + mamba2.reasons(config) + rope_reason(config, SCALINGS[:-1])
         if config.mamba_rms_norm and config.mamba_norm_before_gate:
-            found.append("llama.cpp norms Mamba-2's output behind its gate, not before it (mamba_norm_before_gate)")
+            found.append("llama.cpp norms Mamba-2's output after its gate, not before it (mamba_norm_before_gate)")
         if config.projectors_bias or config.mlp_bias:
-            found.append("biases of projectors and feed-forward layers are not written for it (projectors_bias, mlp_bias)")
+            found.append("llama.cpp has no biases of projectors and feed-forward layers here (projectors_bias, mlp_bias)")
         return found
 
     def entries(self, config: "PretrainedConfig") -> dict[str, Entry]:
@@ -47,7 +49,7 @@ class FalconH1(Architecture):
         found = outer(taken, config, "model.final_layernorm.weight")
         embedding, head = config.embedding_multiplier, config.lm_head_multiplier
         if config.tie_word_embeddings and embedding != head:
-            found["output.weight"] = found["token_embd.weight"] * head  # no longer one table
+            found["output.weight"] = found["token_embd.weight"] * head  # embedding and head are no longer the same
         elif not config.tie_word_embeddings:
             found["output.weight"] = found["output.weight"] * head
         found["token_embd.weight"] = found["token_embd.weight"] * embedding
@@ -56,7 +58,7 @@ class FalconH1(Architecture):
             at = f"model.layers.{layer}"
             one = {
                 "attn_norm.weight": taken(f"{at}.input_layernorm.weight", hidden),
-                "ffn_norm": taken(f"{at}.pre_ff_layernorm.weight", hidden),  # without an ending in llama.cpp
+                "ffn_norm": taken(f"{at}.pre_ff_layernorm.weight", hidden),  # llama.cpp's name has no ending
             }
             one |= attention(taken, f"{at}.self_attn", config, interleaved=False, output_bias=False)
             one |= mamba2.mixer(taken, f"{at}.mamba", own, own.padded())
@@ -66,7 +68,7 @@ class FalconH1(Architecture):
 
 
 def _multiplied(one: dict[str, Tensor], config: "PretrainedConfig", sizes: mamba2.Mamba2) -> dict[str, Tensor]:
-    """A layer's tensors with the multipliers in them."""
+    """Return a layer's tensors with the multipliers in them."""
     into, key, out = config.attention_in_multiplier, config.key_multiplier, config.attention_out_multiplier
     gate, down = config.mlp_multipliers
     states = sizes.groups * sizes.states

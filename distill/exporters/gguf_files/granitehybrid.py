@@ -1,5 +1,7 @@
-"""granitehybrid: GraniteMoeHybrid, dense or with experts. llama.cpp reads which layers are Mamba-2's from their number of
-key heads, 0, and whether to rotate from `rope.scaling.finetuned`."""
+"""The granitehybrid architecture: GraniteMoeHybrid, dense or with experts.
+
+llama.cpp takes a layer with 0 key heads for Mamba-2, and rotates q and k if `rope.scaling.finetuned` is true.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -25,7 +27,7 @@ from distill.exporters.gguf_files.architecture import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ATTENTION = ("attention", "full_attention")  # as transformers 4 and 5 call such a layer
+ATTENTION = ("attention", "full_attention")  # the names of such a layer in transformers 4 and 5
 
 
 class GraniteHybrid(Architecture):
@@ -79,17 +81,17 @@ class GraniteHybrid(Architecture):
 
 
 def _sizes(config: "PretrainedConfig") -> tuple[mamba2.Mamba2, mamba2.Mamba2]:
-    """Of the mixers, and with the zeros that llama.cpp needs: its inner width is twice the hidden one.
+    """Return the mixers' own sizes, and those with zeros that llama.cpp needs: an inner width of twice the hidden size.
 
     Raises:
-        ValueError: there is no such filling.
+        ValueError: zeros cannot fill up to that width.
     """
     own = mamba2.Mamba2.of(config)
     return own, own.padded(2 * config.hidden_size)
 
 
 def _attends(config: "PretrainedConfig") -> list[bool]:
-    """Of each layer, whether it is attention."""
+    """Return for each layer whether it is attention."""
     return [kind in ATTENTION for kind in config.layer_types]
 
 
@@ -98,11 +100,11 @@ def _rotates(config: "PretrainedConfig") -> bool:
 
 
 def _feed_forward(taken: Taken, at: str, config: "PretrainedConfig") -> dict[str, Tensor]:
-    """The shared layer, alone or beside experts. Gate and up are one matrix in the class."""
+    """Return the shared feed-forward layer, and the experts if there are any. Gate and up are one matrix in the class."""
     hidden, shared, found = config.hidden_size, config.shared_intermediate_size, {}
     end = "_shexp" if config.num_local_experts else ""
     into, out = f"{at}.shared_mlp.input_linear.weight", f"{at}.shared_mlp.output_linear.weight"
-    if shared or into in taken:  # beside experts the class may have one of no width
+    if shared or into in taken:  # with experts, the class may have one of width 0
         gate, up = taken(into, 2 * shared, hidden).chunk(2)
         found = {"ffn_gate": gate, "ffn_up": up, "ffn_down": taken(out, hidden, shared)}
         found = {f"{name}{end}.weight": tensor for name, tensor in found.items() if tensor.numel()}
@@ -120,7 +122,7 @@ def _feed_forward(taken: Taken, at: str, config: "PretrainedConfig") -> dict[str
 
 
 def _experts(taken: Taken, at: str) -> tuple[str, str, str]:
-    """Names of router, first and last matrices, as the class has them in memory or in its files."""
+    """Name the router's, first and last matrices, as they are called in memory or in files."""
     memory = (f"{at}.router.weight", f"{at}.experts.gate_up_proj", f"{at}.experts.down_proj")
     files = (f"{at}.router.layer.weight", f"{at}.input_linear.weight", f"{at}.output_linear.weight")
     return memory if memory[0] in taken else files

@@ -1,14 +1,14 @@
-"""Stock Mamba-2 as llama.cpp has it, with the zeros that its sizes ask for.
+"""Stock Mamba-2 in llama.cpp's form, padded with zeros to the sizes that llama.cpp takes.
 
     z, x, B, C, dt = in_proj(h)        conv over x, B, C        A = -exp(A_log)
 
 Two sizes are padded with zeros, exactly:
 
-  - Heads, where an architecture fixes the inner width: further heads make further groups, so that no norm is taken over
-    old and new channels. Their x is silu(0) = 0 and their D is 0, so their output is 0, its norm is 0, and the columns of
-    out_proj that it would meet are 0.
-  - Channels of B and C: llama.cpp's GPU scans take 128 or 256 of them. Further ones are silu(0) = 0 in B and in C, so
-    nothing is written to their state, and nothing is read.
+  - Heads, where an architecture fixes the inner width. Added heads make groups of their own, so that no norm is taken over
+    old and new channels together. Their x is silu(0) = 0 and their D is 0, so their output and its norm are 0. Their columns
+    of out_proj are 0 as well.
+  - Channels of B and C, because llama.cpp's GPU scans take 128 or 256 of them. Added channels are silu(0) = 0 in B and in C,
+    so their state is never written or read.
 """
 
 from dataclasses import dataclass, replace
@@ -22,8 +22,8 @@ from distill.exporters.gguf_files.architecture import Entry, Taken
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-STATES = (128, 256)  # channels of B and C that scans on GPUs take (CUDA also 96, Vulkan not)
-NO_LIMIT = 1e30  # of the time step: as configs write it that cannot hold an infinite one
+STATES = (128, 256)  # channels of B and C that GPU scans take (CUDA also takes 96, Vulkan does not)
+NO_LIMIT = 1e30  # a limit of the time step from here on means none, for configs that cannot hold infinity
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Mamba2:
 
     @classmethod
     def of(cls, config: "PretrainedConfig") -> "Mamba2":
-        """Of a config whose entries begin with `mamba_`."""
+        """Read the sizes from a config whose entries begin with `mamba_`."""
         sizes = (config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups, config.mamba_d_state)
         return cls(config.hidden_size, *sizes, config.mamba_d_conv)
 
@@ -49,11 +49,11 @@ class Mamba2:
 
     @property
     def channels(self) -> int:
-        """Of the convolution."""
+        """Channels of the convolution."""
         return self.inner + 2 * self.groups * self.states
 
     def padded(self, inner: int | None = None) -> "Mamba2":
-        """The sizes with zeros, of an inner width where one is fixed.
+        """Return the sizes with zeros. inner: the inner width, where the architecture fixes it.
 
         Raises:
             ValueError: whole groups do not fill that width.
@@ -64,8 +64,8 @@ class Mamba2:
         groups, over = divmod(inner * self.groups, self.inner)
         if over or groups < self.groups:
             raise ValueError(
-                f"llama.cpp wants an inner width of {inner}, which {self.inner} channels in {self.groups} groups cannot be "
-                "filled up to"
+                f"llama.cpp needs an inner width of {inner}, and {self.inner} channels in {self.groups} groups cannot be "
+                "filled up to it"
             )
         return replace(self, states=states, groups=groups, heads=self.heads // self.groups * groups)
 
@@ -80,23 +80,23 @@ class Mamba2:
 
 
 def reasons(config: "PretrainedConfig") -> list[str]:
-    """What of a mixer llama.cpp leaves out."""
+    """Return what llama.cpp would leave out of a mixer."""
     found = []
     if config.mamba_proj_bias:
         found.append("llama.cpp has no bias in Mamba-2's projections (mamba_proj_bias)")
     low, high = config.time_step_limit
     if low > 0 or high < NO_LIMIT:
-        found.append(f"llama.cpp keeps no limits of the time step ({low}, {high})")
+        found.append(f"llama.cpp has no limits of the time step ({low}, {high})")
     return found
 
 
 def mixer(taken: Taken, prefix: str, own: Mamba2, wanted: Mamba2) -> dict[str, Tensor]:
-    """The tensors of a mixer, filled up with zeros to the sizes wanted."""
+    """Return the tensors of a mixer, filled up with zeros to the sizes `wanted`."""
     rows = own.inner + own.channels + own.heads
     z, xbc, dt = taken(f"{prefix}.in_proj.weight", rows, own.hidden).split([own.inner, own.channels, own.heads])
     bias = f"{prefix}.conv1d.bias"
     taps = taken(f"{prefix}.conv1d.weight", own.channels, 1, own.taps)[:, 0]
-    shift = taken(bias, own.channels) if bias in taken else taps.new_zeros(own.channels)  # llama.cpp adds one always
+    shift = taken(bias, own.channels) if bias in taken else taps.new_zeros(own.channels)  # llama.cpp always adds a bias
     found = {
         "ssm_in.weight": torch.cat([_longer(z, wanted.inner), _channels(xbc, own, wanted), _longer(dt, wanted.heads)]),
         "ssm_conv1d.weight": _channels(taps, own, wanted),
@@ -112,7 +112,7 @@ def mixer(taken: Taken, prefix: str, own: Mamba2, wanted: Mamba2) -> dict[str, T
 
 
 def _channels(tensor: Tensor, own: Mamba2, wanted: Mamba2) -> Tensor:
-    """x, B and C along the first dimension, each at its wanted size."""
+    """Fill x, B and C up with zeros along the first dimension, each to its wanted size."""
     x, *states = tensor.split([own.inner, own.groups * own.states, own.groups * own.states])
     longer = [_longer(x, wanted.inner)]
     for part in states:
@@ -123,5 +123,5 @@ def _channels(tensor: Tensor, own: Mamba2, wanted: Mamba2) -> Tensor:
 
 
 def _longer(tensor: Tensor, length: int) -> Tensor:
-    """With zeros behind, up to a length of the first dimension."""
+    """Append zeros up to a length of the first dimension."""
     return torch.cat([tensor, tensor.new_zeros(length - len(tensor), *tensor.shape[1:])])

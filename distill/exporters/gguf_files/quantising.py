@@ -1,4 +1,4 @@
-"""A GGUF file quantised by llama.cpp's own quantiser, in a process of its own: what it does not like, it aborts at."""
+"""Quantisation of a GGUF file by llama.cpp's own quantiser, in a separate process because the quantiser aborts on errors."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from distill.errors import UserError
 from distill.exporters.engines import pythons
 from distill.exporters.proofs.installed import foreign
 
-TYPES = {"q8_0": 7, "q4_k_m": 15}  # as llama.cpp numbers them (llama_ftype)
+TYPES = {"q8_0": 7, "q4_k_m": 15}  # llama.cpp's numbers (llama_ftype)
 PROGRAM = "llama-quantize"
 BY_LIBRARY = """
 import ctypes, sys
@@ -22,14 +22,14 @@ failed = llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 raise SystemExit(1 if failed else 0)
 """
 MISSING = (
-    "--quantize {name} needs llama.cpp's quantiser, and neither llama-quantize is on PATH nor llama-cpp-python installed "
+    "--quantize {name} needs llama.cpp's quantiser, but llama-quantize is not on PATH and llama-cpp-python is not installed "
     "here; pip install llama-cpp-python, or name the Python that has it (--engine llama.cpp=/path/to/bin/python), "
     "or leave --quantize out and run llama-quantize on the file elsewhere"
 )
 
 
 def command(source: Path, target: Path, name: str, python: str | None = None) -> list[str]:
-    """The command that quantises a file. python: one that has llama.cpp; else it is looked for.
+    """Return the command that quantises a file. python: a Python with llama.cpp to try first.
 
     Raises:
         UserError: there is no quantiser.
@@ -54,7 +54,7 @@ def quantise(source: Path, target: Path, name: str, python: str | None = None) -
     """Quantise a file into another.
 
     Raises:
-        UserError: there is no quantiser, or it failed, with the last that it said.
+        UserError: there is no quantiser, or it failed; the message holds the last line of its output.
     """
     arguments = command(source, target, name, python)
     done = subprocess.run(
@@ -69,6 +69,6 @@ def quantise(source: Path, target: Path, name: str, python: str | None = None) -
     if done.returncode or not target.exists():
         said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         raise UserError(
-            f"llama.cpp's quantiser did not make {name} of {source.name}: {said[-1] if said else 'it said nothing'} (exit "
-            f"code {done.returncode}); leave --quantize out to keep the float16 file"
+            f"llama.cpp's quantiser did not make {name} of {source.name}: {said[-1] if said else 'no output'} (exit code "
+            f"{done.returncode}); leave --quantize out to keep the float16 file"
         )

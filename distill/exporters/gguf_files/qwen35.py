@@ -1,5 +1,8 @@
-"""qwen35: the text model of Qwen3.5, gated DeltaNet and gated attention in any order. llama.cpp's norms multiply by their
-weights, transformers' by one more, and its value heads that share a key head lie apart, transformers' side by side."""
+"""The qwen35 architecture: Qwen3.5's text model, with gated DeltaNet and gated attention in any order.
+
+llama.cpp's norms multiply by w, where transformers' multiply by 1 + w. Value heads that share a key head are adjacent in
+transformers; in llama.cpp they are as many heads apart as there are key heads.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -25,8 +28,8 @@ from distill.exporters.gguf_files.architecture import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-PAIRS = 32  # of channels that Qwen3.5 counts off in three sections: those of the three positions of a place in an image
-KEY_EPS = 1e-6  # of the norm of queries and keys in transformers; llama.cpp takes that of every norm
+PAIRS = 32  # pairs of channels that Qwen3.5 divides into three sections, one for each position index of an image token
+KEY_EPS = 1e-6  # of the norm of queries and keys in transformers; llama.cpp takes rms_norm_eps
 
 
 class Qwen35(Architecture):
@@ -42,7 +45,9 @@ class Qwen35(Architecture):
                 f"{config.linear_value_head_dim}"
             )
         if config.rms_norm_eps != KEY_EPS:
-            found.append(f"llama.cpp norms keys with rms_norm_eps, {config.rms_norm_eps:g}, transformers with {KEY_EPS:g}")
+            found.append(
+                f"llama.cpp norms keys with rms_norm_eps {config.rms_norm_eps:g}, but transformers with {KEY_EPS:g}"
+            )
         if "full_attention" not in config.layer_types:
             found.append("llama.cpp needs at least one layer of attention")
         return found
@@ -78,13 +83,13 @@ class Qwen35(Architecture):
 
 
 def _sections(rotated: int) -> list[int]:
-    """Pairs of each section, one after the other in turn, so that every pair is of one. A text has one position for all."""
+    """Return the pairs in each section, as even as possible. In text all three position indices are equal."""
     pairs = min(PAIRS, rotated // 2)
     return [(pairs + 2 - section) // 3 for section in range(3)] + [0]
 
 
 def _interval(recurrent: list[bool]) -> int:
-    """Every so many layers one of attention, for versions of llama.cpp that know no other order."""
+    """Return n if every n-th layer is attention, else 4, for llama.cpp versions that know no other order."""
     for every in range(1, len(recurrent) + 1):
         if all(((layer + 1) % every != 0) == found for layer, found in enumerate(recurrent)):
             return every
@@ -92,7 +97,7 @@ def _interval(recurrent: list[bool]) -> int:
 
 
 def _attention(taken: Taken, at: str, config: "PretrainedConfig") -> dict[str, Tensor]:
-    """Each head's queries lie beside its gate, in both."""
+    """Return an attention layer's tensors. In both formats each head's queries are followed by its gate."""
     heads, keys, width, hidden = config.num_attention_heads, config.num_key_value_heads, head_dim(config), config.hidden_size
     return {
         "attn_q.weight": taken(f"{at}.q_proj.weight", 2 * heads * width, hidden),
@@ -109,11 +114,11 @@ def _delta_net(taken: Taken, at: str, config: "PretrainedConfig") -> dict[str, T
     hidden, inner, key_rows = config.hidden_size, values * width, 2 * keys * config.linear_key_head_dim
 
     def apart(tensor: Tensor, channels: int = width) -> Tensor:
-        """Value heads of one key head, side by side along the first dimension, a round of key heads apart."""
+        """Reorder value heads from adjacent for each key head to one round over all key heads after the other."""
         return tensor.unflatten(0, (keys, values // keys, channels)).transpose(0, 1).flatten(0, 2)
 
     def mixed(tensor: Tensor) -> Tensor:
-        """The same of the values behind queries and keys."""
+        """Reorder the values, which follow queries and keys."""
         return torch.cat([tensor[:key_rows], apart(tensor[key_rows:])])
 
     taps = taken(f"{at}.conv1d.weight", key_rows + inner, 1, config.linear_conv_kernel_dim)

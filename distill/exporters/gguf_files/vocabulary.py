@@ -1,9 +1,10 @@
-"""A tokenizer as the entries of a GGUF file, or the reason why llama.cpp would cut text otherwise.
+"""A tokenizer as the entries of a GGUF file. A tokenizer that llama.cpp would not reproduce is refused, with the reason.
 
-llama.cpp knows how byte-level vocabularies cut text by a name. It is found by the tokenizer's own expressions
-(`teachers.gguf_vocabulary` has the names); a tokenizer of other expressions, or with parts that llama.cpp lacks, is refused.
-Two parts are left out, neither of which most texts meet: llama.cpp does not compose characters (NFC), which Qwen's
-tokenizers do; and before a text that begins with a space it puts another, where some SentencePiece ones (Metaspace) do not.
+llama.cpp selects the way in which a byte-level vocabulary splits text by a name. The name is found by the tokenizer's own
+regular expressions (`teachers.gguf_vocabulary` has the names). A tokenizer with other expressions, or with parts that
+llama.cpp lacks, is refused. Two differences are accepted, which most texts do not meet. llama.cpp does not compose
+characters (NFC), which Qwen's tokenizers do. llama.cpp adds a space before a text that begins with one, which some
+SentencePiece tokenizers (Metaspace) do not.
 """
 
 import json
@@ -16,25 +17,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's types of tokens
-SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # as gguf spells
-# Ends of turns, the surest first. llama.cpp takes the first of its own list that it meets in a table without order.
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # their names in GGUF entries
+# End-of-turn tokens, the surest first. Without an entry llama.cpp would take any that its unordered table has first.
 TURNS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end_of_text|>", "<|endoftext|>")
 SPACE = "▁"
 
 
 def vocabulary(tokenizer: "PreTrainedTokenizerBase", size: int, ends: list[int]) -> dict[str, Any]:
-    """The entries of a tokenizer.
+    """Return the entries of a tokenizer.
 
     Args:
-        size: rows of the model's embedding. ends: ids that end a generation.
+        size: rows of the model's embedding. ends: ids of the tokens that end a generation.
 
     Raises:
-        ValueError: it has more tokens than the model has rows, or something that llama.cpp does not do, which it names.
+        ValueError: the tokenizer has more tokens than the embedding has rows, or does something that llama.cpp does not.
     """
     said = json.loads(tokenizer.backend_tokenizer.to_str())
     model = said["model"]
     if model["type"] != "BPE":
-        raise ValueError(f"its tokenizer is of type {model['type']}, and GGUF files are written of BPE alone")
+        raise ValueError(f"its tokenizer is of type {model['type']}, but GGUF files are written for BPE only")
     tokens, kinds = _tokens(said, size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     if model.get("byte_fallback"):
@@ -48,15 +49,15 @@ def vocabulary(tokenizer: "PreTrainedTokenizerBase", size: int, ends: list[int])
 
 
 def _tokens(said: dict, size: int) -> tuple[list[str], list[int]]:
-    """The text and type of every row of the embedding."""
+    """Return the text and type of every row of the embedding."""
     added = {token["id"]: token for token in said["added_tokens"]}
     known = {index: text for text, index in said["model"]["vocab"].items()}
     known |= {index: token["content"] for index, token in added.items()}
     if max(known) >= size:
-        raise ValueError(f"its tokenizer has a token of id {max(known)}, and its embedding has {size} rows")
+        raise ValueError(f"its tokenizer has a token of id {max(known)}, but its embedding has only {size} rows")
     odd = [token["content"] for token in added.values() if token["lstrip"] or token["rstrip"] or token["single_word"]]
     if odd:
-        raise ValueError(f"its token {odd[0]!r} swallows spaces or is found as a word alone, which llama.cpp does not do")
+        raise ValueError(f"its token {odd[0]!r} strips spaces or matches whole words only, which llama.cpp does not do")
     tokens = [known.get(index, f"[PAD{index}]") for index in range(size)]
     kinds = [NORMAL if index in known else UNUSED for index in range(size)]
     for index, token in added.items():
@@ -65,10 +66,10 @@ def _tokens(said: dict, size: int) -> tuple[list[str], list[int]]:
 
 
 def _named(said: dict) -> str:
-    """llama.cpp's name for how a byte-level tokenizer cuts text.
+    """Return llama.cpp's name for the way in which a byte-level tokenizer splits text.
 
     Raises:
-        ValueError: it has none.
+        ValueError: llama.cpp has no name for it.
     """
     splits, whole = _splits(said["pre_tokenizer"]), bool(said["model"].get("ignore_merges"))
     composed = _composed(said["normalizer"])
@@ -78,10 +79,10 @@ def _named(said: dict) -> str:
                 return name
     if other := next((name for name, row in VOCABULARIES.items() if row.splits == splits), None):
         raise ValueError(
-            f"its tokenizer cuts text like {other!r} but takes whole words {'before' if whole else 'only by'} the merges, "
+            f"its tokenizer splits text like {other!r} but takes whole words {'before' if whole else 'only by'} the merges, "
             "which llama.cpp has no name for"
         )
-    raise ValueError(f"how its tokenizer cuts text has no name in llama.cpp: {' then '.join(splits)}")
+    raise ValueError(f"llama.cpp has no name for how its tokenizer splits text: {' then '.join(splits)}")
 
 
 def _composed(normalizer: dict | None) -> bool:
@@ -92,7 +93,7 @@ def _composed(normalizer: dict | None) -> bool:
 
 
 def _splits(cutter: dict | None) -> tuple[str, ...]:
-    """The expressions that cut text, one after the other."""
+    """Return the regular expressions that split text, in their order."""
     parts = [] if cutter is None else cutter.get("pretokenizers", [cutter])
     found, spelled = [], False
     for part in parts:
@@ -104,24 +105,25 @@ def _splits(cutter: dict | None) -> tuple[str, ...]:
             found += [GPT2] if part["use_regex"] else []
             spelled = True
         else:
-            raise ValueError(f"its tokenizer cuts text by {part['type']} in a way that llama.cpp has no name for")
+            raise ValueError(f"its tokenizer splits text by {part['type']} in a way that llama.cpp has no name for")
     if not spelled:
-        raise ValueError("its tokenizer does not spell text by bytes, and has no pieces for them either")
+        raise ValueError("its tokenizer neither encodes text as bytes nor has tokens for single bytes")
     return tuple(found)
 
 
 def _pieces(said: dict, tokens: list[str], kinds: list[int], merges: list[list[str]]) -> dict[str, Any]:
-    """A SentencePiece vocabulary. llama.cpp merges whatever makes the entry of the highest score, so that scores follow the
-    order of what merges make.
+    """Return the entries of a SentencePiece vocabulary.
+
+    llama.cpp merges the pair whose result has the highest score first, so the scores follow the order of the merges.
 
     Raises:
-        ValueError: merges that no scores give, or text that is prepared otherwise than by one space before it.
+        ValueError: no scores give the order of the merges, or text is prepared otherwise than by one space before it.
     """
     order: dict[str, int] = {}
     for left, right in merges:
         made = left + right
         if order.setdefault(made, len(order)) != len(order) - 1:
-            raise ValueError(f"the merges of its tokenizer that make {made!r} do not follow each other, as scores would say")
+            raise ValueError(f"the merges of its tokenizer that make {made!r} are not consecutive, as scores require")
     for index, token in enumerate(tokens):
         if kinds[index] == NORMAL and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             kinds[index] = BYTE
@@ -133,7 +135,7 @@ def _pieces(said: dict, tokens: list[str], kinds: list[int], merges: list[list[s
 
 
 def _prefixed(said: dict) -> bool:
-    """Whether one more space stands before text."""
+    """Whether the tokenizer adds a space before text."""
     normalizer, cutter = said["normalizer"], said["pre_tokenizer"]
     parts = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     spaces = [part for part in parts if part["type"] == "Replace" and part["pattern"] == {"String": " "}]
@@ -149,7 +151,7 @@ def _prefixed(said: dict) -> bool:
 
 
 def _special(tokenizer: "PreTrainedTokenizerBase", tokens: list[str], ends: list[int]) -> dict[str, Entry]:
-    """Ids of tokens that have a part to play, and what stands around every text."""
+    """Return the ids of the special tokens, and which of them are added around every text."""
     found: dict[str, Entry] = {}
     for name, spelled in SPECIAL.items():
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
@@ -168,7 +170,7 @@ def _special(tokenizer: "PreTrainedTokenizerBase", tokens: list[str], ends: list
     before, after = whole[:at], whole[at + len(inside) :]
     for name, around in (("bos", before), ("eos", after)):
         if around not in ([], [found.get(f"{name}_token_id")]):
-            raise ValueError(f"its tokenizer puts the tokens {around} around text, and llama.cpp only the one of {name}")
+            raise ValueError(f"its tokenizer puts the tokens {around} around text, but llama.cpp only the {name} token")
         found[f"add_{name}_token"] = bool(around)
     return found
 

@@ -1,4 +1,4 @@
-"""A GGUF file written tensor by tensor, through the package gguf."""
+"""Writing of a GGUF file, tensor by tensor, with the package gguf."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +11,12 @@ from torch import Tensor
 from distill.errors import UserError
 
 LARGEST = torch.finfo(torch.float16).max
-FILE_TYPES = {torch.float32: 0, torch.float16: 1}  # general.file_type, as llama.cpp counts
+FILE_TYPES = {torch.float32: 0, torch.float16: 1}  # llama.cpp's numbers for general.file_type
 MISSING = "GGUF files are written by the package gguf, which is not installed; pip install 'distill-hybrids[gguf]'"
 
 
 def check_installed() -> None:
-    """Refuse to go on without the package.
+    """Check that the package gguf is installed.
 
     Raises:
         UserError: with the command that installs it.
@@ -35,16 +35,17 @@ def write_file(
     dtype: torch.dtype,
     float32: Callable[[str, Tensor], bool],
 ) -> None:
-    """Write a file.
+    """Write a GGUF file.
 
-    Matrices that hold a value beyond float16's range stay in float32, so that nothing becomes infinite.
+    A matrix with a value beyond float16's range stays in float32, so that nothing becomes infinite.
 
     Args:
-        entries: with their full names. tensors: in float32, given twice: once for their sizes, once for their values, so
-            that no more than a layer of them is in memory. dtype: of the matrices. float32: which tensors stay so.
+        entries: by their full names. tensors: yields the tensors in float32; it is called twice, for their sizes and for
+            their values, so that at most one layer is in memory. dtype: of the matrices. float32: whether a tensor stays in
+            float32.
 
     Raises:
-        ValueError: a tensor that is not finite. OSError: it cannot be written.
+        ValueError: a tensor is not finite. OSError: the file cannot be written.
     """
     import gguf
 
@@ -68,7 +69,7 @@ def write_file(
 
 
 def _type(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The type that a tensor is written in."""
+    """Return the type that a tensor is written in."""
     largest = tensor.abs().max().item()
     if not largest < float("inf"):
         raise ValueError(f"the tensor {name} holds a value that is not finite")
@@ -76,7 +77,7 @@ def _type(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def _add(writer: Any, name: str, value: Any) -> None:
-    """One entry, of the type that llama.cpp reads."""
+    """Add one entry in the type that llama.cpp reads."""
     if isinstance(value, bool):
         writer.add_bool(name, value)
     elif isinstance(value, int):

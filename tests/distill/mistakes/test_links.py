@@ -130,7 +130,7 @@ def test_links_where_files_are_written(copied_place, refuse):
     ):
         refuse(copied_place, arguments, ["dangling"])
     (folder / "student" / "notes.txt").symlink_to("/etc/passwd")
-    refuse(copied_place, ["export", folder, "--out", "new"], ["notes.txt is a link, and an export takes"])
+    refuse(copied_place, ["export", folder, "--out", "new"], ["notes.txt is a link, and an export holds"])
     assert not (copied_place / "made").exists() and not (copied_place / "new").exists()
 
 
