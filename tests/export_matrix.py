@@ -119,7 +119,7 @@ def cell(proof: dict | None, reasons: list[str], line: Line) -> str:
     if "logits" not in numbers and "log-probabilities" not in numbers:
         known.append(f"top-1 {numbers['top-1 agreement']:.1%}")
     said = ", ".join(known[:1] if "logits" in numbers else known[:2])
-    if dtype := numbers.get("held against the student in"):
+    if dtype := numbers.get("compared with the student in"):
         said += f" ({dtype}; float32 rounds {numbers['log-probabilities, rounded to float32']:.0e})"
     return f"{said}; {numbers['tokens']}"
 

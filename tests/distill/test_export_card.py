@@ -102,7 +102,7 @@ def test_what_was_proved(untrained_run, exported):
         shutil.rmtree("my student")
     _, text = exported(untrained_run)
     assert "| transformers | not verified | exported with --no-verify |" in section(text, "Proved")
-    assert "this export is not verified" in section(text, "Proved")
+    assert "This export is not verified" in section(text, "Proved")
 
 
 def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
         ),
         ("---\nlicense: my-own\n---\n", {}, ("other", "my-own", None), "read it"),
         ("---\nlicense: [a, b]\n---\n", {}, ("unknown", None, None), "do not state its licence"),
-        ("---\nlicense: &a !!python/object:os.system\n---\n", {}, ("unknown", None, None), "do not say"),
+        ("---\nlicense: &a !!python/object:os.system\n---\n", {}, ("unknown", None, None), "do not state"),
         ("license: mit\n", {}, ("unknown", None, None), "look up the teacher's licence"),
         ("", {"license": "cc-by-nc-4.0"}, ("cc-by-nc-4.0", None, None), "no commercial use"),
         (None, {}, ("unknown", None, None), "look up the teacher's licence"),

@@ -192,7 +192,7 @@ ODD = {
     "lower case": (lambda words: byte_level(words, GPT2, normalizers.Lowercase()), r"rewrites text first \(Lowercase\)"),
     "a greedy token": (
         lambda words: byte_level(words, GPT2, marks=[AddedToken("<mask>", lstrip=True)]),
-        "token '<mask>' swallows spaces",
+        "token '<mask>' strips spaces",
     ),
     "a frame": (
         lambda words: byte_level(

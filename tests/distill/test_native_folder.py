@@ -109,7 +109,7 @@ def broken(folder, change):
         (lambda found: found.update(more=torch.zeros(1)), "hold an unknown tensor more"),
         (
             lambda found: found.update({"model.norm.weight": torch.zeros(3)}),
-            r"model.norm.weight is \[3\], and .* \[32\]",
+            r"model.norm.weight has shape \[3\], but .* \[32\]",
         ),
     ],
     ids=["missing", "unknown", "another shape"],
@@ -133,7 +133,7 @@ def test_a_rehearsal_finds_what_the_class_would_not_load(tmp_path, tokenizer, mo
     for name, change, said in (
         ("lost", lambda made: made.pop("model.norm.weight"), "needs a tensor model.norm.weight"),
         ("more", lambda made: made.update(extra=torch.zeros(1)), "has no tensor extra"),
-        ("short", lambda made: made.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight is \[3\]"),
+        ("short", lambda made: made.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight has shape \[3\]"),
     ):
 
         def wrong(self, source, given, change=change):

@@ -85,7 +85,7 @@ def test_what_float32_cannot_tell_is_held_against_the_student_in_float64(student
     monkeypatch.setitem(BOUNDS, "transformers", replace(BOUNDS["transformers"], logits=1e-12, logprobs=1e-12))
     out = written(student, "native", tmp_path / "native")
     numbers = proved(student, out, "native")[0].numbers
-    assert numbers["held against the student in"] == "float64" and numbers["tokens"] == "36 of 36"
+    assert numbers["compared with the student in"] == "float64" and numbers["tokens"] == "36 of 36"
     assert numbers["logits"] < 1e-9 < numbers["log-probabilities, rounded to float32"] < 1e-4
     assert all(numbers[way] < 1e-9 for way in ("left padding", "chunks", "cached decoding"))
     entries = json.loads((out / "config.json").read_text())
@@ -109,7 +109,7 @@ def test_what_rounding_is_held_against(student, tmp_path):
     check_rounded(out, exact, "bfloat16")
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    with pytest.raises(UserError, match=r"has rms_norm_eps 0.001, and of the same in float32 "):
+    with pytest.raises(UserError, match=r"has rms_norm_eps 0.001, but that of the same in float32 has "):
         check_rounded(out, exact, "bfloat16")
     (out / "config.json").write_text(json.dumps(config))
     tensors = load_file(out / "model.safetensors")
@@ -194,7 +194,7 @@ def test_ways_of_computing_the_same(fault, named, asked, tmp_path):
     assert set(check_ways(found, bounds)) == {"left padding", "chunks", "cached decoding"}
     torch.manual_seed(3)
     other = answered(Faulty.made(fault), asked, tmp_path / "wrong")
-    with pytest.raises(UserError, match=rf"transformers 5: {named} is not the same as the whole text alone: prompt \d, pos"):
+    with pytest.raises(UserError, match=rf"transformers 5: {named} differs from the whole text alone: prompt \d, pos"):
         check_ways(other, bounds)
 
 
@@ -223,10 +223,10 @@ def test_near_ties(asked, tmp_path):
     second = found.second[1][4]
     third = next(token for token in range(320) if token not in (second, found.own[1][4]))
     assert other(second, bounds.tie / 2)["near ties"] == 1
-    wrong = rf"transformers 5: prompt 2 of 10 tokens: token 5 behind it is {second}, but transformers 5 gives"
+    wrong = rf"transformers 5: prompt 2 of 10 tokens: token 5 after it is {second}, but transformers 5 gives"
     with pytest.raises(UserError, match=wrong):
         other(second, bounds.tie * 2)
-    with pytest.raises(UserError, match=rf"token 5 behind it is {third}"):
+    with pytest.raises(UserError, match=rf"token 5 after it is {third}"):
         other(third, bounds.tie / 2)
 
 
@@ -312,7 +312,7 @@ def test_pythons_of_engines(tmp_path):
     ("script_text", "said"),
     [
         ("raise MemoryError('16 GiB')", "cannot hold this export in memory here .*more memory, or leave the proof out"),
-        ("import os; os.kill(os.getpid(), 9)", "cannot hold this export in memory here .the system ended it"),
+        ("import os; os.kill(os.getpid(), 9)", "cannot hold this export in memory here .the system killed it"),
         (
             "raise SystemExit('[rank0]: a.b.CppError: ld\\n[rank0]: Set VERBOSE=1')",
             r"engine does not run this export: a.b.CppError: ld",

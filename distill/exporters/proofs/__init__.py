@@ -1,12 +1,17 @@
-"""What was seen of an export in the engines that are to run it, before it takes its final name.
+"""Proofs of an export: every engine that runs it is compared with the student, before the export gets its final name.
 
-Every engine runs in a fresh process, by a script that needs nothing of this project. The student, loaded by this project
-in float32, is what transformers is held against: before rounding, so that the rewrite itself is seen to be exact. The
-published folder is then that rewrite, rounded, tensor by tensor, and what rounding costs is a number. Every other engine is
-held against transformers' float32 run of the published folder. Bounds stand in `bounds.py`.
+Every engine runs in a fresh process, by a script that imports nothing of this project. A proof has three steps:
 
-To add an engine: its name in `exporters/engines.py`, a script beside this file that answers a job as `answer.py` reads it,
-and its line in `proof.SCRIPTS`, in `installed.MODULES` and in `bounds.BOUNDS`.
+  1. transformers runs the export in float32, before rounding. It is compared with the student, which this project loads in
+     float32. So the rewrite itself is seen to be exact.
+  2. The published folder is compared tensor by tensor with that export, rounded. transformers runs it as well, to measure
+     the cost of rounding.
+  3. Every other engine runs the published folder, and is compared with transformers' float32 run of it.
+
+The bounds are in `bounds.py`.
+
+To add an engine: add its name to `exporters/engines.py`, write a script next to this file that answers a job as `answer.py`
+reads it, and add a line to `proof.SCRIPTS`, to `installed.MODULES` and to `bounds.BOUNDS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,15 +40,15 @@ def prove(
     say: Callable[[str], None],
     reading: "Reading | None" = None,
 ) -> list[Proof]:
-    """Run an export in every engine that is to run it and is installed, each in a fresh process, against the student.
+    """Run an export in every installed engine that runs it, each in a fresh process, and compare it with the student.
 
     Args:
-        student: the finished student's folder. written: the export, under its scratch name.
-        pythons: engines that live in an environment of their own, with its Python; see `exporters.engines.pythons`.
-        say: told what is being proved. reading: how much text and how many tokens (default: `asked.Reading()`).
+        student: the finished student's folder. written: the export's temporary folder.
+        pythons: Python interpreters of engines with their own environment, by engine; see `exporters.engines.pythons`.
+        say: called with each line of progress. reading: how much text and how many tokens (default: `asked.Reading()`).
 
     Returns:
-        one of each engine, in the order of ENGINES.
+        one proof for each engine, in the order of ENGINES.
 
     Raises:
         UserError: the first difference found, with the engine and both values; an engine that cannot hold the export in

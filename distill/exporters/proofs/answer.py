@@ -1,4 +1,4 @@
-"""What an engine's script answered, as it lies in its folder."""
+"""The answer of an engine's script, read from its folder."""
 
 import json
 from dataclasses import dataclass
@@ -9,12 +9,14 @@ import numpy
 
 @dataclass(frozen=True)
 class Answer:
-    """name: for messages. rows: logits (or log-probabilities, which differ by a number a row) of the positions asked for,
-    one text after the other, [positions, vocabulary]. logprobs: of every token of a text but the first.
-    tokens: those taken, own: those that it would have taken, both [prompts, steps]; second, margins: the second most likely
-    token of each step, and how far its logit is behind. checks: ways of computing the same thing, each with its furthest
-    [difference, text, position, value, wanted value], None where there was nothing to try. ids: how an engine with a
-    tokenizer of its own cuts the strings asked for.
+    """What an engine computed for a job.
+
+    name: for messages. rows: logits of the job's positions, one text after the other, [positions, vocabulary]; or
+    log-probabilities, which differ from logits by one number a row. logprobs: of every token of a text but the first.
+    tokens, own: the tokens taken at each step, and those that the engine found most likely, [prompts, steps]. second,
+    margins: the second most likely token of each step, and by how much its logit is lower. checks: for each other way of
+    computing the same thing, the largest [difference, text, position, value, wanted value]; None if it could not be tried.
+    ids: the tokens of the job's strings by the engine's own tokenizer.
     """
 
     name: str
@@ -30,10 +32,10 @@ class Answer:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Answer":
-        """From the folder that a script wrote.
+        """Read an answer from the folder that a script wrote.
 
         Raises:
-            OSError, ValueError: it wrote nothing, or something else.
+            OSError, ValueError: the folder holds no answer, or a damaged one.
         """
         entries = json.loads((folder / "answer.json").read_text())
         version = entries["version"]
@@ -49,11 +51,11 @@ class Answer:
 
     @property
     def perplexity(self) -> float:
-        """Of the texts."""
+        """The perplexity of the texts."""
         return float(numpy.exp(-numpy.concatenate(self.logprobs).mean()))
 
     def log_rows(self) -> numpy.ndarray:
-        """`rows` as log-probabilities, in float64."""
+        """Return `rows` as log-probabilities, in float64."""
         rows = self.rows.astype(numpy.float64)
         rows = rows - rows.max(-1, keepdims=True)
         return rows - numpy.log(numpy.exp(rows).sum(-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""What every engine is asked: real text through the student's own tokenizer, and prompts to go on from."""
+"""The input of a proof, the same for every engine: real text in the student's tokens, and prompts to continue."""
 
 import json
 import lzma
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from distill.exporters.source import Source
 
-CHARACTERS = 12  # of text taken for each token that is wanted
+CHARACTERS = 12  # characters of text that are read for each token needed
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How much is asked.
+    """How much text a proof reads, and how many tokens it generates.
 
-    lengths: of the texts, in tokens, unequal, the shortest first. The last is longer than a chunk of any scan (256), and is
-    made longer than the widest window of the layout. tokens: that each prompt is gone on with. rows: positions of all texts
-    together of which the whole distribution is compared.
+    lengths: of the texts in tokens; they are unequal, with the shortest first. The last is longer than a chunk of any scan
+    (256), and `within` makes it longer than the widest window of the layout. tokens: generated after each prompt. rows:
+    positions, of all texts together, whose whole distribution is compared.
     """
 
     lengths: tuple[int, ...] = (24, 131, 333)
@@ -32,7 +32,7 @@ class Reading:
     rows: int = 96
 
     def within(self, source: "Source") -> "Reading":
-        """The same for a student: longer than its windows, within its positions."""
+        """Return the lengths for a student: longer than its windows, within its positions."""
         widest = max([*_windows(source.layout.mixers), *_sliding(source.config)], default=0)
         lengths = [*self.lengths[:-1], max(self.lengths[-1], widest + self.lengths[0])]
         room = getattr(source.config, "max_position_embeddings", None) or sum(lengths) + self.tokens
@@ -42,8 +42,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Asked:
-    """texts: token ids. rows: of each text, the positions whose distribution is compared. prompts: what is gone on from, of
-    unequal length. steps: tokens to go on with. strings: what the texts were cut from, with all its tokens."""
+    """The texts and prompts of a proof.
+
+    texts: token ids. rows: for each text, the positions whose distribution is compared. prompts: token ids to continue, of
+    unequal length. steps: tokens to generate. strings: the strings that the texts were made from, with all their tokens.
+    """
 
     texts: list[list[int]]
     rows: list[list[int]]
@@ -53,10 +56,10 @@ class Asked:
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", source: "Source", reading: Reading) -> "Asked":
-        """The shipped held-out text, as a tokenizer cuts it.
+        """Tokenize the shipped held-out text.
 
         Raises:
-            UserError: it gives fewer tokens than are needed, or one that the student has no embedding for.
+            UserError: the tokenizer gives too few tokens, or a token that the student has no embedding for.
         """
         reading = reading.within(source)
         documents = _documents()
@@ -69,7 +72,7 @@ class Asked:
 
 
 def _text(tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], length: int, known: int) -> tuple[str, list[int]]:
-    """As many documents as are needed for a length, and their tokens."""
+    """Return as many documents as a length needs, as one string, and their tokens."""
     words = ""
     ids: list[int] = []
     while len(ids) < length:
@@ -95,7 +98,7 @@ def _documents() -> Iterator[str]:
 
 
 def _windows(options: Any, inside: bool = False) -> Iterator[int]:
-    """Every width of a window that a layout's options name."""
+    """Yield every window width in a layout's options."""
     if isinstance(options, Mapping):
         for name, value in options.items():
             yield from _windows(value, inside or name == "window")

@@ -1,4 +1,4 @@
-"""How far an engine may be from what it is held against. One table; every bound with its reason."""
+"""The bounds of a proof: how far each engine may be from its reference, with the reason for every bound."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 class Bounds:
     """Bounds of one engine.
 
-    dtype: that it computes in.
-    logits: largest difference of a logit, None where the engine gives none. Logits of trained models reach 30 and more, and
-        float32 has 7 digits, so the bound is for logits of up to `SCALE` and grows with the largest beyond it.
-    ways: the same for ways of computing one thing in one engine. A token at a time adds up a state in another order than a
-        scan over a text does, and hundreds of tokens behind a prompt stand on each other's rounding.
-    logprobs: largest difference of a log-probability of a token of the text, None where only the divergence is bounded.
-    kl: mean divergence in nats a token, agreement: least share of positions with the same most likely token; where the type
-        leaves nothing closer to ask for.
+    dtype: the type that the engine computes in.
+    logits: largest difference of a logit; None if the engine gives no logits. Logits of trained models reach 30 and more,
+        and float32 has 7 digits. So the bound is for logits of up to `SCALE`, and grows in proportion to larger ones.
+    ways: the same between two ways of computing one thing in one engine. Decoding token by token adds up a state in another
+        order than a scan over a text does, and rounding accumulates over the hundreds of tokens after a prompt.
+    logprobs: largest difference of a log-probability of a token of the text; None if only the divergence is bounded.
+    kl, agreement: largest mean divergence in nats a token, and smallest top-1 agreement, for types that are too coarse for
+        closer bounds.
     perplexity: largest relative difference of the perplexity of the text.
-    tie: tokens may differ where the reference's own two most likely logits are less apart than this; every other token is
-        the same. Two distributions within e of each other can only differ in their first token where it is within 2 e of
-        the second. None where only the agreement is bounded.
+    tie: a token may differ only where the reference's two most likely logits are less apart than this. Two distributions
+        within e of each other can differ in the most likely token only where its logit is within 2 e of the second. None if
+        only the agreement is bounded.
     why: the reason for the numbers.
     """
 
@@ -37,28 +37,28 @@ class Bounds:
     perplexity: float | None = None
 
 
-SCALE = 16.0  # the largest logit for which the bounds of logits stand as they are
+SCALE = 16.0  # the largest logit for which the bounds of logits are not scaled up
 
 BOUNDS = {
     "transformers": Bounds("float32", 1e-4, 1e-3, 1e-4, 2e-3, "float32 on both sides; sums are taken in another order"),
-    "vllm": Bounds("float32", None, None, 1e-3, 2e-3, "float32, by kernels of its own for attention, scan and convolution"),
-    "mlx": Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with products of its own in another order"),
+    "vllm": Bounds("float32", None, None, 1e-3, 2e-3, "float32, with its own kernels for attention, scan and convolution"),
+    "mlx": Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with its own products in another order"),
     "llama.cpp": Bounds(
         "float16",
         None,
         None,
         None,
         None,
-        "matrices in float16 with activations rounded to it, keys and values in float16",
+        "matrices, activations, keys and values in float16",
         kl=5e-3,
         agreement=0.97,
         perplexity=5e-3,
     ),
 }
-# Some students turn the rounding of float32 into more than its bounds, a tiny one with large random weights among them. In
-# float64 nothing is left of it.
+# Some students amplify the rounding of float32 beyond its bounds, such as a tiny student with large random weights. In
+# float64 the difference vanishes.
 IN_FLOAT64 = Bounds("float64", 1e-6, 1e-6, 1e-6, 1e-5, "float64 on both sides, where float32 rounds by more than its bounds")
-# An engine that has no float32 kernels for a model: by the model_type of config.json.
+# Engines without float32 kernels for a model, with the model_type of its config.json.
 BFLOAT16 = {("vllm", "qwen3_5_text"), ("vllm", "qwen3_5")}
 ROUNDED = Bounds(
     "bfloat16",
@@ -66,7 +66,7 @@ ROUNDED = Bounds(
     None,
     None,
     None,
-    "its gated-delta kernel takes bfloat16 alone: 8 bits of mantissa in every activation of every layer",
+    "its gated-delta kernel takes only bfloat16: 8 bits of mantissa in every activation of every layer",
     kl=3e-2,
     agreement=0.9,
 )
@@ -81,8 +81,8 @@ NORMS = Bounds(
     agreement=0.9,
 )
 
-# llama.cpp with a file that is float32, and with quantised ones.
-FLOAT32 = Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with products of its own in another order; caches in float32")
+# llama.cpp with a float32 file, and with quantised files.
+FLOAT32 = Bounds("float32", 1e-3, None, 1e-3, 2e-3, "float32, with its own products in another order; caches in float32")
 QUANTISED = {
     "q8_0": Bounds(
         "q8_0",
@@ -90,7 +90,7 @@ QUANTISED = {
         None,
         None,
         None,
-        "blocks of 32 weights in 8 bits, activations too; an unsure student has near ties that turn at a KL of 0.004",
+        "blocks of 32 weights in 8 bits, activations too; the near ties of an unsure student flip at a KL of 0.004",
         kl=2e-2,
         perplexity=2e-2,
     ),
@@ -100,7 +100,7 @@ QUANTISED = {
         None,
         None,
         None,
-        "4 to 6 bits a weight cost what they cost: it is said, and only a model that is broken is refused",
+        "4 to 6 bits a weight: the loss is reported, and only a broken model is refused",
         kl=1.0,
         perplexity=0.5,
     ),
@@ -108,7 +108,7 @@ QUANTISED = {
 
 
 def bounds_of(engine: str, model_type: str, form: "Form | None" = None) -> Bounds:
-    """The bounds of an engine on a model that was written in a form."""
+    """Return the bounds of an engine for a model of this type and form."""
     if engine == "llama.cpp" and form is not None and form.quantize:
         return QUANTISED[form.quantize]
     if engine == "llama.cpp" and form is not None and form.dtype == "float32":

@@ -1,4 +1,4 @@
-"""The chain of a proof: the student, the same in its container, that rounded, and what runs it."""
+"""The comparisons of a proof: student and exact export, exact and rounded export, rounded export and other engines."""
 
 import json
 import sys
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from distill.exporters.source import Source
     from distill.exporters.target import Target
 
-BASE = "transformers"  # the engine that others are held against
-CUTS = ("llama.cpp",)  # engines that bring a tokenizer of their own, which has to cut text as the student's does
+BASE = "transformers"  # the engine that the others are compared with
+CUTS = ("llama.cpp",)  # engines with their own tokenizer, which must give the student's tokens
 
 
 @dataclass
 class Chain:
-    """student: its folder. written: the export. engines: those that run it and are installed."""
+    """The comparisons of one export.
+
+    student: the student's folder. written: the export's folder. engines: the installed engines that run the export.
+    """
 
     student: Path
     written: Path
@@ -55,16 +58,16 @@ class Chain:
         engines: Mapping[str, Installed],
         say: Callable[[str], None],
     ) -> Iterator["Chain"]:
-        """A chain with a scratch folder beside the export, which goes when the block ends.
+        """Make a chain with a temporary folder next to the export, which is deleted when the block ends.
 
         Raises:
-            UserError: the student's tokenizer cannot be read, or does not belong to it.
+            UserError: the student's tokenizer cannot be read, or does not belong to the student.
         """
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(student)
-        except Exception as error:  # what transformers raises on damaged files is of every type
+        except Exception as error:  # transformers raises errors of any type on damaged files
             raise UserError(
                 f"{student} has no tokenizer that can be read ({reason_of(error)}), and a proof needs text"
             ) from error
@@ -73,10 +76,10 @@ class Chain:
             yield cls(student, written, target, source, form, asked, engines, folder)
 
     def proofs(self) -> dict[str, Proof]:
-        """Every engine's proof.
+        """Return every engine's proof.
 
         Raises:
-            UserError: the first difference.
+            UserError: the first difference beyond a bound.
         """
         proofs = {BASE: self._transformers()} if BASE in self.engines else {}
         for engine, where in self.engines.items():
@@ -85,7 +88,7 @@ class Chain:
         return proofs
 
     def _transformers(self) -> Proof:
-        """The rewrite before rounding against the student; then the published folder, as that one rounded."""
+        """Compare the export before rounding with the student, and the published folder with that export, rounded."""
         bounds, where = bounds_of(BASE, self._model_type), self.engines[BASE]
         exact = self._exact
         self._say(BASE, where, f"the export {'' if exact == self.written else 'in float32 '}against the student")
@@ -115,13 +118,14 @@ class Chain:
         return Proof(BASE, "proved", version=found.version, numbers=numbers)
 
     def _in_float64(self, missed: UserError) -> dict[str, float | int | str]:
-        """The numbers of student and container in float64, where they miss the bounds of float32: one that is the student up
-        to rounding is the same there, and one that computes something else is not.
+        """Compare the export with the student in float64, after they missed the bounds of float32.
+
+        If they differ only by rounding, they agree in float64. If the export computes something else, they do not.
 
         Raises:
-            UserError: what was missed, and the first difference in float64.
+            UserError: the bound that was missed, and the first difference in float64.
         """
-        self._say(BASE, self.engines[BASE], f"once more in float64, for in float32 {missed}")
+        self._say(BASE, self.engines[BASE], f"once more in float64, because in float32 {missed}")
         try:
             job = self._job("in float64", self._exact, IN_FLOAT64, checks=True)
             self.place.run(SCRIPTS[BASE], job, BASE, self.engines[BASE])
@@ -130,11 +134,13 @@ class Chain:
             numbers = check_ways(found, IN_FLOAT64) | compare(found, student, self.asked, IN_FLOAT64)
         except UserError as error:
             raise UserError(f"{missed}; in float64 too: {error}") from missed
-        return {"held against the student in": "float64"} | numbers
+        return {"compared with the student in": "float64"} | numbers
 
     def _other(self, engine: str, where: Installed) -> Proof:
-        """An engine against transformers' float32 run of the published folder; against the student, where transformers does
-        not read what was written."""
+        """Compare an engine with transformers' float32 run of the published folder.
+
+        Where transformers does not read the export, the engine is compared with the student.
+        """
         bounds, base = bounds_of(engine, self._model_type, self.form), self._base
         self._say(engine, where, f"against {base.name}, in {bounds.dtype}")
         strings = list(self.asked.strings) if engine in CUTS else None
@@ -147,7 +153,7 @@ class Chain:
 
     @cached_property
     def _base(self) -> Answer:
-        """What the other engines are held against."""
+        """The answer that the other engines are compared with."""
         if BASE in self.engines:
             return self._answer("exact" if self._exact == self.written else "published", BASE)
         self.place.say("the student, in float32")
@@ -156,7 +162,7 @@ class Chain:
 
     @cached_property
     def _exact(self) -> Path:
-        """The export in float32: the published folder itself, or another beside it."""
+        """The folder of the export in float32: the published folder itself, or another for the proof alone."""
         if self.form.dtype == "float32":
             return self.written
         exact = self.place.folder / "in float32"
@@ -172,7 +178,7 @@ class Chain:
     def _reference(
         self, first: Sequence[Path] = (), along: Path | None = None, name: str = "student", bounds: Bounds = BOUNDS[BASE]
     ) -> None:
-        """Have the student answer, in a process that may run jobs of transformers before."""
+        """Compute the student's answer, in a process that may run jobs of transformers first."""
         from distill.stages import adapters
 
         folder = adapters.merged_copy(self.student, self.place.folder / "merged")

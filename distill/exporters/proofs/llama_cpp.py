@@ -1,9 +1,9 @@
 """Proof in llama.cpp, as a plain script: `python llama_cpp.py JOB.json` in an environment that has llama-cpp-python, or
 xllamacpp, and numpy.
 
-It answers what `answer.py` reads: what the model says of the texts, and what it goes on with, all prompts side by side. With
-`strings` in the job it also answers how llama.cpp itself cuts them (`ids`). llama-cpp-python runs the texts in batches and
-all prompts in one; xllamacpp has llama.cpp's server alone, which is asked for one token after the other.
+It writes the answer that `answer.py` reads: the log-probabilities of the texts, and the tokens generated after all prompts.
+With `strings` in the job it also writes llama.cpp's own tokens of these (`ids`). llama-cpp-python runs the texts in batches,
+and all prompts in one batch. xllamacpp has only llama.cpp's server, which computes one token a request.
 """
 
 import ctypes
@@ -20,15 +20,15 @@ import numpy
 BATCH = 256  # tokens at a time, so that longer texts come in chunks
 FLOAT32 = 0  # ggml's number of the type
 LOUD = 4  # ggml's level of errors
-CERTAIN = 1e5  # added to the logit of a token that is to be taken
+CERTAIN = 1e5  # added to a token's logit to make the server take it
 
 
 class Library:
     """A model in this process, through llama-cpp-python's bindings of llama.cpp's own functions."""
 
     def __init__(self, path: Path, widths: list[int], exact: bool) -> None:
-        """widths: of the sequences that run side by side, in tokens. exact: whether keys and values are float32."""
-        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # of a failed assertion; its message says enough
+        """widths: lengths in tokens of the sequences that run in parallel. exact: whether keys and values are float32."""
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # the message of a failed assertion is enough
         from llama_cpp import llama_cpp as c
 
         self.c, self._log = c, c.llama_log_callback(lambda level, text, _: print_error(text) if level == LOUD else None)
@@ -55,7 +55,7 @@ class Library:
         self.batch = c.llama_batch_init(BATCH, 0, 1)
 
     def ids(self, string: str) -> list[int]:
-        """The tokens of a text as llama.cpp cuts it."""
+        """Tokenize a string with llama.cpp."""
         data = string.encode()
         room = (self.c.llama_token * (len(data) + 8))()
         count = self.c.llama_tokenize(self.vocabulary, data, len(data), room, len(room), True, False)
@@ -83,7 +83,7 @@ class Library:
         return found
 
     def said(self, text: list[int], rows: list[int]) -> tuple[list[float], list[numpy.ndarray]]:
-        """Log-probabilities of a text's tokens but the first, and the logits of some positions."""
+        """Return the log-probabilities of a text's tokens but the first, and the logits of the positions `rows`."""
         self.forget()
         logs: list[float] = []
         kept: list[numpy.ndarray] = []
@@ -98,7 +98,7 @@ class Library:
         return logs, kept
 
     def going_on(self, prompts: list[list[int]], steps: int, forced: list[list[int]] | None) -> dict[str, Any]:
-        """What each prompt is gone on with, all side by side."""
+        """Generate tokens after all prompts, in parallel."""
         self.forget()
         told = Told(len(prompts), forced)
         rows = self.run(
@@ -116,7 +116,7 @@ class Library:
 
 
 class Server:
-    """A model behind llama.cpp's server, which xllamacpp starts on this machine."""
+    """A model in llama.cpp's server, which xllamacpp starts on this machine."""
 
     def __init__(self, path: Path, widths: list[int], exact: bool) -> None:
         import xllamacpp
@@ -143,16 +143,16 @@ class Server:
         return answer
 
     def ids(self, string: str, special: bool = True) -> list[int]:
-        """The tokens of a text as llama.cpp cuts it."""
+        """Tokenize a string with llama.cpp."""
         return self.ask("/tokenize", {"content": string, "add_special": special, "parse_special": False})["tokens"]
 
     def next(
         self, tokens: list[int], most: int, slot: int = 0, wanted: int | None = None
     ) -> tuple[float | None, list[tuple[int, Any]]]:
-        """The log-probability of a token behind others (None where the server says nothing of it, for its bytes are no whole
-        character or it ends a text) and the most likely ones with theirs.
+        """Return the log-probability of the token `wanted` after `tokens`, and the most likely tokens with theirs.
 
-        What is said is from before the bias by which the server takes that token, so that what it takes does not matter.
+        The first is None if the server does not report it: the token's bytes are no whole character, or it ends a text. A
+        bias makes the server take the token; log-probabilities are from before the bias.
         """
         token = self.plain if wanted is None else wanted
         entries = {
@@ -168,18 +168,18 @@ class Server:
         if not answer and wanted is not None:
             return None, []
         if not answer or answer[0]["id"] != token:
-            raise SystemExit(f"llama.cpp's server did not take token {token}, which it was to take")
+            raise SystemExit(f"llama.cpp's server did not take token {token} in spite of its bias")
         return answer[0]["logprob"], [(each["id"], each["logprob"]) for each in answer[0]["top_logprobs"]]
 
     def row(self, tokens: list[int]) -> numpy.ndarray:
-        """Log-probabilities of the whole vocabulary."""
+        """Return the log-probabilities of the whole vocabulary."""
         row = numpy.full(self.known(), -1e4, numpy.float32)
         for token, log in self.next(tokens, self.known())[1]:
             row[token] = max(log if log is not None else -1e4, -1e4)
         return row
 
     def said(self, text: list[int], rows: list[int]) -> tuple[list[float], list[numpy.ndarray]]:
-        """As the library's; the rows are log-probabilities."""
+        """As `Library.said`, with log-probabilities in place of logits."""
         logs: list[float] = []
         kept: list[numpy.ndarray] = []
         wanted = set(rows)
@@ -192,7 +192,7 @@ class Server:
         return logs, kept
 
     def known(self) -> int:
-        """Tokens of the vocabulary."""
+        """Return the size of the vocabulary."""
         if self.size is None:
             self.size = self.ask_for("/v1/models")["data"][0]["meta"]["n_vocab"]
         return self.size
@@ -204,7 +204,7 @@ class Server:
             return json.loads(answer.read())
 
     def going_on(self, prompts: list[list[int]], steps: int, forced: list[list[int]] | None) -> dict[str, Any]:
-        """As the library's; every prompt has a slot of the server."""
+        """As `Library.going_on`; every prompt has its own slot of the server."""
         told = Told(len(prompts), forced)
 
         def one(number: int) -> None:
@@ -219,7 +219,7 @@ class Server:
 
 
 class Told:
-    """What was said at each step. forced: [prompts, steps] to be taken instead, or None."""
+    """A record of every step's tokens. forced: tokens to take instead, [prompts, steps], or None."""
 
     def __init__(self, prompts: int, forced: list[list[int]] | None) -> None:
         self.forced = forced
@@ -229,7 +229,7 @@ class Told:
         self.margins: list[list[float]] = [[] for _ in range(prompts)]
 
     def take(self, number: int, step: int, row: numpy.ndarray) -> int:
-        """The token to go on with, given the logits."""
+        """Record a step by its logits, and return the token to continue with."""
         second, first = numpy.argsort(row)[-2:].tolist() if len(row) > 1 else (0, 0)
         return self.note(number, step, first, second, float(row[first] - row[second]))
 
@@ -255,7 +255,7 @@ def log_softmax(row: numpy.ndarray) -> numpy.ndarray:
 
 
 def version() -> str:
-    """What runs, and in which build."""
+    """Return the package that runs llama.cpp, and its version."""
     import importlib.metadata
 
     package = "llama-cpp-python" if importlib.util.find_spec("llama_cpp") else "xllamacpp"
@@ -266,7 +266,7 @@ def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     files = sorted(Path(job["folder"]).glob("*.gguf"))
     if len(files) != 1:
-        raise SystemExit(f"{job['folder']} holds {len(files)} files of GGUF, and one is to be proved")
+        raise SystemExit(f"{job['folder']} holds {len(files)} GGUF files; it should hold one")
     widths = [len(prompt) + job["steps"] for prompt in job["prompts"]] or [1]
     widths[0] = max(widths[0], *map(len, job["texts"]))
     kind = Library if importlib.util.find_spec("llama_cpp") else Server
@@ -278,7 +278,7 @@ def main(path: str) -> None:
         print("# the tokenizer", flush=True)
         out["ids"] = [engine.ids(string) for string in job["strings"]]
     if job["steps"]:
-        print(f"# {job['steps']} tokens, {len(job['prompts'])} prompts side by side", flush=True)
+        print(f"# {job['steps']} tokens, {len(job['prompts'])} prompts in parallel", flush=True)
         out |= engine.going_on(job["prompts"], job["steps"], job["forced"])
     rows = [row for _, kept in answers for row in kept]
     numpy.save(Path(job["out"]) / "rows.npy", numpy.stack(rows) if rows else numpy.zeros((0, 0), numpy.float32))

@@ -1,7 +1,7 @@
 """Proof in MLX, as a plain script: `python mlx.py JOB.json` in an environment that has mlx-lm and numpy.
 
-It answers what `answer.py` reads: the logits of the texts, and what the model goes on with, by mlx-lm's own batches of
-prompts of unequal length.
+It writes the answer that `answer.py` reads: the logits of the texts, and the tokens after all prompts, in one of mlx-lm's
+own batches of prompts of unequal length.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ from mlx_lm.utils import load_model
 
 
 class Along:
-    """A sampler that takes given tokens, one after the other, and writes down which it would have taken itself."""
+    """A sampler that takes given tokens one after the other, and records the most likely token of each step."""
 
     def __init__(self, forced: list[int] | None) -> None:
         self.forced = forced
@@ -34,7 +34,7 @@ class Along:
 
 
 def said(model: Any, text: list[int], rows: list[int]) -> tuple[list[float], numpy.ndarray]:
-    """The log-probabilities of a text's tokens but the first, and the logits of some positions."""
+    """Return the log-probabilities of a text's tokens but the first, and the logits of the positions `rows`."""
     logits = model(mx.array([text]))[0].astype(mx.float32)
     logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     taken = mx.take_along_axis(logs[:-1], mx.array(text[1:])[:, None], axis=-1)[:, 0]
@@ -42,7 +42,7 @@ def said(model: Any, text: list[int], rows: list[int]) -> tuple[list[float], num
 
 
 def going_on(model: Any, job: dict[str, Any]) -> list[list[int]]:
-    """What each prompt is gone on with, all in one batch. [prompts, steps]"""
+    """Return the most likely token of each step after every prompt, all in one batch. [prompts, steps]"""
     steps, prompts = job["steps"], job["prompts"]
     along = [Along(job["forced"][number] if job["forced"] else None) for number in range(len(prompts))]
     batch = BatchGenerator(model, max_tokens=steps)
@@ -59,7 +59,7 @@ def main(path: str) -> None:
     print("# loading", flush=True)
     folder = Path(job["folder"])
     code = "model_file" in json.loads((folder / "config.json").read_text())
-    # where the folder brings a file that says which class its model is, mlx-lm asks whether it may run it
+    # mlx-lm runs a file of the folder that names the model's class only with trust_remote_code
     model, _ = load_model(folder, **({"trust_remote_code": True} if code else {}))
     dtype = getattr(mx, job["dtype"])
     model.update(

@@ -1,4 +1,4 @@
-"""What is known of one engine and one export, and the engines' scripts."""
+"""The result of one engine's proof of an export, and the engines' scripts."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,10 +8,10 @@ SCRIPTS = {"transformers": "transformers", "vllm": "vllm", "llama.cpp": "llama_c
 
 @dataclass(frozen=True)
 class Proof:
-    """One engine and one export.
+    """The result of one engine's proof of an export.
 
-    state: proved; absent (it is not installed); cannot (`why` says what of this student it does not run).
-    version: the engine's. numbers: what was measured, by name: largest differences, equal tokens, divergences.
+    state: proved; absent (the engine is not installed); cannot (the engine does not run this student; `why` says why).
+    version: the engine's. numbers: the measurements by name: largest differences, equal tokens, divergences.
     """
 
     engine: str

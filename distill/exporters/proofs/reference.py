@@ -1,8 +1,8 @@
-"""What an export is held against, as a plain script: the student itself, loaded by this project in float32.
+"""The reference of a proof, as a plain script: the student itself, loaded by this project in float32.
 
-`python reference.py JOB.json`: with `first` in the job, the path of transformers.py and those of its jobs, these run before,
-in the same process, which cannot import this project until they are done. With `along`, an answer, the student says at each
-step along the tokens taken there which it would have taken itself, by whole texts; without, it goes on by itself.
+`python reference.py JOB.json`. The jobs in `first` are run before the student, by transformers.py (`script`) in the same
+process, which cannot import this project until they are done. With `along`, the path of an answer, the student gives the
+most likely token at each step of that answer's tokens, from whole texts. Without it, the student generates its own tokens.
 """
 
 import gc
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def script(path: str | Path) -> Any:
-    """A script of this folder as a module."""
+    """Load a script of this folder as a module."""
     spec = importlib.util.spec_from_file_location("proof_in_transformers", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""That a published folder is an exact one rounded: the same config, every tensor the nearest of its type."""
+"""The check that a published folder is the exact export, rounded: the same config, every tensor rounded to the nearest."""
 
 import json
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ TYPES = ("dtype", "torch_dtype")
 
 
 def check_rounded(published: Path, exact: Path, dtype: str) -> None:
-    """Hold a folder against the same export in float32.
+    """Compare a folder with the same export in float32.
 
     Args:
-        dtype: that the published weights are in, but for those that stay in float32.
+        dtype: of the published weights, except those that stay in float32.
 
     Raises:
-        UserError: the first tensor or entry that is different.
+        UserError: the first tensor or entry that differs.
     """
     _check_config(published, exact)
     found, wanted = _files(published), _files(exact)
     if names := sorted(set(found) ^ set(wanted)):
-        raise UserError(f"the export and the same in float32 do not have the same tensors: {names[0]} stands in one alone")
+        raise UserError(f"the export and the same in float32 do not have the same tensors: only one of them has {names[0]}")
     for name, tensor in _tensors(exact):
         with safe_open(found[name], "pt") as file:
             rounded = file.get_tensor(name)
@@ -36,8 +36,8 @@ def check_rounded(published: Path, exact: Path, dtype: str) -> None:
         if not torch.equal(near, rounded):
             place = tuple(torch.nonzero(near != rounded)[0].tolist())
             raise UserError(
-                f"{name} of the export is not the student's, rounded to {dtype}: at {list(place)} stands "
-                f"{rounded[place].item():.6g}, and it should be {near[place].item():.6g}"
+                f"{name} of the export is not the student's, rounded to {dtype}: at {list(place)} it is "
+                f"{rounded[place].item():.6g}, but it should be {near[place].item():.6g}"
             )
 
 
@@ -46,13 +46,13 @@ def _check_config(published: Path, exact: Path) -> None:
     for name in sorted({*found, *wanted} - set(TYPES)):
         if found.get(name) != wanted.get(name):
             raise UserError(
-                f"config.json of the export has {name} {shown(found.get(name))}, and of the same in float32 "
+                f"config.json of the export has {name} {shown(found.get(name))}, but that of the same in float32 has "
                 f"{shown(wanted.get(name))}"
             )
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The file of every tensor."""
+    """Return the file of every tensor."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -61,7 +61,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a folder, one at a time."""
+    """Yield every tensor of a folder, one at a time."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118

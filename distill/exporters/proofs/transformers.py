@@ -1,9 +1,9 @@
 """Proof in transformers, as a plain script: `python transformers.py JOB.json` in an environment that has transformers.
 
-The job's folder is loaded in float32 by `AutoModelForCausalLM`, without this project, which is kept from being imported. It
-answers what `answer.py` reads: what the model says of the texts, and what it goes on with, by `generate`, for all prompts
-in one batch that is padded on the left. With `checks` it also gives how far ways of computing the same thing are apart: a
-text in a padded batch, a prompt in chunks, tokens that are decoded from a cache.
+`AutoModelForCausalLM` loads the job's folder in float32, while imports of this project are blocked. The script writes the
+answer that `answer.py` reads: the logits of the texts, and the tokens after all prompts, by `generate` in one batch that is
+padded on the left. With `checks` it also compares other ways of computing the same thing with each whole text alone: texts
+in a padded batch, a prompt in chunks, tokens decoded from a cache.
 """
 
 import importlib.abc
@@ -17,12 +17,12 @@ import numpy
 import torch
 
 OURS = ("distill", "students", "teachers")
-STEPS = 10  # of every so many decoded tokens the whole distribution is compared
-CHUNKS = (7, 100)  # columns of a prompt at a time
+STEPS = 10  # the whole distribution is compared at every STEPS-th decoded token
+CHUNKS = (7, 100)  # sizes of a prompt's chunks in tokens
 
 
 class Absent(importlib.abc.MetaPathFinder):
-    """Keeps this project from being imported, where it is installed."""
+    """An import hook that blocks this project where it is installed."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> None:
         if name.partition(".")[0] in OURS:
@@ -31,7 +31,7 @@ class Absent(importlib.abc.MetaPathFinder):
 
 
 class Along:
-    """A logits processor that has a model take its most likely token, and writes down what it said at each step."""
+    """A logits processor that makes a model take its most likely token, and records every step."""
 
     def __init__(self) -> None:
         self.best: list[Any] = []
@@ -48,14 +48,16 @@ class Along:
         return torch.full_like(scores, float("-inf")).scatter(1, best.indices[:, :1], 0.0)
 
     def entries(self) -> dict[str, Any]:
-        """What answer.json says of the tokens."""
+        """Return the tokens' entries of answer.json."""
         indices, values = zip(*((best.indices, best.values) for best in self.best), strict=True)
         return steps_of(torch.stack(indices, 1), torch.stack(values, 1))
 
 
 def in_type(model: Any, dtype: str) -> Any:
-    """A model as a job asks for it. In float64 it computes so throughout: its class casts to float32 here and there, and
-    what asks for that gets float64 from here on in this process."""
+    """Set a model to a job's type, for evaluation.
+
+    For float64, `torch.float32` is replaced by float64 in this process, because models' classes cast to float32 in places.
+    """
     if dtype == "float64":
         model = model.double()
         replaced: Any = torch
@@ -65,30 +67,30 @@ def in_type(model: Any, dtype: str) -> Any:
 
 
 def steps_of(indices: torch.Tensor, values: torch.Tensor) -> dict[str, Any]:
-    """Entries of answer.json, from the two most likely tokens of every step and their logits. [prompts, steps, 2]"""
+    """Return entries of answer.json from the two most likely tokens of every step and their logits. [prompts, steps, 2]"""
     entries = {"own": indices[..., 0], "second": indices[..., 1], "margins": values[..., 0] - values[..., 1]}
     return {name: found.tolist() for name, found in entries.items()} | {"tokens": indices[..., 0].tolist()}
 
 
 def padded(texts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts as one batch, padded on the left, and its mask."""
+    """Return texts as one batch, padded on the left, and its mask."""
     width = max(map(len, texts))
     ids = torch.tensor([[0] * (width - len(text)) + text for text in texts])
     return ids, torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
 
 
 def alone(model: Any, text: list[int]) -> torch.Tensor:
-    """The logits of every position of one text. [tokens, vocabulary]"""
+    """Return the logits of every position of one text. [tokens, vocabulary]"""
     return model(torch.tensor([text]), use_cache=False).logits[0].float()
 
 
 def said_of(logits: torch.Tensor, text: list[int]) -> torch.Tensor:
-    """The log-probability of every token of a text but the first."""
+    """Return the log-probability of every token of a text but the first."""
     return logits[:-1].log_softmax(-1).gather(1, torch.tensor(text[1:])[:, None])[:, 0]
 
 
 def furthest(found: torch.Tensor, wanted: torch.Tensor, where: Callable[[int], tuple]) -> list[Any]:
-    """The largest difference, and where: [difference, name, text, position, found, wanted]."""
+    """Return the largest difference and its place: [difference, text, position, found, wanted]."""
     away = (found - wanted).abs()
     away[away.isnan()] = float("inf")
     place = numpy.unravel_index(int(away.argmax()), tuple(away.shape))
@@ -96,17 +98,17 @@ def furthest(found: torch.Tensor, wanted: torch.Tensor, where: Callable[[int], t
 
 
 def at(number: int, positions: Sequence[int]) -> Callable[[int], tuple]:
-    """What `furthest` calls a row of a text."""
+    """Return a function from a row of a text to its text and position, for `furthest`."""
     return lambda row: (number, positions[row])
 
 
 def without_settings(model: Any) -> None:
-    """Leave out the generation settings that came with a model: penalties and stops are no part of what it computes."""
+    """Reset a model's generation settings: penalties and stops are not part of what it computes."""
     model.generation_config = type(model.generation_config)()
 
 
 def going_on(model: Any, prompts: list[list[int]], steps: int) -> Along:
-    """What a model goes on with, all prompts in one batch."""
+    """Generate tokens after all prompts, in one batch."""
     without_settings(model)
     ids, mask = padded(prompts)
     along = Along()
@@ -124,7 +126,7 @@ def going_on(model: Any, prompts: list[list[int]], steps: int) -> Along:
 
 
 def along_tokens(model: Any, prompts: list[list[int]], tokens: list[list[int]]) -> dict[str, Any]:
-    """What a model would have gone on with at every step along given tokens, by whole texts."""
+    """Return the most likely tokens of every step of given tokens, from whole texts."""
     best = [
         alone(model, prompt + taken)[len(prompt) - 1 : -1].topk(2) for prompt, taken in zip(prompts, tokens, strict=True)
     ]
@@ -133,7 +135,7 @@ def along_tokens(model: Any, prompts: list[list[int]], tokens: list[list[int]]) 
 
 
 def in_a_batch(model: Any, texts: list[list[int]], rows: list[list[int]], whole: list[torch.Tensor]) -> list[Any] | None:
-    """How far texts in a padded batch are from each alone."""
+    """Return the largest difference between texts in a padded batch and each text alone."""
     ids, mask = padded(texts)
     width = ids.shape[1]
     worst: list[Any] | None = None
@@ -146,7 +148,7 @@ def in_a_batch(model: Any, texts: list[list[int]], rows: list[list[int]], whole:
 
 
 def in_chunks(model: Any, text: list[int], last: torch.Tensor) -> list[Any] | None:
-    """How far the logits behind a text that came in chunks are from the whole text's."""
+    """Return the largest difference between the last logits of a text in chunks and of the whole text."""
     without_settings(model)
     worst: list[Any] | None = None
     for columns in (columns for columns in CHUNKS if columns < len(text)):
@@ -166,7 +168,10 @@ def in_chunks(model: Any, text: list[int], last: torch.Tensor) -> list[Any] | No
 
 
 def decoded(model: Any, prompts: list[list[int]], along: Along, tokens: list[list[int]]) -> list[Any] | None:
-    """How far what was decoded from a cache is from whole texts: distributions of some steps, log-probabilities of all."""
+    """Return the largest difference between decoding from a cache and whole texts.
+
+    Distributions are compared at some steps, log-probabilities at all.
+    """
     worst: list[Any] | None = None
     for number, prompt in enumerate(prompts):
         logits = alone(model, prompt + tokens[number])
@@ -183,7 +188,7 @@ def decoded(model: Any, prompts: list[list[int]], along: Along, tokens: list[lis
 
 @torch.no_grad()
 def answer(model: Any, job: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarray]:
-    """Everything that a job asks of a model, as entries of answer.json, and the rows."""
+    """Compute a job: return the entries of answer.json, and the rows."""
     texts, rows = job["texts"], job["rows"]
     print("# the texts", flush=True)
     logs, whole = [], []
@@ -202,7 +207,7 @@ def answer(model: Any, job: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarr
         if out["checks"]["chunks"]:
             out["checks"]["chunks"][1] = longest
     if job["forced"]:
-        print(f"# {job['steps']} tokens behind each of {len(job['prompts'])} prompts", flush=True)
+        print(f"# {job['steps']} tokens after each of {len(job['prompts'])} prompts", flush=True)
         out |= along_tokens(model, job["prompts"], job["forced"])
     elif job["steps"]:
         print(f"# {job['steps']} tokens from a cache, {len(job['prompts'])} prompts in one batch", flush=True)
@@ -214,7 +219,7 @@ def answer(model: Any, job: dict[str, Any]) -> tuple[dict[str, Any], numpy.ndarr
 
 
 def write(folder: str, out: dict[str, Any], rows: numpy.ndarray) -> None:
-    """Write an answer where its reader finds it, answer.json last."""
+    """Write an answer into its folder, answer.json last."""
     numpy.save(Path(folder) / "rows.npy", rows)
     (Path(folder) / "answer.json").write_text(json.dumps(out))
 

@@ -1,8 +1,8 @@
 """Proof in vLLM, as a plain script: `python vllm.py JOB.json` in an environment that has vLLM and numpy.
 
-It answers what `answer.py` reads: what the model says of the texts, and what it goes on with, all prompts in one batch. vLLM
-gives log-probabilities, no logits; whole distributions are asked for of the first text alone. At a token that is not
-the one of `forced`, generation begins again behind that one.
+It writes the answer that `answer.py` reads: the log-probabilities of the texts, and the tokens after all prompts, in one
+batch. vLLM gives log-probabilities and no logits; whole distributions are computed for the first text only. Where a
+generated token differs from the one of `forced`, generation begins again after the forced one.
 """
 
 import importlib.util
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy
 
-AGAIN = 20  # times that generation may begin again
+AGAIN = 20  # the most times that generation begins again
 
 
 def declare_torchvision() -> Any:
-    """Declare the operators that torchvision registers fakes for when it is imported: a build of it for another torch than
-    the installed one lacks them, and vLLM imports it for some models, text alone or not."""
+    """Declare the operators for which torchvision registers fakes when it is imported.
+
+    A torchvision built for another torch lacks them, and vLLM imports torchvision for some models, even for text alone.
+    """
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -31,22 +33,22 @@ def declare_torchvision() -> Any:
         name = operator.partition("(")[0]
         if not hasattr(torch.ops.torchvision, name):
             library.define(operator)
-    return library  # what is declared goes with it
+    return library  # the declarations live as long as it does
 
 
 def inspect_here() -> None:
-    """Have vLLM look at a model's class in this process: in the one that it starts for that, nothing is declared."""
+    """Make vLLM inspect a model's class in this process: the process that it would start lacks the declarations."""
     from vllm.model_executor.models import registry
 
-    registry._run_in_subprocess = lambda look: look()  # as vLLM 0.32 calls it
+    registry._run_in_subprocess = lambda look: look()  # the name in vLLM 0.32
 
 
 def check_torchvision(folder: str) -> None:
-    """End with what is missing where vLLM imports torchvision for a model, text alone or not, and there is none."""
+    """Exit with a message if vLLM imports torchvision for the model, and it is not installed."""
     kind = json.loads((Path(folder) / "config.json").read_text()).get("model_type", "")
     if kind.startswith("qwen3_5") and importlib.util.find_spec("torchvision") is None:
         raise SystemExit(
-            f"vLLM imports torchvision for {kind}, and {sys.executable} has none; pip install --no-deps torchvision there"
+            f"vLLM imports torchvision for {kind}, but {sys.executable} has none; pip install --no-deps torchvision there"
         )
 
 
@@ -60,16 +62,16 @@ def working(name: str) -> bool:
 
 
 def distributions(found: Any, positions: list[int], size: int) -> numpy.ndarray:
-    """Log-probabilities behind some positions of a prompt. [positions, vocabulary]"""
+    """Return the log-probabilities after some positions of a prompt. [positions, vocabulary]"""
     rows = numpy.full((len(positions), size), -1e4, numpy.float32)
-    for row, position in zip(rows, positions, strict=True):  # an entry is what was said of the token that stands there
+    for row, position in zip(rows, positions, strict=True):  # vLLM's entry of a position predicts its token
         part = slice(found.start_indices[position + 1], found.end_indices[position + 1])
         row[numpy.asarray(found.token_ids[part])] = numpy.maximum(numpy.asarray(found.logprobs[part], numpy.float32), -1e4)
     return rows
 
 
 def said(engine: Any, job: dict[str, Any], make: Callable[..., Any]) -> tuple[list[list[float]], numpy.ndarray]:
-    """Log-probabilities of the texts, and the distributions of the first one's rows."""
+    """Return the log-probabilities of the texts, and the distributions at the first text's rows."""
     texts = [{"prompt_token_ids": text} for text in job["texts"]]
     asked = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "flat_logprobs": True, "detokenize": False}
     logs = []
@@ -77,7 +79,7 @@ def said(engine: Any, job: dict[str, Any], make: Callable[..., Any]) -> tuple[li
         job["texts"], engine.generate(texts, make(prompt_logprobs=0, **asked), use_tqdm=False), strict=True
     ):
         found = out.prompt_logprobs
-        # the token that stands there comes first of each position's
+        # the first entry of each position is the text's own token
         logs.append([found.logprobs[found.start_indices[place]] for place in range(1, len(text))])
     size = engine.llm_engine.model_config.get_vocab_size()
     positions = [row for row in job["rows"][0] if row + 1 < len(job["texts"][0])]
@@ -86,7 +88,7 @@ def said(engine: Any, job: dict[str, Any], make: Callable[..., Any]) -> tuple[li
 
 
 def going_on(engine: Any, job: dict[str, Any], make: Callable[..., Any]) -> list[list[int]]:
-    """What each prompt is gone on with, given the tokens of `forced` before every token. [prompts, steps]"""
+    """Return the token of each step after every prompt, given the tokens of `forced` before it. [prompts, steps]"""
     steps, forced = job["steps"], job["forced"]
     own: list[list[int]] = [[] for _ in job["prompts"]]
     for _ in range(AGAIN):

@@ -1,5 +1,7 @@
-"""A script that does not outlive who started it: `python watched.py SCRIPT JOB.json`, with a pipe as standard input, which
-the system closes when its other end is gone, killed or not."""
+"""A runner of scripts that ends when its parent process ends: `python watched.py SCRIPT JOB.json`.
+
+Standard input is a pipe from the parent. The system closes it when the parent ends or is killed.
+"""
 
 import os
 import runpy
