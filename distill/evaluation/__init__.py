@@ -1,13 +1,14 @@
-"""Judging students: two tables in suites.py, EVALUATIONS (what can be measured) and SUITES (what is, and how much).
+"""Evaluation of students, from two tables in suites.py: EVALUATIONS (what can be measured) and SUITES (what is, how much).
 
-`distill eval` and `distill.evaluate` return, and write to a run folder's evaluations.json under "suites" by suite name:
+`distill eval` and `distill.evaluate` return a judgement, and write it to a run folder's evaluations.json under "suites", by
+the suite's name:
 
-    target, teacher     what was judged, and against whom
+    target, teacher     the student or run that was judged, and its teacher
     suite               the suite's name; "run" for the table that ends a run ("final" in evaluations.json)
     device, precision   "cpu" or a GPU's name; "float32" or "bf16"
     pattern             one letter a layer
-    identity            {logits, attention, layer, layers, seconds}, see identity.check_identity; a run's, beside "final"
-    rows                {row: {evaluation: result}}; rows as in rows.TITLES, in the order of the table, chance not among them
+    identity            {logits, attention, layer, layers, seconds}, see identity.check_identity; a run's is beside "final"
+    rows                {row: {evaluation: result}}; rows as in rows.TITLES, in the order of the table, without chance
       fidelity          see fidelity.fidelity; on the same documents in every row
       passkey           [{length, recalled, trials}]
       recall            {family: [{length, depth (needle alone), recalled, trials, score}]}
@@ -16,15 +17,15 @@
       speed             {device, method, cells: [{length, batch, prefill_seconds, first_token_seconds,
                         decode_tokens_per_second, peak_bytes, cache_bytes} or {length, batch, not_run}]}, on a GPU with
                         graph_decode_tokens_per_second or graph_not_run
-                        Every number is finite: a row whose outputs are not is left out (not_run), a student is refused
+                        Every number is finite: a row whose outputs are not is left out (not_run); a student's are an error
     against_student     {row: {kl, nll, agreement: {difference, error, lower, documents}}}: the student less the row, see
                         pairing.paired
-    in_sample           {families, tasks}: what selected the layout; empty where nothing did
+    in_sample           {families, tasks}: what selected the layout; empty if it was not selected
     against_teacher     {row: {passkey, recall, tasks, recovery, speed}}, see judging.against_teacher
-    chance              {task: score of guessing}; of recall it is 0
+    chance              {task: score of guessing}; that of recall is 0
     layers              {layer: relative L2 error of the student's mixer}
-    overlap             how much of the held-out text is training text, see distill.text.overlap.overlap; None where the
-                        training text is not here
+    overlap             how much of the held-out text is training text, see distill.text.overlap.overlap; None if the
+                        training text is not available
     not_run             [{rows: [row ...], evaluation, part, reason}]: everything that the suite or the machine left out
     seconds             {row: {evaluation: seconds}}
 """

@@ -1,7 +1,7 @@
-"""What a student must beat: the same model without any training, its mixers replaced by a sliding window with sinks.
+"""The baselines of a student: the same model without training, with sliding windows and sinks in place of its mixers.
 
-A window of 64 and 4 sinks, without a step of training, keeps most of what averages measure (arXiv 2608.28444). And what a
-student with a window branch gains, it owes to its SSM only as far as it beats the same windows trained alone, its twin.
+An untrained window of 64 tokens and 4 sinks keeps most of what averages measure (arXiv 2608.28444). A student with a window
+branch owes a gain to its SSM only as far as it beats the same windows trained alone: the window-only control (twin).
 """
 
 import itertools
@@ -15,24 +15,24 @@ UNTRAINED = {"mixer": "attention", "window": WINDOW, "sinks": SINKS}
 
 
 def window_everywhere(layout: Layout) -> Layout:
-    """Every layer a window."""
+    """Return a layout with the window in every layer."""
     return Layout("W" * len(layout.pattern), {"W": UNTRAINED})
 
 
 def window_layout(layout: Layout) -> Layout:
-    """The student's own layout, each mixer that is no attention replaced by the window."""
+    """Return the student's own layout, with each mixer that is not attention replaced by the window."""
     return Layout(layout.pattern, {letter: _or_attention(options, UNTRAINED) for letter, options in layout.mixers.items()})
 
 
 def twin_layout(layout: Layout) -> Layout:
-    """The student's own layout, each mixer replaced by its own window branch (64 + 4 where it has none)."""
+    """Return the student's own layout, with each mixer replaced by its own window branch (64 + 4 if it has none)."""
     return Layout(layout.pattern, {letter: _window_of(options) for letter, options in layout.mixers.items()})
 
 
 def uniform_window(layout: Layout) -> Layout | None:
-    """As many whole attention layers as the student keeps, evenly spread, and the window in every other layer.
+    """Return a layout with as many full attention layers as the student keeps, evenly spread, and windows elsewhere.
 
-    None where the student's own layout is as even already, so that it would be the same baseline again, or keeps none.
+    None if the student's own layout is already as even, so that the baseline would be the same again, or keeps no attention.
     """
     kept, depth = attention_layers(layout), len(layout.pattern)
     if not kept or all(depth // len(kept) <= b - a <= -(-depth // len(kept)) for a, b in itertools.pairwise(kept)):
@@ -43,12 +43,12 @@ def uniform_window(layout: Layout) -> Layout | None:
 
 
 def attention_layers(layout: Layout) -> list[int]:
-    """The layers with whole attention: the teacher's own, or a mixer that is attention without a window."""
+    """Return the layers with full attention: the teacher's own, or a mixer that is attention without a window."""
     return [layer for layer, letter in enumerate(layout.pattern) if _is_whole(layout.mixers.get(letter))]
 
 
 def has_window_branch(layout: Layout) -> bool:
-    """Whether some mixer stands beside attention, so that a twin makes sense."""
+    """Whether some mixer has an attention branch and a state, so that a twin makes sense."""
     return any(_attention_of(options) and not _is_attention(options) for options in layout.mixers.values())
 
 
@@ -61,7 +61,7 @@ def _or_attention(options: dict, window: dict) -> dict:
 
 
 def _is_attention(options: dict) -> bool:
-    """Whether a mixer is attention and nothing beside it."""
+    """Whether a mixer is attention and nothing else."""
     return mixer_class(options["mixer"]).only_attention
 
 
@@ -70,7 +70,7 @@ def _window_of(options: dict) -> dict:
 
 
 def _attention_of(options: dict) -> dict | None:
-    """The attention in a mixer, as a mixer of its own: a window branch, or that of a mixer with attention heads."""
+    """Return a mixer's attention as a mixer of its own: its window branch, or its attention heads; None if it has none."""
     window = options.get("window")
     if isinstance(window, dict):
         return {"mixer": "attention", "window": window["size"], "sinks": window.get("sinks", SINKS)}

@@ -1,20 +1,20 @@
-"""A model's results beside its teacher's: shares of its recall, wins and ties on its tasks, recovery, crossover lengths."""
+"""Comparison of results with the teacher's: shares of recall, wins and ties on tasks, recovery, crossover lengths."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 DECODE, GRAPH = "decode_tokens_per_second", "graph_decode_tokens_per_second"
-HALF = 0.5  # the teacher's own score from which on a share of it means something
+HALF = 0.5  # the teacher's lowest score of which a share is given
 RESAMPLES = 400  # of the items, for the standard error of recovery
 
 
 def wins_and_ties(student: str, teacher: str) -> dict:
-    """Item by item.
+    """Compare the answers of student and teacher to a task's items, "1" for a right and "0" for a wrong one.
 
     Returns:
-        win: share of items that only the student gets right. tie: both, or neither. win_or_tie: their sum, the
-        win-and-tie rate. difference: of the scores, with its standard error over the same items.
+        win: share of items that only the student gets right. tie: share that both or neither get right. win_or_tie: their
+        sum, the win-and-tie rate. difference, difference_error: of the scores, with its standard error over the same items.
     """
     gain = _numbers(student) - _numbers(teacher)
     error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else None
@@ -28,16 +28,16 @@ def wins_and_ties(student: str, teacher: str) -> dict:
 
 
 def recovery(pairs: Mapping[str, tuple[Mapping, Mapping]]) -> dict:
-    """sum(student - chance) / sum(teacher - chance) over tasks, with a standard error from resampled items.
+    """Return sum(student - chance) / sum(teacher - chance) over tasks, with a standard error from resampled items.
 
     Returns:
-        score (None where the teacher is not above chance by two standard errors of that sum), error, tasks.
+        score (None if the teacher is not above chance by two standard errors of that sum), error, tasks.
     """
     if not pairs:
         return {"score": None, "error": None, "tasks": []}
     chances = sum(own["chance"] for own, _ in pairs.values())
     draw = np.random.default_rng(0)
-    sums = np.zeros((RESAMPLES + 1, 2))  # the first line: all items as they are
+    sums = np.zeros((RESAMPLES + 1, 2))  # row 0: all items, not resampled
     for own, other in pairs.values():
         correct = np.stack([_numbers(own["correct"]), _numbers(other["correct"])], 1)
         sums[0] += correct.mean(0)
@@ -52,15 +52,15 @@ def recovery(pairs: Mapping[str, tuple[Mapping, Mapping]]) -> dict:
 
 
 def _faster(pairs: list[tuple[dict, dict]], rate: str) -> list[tuple[int, bool]]:
-    """At each length, whether the first of a pair of cells has the higher rate."""
+    """Return for each length whether the first of a pair of cells has the higher rate."""
     return [(own["length"], own[rate] > other[rate]) for own, other in pairs]
 
 
 def crossovers(student: list[dict], teacher: list[dict]) -> list[dict]:
-    """For each batch, the shortest measured length from which on the student is faster at every longer one that both did.
+    """Return for each batch the shortest length from which on the student is faster at every length that both ran.
 
     Returns:
-        a list of {batch, first_token, decode}, lengths or None where there is none; with graph_decode where it was measured.
+        a list of {batch, first_token, decode}: lengths, or None if there is none; with graph_decode if it was measured.
     """
     found = []
     for batch in sorted({cell["batch"] for cell in student}):
@@ -87,8 +87,10 @@ def _crossover(faster: list[tuple[int, bool]]) -> int | None:
 
 
 def shares(cells: list[dict], teacher: list[dict]) -> list[dict]:
-    """What is recalled, as shares of what the teacher recalls at the same place: {length, depth, share}. A share is None
-    where the teacher's own score is below one half."""
+    """Return recall as shares of the teacher's recall at the same length and depth: {length, depth, share}.
+
+    A share is None if the teacher's own score is below one half.
+    """
     found = []
     for cell, other in zip(cells, teacher, strict=True):
         own, reference = cell["recalled"] / cell["trials"], other["recalled"] / other["trials"]

@@ -1,4 +1,4 @@
-"""What an evaluation is: it measures one model at a time, and says which suites run it and what of its results is shown."""
+"""The base class of evaluations: an evaluation measures one model at a time, and makes tables of the results."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -12,10 +12,10 @@ from teachers.teacher import Teacher
 
 
 class Evaluation:
-    """Base of the evaluations.
+    """Base class of the evaluations.
 
-    suites: names of the suites that run it for the teacher and the student ("run" is what ends a run). baselines, knockouts:
-    those of them that run it for the baselines, and for the student without one of its branches, too.
+    suites: the suites that run it for the teacher and the student ("run" is the one that ends a run). baselines, knockouts:
+    those of these suites that also run it for the baselines, and for the student without one of its branches.
     """
 
     suites: ClassVar[tuple[str, ...]]
@@ -23,25 +23,25 @@ class Evaluation:
     knockouts: ClassVar[tuple[str, ...]] = ()
 
     def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> Any:
-        """One model's results, as JSON will hold them; `model` None asks the teacher."""
+        """Return one model's results as JSON values. model: None measures the teacher."""
         raise NotImplementedError
 
     def divides(self, suite: Suite) -> bool:
-        """Whether several processes may measure one model together; without, the first one does it alone."""
+        """Whether several processes measure one model together; if not, the first one does it alone."""
         return True
 
     def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
-        """What a row's results are beside the teacher's, for `against_teacher`, by name."""
+        """Compare a row's results with the teacher's, for `against_teacher`; comparisons by name."""
         return {}
 
     def chance(self, results: Any) -> dict[str, float]:
-        """The scores that guessing has, by what is scored; of what guessing scores 0 in, nothing."""
+        """Return the scores of guessing by the name of what is scored; a score of 0 is left out."""
         return {}
 
     def left_out(self, results: Any) -> Iterator[tuple[str, str]]:
-        """What of the suite has no result, by part, and why."""
+        """Yield the parts of the suite without a result, each with the reason."""
         yield from ()
 
     def tables(self, judged: Mapping) -> Iterator[tuple[str, Table]]:
-        """Titles and tables that show a judgement's results (see `distill.evaluation`)."""
+        """Yield titles and tables of a judgement's results (see `distill.evaluation`)."""
         yield from ()

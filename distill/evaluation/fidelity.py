@@ -1,6 +1,7 @@
-"""How near a model's next-token distribution is to its teacher's on held-out text: KL, agreement, ranks, perplexity.
+"""Fidelity: how near a model's next-token distribution is to its teacher's on held-out text (KL, agreement, perplexity).
 
-By position in the window (what a short memory loses grows with it) and by source of text. KL is in nats a token.
+Results are also given by position in the window, because the loss of a short memory grows with it, and by source of text. KL
+is in nats a token.
 """
 
 import itertools
@@ -33,22 +34,22 @@ from teachers.teacher import Teacher
 CHUNK = 1024  # tokens whose logits exist at a time
 POSITION_BANDS = 8
 COLUMNS = ("kl", "agreement", "nll", "teacher_nll", "rank", "overlap", "kendall")  # means over tokens
-SURENESS = ("confidence", "correct", "teacher_confidence", "teacher_correct")  # what calibration is measured from
-MOST_NATS = 690.0  # a token, whose perplexity is a number still
+SURENESS = ("confidence", "correct", "teacher_confidence", "teacher_correct")  # the inputs of calibration
+MOST_NATS = 690.0  # a token; beyond, the perplexity is not a finite number
 
 
 @torch.no_grad()
 def fidelity(teacher: Teacher, model: Student | None, heldout: Heldout) -> dict:
     """Compare a student with its teacher on held-out text; `model` None compares the teacher with itself.
 
-    The body of a model runs as it is called; heads and softmaxes are float32, sums float64. Where processes divide work,
-    each scores its share of the batches.
+    Heads and softmaxes are computed in float32, sums in float64; the rest of a model runs in the caller's precision. If
+    several processes share the work, each scores its share of the batches.
 
     Returns:
-        tokens, kl, kl_error (standard error over documents; None of a single one), agreement, nll and teacher_nll (nats a
-        token), perplexity and teacher_perplexity (None where they are beyond 1e300), ece, teacher_ece (see
+        tokens, kl, kl_error (standard error over documents; None for a single one), agreement, nll and teacher_nll (nats a
+        token), perplexity and teacher_perplexity (None if they are beyond 1e300), ece, teacher_ece (see
         `calibration_error`), rank, overlap, kendall (means of `rank_agreement`), documents, a mapping of lists {number,
-        tokens, kl, nll, agreement}, and by_position and by_source, lists of {name, tokens, kl, agreement}; of text with
+        tokens, kl, nll, agreement}, and by_position and by_source, lists of {name, tokens, kl, agreement}; for text with
         chats also completions, see `completions`.
 
     Raises:
@@ -71,7 +72,7 @@ def fidelity(teacher: Teacher, model: Student | None, heldout: Heldout) -> dict:
 
     indexes = [index for index, batch in enumerate(heldout.batches) if batch.weights.any()]
     if not indexes:
-        raise UserError("the held-out text has no token to score: none has a next one in its document (data.heldout)")
+        raise UserError("the held-out text has no token to score: no token has a next one in its document (data.heldout)")
     columns = torch.cat(divided_tables(indexes, scores, shape, teacher.device), 1)  # [column window t]
     table = dict(zip((*COLUMNS, *SURENESS), columns, strict=True)) | _places(heldout, indexes)
     found = _summary(table, heldout.label_names)
@@ -82,14 +83,14 @@ def fidelity(teacher: Teacher, model: Student | None, heldout: Heldout) -> dict:
 
 
 def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Fidelity on what the assistant said (and on every token of text that is no chat) alone.
+    """Return the fidelity on completions: the assistant's tokens in chats, and every token of other text.
 
     Args:
-        table: columns over all tokens, [window t]. batches: which have `trained`. tokenizer: that they are decoded by.
+        table: columns over all tokens, [window t]. batches: must have `trained`. tokenizer: decodes their tokens.
 
     Returns:
         tokens, bytes (of UTF-8; tokens that end a turn have none), kl, kl_error (over documents), agreement, nll and
-        teacher_nll (nats a token), bits_per_byte and teacher_bits_per_byte (None where there is no byte).
+        teacher_nll (nats a token), bits_per_byte and teacher_bits_per_byte (None if there is no byte).
     """
     weight = torch.cat([cast(Tensor, batch.trained).double().cpu() for batch in batches])
     documents = _by_document({**table, "weight": weight})
@@ -104,7 +105,7 @@ def completions(table: Mapping[str, Tensor], batches: Sequence[Batch], tokenizer
 
 
 def answer_bytes(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Bytes of UTF-8 of the tokens that a batch's `trained` marks."""
+    """Return the number of UTF-8 bytes of the tokens that a batch's `trained` marks."""
     total = 0
     for targets, marks, documents in zip(
         batch.targets.cpu(), cast(Tensor, batch.trained).cpu() > 0, batch.documents.cpu(), strict=True
@@ -118,7 +119,7 @@ def answer_bytes(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _places(heldout: Heldout, indexes: Sequence[int]) -> dict[str, Tensor]:
-    """Weight, label and document of every token of some batches, [window t]."""
+    """Return weight, label and document of every token of some batches, [window t]."""
     batches = [heldout.batches[index] for index in indexes]
     documents = [
         torch.zeros_like(batch.ids) if heldout.documents is None else heldout.documents[index]
@@ -157,7 +158,7 @@ def _summary(table: dict[str, Tensor], label_names: Sequence[str]) -> dict:
 
 
 def perplexity(nll: float) -> float | None:
-    """exp of nats a token; None where that is beyond 1e300."""
+    """Return exp of nats a token; None if that is beyond 1e300."""
     return math.exp(nll) if nll < MOST_NATS else None
 
 
@@ -168,7 +169,7 @@ def _score_tokens(
     teacher_head: Head,
     batch: Batch,
 ) -> dict[str, Tensor]:
-    """Every column of the table, a chunk of logits at a time; of the teacher itself without a student's."""
+    """Return every column of the table, one chunk of logits at a time. hidden: None compares the teacher with itself."""
     rows: dict[str, list[Tensor]] = {name: [] for name in (*COLUMNS, *SURENESS)}
     theirs = teacher_hidden.flatten(0, 1).split(CHUNK)
     ours = [None] * len(theirs) if hidden is None else hidden.flatten(0, 1).split(CHUNK)
@@ -194,7 +195,7 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_document(table: dict[str, Tensor]) -> dict[str, list]:
-    """Means over each document's tokens, in the documents' order."""
+    """Return means over each document's tokens, in the documents' order."""
     chosen = table["weight"] > 0
     numbers, place = table["document"][chosen].unique(return_inverse=True)
     weight = table["weight"][chosen]
@@ -223,7 +224,7 @@ def _by_source(table: dict[str, Tensor], names: Sequence[str]) -> list[dict]:
 
 
 def _line(name: str, table: dict[str, Tensor]) -> dict | None:
-    """A part's means; None where nothing in it counts."""
+    """Return a part's means; None if no token in it counts."""
     weight = table["weight"]
     if not weight.any():
         return None
@@ -232,7 +233,7 @@ def _line(name: str, table: dict[str, Tensor]) -> dict | None:
 
 
 class Fidelity(Evaluation):
-    """Fidelity to the teacher, of every row."""
+    """The evaluation of fidelity to the teacher, for every row."""
 
     suites = baselines = knockouts = ("run", "quick", "standard", "full")
 

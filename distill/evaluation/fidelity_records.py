@@ -19,7 +19,7 @@ class Part(Record):
 
 
 class Band(Part):
-    """A part of the window; its name is the first and the last token of it."""
+    """A part of the window, named by its first and its last position."""
 
     name: Annotated[str, Field(pattern=r"^\d{1,9}-\d{1,9}$")]
 

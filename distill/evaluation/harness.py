@@ -1,7 +1,7 @@
-"""lm-evaluation-harness over our models: an `lm_eval` LM whose log-likelihoods come from `scoring.score`.
+"""The adapter to lm-evaluation-harness: an `lm_eval` LM whose log-likelihoods come from `scoring.score`.
 
-Needs the extra `eval`, and for tasks from the hub a network or a filled cache. Tokens are split, and a text opened, as the
-harness's own class for transformers models does it by default, and as `tasks` does.
+It needs the extra `eval`, and for tasks from the hub a network or a filled cache. Texts are split into tokens, and get start
+tokens, as in the harness's own class for transformers models by default, and as in `tasks`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from distill.text.encoding import opened, opening
 from students.skeleton import Student
 from teachers.teacher import Teacher
 
-LONGEST = 2048  # tokens of a window where the teacher's config knows no limit
-NEW_TOKENS = 64  # of a generated answer that names no limit
+LONGEST = 2048  # tokens of a window if the teacher's config has no limit
+NEW_TOKENS = 64  # of a generated answer if the request has no limit
 
 
 class HarnessModel(TemplateLM):
-    """A teacher, or a student of it, as the harness sees it."""
+    """A teacher or its student, with the interface that the harness calls."""
 
     def __init__(self, teacher: Teacher, model: Student | None) -> None:
         super().__init__()
@@ -37,23 +37,23 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """The token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before an empty context."""
+        """The token that replaces an empty context."""
         return self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **unused: Any) -> list[int]:
-        """A text's tokens, with what the tokenizer opens a text with unless told not to."""
+        """Tokenize a text, with the tokenizer's start tokens unless `add_special_tokens` is false."""
         start = self.opening if add_special_tokens is None or add_special_tokens else []
         return opened(self.tokenizer(string, add_special_tokens=False)["input_ids"], start)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple], disable_tqdm: bool = False, **unused: Any
     ) -> list[tuple[float, bool]]:
-        """((context, continuation), context tokens, continuation tokens) of each request to (log-likelihood, greedy)."""
+        """Score each request ((context, continuation), context tokens, continuation tokens) as (log-likelihood, greedy)."""
         texts = []
         for _, context, continuation in requests:
             before = context[-max(1, self.longest + 1 - len(continuation)) :]
@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
         return [(found.logprob, found.greedy) for (found,) in score(self.teacher, self.model, texts)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of whole texts, in windows as long as the teacher has positions for."""
+        """Return the log-likelihoods of whole texts, in windows as long as the teacher's positions."""
         totals = []
         for request in requests:
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -72,7 +72,7 @@ class HarnessModel(TemplateLM):
 
     @torch.no_grad()
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations up to the first of each request's stop strings, one prompt at a time."""
+        """Generate greedily up to the first of each request's stop strings, one prompt at a time."""
         with generating_wide(self.teacher.model if self.model is None else self.model):
             return [self._continue(*request.args) for request in requests]
 
@@ -97,7 +97,7 @@ class HarnessModel(TemplateLM):
 
 
 def run_tasks(teacher: Teacher, model: Student | None, names: Sequence[str], items: int | None) -> dict[str, dict]:
-    """Tasks as the harness has them, in the form of `tasks.row`; `model` None asks the teacher."""
+    """Run tasks by the harness; the results have the form of `tasks.row`. model: None runs the teacher."""
     wrapped = HarnessModel(teacher, model)
     found: dict[str, dict] = {}
     for name in names:
@@ -108,12 +108,12 @@ def run_tasks(teacher: Teacher, model: Student | None, names: Sequence[str], ite
             found[name] = run_harness_task(wrapped, TASKS[name].harness or name, _metric(name), items, None)
         except (OSError, ImportError, ValueError) as error:  # no network, a data set that moved, a task of another version
             said = " ".join(str(error).split())[:200]
-            found[name] = {"not_run": f"lm-evaluation-harness could not get it: {type(error).__name__} {said}"}
+            found[name] = {"not_run": f"lm-evaluation-harness could not load it: {type(error).__name__} {said}"}
     return found
 
 
 def run_harness_task(wrapped: HarnessModel, name: str, metric: str, items: int | None, manager: TaskManager | None) -> dict:
-    """One task or group of the harness, in the form of `tasks.run_task`: its first items, where not all."""
+    """Run one task or group of the harness, in the form of `tasks.run_task`. items: the first N; None for all."""
     result = simple_evaluate(
         wrapped, tasks=[name], limit=items, log_samples=True, task_manager=manager, bootstrap_iters=0, random_seed=SEED
     )

@@ -1,7 +1,7 @@
-"""Whether a student is its teacher where nothing is swapped, and stays it where plain attention is: asked before training.
+"""The identity check before training: a student without conversions must equal its teacher, and plain attention too.
 
-What a checkpoint or a family's row gets wrong shows here as a number: a tensor that went elsewhere, a norm, a rotation, a
-window or a boundary between documents that mixers do not know of, a layer that drops out while it is recomputed.
+It finds what a checkpoint, or the entry of a model family, gets wrong: a tensor in the wrong place, a norm, a rotation, a
+window or a boundary between documents that mixers ignore, a layer that is left out while it is recomputed.
 """
 
 import time
@@ -33,14 +33,14 @@ from students.slot import MixerSlot
 from teachers.teacher import Teacher
 
 TOKENS = 24  # two documents, of a third and of two thirds
-WINDOW = 7  # a teacher's windows are narrowed to it, so that a text this short shows where they are
-SMALL = 300e6  # parameters; with fewer, threads wait for each other longer than they compute: seconds on a busy machine
+WINDOW = 7  # a teacher's windows are narrowed to this, so that they matter in so short a text
+SMALL = 300e6  # parameters below which one thread is used: several would wait for each other for seconds on a busy machine
 TOLERANCE = {"float32": 2e-3, "tf32": 3e-2, "half": 1e-1}  # ||found - wanted|| / ||wanted||
 
 
 @dataclass
 class Pass:
-    """What one model did: its logits, the output of each layer, and that of each attention, or what `at_slot` made of it."""
+    """The results of one forward pass: logits, the output of each layer, and what `at_slot` returned for each attention."""
 
     logits: Tensor
     layers: list[Tensor]
@@ -49,19 +49,19 @@ class Pass:
 
 @torch.no_grad()
 def check_identity(teacher: Teacher, layout: Layout) -> dict:
-    """Compare a student of this teacher with it, on a few dozen tokens, in one forward pass of each.
+    """Compare a student without conversions with its teacher on a few dozen tokens, in one forward pass of each.
 
-    The student runs as it does in training, its layers recomputed. A quantised teacher has the weights that it was made from
-    meanwhile. Memory: one layer's attention, and the activations.
+    The student runs as in training, with its layers recomputed. A quantised teacher runs with its original weights. Memory:
+    one layer's attention, and the activations.
 
     Returns:
-        the relative error of the logits with nothing swapped ("logits"), that of each converted layer's output with plain
-        attention in its place ("layers", by layer), the largest one of them ("attention"), which layer that is ("layer"),
-        and how long the check took ("seconds").
+        the relative error of the logits with nothing converted ("logits"), that of each converted layer's attention with
+        plain attention in its place ("layers", by layer), the largest of these ("attention"), its layer ("layer"), and the
+        duration of the check ("seconds").
 
     Raises:
-        UserError: the teacher is not what its files hold, or its logits are not finite, a part of the
-            student was given no value, or the two differ, naming the first layer that does.
+        UserError: the teacher differs from its files, its logits are not finite, a part of the student got no value, or
+            teacher and student differ. The message names the first layer that differs.
     """
     began = time.monotonic()
     try:
@@ -84,7 +84,7 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
         raise UserError(
             f"a student of {teacher.reference} with nothing swapped is not its teacher: "
             f"{_first_difference(wanted, found, allowed)} differs (logits by {logits:.2g} of their size, {allowed:.0e} is "
-            "allowed); this version reads the checkpoint in another way"
+            "allowed); this version of distill reads the checkpoint differently"
         )
     errors = {layer: error for layer, error in sorted(found.slots.items()) if error is not None}
     wrong = next((layer for layer, error in errors.items() if not error <= allowed), None)
@@ -105,8 +105,10 @@ def check_identity(teacher: Teacher, layout: Layout) -> dict:
 
 @dataclass
 class Before:
-    """A student before some of its layers are converted, on the text of the check. logits: its own. plain: by layer, how far
-    plain attention in the place of the student's own is from it, as a share of its output."""
+    """A student's results on the text of the check, before some of its layers are converted.
+
+    logits: the student's. plain: by layer, the relative error of plain attention in place of the student's own.
+    """
 
     logits: Tensor
     plain: dict[int, float]
@@ -114,10 +116,10 @@ class Before:
 
 @torch.no_grad()
 def before_replacing(teacher: Teacher, student: Student, layers: Sequence[int]) -> Before:
-    """What `check_replaced` compares with, from the student as it still is.
+    """Compute what `check_replaced` compares with, before the student is changed.
 
     Raises:
-        UserError: plain attention in the place of a layer's own is not that attention, naming the layer.
+        UserError: plain attention differs from a layer's own attention, naming the layer.
     """
     source, batch = as_source(teacher, student), _text(teacher)
     plain: dict[int, float] = {}
@@ -140,13 +142,13 @@ def before_replacing(teacher: Teacher, student: Student, layers: Sequence[int]) 
 
 @torch.no_grad()
 def check_replaced(teacher: Teacher, student: Student, taken: Mapping[int, nn.Module], before: Before) -> dict:
-    """Compare a student whose layers were converted, its attention put back for a moment, with what it was before.
+    """Put the attention of converted layers back for one forward pass, and compare the student with itself before.
 
     Args:
-        taken: the attention modules that stood in the layers.
+        taken: the attention modules that the layers had before, by layer.
 
     Returns:
-        the relative error of the logits ("logits"), and, by layer, of plain attention ("layers").
+        the relative error of the logits ("logits"), and that of plain attention by layer ("layers").
 
     Raises:
         UserError: something else of the student changed.
@@ -164,7 +166,7 @@ def check_replaced(teacher: Teacher, student: Student, taken: Mapping[int, nn.Mo
     logits, allowed = _error(found.logits, before.logits), _tolerance(teacher)
     if not logits <= allowed:
         raise UserError(
-            f"with the attention of layers {sorted(taken)} put back the student is not what it was before they were "
+            f"with the attention of layers {sorted(taken)} put back, the student is not what it was before they were "
             f"converted: its logits differ by {logits:.2g} of their size, {allowed:.0e} is allowed"
         )
     return {"logits": logits, "layers": {str(layer): error for layer, error in sorted(before.plain.items())}}
@@ -174,7 +176,7 @@ def _check_finite(teacher: Teacher, batch: Batch, wanted: Pass) -> None:
     """Refuse a teacher whose own logits are not finite: nothing can be compared with them, nor learned from them.
 
     Raises:
-        UserError: naming where it begins, and whether weights are damaged or numbers overflow.
+        UserError: naming the first layer that is not finite, and whether weights are damaged or numbers overflow.
     """
     if not bool(wanted.logits.isfinite().all()):
         forward = partial(teacher.model, input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
@@ -184,7 +186,7 @@ def _check_finite(teacher: Teacher, batch: Batch, wanted: Pass) -> None:
 
 @contextmanager
 def _threads(teacher: Teacher) -> Iterator[None]:
-    """One thread for a small model on a CPU."""
+    """Use one thread for a small model on a CPU."""
     usual = torch.get_num_threads()
     small = sum(parameter.numel() for parameter in teacher.model.parameters()) < SMALL
     torch.set_num_threads(1 if small and teacher.device.type == "cpu" else usual)
@@ -195,7 +197,7 @@ def _threads(teacher: Teacher) -> Iterator[None]:
 
 
 def _text(teacher: Teacher) -> Batch:
-    """Random tokens, the same every time."""
+    """Return random tokens, the same every time."""
     vocabulary = cast(nn.Embedding, teacher.model.get_input_embeddings()).num_embeddings
     ids = torch.randint(vocabulary, (1, TOKENS + 1), generator=torch.Generator().manual_seed(0))
     documents = (torch.arange(TOKENS) >= TOKENS // 3).long()[None]
@@ -212,7 +214,7 @@ def _tolerance(teacher: Teacher) -> float:
 
 
 def _run(model: PreTrainedModel, teacher: Teacher, batch: Batch, arguments: dict, at_slot: Callable) -> Pass:
-    """One forward pass, watched. at_slot: what to keep of an attention, from its layer, arguments, keywords and output."""
+    """Run one forward pass with hooks. at_slot: called with each attention's layer, arguments, keywords and output."""
     layers: list[Tensor] = []
     slots: dict[int, Any] = {}
     hooks: list[RemovableHandle] = []
@@ -245,15 +247,17 @@ def _attention_error(
     keywords: dict,
     *unused: object,
 ) -> float | None:
-    """How far a slot with plain attention, made from the layer's projections and called as the student calls its attention,
-    is from the teacher's; None where the layer is not converted."""
+    """Return the relative error of plain attention in a layer's slot, called as the student calls its attention.
+
+    None if the layer is not converted.
+    """
     if layer not in converted:
         return None
     return _plain_error(teacher, shapes.at(layer), layer, inputs, keywords, wanted.slots[layer])
 
 
 def _plain_error(source: Teacher, shape: Shape, layer: int, inputs: tuple, keywords: dict, wanted: Tensor) -> float:
-    """How far plain attention made from a layer's projections, called with these arguments, is from an output."""
+    """Return the relative error of plain attention, made from a layer's projections and called with these arguments."""
     weights = source.attention_weights(layer)
     with torch.device("meta"):
         mixer = make_mixer("attention", shape, {})
@@ -264,7 +268,7 @@ def _plain_error(source: Teacher, shape: Shape, layer: int, inputs: tuple, keywo
 
 
 def _first_difference(wanted: Pass, found: Pass, allowed: float) -> str:
-    """The first part of the two models whose outputs differ."""
+    """Name the first part of the two models whose outputs differ."""
     for layer, (theirs, ours) in enumerate(zip(wanted.layers, found.layers, strict=True)):
         if not _error(ours, theirs) <= allowed:
             return f"layer {layer}"

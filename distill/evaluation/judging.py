@@ -1,4 +1,4 @@
-"""Judge every row of a table, one model after the other, and compare each with the teacher."""
+"""The judging of every row of a table, one model after the other, and its comparison with the teacher."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -36,12 +36,12 @@ def judge_session(
     say: Callable[[str], None] = lambda what: None,
     overlaps: bool = True,
 ) -> dict:
-    """Every row's results, what they are beside the teacher's, and the student's error in each converted layer.
+    """Judge every row, compare it with the teacher, and measure the student's error in each converted layer.
 
-    Every process of a run calls it, with the same student, and gets what one process would find.
+    Every process of a run calls this with the same student, and gets the result that a single process would get.
 
     Args:
-        suite: what to measure; None for what ends a run. known, say: as in `judge_all`.
+        suite: what to measure; None for the suite that ends a run. known, say: as in `judge_all`.
         overlaps: whether the session's training text is what the student was trained on.
     """
     recipe, teacher = session.recipe, session.teacher
@@ -85,14 +85,14 @@ def judge_all(
     known: Mapping[str, Mapping],
     say: Callable[[str], None],
 ) -> tuple[dict[str, dict], dict[str, dict[str, float]], list[dict]]:
-    """Judge the models of several rows one after the other, each made when its turn comes.
+    """Judge the models of several rows one after the other. Only one is in memory at a time.
 
     Args:
-        known: by row and evaluation, results on this very text that need not be found again. say: told what comes next.
+        known: by row and evaluation, results on the same text that are taken over. say: called with what is measured next.
 
     Returns:
-        results, and seconds taken, by row and evaluation; and the rows that are left out for outputs that are not finite,
-        with where that began.
+        results, and seconds taken, by row and evaluation; and the rows that are left out because their outputs are not
+        finite, with the layer where that began.
 
     Raises:
         NotFinite: the teacher's outputs or the student's are not finite.
@@ -116,31 +116,31 @@ def judge_all(
 
 
 def _measured(this: Evaluation, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> Any:
-    """One model's results; of an evaluation that cannot be divided, those of the first process."""
+    """Return one model's results. An evaluation that cannot be divided is measured by the first process alone."""
     if this.divides(suite):
         return this.measure(teacher, model, heldout, suite)
     return first_decides(lambda: this.measure(teacher, model, heldout, suite))
 
 
 def evaluations_of(row: str, suite: Suite) -> tuple[str, ...]:
-    """What a suite measures of a row."""
+    """Return the evaluations that a suite runs for a row."""
     if row in WHOLE:
         return suite.evaluations
     return suite.knockouts if row in KNOCKOUTS else suite.baselines
 
 
 def chances(teacher: Mapping) -> dict[str, float]:
-    """What guessing scores in everything that the teacher was scored in."""
+    """Return the scores of guessing, in everything that the teacher was scored in."""
     found = [evaluation(name).chance(results) for name, results in teacher.items()]
     return {what: score for scores in found for what, score in scores.items()}
 
 
 def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:
-    """For each row but the teacher's, what its results are beside the teacher's.
+    """Compare the results of each row with the teacher's.
 
     Returns:
         {row: {"passkey": [{length, share}], "recall": {family: [{length, depth, share}]}, "tasks": {task: ...}, "recovery":
-        ..., "speed": [{batch, first_token, decode}]}}, each key where both have results; see each evaluation's `beside`.
+        ..., "speed": [{batch, first_token, decode}]}}, with each key if both have results; see each evaluation's `beside`.
     """
     teacher, compared = rows["teacher"], {}
     for row, results in rows.items():
@@ -152,13 +152,13 @@ def against_teacher(rows: Mapping[str, Mapping]) -> dict[str, dict]:
 
 
 def against_student(rows: Mapping[str, Mapping]) -> dict[str, dict]:
-    """For each row but the student's, what the student's fidelity is less the row's on the same documents, see `paired`."""
+    """Return, for each other row, the student's fidelity less the row's on the same documents, see `paired`."""
     found = {row: results["fidelity"] for row, results in rows.items() if "fidelity" in results}
     return {row: paired(found["student"], other) for row, other in found.items() if row != "student" in found}
 
 
 def not_run(results: Mapping[str, Mapping], suite: Suite) -> list[dict]:
-    """What of a suite has no result, each reason once with its rows."""
+    """Return the parts of a suite without a result, each reason once with its rows."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for row, evaluations in results.items():
         for name in suite.evaluations:

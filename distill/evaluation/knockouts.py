@@ -1,28 +1,29 @@
-"""A student without one of its mixers' branches: what each branch is worth to it as it stands.
+"""Ablations (knock-outs): a student with one branch of its mixers set to zero.
 
-Hybrids with attention beside a state are known to bypass the state (arXiv 2510.05901): they score as well without it. A twin
-says what windows alone would have learnt; a knock-out, what the finished student uses.
+Hybrids with attention and a state in one layer are known to bypass the state (arXiv 2510.05901): they score as well without
+it. The window-only control (twin) shows what windows alone would have learnt. An ablation shows what the finished student
+uses.
 """
 
 import copy
 
 from students.skeleton import Student
 
-STATE = "ssm"  # what composed mixers call the branch of their state; the other is attention, whole or in a window
+STATE = "ssm"  # the name of the state's branch in composed mixers; the other is attention, full or in a window
 
 
 def has_branches(student: Student) -> bool:
-    """Whether some mixer of a student has more branches than one."""
+    """Whether some mixer of a student has more than one branch."""
     return any(len(mixer.branch_terms()) > 1 for mixer in student.mixers.values())
 
 
 def knocked_out(student: Student, state: bool) -> Student:
-    """A copy of a student that shares its weights, and in which one branch of each composed mixer adds nothing.
+    """Return a copy of a student that shares its weights, with one branch of each composed mixer set to zero.
 
-    Everything else stays as it is: nothing is scaled up for what is missing, and mixers of one branch are whole.
+    Nothing else changes: the other branch is not scaled up, and mixers with one branch stay whole.
 
     Args:
-        state: whether the states are silent; the attention beside them otherwise.
+        state: whether the states are set to zero; otherwise the attention branches are.
     """
     shared = {id(tensor): tensor for tensor in (*student.parameters(), *student.buffers())}
     model = copy.deepcopy(student, shared)

@@ -1,4 +1,4 @@
-"""Outputs that are not finite while a model is judged: where they began, instead of NaN in a table."""
+"""The check for outputs that are not finite while a model is judged: an error names the layer, so that no table has NaN."""
 
 from collections.abc import Callable, Iterator
 from typing import cast
@@ -16,14 +16,14 @@ HEAD = "the output head"
 
 
 class NotFinite(UserError):
-    """A judged model says infinity or NaN."""
+    """A judged model's output is NaN or infinite."""
 
 
 def check_finite(teacher: Teacher, model: Student | None, hidden: Tensor | None, wanted: Tensor, batch: Batch) -> None:
-    """Refuse last hidden states of a student (None of the teacher itself), or of its teacher, that are not finite.
+    """Refuse last hidden states that are not finite. hidden: the student's, None for the teacher. wanted: the teacher's.
 
     Raises:
-        NotFinite: naming whose they are, and the layer where it began.
+        NotFinite: naming the model, and the first layer that is not finite.
     """
     if not wanted.isfinite().all():
         raise NotFinite(blame(teacher, None, lambda: teacher.hidden(batch.ids, batch.positions)))
@@ -32,16 +32,16 @@ def check_finite(teacher: Teacher, model: Student | None, hidden: Tensor | None,
 
 
 def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], object]) -> str:
-    """Whose first output is not finite, and where. model: None for the teacher. forward: runs it again."""
+    """Name the model and its first layer whose output is not finite. model: None for the teacher. forward: runs it again."""
     whose = "teacher" if model is None else "student"
-    place = getattr(model, "place", None)  # of a student; a selection's models hang on the teacher
+    place = getattr(model, "place", None)  # a student has one; a selection's models wrap the teacher's layers
     layers = teacher.family.layers if place is None else place.layers
     blamed = teacher.model if model is None else model
     return told(whose, first_nonfinite(blamed, forward, layers) or HEAD, blamed)
 
 
 def blame_logits(teacher: Teacher, model: Student | None, wanted: Tensor) -> str:
-    """Whose logits are not finite, where the hidden states are. wanted: the teacher's hidden states [b t d]."""
+    """Name the model whose logits are not finite though its hidden states are. wanted: the teacher's states [b t d]."""
     if model is None or not all(part.isfinite().all() for part in _logits(teacher.model, wanted)):
         return told("teacher", HEAD, teacher.model)
     return told("student", HEAD, model)

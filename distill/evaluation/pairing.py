@@ -1,24 +1,24 @@
-"""Means over documents with the error that documents have, and the difference of two models on the same ones.
+"""Means over documents with their standard errors, and paired differences of two models on the same documents.
 
-Tokens of one document go together, so an error counts documents, not tokens. Two rows of a table read the same documents,
-and most of what makes one of these hard makes it hard for both: their difference has a smaller error than either.
+Tokens of one document are correlated, so an error counts documents, not tokens. Two rows of a table read the same documents,
+and a document that is hard for one model is mostly hard for both. So their difference has a smaller error than either.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-COMPARED = {"kl": "lower", "nll": "lower", "agreement": "higher"}  # what is better
+COMPARED = {"kl": "lower", "nll": "lower", "agreement": "higher"}  # the better direction
 
 
 def mean_and_error(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:
-    """The weighted mean over documents, and its standard error.
+    """Return the weighted mean over documents, and its standard error.
 
-    The error is that of a ratio estimator: of documents alike in weight, their standard deviation over the root of their
-    number; None of a single document.
+    The error is that of a ratio estimator: for documents of equal weight, their standard deviation over the square root of
+    their number. It is None for a single document.
 
     Args:
-        values: of each document. weights: tokens of each.
+        values: one for each document. weights: tokens of each document.
     """
     value, weight = np.asarray(values, np.float64), np.asarray(weights, np.float64)
     mean = float((value * weight).sum() / weight.sum())
@@ -30,14 +30,14 @@ def mean_and_error(values: Sequence[float], weights: Sequence[float]) -> tuple[f
 
 
 def paired(own: Mapping, other: Mapping) -> dict[str, dict]:
-    """What one model's fidelity is less another's, document by document.
+    """Return one model's fidelity less another's, document by document.
 
     Args:
         own, other: results of `fidelity` on the same text.
 
     Returns:
         by "kl", "nll" (nats a token) and "agreement": difference (own - other), error, lower (documents on which own is
-        lower), documents. Nothing where the results are not of the same documents.
+        lower), documents. Empty if the results are not on the same documents.
     """
     mine, theirs = own.get("documents"), other.get("documents")
     if not mine or not theirs or any(mine[name] != theirs[name] for name in ("number", "tokens")):

@@ -1,4 +1,4 @@
-"""What a teacher lost when it was quantised: its KL and top-1 agreement to itself as it was, on held-out text."""
+"""The loss of a teacher by quantisation: its KL from, and top-1 agreement with, its original weights on held-out text."""
 
 import torch
 
@@ -12,10 +12,10 @@ from teachers.teacher import Teacher
 
 @torch.no_grad()
 def quantisation_loss(teacher: Teacher, heldout: Heldout) -> dict[str, float]:
-    """KL(as it was || quantised) in nats a token, the share of tokens with the same first choice, and how many there are.
+    """Return KL(original || quantised) in nats a token, the top-1 agreement, and the number of tokens.
 
     Args:
-        heldout: with the hidden states of the quantised teacher.
+        heldout: the text, with the hidden states of the quantised teacher.
     """
     head = wide_head(teacher.model)
 
@@ -35,8 +35,8 @@ def quantisation_loss(teacher: Teacher, heldout: Heldout) -> dict[str, float]:
 
 
 def told_of(found: dict[str, float]) -> str:
-    """The same in one line."""
+    """Describe the result of `quantisation_loss` in one line."""
     return (
-        f"in int8 the teacher's KL to itself in bfloat16 is {found['kl']:.2g} nats a token, its first choice the same in "
+        f"in int8 the teacher's KL from itself in bfloat16 is {found['kl']:.2g} nats a token, and its top-1 agreement is "
         f"{found['agreement']:.1%} of {found['tokens']:,} held-out tokens"
     )

@@ -1,7 +1,7 @@
-"""Tasks as questions: what a line of a task's file asks, the table of tasks, and the numbers of a task from its answers.
+"""Tasks as questions: the table of tasks, the question in each line of a task's file, and a task's score from its answers.
 
-All are in cloze form: the model reads the question and each choice as its continuation, never letters. The exception is
-`mmlu_letters`, for teachers above 1B parameters: letters, the answers permuted by a seed, and a count of those chosen.
+All are in cloze form: the model reads the question with each choice as its continuation, and never letters. The exception is
+`mmlu_letters`, for teachers above 1B parameters: it has letters in an order drawn by a seed, and counts the letters chosen.
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 from distill.errors import brief
 
-SEED = 20261125  # of the items drawn where a suite takes only some, and of permuted letters
+SEED = 20261125  # for drawing items if a suite takes only some, and for permuting letters
 LETTERS = "ABCD"
-LETTERS_FROM = 10**9  # parameters below which letters are answered by chance
+LETTERS_FROM = 10**9  # parameters; smaller teachers answer letters at chance
 
 
 class FormError(ValueError):
-    """A line that is not in its task's form; says what of it."""
+    """A line is not in its task's form; the message names the fault."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Contexts and their continuations, of which one is right; a single pair asks whether greedy decoding says it."""
+    """Contexts and their continuations, one of which is right. A single pair is right if greedy decoding generates it."""
 
     pairs: list[tuple[str, str]]
     label: int
@@ -33,10 +33,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """How a task's lines become questions.
+    """A task.
 
-    metric: what is reported first. file: whose lines, if not its own. title: in tables, where the name is too long. harness:
-    its name in lm-evaluation-harness, if another. generated: whether the harness has the answer generated.
+    metric: the metric that is reported first. question: makes a question from a line of the file. file: the task whose file
+    is read, if not its own. title: its name in tables, if its own is too long. harness: its name in lm-evaluation-harness,
+    if another. generated: whether the harness lets the model generate the answer.
     """
 
     metric: str
@@ -48,29 +49,29 @@ class Task:
 
 
 def cloze(item: dict) -> Question:
-    """The context, a space, and each choice."""
+    """Make a question of a context, a space, and each choice."""
     context, choices = _text(item, "ctx"), _texts(item, "choices")
     return Question([(context, f" {choice}") for choice in choices], _label(item, choices), [len(c) for c in choices])
 
 
 def partial(item: dict) -> Question:
-    """The same target after each context (WinoGrande's partial evaluation, arXiv 1806.02847)."""
+    """Make a question of the same target after each context (WinoGrande's partial evaluation, arXiv 1806.02847)."""
     contexts, target = _texts(item, "contexts"), _text(item, "target")
     return Question([(context, f" {target}") for context in contexts], _label(item, contexts), [len(target)] * len(contexts))
 
 
 def single(item: dict) -> Question:
-    """One answer, right when greedy decoding says it; the first one, unless a label names another."""
+    """Make a question of one answer, right if greedy decoding generates it: the first choice, or the one of a label."""
     answers = _texts(item, "choices", least=1)
     answer = answers[_label(item, answers) if "label" in item else 0]
     return Question([(_text(item, "ctx"), f" {answer}")], 0, [len(answer)])
 
 
 def letters(item: dict) -> Question:
-    """Choices as A to D in an order drawn by the question's text, and the letters as continuations."""
+    """Make a question of choices named A to D, in an order drawn by the question's text, with letters as continuations."""
     context, choices = _text(item, "ctx"), _texts(item, "choices")
     if len(choices) > len(LETTERS):
-        raise FormError(f"there are {len(choices)} choices, but letters for {len(LETTERS)}")
+        raise FormError(f"there are {len(choices)} choices, but letters only for {len(LETTERS)}")
     digest = hashlib.sha256(context.encode()).hexdigest()
     order = random.Random(f"{SEED} {digest}").sample(range(len(choices)), len(choices))
     lines = [f"{letter}. {choices[index]}" for letter, index in zip(LETTERS, order, strict=False)]
@@ -93,14 +94,14 @@ def _texts(item: dict, key: str, least: int = 2) -> list[str]:
 
 
 def _whole(text: str, key: str) -> str:
-    """A text that UTF-8 has bytes for: JSON may write half of a character."""
+    """Return a text that UTF-8 can encode, and refuse others: JSON may hold half of a character."""
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
         raise FormError(f"{key} is {brief(text)}, which holds half of a character")
     return text
 
 
 def _label(item: dict, choices: Sequence) -> int:
-    """The index of the right choice; numbers as text are taken. Anything else would be a wrong answer for every model."""
+    """Return the index of the right choice, also from text. Anything else would be a wrong answer for every model."""
     label, last = item["label"], len(choices) - 1
     index = int(label) if isinstance(label, str) and re.fullmatch("[0-9]{1,9}", label) else label
     if isinstance(index, bool) or not isinstance(index, int):
@@ -131,7 +132,7 @@ TASKS = {
 
 
 def summary(metric: str, correct: Sequence[bool], chance: float) -> dict:
-    """The numbers of a task from what is right, item by item; the standard error is that of a mean of so many items."""
+    """Return a task's score, with the standard error of a mean over its items, from which items are right."""
     count, mean = len(correct), sum(correct) / len(correct)
     error = math.sqrt(mean * (1 - mean) / (count - 1)) if count > 1 else None
     string = "".join("1" if one else "0" for one in correct)

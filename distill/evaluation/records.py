@@ -1,6 +1,6 @@
-"""The schemas of evaluations: what each one's results are when they are read back, so that tables never meet anything else.
+"""The schemas of the evaluations' results, which are checked when they are read back, so that tables get nothing else.
 
-What earlier versions did not write (documents, paired differences) may be missing; what is there has its type.
+Entries that earlier versions did not write (documents, paired differences) may be missing; entries that exist are checked.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,7 +19,7 @@ else:
 
 
 class Passkey(Record):
-    """Passkeys of a length."""
+    """Passkey recall at one length."""
 
     length: Length
     recalled: Whole
@@ -27,7 +27,7 @@ class Passkey(Record):
 
 
 class Recall(Passkey):
-    """A cell of a family."""
+    """One cell of a recall family."""
 
     score: float
     depth: float | None = None
@@ -75,7 +75,7 @@ class Speed(Record):
 
 
 class Results(Record):
-    """A row's results; those of evaluations that are not named here are their own business."""
+    """A row's results; results of evaluations that are not named here are not checked."""
 
     fidelity: Fidelity
     passkey: list[Passkey] = []
@@ -85,7 +85,7 @@ class Results(Record):
 
 
 class Rows(Record):
-    """The rows of a judgement: no table can be without its two ends."""
+    """The rows that every judgement has."""
 
     teacher: Results
     student: Results
@@ -101,7 +101,7 @@ class Difference(Record):
 
 
 class AgainstStudent(Record):
-    """What the student is less a row; nothing where they were judged on other documents."""
+    """The student's fidelity less a row's; empty if the two were judged on different documents."""
 
     kl: Difference | None = None
     nll: Difference | None = None
@@ -115,7 +115,7 @@ class AgainstStudent(Record):
 
 
 class Share(Record):
-    """What is recalled, as a share of what the teacher recalls."""
+    """Recall as a share of the teacher's recall."""
 
     length: Length
     depth: float | None = None
@@ -123,7 +123,7 @@ class Share(Record):
 
 
 class Recovery(Record):
-    """See `comparison.recovery`."""
+    """The result of `comparison.recovery`."""
 
     score: float | None
     error: float | None = None
@@ -137,7 +137,7 @@ class Recovery(Record):
 
 
 class Crossover(Record):
-    """From which length a row is faster than the teacher."""
+    """The lengths from which on a row is faster than the teacher, for one batch."""
 
     batch: Count
     first_token: Length | None = None
@@ -156,7 +156,7 @@ class Wins(Record):
 
 
 class AgainstTeacher(Record):
-    """What a row is beside the teacher, where both were measured."""
+    """A row's comparison with the teacher, where both were measured."""
 
     passkey: list[Share] | None = None
     recall: dict[str, list[Share]] | None = None
@@ -230,15 +230,17 @@ class Judgement(Record):
 
 
 class Unchanged(Record):
-    """How far a student is from itself before further layers of it were converted, see `identity.check_replaced`."""
+    """How far a student differs from itself before further layers were converted, see `identity.check_replaced`."""
 
     logits: float
     layers: Numbers
 
 
 class After(Record):
-    """What was measured after a stage: its own loss, fidelity where it was asked for. Of one that converted further layers
-    also which, the layout that it left, and what else of the student changed."""
+    """What was measured after a stage: its own loss, and fidelity if it was asked for.
+
+    A stage that converted further layers also has these layers, the new layout, and what else of the student changed.
+    """
 
     probe: Numbers
     seconds: float

@@ -1,4 +1,4 @@
-"""The rows of every table: the student, its twin where there is one, the untrained baselines, and the teacher."""
+"""The rows of every table: teacher, student, ablations, window-only control (twin) and untrained baselines."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,14 +21,14 @@ from teachers.teacher import Teacher
 TITLES = {
     "teacher": "teacher",
     "student": "student",
-    "no_state": "the student, its states zeroed",
-    "no_window": "the student, its windows zeroed",
-    "twin": "its twin: the windows alone, trained the same",
-    "window_layout": f"its layout, windows of {WINDOW} + {SINKS} untrained",
-    "uniform_window": f"uniform layout, windows of {WINDOW} + {SINKS} untrained",
-    "window_everywhere": f"window {WINDOW} + {SINKS} sinks in every layer, untrained",
+    "no_state": "ablation: states set to zero",
+    "no_window": "ablation: windows set to zero",
+    "twin": "window-only control (twin), trained the same",
+    "window_layout": f"untrained windows of {WINDOW} + {SINKS} in the same layers",
+    "uniform_window": f"untrained windows of {WINDOW} + {SINKS}, attention evenly spread",
+    "window_everywhere": f"untrained windows of {WINDOW} + {SINKS} in every layer",
 }
-NAMES = {  # in tables of 80 columns
+NAMES = {  # short names, for tables of 80 columns
     "teacher": "teacher",
     "student": "student",
     "no_state": "no states",
@@ -44,7 +44,7 @@ KNOCKOUTS = ("no_state", "no_window")  # the student without one of its branches
 def rows_of(
     teacher: Teacher, student: Callable[[], Student], layout: Layout, twin: Callable[[], Student] | None
 ) -> dict[str, Callable[[], Student | None]]:
-    """How each row's model is made; untrained ones share the teacher's weights, knock-outs the student's."""
+    """Return a maker of each row's model. Untrained models share the teacher's weights, ablations the student's."""
 
     rows: dict[str, Callable[[], Student | None]] = {"teacher": lambda: None, "student": student}
     if has_branches(student()):
@@ -56,7 +56,7 @@ def rows_of(
 
 
 def layouts(layout: Layout) -> dict[str, Layout]:
-    """The layout of each row that is not trained, for a student of this layout."""
+    """Return the layout of each untrained row, for a student of this layout."""
     found = {"window_layout": window_layout(layout), "uniform_window": uniform_window(layout)}
     found["window_everywhere"] = window_everywhere(layout)
     return {row: one for row, one in found.items() if one is not None}
@@ -67,7 +67,7 @@ def _untrained(teacher: Teacher, layout: Layout) -> Callable[[], Student]:
 
 
 def rows_left_out(student: Student, twin: bool) -> list[dict]:
-    """The rows that are not there, with the reason."""
+    """Return the rows that are missing, with the reasons."""
     layout = student.layout
     left_out: dict[str, str] = {}
     if not has_branches(student):
@@ -75,14 +75,14 @@ def rows_left_out(student: Student, twin: bool) -> list[dict]:
     if not has_window_branch(layout):
         left_out["twin"] = "the student has no window branch"
     elif not twin:
-        left_out["twin"] = "there is no run of it; `twin: true` in a recipe trains it"
+        left_out["twin"] = "it was not trained; `twin: true` in a recipe trains it"
     if uniform_window(layout) is None:
         left_out["uniform_window"] = "the student's own layout is uniform, or keeps no attention"
     return [{"rows": [row], "evaluation": "every", "part": "", "reason": reason} for row, reason in left_out.items()]
 
 
 def rows_table(columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Table:
-    """A table of one line a row, the student's standing out."""
+    """Make a table with one line a row, the student's in bold."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
@@ -92,27 +92,27 @@ def rows_table(columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Ta
 
 
 def decimal(value: float | None, places: int) -> str:
-    """A number; nothing said of one that is beyond what a number can be."""
+    """Format a number; None stands for one beyond 1e300."""
     return "beyond 1e300" if value is None else f"{value:.{places}f}"
 
 
 def error_of(error: float | None, places: int, before: str = " ± ") -> str:
-    """What follows a number: its standard error, where there is one."""
+    """Format a standard error as it follows a number; empty if there is none."""
     return "" if error is None else f"{before}{error:.{places}f}"
 
 
 def difference_of(found: Mapping, places: int) -> str:
-    """A paired difference with its standard error, see `pairing.paired`."""
+    """Format a paired difference with its standard error, see `pairing.paired`."""
     return f"{found['difference']:+.{places}f}{error_of(found['error'], places)}"
 
 
 def lower_on(found: Mapping) -> str:
-    """On how many documents the first of a pair is lower."""
+    """Format the number of documents on which the first of a pair is lower."""
     return f"{found['lower']} of {found['documents']}"
 
 
 def completion_cells(found: Mapping | None) -> list[str]:
-    """KL, agreement and bits a byte on completions, see `fidelity.completions`; blanks where there are none."""
+    """Format KL, agreement and bits a byte on completions, see `fidelity.completions`; blank if there are none."""
     if not found:
         return ["", "", ""]
     bits = found["bits_per_byte"]
@@ -120,7 +120,7 @@ def completion_cells(found: Mapping | None) -> list[str]:
 
 
 def told(measured: Mapping) -> str:
-    """A fidelity in one line, as a run tells it."""
+    """Describe a fidelity in one line, for the log of a run."""
     kl, found = measured["kl"], decimal(measured["perplexity"], 2)
     answers = f"   KL on completions {measured['completions']['kl']:.3f}" if measured.get("completions") else ""
     return f"held-out KL {kl:.3f}   agreement {measured['agreement']:.1%}   perplexity {found}{answers}"

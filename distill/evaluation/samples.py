@@ -1,4 +1,4 @@
-"""What a report shows of a student beside numbers: its matrices next to attention's, and a text it goes on with."""
+"""Samples for a report: a student's mixer matrices next to attention matrices, and a text that it continues."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,9 +36,9 @@ def collect(session: Session, student: Student, folder: RunDir) -> None:
 
 
 def matrices(session: Session, student: Student) -> dict[str, np.ndarray]:
-    """Attention and mixer matrices of a few heads of a few layers, under `layer head` followed by `attention` or `mixer`.
+    """Return attention and mixer matrices of a few heads of a few layers, named `layer L head H attention` or `... mixer`.
 
-    A head's terms are scaled to fit its attention matrix best: the scale of an output stands outside the matrix.
+    A head's terms are scaled to fit its attention matrix best, because the scale of an output is not part of the matrix.
     """
     batch = session.heldout_windows.batch(0, 1).to(session.teacher.device)
     batch = batch.shortened(PICTURE_TOKENS)
@@ -58,7 +58,7 @@ def matrices(session: Session, student: Student) -> dict[str, np.ndarray]:
 
 
 def attention_matrix(q: Tensor, k: Tensor, rules: LogitRules, documents: Tensor) -> Float[Tensor, "b h t t"]:
-    """The softmax of a layer's logits, whole; for short texts."""
+    """Return the whole softmax matrix of a layer's attention, for short texts."""
     k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
     logits = torch.einsum("bthp,bshp->bhts", q.float(), k.float()) * rules.scale
     if rules.softcap is not None:
@@ -70,7 +70,7 @@ def attention_matrix(q: Tensor, k: Tensor, rules: LogitRules, documents: Tensor)
 
 
 def fitted(target: Float[Tensor, "t t"], terms: Float[Tensor, "k t t"]) -> Float[Tensor, "t t"]:
-    """The weighted sum of some matrices that is nearest to a target."""
+    """Return the weighted sum of some matrices that is nearest to a target."""
     flat = terms.flatten(1).double()
     gram = flat @ flat.T
     ridge = 1e-8 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
@@ -79,14 +79,14 @@ def fitted(target: Float[Tensor, "t t"], terms: Float[Tensor, "k t t"]) -> Float
 
 
 def spread(items: Sequence[int], count: int) -> list[int]:
-    """A few items, evenly spread."""
+    """Return up to `count` items, evenly spread."""
     items = list(items)
     places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[place] for place in sorted(set(places.tolist()))]
 
 
 def continuations(teacher: Teacher, student: Student, tokens: int = NEW_TOKENS) -> dict[str, str]:
-    """The same prompt continued greedily by teacher and student, as far as the teacher has positions."""
+    """Continue one prompt greedily with teacher and student, as far as the teacher has positions."""
     tokenizer, positions = cast(PreTrainedTokenizerBase, teacher.tokenizer), teacher.positions(student.layout.meta_tokens)
     ids = torch.tensor([prompt(tokenizer, PROMPT)], device=teacher.device)
     mask, length = torch.ones_like(ids), ids.shape[1]
@@ -102,8 +102,7 @@ def continuations(teacher: Teacher, student: Student, tokens: int = NEW_TOKENS) 
 
 @contextmanager
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Inside the block a model takes its likeliest token and nothing else that its own settings ask for (beams, banned
-    words, watermarks ...)."""
+    """Make a model decode greedily inside the block, without its own settings (beams, banned words, watermarks ...)."""
     own = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=own.eos_token_id, bos_token_id=own.bos_token_id, pad_token_id=tokenizer.pad_token_id

@@ -1,7 +1,7 @@
-"""The one way from a text to a score: forward passes in batches of like length, and what the head says of marked tokens.
+"""Scoring of marked tokens: forward passes in batches of similar length, and log-probabilities of the marked tokens.
 
-Sequences are padded on the right, which a causal model cannot see, so no mask is needed; logits exist for the marked tokens
-alone. Recall families and tasks both end here, for teachers and students alike.
+Sequences are padded on the right, which a causal model cannot see, so no mask is needed. Logits are computed for the marked
+tokens only. Recall families and tasks are both scored here, for teachers and students.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,15 +35,15 @@ class Marked:
 
     def __post_init__(self) -> None:
         if not self.spans or any(not 0 < start < end <= len(self.ids) for start, end in self.spans):
-            raise ValueError(f"the spans {self.spans} do not lie behind the first of {len(self.ids)} tokens")
+            raise ValueError(f"the spans {self.spans} do not lie after the first of {len(self.ids)} tokens")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model makes of a span, given everything before it.
+    """A model's score of a span, given everything before it.
 
-    logprob: of the whole span, in nats; of a forced choice, among the tokens to choose from. greedy: whether each of its
-    tokens is the model's first choice in the whole vocabulary, which is when greedy decoding would have said it.
+    logprob: of the whole span, in nats; in a forced choice, among the tokens to choose from. greedy: whether each token of
+    the span is the most likely one in the whole vocabulary, so that greedy decoding would generate it.
     """
 
     logprob: float
@@ -54,11 +54,12 @@ class Answer:
 def score(
     teacher: Teacher, model: nn.Module | None, texts: Sequence[Marked], among: Sequence[int] | None = None
 ) -> list[list[Answer]]:
-    """Every span's answer; `model` None asks the teacher. One forward pass a sequence; where processes divide work, each
-    makes its share of the passes.
+    """Score every span, with one forward pass a sequence. model: None scores the teacher.
+
+    If several processes share the work, each makes its share of the passes.
 
     Args:
-        among: force the choice of every token to these, for `logprob`.
+        among: the tokens to choose from, for `logprob`; None for the whole vocabulary.
 
     Raises:
         NotFinite: an output is not finite, naming the layer.
@@ -82,10 +83,10 @@ def score(
 
 
 def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-    """The last hidden states of the teacher, or of a student of it, with one document a row.
+    """Return the last hidden states of the teacher, or of a student of it, with one document a row.
 
-    Without gradients, rows longer than a chunk of one text go through a cache in chunks, as prompts do: else what the layers
-    compute on 131k tokens takes more memory than the model.
+    Without gradients, rows longer than a chunk of one text go through a cache in chunks, as prompts do. Otherwise the
+    activations of 131k tokens would take more memory than the model.
     """
     which = teacher.model if model is None else model
     if not torch.is_grad_enabled() and _caches(which) and ids.shape[1] > widest_row(cast(PreTrainedModel, which)):
@@ -97,7 +98,7 @@ def last_hidden(teacher: Teacher, model: nn.Module | None, ids: Int[Tensor, "b t
 
 
 def _caches(model: nn.Module) -> bool:
-    """Whether a cache serves a model: not where something stands in a student's slots, as switches do."""
+    """Whether a model can use a cache: not a student with other modules in its slots than mixers, such as switches."""
     if not hasattr(model, "new_cache"):
         return isinstance(model, PreTrainedModel)
     student = cast(Student, model)
@@ -106,7 +107,7 @@ def _caches(model: nn.Module) -> bool:
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indexes in groups of like length, the longest first, none of more than so many tokens but for single long ones."""
+    """Yield indexes in groups of similar length, the longest first, with at most `tokens` tokens a group of several."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while order:
         count = max(1, tokens // max(1, lengths[order[0]]))
@@ -115,9 +116,9 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def split(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """The tokens of contexts and of their continuations, each pair read as one text; spaces that end a context go over.
+    """Return the tokens of contexts and of their continuations, with each pair tokenized as one text.
 
-    A token across the border counts as the continuation's. (As lm-evaluation-harness splits them.)
+    Spaces at the end of a context, and a token across the border, belong to the continuation, as in lm-evaluation-harness.
     """
     kept = [context.rstrip() for context, _ in pairs]
     wholes = [context + continuation for context, continuation in pairs]
@@ -127,7 +128,7 @@ def split(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) 
 
 
 def padded(texts: Sequence[Marked]) -> Int[Tensor, "b t"]:
-    """All but the last token of each, whose successor nobody asks for."""
+    """Return all but the last token of each text, padded: what follows the last one is not needed."""
     width = max(len(text.ids) for text in texts) - 1
     return torch.tensor([text.ids[:-1] + [0] * (width + 1 - len(text.ids)) for text in texts])
 

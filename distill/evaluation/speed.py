@@ -1,14 +1,17 @@
-"""Speed and memory against length and batch: prefill, first token, decoding, what the cache holds.
+"""Speed and memory by length and batch: prefill, first token, decoding, and the size of the cache.
 
-Prompts are random tokens. `prefill_seconds` is the forward pass over the prompt that fills the cache; `first_token_seconds`
-that and the head's choice of the next token, both in chunks as `generate` has them (`students.prompts`);
-`decode_tokens_per_second` counts the whole batch over greedy steps of one token after it. Medians of three on a GPU, one
-measurement on a CPU. Both models run eagerly, with transformers' attention (sdpa where the family has it) and this
-project's kernels as `distill doctor` lists them; no torch.compile. On a GPU both are copies in bfloat16, but for decays and
-scales, and `graph_decode_tokens_per_second` counts as many tokens more, each replayed as one CUDA graph
-(`students.Decoder`, warmed up and captured before); `graph_not_run` says why not. Memory is what
-the eager calls take beyond the weights: of CUDA's allocator, or the process's resident set where Linux lets its peak be
-reset, else null.
+Prompts are random tokens. `prefill_seconds` is the time of the forward pass over the prompt that fills the cache.
+`first_token_seconds` adds the head's choice of the next token. Both run in chunks, as in `generate` (`students.prompts`).
+`decode_tokens_per_second` is measured over greedy steps after that, and counts the whole batch. Numbers are medians of three
+on a GPU, and one measurement on a CPU.
+
+Both models run eagerly, with transformers' attention (sdpa where the family has it) and this project's kernels as `distill
+doctor` lists them, without torch.compile. On a GPU both are copies in bfloat16, except decays and scales. There
+`graph_decode_tokens_per_second` is measured over as many further tokens, each replayed as one CUDA graph
+(`students.Decoder`, warmed up and captured before); `graph_not_run` says why it is missing.
+
+Memory is what the eager calls take beyond the weights: by CUDA's allocator, or by the process's resident set where Linux
+lets its peak be reset, else null.
 """
 
 import copy
@@ -40,7 +43,7 @@ from students.prompts import hidden_states, new_cache
 from students.skeleton import Student
 from teachers.teacher import Teacher
 
-CPU_LENGTH = 1024  # the longest that a CPU is asked for
+CPU_LENGTH = 1024  # the longest length that is measured on a CPU
 DECODE_STEPS = {"cpu": 4, "cuda": 32}
 REPEATS = {"cpu": 1, "cuda": 3}
 
@@ -56,7 +59,7 @@ class Speed(Evaluation):
         return row(teacher, model, heldout, suite)
 
     def divides(self, suite: Suite) -> bool:
-        return False  # the others would only share the machine
+        return False  # other processes would only share the machine
 
     def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         return {"speed": crossovers(own["cells"], teacher["cells"])}
@@ -73,7 +76,7 @@ class Speed(Evaluation):
 
 @torch.no_grad()
 def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict:
-    """One model's measurements; `model` None asks the teacher.
+    """Measure one model. model: None measures the teacher.
 
     Returns:
         device, method, and cells, a list of {length, batch, prefill_seconds, first_token_seconds,
@@ -97,12 +100,12 @@ def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite:
 
 
 def in_bfloat16(model: M) -> M:
-    """A copy in bfloat16, but for the parameters that a model keeps in float32, and its buffers."""
+    """Return a copy in bfloat16, except the buffers and the parameters that a model keeps in float32."""
     return narrowed(copy.deepcopy(model))
 
 
 def narrowed(model: M) -> M:
-    """The model itself so."""
+    """Change a model to bfloat16 in place, as `in_bfloat16` does a copy."""
     kept = kept_in_float32(model)
     for name, parameter in model.named_parameters():
         if not set(kept) & set(name.split(".")) and type(parameter) is nn.Parameter:  # an int8 weight stays one
@@ -111,7 +114,7 @@ def narrowed(model: M) -> M:
 
 
 def held_bytes(cache: Cache) -> int:
-    """Bytes of every tensor that a cache's layers hold."""
+    """Return the bytes of all tensors that a cache's layers hold."""
     tensors: dict[int, Tensor] = {}
     for layer in cache.layers:
         for value in vars(layer).values():
@@ -122,9 +125,9 @@ def held_bytes(cache: Cache) -> int:
 
 def _refused(needed: int, length: int, device: torch.device, positions: int | None) -> str | None:
     if device.type == "cpu" and length > CPU_LENGTH:
-        return f"a CPU is timed to {CPU_LENGTH} tokens"
+        return f"a CPU is timed only up to {CPU_LENGTH} tokens"
     if positions and needed > positions:
-        return f"the model has learned positions for {positions} tokens"
+        return f"the model has learned positions for only {positions} tokens"
     return None
 
 
@@ -159,13 +162,13 @@ def _measure(model: PreTrainedModel, length: int, batch: int) -> dict:
 
 
 def random_text(model: PreTrainedModel, batch: int, length: int) -> Tensor:
-    """Random tokens on a model's device; the same ones every time."""
+    """Return random tokens on a model's device, the same ones every time."""
     draw = torch.Generator().manual_seed(0)
     return torch.randint(0, model.config.vocab_size, (batch, length), generator=draw).to(model.device)
 
 
 def prompted(model: PreTrainedModel, ids: Tensor, cache: Cache, chunk: int | None = None) -> tuple[Tensor, dict[str, float]]:
-    """The first token behind a prompt, in chunks as `generate` has them, and the seconds for it, without the head too."""
+    """Return the first token after a prompt, in chunks as in `generate`, and the seconds without and with the head."""
     began = now(model.device)
     hidden = hidden_states(model, ids, cache, last=True, chunk=chunk)
     filled = now(model.device)
@@ -174,7 +177,7 @@ def prompted(model: PreTrainedModel, ids: Tensor, cache: Cache, chunk: int | Non
 
 
 def eager_rate(model: PreTrainedModel, cache: Cache, token: Tensor, steps: int) -> tuple[Tensor, float]:
-    """The token after so many greedy steps behind a cache, and tokens a second."""
+    """Take greedy steps after a cache. Returns the last token, and tokens a second."""
     head, hidden_of = head_of(model), _through(model)
     began = now(model.device)
     for _ in range(steps):
@@ -183,7 +186,7 @@ def eager_rate(model: PreTrainedModel, cache: Cache, token: Tensor, steps: int) 
 
 
 def graph_rate(model: PreTrainedModel, cache: Cache, token: Tensor, steps: int) -> dict:
-    """The rate of greedy steps more behind a cache, each token a replayed graph on a GPU; or why there is none."""
+    """Return the rate of further greedy steps after a cache, each a replayed graph on a GPU, or why there is none."""
     try:
         decode = Decoder(model, cache, steps)
     except (RuntimeError, MemoryError) as error:
@@ -199,8 +202,8 @@ def graph_rate(model: PreTrainedModel, cache: Cache, token: Tensor, steps: int) 
 
 
 def _through(model: PreTrainedModel) -> Callable[[Tensor, Cache], Tensor]:
-    """A teacher's or a student's last hidden states of tokens behind a cache."""
-    if hasattr(model, "new_cache"):  # a student: meta tokens and shared keys are not its skeleton's business
+    """Return a function that gives the last hidden states of tokens after a cache, for a teacher or a student."""
+    if hasattr(model, "new_cache"):  # a student, whose skeleton does not know meta tokens and shared keys
         student = cast(Student, model)
         return lambda ids, cache: student.hidden(ids, None, cache)
     return lambda ids, cache: cast(Any, model).base_model(input_ids=ids, use_cache=True, **{CACHE: cache}).last_hidden_state
@@ -211,14 +214,14 @@ def _choice(hidden: Tensor, head: Head) -> Tensor:
 
 
 def now(device: torch.device) -> float:
-    """Seconds by the clock, once a device has done all that it was given."""
+    """Return the clock's seconds, after a device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def start_peak(device: torch.device) -> int | None:
-    """Forget the peak so far; the bytes in use now."""
+    """Reset the peak of memory. Returns the bytes in use now, or None if they cannot be measured."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -230,7 +233,7 @@ def start_peak(device: torch.device) -> int | None:
 
 
 def end_peak(device: torch.device, before: int | None) -> int | None:
-    """Bytes beyond those that were in use at their highest since."""
+    """Return the peak of memory since `start_peak`, less the bytes that were in use then."""
     if before is None:
         return None
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")

@@ -1,4 +1,4 @@
-"""Speed as a table: student and teacher side by side."""
+"""The table of speed, with student and teacher side by side."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from distill.evaluation.rows import rows_table
 
 
 def speed_table(judged: Mapping) -> Table:
-    """Student and teacher side by side, by batch and length, and from which length the student is faster."""
+    """Show student and teacher side by side, by batch and length, and the length from which on the student is faster."""
     own, other = (judged["rows"][row]["speed"]["cells"] for row in ("student", "teacher"))
     lines, graphs = {}, any(key.startswith("graph_") for cell in [*own, *other] for key in cell)
     for cell, beside in zip(own, other, strict=True):

@@ -1,4 +1,4 @@
-"""evaluations.json as it is read back: every entry as its schema says, or a message."""
+"""The reading of evaluations.json, with every entry checked by its schema."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ STAGE = re.compile(r"\d{1,6}-\w+")
 
 
 def evaluations_of(folder: RunDir) -> dict:
-    """Every evaluation of a run so far, each as its schema says.
+    """Return every evaluation of a run so far, each checked by its schema.
 
     Raises:
         UserError: the file is damaged, or another version wrote it.

@@ -1,4 +1,4 @@
-"""How much of each evaluation a suite runs."""
+"""A suite: which evaluations it runs, and how much of each."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ EVERYTHING = 2**20  # held-out tokens of a suite that reads the whole text, at m
 class Suite:
     """One suite.
 
-    evaluations: by name, of the teacher and the student. baselines: those that the other rows get too. knockouts: those of
-    the student without one of its branches.
-    heldout_tokens: at most; None for as many as the recipe's final table has; EVERYTHING, for the whole text. All read
-    as many windows as the recipe's `evaluation.documents` at least. window: the longest.
-    items: of each task at most, drawn by a seed; None for all. task_source: a folder of files, or "harness".
-    depths, grid_trials: of recall families that are measured depth by depth, and their trials a cell.
-    in_sample: tasks that selected the student's layout: recovery leaves them out.
-    speed: lengths; a CPU times those up to `speed.CPU_LENGTH` alone.
+    evaluations: those of the teacher and the student, by name. baselines: those that the baselines get too. knockouts: those
+    that the student without one of its branches gets too.
+    heldout_tokens: the most held-out tokens; None for as many as the recipe's final table has; EVERYTHING for the whole
+    text. At least as many windows are read as the recipe's `evaluation.documents`. window: the longest window in tokens.
+    items: the most items of each task, drawn by a seed; None for all. task_source: a folder of files, or "harness".
+    depths, grid_trials: for recall families that are measured depth by depth: their depths, and the trials a cell.
+    in_sample: tasks that selected the student's layout, which recovery leaves out.
+    speed: lengths in tokens; on a CPU only those up to `speed.CPU_LENGTH`.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Suite:
     batches: tuple[int, ...] = (1,)
 
     def text(self, options: EvaluationOptions, seq_len: int) -> tuple[int, int]:
-        """Held-out tokens to read for a recipe with these options, and the length of their windows.
+        """Return the held-out tokens to read for a recipe with these options, and the length of their windows.
 
         Args:
-            seq_len: the recipe's windows of held-out text.
+            seq_len: the length of the recipe's held-out windows.
         """
         usual = options.final_tokens or options.tokens
         length = min(seq_len, self.window or seq_len)
@@ -57,7 +57,7 @@ class Suite:
         return max(min(usual, self.heldout_tokens or usual), options.documents * length), length
 
     def within(self, positions: int | None) -> tuple["Suite", list[dict]]:
-        """The suite without lengths that the teacher has no positions for, and what was left out for it."""
+        """Return the suite without lengths beyond the teacher's positions, and what is left out for that reason."""
         if positions is None:
             return self, []
         reason = f"the teacher has positions for {positions} tokens"

@@ -1,6 +1,7 @@
 """The tables of evaluations and of suites.
 
-To add an evaluation: a file beside this one with an `Evaluation`, and a line in EVALUATIONS, whose order is that of tables.
+To add an evaluation, write a file next to this one with an `Evaluation`, and add a line to EVALUATIONS, whose order is that
+of the tables.
 """
 
 from dataclasses import replace
@@ -22,13 +23,13 @@ EVALUATIONS = {
 
 
 def evaluation(name: str) -> Evaluation:
-    """An evaluation of the table."""
+    """Return the evaluation of that name."""
     module, _, attribute = EVALUATIONS[name].partition(":")
     return getattr(import_module(module), attribute)()
 
 
 def _filled(suite: Suite) -> Suite:
-    """A suite with the evaluations that say they belong to it."""
+    """Return a suite with the evaluations that name it."""
     every = {name: evaluation(name) for name in EVALUATIONS}
     run = tuple(name for name, one in every.items() if suite.name in one.suites)
     baselines, knockouts = (
@@ -76,10 +77,10 @@ SUITES = {suite.name: _filled(suite) for suite in SIZES}
 
 
 def find_suite(name: str) -> Suite:
-    """A suite by name.
+    """Return the suite of that name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no suite has that name.
     """
     if name not in SUITES:
         raise UserError(f"there is no suite {name!r}; {nearest(name, SUITES)}")
@@ -87,5 +88,5 @@ def find_suite(name: str) -> Suite:
 
 
 def suite_of_run(options: EvaluationOptions) -> Suite:
-    """What ends a run: fidelity, and passkey recall as its recipe asks for it."""
+    """Return the suite that ends a run: fidelity, and passkey recall at the recipe's lengths."""
     return _filled(Suite(name="run", passkey=tuple(options.passkey), passkey_trials=options.passkey_trials))

@@ -1,4 +1,4 @@
-"""What `distill eval` prints: tables that are readable in 80 columns, and what was not run."""
+"""The output of `distill eval`: tables that fit into 80 columns, and what was not run."""
 
 from collections.abc import Mapping
 
@@ -31,16 +31,16 @@ def show(judged: Mapping, console: Console) -> None:
 
 
 def overlap_line(judged: Mapping) -> str:
-    """How much of the held-out text is training text, or that nobody knows; older results say nothing."""
+    """Describe how much of the held-out text is training text, or that it is unknown; empty for older results."""
     if "overlap" not in judged:
         return ""
     found = judged["overlap"]
     if found is None:
-        return "whether the held-out text is training text is not known here: the training text is not"
+        return "it is not known whether the held-out text is training text: the training text is not available"
     return sentence(found) + ("; what is judged on them is not held out" if suspicious(found) else "")
 
 
 def tables(judged: Mapping) -> list[tuple[str, str, Table]]:
-    """For each table the evaluation it shows, its title, and itself."""
+    """Return every table with its evaluation and its title."""
     measured = [name for name in EVALUATIONS if judged["rows"]["teacher"].get(name)]
     return [(name, title, table) for name in measured for title, table in evaluation(name).tables(judged)]

@@ -1,4 +1,4 @@
-"""What a user asks to have judged: a run folder or a student, against which teacher, on which text and tasks."""
+"""`distill eval`: a run folder or a student is judged against its teacher, on held-out text and tasks."""
 
 import dataclasses
 import os
@@ -37,7 +37,7 @@ def judge_target(
     """Judge a run folder or a student; see `distill.evaluate`.
 
     Returns:
-        the judgement, and the run folder where the target is one.
+        the judgement, and the run folder if the target is one.
     """
     chosen = dataclasses.replace(find_suite(suite), task_source=task_source(tasks))
     on_cpu = ", or judge it on a CPU: CUDA_VISIBLE_DEVICES= before the command" if torch.cuda.is_available() else ""
@@ -47,10 +47,10 @@ def judge_target(
 
 
 def task_source(tasks: str | Path | None) -> Path | str | None:
-    """Where tasks come from: a folder of files, "harness", or nowhere.
+    """Return the source of tasks: a folder of files, "harness", or None.
 
     Raises:
-        UserError: there is no such folder, or lm-evaluation-harness is not installed.
+        UserError: the folder does not exist, or lm-evaluation-harness is not installed.
     """
     given = tasks or os.environ.get("DISTILL_TASKS")
     if not given:
@@ -99,7 +99,7 @@ def _judge(
 
 
 def _written(student: str | Path) -> tuple[int, int] | None:
-    """Which folder a student lies in, so that another of the same name is told apart; None of one that is not here."""
+    """Return what identifies a student's folder, so that a replaced one is noticed; None if it is not on this machine."""
     try:
         found = os.stat(student)
     except OSError:
@@ -108,8 +108,10 @@ def _written(student: str | Path) -> tuple[int, int] | None:
 
 
 def _laid_out(folder: RunDir) -> Recipe:
-    """A run's recipe with its layout; where an earlier version did not write down what selected it, with all that it may
-    have read."""
+    """Return a run's recipe with its layout.
+
+    If an earlier version did not record what selected the layout, everything that it may have read counts.
+    """
     recipe, chosen = folder.laid_out(), folder.read("selection.json", {}).get("chosen")
     if recipe.selected is not None or chosen is None:
         return recipe
@@ -119,7 +121,7 @@ def _laid_out(folder: RunDir) -> Recipe:
 
 
 def _recipe_for(student, path: str | Path, teacher: str | None) -> Recipe:
-    """What a checkpoint outside a run folder is judged with."""
+    """Return the recipe with which a student outside a run folder is judged."""
     made = made_of(student, path)
     reference = teacher or made.teacher.reference
     if reference is None:

@@ -18,10 +18,10 @@ LONGEST = 16 * 10**6  # bytes of a line
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of a task, or None.
+    """Return the file of a task, or None.
 
     Raises:
-        UserError: the folder cannot be read, or the file's name is a folder's.
+        UserError: the folder cannot be read, or a folder has the file's name.
     """
     try:
         for file in (folder / (name + ending) for ending in ENDINGS):
@@ -35,16 +35,16 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def read_items(file: Path, limit: int | None) -> list[dict]:
-    """A file's lines, or so many of them, always the same ones and in the file's order.
+    """Return a file's lines, or `limit` of them: always the same ones, in the file's order.
 
     Raises:
-        UserError: the file is damaged, or holds nothing.
+        UserError: the file is damaged or empty.
     """
     return _some([item for _, item in _lines(file)], limit)
 
 
 def _lines(file: Path) -> list[tuple[int, dict]]:
-    """Lines that are not blank, and their numbers."""
+    """Return the lines that are not blank, with their numbers."""
     place, found = Place(), []
     for line in lines(file, "task files", LONGEST, place, "cut it, or leave it out"):
         if not line.strip():
@@ -70,10 +70,10 @@ def _some(items: list, limit: int | None) -> list:
 
 
 def check_folder(folder: str | Path) -> Path:
-    """A folder of task files that a user named.
+    """Check a folder of task files that a user named.
 
     Raises:
-        UserError: there is no such folder, it cannot be read, or no task's file is in it.
+        UserError: the folder does not exist, cannot be read, or holds no task's file.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -82,18 +82,18 @@ def check_folder(folder: str | Path) -> Path:
         )
     if not any(find_file(path, name) for name in TASKS):
         wanted = ", ".join(f"{name}.jsonl" for name in TASKS)
-        raise UserError(f"--tasks is {named(folder)}, but it holds no task's file: {wanted}")
+        raise UserError(f"--tasks is {named(folder)}, but it holds no task's file; it should hold one of {wanted}")
     return path
 
 
 def read_questions(name: str, file: Path, items: int | None) -> list[Question]:
-    """A task's questions, or so many of them, always the same ones.
+    """Return a task's questions, or `items` of them: always the same ones.
 
     Raises:
-        UserError: the file is damaged, or any of its lines is not in the task's form.
+        UserError: the file is damaged, or one of its lines is not in the task's form.
     """
     questions = []
-    for number, item in _lines(file):  # all of them: a mistake shows whichever are drawn
+    for number, item in _lines(file):  # all lines, so that a mistake is found whichever are drawn
         try:
             questions.append(TASKS[name].question(item))
         except KeyError as error:

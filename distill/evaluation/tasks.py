@@ -1,7 +1,7 @@
 """Tasks from local files, scored as lm-evaluation-harness scores them: by the log-likelihood of each choice.
 
-Recovery is measured over six (WinoGrande, ARC easy and challenge, PIQA, HellaSwag, LAMBADA). `acc` takes the choice of the
-highest log-likelihood, `acc_norm` that divided by the choice's length in characters.
+Recovery is measured over six (WinoGrande, ARC easy and challenge, PIQA, HellaSwag, LAMBADA). `acc` takes the choice with the
+highest log-likelihood, `acc_norm` the one with the highest log-likelihood divided by its length in characters.
 """
 
 import math
@@ -29,7 +29,7 @@ PART = 6  # tasks of a table in 80 columns
 
 
 class Tasks(Evaluation):
-    """Tasks in cloze form, and what is recovered of the teacher's scores."""
+    """The evaluation of tasks in cloze form, and the recovery of the teacher's scores."""
 
     suites = ("quick", "standard", "full")
     baselines = ("standard", "full")
@@ -41,7 +41,7 @@ class Tasks(Evaluation):
         }
 
     def divides(self, suite: Suite) -> bool:
-        return suite.task_source != "harness"  # which may find its data on one machine and not on another
+        return suite.task_source != "harness"  # the harness may find its data on one machine only
 
     def beside(self, own: Any, teacher: Any) -> dict[str, Any]:
         pairs = {
@@ -74,11 +74,11 @@ class Tasks(Evaluation):
 
 
 def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Sequence[Question]) -> dict:
-    """Score one task; `model` None asks the teacher.
+    """Score one task. model: None scores the teacher.
 
     Returns:
         metric, score, error (its standard error), chance, items, acc, acc_norm (of choices), correct: one "0" or "1" an
-        item by the metric; perplexity of single answers; letters chosen, of `mmlu_letters`.
+        item by the metric; perplexity of single answers; letters, the number of times each was chosen (`mmlu_letters`).
     """
     texts = marked(teacher, [pair for question in questions for pair in question.pairs])
     answers = iter([found for (found,) in score(teacher, model, texts)])
@@ -104,7 +104,7 @@ def run_task(teacher: Teacher, model: nn.Module | None, name: str, questions: Se
 
 
 def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict[str, dict]:
-    """Every task of the suite, `model` None asking the teacher: {task: result}, or {"not_run": reason} of a task.
+    """Score every task of the suite: {task: result}, or {"not_run": reason} for a task. model: None scores the teacher.
 
     Raises:
         UserError: a file's lines are not in their task's form.
@@ -126,17 +126,17 @@ def _from_file(teacher: Teacher, model: Student | None, name: str, suite: Suite)
     parameters = sum(tensor.numel() for tensor in teacher.model.parameters())
     if task.question is letters and parameters < LETTERS_FROM:
         return {
-            "not_run": f"a teacher of {parameters / 1e6:.0f}M parameters answers letters by chance; mmlu_cloze asks the same"
+            "not_run": f"a teacher of {parameters / 1e6:.0f}M parameters answers letters at chance; mmlu_cloze asks the same"
         }
     questions = read_questions(name, file, suite.items)
     return run_task(teacher, model, name, questions)
 
 
 def marked(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> list[Marked]:
-    """The tokens of contexts and continuations, the latter as spans.
+    """Return the tokens of contexts and continuations, with the continuations as spans.
 
-    Cut on the left where the teacher has no positions for all; an empty context is the token that the tokenizer opens
-    with, or the end of a text where it opens with none.
+    A text beyond the teacher's positions is cut on the left. An empty context becomes the tokenizer's start token, or its
+    end-of-text token if it has none.
     """
     tokenizer, limit = cast(PreTrainedTokenizerBase, teacher.tokenizer), teacher.positions()
     start, texts = opening(tokenizer), []
@@ -150,7 +150,7 @@ def marked(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> list[Marked]:
 
 
 def _best(answers: Sequence[Answer], lengths: Sequence[int]) -> int:
-    """The first choice of the highest log-likelihood a unit of length."""
+    """Return the first choice with the highest log-likelihood a unit of length."""
     ratios = [answer.logprob / max(1, length) for answer, length in zip(answers, lengths, strict=True)]
     return ratios.index(max(ratios))
 

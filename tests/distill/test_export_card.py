@@ -49,8 +49,8 @@ def test_a_judged_student(exported, judged_run, tiny_teacher):
     judged = json.loads((judged_run / "evaluations.json").read_text())
     student = judged["final"]["rows"]["student"]["fidelity"]
     fidelity = section(text, "Fidelity")
-    assert f"| student | {student['kl']:.3f} ± " in fidelity and "its twin: the windows alone" in fidelity
-    assert "the student, its states zeroed" in fidelity and "window 64 + 4 sinks in every layer, untrained" in fidelity
+    assert f"| student | {student['kl']:.3f} ± " in fidelity and "window-only control (twin), trained the same" in fidelity
+    assert "ablation: states set to zero" in fidelity and "untrained windows of 64 + 4 in every layer" in fidelity
     assert "suite standard, cpu" in section(text, "Recall") and "recall at 256 tokens" in section(text, "Recall")
     assert "tasks, %" in section(text, "Tasks")
     speed = section(text, "Speed").splitlines()

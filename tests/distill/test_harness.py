@@ -131,5 +131,5 @@ def test_what_the_harness_cannot_get_is_not_run(teacher, monkeypatch):
 
     monkeypatch.setattr(harness, "run_harness_task", offline)
     found = harness.run_tasks(teacher, None, ["piqa", "mmlu_letters"], 2)
-    assert found["piqa"]["not_run"] == "lm-evaluation-harness could not get it: ConnectionError no network"
+    assert found["piqa"]["not_run"] == "lm-evaluation-harness could not load it: ConnectionError no network"
     assert "--tasks FOLDER" in found["mmlu_letters"]["not_run"]

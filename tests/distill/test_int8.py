@@ -81,6 +81,6 @@ def test_a_run(tiny_recipe, tmp_path, precision):
     folder = distill.run(recipe, runs=tmp_path, console=Console(file=written, width=300))
     lost = folder.read("evaluations.json")["quantised"]
     assert 0 < lost["kl"] < 0.05 and 0.8 < lost["agreement"] <= 1 and lost["tokens"] >= 200
-    said = f"in int8 the teacher's KL to itself in bfloat16 is {lost['kl']:.2g} nats a token"
+    said = f"in int8 the teacher's KL from itself in bfloat16 is {lost['kl']:.2g} nats a token"
     assert said in written.getvalue()
     assert folder.read("evaluations.json")["identity"]["logits"] == 0

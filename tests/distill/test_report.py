@@ -107,7 +107,7 @@ def test_a_judged_run_fills_every_section(copied):
     assert page.sections["matrices"]["tags"].count("img") == 2 * 2 * 2  # heads of two layers, attention and mixer
     rows = copied.read("evaluations.json")["final"]["rows"]
     headline = page.sections["headline"]["text"]
-    for part in ("teacher", "its twin", "window 64 + 4 sinks", "chance", "mean of 1 tasks"):
+    for part in ("teacher", "window-only control (twin)", "untrained windows of 64 + 4", "chance", "mean of 1 tasks"):
         assert part in headline
     for results in rows.values():
         assert f"{results['fidelity']['kl']:.3f}" in headline

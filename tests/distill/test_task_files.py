@@ -68,7 +68,7 @@ def test_labels_that_are_refused(tmp_path, task, label, said):
         ("piqa", {"ctx": None}, "ctx is None, which is no text"),
         ("winogrande", {"contexts": "ab"}, "contexts is 'ab', which is no list"),
         ("winogrande", {"target": 3}, "target is 3, which is no text"),
-        ("mmlu_letters", {"choices": list("abcde")}, "there are 5 choices, but letters for 4"),
+        ("mmlu_letters", {"choices": list("abcde")}, "there are 5 choices, but letters only for 4"),
         ("lambada", {"choices": []}, "no list of 1 or more texts"),
         ("piqa", {"choices": ["a", "b\ud800"]}, "choices is .*, which holds half of a character"),
         ("piqa", {"ctx": ["a"] * 10_000}, r"ctx is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\], which is no text"),

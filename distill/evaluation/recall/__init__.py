@@ -1,9 +1,9 @@
-"""Recall: what a state forgets and averages over text hide. Families of made-up texts that ask for what they hold.
+"""Recall tests: families of made-up texts that ask for something they hold, which averages over text do not measure.
 
-One way of scoring for all: the answers stand in the sequence, one forward pass reads it, and an answer counts when each of
-its tokens is the model's first choice in the whole vocabulary given everything before it, which is what greedy decoding
-would have said. A score is the share of answers that count, so chance is 0. Where a sequence has several answers, those
-before an answer are given. Texts are made with the teacher's tokenizer; a seed fixes them.
+All families are scored in the same way. The sequence contains the answers, and one forward pass reads it. An answer counts
+if each of its tokens is the most likely one in the whole vocabulary given everything before it, so that greedy decoding
+would generate it. A score is the share of answers that count, so chance is 0. If a sequence has several answers, each is
+scored given the right ones before it. Texts are made with the teacher's tokenizer and a fixed seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ from teachers.teacher import Teacher
 
 
 class Passkey(Evaluation):
-    """Passkeys recalled, by length; of every row."""
+    """The evaluation of passkey recall by length, for every row."""
 
     suites = baselines = knockouts = ("run", "quick", "standard", "full")
 
     def measure(self, teacher: Teacher, model: Student | None, heldout: Heldout, suite: Suite) -> list[dict]:
-        """A list of {length, recalled, trials}."""
+        """Return a list of {length, recalled, trials}."""
         cells = recall(teacher, model, "passkey", suite.passkey, suite.passkey_trials)
         return [{name: cell[name] for name in ("length", "recalled", "trials")} for cell in cells]
 
@@ -44,7 +44,7 @@ class Passkey(Evaluation):
 
 
 class Recall(Evaluation):
-    """Every other family, by length, and by depth where it is a grid."""
+    """The evaluation of every other family, by length, and by depth if the family is a grid."""
 
     suites = baselines = knockouts = ("standard", "full")
 
@@ -65,13 +65,13 @@ class Recall(Evaluation):
 def recall(
     teacher: Teacher, model: nn.Module | None, family: str, lengths: Sequence[int], trials: int, depths: Sequence[float] = ()
 ) -> list[dict]:
-    """A family's scores; `model` None asks the teacher.
+    """Score a family. model: None scores the teacher.
 
     Args:
-        trials: sequences of each length, or of each length and depth. depths: of a grid; none for one cell a length.
+        trials: sequences for each length, or for each length and depth. depths: of a grid; none for one cell a length.
 
     Returns:
-        a list of {length, depth (grids alone), recalled, trials, score}: answers that count, answers, and their ratio.
+        a list of {length, depth (grids only), recalled, trials, score}: answers that count, answers, and their ratio.
     """
     tokens, cells = Tokens(cast(PreTrainedTokenizerBase, teacher.tokenizer)), []
     for length in lengths:
@@ -88,13 +88,13 @@ def recall(
 
 
 def passkey_lengths(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> dict[int, int]:
-    """The tokens that a passkey's text of each length takes: more than the length where its smallest form is longer."""
+    """Return the tokens that a passkey text of each length takes: more than the length if its smallest form is longer."""
     tokens = Tokens(tokenizer)
     return {length: max(len(marked.ids) for marked in make(tokens, "passkey", length, 4)) for length in lengths}
 
 
 def row(teacher: Teacher, model: Student | None, heldout: Heldout | None, suite: Suite) -> dict[str, list[dict]]:
-    """Every family but the passkey: {family: cells}."""
+    """Score every family but the passkey: {family: cells}."""
     found = {}
     for family in FAMILIES:
         if family in GRIDS:
@@ -117,7 +117,7 @@ def _passkey_table(judged: Mapping) -> Table:
 
 
 def in_sample(judged: Mapping) -> list[str]:
-    """The families that selected the student's layout, on other items."""
+    """Return the families that selected the student's layout, on other items."""
     return judged.get("in_sample", {}).get("families", [])
 
 

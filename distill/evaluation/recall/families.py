@@ -1,4 +1,4 @@
-"""The table of recall families. To add one: a function that makes its texts, and a line here."""
+"""The table of recall families. To add one, write a function that makes its texts, and add a line to FAMILIES."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from distill.evaluation.scoring import Marked
 
 
 class RecallFamily(NamedTuple):
-    """One family.
+    """One recall family.
 
-    make: (tokens, length, depth, draw) -> a sequence with its answers marked. title: in tables, where the name is too long.
-    grid: measured depth by depth; the others at depths spread over a length's trials.
+    make: (tokens, length, depth, draw) -> a sequence with its answers marked. title: its name in tables, if its own is too
+    long. grid: whether it is measured depth by depth; for other families depths are spread over a length's trials.
     """
 
     make: Callable[[Tokens, int, float, random.Random], Marked]
@@ -35,14 +35,14 @@ GRIDS = tuple(name for name, family in FAMILIES.items() if family.grid)
 
 
 def title(family: str) -> str:
-    """What tables call a family, also one that is in the table no more."""
+    """Return a family's name in tables, also for a family that no longer exists."""
     return (FAMILIES[family].title if family in FAMILIES else None) or family
 
 
 def make(
     tokens: Tokens, family: str, length: int, trials: int, depths: Sequence[float] | None = None, seed: int = 0
 ) -> list[Marked]:
-    """The sequences of a family at one length; the same for the same seed and tokenizer.
+    """Make the sequences of a family at one length; they are the same for the same seed and tokenizer.
 
     Args:
         depths: one a trial; None spreads them evenly.

@@ -1,7 +1,7 @@
 """Recall families in words: a fact somewhere in a long text, asked for at its end.
 
 Each takes (tokens, length, depth, draw) and returns a sequence of at most `length` tokens, unless its smallest form is
-longer; `depth` in [0, 1] says where the fact stands, 0 being the beginning of the text.
+longer; `depth` in [0, 1] is the place of the fact, 0 being the beginning of the text.
 """
 
 import itertools
@@ -82,7 +82,7 @@ def variable_tracking(tokens: Tokens, length: int, depth: float, draw: random.Ra
 
 
 def _around(fact: list[int], unit: list[int], room: int, depth: float) -> list[int]:
-    """A fact within as many whole units of filler as there is room for."""
+    """Return a fact within as many whole units of filler as there is room for."""
     count = max(0, room - len(fact)) // len(unit)
     before = round(depth * count)
     return unit * before + fact + unit * (count - before)
@@ -95,7 +95,7 @@ def _listed(
     phrases: tuple[str, str, str],
     entry: Callable[[], tuple[str, str]],
 ) -> Marked:
-    """Lines of a list as far as they fit, and the question for the one at a relative depth.
+    """Make a list of as many lines as fit, and a question about the line at a relative depth.
 
     Args:
         phrases: the heading, a line and the question. entry: the next name and value.
@@ -123,7 +123,7 @@ def _listed(
 
 
 def _haystack(tokens: Tokens, count: int, draw: random.Random) -> list[int]:
-    """So many tokens of shipped text, from a random document on."""
+    """Return `count` tokens of shipped text, from a random document on."""
     documents = _shipped_documents(tokens.words.hay)
     at = draw.randrange(len(documents))
     hay: list[int] = []
@@ -135,7 +135,7 @@ def _haystack(tokens: Tokens, count: int, draw: random.Random) -> list[int]:
 
 @cache
 def _shipped_documents(name: str) -> list[str]:
-    """Those to train on without textbooks, whose chapters begin alike in both files."""
+    """Return the documents of a shipped file; those to train on without textbooks, whose chapters begin alike in both."""
     with lzma.open(shipped_folder() / "text" / name, "rt") as file:
         rows = [json.loads(row) for row in file]
     return [row["text"] for row in rows if name == JUDGING.hay or row["source"] != "textbooks"]

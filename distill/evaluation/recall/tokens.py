@@ -1,4 +1,4 @@
-"""Recall families in bare tokens, the same for every tokenizer: what a sequence holds once, it must say again."""
+"""Recall families of random tokens, the same for every tokenizer: the model must repeat what a sequence held before."""
 
 import random
 
@@ -9,8 +9,10 @@ QUERIES = 8  # of one sequence of pairs
 
 
 def associative(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
-    """Multi-query associative recall (arXiv 2312.04927): pairs of random tokens, then eight of the keys, each to be
-    followed by its value. `depth` is not used: the queries are spread over all pairs."""
+    """Multi-query associative recall (arXiv 2312.04927): pairs of random tokens, then eight of the keys.
+
+    Each of these keys must be followed by its value. `depth` is not used: the queries are spread over all pairs.
+    """
     pairs = max(1, min((length - len(tokens.opening) - 2 * QUERIES) // 2, len(tokens.pool) // 2))
     drawn = tokens.draw(2 * pairs, draw)
     keys, values = drawn[:pairs], drawn[pairs:]
@@ -24,7 +26,9 @@ def associative(tokens: Tokens, length: int, depth: float, draw: random.Random) 
 
 def induction(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
     """A random sequence repeated (arXiv 2209.11895): each token of the repetition but the first is an answer.
-    `depth` is not used."""
+
+    `depth` is not used.
+    """
     half = max(2, (length - len(tokens.opening)) // 2)
     sequence = tokens.draw(half, draw)
     start = len(tokens.opening) + half

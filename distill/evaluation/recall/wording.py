@@ -1,8 +1,8 @@
-"""The words that recall families are made of, twice: for tables of results, and for selections of layouts.
+"""The words of the recall families, in two versions: one for tables of results, one for the selection of layouts.
 
-A layout that was chosen by passkeys among the grass and the sky would be praised for finding more of the same. So selections
-read other filler, other phrases, other names, other text around a needle and other random tokens than any table does.
-`{name}`, `{value}`, `{count}` in a phrase are what it is about.
+A layout that was selected on the texts of a table would be measured in-sample by that table. So selections read other
+filler, other phrases, other names, other text around a needle and other random tokens than the tables do. `{name}`,
+`{value}` and `{count}` in a phrase are filled in.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wording:
-    """One of the two.
+    """One version of the words.
 
-    filler: whole sentences, said again and again. `_ask` ends in what the answer follows. hay: the shipped text that needles
-    lie in. turn: which of every two words random sequences are drawn from.
+    filler: whole sentences, which are repeated. `_ask`: a question, which the answer follows. hay: the shipped text that
+    needles lie in. turn: which of every two word tokens random sequences are drawn from.
     """
 
     filler: str
