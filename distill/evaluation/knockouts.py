@@ -1,8 +1,7 @@
 """Ablations (knock-outs): a student with one branch of its mixers set to zero.
 
 Hybrids with attention and a state in one layer are known to bypass the state (arXiv 2510.05901): they score as well without
-it. The window-only control (twin) shows what windows alone would have learnt. An ablation shows what the finished student
-uses.
+it. The window-only control (twin) shows what windows without states learn. An ablation shows what the finished student uses.
 """
 
 import copy

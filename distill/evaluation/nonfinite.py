@@ -41,7 +41,7 @@ def blame(teacher: Teacher, model: nn.Module | None, forward: Callable[[], objec
 
 
 def blame_logits(teacher: Teacher, model: Student | None, wanted: Tensor) -> str:
-    """Name the model whose logits are not finite though its hidden states are. wanted: the teacher's states [b t d]."""
+    """Name the model with logits that are not finite. wanted: the teacher's hidden states, which are finite [b t d]."""
     if model is None or not all(part.isfinite().all() for part in _logits(teacher.model, wanted)):
         return told("teacher", HEAD, teacher.model)
     return told("student", HEAD, model)

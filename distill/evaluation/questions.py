@@ -82,14 +82,14 @@ def letters(item: dict) -> Question:
 
 def _text(item: dict, key: str) -> str:
     if not isinstance(item[key], str):
-        raise FormError(f"{key} is {brief(item[key])}, which is no text")
+        raise FormError(f"{key} is {brief(item[key])}, which is not a text")
     return _whole(item[key], key)
 
 
 def _texts(item: dict, key: str, least: int = 2) -> list[str]:
     found = item[key]
     if not isinstance(found, list) or len(found) < least or not all(isinstance(text, str) for text in found):
-        raise FormError(f"{key} is {brief(found)}, which is no list of {least} or more texts")
+        raise FormError(f"{key} is {brief(found)}, which is not a list of {least} or more texts")
     return [_whole(text, key) for text in found]
 
 

@@ -49,7 +49,7 @@ class Task(Record):
         if (self.score is None) == (self.not_run is None):
             raise ValueError("it should have either a score or the reason why it was not run")
         if self.score is not None and None in (self.metric, self.chance, self.items):
-            raise ValueError("it should have a metric, a chance and a number of items beside its score")
+            raise ValueError("it has a score, so it should have a metric, a chance and a number of items")
         return self
 
 

@@ -128,7 +128,7 @@ def split(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) 
 
 
 def padded(texts: Sequence[Marked]) -> Int[Tensor, "b t"]:
-    """Return all but the last token of each text, padded: what follows the last one is not needed."""
+    """Return all but the last token of each text, padded: no prediction after the last token is needed."""
     width = max(len(text.ids) for text in texts) - 1
     return torch.tensor([text.ids[:-1] + [0] * (width + 1 - len(text.ids)) for text in texts])
 

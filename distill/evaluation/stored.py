@@ -39,7 +39,7 @@ def _check(content: Mapping, folder: Path) -> None:
         _of("untrained", content["untrained"], FIDELITY)
     for stage, measured in content.get("after", {}).items():
         if not STAGE.fullmatch(stage):
-            raise Unreadable(f"after.{stage} is no stage's name")
+            raise Unreadable(f"after.{stage} is not the name of a stage")
         _of(f"after.{stage}", measured, AFTER)
         if "kl" in measured:
             _of(f"after.{stage}", measured, FIDELITY)

@@ -52,7 +52,7 @@ def _lines(file: Path) -> list[tuple[int, dict]]:
         try:
             item = loads(line)
             if not isinstance(item, dict):
-                raise ValueError(f"{brief(item)} is no object")
+                raise ValueError(f"{brief(item)} is not an object")
         except ValueError as error:
             raise UserError(
                 f"the task file {named(file)} cannot be read: {place}: {error}; it should be JSON lines"

@@ -25,8 +25,8 @@ def pythons(given: Mapping[str, str]) -> dict[str, str]:
             raise UserError(f"{where} names the engine {name!r}; {nearest(name, ENGINES)}")
         if shutil.which(os.path.expanduser(python)) is None:
             raise UserError(
-                f"{where} gives {python} as the Python of {name}, which is no program; name the Python of its environment, "
-                f"such as {name}=/path/to/environment/bin/python"
+                f"{where} gives {python} as the Python of {name}, but it is not a program; name the Python of its "
+                f"environment, such as {name}=/path/to/environment/bin/python"
             )
     return {name: os.path.expanduser(python) for name, python in {**named, **given}.items()}
 

@@ -173,7 +173,9 @@ def _own_files(path: Path) -> list[str]:
     for name in own:
         file = path / name
         if not (file.is_symlink() or file.is_file() or file.is_dir()):
-            raise UserError(f"{path / named(name)} is no plain file and cannot be carried over; move it away, {ELSEWHERE}")
+            raise UserError(
+                f"{path / named(name)} is not a plain file and cannot be carried over; move it away, {ELSEWHERE}"
+            )
     return own
 
 

@@ -23,7 +23,7 @@ def check_repository(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise UserError(
-            f"--push is {name!r}, which is no valid repository name ({reason_of(error)}); use OWNER/NAME"
+            f"--push is {name!r}, which is not a valid repository name ({reason_of(error)}); use OWNER/NAME"
         ) from error
     if name.count("/") != 1:
         raise UserError(f"--push is {name!r}; it should read OWNER/NAME, the owner being you or an organisation")

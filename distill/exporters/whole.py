@@ -92,7 +92,7 @@ def _shapes(student: Path) -> Iterator[tuple[str, tuple[str, list[int]]]]:
     """Yield every tensor's name with the file that holds it and its shape.
 
     Raises:
-        UserError: a file is cut short, holds no numbers with a point, or not what the index says.
+        UserError: a file is cut short, holds integers, or does not match the index.
     """
     index = None
     if not (student / WHOLE).exists():
@@ -112,7 +112,7 @@ def _shapes(student: Path) -> Iterator[tuple[str, tuple[str, list[int]]]]:
                 yield name, (file.name, part.get_shape())
     for name, file in (index or {}).items():
         if name not in seen:
-            raise _damaged(student, f"{file}: {name} is missing, which {INDEX} says is in it")
+            raise _damaged(student, f"{file}: {name} is missing, but {INDEX} says that it is in this file")
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _opened(student: Path, file: str) -> Iterator:
         with safe_open(student / file, "pt") as opened:
             yield opened
     except (SafetensorError, OSError, EOFError) as error:
-        raise _damaged(student, f"{file} is no whole safetensors file ({reason_of(error)})") from error
+        raise _damaged(student, f"{file} is not a whole safetensors file ({reason_of(error)})") from error
 
 
 def _on_no_device(student: Path) -> tuple[nn.Module, dict]:
@@ -159,7 +159,7 @@ def _check_names(student: Path, model: nn.Module, info: dict, held: dict[str, tu
     if unknown:
         file = held.get(unknown[0], (first,))[0]
         raise _damaged(
-            student, f"{file}: {unknown[0]} is no weight of the model that config.json describes{_others(unknown)}"
+            student, f"{file}: {unknown[0]} is not a weight of the model that config.json describes{_others(unknown)}"
         )
     if info.get("error_msgs"):
         raise _damaged(student, shown(info["error_msgs"][0], 200))
@@ -186,7 +186,7 @@ def _check_adapter(student: Path, model: nn.Module) -> None:
     """Refuse adapters that do not fit their layers: peft would ignore these without a warning."""
     if not (student / ADAPTED).exists():
         if (student / ADAPTER).exists():
-            raise _damaged(student, f"{ADAPTER} has no {ADAPTED} beside it")
+            raise _damaged(student, f"{ADAPTER} is there, but no {ADAPTED}")
         return
     if not (student / ADAPTER).exists():
         raise _damaged(student, f"{ADAPTED} is there, but no {ADAPTER}")
@@ -198,7 +198,7 @@ def _check_adapter(student: Path, model: nn.Module) -> None:
                 raise _damaged(student, f"{ADAPTER}: {name} has values that are not finite (NaN or infinite)")
             found = FACTOR.fullmatch(name)
             if not found:
-                raise _damaged(student, f"{ADAPTER}: {name} is no factor of a low-rank adapter")
+                raise _damaged(student, f"{ADAPTER}: {name} is not a factor of a low-rank adapter")
             factors.setdefault(found[1], {})[found[2]] = tensor
     if not factors:
         raise _damaged(student, f"{ADAPTER} holds no adapter")
@@ -206,7 +206,7 @@ def _check_adapter(student: Path, model: nn.Module) -> None:
         try:
             weight = cast(Tensor, model.get_submodule(path).weight)
         except AttributeError as error:
-            raise _damaged(student, f"{ADAPTER}: {path} is no layer of the student") from error
+            raise _damaged(student, f"{ADAPTER}: {path} is not a layer of the student") from error
         if set(pair) != {"A", "B"}:
             raise _damaged(student, f"{ADAPTER}: {path} has one factor of an adapter, not both")
         sizes = sorted((pair["A"].shape[-1], pair["B"].shape[0]))

@@ -177,7 +177,7 @@ REFUSED = {
         "Falcon-H1",
         "mixers.S.share_kv is true",
     ),
-    "attention alone": (("llama", "AP", lite()), {}, "Falcon-H1", "pattern keeps attention alone in layers 0"),
+    "attention alone": (("llama", "AP", lite()), {}, "Falcon-H1", "pattern has attention without a mixer in layers 0"),
     "two sizes": (("llama", "PQ", lite() | {"Q": lite(expand=1)["P"]}), {}, "Falcon-H1", "ssm.expand differs between"),
     "Gemma": (("gemma3_text", "P", lite()), {"head_dim": 8}, "Falcon-H1", "the teacher is a gemma3_text model"),
     "NoPE layers": (("smollm3", "P", lite()), {"no_rope_layers": [1, 0]}, "Falcon-H1", "the teacher is a smollm3 model"),

@@ -189,9 +189,9 @@ def test_what_is_asked_for_is_refused_before_anything_is_read(run_copy, tmp_path
         ({"engines": {"vlm": "python"}}, "--engine names the engine 'vlm'; did you mean 'vllm'"),
         (
             {"engines": {"vllm": "/nowhere/python"}},
-            "--engine gives /nowhere/python as the Python of vllm, which is no program",
+            "--engine gives /nowhere/python as the Python of vllm, but it is not a program",
         ),
-        ({"push": "a b/c"}, "--push is 'a b/c', which is no valid repository name"),
+        ({"push": "a b/c"}, "--push is 'a b/c', which is not a valid repository name"),
         ({"push": "name"}, "--push is 'name'; it should read OWNER/NAME"),
         ({"public": True}, "--public needs --push: it makes the pushed repository public; add --push REPO"),
     ):
@@ -201,6 +201,8 @@ def test_what_is_asked_for_is_refused_before_anything_is_read(run_copy, tmp_path
     with pytest.raises(UserError, match="DISTILL_ENGINES is 'vllm'; it should read NAME=PYTHON"):
         export(run_copy, out="out")
     monkeypatch.setenv("DISTILL_ENGINES", "mlx=/nowhere/python;")
-    with pytest.raises(UserError, match="DISTILL_ENGINES gives /nowhere/python as the Python of mlx, which is no program"):
+    with pytest.raises(
+        UserError, match="DISTILL_ENGINES gives /nowhere/python as the Python of mlx, but it is not a program"
+    ):
         export(run_copy, out="out")
     assert not (tmp_path / "out").exists()

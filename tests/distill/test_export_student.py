@@ -71,7 +71,7 @@ DAMAGES = {
     ),
     "extra": (
         lambda tensors: tensors.update({"model.layers.9.mlp.up_proj.weight": torch.ones(3)}),
-        [f"{WHOLE}: model.layers.9.mlp.up_proj.weight is no weight of the model that config.json describes"],
+        [f"{WHOLE}: model.layers.9.mlp.up_proj.weight is not a weight of the model that config.json describes"],
     ),
     "whole numbers": (
         lambda tensors: tensors.update({NORM: torch.ones(32, dtype=torch.int32)}),
@@ -97,7 +97,11 @@ def refused(parts):
 
 def test_damaged_files(student):
     content = (student / WHOLE).read_bytes()
-    for length, part in ((len(content) - 100, "is no whole safetensors file"), (40, "ends inside its header"), (0, WHOLE)):
+    for length, part in (
+        (len(content) - 100, "is not a whole safetensors file"),
+        (40, "ends inside its header"),
+        (0, WHOLE),
+    ):
         (student / WHOLE).write_bytes(content[:length])
         refused([part, WHOLE])
     (student / WHOLE).unlink()
@@ -126,7 +130,10 @@ def test_damaged_shards(student):
     index = json.loads((student / INDEX).read_text())
     file = places[NORM]
     for weights, parts in (
-        ({**places, "model.more.weight": file}, [f"{file}: model.more.weight is missing, which {INDEX} says is in it"]),
+        (
+            {**places, "model.more.weight": file},
+            [f"{file}: model.more.weight is missing, but {INDEX} says that it is in this file"],
+        ),
         ({name: where for name, where in places.items() if name != NORM}, [f"{file}: {NORM} is there, but by {INDEX}"]),
         ({**places, NORM: "model-00003-of-00002.safetensors"}, ["model-00003-of-00002.safetensors, which is not"]),
     ):
@@ -168,8 +175,8 @@ def test_damaged_adapters(tiny_recipe, tmp_path, monkeypatch):
         ({first: torch.full_like(whole[first], float("nan"))}, [f"{first} has values that are not finite"]),
         ({first: None}, [f"{layer} has one factor of an adapter, not both"]),
         ({first: whole[first][:, :-1].contiguous()}, [f"the factors of {layer} have the shapes", "do not fit its weight"]),
-        ({first.replace("layers.", "layers.7"): whole[first]}, ["is no layer of the student"]),
-        ({"other": whole[other]}, ["other is no factor of a low-rank adapter"]),
+        ({first.replace("layers.", "layers.7"): whole[first]}, ["is not a layer of the student"]),
+        ({"other": whole[other]}, ["other is not a factor of a low-rank adapter"]),
     ):
         tensors = {name: tensor.clone() for name, tensor in {**whole, **changes}.items() if tensor is not None}
         save_file(tensors, file, metadata={"format": "pt"})

@@ -62,16 +62,16 @@ def test_labels_that_are_refused(tmp_path, task, label, said):
 @pytest.mark.parametrize(
     ("task", "changes", "said"),
     [
-        ("piqa", {"choices": "abc"}, "choices is 'abc', which is no list of 2 or more texts"),
+        ("piqa", {"choices": "abc"}, "choices is 'abc', which is not a list of 2 or more texts"),
         ("piqa", {"choices": ["a"]}, "no list of 2 or more texts"),
         ("piqa", {"choices": ["a", 5]}, "no list of 2 or more texts"),
-        ("piqa", {"ctx": None}, "ctx is None, which is no text"),
+        ("piqa", {"ctx": None}, "ctx is None, which is not a text"),
         ("winogrande", {"contexts": "ab"}, "contexts is 'ab', which is no list"),
-        ("winogrande", {"target": 3}, "target is 3, which is no text"),
+        ("winogrande", {"target": 3}, "target is 3, which is not a text"),
         ("mmlu_letters", {"choices": list("abcde")}, "there are 5 choices, but letters only for 4"),
         ("lambada", {"choices": []}, "no list of 1 or more texts"),
         ("piqa", {"choices": ["a", "b\ud800"]}, "choices is .*, which holds half of a character"),
-        ("piqa", {"ctx": ["a"] * 10_000}, r"ctx is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\], which is no text"),
+        ("piqa", {"ctx": ["a"] * 10_000}, r"ctx is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\], which is not a text"),
         ("piqa", {"label": 10**400}, "label is a number of 1329 bits, but the indexes"),
         ("piqa", {"label": float("nan")}, "label is nan; it must be the index"),
     ],
@@ -103,8 +103,8 @@ GOOD = json.dumps({**ITEM, "label": 0}) + "\n"
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("[1, 2]", "line 2: \\[1, 2\\] is no object"),
-        ("null", "line 2: None is no object"),
+        ("[1, 2]", "line 2: \\[1, 2\\] is not an object"),
+        ("null", "line 2: None is not an object"),
         ("[" * 100_000, "line 2: it is nested too deep"),
         ('{"ctx": ' + "1" * 5000 + "}", "line 2: a number has more digits"),
         (b'{"ctx": "\xff"}', "line 2, is not UTF-8 text: byte 9 is 0xff"),

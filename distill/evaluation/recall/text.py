@@ -66,7 +66,7 @@ def phone_book(tokens: Tokens, length: int, depth: float, draw: random.Random) -
 def variable_tracking(tokens: Tokens, length: int, depth: float, draw: random.Random) -> Marked:
     """Every variable that a value reaches through a chain of assignments among filler sentences (RULER, arXiv 2404.06654).
 
-    The chain is spread over the whole text; its variables are asked for in its order, each an answer of its own, given the
+    The chain is spread over the whole text; its variables are asked for in order, each as one answer, given the
     ones before it. `depth` shifts the chain within its share of the text.
     """
     names = ["".join(draw.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=5)) for _ in range(HOPS + 1)]
@@ -135,7 +135,10 @@ def _haystack(tokens: Tokens, count: int, draw: random.Random) -> list[int]:
 
 @cache
 def _shipped_documents(name: str) -> list[str]:
-    """Return the documents of a shipped file; those to train on without textbooks, whose chapters begin alike in both."""
+    """Return the documents of a shipped file, without the training file's textbooks.
+
+    The chapters of these begin as those of the held-out textbooks do.
+    """
     with lzma.open(shipped_folder() / "text" / name, "rt") as file:
         rows = [json.loads(row) for row in file]
     return [row["text"] for row in rows if name == JUDGING.hay or row["source"] != "textbooks"]

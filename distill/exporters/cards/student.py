@@ -55,8 +55,8 @@ def made(facts: "Facts") -> str:
 def limits(facts: "Facts") -> str:
     """List what to know before serving the student."""
     lines = [
-        "Leave prefix caching off unless your engine documents it for the states of hybrids: several engines cache keys "
-        "alone, and continue from a state that belongs to another text.",
+        "Leave prefix caching off unless your engine documents it for the states of hybrids: several engines cache only "
+        "keys and values, and continue from the state of another text.",
         "Leave speculative decoding off: a recurrent state cannot be rolled back when drafted tokens are rejected.",
         "States are held in float32; a cache in a narrower type drifts over long texts.",
     ]

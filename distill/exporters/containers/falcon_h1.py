@@ -48,7 +48,7 @@ class FalconH1(Container):
         found = []
         if source.kept:
             found.append(
-                f"pattern keeps attention alone in layers {_shown(source.kept)}; every layer of this class has both branches"
+                f"pattern has attention without a mixer in layers {_shown(source.kept)}; every layer of this class has both"
             )
         for letter, options in sorted(source.layout.mixers.items()):
             found += _option_reasons(f"mixers.{letter}", options)

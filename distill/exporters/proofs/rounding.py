@@ -29,7 +29,7 @@ def check_rounded(published: Path, exact: Path, dtype: str) -> None:
         with safe_open(found[name], "pt") as file:
             rounded = file.get_tensor(name)
         if rounded.dtype not in (torch.float32, getattr(torch, dtype)) and tensor.is_floating_point():
-            raise UserError(f"{name} of the export is {rounded.dtype}, which was not asked for")
+            raise UserError(f"{name} of the export is {rounded.dtype}, but it should be {dtype} or float32")
         if rounded.shape != tensor.shape:
             raise UserError(f"{name} of the export has the shape {list(rounded.shape)}; it should be {list(tensor.shape)}")
         near = tensor.to(rounded.dtype)

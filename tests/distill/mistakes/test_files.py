@@ -86,7 +86,12 @@ FINISHED = [
         None,
         ["evaluations.json is damaged (after is []: it should be a valid mapping"],
     ),
-    ("evaluations.json", changed(["after", "x"], {}), None, ["evaluations.json is damaged (after.x is no stage's name)"]),
+    (
+        "evaluations.json",
+        changed(["after", "x"], {}),
+        None,
+        ["evaluations.json is damaged (after.x is not the name of a stage)"],
+    ),
     ("evaluations.json", changed(["after", "1-align"], {}), None, ["after.1-align.probe is missing", AGAIN]),
     (
         "evaluations.json",
