@@ -84,7 +84,7 @@ def test_every_evaluation_of_a_suite(checkpoint, text_files, task_folder, monkey
     reasons = {(entry["evaluation"], entry["part"]): entry["reason"] for entry in judged["not_run"]}
     assert "positions for 512" in reasons["passkey", "1024"] and "positions for 512" in reasons["recall", "1024"]
     assert "no winogrande.jsonl" in reasons["tasks", "winogrande"]
-    assert "a CPU is timed to" in reasons["speed", "length 2048, batch 1"]
+    assert "a CPU is timed only up to" in reasons["speed", "length 2048, batch 1"]
     assert ("speed", "") in reasons  # of the baselines
     assert json.loads(json.dumps(judged)) == judged
     again = distill.evaluate(checkpoint, **options)
@@ -112,7 +112,9 @@ def test_quick_says_what_it_leaves_out(checkpoint, text_files, monkeypatch):
     monkeypatch.delenv("DISTILL_TASKS", raising=False)
     monkeypatch.setitem(suites.SUITES, "quick", replace(suites.SUITES["quick"], passkey=(64,)))
     judged = distill.evaluate(checkpoint, heldout=str(text_files / "heldout.jsonl"))
-    assert judged["overlap"] is None and "not known here" in overlap_line(judged)  # what it was trained on, nobody says
+    assert judged["overlap"] is None and "it is not known whether" in overlap_line(
+        judged
+    )  # what it was trained on, nobody says
     assert judged["suite"] == "quick" and judged["chance"] == {}
     assert judged["against_teacher"]["student"]["recovery"]["score"] is None
     page = printed(judged)

@@ -63,13 +63,13 @@ def test_labels_that_are_refused(tmp_path, task, label, said):
     ("task", "changes", "said"),
     [
         ("piqa", {"choices": "abc"}, "choices is 'abc', which is not a list of 2 or more texts"),
-        ("piqa", {"choices": ["a"]}, "no list of 2 or more texts"),
-        ("piqa", {"choices": ["a", 5]}, "no list of 2 or more texts"),
+        ("piqa", {"choices": ["a"]}, "not a list of 2 or more texts"),
+        ("piqa", {"choices": ["a", 5]}, "not a list of 2 or more texts"),
         ("piqa", {"ctx": None}, "ctx is None, which is not a text"),
-        ("winogrande", {"contexts": "ab"}, "contexts is 'ab', which is no list"),
+        ("winogrande", {"contexts": "ab"}, "contexts is 'ab', which is not a list"),
         ("winogrande", {"target": 3}, "target is 3, which is not a text"),
         ("mmlu_letters", {"choices": list("abcde")}, "there are 5 choices, but letters only for 4"),
-        ("lambada", {"choices": []}, "no list of 1 or more texts"),
+        ("lambada", {"choices": []}, "not a list of 1 or more texts"),
         ("piqa", {"choices": ["a", "b\ud800"]}, "choices is .*, which holds half of a character"),
         ("piqa", {"ctx": ["a"] * 10_000}, r"ctx is \['a', 'a', 'a', 'a', 'a', 'a', \.\.\.\], which is not a text"),
         ("piqa", {"label": 10**400}, "label is a number of 1329 bits, but the indexes"),
@@ -143,7 +143,7 @@ def test_packed_files_that_are_damaged(tmp_path, pack):
 def test_folders_of_task_files(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         check_folder(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"holds no task's file: winogrande\.jsonl"):
+    with pytest.raises(UserError, match=r"holds no task's file; it should hold one of winogrande\.jsonl"):
         check_folder(tmp_path)
     (tmp_path / "piqa.jsonl").mkdir()
     with pytest.raises(UserError, match=r"piqa\.jsonl is a folder; a task's file holds JSON lines"):
