@@ -1,4 +1,4 @@
-"""Evaluation of students, from two tables in suites.py: EVALUATIONS (what can be measured) and SUITES (what is, how much).
+"""Evaluation of students. suites.py has two tables: EVALUATIONS (all measurements) and SUITES (which are run, how much).
 
 `distill eval` and `distill.evaluate` return a judgement, and write it to a run folder's evaluations.json under "suites", by
 the suite's name:

@@ -1,6 +1,6 @@
-"""The identity check before training: a student without conversions must equal its teacher, and plain attention too.
+"""The identity check before training: a student without conversions, or with plain attention, must equal its teacher.
 
-It finds what a checkpoint, or the entry of a model family, gets wrong: a tensor in the wrong place, a norm, a rotation, a
+It finds errors in a checkpoint, or in the entry of a model family: a tensor in the wrong place, a wrong norm or rotation, a
 window or a boundary between documents that mixers ignore, a layer that is left out while it is recomputed.
 """
 

@@ -1,4 +1,4 @@
-"""The check for outputs that are not finite while a model is judged: an error names the layer, so that no table has NaN."""
+"""The check for outputs that are not finite while a model is judged. The error names the first such layer."""
 
 from collections.abc import Callable, Iterator
 from typing import cast

@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """A task of the table.
 
     metric: the metric that is reported first. question: makes a question from a line of the file. file: the task whose file
     is read, if not its own. title: its name in tables, if its own is too long. harness: its name in lm-evaluation-harness,

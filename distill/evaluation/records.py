@@ -1,4 +1,4 @@
-"""The schemas of the evaluations' results, which are checked when they are read back, so that tables get nothing else.
+"""The schemas of the evaluations' results. Results are checked when they are read back, before tables are made of them.
 
 Entries that earlier versions did not write (documents, paired differences) may be missing; entries that exist are checked.
 """
@@ -166,7 +166,7 @@ class AgainstTeacher(Record):
 
 
 class LeftOut(Record):
-    """What was not run, and why."""
+    """A part of a suite that was not run, and why."""
 
     rows: list[str]
     evaluation: str
@@ -175,7 +175,7 @@ class LeftOut(Record):
 
 
 class InSample(Record):
-    """What selected the layout."""
+    """The recall families and tasks that selected the layout."""
 
     families: list[str] = []
     tasks: list[str] = []
@@ -194,7 +194,7 @@ class Overlap(Record):
 
 
 class Judgement(Record):
-    """What `distill.evaluate` returns."""
+    """The judgement that `distill.evaluate` returns."""
 
     teacher: str = ""
     target: str | None = None

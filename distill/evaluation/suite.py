@@ -13,7 +13,7 @@ EVERYTHING = 2**20  # held-out tokens of a suite that reads the whole text, at m
 
 @dataclass(frozen=True)
 class Suite:
-    """One suite.
+    """The evaluations of one suite, and their sizes.
 
     evaluations: those of the teacher and the student, by name. baselines: those that the baselines get too. knockouts: those
     that the student without one of its branches gets too.

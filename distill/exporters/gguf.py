@@ -26,7 +26,7 @@ WRITTEN = {"float32": "F32", "bfloat16": "F16"}  # a file is float16 unless floa
 
 
 class Gguf(Target):
-    """The gguf target, for students that a container holds exactly and whose architecture llama.cpp has."""
+    """The gguf target, for students with an exact container that llama.cpp has an architecture for."""
 
     line = "one file for llama.cpp, float16 or quantised; refused where llama.cpp has no exact architecture"
     quantizations = ("q8_0", "q4_k_m")

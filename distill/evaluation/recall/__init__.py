@@ -1,4 +1,4 @@
-"""Recall tests: families of made-up texts that ask for something they hold, which averages over text do not measure.
+"""Recall tests: families of made-up texts, each with a question about a fact in it. Averages over text hide such recall.
 
 All families are scored in the same way. The sequence contains the answers, and one forward pass reads it. An answer counts
 if each of its tokens is the most likely one in the whole vocabulary given everything before it, so that greedy decoding

@@ -24,9 +24,10 @@ TAPS = 4  # a width that every engine's convolution has
 
 @dataclass(frozen=True)
 class Sizes:
-    """A mixer's own heads, groups and taps, and those with zeros that it has in the container (all_...).
+    """The sizes of a mixer, and of its zero-padded form in the container.
 
-    head_dim, d_state: channels of a head, and of its state.
+    heads, groups, taps: the mixer's own. all_heads, all_groups, all_taps: with the added zeros. head_dim, d_state: channels
+    of a head, and of its state.
     """
 
     heads: int

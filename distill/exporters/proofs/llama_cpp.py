@@ -1,6 +1,6 @@
-"""Proof in llama.cpp, as a plain script: `python llama_cpp.py JOB.json` in an environment that has llama-cpp-python, or
-xllamacpp, and numpy.
+"""Proof in llama.cpp, as a plain script: `python llama_cpp.py JOB.json`.
 
+It runs in an environment that has numpy and either llama-cpp-python or xllamacpp.
 It writes the answer that `answer.py` reads: the log-probabilities of the texts, and the tokens generated after all prompts.
 With `strings` in the job it also writes llama.cpp's own tokens of these (`ids`). llama-cpp-python runs the texts in batches,
 and all prompts in one batch. xllamacpp has only llama.cpp's server, which computes one token a request.

@@ -1,4 +1,4 @@
-"""The result of one engine's proof of an export, and the engines' scripts."""
+"""The class `Proof`, and the names of the engines' scripts."""
 
 from dataclasses import dataclass, field
 from typing import Literal
