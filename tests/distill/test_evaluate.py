@@ -96,7 +96,7 @@ def test_batches_hold_everything_once_and_no_more_than_asked():
 
 
 def test_a_span_needs_something_before_it():
-    with pytest.raises(ValueError, match="do not lie behind the first of 3 tokens"):
+    with pytest.raises(ValueError, match="do not lie after the first of 3 tokens"):
         Marked([1, 2, 3], ((0, 1),))
 
 
