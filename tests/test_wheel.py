@@ -135,8 +135,10 @@ def test_in_an_empty_environment(tmp_path, tiny_teacher, text_files):
     listed = call(distill, "recipes", "ls")
     assert all(name in listed for name in shipped)
     assert "missing gguf" in call(distill, "doctor")
+    said = call(distill, "plan", "llama-3.2-1b_mamba2-hybrid", expect=2)
+    assert "export: gguf" in said and "pip install 'distill-hybrids[gguf]'" in said
     for name in shipped:
-        assert "trained parameters" in call(distill, "plan", name)
+        assert "trained parameters" in call(distill, "plan", name, "export=[portable]")
     (place / "nothing.gguf").write_bytes(b"GGUF")
     said = call(distill, "run", "quickstart", "teacher=nothing.gguf", expect=2)
     assert "pip install 'distill-hybrids[gguf]'" in said

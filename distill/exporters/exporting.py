@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal, cast, get_args, get_type_hints
 
 from distill.errors import UserError, nearest, reason_of
@@ -168,7 +169,9 @@ class _Writing:
         home, kind = self.finished.home, self.kind
         options = f"--quantize {self.form.quantize} " if self.form.quantize else ""
         options += f"--dtype {self.form.dtype} " if self.form.dtype != Form.dtype else ""
-        command = f"distill export {home} --to {kind} {options}--no-verify"
+        elsewhere = self.finished.run is None or self.place.path != self.finished.out(kind)
+        options += f"--out {quote(str(self.place.path))} " if elsewhere else ""
+        command = f"distill export {quote(str(home))} --to {kind} {options}--no-verify"
         fix = f"nothing was written to {self.place.path}; `{command}` writes it without a proof"
         student = self.finished.student
         try:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from shlex import quote
 
 import pytest
 import yaml
@@ -123,9 +124,10 @@ def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
             distill.export(untrained_run, out=place, dtype="float32", engines={"vllm": "env"})
         said = str(raised.value)
         assert "position 7" in said and f"nothing was written to {place}" in said
-        assert (
-            f"`distill export {untrained_run} --to portable --dtype float32 --no-verify` writes it without a proof" in said
+        again = (
+            f"distill export {quote(str(untrained_run))} --to portable --dtype float32 --out {quote(str(place))} --no-verify"
         )
+        assert f"`{again}` writes it without a proof" in said
     assert seen["pythons"] == {"vllm": "env", "mlx": "sh"} and seen["form"].dtype == "float32"
     assert "config.json" in seen["there"] and seen["written"].parent == tmp_path and not seen["written"].exists()
     assert (out / "config.json").stat().st_mtime_ns == before and [path.name for path in tmp_path.iterdir()] == ["out"]

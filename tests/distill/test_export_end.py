@@ -1,6 +1,7 @@
 """Exports at the end of a run, and exports by hand in their place."""
 
 import json
+from shlex import quote
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_run_whose_export_is_not_proved(tiny_recipe, tmp_path, monkeypatch):
         said = str(raised.value)
         for part in (
             "position 7",
-            f"`distill export {folder} --to portable --no-verify` writes it without a proof",
+            f"`distill export {quote(str(folder))} --to portable --no-verify` writes it without a proof",
             f"the student is saved in {folder / 'student'}",
             "the same command tries this part of the run's end again (export/portable)",
         ):
