@@ -1,5 +1,6 @@
-"""The table of stages, and a recipe's own stages by it. To add one: a file beside this one with a Stage and its Options,
-and one line here."""
+"""The table of stages, and the checked stages of a recipe.
+
+To add a stage, write a file in this folder with a `Stage` and its `Options`, and add one line to the table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ STAGES = {
     "tune": "distill.stages.tune:Tune",
     "prefer": "distill.stages.prefer:Prefer",
 }
-STEP = 2**26  # tokens of an optimizer step, four times what the largest trainings read
+STEP = 2**26  # the most tokens of an optimizer step: four times as many as the largest published trainings read
 TEXTS = ("plain", "pairs")  # forms of text that a recipe's data can have
 
 
@@ -40,26 +41,26 @@ class StageEntry:
 
     @property
     def key(self) -> str:
-        """What evaluations.json calls it: a recipe may have two of a name."""
+        """The stage's key in evaluations.json. It has the index, because a recipe may have two stages of one name."""
         return f"{self.index}-{self.name}"
 
     def make(self, teacher: Teacher, student: Student, transfers: Transfers | None = None) -> Stage:
-        """The stage, on the teacher's device. transfers: the weight-transfer record, for stages that add to it."""
+        """Builds the stage on the teacher's device. transfers: the weight-transfer record, for stages that add to it."""
         return self.kind(teacher, student, self.options, transfers).to(teacher.device)
 
     @property
     def source(self) -> Source | None:
-        """Where its next-token distributions come from; None of a stage that compares none."""
+        """The source of the teacher's next-token distributions; None for a stage that does not compare any."""
         return self.kind.source(self.options)
 
     @property
     def runs_teacher(self) -> bool:
-        """Whether the run's teacher runs in its steps: not where logits are cached, or another one runs in its place."""
+        """Whether the run's teacher runs in the stage's steps: not if logits are cached or another teacher is used."""
         source = self.source
         return self.kind.runs(self.options) and not (source and (source.offline or source.teacher))
 
     def batch(self, data: Data) -> int:
-        """Windows an optimizer step: the stage's own number, else the recipe's."""
+        """Windows of an optimizer step: the stage's own number, else the recipe's."""
         return getattr(self.options, "batch", None) or data.batch
 
     def seq_len(self, data: Data) -> int:
@@ -67,13 +68,14 @@ class StageEntry:
         return getattr(self.options, "seq_len", None) or data.seq_len
 
     def micro_batch(self, data: Data) -> int:
-        """Windows at a time: the stage's own number, else the recipe's, unless the stage has a batch of its own; where it is
-        auto, all that a step has."""
+        """Windows of a micro-batch: the stage's own number, else the recipe's.
+
+        It is the whole batch where the stage has a batch of its own without a micro_batch, and where the value is auto."""
         found = self._micro_batch(data)
         return self.batch(data) if found is None or isinstance(found, str) else found
 
     def fits_itself(self, data: Data) -> bool:
-        """Whether the windows at a time are as many as fit (`auto`)."""
+        """Whether the micro-batch is `auto`: as many windows as fit into memory."""
         return self._micro_batch(data) == "auto"
 
     def _micro_batch(self, data: Data) -> int | str | None:
@@ -82,25 +84,25 @@ class StageEntry:
 
 
 def stage_class(name: str) -> type[Stage]:
-    """The class behind a name of the table."""
+    """The class of a stage, by its name in the table."""
     module, _, attribute = STAGES[name].partition(":")
     return getattr(import_module(module), attribute)
 
 
 def key_of(recipe: Recipe, entry: StageEntry) -> str:
-    """What overrides and messages call a stage."""
+    """The key of a stage in overrides and messages."""
     twice = sum(name == entry.name for stage in recipe.stages for name in stage) > 1
     return f"stages.{entry.index if twice else entry.name}"
 
 
 def stages_of(recipe: Recipe, where: str | None = None) -> list[StageEntry]:
-    """A recipe's stages in order, their options checked.
+    """A recipe's stages in order, with checked options.
 
     Args:
         where: the recipe's file, for messages.
 
     Raises:
-        UserError: a stage that is not in the table, or options that its schema refuses, by key.
+        UserError: a stage is not in the table, or its schema refuses an option; the message names the key.
     """
     where, found = where or recipe.name, []
     for index, (name, options) in enumerate(entry for stage in recipe.stages for entry in stage.items()):
@@ -119,7 +121,7 @@ def stages_of(recipe: Recipe, where: str | None = None) -> list[StageEntry]:
 
 
 def check_stages(recipe: Recipe, where: str) -> None:
-    """Refuse stages whose options or whose order cannot be, before anything is loaded.
+    """Refuse stages with impossible options or in an impossible order, before anything is loaded.
 
     Raises:
         UserError: naming the stage and the key.
@@ -133,10 +135,10 @@ def check_stages(recipe: Recipe, where: str) -> None:
             )
         if entry.kind.first and entry.index:
             raise UserError(
-                f"{where}: stages.{entry.index}: {entry.name} can only come first; it would undo the stages before"
+                f"{where}: stages.{entry.index}: {entry.name} can only come first; it would undo the stages before it"
             )
         if entry.name in seen and not entry.kind.repeats:
-            raise UserError(f"{where}: stages.{entry.index}: {entry.name} stands twice; a recipe may have it once")
+            raise UserError(f"{where}: stages.{entry.index}: {entry.name} is listed twice; a recipe may have it once")
         if entry.kind.text not in TEXTS:
             raise UserError(
                 f"{where}: stages.{entry.index}: {entry.name} reads text in the form {entry.kind.text!r}, and data.train "
@@ -149,7 +151,7 @@ def check_stages(recipe: Recipe, where: str) -> None:
             lower = f"its seq_len (now {length})" if length != recipe.data.seq_len else "data.seq_len"
             raise UserError(
                 f"{where}: stages.{entry.index}: an optimizer step of {entry.name} would read {batch * length:,} tokens, "
-                f"{batch:,} windows of {length:,}, and {STEP:,} is the most; lower data.batch, its own batch or {lower}"
+                f"{batch:,} windows of {length:,}, and the limit is {STEP:,}; lower data.batch, its own batch or {lower}"
             )
         seen.add(entry.name)
     if recipe.meta_tokens and not any(entry.kind.whole_student for entry in entries):
@@ -158,32 +160,29 @@ def check_stages(recipe: Recipe, where: str) -> None:
             "or leave them out"
         )
     if not entries and recipe.student is not None:
-        raise UserError(f"{where}: stages is empty, and the student {recipe.student} is trained no further; name a stage")
+        raise UserError(f"{where}: stages is empty, so the student {recipe.student} would not be trained; name a stage")
     if recipe.student is None and not (entries and entries[0].kind.first):
         raise UserError(f"{where}: stages must begin with {_named('first')}, which makes the mixers")
 
 
 def _check_pairs(entry: StageEntry, recipe: Recipe, where: str) -> None:
-    """Refuse steps that would divide a pair, which is two windows.
+    """Refuse batches and micro-batches that would split a pair, which is two windows.
 
     Raises:
         UserError: naming the key.
     """
     if entry.fits_itself(recipe.data):
-        raise UserError(
-            f"{where}: micro_batch is auto, and a pair is two windows; give the stage a micro_batch, an even one"
-        )
+        raise UserError(f"{where}: micro_batch is auto, and a pair is two windows; give the stage an even micro_batch")
     for key, count in (("batch", entry.batch(recipe.data)), ("micro_batch", entry.micro_batch(recipe.data))):
         if count % 2:
-            raise UserError(f"{where}: {key} is {count} windows, and a pair is two; give the stage an even one")
+            raise UserError(f"{where}: {key} is {count} windows, and a pair is two; give the stage an even {key}")
 
 
 def check_student(recipe: Recipe, students: Sequence[Student], where: str) -> None:
-    """Refuse a recipe that gives rates by role and leaves out one that a later stage will need, or whose stages' options
-    do not fit the student.
+    """Refuse stages whose options do not fit the student, or whose `lr` by role lacks a role that the stage trains.
 
     Args:
-        students: the student under each stage (`layouts.students_of`). Their weights may be on the meta device.
+        students: the student of each stage (`layouts.students_of`). Their weights may be on the meta device.
 
     Raises:
         UserError: naming the stage, and the role or the option.
@@ -199,6 +198,6 @@ def check_student(recipe: Recipe, students: Sequence[Student], where: str) -> No
 
 
 def _named(flag: str) -> str:
-    """The stages of the table that have a flag."""
+    """The names of the stages that have a flag set, joined for a message."""
     *first, last = (name for name in STAGES if getattr(stage_class(name), flag))
     return f"{', '.join(first)} or {last}" if first else last

@@ -1,8 +1,9 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a student's skeleton, through peft: chosen, added, merged, saved.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a student's backbone, through peft: choosing, adding, merging, saving.
 
-They stand on the skeleton's linear layers (nn.Linear, and GPT-2's Conv1D, which is one too). Mixers train whole in this
-stage, so that adapters there would only be trained beside their own weights, and an adapter on the head would keep the
-fused loss from reading its weight; both are refused by name. Elsewhere (peft on a finished student) every layer takes one.
+Adapters go on the backbone's linear layers (nn.Linear, and GPT-2's Conv1D, which is a linear layer too). Two places are
+refused by name. Mixers are trained whole, so an adapter inside one would be trained in addition to the weight itself. An
+adapter on the head would keep the fused loss from reading the head's weight. These limits hold for training with this
+package only: peft can put adapters on any layer of a finished student.
 """
 
 import shutil
@@ -20,11 +21,11 @@ from distill.mixed_types import join_types, widest_type
 from distill.stages.masters import own
 from students.skeleton import Student
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names for them
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's file names
 
 
 def linear_layers(student: Student) -> dict[str, nn.Module]:
-    """The linear layers that adapters can stand on: all outside the mixers but the head, by name."""
+    """The linear layers that can have adapters, by name: all outside the mixers except the head."""
     inside, head = _mixer_prefixes(student), student.get_output_embeddings()
     return {
         name: module
@@ -34,19 +35,19 @@ def linear_layers(student: Student) -> dict[str, nn.Module]:
 
 
 def targets(student: Student, wanted: Sequence[str] | None) -> dict[str, nn.Module]:
-    """The linear layers that some names mean; every one where None is given.
+    """The linear layers that the given names match; all of them for None.
 
     Args:
-        wanted: whole names of modules or their last parts ("mlp.up_proj", "up_proj"); of what they mean inside mixers,
-            which train whole, nothing is taken.
+        wanted: whole names of modules or their last parts ("mlp.up_proj", "up_proj"). Matches inside mixers are ignored,
+            because mixers are trained whole.
 
     Raises:
-        ValueError: a name that means no module, or one on which an adapter has no effect; what does exist is named.
+        ValueError: a name matches no module, or only modules that cannot have an adapter; the message lists those that can.
     """
     linear = linear_layers(student)
     if wanted is None:
         if not linear:
-            raise ValueError("train: lora finds no linear layer outside the mixers and the head; train: mixers is left")
+            raise ValueError("train: lora finds no linear layer outside the mixers and the head; use train: mixers")
         return linear
     found: dict[str, nn.Module] = {}
     for name in wanted:
@@ -68,7 +69,7 @@ def endings(linear: dict[str, nn.Module]) -> set[str]:
 
 
 def parameters_of(linear: dict[str, nn.Module], rank: int) -> int:
-    """How many parameters adapters of a rank have on these layers."""
+    """The number of parameters of adapters of this rank on these layers."""
     return sum(rank * sum(_weight(module).shape) for module in linear.values())
 
 
@@ -77,7 +78,7 @@ def _weight(linear: nn.Module) -> Tensor:
 
 
 def check_rank(linear: dict[str, nn.Module], rank: int) -> None:
-    """Refuse adapters of a rank that one of their layers cannot have.
+    """Refuse a rank that is larger than one of the layers allows.
 
     Raises:
         ValueError: naming the narrowest layer.
@@ -89,26 +90,27 @@ def check_rank(linear: dict[str, nn.Module], rank: int) -> None:
 
 
 def add(student: Student, names: Sequence[str], rank: int, alpha: float) -> None:
-    """Put adapters on linear layers, in place; their B is zero, so that the student stays what it was."""
+    """Put adapters on linear layers, in place. Their B is zero, so the student's outputs do not change."""
     from peft import LoraConfig, inject_adapter_in_model
 
     gpt2 = any(isinstance(student.get_submodule(name), Conv1D) for name in names)  # weights stored the other way round
     config = LoraConfig(r=rank, lora_alpha=cast(Any, alpha), target_modules=list(names), fan_in_fan_out=gpt2)
-    with torch.random.fork_rng():  # processes that share a run have drawn differently by now, but were seeded alike
+    with torch.random.fork_rng():  # every process of a run must draw the same; they share a seed but not the random state
         torch.manual_seed(torch.initial_seed())
         inject_adapter_in_model(config, student)
 
 
 def adapted(student: Student) -> dict[str, Any]:
-    """The layers that have adapters, by name; each knows its `get_base_layer()`."""
+    """The layers that have adapters, by name; `get_base_layer()` of each gives the layer without its adapter."""
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in student.named_modules() if isinstance(module, LoraLayer)}
 
 
 def merge(student: Student) -> None:
-    """Add every adapter to the weight it stands on, and take it away. The weights become masters first: a student's begin as
-    the teacher's."""
+    """Merge every adapter into the weight below it and remove it.
+
+    Each such weight gets its own float32 memory first, because untrained weights of a student lie in the teacher's."""
     for name, layer in adapted(student).items():
         base = layer.get_base_layer()
         own(base.weight)
@@ -119,31 +121,31 @@ def merge(student: Student) -> None:
 
 
 def save(student: Student, folder: Path) -> None:
-    """Write a student as transformers does. Adapters go beside its own weights in peft's format: transformers puts them
-    back where both lie in one folder, and peft loads them onto the weights alone.
+    """Write a student in the format of transformers, and its adapters in peft's format in the same folder.
 
-    Every tensor keeps its type: float32 of what was trained, the teacher's of the rest. config.json names the widest, which
-    every tensor has once it is loaded, so that nothing that was trained is rounded.
+    transformers loads the adapters with the student where both are in one folder; peft can load them onto the weights.
+    Every tensor keeps its type: float32 for what was trained, the teacher's type for the rest. config.json names the widest
+    type, which every tensor gets on loading, so no trained tensor is rounded.
     """
     layers = adapted(student)
     if layers:
         _save_adapters(student, folder)
     with _without(student, layers):
         student.save_pretrained(folder)
-        if student.dtype != (widest := widest_type(student)):  # transformers says the type of the first weight
+        if student.dtype != (widest := widest_type(student)):  # transformers writes the type of the first weight
             student.config.dtype = widest
             student.config.save_pretrained(folder)
 
 
 def merge_saved(folder: Path) -> None:
-    """Merge the adapters of a saved student into its weights, in its folder and float32; without any, nothing is done."""
+    """Merge the adapters of a saved student into its weights, in place and in float32. Without adapters, do nothing."""
     if not (folder / CONFIG).exists():
         return
     from peft import PeftModel
 
     import students
 
-    aside = folder / ".adapters"  # where transformers would find them it would load them itself, and save them alone
+    aside = folder / ".adapters"  # out of sight: transformers would load them itself and then save nothing but adapters
     aside.mkdir()
     for file in folder.glob("adapter_*"):
         file.rename(aside / file.name)
@@ -152,8 +154,9 @@ def merge_saved(folder: Path) -> None:
 
 
 def merged_copy(folder: Path, out: Path) -> Path:
-    """Where a saved student without adapters lies: its own folder, or, where it has some, `out`: a copy into which they are
-    merged, made unless it is there."""
+    """The folder of a saved student without adapters: `folder` itself if it has none, else `out`.
+
+    `out` is a copy with the adapters merged; it is made unless it exists."""
     if not (folder / CONFIG).exists():
         return folder
     if not out.exists():
@@ -175,7 +178,7 @@ def _save_adapters(student: Student, folder: Path) -> None:
 
 @contextmanager
 def _without(student: Student, layers: dict[str, Any]) -> Iterator[None]:
-    """The student with the bare layers in the place of adapted ones, while the block runs."""
+    """Put the layers without adapters in place of the adapted ones while the block runs."""
     for name, layer in layers.items():
         student.set_submodule(name, layer.get_base_layer())
     try:
@@ -195,13 +198,13 @@ def _mixer_prefixes(student: Student) -> tuple[str, ...]:
 
 
 def _why_not(student: Student, meant: dict[str, nn.Module]) -> tuple[str, str]:
-    """The first of the modules that a name means, and why an adapter is of no use there."""
+    """The first of the modules that a name matches, and why it cannot have an adapter."""
     path, module = next(iter(meant.items()))
     if path.startswith(_mixer_prefixes(student)):
-        return path, "inside a mixer, which trains whole here: an adapter there would only be trained beside its own weight"
+        return path, "inside a mixer, which is trained whole: an adapter would only be trained in addition to its weight"
     if module is student.get_output_embeddings():
-        return path, "the head, which train: all trains; its adapter would keep the fused loss from reading its weight"
-    return path, f"of type {type(module).__name__}, and adapters stand on linear layers"
+        return path, "the head, whose adapter would keep the fused loss from reading its weight; train: all trains the head"
+    return path, f"of type {type(module).__name__}, and adapters go on linear layers only"
 
 
 def _exist(known) -> str:

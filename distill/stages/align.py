@@ -1,13 +1,13 @@
-"""Stage 2, align: each mixer's output against its attention's, on the teacher's own inputs (MOHAWK, section 4.2).
+"""Stage 2, align: hidden-state alignment of each mixer's output with its attention's output (MOHAWK, section 4.2).
 
-All layers see the same teacher pass and are independent; each layer's graph is freed before the next one's is built. The
-loss of a layer is |y - a|^2 over the mean |a|^2 of that layer, so layers count alike; its root is the relative L2 error.
-Every token of a document counts, in chats too: what mixers learn here is attention, whoever speaks.
-MOHAWK and RADLADS average unsquared norms of whole blocks' or mixers' outputs; the square keeps sums over tokens additive.
+The mixers get the teacher's own inputs. One teacher pass serves all layers, which are independent: each layer's graph is
+freed before the next one's is built. The loss of a layer is |y - a|^2 (y: mixer output, a: attention output) over the mean
+|a|^2 of that layer, so all layers have equal weight. Its root is the relative L2 error. MOHAWK and RADLADS average
+unsquared norms of whole blocks' or mixers' outputs; the square keeps sums over tokens additive. Every token of a document
+counts, in chats those of the user too: the mixer has to replace attention on all of them.
 
-After further layers were replaced it aligns the new ones alone, by default: the others were distilled with the student as a
-whole since, and to fit them to the teacher's layers once more, on the teacher's own inputs, would undo what they learned of
-each other.
+After `replace`, the stage trains the new mixers alone by default. The others have since been distilled with the student as a
+whole. Fitting them to the teacher's layers again, on the teacher's inputs, would undo how they adapted to each other.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from teachers.teacher import Teacher
 
 
 class Align(Stage):
-    """Hidden-state alignment: fits each mixer's output to its attention's on the teacher's own inputs (MOHAWK, stage 2).
+    """Hidden-state alignment: fits each mixer's output to its attention's output, on the teacher's inputs (MOHAWK, stage 2).
 
     All mixers are trained at once."""
 
@@ -45,7 +45,7 @@ class Align(Stage):
         calibration_tokens: Count = 8192
         """Tokens of text on which the power of each layer's output is measured."""
         layers: Literal["new", "all"] = "new"
-        """Whose mixers are trained: all, or the `new` ones that the last `initialise` or `replace` made."""
+        """Which mixers are trained: `all`, or only the `new` ones that the last `initialise` or `replace` made."""
 
     options: Options
     power: Tensor
@@ -84,7 +84,7 @@ class Align(Stage):
 
 
 def _mean(errors: Float[Tensor, "b t"], batch: Batch) -> Float[Tensor, ""]:
-    """The mean over tokens of documents: windows of chats have room that is nobody's."""
+    """The mean over the tokens of documents, without the padding in windows of chats."""
     if batch.trained is None:
         return errors.mean()
     real = batch.labels >= 0

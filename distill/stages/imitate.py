@@ -1,9 +1,10 @@
-"""Stage 3, imitate: the whole student against the teacher's next-token distribution (end-to-end distillation).
+"""Stage 3, imitate: end-to-end knowledge distillation of the student on the teacher's next-token distribution.
 
-Forward KL by default, on the last hidden states of both through both heads in chunks: the logits of a batch never exist.
-Of text with chats every loss here, that of hidden states too, is a mean over the tokens that are trained on.
-MOHAWK trains every weight here at a low rate; `train` says what does, and `lr` may give each role its own rate. Meta tokens
-join the text here: the stages before show each mixer the teacher's own inputs, which have none.
+The loss is the forward KL by default. It is computed from the last hidden states of both models through both heads in
+chunks, so the logits of a batch never exist at once. In chats every loss, that of hidden states too, is a mean over the
+tokens that are trained on. MOHAWK trains every weight in this stage at a low rate; here `train` says what is trained, and
+`lr` may give each role its own rate. Meta tokens take part from this stage on: the stages before feed each mixer the
+teacher's own inputs, which have none.
 """
 
 from collections.abc import Iterator
@@ -41,29 +42,29 @@ class Imitate(WholeStudent):
         """Options of end-to-end knowledge distillation."""
 
         on_policy: Annotated[float, SHARE] = 0.0
-        """Share of the windows, drawn at each step, whose answers the student writes before the teacher scores them (GKD,
-        arXiv 2306.13649). The student answers chats anew at temperature 1, in the room that the answers had. Not with `ce`
-        or `offline_logits`."""
+        """Share of the windows, drawn at each step, in which the student writes the answers before the teacher scores them
+        (GKD, arXiv 2306.13649). The student samples at temperature 1, at most as many tokens as the original answer and
+        what follows it had. Not with `ce` or `offline_logits`."""
         ce: Annotated[float, SHARE] = 0.0
-        """Share of plain cross-entropy in the loss, beside the divergence."""
+        """Share of plain cross-entropy in the loss; the divergence has the rest."""
         hidden: Annotated[float, Range(0, 1e6)] = 0.0
-        """Weight of the relative squared error of hidden states: the mean over the last one and the outputs of
+        """Weight of the relative squared error of hidden states: the mean over the last hidden state and the outputs of
         `hidden_layers`. See docs/teachers.md#hidden-states."""
         hidden_layers: list[Annotated[int, whole(0, 65_536)]] = []
-        """Layers, numbered from 0, whose outputs are compared too. Another teacher must then have as many layers."""
+        """Layers, numbered from 0, whose outputs are compared too. Another `teacher` must have as many layers."""
         scale: Annotated[float, Range(0, 1e9, above=True)] = 1.0
-        """Multiplies the whole loss, which is a mean over tokens. It is for recipes whose loss is a sum, which their
-        `clip` and AdamW's epsilon are meant for."""
+        """Factor of the whole loss, which is a mean over tokens. It reproduces published recipes whose loss is a sum over
+        tokens: their gradient clipping and AdamW's epsilon are set for the larger loss."""
 
         @model_validator(mode="after")
         def _targets_fit(self) -> "Imitate.Options":
             if self.offline_logits is not None and self.divergence != "forward_kl":
                 raise ValueError(
-                    f"divergence is {self.divergence!r}, and offline_logits hold a teacher's likeliest tokens alone, which "
-                    "give a bound of the forward KL and of no other; set divergence: forward_kl, or leave offline_logits out"
+                    f"divergence is {self.divergence!r}, but offline_logits hold only a teacher's likeliest tokens, which "
+                    "bound the forward KL and no other divergence; set divergence: forward_kl, or leave offline_logits out"
                 )
             if self.on_policy and (self.offline_logits is not None or self.ce):
-                what = f"ce is {self.ce}, and would teach it" if self.ce else "offline_logits hold nothing of"
+                what = f"ce is {self.ce}, and would train it on" if self.ce else "offline_logits hold nothing for"
                 raise ValueError(
                     f"on_policy is {self.on_policy}: the student writes answers, and {what} its own words; leave one of "
                     "the two out"
@@ -75,7 +76,7 @@ class Imitate(WholeStudent):
                 )
             if self.hidden_layers and not self.hidden:
                 raise ValueError(
-                    f"hidden_layers is {self.hidden_layers}, but hidden, their weight, is 0; give hidden a weight"
+                    f"hidden_layers is {self.hidden_layers}, but its weight, hidden, is 0; give hidden a weight"
                 )
             if len(set(self.hidden_layers)) != len(self.hidden_layers):
                 raise ValueError(f"hidden_layers is {self.hidden_layers}, which names a layer twice")

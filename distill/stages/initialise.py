@@ -1,10 +1,10 @@
-"""Stage 0, initialise: every mixer made from its layer's attention, then set straight on a little real text.
+"""Stage 0, initialise: closed-form initialisation of every mixer from its layer's attention, calibrated on a little text.
 
-The projections were copied when the student was built (C<-Q, B<-K, x<-V, out<-O; key heads expanded head by head, as in The
-Mamba in the Llama, arXiv 2408.15237). What is left needs teacher activations and no gradient: a mixer's constants
-(`Mixer.match_norms`, `Mixer.calibrate`), the decays if asked for, and the scale of every head and branch by least
-squares. Taylor-Calibrate (arXiv 2606.16429) showed what such a start is worth: 50 % to 95 % of the teacher after the same
-100M tokens.
+The projections are copied when the student is built (C<-Q, B<-K, x<-V, out<-O; key heads expanded head by head, as in The
+Mamba in the Llama, arXiv 2408.15237). This stage sets the rest from the teacher's activations, without a gradient: a mixer's
+constants (`Mixer.match_norms`, `Mixer.calibrate`), the decays where `decay: calibrate` is set, and the scale of every head
+and branch by least squares. In Taylor-Calibrate (arXiv 2606.16429) such a start raised students from 50 % to 95 % of the
+teacher after the same 100M tokens.
 """
 
 import math
@@ -30,13 +30,13 @@ CANDIDATES = 9  # for a head's half-life
 class Initialise(Stage):
     """Makes every mixer from its layer's attention, then solves gates and output scales in closed form on a little text.
 
-    What it sets goes into the weight-transfer record."""
+    The weight-transfer record says what the stage sets."""
 
     trains = False
     first = True
     repeats = False
     records = True
-    whose = "teacher"  # outputs the scales are solved on, in the record
+    whose = "teacher"  # for the record: on whose outputs the scales are solved
 
     class Options(StageOptions):
         """Options of the stage that makes the mixers from attention's projections."""
@@ -46,14 +46,14 @@ class Initialise(Stage):
         scales: bool = True
         """Solve one output scale a head and branch by least squares."""
         decay: Literal["spread", "calibrate"] = "spread"
-        """How half-lives are set: `spread` over the heads, or `calibrate`, which gives each head the candidate that leaves
-        least of its layer's output unexplained."""
+        """How half-lives are set: `spread` spreads them over the heads; `calibrate` gives each head the one of nine
+        half-lives that explains most of its layer's output."""
 
     options: Options
 
     @property
     def sites(self) -> Sites:
-        """What holds the mixers: the student, or those that stand in none yet."""
+        """What holds the mixers: the student, or `replace.Unplaced` for mixers that are not in a student yet."""
         return cast(Sites, self._hidden[1])
 
     def begin(self, calibration: Calibration) -> None:
@@ -70,7 +70,7 @@ class Initialise(Stage):
     @torch.no_grad()
     def _constants(self, calibration: Calibration) -> None:
         batch, layers = next(iter(calibration(self.options.tokens))), list(self.sites.mixers)
-        normed = any(self.teacher.logit_rules(layer).norm for layer in layers)  # q, k and v of all layers take memory
+        normed = any(self.teacher.logit_rules(layer).norm for layer in layers)  # only then q, k and v are kept: memory
         for seen in map(Observation.wide, self.teacher.observe(batch.ids, batch.positions, layers, qkv=normed)):
             mixer, record = self.sites.mixers[seen.layer], self.transfers[seen.layer]
             if normed:
@@ -79,7 +79,7 @@ class Initialise(Stage):
 
     @torch.no_grad()
     def _decays(self, calibration: Calibration) -> None:
-        """Try each half-life in all heads at once; a head takes the one under which it alone explains most."""
+        """Try each half-life in all heads at once; give each head the half-life with which it explains most by itself."""
         mixers = {layer: mixer for layer, mixer in self.sites.mixers.items() if mixer.has_decay}
         batch = next(iter(calibration(self.options.tokens)))
         for seen, context in observed(self.teacher, self.sites, batch, list(mixers), wide=True):
@@ -102,7 +102,7 @@ class Initialise(Stage):
 
 
 def half_lives(mixer: Mixer) -> Float[Tensor, " candidate"]:
-    """Half-lives in tokens that a mixer's heads choose from: from the shortest to twice the longest that it begins with."""
+    """The candidate half-lives of a mixer's heads, in tokens: from its shortest initial one to twice its longest."""
     shortest, longest = mixer.memory_range()
     return torch.logspace(math.log2(shortest), math.log2(2 * longest), CANDIDATES, base=2.0)
 
@@ -111,7 +111,11 @@ def half_lives(mixer: Mixer) -> Float[Tensor, " candidate"]:
 def solve_scales(
     teacher: Teacher, student: Sites, batches: Iterable[Batch], layers: Sequence[int] | None = None
 ) -> dict[int, float]:
-    """Solve and set the output scales of mixers, of all or of some layers; the unexplained share of each layer's output."""
+    """Solve and set the output scales of the mixers of all or some layers.
+
+    Returns:
+        the share of each layer's output power that stays unexplained, by layer.
+    """
     chosen = student.mixers if layers is None else layers
     solvers = {layer: OutputScales(student.mixers[layer]) for layer in chosen}
     for batch in batches:

@@ -1,12 +1,11 @@
-"""What end-to-end training does to the layers that stay attention: which of their projections it leaves, and how fast the
-depths of the student learn.
+"""The options `freeze` and `layer_decay` of end-to-end training: frozen projections of kept attention, rates by depth.
 
-freeze       the queries' and keys' projections and norms of kept attention stay as they are. What hybrids recall, they look
-             up there: training on chains of thought took recall of a hybrid of 9B at 256k from 67 % to 9 %, and putting back
+freeze       keeps the projections and norms of queries and keys in kept attention unchanged. Hybrids recall through these
+             layers: training on chains of thought took the recall of a 9B hybrid at 256k from 67 % to 9 %, and restoring
              W_Q and W_K of its attention alone brought it back (arXiv 2606.11052).
-layer_decay  a layer's rates are multiplied once for every layer above it, the embeddings' once for all layers, so that what
-             lies lowest, and is most general, moves least (discriminative fine-tuning, arXiv 1801.06146; with one factor for
-             all layers ELECTRA, arXiv 2003.10555, which uses 0.8 to 0.9).
+layer_decay  multiplies a layer's learning rate by this factor once for every layer above it, and that of the embeddings
+             once for every layer. The lowest layers, which are the most general, change least (discriminative fine-tuning,
+             arXiv 1801.06146; ELECTRA, arXiv 2003.10555, has one factor for all layers and uses 0.8 to 0.9).
 """
 
 from collections.abc import Collection
@@ -20,7 +19,7 @@ from teachers.families import FAMILIES, Family
 
 
 def check(student: Student, freeze: Collection[str]) -> None:
-    """Refuse to freeze what there is none of, or what lies in one weight with what learns.
+    """Refuse `freeze` if no layer keeps attention, or if queries and keys share one weight with the values.
 
     Raises:
         ValueError: naming the option and the reason.
@@ -33,12 +32,12 @@ def check(student: Student, freeze: Collection[str]) -> None:
     if family.packing != "separate":
         raise ValueError(
             f"freeze is {list(freeze)}, but {family.examples} keep queries, keys and values in one weight, "
-            f"{family.qkv[0]}, which learns as a whole; leave freeze out"
+            f"{family.qkv[0]}, which can only be trained or frozen as a whole; leave freeze out"
         )
 
 
 def frozen(student: Student, freeze: Collection[str]) -> set[str]:
-    """Names in the student of the parameters of kept attention that stay as they are: of q and k, their norms too."""
+    """Names of the student's frozen parameters: the q or k projections of kept attention, with their norms."""
     if not freeze:
         return set()
     family, place = _family(student), student.place
@@ -49,8 +48,9 @@ def frozen(student: Student, freeze: Collection[str]) -> set[str]:
 
 
 def depth_factor(student: Student, name: str, decay: float) -> float:
-    """What multiplies a parameter's rate: decay for every layer above its own. Embeddings, a head tied to them, and meta
-    tokens stand below all layers; what follows the layers has none above it."""
+    """The factor of a parameter's learning rate: `decay` to the power of the number of layers above it.
+
+    Embeddings, a head tied to them, and meta tokens are below all layers. What follows the layers has none above it."""
     if decay == 1.0:
         return 1.0
     depth, place = len(student.layout.pattern), student.place.layers

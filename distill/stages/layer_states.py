@@ -1,4 +1,4 @@
-"""The output states of some decoder layers, kept while a forward pass runs."""
+"""A recorder of the outputs of some decoder layers during a forward pass."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 def recorded(
     layers: Mapping[int, nn.Module], columns: Callable[[], Int[Tensor, "b t"] | None] = lambda: None
 ) -> Iterator[dict[int, Tensor]]:
-    """The states [b t d] that each of these layers gives while the block runs, by the same numbers; to be read behind it.
+    """Record the output states [b t d] of these layers while the block runs, by layer number. Read them after the block.
 
-    They stay in the graph. A layer that is recomputed in the backward pass gives them once, in the forward pass. The hooks
-    compute nothing: they run inside what is recomputed, where the second time must save what the first did.
+    They stay in the autograd graph. A layer that is recomputed in the backward pass gives its states once, in the forward
+    pass. The hooks compute nothing: they run inside the recomputed part, whose second run must save the same tensors as
+    the first.
 
     Args:
-        columns: where the text's tokens stand among others (meta tokens), asked while a layer runs.
+        columns: returns the columns of the text's tokens where meta tokens are among them; called while a layer runs.
     """
     found: dict[int, Tensor] = {}
     places: dict[int, Tensor | None] = {}

@@ -1,6 +1,6 @@
-"""A run's layouts: the first one by its recipe's pattern, and those that stages leave which convert further layers.
+"""The layouts of a run: the first one from the recipe's pattern, and one after each stage that converts further layers.
 
-A stage that has the run choose its layers is planned and checked with evenly spread ones, see `Further.even`.
+Where a stage's layers are chosen during the run, planning and checks take evenly spread ones (`Further.even`).
 """
 
 from collections.abc import Sequence
@@ -19,33 +19,33 @@ from students.converting import further
 from students.skeleton import Student
 from teachers.teacher import Teacher
 
-EVEN = "even"  # the way to choose layers that measures nothing
+EVEN = "even"  # the choice of layers that needs no measurement
 
 
 class Further(Schema):
-    """Which layers a stage converts, and to what; mixed into the options of stages that convert any."""
+    """Options of a stage that converts further layers: which layers, and to which mixer."""
 
     layers: Annotated[list[Annotated[int, whole(0, MANY)]], Field(min_length=1)] | None = None
     """The numbers of the layers to convert, from 0."""
     pattern: str | dict[str, Any] | None = None
-    """In place of `layers`: the layout that the stage leaves, letters that repeat over depth; or `{keep: 8, by: even}`,
-    how many layers (or which share of all) stay attention and how they are chosen: `even`, or a scorer with its options on
-    the student as it is by then (`retrieval-heads`, which chooses heads, is refused). Without `layers` and `pattern`,
-    every other layer of those that have attention is converted. See docs/students.md#progressive-replacement."""
+    """In place of `layers`: the layout after the stage, as letters that repeat over depth; or `{keep: 8, by: even}`: how
+    many layers (or which share of all) keep attention, and how they are chosen: `even`, or a scorer with its options,
+    which measures the student at that point of the run (`retrieval-heads`, which chooses heads, is refused). Without
+    `layers` and `pattern`, every second attention layer is converted. See docs/students.md#progressive-replacement."""
     mixer: Letter | None = None
-    """The letter of the recipe's `mixers` that the layers get. It may be left out where there is one letter, or where
-    `pattern` is letters."""
+    """The letter of the recipe's `mixers` that the layers get. Leave it out where the recipe has one letter, or where
+    `pattern` consists of letters."""
 
     @field_validator("pattern")
     @classmethod
     def _pattern_is_one(cls, pattern: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         if isinstance(pattern, dict):
             if not isinstance(pattern.get("by"), str):
-                raise ValueError("it says not `by` what the layers are chosen; by: even spreads them")
+                raise ValueError("`by`, the way to choose the layers, is missing; by: even spreads them evenly")
             if "keep" not in pattern:
-                raise ValueError("it says not how many layers `keep` their attention")
+                raise ValueError("`keep`, the number of layers that keep attention, is missing")
             if pattern["by"] == EVEN and (unknown := sorted(set(pattern) - {"by", "keep"})):
-                raise ValueError(f"by: even takes keep alone, not {unknown[0]!r}")
+                raise ValueError(f"by: even has no option but keep; leave {unknown[0]!r} out")
             keep = pattern["keep"]
             count = isinstance(keep, int) and not isinstance(keep, bool) and 0 <= keep <= MANY
             if not count and not (isinstance(keep, float) and 0 < keep < 1):
@@ -59,19 +59,19 @@ class Further(Schema):
         if self.layers is not None and self.pattern is not None:
             raise ValueError("layers and pattern both say what is converted; leave one of them out")
         if self.mixer is not None and isinstance(self.pattern, str):
-            raise ValueError(f"mixer is {self.mixer!r}, but the letters of pattern say already which mixers there are")
+            raise ValueError(f"mixer is {self.mixer!r}, but the letters of pattern already name the mixers; leave mixer out")
         if self.layers is not None and len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layers is {self.layers}, which names a layer twice")
         return self
 
     @property
     def scorer(self) -> str | None:
-        """The scorer that chooses the layers; None where nothing has to be measured."""
+        """The name of the scorer that chooses the layers; None if the choice needs no measurement."""
         by = self.pattern["by"] if isinstance(self.pattern, dict) else EVEN
         return None if by == EVEN else by
 
     def letters(self, mixers: dict[str, dict]) -> set[str]:
-        """The letters that it gives to layers. mixers: the recipe's."""
+        """The letters that the stage gives to layers. mixers: the recipe's."""
         if isinstance(self.pattern, str):
             return set(self.pattern) & set(mixers)
         return {self.mixer} if self.mixer else set(mixers) if len(mixers) == 1 else set()
@@ -81,23 +81,24 @@ class Further(Schema):
         return cast(dict[str, Any], self.pattern)["keep"]
 
     def kept(self, depth: int) -> int:
-        """How many of so many layers stay attention, where it says how many."""
+        """The number of layers that keep attention in a model of `depth` layers, from `pattern.keep`."""
         keep = self._keep
         return keep if isinstance(keep, int) else max(1, round(keep * depth))
 
     def after(self, before: Layout, mixers: dict[str, dict], stay: Sequence[int] | None = None) -> Layout:
-        """The layout that it leaves of one that it finds.
+        """The layout after the stage, given the layout before it.
 
         Args:
-            mixers: the recipe's. stay: the layers that keep attention, where they are chosen already; else even ones.
+            mixers: the recipe's. stay: the chosen layers that keep attention; None spreads them evenly.
 
         Raises:
-            ValueError: naming the key: letters without a mixer, layers that do not exist or are converted, none left.
+            ValueError: a letter has no mixer, a layer does not exist or is converted already, or no attention layer is
+                left; the message names the key.
         """
         depth = len(before.pattern)
         there = [layer for layer in range(depth) if before.mixer_of(layer) is None]
         if not there:
-            raise ValueError("every layer is converted already, and none is left")
+            raise ValueError("every layer is converted already; no attention layer is left")
         if isinstance(self.pattern, str):
             if len(self.pattern) > depth:
                 raise ValueError(f"pattern {self.pattern!r} names {len(self.pattern)} layers, but the model has {depth}")
@@ -113,10 +114,10 @@ class Further(Schema):
         return self._layout(found, before, mixers)
 
     def even(self, there: Sequence[int], depth: int) -> list[int]:
-        """Which of the layers with attention stay, evenly spread over them.
+        """The layers that keep attention, evenly spread over those that have it (`there`).
 
         Raises:
-            ValueError: as many are to stay as there are, or more.
+            ValueError: no layer would be converted.
         """
         count = len(there) // 2 if self.pattern is None else self.kept(depth)
         if count >= len(there):
@@ -128,10 +129,10 @@ class Further(Schema):
 
     def _letter(self, mixers: dict[str, dict]) -> str:
         if self.mixer is None and len(mixers) > 1:
-            raise ValueError(f"mixer is missing: with mixers for {', '.join(sorted(mixers))} it says which the layers get")
+            raise ValueError(f"mixer is missing: the recipe has mixers {', '.join(sorted(mixers))}; name one for the layers")
         letter = self.mixer or next(iter(mixers))
         if letter not in mixers:
-            raise ValueError(f"mixer is {letter!r}, but no mixer is given for it; there are {', '.join(sorted(mixers))}")
+            raise ValueError(f"mixer is {letter!r}, but the recipe's mixers are {', '.join(sorted(mixers))}; name one")
         return letter
 
     def _named(self, layers: list[int], before: Layout, depth: int) -> list[int]:
@@ -150,16 +151,16 @@ class Further(Schema):
 
 
 def later_letters(recipe: Recipe) -> set[str]:
-    """The letters that stages give to layers which have attention in the first layout."""
+    """The letters that later stages give to layers which have attention in the first layout."""
     found = [cast(Further, entry.options).letters(recipe.mixers) for entry in stages_of(recipe) if entry.kind.changes_layout]
     return set().union(*found)
 
 
 def first_layout(recipe: Recipe, layers: int, where: str) -> Layout:
-    """The layout that a recipe's student begins with, its pattern being letters.
+    """The layout that a recipe's student begins with; the recipe's pattern must be letters.
 
     Raises:
-        UserError: what `Layout.over` refuses, with the place named.
+        UserError: `Layout.over` refuses the layout; the message names `where`.
     """
     spare = later_letters(recipe) - set(recipe.pattern)
     mixers = {letter: options for letter, options in recipe.mixers.items() if letter not in spare}
@@ -167,10 +168,10 @@ def first_layout(recipe: Recipe, layers: int, where: str) -> Layout:
 
 
 def layouts_of(recipe: Recipe, first: Layout, where: str) -> list[Layout]:
-    """The layout under each stage of a recipe: of one that converts layers, the one that it leaves.
+    """The layout of each stage of a recipe; for a stage that converts layers, the layout after it.
 
     Raises:
-        UserError: layers that cannot be converted, naming the stage and the key.
+        UserError: layers cannot be converted; the message names the stage and the key.
     """
     found, now = [], first
     for entry in stages_of(recipe):
@@ -181,7 +182,7 @@ def layouts_of(recipe: Recipe, first: Layout, where: str) -> list[Layout]:
 
 
 def layout_after(recipe: Recipe, entry: StageEntry, before: Layout, where: str, stay: Sequence[int] | None = None) -> Layout:
-    """The layout that a stage leaves. stay: see `Further.after`.
+    """The layout after a stage. stay: see `Further.after`.
 
     Raises:
         UserError: naming the stage and the key.
@@ -193,10 +194,10 @@ def layout_after(recipe: Recipe, entry: StageEntry, before: Layout, where: str, 
 
 
 def layout_saved(recipe: Recipe, pattern: str, before: Layout, where: str) -> Layout:
-    """The layout of a pattern that was written down when a stage left it.
+    """The layout of a pattern that a checkpoint or run folder holds, from the end of a stage.
 
     Raises:
-        UserError: no stage of the recipe can have left it.
+        UserError: no stage of the recipe can have made it.
     """
     try:
         letters = sorted(letter for letter in set(pattern) if letter != KEEP or letter in recipe.mixers)
@@ -204,15 +205,15 @@ def layout_saved(recipe: Recipe, pattern: str, before: Layout, where: str) -> La
         found = Layout.over(len(pattern), pattern, used, before.meta_tokens)
         further(before, found)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{where}: the layout {pattern!r} is of no stage of this recipe ({error})") from error
+        raise UserError(f"{where}: no stage of this recipe makes the layout {pattern!r} ({error})") from error
     return found
 
 
 def students_of(recipe: Recipe, teacher: Teacher, first: Layout, where: str) -> list[Student]:
-    """The student under each stage of a recipe, without weights; one and the same while its layout is.
+    """The student of each stage of a recipe, without weights; stages with the same layout share one object.
 
     Raises:
-        UserError: see `layouts_of`; a mixer refuses its options.
+        UserError: see `layouts_of`; also where a mixer refuses its options.
     """
     now, layout, found = empty(teacher, first), first, []
     for after in layouts_of(recipe, first, where):

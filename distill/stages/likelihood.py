@@ -1,6 +1,6 @@
-"""Log-probabilities of given tokens under a head, a piece at a time: the logits of a batch never exist.
+"""Log-probabilities of given tokens under a head, in chunks: the logits of a batch never exist at once.
 
-A piece's logits are computed again for its gradients, which any function of the log-probabilities may ask for.
+The logits of a chunk are computed again in the backward pass. The result can enter any differentiable function.
 """
 
 import torch
@@ -29,13 +29,13 @@ def token_log_probabilities(hidden: Float[Tensor, "t d"], head: Head, targets: I
 
 
 def cross_entropy(hidden: Float[Tensor, "b t d"], head: Head, batch: Batch) -> Float[Tensor, ""]:
-    """-log p of the next token, a mean over the batch's `loss_weights`; 0 where these are all 0."""
+    """The mean of -log p(next token), weighted by the batch's `loss_weights`; 0 where these are all 0."""
     weights = batch.loss_weights.flatten()
     found = token_log_probabilities(hidden.flatten(0, 1), head, batch.targets.flatten())
     return -(weights * found).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def sequence_log_probabilities(hidden: Float[Tensor, "b t d"], head: Head, batch: Batch) -> Float[Tensor, " b"]:
-    """Of each window, the sum of log p(target) over the tokens that are trained on."""
+    """The sum of log p(target) over the tokens that are trained on, of each window."""
     found = token_log_probabilities(hidden.flatten(0, 1), head, batch.targets.flatten())
     return (found.view_as(batch.targets) * batch.loss_weights).sum(-1)

@@ -1,6 +1,6 @@
-"""Float32 masters: what a stage trains has its own memory, in float32, whatever type the teacher is held in.
+"""Float32 masters: a student's trained parameters in their own float32 memory, whatever the type of the teacher's weights.
 
-A student's tensors that no stage trains lie in the teacher's memory. What a stage is about to train leaves it here, once.
+Tensors that no stage trains stay in the teacher's memory. A parameter is copied out of it once, before its first training.
 """
 
 import torch
@@ -11,7 +11,7 @@ from students.skeleton import Student
 
 
 def make_masters(student: Student, trained: dict[str, tuple[str, nn.Parameter]]) -> None:
-    """Give trained parameters their own float32 memory, and let them learn."""
+    """Give trained parameters their own float32 memory, and set `requires_grad`."""
     for _, parameter in trained.values():
         own(parameter)
         parameter.requires_grad_(True)
@@ -19,12 +19,12 @@ def make_masters(student: Student, trained: dict[str, tuple[str, nn.Parameter]])
 
 
 def own(parameter: nn.Parameter) -> None:
-    """Give a parameter a copy of its values for itself, in float32 or wider."""
+    """Give a parameter its own copy of its values, in float32 or wider."""
     parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
 
 
 def is_own(parameter: nn.Parameter, shared: nn.Parameter | None) -> bool:
-    """Whether a parameter has left the memory that it shared. shared: the teacher's of that name."""
+    """Whether a parameter no longer shares memory with the teacher. shared: the teacher's parameter of that name."""
     if shared is None or shared.dtype != parameter.dtype:
         return True
     return parameter.data_ptr() != shared.data_ptr()

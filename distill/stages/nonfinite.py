@@ -1,4 +1,4 @@
-"""Find the first module whose output is not finite: the forward pass runs again, with a hook on every module."""
+"""A search for the first module whose output is not finite, by a second forward pass with a hook on every module."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ class _Found(Exception):
 
 @torch.no_grad()
 def first_nonfinite(model: nn.Module, forward: Callable[[], object], layers: str) -> str | None:
-    """The innermost module that gives the first output that is not finite, with its layer; None where all are finite.
+    """The name of the innermost module with the first output that is not finite, with its layer; None if all are finite.
 
     Args:
         forward: runs the model. layers: path of the model's list of layers.
@@ -39,10 +39,10 @@ def first_nonfinite(model: nn.Module, forward: Callable[[], object], layers: str
 
 
 def told(whose: str, place: str, model: nn.Module) -> str:
-    """A sentence on the first output that is not finite, with its cause: damaged weights, or numbers that overflow.
+    """A sentence that names the first output that is not finite and its cause: damaged weights, or overflow.
 
     Args:
-        whose: "teacher" or "student". place: see `first_nonfinite`.
+        whose: "teacher" or "student". place: the result of `first_nonfinite`.
     """
     plain = ((name, tensor) for name, tensor in model.named_parameters() if type(tensor) is nn.Parameter)
     wrong = next((name for name, tensor in plain if not bool(tensor.isfinite().all())), None)
@@ -51,7 +51,7 @@ def told(whose: str, place: str, model: nn.Module) -> str:
     else:
         held = {str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters() if tensor.is_floating_point()}
         dtype = " or ".join(sorted({*held, *(["bfloat16"] if torch.is_autocast_enabled() else [])}))
-        cause = f"its weights are finite, so its numbers overflow there: they grow beyond what {dtype} holds"
+        cause = f"its weights are finite, so its activations overflow there: they exceed the range of {dtype}"
     return f"the {whose}'s first output that is not finite is that of {place}; {cause}"
 
 

@@ -1,4 +1,4 @@
-"""What a layer-local stage looks at: the teacher's layers, and what their mixers know when they are fed the same."""
+"""Inputs and outputs of the teacher's attention layers, with the context for their mixers, for layer-by-layer stages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from teachers.teacher import Teacher
 
 @runtime_checkable
 class Sites(Protocol):
-    """What holds mixers by layer, and the layers whose keys others share: a student, or mixers that stand in none yet."""
+    """A holder of mixers by layer and of who shares whose keys: a student, or mixers that are not in a student yet."""
 
     @property
     def mixers(self) -> Mapping[int, Mixer]:
@@ -24,7 +24,7 @@ class Sites(Protocol):
 
     @property
     def givers(self) -> Mapping[int, int]:
-        """For each layer that shares keys, the layer whose they are."""
+        """For each layer that uses another layer's keys and values, that other layer."""
         ...
 
 
@@ -36,14 +36,14 @@ def observed(
     qkv: bool = False,
     wide: bool = False,
 ) -> Iterator[tuple[Observation, Context]]:
-    """What some of the teacher's layers see and do, and what their mixers know when they are fed the same.
+    """Run the teacher once and yield, for each of these layers, its observation and the context for its mixer.
 
-    A mixer that shares an earlier layer's keys and values gets those that the other's mixer makes of that layer's own
-    input, as constants: each layer's loss trains its own mixer alone.
+    A mixer that uses an earlier layer's keys and values gets those that the earlier mixer makes from its own layer's input.
+    They are constants, so each layer's loss trains its own mixer alone.
 
     Args:
-        wide: in float32 whatever the teacher is held in, for what is solved in closed form. Without autocast everything is:
-            a mixer's own numbers are float32.
+        wide: float32 observations whatever the type of the teacher, for closed-form solutions. Without autocast they are
+            always float32, because the mixers' own parameters are.
     """
     wide = wide or not torch.is_autocast_enabled(batch.ids.device.type)
     givers = {layer: student.givers[layer] for layer in layers if layer in student.givers}
@@ -60,5 +60,5 @@ def observed(
 
 
 def layer_name(layer: int) -> str:
-    """How metrics call a layer."""
+    """The name of a layer in metrics."""
     return f"layer_{layer:02d}"

@@ -1,8 +1,8 @@
-"""Windows of which the student writes the answers: on-policy distillation (GKD, arXiv 2306.13649, algorithm 1).
+"""On-policy distillation: windows in which the student writes the answers (GKD, arXiv 2306.13649, algorithm 1).
 
-A chat's first answer, and what follows it, is replaced by what the student says behind the same prompt, sampled at
-temperature 1, in the room that they had. No gradient goes through the sampling. What a teacher then makes of the window is
-what it makes of any text.
+The first answer of a chat and everything after it are replaced by an answer that the student samples at temperature 1 after
+the same prompt, with at most as many tokens as were replaced. No gradient goes through the sampling. The teacher then
+scores the window like any other text.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ SEEDS = 2**62
 
 
 class Place(NamedTuple):
-    """An answer to write: its window, the document's [start, stop) in that, where the answer begins, and what ends it."""
+    """An answer to write: its window, the document's [start, stop) in it, the answer's first column, its end token."""
 
     window: int
     start: int
@@ -35,18 +35,18 @@ class Place(NamedTuple):
 
 @torch.no_grad()
 def written(batch: Batch, student: Student, share: float) -> Batch:
-    """The batch, some of whose windows the student wrote; which, and what it says, the CPU's random state decides.
+    """A batch in which the student wrote the answers of some windows, chosen and sampled by the CPU's random state.
 
     Args:
-        share: of the windows.
+        share: the probability that a window is chosen.
 
     Raises:
         UserError: the text has no completions.
     """
     if batch.trained is None:
         raise UserError(
-            "on_policy is given, but the stage's text has no completions that the student could write; name chats, or "
-            "prompts and completions, or leave on_policy out"
+            "on_policy is given, but the stage's text has no completions for the student to write; use chats, or prompts "
+            "with completions, or leave on_policy out"
         )
     chosen = torch.rand(len(batch.ids)) < share
     seed = int(torch.randint(SEEDS, ()))
@@ -72,7 +72,7 @@ def _places(batch: Batch, chosen: Tensor) -> list[Place]:
 
 
 def _answers(batch: Batch, student: Student, places: list[Place], seed: int) -> list[list[int]]:
-    """What the student says behind each prompt, what ends it included, at most as long as there is room."""
+    """The student's answer after each prompt, with its end token, cut to the room in the window."""
     prompts = [batch.ids[place.window, place.start : place.begin] for place in places]
     width, ends = max(map(len, prompts)), sorted({place.end for place in places})
     ids = torch.full((len(prompts), width), ends[0], device=batch.ids.device)
@@ -83,7 +83,7 @@ def _answers(batch: Batch, student: Student, places: list[Place], seed: int) -> 
     drawn = numbers(seed, range(len(places)), count)
     config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])
     training = student.training
-    student.eval()  # recomputed layers keep no cache while they train
+    student.eval()  # in training mode, recomputed layers keep no cache
     try:
         with own_settings(student, config):
             try:
@@ -92,7 +92,7 @@ def _answers(batch: Batch, student: Student, places: list[Place], seed: int) -> 
                     "logits_processor": LogitsProcessorList([Draws(drawn, 1.0)]),
                 }
                 made = student.generate(ids, attention_mask=mask, **options)
-            except GraphError:  # a family whose attention no decoder holds in place
+            except GraphError:  # a family whose attention the CUDA-graph decoder does not support
                 options = {"logits_processor": LogitsProcessorList([Draws(drawn, 1.0)])}
                 made = student.generate(ids, attention_mask=mask, **options)
     finally:
@@ -106,7 +106,7 @@ def _answers(batch: Batch, student: Student, places: list[Place], seed: int) -> 
 
 
 def _put(batch: Batch, places: list[Place], answers: list[list[int]]) -> Batch:
-    """The batch with these answers; room that they leave counts for nothing."""
+    """The batch with these answers; columns that they leave free have weight 0."""
     parts = {name: getattr(batch, name).clone() for name in ("ids", "targets", "weights", "trained", "labels", "positions")}
     documents, room = batch.documents.clone(), int(batch.documents.max()) + 1
     for number, (place, answer) in enumerate(zip(places, answers, strict=True)):

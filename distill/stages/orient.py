@@ -1,9 +1,10 @@
-"""Stage 1, orient: each mixer's matrix against its attention's (MOHAWK, section 4.1), tile by tile.
+"""Stage 1, orient: matrix orientation, which fits each mixer's matrix M to the attention matrix A, tile by tile.
 
-The loss of a layer is |A - alpha M|_F^2 / |A|_F^2, summed over heads in both, mean over rows of the batch; MOHAWK's own
-number, the mean over heads of |A - alpha M|_F, is logged beside it. Where we differ: alpha, one number a head, is fixed in
-closed form when the stage begins (a mixer's output scale stands outside its matrix), and the scales are solved again
-when it ends. A mixer with a window branch is fitted at the lags that the window does not cover.
+Source: MOHAWK, section 4.1. The loss of a layer is |A - alpha M|_F^2 / |A|_F^2: both norms are summed over heads, and the
+quotient is averaged over the rows of the batch. MOHAWK's own number, the mean over heads of |A - alpha M|_F, is logged too.
+Unlike in MOHAWK, alpha, one number a head, is set in closed form when the stage begins, because a mixer's output scale is
+not part of its matrix; the output scales are solved again when the stage ends. A mixer with a window branch is fitted at
+the lags that the window does not cover.
 """
 
 import logging
@@ -28,11 +29,11 @@ from teachers.observe import Observation
 from teachers.teacher import Teacher
 
 _log = logging.getLogger(__name__)
-TINY = 1e-20  # of the attention's power: a matrix with less is not there
+TINY = 1e-20  # share of the attention's power below which a matrix counts as zero
 
 
 class Orient(Stage):
-    """Matrix orientation: fits each mixer's matrix to its attention's (MOHAWK, arXiv 2408.10189, stage 1).
+    """Matrix orientation: fits each mixer's matrix to its layer's attention matrix (MOHAWK, arXiv 2408.10189, stage 1).
 
     All orientable mixers are trained at once."""
 
@@ -50,7 +51,7 @@ class Orient(Stage):
         calibration_tokens: Count = 8192
         """Tokens of text on which output scales are solved when the stage ends."""
         layers: Literal["new", "all"] = "new"
-        """Whose mixers are trained: all, or the `new` ones that the last `initialise` or `replace` made."""
+        """Which mixers are trained: `all`, or only the `new` ones that the last `initialise` or `replace` made."""
 
     options: Options
     alpha: Tensor
@@ -69,10 +70,10 @@ class Orient(Stage):
 
     @torch.no_grad()
     def begin(self, calibration: Calibration) -> None:
-        """Find alpha: |A - alpha M|^2 is quadratic in it, so its values at a and -a give the minimum.
+        """Find alpha: |A - alpha M|^2 is quadratic in alpha, so its values at a and -a give the minimum.
 
-        a is where alpha M is as large as A: a matrix that is small, or has all but decayed where a window ends, would be
-        lost in the sums' rounding otherwise.
+        a is chosen so that a M is as large as A. Otherwise rounding would hide a small matrix, or one that has almost
+        decayed at the end of the window.
         """
         batch = next(iter(calibration(1)))
         for seen, context in observed(self.teacher, self.student, batch, self.oriented, qkv=True, wide=True):
@@ -81,7 +82,7 @@ class Orient(Stage):
             self.alpha[seen.layer, heads] = 1.0
             beyond, _ = self._error(seen, context, window=lag, min_lag=lag)  # |M|^2 where the attention sees nothing
             scale = _one_size(self._error(seen, context)[1].sum(0), beyond.sum(0))
-            for _ in range(2):  # the first time it may be made too large, by a diagonal that was left out
+            for _ in range(2):  # the first scale may be too large, because it is measured without the diagonal
                 (plus, minus), power = self._both_signs(seen, context, scale)
                 power = power.sum(0)
                 size, along = (plus + minus).sum(0) / 2 - power, (minus - plus).sum(0) / 4  # |scale M|^2 and A . scale M
@@ -139,7 +140,7 @@ class Orient(Stage):
     def _error(
         self, seen: Observation, context: Context, window: int | None = None, min_lag: int | None = None
     ) -> tuple[Float[Tensor, "b h"], Float[Tensor, "b h"]]:
-        """sum (A - alpha M)^2 and sum A^2; `window`, `min_lag`: in place of what the teacher sees and the mixer covers."""
+        """sum (A - alpha M)^2 and sum A^2. `window`, `min_lag`: in place of the teacher's window and the mixer's min_lag."""
         mixer = self.student.mixers[seen.layer]
         matrix = mixer.semiseparable(mixer.project(seen.input, context))
         heads, q, k = mixer.oriented(), cast(Tensor, seen.q), cast(Tensor, seen.k)
@@ -167,5 +168,5 @@ class Orient(Stage):
 
 
 def _one_size(wanted: Float[Tensor, " h"], found: Float[Tensor, " h"]) -> Float[Tensor, " h"]:
-    """What to multiply by so that squares sum to `wanted`; 1 where there is next to nothing to multiply."""
+    """The factor that makes a sum of squares `found` become `wanted`; 1 where `found` is almost zero."""
     return torch.where(found > TINY * wanted, (wanted / found.clamp_min(torch.finfo(found.dtype).tiny)).sqrt(), 1.0)

@@ -3,10 +3,11 @@
 With r = log p_student(answer) - log p_reference(answer), summed over the answer's tokens, and d = r(chosen) - r(rejected):
 
     sigmoid   -(1 - e) log sigmoid(beta d) - e log sigmoid(-beta d)         e: label_smoothing (conservative DPO)
-    ipo       (d' - 1 / (2 beta))^2, d' of r divided by the answer's tokens  (arXiv 2310.12036; TRL >= 1.16 averages so)
+    ipo       (d' - 1 / (2 beta))^2, d' from r divided by the number of the answer's tokens
+              (arXiv 2310.12036; TRL >= 1.16 averages in this way)
 
-The reference's log-probabilities are known before the first step (`distill.training.references`), so no other model runs
-beside the student. A pair is two windows that follow each other: chosen, then rejected.
+The reference's log-probabilities are computed before the first step (`distill.training.references`), so no other model runs
+during training. A pair is two consecutive windows: chosen, then rejected.
 """
 
 from collections.abc import Iterator
@@ -37,22 +38,23 @@ class Prefer(WholeStudent):
     text = "pairs"
 
     class Options(WholeOptions):
-        """Options of direct preference optimisation. `batch` and `micro_batch` count windows, two a pair."""
+        """Options of direct preference optimisation. `batch` and `micro_batch` count windows; a pair is two."""
 
         data: Annotated[list[TextSource], Field(min_length=1)] | None = None
-        """Sources of pairs, which no other stage reads. See docs/text.md#pairs."""
+        """Sources of pairs. Required: no other stage reads pairs. See docs/text.md#pairs."""
         loss: Literal["sigmoid", "ipo"] = "sigmoid"
         """`sigmoid`: the loss of DPO on summed log-probabilities. `ipo`: the squared loss of arXiv 2310.12036 on means
         over each answer's tokens."""
         beta: Annotated[float, Range(0, 1e3, above=True)] = 0.1
-        """How strongly the student is held to the reference."""
+        """Strength of the pull to the reference: the beta of DPO."""
         label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
-        """Share of the pairs that may be the wrong way round (conservative DPO), of `sigmoid` alone."""
+        """Assumed share of pairs whose answers are swapped (conservative DPO). Only for `sigmoid`."""
         reference: Literal["student", "teacher"] = "student"
-        """What the student is compared with: the `student` as the stage begins, or the `teacher`. What it says of each
-        pair is computed once and kept in the run folder."""
+        """The reference model: the `student` as it is when the stage begins, or the `teacher`. Its log-probabilities of the
+        pairs are computed once and kept in the run folder."""
         teacher: Annotated[str, Field(min_length=1)] | None = None
-        """Another reference than the run's teacher, with the same vocabulary. Only with `reference: teacher`."""
+        """Another model as the reference, in place of the run's teacher; it must have the same vocabulary. Only with
+        `reference: teacher`."""
 
         @model_validator(mode="after")
         def _pairs(self) -> "Prefer.Options":
@@ -63,11 +65,11 @@ class Prefer(WholeStudent):
                     f"teacher is given, but reference is {self.reference!r}; set reference: teacher, or leave teacher out"
                 )
             if self.label_smoothing and self.loss == "ipo":
-                raise ValueError(f"label_smoothing is {self.label_smoothing}, and ipo has none; leave it out")
+                raise ValueError(f"label_smoothing is {self.label_smoothing}, but loss: ipo has no smoothing; leave it out")
             for source in self.data:
                 if source.train_on is not None:
                     raise ValueError(
-                        f"train_on is {source.train_on!r}, and pairs are trained on their answers; leave it out"
+                        f"train_on is {source.train_on!r}, but pairs are always trained on their answers; leave it out"
                     )
             return self
 
@@ -94,18 +96,18 @@ class Prefer(WholeStudent):
         return None
 
     def refer_to(self, known: Float[Tensor, " w"], held: list[Batch]) -> None:
-        """Take what the reference says.
+        """Take the reference's log-probabilities.
 
         Args:
-            known: its log-probability of each window's answer, by the window's place. held: batches of pairs that are not
-                trained on.
+            known: the log-probability of each window's answer, by window number. held: held-out batches of pairs.
         """
         self._known, self._held = known, held
-        self.targets = Online(self.teacher)  # nothing else holds another teacher
+        self.targets = Online(self.teacher)  # drops the only reference to another teacher and frees its memory
 
     @torch.no_grad()
     def reference_log_probabilities(self, batch: Batch) -> Float[Tensor, " b"]:
-        """What the reference says of a batch; before the first step alone, while the student is the reference."""
+        """The reference's log-probability of each window's answer. Call it before the first step: `reference: student` means
+        the student as it is then."""
         if self.options.reference == "student":
             return sequence_log_probabilities(self.student.hidden(batch.ids, batch.documents), head_of(self.student), batch)
         targets = cast(Online, self.targets)
@@ -129,11 +131,11 @@ class Prefer(WholeStudent):
     def _ratios(self, batch: Batch) -> Float[Tensor, " b"]:
         """log p_student - log p_reference of each window's answer."""
         ours = sequence_log_probabilities(self.student.hidden(batch.ids, batch.documents), head_of(self.student), batch)
-        if batch.windows is None:  # of a footprint: no text, and nothing that anybody said of it
+        if batch.windows is None:  # a batch that only measures memory has no reference
             return ours
         theirs = cast(Tensor, self._known)[batch.windows].to(ours)
         if not theirs.isfinite().all():
-            raise ValueError("the reference's log-probabilities of these windows are not known")
+            raise ValueError("the reference's log-probabilities of these windows were not computed")
         return ours - theirs
 
     def size(self, batch: Batch) -> float:
@@ -153,5 +155,5 @@ class Prefer(WholeStudent):
 
 
 def _said(margins: Float[Tensor, " p"]) -> dict[str, float]:
-    """Of rewards beta r: how much more the chosen answers have, and the share of pairs where they have more."""
+    """The mean margin of rewards beta r, chosen less rejected, and the share of pairs in which it is positive."""
     return {"reward_margin": margins.mean().item(), "win_share": (margins > 0).float().mean().item()}

@@ -1,7 +1,7 @@
-"""The losses of the stages on one fixed held-out batch: what each stage lowered, and whether a checkpoint came back whole.
+"""The probe: each stage's loss on one fixed held-out batch.
 
-Each loss is measured from scratch (the orient scale and the align power come from the probe batch itself), so it depends
-on the student's weights alone.
+It shows which losses a stage lowered, and whether a checkpoint was restored exactly. Each loss is measured from scratch
+(the orient scale and the align power come from the probe batch itself), so it depends on the student's weights alone.
 """
 
 import math
@@ -22,7 +22,7 @@ def probed_stages() -> dict[str, type[Stage]]:
 
 @torch.no_grad()
 def probe(teacher: Teacher, student: Student, batch: Batch) -> dict[str, float]:
-    """Each stage's loss, and each layer's under `stage/layer_..`; a stage that none of the mixers has is left out."""
+    """Each stage's loss, and each layer's as `stage/layer_..`. A stage that trains none of the mixers is left out."""
     found: dict[str, float] = {}
     for name, kind in probed_stages().items():
         stage = kind(teacher, student, kind.probe_options()).to(teacher.device)
@@ -35,7 +35,7 @@ def probe(teacher: Teacher, student: Student, batch: Batch) -> dict[str, float]:
 
 
 def judged_layer_loss() -> tuple[str, LayerLoss]:
-    """The stage whose losses by layer every judgement holds, and how they are shown."""
+    """The stage whose losses by layer are part of every evaluation, and how they are shown."""
     return next(
         (name, kind.layer_loss) for name, kind in probed_stages().items() if kind.layer_loss and kind.layer_loss.judged
     )
@@ -49,14 +49,14 @@ def judged_layer_errors(probed: dict[str, float]) -> dict[str, float]:
 
 
 def differs(before: dict[str, float], now: dict[str, float], tolerance: float) -> list[str]:
-    """The stages whose loss is not what it was, relative to `tolerance`."""
+    """The stages whose loss changed by more than `tolerance`, relative to the earlier one."""
 
-    def same(name: str) -> bool:  # nothing is the same as nan
+    def same(name: str) -> bool:  # False for nan
         return abs(before[name] - now[name]) <= tolerance * max(abs(before[name]), 1e-6)
 
     return [name for name in probed_stages() if name in before and name in now and not same(name)]
 
 
 def finite(losses: dict[str, float]) -> dict[str, float]:
-    """What of a probe can be written down: the losses that are numbers."""
+    """The losses of a probe that are finite, which can be written as JSON."""
     return {name: loss for name, loss in losses.items() if math.isfinite(loss)}

@@ -1,16 +1,17 @@
-"""How fast a stage trained on a GPU where that was measured, and what lies between."""
+"""Training speed of a stage on one GPU: measured points, and interpolation between them."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 GPU = "an H100"
-NEAR = 1.05  # how many times more or fewer parameters are still those of a measured point
+NEAR = 1.05  # the largest ratio of parameter counts at which a measured point is taken unchanged
 
 
 class Point(NamedTuple):
-    """Parameters of a teacher, tokens a second on one GPU with the optimizer's part, and what was run (`distill bench steps
-    --recipe RECIPE --no-references`)."""
+    """A measurement: the teacher's parameters, tokens a second on one GPU with the optimizer step, and the recipe.
+
+    Command: `distill bench steps --recipe RECIPE --no-references`."""
 
     parameters: float
     tokens: float
@@ -18,17 +19,17 @@ class Point(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Tokens a second on one GPU, and where that is from."""
+    """Tokens a second on one GPU, and the source of the number."""
 
     tokens: float
     said: str
 
 
 def rate_of(points: Sequence[Point], parameters: float) -> Rate | None:
-    """How fast a stage trains with a teacher of so many parameters; None where it was never measured.
+    """The training speed of a stage for a teacher with `parameters` parameters; None if the stage was never measured.
 
-    Between two measured sizes it is interpolated in the logarithms of both; beyond them arithmetic bounds it, so it falls
-    as parameters grow, and is that of the smallest below that.
+    Between two measured sizes, the speed is interpolated in the logarithms of both. Above the largest, arithmetic is the
+    bound, so the speed falls in proportion to the parameters. Below the smallest, it is that of the smallest.
     """
     points = sorted(points)
     if not points:

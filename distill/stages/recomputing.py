@@ -1,7 +1,7 @@
-"""What the backward pass recomputes of a decoder layer: all of it, or all but matrix products and attention.
+"""Activation recomputation of decoder layers in the backward pass: of everything, or all but matrix products and attention.
 
-Selective recomputation (arXiv 2205.05198, section 5) keeps what is dear to compute and small to hold. The kernels of
-students are single functions of autograd, and are recomputed as wholes.
+Selective recomputation (arXiv 2205.05198, section 5) keeps results that are expensive to compute and small to store. Each
+of the students' kernels is one autograd function and is recomputed as a whole.
 """
 
 from functools import partial
@@ -18,12 +18,13 @@ Recomputed = bool | Literal["selective"]
 aten = torch.ops.aten
 PRODUCTS = frozenset({aten.mm.default, aten.addmm.default})
 BATCHED = frozenset({aten.bmm.default, aten.baddbmm.default})
-ATTENTION = "aten::_scaled_dot_product"  # how the names of its fused kernels begin
+ATTENTION = "aten::_scaled_dot_product"  # prefix of the names of the fused attention kernels
 
 
 def recompute(model: nn.Module, what: Recomputed) -> None:
-    """Have every decoder layer's backward pass recompute activations: of True all, of "selective" all but what `policy`
-    keeps; of False none."""
+    """Make every decoder layer recompute activations in the backward pass: all for True, none for False.
+
+    "selective" recomputes all but what `policy` keeps."""
     if not what:
         return
     options: dict[str, Any] = {"use_reentrant": False}
@@ -39,8 +40,9 @@ def recompute_nothing(model: nn.Module, what: Recomputed) -> None:
 
 
 def policy(context: Any, op: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    """Keep the result of a matrix product, of a batched one unless it is larger than what goes in (the scores of attention
-    would be), and of fused attention."""
+    """Keep the results of matrix products and of fused attention.
+
+    The result of a batched product is kept only if it is not larger than its factors, as attention scores would be."""
     keep = op in PRODUCTS or (op in BATCHED and _no_larger(*arguments[-2:])) or str(op.name()).startswith(ATTENTION)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -1,11 +1,11 @@
-"""Replace: more layers of the student as it now is become mixers (progressive replacement).
+"""Stage replace: progressive replacement, which converts further attention layers of the current student to mixers.
 
-The Mamba in the Llama (arXiv 2408.15237) converts some layers, distils, and converts more of what came of it: in its
-ablation the perplexity was 2.20 step by step, and 2.29 with all of them at once. What the new mixers are made from is the
-student's own attention, which the stages before may have trained: its projections (`Mixer.from_attention`), and its inputs
-and outputs in the student, on which their constants and output scales are solved as `initialise` solves the first mixers'.
+The Mamba in the Llama (arXiv 2408.15237) converts some layers, distils, and then converts more layers of the result. In its
+ablation the perplexity was 2.20 step by step and 2.29 with all layers at once. The new mixers are made from the student's
+own attention, which earlier stages may have trained. They copy its projections (`Mixer.from_attention`). Their constants
+and output scales are solved on its inputs and outputs in the student, as in `initialise`.
 
-The layers that are there already stay as they are. Stages after it know which ones are new (`layers: new`).
+Mixers that exist already do not change. Later stages know which mixers are new (`layers: new`).
 """
 
 from typing import cast
@@ -28,7 +28,7 @@ MADE_FROM = "(made from)"  # in the weight-transfer record
 
 
 class Unplaced(nn.Module):
-    """Mixers that stand in no student yet, as closed-form work asks for a student's."""
+    """Mixers that are not in a student yet, with the attributes that closed-form initialisation reads of a student."""
 
     def __init__(self, mixers: dict[int, Mixer]) -> None:
         super().__init__()
@@ -37,15 +37,15 @@ class Unplaced(nn.Module):
 
 
 class InitialiseFurther(Initialise):
-    """`initialise`, of mixers beside a student and on its own inputs and outputs."""
+    """`initialise` for mixers outside the student, solved on the student's own inputs and outputs."""
 
     whose = "the student's own attention's"
 
 
 class Replace(Stage):
-    """Progressive replacement: turns more attention layers of the student as it is by then into mixers (arXiv 2408.15237).
+    """Progressive replacement: turns further attention layers of the current student into mixers (arXiv 2408.15237).
 
-    Its work is closed-form, as that of `initialise`."""
+    The mixers are initialised in closed form, as in `initialise`."""
 
     trains = False
     records = True
@@ -62,17 +62,17 @@ class Replace(Stage):
     ) -> None:
         super().__init__(teacher, student, options, transfers)
         self.layout: Layout | None = None
-        self.taken: dict[int, nn.Module] = {}  # the attention that stood in its layers, until it ends
+        self.taken: dict[int, nn.Module] = {}  # the replaced attention by layer, until the stage ends
 
     def become(self, layout: Layout) -> None:
-        """Take the layout that the student is to have."""
+        """Set the layout that the student will have after the stage."""
         self.layout = layout
 
     def begin(self, calibration: Calibration) -> None:
         source = as_source(self.teacher, self.student)
         mixers = self.make_mixers()
         for layer in mixers:
-            self.transfers[layer].set(MADE_FROM, "the student's own attention, as the stages before left it")
+            self.transfers[layer].set(MADE_FROM, "the student's own attention, as trained by the stages before")
         InitialiseFurther(source, Unplaced(mixers), self.options, self.transfers).begin(calibration)
         self._place(mixers)
 
@@ -84,7 +84,7 @@ class Replace(Stage):
         self.taken = {}
 
     def make_mixers(self) -> dict[int, Mixer]:
-        """The new mixers, each made from its layer's attention as it stands in the student, and recorded."""
+        """Make the new mixers, each from its layer's current attention in the student, and record the transfers."""
         layout = cast(Layout, self.layout)
         layers = further(self.student.layout, layout)
         mixers, transfers = further_mixers(as_source(self.teacher, self.student), layout, self.student.shapes, layers)
@@ -99,10 +99,10 @@ class Replace(Stage):
 def mixers_for(
     teacher: Teacher, student: Student, layout: Layout, options: Initialise.Options, calibration: Calibration
 ) -> dict[int, Mixer]:
-    """Calibrated mixers for further layers of a student, which is left as it is.
+    """Make calibrated mixers for further layers of a student without changing the student.
 
     Returns:
-        them, by layer.
+        the mixers by layer.
     """
     stage = Replace(teacher, student, options)
     stage.become(layout)

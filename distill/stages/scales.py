@@ -1,8 +1,8 @@
-"""The scale of each term of a mixer's output, by least squares against the teacher's attention output.
+"""Output scales: one factor for each term of a mixer's output, by least squares against the teacher's attention output.
 
-A mixer's output is a sum over terms (heads, of every branch), sum_k W_k f_k, and so is what it should be: the factors s
-that bring sum_k s_k W_k f_k nearest to the teacher's output solve a small linear system. Without them a mixer made of raw
-q and k starts hundreds of times too large.
+A mixer's output is a sum over terms (each head of each branch), sum_k W_k f_k. The factors s that bring sum_k s_k W_k f_k
+nearest to the teacher's output solve a small linear system. Without them, the output of a mixer made from raw q and k
+starts hundreds of times too large.
 """
 
 from typing import cast
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from students.mixers.mixer import Context, Mixer
 
-RIDGE = 1e-3  # relative to each term's own energy: keeps factors sane where two terms say nearly the same
+RIDGE = 1e-3  # relative to each term's own energy: bounds the factors where two terms are almost collinear
 
 
 class OutputScales:
-    """Collects one mixer's normal equations over batches; float64, memory (terms x channels)^2."""
+    """The normal equations of one mixer, summed over batches in float64; memory (terms x channels)^2."""
 
     def __init__(self, mixer: Mixer) -> None:
         self.mixer = mixer
@@ -27,7 +27,7 @@ class OutputScales:
 
     @torch.no_grad()
     def add(self, h: Float[Tensor, "b t d"], context: Context, target: Float[Tensor, "b t d"]) -> None:
-        """Take one batch of the layer's inputs and the teacher's outputs into account."""
+        """Add one batch: the layer's inputs and the teacher's outputs."""
         mixer = self.mixer
         features = mixer.features(mixer.mix(mixer.project(h, context), context), h).float()
         weight, bias = mixer.out_weight()
@@ -43,7 +43,7 @@ class OutputScales:
         self.power += target.square().sum().item()
 
     def solve(self) -> tuple[Float[Tensor, " k"], float]:
-        """The factors, and the share of the target's power that they leave unexplained. A silent term keeps 1."""
+        """The factors, and the share of the target's power that stays unexplained. A term without energy keeps factor 1."""
         gram, moment = cast(Tensor, self.gram), cast(Tensor, self.moment)
         energy = gram.diagonal()
         silent = energy <= 1e-12 * energy.max()

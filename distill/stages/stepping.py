@@ -1,10 +1,9 @@
-"""What makes a stage's steps fast on a GPU, for the length of a step: attention within documents without masks, and
-decoder layers compiled by torch.compile.
+"""Fast training steps on a GPU: attention within documents without masks, and decoder layers under torch.compile.
 
-A layer is compiled where it stands: its `forward` is replaced for the length of a step, and nothing else of the model
-changes. Mixers and our own ops are left as they are; what is fused are the norms, rotary embeddings, activations, residual
-sums and casts around them. Layers whose attention is watched are not compiled whole, for hooks would be: their norms and
-MLPs are.
+Both hold for the length of a step only. A layer is compiled in place: its `forward` is replaced during the step, and nothing
+else of the model changes. Mixers and our own ops are not compiled; compilation fuses the norms, rotary embeddings,
+activations, residual sums and casts around them. In layer-by-layer stages only the teacher's norms and MLPs are compiled,
+because the hooks that observe attention would be compiled with a whole layer.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +21,10 @@ from students.skeleton import Student
 
 
 class Stepping:
-    """How a stage takes its steps: `with stepping():` around one.
+    """The context of a stage's steps: put `with stepping():` around each.
 
     Args:
-        narrow: the run computes in 16 bits. compiled: whether layers are compiled; None: on a GPU.
+        narrow: whether the run computes in 16 bits. compiled: whether layers are compiled; None: only on a GPU.
     """
 
     def __init__(self, stage: Stage, narrow: bool, compiled: bool | None = None) -> None:
@@ -36,7 +35,7 @@ class Stepping:
         self._compiled: dict[nn.Module, Callable] = {}
         if cuda if compiled is None else compiled:
             self._compiled = {part: torch.compile(part.forward, dynamic=False) for part in _parts(stage)}
-            if stage.whole_student:  # traced, a mixer is ten pieces, and calling those takes longer than they save
+            if stage.whole_student:  # a traced mixer breaks into ten graphs, whose calls cost more than fusion saves
                 self._compiled |= {slot: torch.compiler.disable(slot.forward) for slot in _slots(stage.student)}
 
     @contextmanager
@@ -51,7 +50,7 @@ class Stepping:
 
 
 def _parts(stage: Stage) -> list[nn.Module]:
-    """The modules that are compiled: whole layers where the student runs whole, else the teacher's without attentions."""
+    """The modules to compile: whole decoder layers in end-to-end stages, else the teacher's layers without attention."""
     teacher, student = stage.running, stage.student
     layers = [] if teacher is None else list(_listed(teacher.model, teacher.family.layers))
     if stage.whole_student:
@@ -65,7 +64,7 @@ def _listed(model: nn.Module, layers: str) -> nn.ModuleList:
 
 
 def _slots(student: Student) -> list[nn.Module]:
-    """What stands around the mixers in the student's layers."""
+    """The slots of the student: the modules that hold its mixers."""
     layers, place = _listed(student, student.place.layers), student.place.name
     return [getattr(layers[index], place) for index in student.layout.converted]
 

@@ -1,6 +1,6 @@
-"""Where a stage that distils next-token distributions gets them from: the run's teacher, another one, or a cache of logits.
+"""Sources of next-token distributions for distillation: the run's teacher, another teacher, or a cache of logits.
 
-A stage asks `see` for what is known of a batch, runs its student, and asks `divergence` for the loss between the two.
+A stage calls `see` with a batch, runs its student, and passes both results to `divergence` for the loss.
 """
 
 from abc import ABC, abstractmethod
@@ -22,9 +22,11 @@ from teachers.teacher import Teacher
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage's options say of where its distributions come from: at which temperature they are compared, the reference
-    of another teacher than the run's, a folder of logits in place of a teacher, and whether hidden states are compared too,
-    and of which layers."""
+    """The source of distributions that a stage's options ask for.
+
+    temperature: of both distributions. teacher: the reference of another teacher than the run's. offline: a folder of
+    logits in place of a teacher. hidden, layers: whether hidden states are compared too, and the outputs of which layers.
+    """
 
     temperature: float = 1.0
     teacher: str | None = None
@@ -34,33 +36,33 @@ class Source:
 
 
 class Seen(NamedTuple):
-    """A teacher's last hidden states of a batch, and the output states of some of its layers."""
+    """A teacher's last hidden states for a batch, and the output states of some of its layers."""
 
     last: Float[Tensor, "b t e"]
     layers: dict[int, Float[Tensor, "b t e"]]
 
 
 class Targets(ABC):
-    """One source of next-token distributions. teacher: the model that runs for them; None where none does."""
+    """Base class of sources of next-token distributions. teacher: the model that runs for them; None if none does."""
 
     teacher: Teacher | None = None
 
     @abstractmethod
     def see(self, batch: Batch, layers: Sequence[int] = ()) -> Any:
-        """What `divergence` needs of a batch. layers: whose output states are wanted too, where a teacher runs."""
+        """The data for `divergence` on a batch. layers: also return the output states of these, if a teacher runs."""
 
     @abstractmethod
     def divergence(
         self, hidden: Float[Tensor, "b t d"], head: Head, seen: Any, batch: Batch, options: Any
     ) -> Float[Tensor, ""]:
-        """The loss of a batch, a mean over its `loss_weights`; 0 where these are all 0. options: the stage's divergence,
-        temperature and ce."""
+        """The loss of a batch: a mean weighted by its `loss_weights`, 0 where these are all 0. options: has the stage's
+        divergence, temperature and ce."""
 
 
 class Online(Targets):
-    """A teacher that runs beside the student.
+    """A teacher that runs together with the student.
 
-    vocabulary: entries that the softmaxes are over, where the two heads have other numbers of unused rows behind it.
+    vocabulary: the number of entries in both softmaxes, where the two heads are padded to different numbers of rows.
     """
 
     teacher: Teacher
@@ -95,14 +97,14 @@ class Online(Targets):
 
 
 class Cached(Targets):
-    """Logits that `distill cache` wrote. The divergence is a lower bound of the KL (`students.kernels.linear_kl.sparse`)."""
+    """A cache of logits from `distill cache`. The divergence is a lower bound of the KL (see `sparse_kl`)."""
 
     def __init__(self, cache: LogitCache) -> None:
         self.cache, self.vocabulary = cache, cache.facts.vocabulary
 
     def see(self, batch: Batch, layers: Sequence[int] = ()) -> Known:
         if batch.windows is None:
-            raise ValueError("cached logits are known by their windows, and this batch does not say which it holds")
+            raise ValueError("cached logits are looked up by window number, but this batch has no window numbers")
         return self.cache.known(batch.windows.tolist()).to(batch.ids.device)
 
     def divergence(
@@ -125,12 +127,13 @@ class Cached(Targets):
 def relative_error(
     ours: Sequence[Float[Tensor, "b t d"]], theirs: Sequence[Float[Tensor, "b t d"]], weights: Float[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
-    """|ours - theirs|^2 / |theirs|^2 of each token, mean over the tokens that count, and over the pairs of states; 0 where
-    none counts."""
+    """|ours - theirs|^2 / |theirs|^2 of each token, as a mean weighted by `weights` and over the pairs of states.
+
+    The result is 0 where all weights are 0."""
     total = torch.zeros((), device=weights.device)
     for own, other in zip(ours, theirs, strict=True):
         wanted = other.float()
-        power = torch.where(weights > 0, wanted.square().sum(-1), 1.0)  # a token that counts for nothing may have none
+        power = torch.where(weights > 0, wanted.square().sum(-1), 1.0)  # the power may be 0 at a token of weight 0
         error = (own.float() - wanted).square().sum(-1) / power
         total = total + (error * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
     return total / len(ours)

@@ -1,4 +1,4 @@
-"""The training texts of a recipe: which stage reads which, in windows of what length, and how much of each is read."""
+"""The training texts of a recipe: the sources and the window length of each stage, and the tokens read of each text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from distill.text.pairs import PAIRS
 
 @dataclass(frozen=True)
 class StageText:
-    """A text as a stage reads it. where: the key of its sources. seq_len, length_key: the length of its windows, and the key
-    that says it."""
+    """The text of a stage. where: the recipe key of the sources. seq_len, length_key: tokens of a window and the recipe key
+    that sets it."""
 
     sources: tuple[TextSource, ...]
     where: str
@@ -20,22 +20,22 @@ class StageText:
 
     @property
     def pairs(self) -> bool:
-        """Whether it is pairs of answers."""
+        """Whether the text consists of pairs of answers."""
         return any(source.train_on == PAIRS for source in self.sources)
 
     @property
     def key(self) -> tuple[tuple[TextSource, ...], int]:
-        """What two stages that go on in each other's windows have in common."""
+        """A key that is equal for two stages if the later one continues in the windows of the earlier one."""
         return self.sources, self.seq_len
 
 
 def usual_text(recipe: Recipe) -> StageText:
-    """What a stage reads that says nothing of its own."""
+    """The text of a stage without `data` or `seq_len` of its own."""
     return StageText(tuple(recipe.data.train), "data.train", recipe.data.seq_len, "data.seq_len")
 
 
 def text_of(recipe: Recipe, entry: StageEntry) -> StageText:
-    """What a stage reads."""
+    """The text that a stage reads."""
     usual, options, place = usual_text(recipe), entry.options, f"stages.{entry.index}.{entry.name}"
     sources: list[TextSource] | None = getattr(options, "data", None)
     length = getattr(options, "seq_len", None)
@@ -51,20 +51,22 @@ def text_of(recipe: Recipe, entry: StageEntry) -> StageText:
 
 
 def texts_of(recipe: Recipe) -> list[StageText]:
-    """Every text and length that a recipe's stages read, the usual one first."""
+    """All combinations of text and window length that a recipe's stages read, the recipe's own first."""
     found = {text.key: text for text in (usual_text(recipe), *(text_of(recipe, entry) for entry in stages_of(recipe)))}
     return list(found.values())
 
 
 def own_sources(recipe: Recipe) -> dict[str, tuple[TextSource, ...]]:
-    """The sources that stages have in place of the recipe's, by their key; each text once."""
+    """The sources that stages have in place of `data.train`, by recipe key; each text once."""
     found = {text.sources: text.where for text in reversed(texts_of(recipe)) if text.where != "data.train"}
     return {where: sources for sources, where in reversed(found.items())}
 
 
 def tokens_read(recipe: Recipe, sources: Sequence[TextSource]) -> int:
-    """What the stages read of a text, each up to a batch more than it says: those of the student, or of its twin where that
-    reads more, since it gets the tokens of stages that it does not take."""
+    """The most tokens that a run's stages read of a text: each reads its `tokens` and up to one batch more.
+
+    This is the larger of two sums: the student's, and the window-only control's (twin). The control skips some stages, and
+    its next stage gets their tokens."""
     total, twin, spare = 0, 0, 0
     for entry in stages_of(recipe):
         text = text_of(recipe, entry)

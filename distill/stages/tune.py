@@ -1,7 +1,7 @@
-"""Stage tune (supervised fine-tuning): cross-entropy on what the assistant said, on every token of plain text.
+"""Stage tune: supervised fine-tuning (SFT) with cross-entropy on the assistant's answers, or on all tokens of plain text.
 
-With `kl` the teacher's next-token distribution holds the student: cross-entropy + kl T^2 D(teacher, student), both a mean
-over the tokens that are trained on.
+With `kl`, a divergence from the teacher is added: cross-entropy + kl T^2 D(teacher, student). Both terms are means over the
+tokens that are trained on.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from teachers.teacher import Teacher
 
 
 class Shares(NamedTuple):
-    """What `Targets.divergence` reads of options."""
+    """The options that `Targets.divergence` reads."""
 
     divergence: str
     temperature: float
@@ -29,22 +29,22 @@ class Shares(NamedTuple):
 
 
 class Tune(WholeStudent):
-    """Supervised fine-tuning: cross-entropy on what the assistant said, with `kl` a divergence from a teacher beside it."""
+    """Supervised fine-tuning: cross-entropy on the assistant's answers; `kl` adds a divergence from a teacher."""
 
     class Options(TaughtOptions):
-        """Options of supervised fine-tuning. Cross-entropy is on what the assistant said, on every token of plain text."""
+        """Options of supervised fine-tuning. Cross-entropy is on the assistant's answers, or on all tokens of plain text."""
 
         kl: Annotated[float, Range(0, 1e6)] = 0.0
-        """Weight of the divergence from the teacher beside the cross-entropy, whose weight is 1. At 0 no teacher runs."""
+        """Weight of the divergence from the teacher; cross-entropy has weight 1. At 0 no teacher runs."""
 
         @model_validator(mode="after")
         def _targets_are_used(self) -> "Tune.Options":
             for name in ("teacher", "offline_logits"):
                 if getattr(self, name) is not None and not self.kl:
-                    raise ValueError(f"{name} is given, but kl, its weight, is 0; give kl a weight, or leave {name} out")
+                    raise ValueError(f"{name} is given, but its weight, kl, is 0; give kl a weight, or leave {name} out")
             if self.offline_logits is not None and self.divergence != "forward_kl":
                 raise ValueError(
-                    f"divergence is {self.divergence!r}, and offline_logits give a bound of the forward KL and of no other; "
+                    f"divergence is {self.divergence!r}, but offline_logits bound the forward KL and no other divergence; "
                     "set divergence: forward_kl, or leave offline_logits out"
                 )
             return self
@@ -70,6 +70,6 @@ class Tune(WholeStudent):
         if not options.kl:
             yield "loss", cross_entropy(hidden, head_of(student), batch)
             return
-        both = 1.0 + options.kl  # of which cross-entropy has the share 1 / both
+        both = 1.0 + options.kl  # the sum of both weights: cross-entropy has the share 1 / both
         shares = Shares(options.divergence, options.temperature, 1.0 / both)
         yield "loss", both * self.targets.divergence(hidden, head_of(student), seen, batch, shares)

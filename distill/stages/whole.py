@@ -1,5 +1,7 @@
-"""What the stages share that train the student end to end: what learns beside the mixers, adapters, recomputed layers, and
-where another model's next-token distributions come from."""
+"""The base class and options of stages that train the student end to end.
+
+They hold the choice of trained parameters, adapters, recomputation of layers, and the source of next-token distributions.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -33,29 +35,28 @@ class Lora(Schema):
     alpha: Annotated[float, Range(0, 1e6, above=True)] = 32.0
     """An adapter's output is multiplied by `alpha` / `rank`."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
-    """Names of linear layers, or their last parts. Where none are given, every linear layer outside the mixers and the
-    head."""
+    """Names of linear layers, or their last parts. Default: every linear layer outside the mixers and the head."""
     save: Literal["merged", "adapters"] = "merged"
-    """What becomes of the adapters when the stage ends: `merged` adds them to the weights; `adapters` leaves them beside
-    the weights in peft's format, which only the last stage may."""
+    """How the adapters are saved when the stage ends: `merged` adds them to the weights; `adapters` saves them separately
+    in peft's format, next to the weights, which only the last stage may do."""
 
 
 class WholeOptions(TrainingOptions):
-    """What every stage that trains the student end to end takes."""
+    """Options of every stage that trains the student end to end."""
 
     train: Literal["mixers", "mixers+norms", "all", "lora"] = "all"
-    """What learns: the `mixers` alone, `mixers+norms`, `all`, or `lora`: the mixers, and adapters on the rest."""
+    """What is trained: the `mixers` alone, `mixers+norms`, `all`, or `lora`: the mixers, and adapters on the rest."""
     layers: Literal["new", "all"] = "all"
-    """Whose mixers learn: all, or the `new` ones that the last `initialise` or `replace` made."""
+    """Which mixers are trained: `all`, or only the `new` ones that the last `initialise` or `replace` made."""
     freeze: list[Literal["q", "k"]] = []
-    """Projections of kept attention that stay as they are, with their norms. Only with `train: all`."""
+    """Projections of kept attention that are not trained, with their norms. Only with `train: all`."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Multiplies the rates of a layer once for every layer above it, and those of the embeddings once for all layers."""
+    """Factor on the rates of a layer for every layer above it; on those of the embeddings for every layer of the model."""
     lora: Lora = Lora()
     """The adapters of `train: lora`."""
     activation_checkpointing: Recomputed = False
-    """What the backward pass computes again, to save memory: nothing (`false`), every decoder layer (`true`), or
-    `selective`, every layer but its matrix products and attention. Loss and gradients are the same."""
+    """What the backward pass recomputes to save memory: nothing (`false`), every decoder layer (`true`), or `selective`:
+    every layer except its matrix products and attention. Loss and gradients are the same."""
 
     @model_validator(mode="after")
     def _adapters_are_used(self) -> "WholeOptions":
@@ -67,29 +68,29 @@ class WholeOptions(TrainingOptions):
     def _frozen_would_learn(self) -> "WholeOptions":
         if self.freeze and self.train != "all":
             raise ValueError(
-                f"freeze is {self.freeze}, but train is {self.train!r}, which leaves the projections of kept attention "
-                "as they are; leave freeze out, or set train: all"
+                f"freeze is {self.freeze}, but train is {self.train!r}, which does not train the projections of kept "
+                "attention; leave freeze out, or set train: all"
             )
         return self
 
 
 class TaughtOptions(WholeOptions):
-    """What the stages take that compare next-token distributions with another model's."""
+    """Options of stages that compare the student's next-token distributions with another model's."""
 
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     """The divergence between the student's next-token distribution and the teacher's."""
     temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
     """The temperature of both distributions."""
     teacher: Annotated[str, Field(min_length=1)] | None = None
-    """Another teacher than the run's, a larger one for instance; its vocabulary must be the same token by token. It is
+    """Another teacher than the run's, for instance a larger one. Its vocabulary must be the same token by token. It is
     loaded when the stage begins and freed when it ends. See docs/teachers.md#another-teacher."""
     offline_logits: Annotated[str, Field(min_length=1)] | None = None
-    """A folder that `distill cache` wrote. The stage learns from the likeliest tokens that it holds, and no teacher is
-    on the GPU. See docs/teachers.md."""
+    """A folder that `distill cache` wrote. The stage learns from the likeliest tokens in it, and no teacher is on the GPU.
+    See docs/teachers.md#cached-logits."""
 
 
 class WholeStudent(Stage):
-    """Base of the stages that train the student end to end. Its losses are means over `batch.loss_weights`."""
+    """Base class of stages that train the student end to end. Losses are means weighted by `batch.loss_weights`."""
 
     Options = WholeOptions
     whole_student = True
@@ -101,7 +102,7 @@ class WholeStudent(Stage):
     ) -> None:
         super().__init__(teacher, student, options, transfers)
         self.targets: Targets = Online(teacher)
-        self._targets: list[str] = []  # linear layers with adapters, also after these are merged
+        self._targets: list[str] = []  # linear layers with adapters, kept after the adapters are merged
 
     def prepare(self) -> None:
         student = self.student
@@ -137,7 +138,7 @@ class WholeStudent(Stage):
         return None
 
     def finish(self, calibration: Calibration) -> None:
-        self.targets = Online(self.teacher)  # nothing else holds another teacher
+        self.targets = Online(self.teacher)  # drops the only reference to another teacher and frees its memory
         recompute_nothing(self.student, self.options.activation_checkpointing)
         if self.options.train == "lora" and self.options.lora.save == "merged":
             adapters.merge(self.student)
@@ -147,7 +148,7 @@ class WholeStudent(Stage):
             self.add_adapters()
 
     def add_adapters(self) -> None:
-        """Put the adapters that the options ask for on the student."""
+        """Put adapters on the student as the options say."""
         lora = self.options.lora
         self._targets = list(adapters.targets(self.student, lora.targets))
         adapters.add(self.student, self._targets, lora.rank, lora.alpha)
@@ -158,7 +159,7 @@ class WholeStudent(Stage):
         if options.train == "lora":
             adapters.check_rank(adapters.targets(student, options.lora.targets), options.lora.rank)
             if options.lora.save == "adapters" and not last:
-                raise ValueError("lora.save is 'adapters', but a stage follows that would train on top of them; use merged")
+                raise ValueError("lora.save is 'adapters', but a later stage would train on top of them; use merged")
 
     @classmethod
     def roles(cls, student: Student, options: "WholeOptions") -> set[str]:
@@ -214,7 +215,7 @@ class WholeStudent(Stage):
         return super().changed(done) | {f"{name}.base_layer.weight" for name in self._own_bases()}
 
     def _own_bases(self) -> list[str]:
-        """Adapted layers whose weight an earlier stage trained: it lies no longer in the teacher's memory."""
+        """Adapted layers whose weight an earlier stage trained, so that it is no longer in the teacher's memory."""
         shared = dict(self.teacher.model.named_parameters())
         bases = {name: layer.get_base_layer().weight for name, layer in adapters.adapted(self.student).items()}
         return [name for name, base in bases.items() if is_own(base, shared.get(f"{name}.weight"))]

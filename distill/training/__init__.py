@@ -1,1 +1,1 @@
-"""Training: the one loop, a student's way through its stages, and a whole run from recipe to report."""
+"""Training: the training loop, the sequence of a student's stages, and a whole run from recipe to report."""

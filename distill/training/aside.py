@@ -1,6 +1,7 @@
-"""The teacher off the GPU while a stage trains without it, back for what needs it: checkpoints' probes and evaluations.
+"""Offloading of the teacher to the CPU while a stage trains without it.
 
-What the student still shares with the teacher stays where it is, so the two share it afterwards too.
+It returns to the GPU for probes at checkpoints and for evaluations. Weights that the student shares with the teacher are not
+moved, so the two still share them afterwards.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from teachers.teacher import Teacher
 
 
 class Aside:
-    """Moves the teacher's own weights off its device and back."""
+    """Moves the weights that only the teacher uses to the CPU and back."""
 
     def __init__(self, teacher: Teacher) -> None:
         self._model, self._device = teacher.model, teacher.device
@@ -21,7 +22,7 @@ class Aside:
 
     @contextmanager
     def away(self, student: nn.Module) -> Iterator[None]:
-        """Keep the teacher's weights in the CPU's memory while the block runs; nothing to do on a CPU."""
+        """Keep the teacher's weights in CPU memory while the block runs. On a CPU, do nothing."""
         if self._device.type != "cuda":
             yield
             return
@@ -35,7 +36,7 @@ class Aside:
 
     @contextmanager
     def back(self) -> Iterator[None]:
-        """Have them on the device while the block runs, where they are away."""
+        """Return the weights to the device while the block runs, if they are away."""
         self._move(self._device)
         try:
             yield

@@ -1,5 +1,4 @@
-"""A run that starts from a finished student: its weights put into the student that the teacher's layout gives, its record
-taken over, and all of it checked."""
+"""The start of a run from a finished student: loads and checks its weights, and takes over its transfer record."""
 
 from pathlib import Path
 from typing import cast
@@ -20,15 +19,15 @@ from teachers.teacher import Teacher
 
 
 def begin_from(recipe: Recipe, teacher: Teacher, student: Student, transfers: dict[int, Transfer]) -> set[str]:
-    """Give a student, as it was built from the teacher, the weights of the one that the recipe starts from.
+    """Give a student that was built from the teacher the weights of the recipe's `student`.
 
-    Skeletons' tensors that are the teacher's stay in its memory; others get their own, no narrower than they are saved.
+    Backbone tensors that equal the teacher's stay in the teacher's memory. Others get their own, at least as wide as saved.
 
     Returns:
-        the names of the skeleton's tensors that differ from the teacher's.
+        the names of the backbone's tensors that differ from the teacher's.
 
     Raises:
-        UserError: the student is of another teacher, tokenizer, or layout, or its files are damaged.
+        UserError: the saved student has another teacher, tokenizer or layout, or its files are damaged.
     """
     start = cast(str, recipe.student)
     place = place_of(start, f"{recipe.name}: student")
@@ -36,7 +35,7 @@ def begin_from(recipe: Recipe, teacher: Teacher, student: Student, transfers: di
     check_teacher(found, teacher, place)
     _check_tokenizer(place, teacher)
     if found.layout != student.layout:
-        raise UserError(f"{place} has the layout {found.layout}, but the recipe says {student.layout}; leave the layout out")
+        raise UserError(f"{place} has the layout {found.layout}, but the recipe says {student.layout}; leave pattern out")
     theirs = dict(found.named_parameters()) | dict(found.named_buffers())
     changed = set()
     with torch.no_grad():
@@ -53,10 +52,10 @@ def begin_from(recipe: Recipe, teacher: Teacher, student: Student, transfers: di
 
 
 def check_start(recipe: Recipe, folder: RunDir, writes: bool) -> None:
-    """Compare the weights that a run starts from with those it was started with; record them the first time.
+    """Check that the weights a run starts from are still the same; the first time, record their hash.
 
     Raises:
-        UserError: they are others now.
+        UserError: the weights differ.
     """
     if recipe.student is None:
         return
@@ -64,21 +63,21 @@ def check_start(recipe: Recipe, folder: RunDir, writes: bool) -> None:
     known = folder.read("run.json", {}).get("student")
     if known is not None and known["sha256"] != now:
         raise UserError(
-            f"{folder.path}: the student {recipe.student} is not the one this run was started with: its weights differ; "
-            "bring it back, or start again with --fresh"
+            f"{folder.path}: the weights of the student {recipe.student} differ from those that this run was started with; "
+            "restore them, or start again with --fresh"
         )
     if writes and known is None:
         folder.update("run.json", student={"reference": recipe.student, "sha256": now})
 
 
 def record_start(recipe: Recipe, teacher: Teacher, student: Student, transfers: dict, folder: RunDir) -> None:
-    """Write where the student's weights came from, where the run has not yet."""
+    """Write the transfer report of a run that starts from a student, unless it exists."""
     if recipe.student is not None and folder.read("transfer.json") is None:
         folder.write("transfer.json", transfer_report(teacher, student, transfers))
 
 
 def _take_record(reference: Path, place: Path, student: Student, transfers: dict[int, Transfer]) -> None:
-    """The transfer record of the run that made the student, where it is one; else that it came from there."""
+    """Take over the transfer record of the run that made the student; without one, name the student as the source."""
     known = RunDir(reference).read("transfer.json", {}) if reference != place else {}
     if known:
         recall_transfers(student, transfers, known)
@@ -88,7 +87,7 @@ def _take_record(reference: Path, place: Path, student: Student, transfers: dict
 
 
 def _check_tokenizer(place: Path, teacher: Teacher) -> None:
-    """Refuse a student whose own tokenizer is another than the teacher's.
+    """Refuse a student whose own tokenizer differs from the teacher's.
 
     Raises:
         UserError: naming the first entry that differs.
@@ -102,5 +101,5 @@ def _check_tokenizer(place: Path, teacher: Teacher) -> None:
         name = min(entry for entry in {*own, *theirs} if own.get(entry) != theirs.get(entry))
         raise UserError(
             f"{place} has another tokenizer than the teacher {teacher.reference}: {name!r} is {own.get(name)} there and "
-            f"{theirs.get(name)} here; bring its own back, or start from another student"
+            f"{theirs.get(name)} here; restore the student's own tokenizer, or start from another student"
         )

@@ -1,4 +1,4 @@
-"""Caches of logits as the stages of a run ask for them: which windows, of what, and whether a folder is that."""
+"""Caches of logits for the stages of a run: the windows that a stage needs, and checks of a cache folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from teachers.teacher import Teacher
 
 @dataclass(frozen=True)
 class Reading:
-    """The windows of its training text that a stage reads: from `first` on, `count` of them, epochs counted through."""
+    """The windows of training text that a stage reads: `count` of them from number `first`, numbered through all epochs."""
 
     entry: StageEntry
     windows: Windows
@@ -33,19 +33,21 @@ class Reading:
 
     @classmethod
     def of(cls, recipe: Recipe, entry: StageEntry, student: Student, windows: Windows, first: int) -> "Reading":
-        """What a stage reads from a window on. student: its weights may be on the meta device."""
+        """The windows that a stage reads from number `first`. student: its weights may be on the meta device."""
         tokens, batch, length = entry.options.tokens, entry.batch(recipe.data), windows.seq_len
         steps = entry.kind.trains and entry.kind.count(student, entry.options) > 0
         return cls(entry, windows, first, steps_of(tokens, batch, length) * batch if steps else -(-tokens // length))
 
     def places(self) -> np.ndarray:
-        """Their places in the text, each once, in the order in which they come first."""
+        """The distinct window numbers within one epoch, in reading order."""
         return self.windows.places(self.first, self.count)
 
 
 def readings(session: Session, students: Sequence[Student]) -> list[Reading]:
-    """What each stage of the session's recipe reads: of a text in windows of one length, one after the other. students: the
-    one under each stage."""
+    """The windows that each stage of the session's recipe reads; stages with the same text and length continue each other.
+
+    Args:
+        students: the student of each stage."""
     found: list[Reading] = []
     ends: dict[Any, int] = {}
     for entry, student in zip(stages_of(session.recipe), students, strict=True):
@@ -56,7 +58,7 @@ def readings(session: Session, students: Sequence[Student]) -> list[Reading]:
 
 
 def facts_for(session: Session, windows: Windows, teacher: Teacher, temperature: float, top_k: int) -> Facts:
-    """What a cache of a teacher's logits on some training text says of itself."""
+    """The description that a cache of a teacher's logits on some training text has."""
     recipe, own = session.recipe, session.teacher
     return Facts(
         reference=teacher.reference,
@@ -73,17 +75,17 @@ def facts_for(session: Session, windows: Windows, teacher: Teacher, temperature:
 
 
 def vocabulary_of(own: Teacher, other: Teacher) -> int:
-    """Entries that the distributions of two models are compared over: the rows that both heads have."""
+    """The number of vocabulary entries that two models' distributions are compared over: the rows that both heads have."""
     return min(rows_of(own), rows_of(other))
 
 
 def rows_of(teacher: Teacher) -> int:
-    """How many logits a teacher's head gives."""
+    """The number of rows of a teacher's head: its logits for one token."""
     return getattr(teacher.model.get_output_embeddings(), "out_features", None) or teacher.config.vocab_size
 
 
 def folder_of(entry: StageEntry) -> Path:
-    """The folder that a stage's offline_logits names, from here."""
+    """The folder of a stage's offline_logits, relative to the working directory."""
     return Path(cast(str, cast(Source, entry.source).offline)).expanduser()
 
 
@@ -92,7 +94,7 @@ def _where(recipe: Recipe, entry: StageEntry) -> str:
 
 
 def without_caches(recipe: Recipe) -> Recipe:
-    """The recipe with its teachers online: what makes a cache cannot ask for it."""
+    """The recipe without offline_logits, for `distill cache`, which makes the cache that they name."""
     stages = [
         {name: {key: value for key, value in options.items() if key != "offline_logits"} for name, options in stage.items()}
         for stage in recipe.stages
@@ -101,7 +103,7 @@ def without_caches(recipe: Recipe) -> Recipe:
 
 
 def check_caches(recipe: Recipe) -> None:
-    """Refuse caches that are not there, or that by their own word are of another recipe: what needs no teacher and no text.
+    """Refuse caches that are missing, or whose description does not fit the recipe. Needs neither teacher nor text.
 
     Raises:
         UserError: naming the stage's key and both values.
@@ -122,16 +124,16 @@ def check_caches(recipe: Recipe) -> None:
         _same(facts, wanted, folder_of(entry), where, text_of(recipe, entry).length_key)
         if entry.source.teacher is not None and entry.source.teacher != facts.reference:
             raise UserError(
-                f"{where} is {folder_of(entry)}, which holds the logits of {facts.reference}, and teacher of this stage is "
-                f"{entry.source.teacher}; make a cache of that one with `distill cache`, or name this one as teacher"
+                f"{where} is {folder_of(entry)}, which holds the logits of {facts.reference}, but the stage's teacher is "
+                f"{entry.source.teacher}; make its cache with `distill cache`, or set teacher={facts.reference}"
             )
 
 
 def open_cache(session: Session, reading: Reading) -> LogitCache:
-    """A stage's cache, once it is found to be of this run, and to have every window that the stage reads.
+    """Open a stage's cache and check that it fits this run and holds every window that the stage reads.
 
     Raises:
-        UserError: it is not, naming the stage's key, what differs and the fix.
+        UserError: it does not; the message names the stage's key, the difference and the fix.
     """
     recipe, entry = session.recipe, reading.entry
     source = cast(Source, entry.source)
@@ -139,29 +141,29 @@ def open_cache(session: Session, reading: Reading) -> LogitCache:
     cache = LogitCache(folder_of(entry), where)
     facts = cache.facts
     wanted = facts_for(session, reading.windows, own, source.temperature, facts.top_k)
-    if source.teacher is not None:  # its tokenizer was compared token by token when the cache was made
+    if source.teacher is not None:  # the tokenizers were compared token by token when the cache was made
         wanted = wanted.model_copy(update={"teacher": facts.teacher, "vocabulary": min(facts.vocabulary, wanted.vocabulary)})
     _same(facts, wanted, cache.folder, where, text_of(recipe, entry).length_key)
     places = reading.places()
     if len(missing := cache.missing(places)):
         raise UserError(
             f"{where} is {cache.folder}, which has {len(places) - len(missing):,} of the {len(places):,} windows that this "
-            f"stage reads; give `distill cache` of this recipe with --out {cache.folder}, which adds the others"
+            f"stage reads; add the others with `distill cache` of this recipe and --out {cache.folder}"
         )
     return cache
 
 
 def _same(known: Facts, wanted: Facts, folder: Path, where: str, length_key: str) -> None:
-    """Refuse a cache of something else."""
+    """Refuse a cache whose description differs."""
     name = known.difference(wanted)
     if name is None:
         return
     then, now = getattr(known, name), getattr(wanted, name)
     if name == "teacher":
         of = f"another teacher ({known.reference}; they differ in the {difference(then, now)})"
-        fix = ", or name that one as the stage's teacher"
+        fix = f", or set the stage's teacher={known.reference}"
     elif name in ("tokenizer", "text"):
-        of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", ", or bring that one back"
+        of, fix = f"another {'tokenizer' if name == 'tokenizer' else 'training text'}", ", or restore that one"
     else:
         keys = {"seed": "seed", "seq_len": length_key, "long_documents": "data.long_documents"}
         keys["temperature"] = f"{where.partition(': ')[2].rpartition('.')[0]}.temperature"

@@ -1,8 +1,8 @@
-"""What a recipe asks for that cannot be, found before anything is made. `plan`, `run` and `select` refuse by these alone.
+"""Checks of a recipe before anything is made: `plan`, `run` and `select` refuse what these find.
 
-`check_here` needs nothing but the recipe and this machine, `check_fit` the sizes of the teacher too, whose weights may be on
-the meta device: so a plan, which loads none, says what a run would say. `check_session` needs what a run opens, and so does
-`plan --check`.
+`check_here` needs the recipe and this machine alone. `check_fit` also needs the sizes of the teacher, whose weights may be
+on the meta device, so a plan, which loads none, gives the same errors as a run. `check_session` needs a session with loaded
+text and teacher, as a run and `plan --check` open it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,13 +37,16 @@ from teachers.int8 import check_installed
 from teachers.teacher import Teacher
 
 FLOAT = 4  # bytes of a parameter in float32
-WINDOWS = ("window", "size")  # options of mixers, and of their window branches, that are lengths of text
+WINDOWS = ("window", "size")  # options of mixers, and of their window branches, that are window sizes in tokens
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A recipe that fits its teacher. recipe: with its layout, an even one where the run is to select it. layout: the first
-    one. students: without weights, the one under each stage. student: the last of them."""
+    """A recipe that fits its teacher.
+
+    recipe: has letters as its pattern, an even one where the run selects the layers. layout: the first one. students: that
+    of each stage, without weights. student: the last of them.
+    """
 
     recipe: Recipe
     layout: Layout
@@ -52,17 +55,17 @@ class Fit:
 
     @property
     def layouts(self) -> list[Layout]:
-        """The layout under each stage."""
+        """The layout of each stage."""
         return [student.layout for student in self.students]
 
 
 def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) -> None:
-    """Refuse what this machine cannot do: a device, a tracker or a package that it lacks, text that is not there, a batch
-    that the processes of the run cannot share.
+    """Refuse what this machine cannot do: a missing device, tracker, package or text, or a batch that the run's processes
+    cannot share.
 
     Args:
-        trains: whether the stages will run; without, nothing is said of the training text, trackers and batches.
-        world: how many processes will share the run, where they are not started yet.
+        trains: whether the stages will run; if not, training text, optimizers, trackers and batches are not checked.
+        world: the number of processes that will share the run; None: those that are running.
 
     Raises:
         UserError: naming the key and the value.
@@ -86,7 +89,7 @@ def check_here(recipe: Recipe, trains: bool = True, world: int | None = None) ->
 
 
 def _check_quantiser(recipe: Recipe) -> None:
-    """Refuse an int8 teacher where what makes it is not installed.
+    """Refuse an int8 teacher if the package for it is not installed.
 
     Raises:
         UserError: with the command that installs it.
@@ -99,7 +102,7 @@ def _check_quantiser(recipe: Recipe) -> None:
 
 
 def _check_optimizers(recipe: Recipe) -> None:
-    """Refuse an optimizer of a stage where what makes it is not installed.
+    """Refuse a stage's optimizer if the package for it is not installed.
 
     Raises:
         UserError: naming the key, with the command that installs it.
@@ -114,7 +117,7 @@ def _check_optimizers(recipe: Recipe) -> None:
 
 
 def check_shared(recipe: Recipe, count: int) -> None:
-    """Refuse batches that so many processes cannot share.
+    """Refuse batches that `count` processes cannot share.
 
     Raises:
         UserError: naming the key.
@@ -130,12 +133,12 @@ def check_shared(recipe: Recipe, count: int) -> None:
         if entry.kind.text == "pairs" and batch // count % 2:
             raise UserError(
                 f"{recipe.name}: stages.{entry.index}.{entry.name}.batch is {batch} windows, which {count} processes cannot "
-                f"share without dividing a pair, which is two; make it a multiple of {2 * count}"
+                f"share without splitting a pair of windows; make it a multiple of {2 * count}"
             )
 
 
 def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
-    """Refuse lengths beyond the teacher's positions, and a selection, layout, option, rate, export or twin that cannot be.
+    """Refuse lengths beyond the teacher's positions, and an impossible selection, layout, option, rate, export or twin.
 
     Args:
         teacher: its weights may be on the meta device, and it needs no tokenizer.
@@ -145,7 +148,7 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
     """
     check_length(recipe, teacher)
     given = recipe
-    if recipe.selects:  # the layout is not known yet, but one like it is
+    if recipe.selects:  # the layout is not known yet; an even one stands for it
         recipe = _even(recipe, teacher)
     layout = first_layout(recipe, teacher.n_layers, recipe.name)
     students = students_of(recipe, teacher, layout, recipe.name)
@@ -166,7 +169,7 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
 
 
 def _even(recipe: Recipe, teacher: Teacher) -> Recipe:
-    """The recipe with an even layout, once its selection can run: its lengths, its stand-ins, its budget, its task files."""
+    """The recipe with an even layout, after checks of its selection: lengths, stand-ins, budget and task files."""
     options, sizes = selection_options(recipe), (teacher.n_layers, teacher.config.num_attention_heads)
     check_lengths(recipe, options, teacher)
     check_stand_in(recipe, options, teacher)
@@ -176,7 +179,7 @@ def _even(recipe: Recipe, teacher: Teacher) -> Recipe:
 
 
 def _check_windows(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse windows of mixers that are wider than any text the teacher has positions for.
+    """Refuse windows of mixers that are wider than the teacher's number of positions.
 
     Raises:
         UserError: naming the key.
@@ -186,8 +189,8 @@ def _check_windows(recipe: Recipe, teacher: Teacher) -> None:
         for key, width in _windows_in(options, f"mixers.{letter}"):
             if room is not None and width > room:
                 raise UserError(
-                    f"{recipe.name}: {key} is {width}, but {teacher.reference} has positions for {room} tokens, so that it "
-                    f"would be no window; make it {room} or less"
+                    f"{recipe.name}: {key} is {width}, but {teacher.reference} has positions for {room} tokens, so it would "
+                    f"never limit attention; make it {room} or less"
                 )
 
 
@@ -200,10 +203,10 @@ def _windows_in(options: Mapping, place: str) -> Iterator[tuple[str, int]]:
 
 
 def check_session(session: Session) -> Fit:
-    """As `check_fit`, with the text and the memory of the device that are known by now.
+    """Run `check_fit`, and also check the memory of the device and the loaded text.
 
     Raises:
-        UserError: as `check_fit`; memory or text that does not suffice.
+        UserError: as `check_fit`; also for too little memory or text.
     """
     fit = check_fit(session.recipe, session.teacher)
     check_memory(session.recipe, fit, session.teacher.device)
@@ -214,7 +217,7 @@ def check_session(session: Session) -> Fit:
 
 
 def check_memory(recipe: Recipe, fit: Fit, device: torch.device) -> None:
-    """Refuse mixers, or a stage with what trains it, that are larger than all the memory of the device.
+    """Refuse mixers, or a stage's parameters, gradients and moments, that are larger than the device's whole memory.
 
     Raises:
         UserError: naming both sizes, the stage and the mixers' options.

@@ -1,4 +1,4 @@
-"""AdamW with moments of 8 bits: torchao's AdamW8bit over what this process holds of each parameter."""
+"""AdamW with 8-bit moments: torchao's AdamW8bit over this process's part of each parameter."""
 
 import logging
 from collections.abc import Collection
@@ -17,12 +17,14 @@ _log = logging.getLogger(__name__)
 
 
 class EightBitAdamW:
-    """As torch.optim.AdamW, as far as a trainer asks. `state` has the moments by parameter; of one that processes divide,
-    those of the rows that are here. `defaults` is empty: it is not fused, and steps are counted on the host.
+    """AdamW with 8-bit moments and the part of torch.optim.AdamW's interface that the trainer uses.
+
+    `state` has the moments by parameter; of a parameter that is divided over processes, those of the local rows. `defaults`
+    is empty: the optimizer is not fused, and steps are counted on the host.
 
     Args:
-        entries: groups of parameters with their rates. wide: parameters whose moments stay float32, by their ids. compiled:
-            whether its steps are compiled by torch.compile; where that fails they are not, which is said once.
+        entries: groups of parameters with their rates. wide: ids of parameters whose moments stay float32. compiled: whether
+            steps are compiled by torch.compile; if that fails, a warning says so once, and they are not.
     """
 
     def __init__(self, entries: list[dict], betas: tuple[float, float], wide: Collection[int], compiled: bool) -> None:
@@ -37,18 +39,18 @@ class EightBitAdamW:
         )
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         for parameter in parameters:
-            if held[parameter].numel():  # of few rows some processes have none
+            if held[parameter].numel():  # a process may have no rows of a small parameter
                 state = moments.begun(held[parameter], parameter.shape, id(parameter) in wide)
                 self.state[parameter] = self._optimizer.state[held[parameter]] = state
         self._compiled = compiled and all(_compiles(tensor.device) for tensor in held.values())
 
     @property
     def param_groups(self) -> list[dict]:
-        """Its groups; each rate is a tensor, to be filled."""
+        """The parameter groups; each `lr` is a tensor, to be set with `fill_`."""
         return self._optimizer.param_groups
 
     def step(self) -> None:
-        """Update what is here of every parameter that has a gradient."""
+        """Update the local part of every parameter that has a gradient."""
         for parameter, held in self._divided.items():
             gradient = cast(DTensor | None, parameter.grad)
             held.grad = gradient.to_local() if gradient is not None and held.numel() else None
@@ -56,27 +58,29 @@ class EightBitAdamW:
             self._optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self._optimizer.zero_grad(set_to_none)
         for parameter, held in self._divided.items():
             parameter.grad = held.grad = None
 
 
 def _held(parameter: nn.Parameter) -> Tensor:
-    """The rows of a parameter that are here, in the same memory."""
+    """The local rows of a parameter, in the same memory."""
     return cast(DTensor, parameter.detach()).to_local() if isinstance(parameter, DTensor) else parameter
 
 
 @cache
 def _compiles(device: torch.device) -> bool:
-    """Whether torch.compile can make an optimizer's step for a device; a failed step would have changed some parameters."""
+    """Whether torch.compile works for an optimizer step on a device, tried on a dummy parameter.
+
+    A failure in a real step would leave some parameters updated."""
     from torchao.optim import AdamW8bit
 
     tried = nn.Parameter(torch.zeros(moments.LEAST, device=device))
     tried.grad = torch.ones_like(tried)
     try:
         AdamW8bit([tried]).step()
-    except Exception as error:  # of every type: compilers and their launchers raise what they like
+    except Exception as error:  # compilers and their launchers raise errors of any type
         _log.warning("torch.compile fails here (%s): steps of adamw_8bit are not compiled", reason_of(error))
         return False
     return True

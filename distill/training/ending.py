@@ -1,7 +1,7 @@
-"""The end of a run, in parts: its student, its judgement, pictures and samples, the report, every export.
+"""The end of a run, in parts: the saved student, its evaluation, pictures and samples, the report, every export.
 
-Each part is written down in run.json when it is made, with its files and the state of the student that it is of. The same
-command makes what is missing: after a part that failed or was killed, and after files of a finished run were deleted.
+A finished part is recorded in run.json, with its files and the state of the student that it belongs to. The same command
+makes missing parts: after a part failed or was killed, and after files of a finished run were deleted.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from distill.training.twin import known_results
 from students.skeleton import Student
 
 STUDENT, JUDGED, PICTURES, REPORT = "student", "judged", "pictures", "report"
-USUAL = {  # files of parts, where an earlier version did not write them down
+USUAL = {  # files of parts, for run folders of earlier versions, which did not record them
     STUDENT: ["student/config.json"],
     PICTURES: [MATRICES, SAMPLES],
     REPORT: ["report.html", "report.md"],
@@ -43,16 +43,16 @@ def parts_of(recipe: Recipe) -> list[str]:
 
 
 def state_of(folder: RunDir) -> str:
-    """What says which state the student of a folder has: the digest of its last checkpoint; empty where there is none."""
+    """An identifier of the state of a folder's student: the digest of its last checkpoint; empty if there is none."""
     path = checkpoint.latest(folder.checkpoints)
     return checkpoint.read_state(path, files=False).digest if path else ""
 
 
 def made(folder: RunDir, part: str, of: str = "", finished: bool = False) -> bool:
-    """Whether a part is made and all its files are there.
+    """Whether a part is made and all its files exist.
 
     Args:
-        of: the state that it should be of, where that is known. finished: that the run which the folder belongs to is.
+        of: the state (`state_of`) that the part should belong to, if known. finished: whether the folder's run is finished.
     """
     known = folder.read("run.json", {})
     record = known.get("ended", {}).get(part)
@@ -68,7 +68,7 @@ def made(folder: RunDir, part: str, of: str = "", finished: bool = False) -> boo
 
 
 def write_down(folder: RunDir, part: str, of: str, files: list[Path]) -> None:
-    """Note that a part is made."""
+    """Record in run.json that a part is made."""
     named = sorted(str(file.relative_to(folder.path)) for file in files)
 
     def add(facts: dict) -> None:
@@ -83,12 +83,12 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def exported_files(folder: Path) -> list[Path]:
-    """The files of an export, without what its owner put beside them."""
+    """The files that an export wrote, without others that were added to its folder."""
     return [folder / name for name in (MARKER, *listed(folder))]
 
 
 def judging(recipe: Recipe, doing: str) -> AbstractContextManager[None]:
-    """What to lower where the memory does not suffice for held-out text."""
+    """A context that turns out-of-memory errors of an evaluation into a message that says which keys to lower."""
     options, data = recipe.evaluation, recipe.data
     return enough_memory(
         doing,
@@ -99,10 +99,10 @@ def judging(recipe: Recipe, doing: str) -> AbstractContextManager[None]:
 
 @dataclass
 class Ending:
-    """A run whose student and twin are saved, at its end.
+    """The end of a run whose student and twin are saved.
 
-    session, student: made where a part asks for them. of: see `state_of`. first: whether this process is the one that makes
-    what is not divided over processes.
+    session, student: make these when a part needs them. of: see `state_of`. first: whether this is the first process,
+    which makes all parts that are not divided over processes.
     """
 
     recipe: Recipe
@@ -122,10 +122,11 @@ class Ending:
         return self.student()
 
     def finish(self) -> None:
-        """Make every part that is missing. One that fails does not keep the others from being made.
+        """Make every missing part. If one fails, the others are still made.
 
         Raises:
-            UserError: of the first part that failed, saying that the student is saved, and how it is tried again.
+            UserError: the error of the first part that failed; the message says that the student is saved, and how to try
+                the part again.
         """
         failures: list[UserError] = []
         for part, make in self._makers():
@@ -136,21 +137,20 @@ class Ending:
                 except UserError as error:
                     failures.append(error)
                 else:
-                    if part in (JUDGED, PICTURES):  # the page shows them
+                    if part in (JUDGED, PICTURES):  # the report shows them
                         self._forget(REPORT)
         if failures:
             raise failures[0]
         self.folder.update("run.json", finished=True)
 
     def follow(self) -> None:
-        """Take another process's share of the judging. What fails there is the first one's to tell, and keeps it from none
-        of its other parts."""
+        """Do this process's share of the evaluation. Errors are ignored here, because the first process reports them."""
         with suppress(Exception):
             if self._to_make(JUDGED):
                 self._judged()
 
     def _to_make(self, part: str) -> bool:
-        """Whether a part is missing; of one that all processes make, as the first finds it."""
+        """Whether a part is missing; the first process decides for a part that all processes make together."""
         with dividing(part == JUDGED):
             return first_decides(lambda: not made(self.folder, part, self.of))
 
@@ -176,7 +176,7 @@ class Ending:
         return []
 
     def _judged(self) -> dict:
-        """Every row's results, by all processes together."""
+        """The results of every row, computed by all processes together."""
         twin, student = self.folder.path / "twin" / "student", self._student
         with dividing():
             known, trained = first_decides(lambda: (known_results(self.recipe, self.folder, student.layout), twin.exists()))
@@ -202,16 +202,16 @@ class Ending:
 
     @contextmanager
     def _tried(self, part: str) -> Iterator[None]:
-        """Say of whatever fails in the block that the student is not lost, and how it is tried again."""
+        """Add to any error in the block that the student is saved, and how to try the part again."""
         try:
             yield
-        except Exception as error:  # what libraries raise here is of every type
+        except Exception as error:  # libraries raise errors of any type here
             if ran_out(error):
                 raise
             kind = type(error) if isinstance(error, UserError) else UserError
             raise kind(
-                f"{reason_of(error)}; the student is saved in {self.folder.student}, and the same command tries this part "
-                f"of the run's end again ({part})"
+                f"{reason_of(error)}; the student is saved in {self.folder.student}; give the same command again to repeat "
+                f"this part of the run ({part})"
             ) from error
 
 
@@ -220,13 +220,13 @@ def _indented(console: Console, line: str) -> None:
 
 
 def show_end(folder: RunDir, console: Console) -> None:
-    """The table that ends a run, and where the report is."""
+    """Print the table at the end of a run, and the path of the report."""
     with shown([folder]):
         console.print(headline(evaluations_of(folder)["final"]))
     console.print(f"  report: {folder.path / 'report.html'}")
 
 
 def _preferences(evaluations: dict) -> dict | None:
-    """What the last stage on pairs measured on those that it held out; None where there is none."""
+    """The measurements of the last stage on pairs, on its held-out pairs; None if there is no such stage."""
     found = [measured["preferences"] for measured in evaluations.get("after", {}).values() if "preferences" in measured]
     return found[-1] if found else None

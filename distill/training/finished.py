@@ -1,4 +1,4 @@
-"""A run that is over and is given again, or whose parts are made by hand: what was deleted of its end is made once more."""
+"""Finished runs: when one is given again, the deleted parts of its end are made again."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from students.skeleton import Student
 
 
 def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
-    """The folder of a run that is over, after making what was deleted of its end and showing how it ended; None where the
-    run itself has something to do.
+    """The folder of a finished run, after making missing parts of its end and showing its results; None if the run has to
+    train or save its student.
 
     Raises:
-        UserError: the folder is another recipe's, or its student is gone with the checkpoint that could make it again.
+        UserError: the folder belongs to another recipe, or the student and the checkpoint that it was saved from are gone.
     """
     folder = RunDir.finished(recipe, runs)
     if folder is None:
@@ -31,12 +31,12 @@ def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
     for one in students:
         if not made(one, STUDENT, finished=True):
             _check_saved(one)
-            console.print(f"  {one.student} is not whole any more; it is saved again from the last checkpoint")
+            console.print(f"  {one.student} lacks files; it is saved again from the last checkpoint")
             return None
     if gone := [part for part in parts_of(recipe) if not made(folder, part)]:
         if processes.count() > 1:
-            raise UserError(f"{folder.path} lacks {', '.join(gone)}; one process makes that: leave out the launcher")
-        console.print(f"  {folder.path} lacks {', '.join(gone)}: made again")
+            raise UserError(f"{folder.path} lacks {', '.join(gone)}; one process makes these: leave out the launcher")
+        console.print(f"  {folder.path} lacks {', '.join(gone)}; making them again")
         with alone(folder.path):
             _mend(laid_out, folder, console)
     show_end(folder, console)
@@ -44,7 +44,7 @@ def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
 
 
 def _mend(recipe: Recipe, folder: RunDir, console: Console) -> None:
-    """Make what is missing beside a saved student; a teacher is loaded only where something has to be measured."""
+    """Make the missing parts of a run with a saved student. The teacher is loaded only if a part needs it."""
     session = None
 
     def opened() -> Session:
@@ -64,7 +64,7 @@ def _mend(recipe: Recipe, folder: RunDir, console: Console) -> None:
 
 
 def _check_saved(folder: RunDir) -> None:
-    """Refuse to train again unasked where the student of a finished run is gone and its last checkpoint too.
+    """Refuse a finished run whose student and last checkpoint are both gone, instead of training it again.
 
     Raises:
         UserError: naming both, and the fix.
@@ -73,13 +73,13 @@ def _check_saved(folder: RunDir) -> None:
     state = checkpoint.read_state(path, files=False) if path else None
     if state is None or not state.done or state.stage != len(folder.laid_out().stages) - 1:
         raise UserError(
-            f"{folder.path}: this run is finished, but its student in {folder.student} is not whole any more, and the "
-            f"checkpoint that it was saved from is gone; bring one of them back, or train again with --fresh"
+            f"{folder.path}: this run is finished, but its student in {folder.student} lacks files, and the checkpoint that "
+            f"it was saved from is gone; restore one of them, or train again with --fresh"
         )
 
 
 def write_down_export(run: Path, written: Path) -> None:
-    """Note an export that was made by hand in the place of one that a run ends with: the run then lacks it no more."""
+    """Record an export that was made by hand at the path of one of the recipe's exports, so that the run counts it as made."""
     folder = RunDir(run)
     part = f"export/{written.name}"
     if not (run / "recipe.yaml").is_file() or written.resolve() != (run / part).resolve():

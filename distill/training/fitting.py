@@ -1,8 +1,9 @@
-"""`micro_batch: auto`: the most windows at a time that fit a device's memory, found before a stage's first step.
+"""`micro_batch: auto`: a search for the largest micro-batch that fits a device's memory, before a stage's first step.
 
-On a GPU by dry steps, forward and backward on real windows, beside room for AdamW's moments and a reserve; nothing of a run
-changes by them. Where several processes share what trains, one that runs out would leave the others waiting; there, and on a
-CPU, whose allocator says nothing before the machine stops, the footprint of the stage is held against what is free.
+On a GPU, dry steps are tried: forward and backward on real windows, with room for AdamW's moments and a reserve. They change
+nothing of the run. The stage's estimated footprint is compared with the free memory instead in two cases: where several
+processes train the student together, because one that runs out of memory would leave the others waiting; and on a CPU, whose
+allocator reports no error before the machine stops.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,19 @@ from distill.stages import StageEntry
 from distill.training.trainer import Trainer
 from students.config import Layout
 
-RESERVE = 0.07  # of a device's memory that is left free
+RESERVE = 0.07  # share of a device's memory that is left free
 
 
 def fit_micro_batch(trainer: Trainer, entry: StageEntry, recipe: Recipe, folder: RunDir | None, layout: Layout) -> str:
-    """Set the trainer's micro-batch, for a recipe that says auto: what the run folder says of the same device and as many
-    processes, else what is found now, which is then written there.
+    """Set the trainer's micro-batch for a recipe with `micro_batch: auto`.
+
+    The value in the run folder for the same device and number of processes is used; else one is found and written there.
 
     Returns:
-        what to say of it.
+        a line for the log.
 
     Raises:
-        UserError: not even one window at a time fits.
+        UserError: not even one window fits.
     """
     accelerator = trainer.accelerator
     place = {"device": device_name(accelerator.device), "processes": trainer.world}
@@ -48,8 +50,7 @@ def fit_micro_batch(trainer: Trainer, entry: StageEntry, recipe: Recipe, folder:
     if found < 1:
         raise UserError(
             f"{recipe.name}: micro_batch of {entry.name} is auto, and not even one window of {trainer.windows.seq_len} "
-            f"tokens at a time fits the memory of this {accelerator.device.type}; lower the length of its windows, or train "
-            "less"
+            f"tokens fits the memory of this {accelerator.device.type}; lower seq_len, or train fewer parameters"
         )
     trainer.micro_batch = found
     if folder and accelerator.is_main_process:
@@ -60,14 +61,14 @@ def fit_micro_batch(trainer: Trainer, entry: StageEntry, recipe: Recipe, folder:
 
 
 def fits_dry(trainer: Trainer) -> Callable[[int], bool]:
-    """Whether so many windows at a time go forward and backward beside gradients, moments and the reserve."""
+    """A test whether a number of windows at a time fits: forward and backward with gradients, moments and the reserve."""
 
     def fits(count: int) -> bool:
         saved, held = random_states.random_tensors(), []
         try:
             held = _reserved(trainer)
             with trainer.stepping():
-                for _ in range(2):  # gradients are there when the second one begins
+                for _ in range(2):  # the second begins with gradients in memory
                     _dry_step(trainer, count)
             return True
         except (MemoryError, RuntimeError) as error:
@@ -86,7 +87,7 @@ def fits_dry(trainer: Trainer) -> Callable[[int], bool]:
 
 
 def _reserved(trainer: Trainer) -> list[Tensor]:
-    """Memory held while a dry step runs: of moments that are not there yet, and the reserve."""
+    """Allocate the memory that a dry step must leave free: for moments that do not exist yet, and the reserve."""
     device = trainer.accelerator.device
     moments = 0 if trainer.optimizer.state else sum(8 * parameter.numel() for parameter in trainer.parameters.values())
     reserve = int(RESERVE * capacity(device)) if device.type == "cuda" else 0
@@ -107,15 +108,15 @@ def _dry_step(trainer: Trainer, count: int) -> None:
 
 
 def _estimated(trainer: Trainer, entry: StageEntry, recipe: Recipe, layout, share: int) -> int:
-    """The most windows whose footprint fits what is free; one where it cannot be worked out."""
+    """The most windows whose estimated footprint fits the free memory; 1 if there is no estimate."""
     teacher, device = trainer.stage.teacher, trainer.accelerator.device
     shape = Shape.of(recipe, teacher.config, teacher.family, layout, device.type == "cuda")
     shape = replace(shape, newest=tuple(trainer.stage.student.newest))
     length = trainer.windows.seq_len
     try:
         one, two = (footprint(shape, entry, length, count) for count in (1, 2))
-    except Exception as error:  # of every type: an operation that looks at values
-        trainer.accelerator.print(f"  the memory of {entry.name} cannot be worked out ({reason_of(error)}); one at a time")
+    except Exception as error:  # errors of any type, such as an operation that needs values, which meta tensors lack
+        trainer.accelerator.print(f"  the memory of {entry.name} cannot be estimated ({reason_of(error)}); micro_batch is 1")
         return 1
     if trainer.optimizer.state:  # its moments are there already
         one = replace(one, moments=0.0)
@@ -124,13 +125,13 @@ def _estimated(trainer: Trainer, entry: StageEntry, recipe: Recipe, layout, shar
 
 
 def _beside(one: Footprint, two: Footprint, count: int, processes: int) -> float:
-    """What is not there yet of a stage with so many windows at a time: activations, gradients and moments."""
+    """The bytes that a step of `count` windows at a time adds: activations, gradients and moments."""
     steady = (one.gradients + one.moments) / processes
     return steady + one.activations + (count - 1) * (two.activations - one.activations)
 
 
 def device_name(device: torch.device) -> str:
-    """What tells a device from one with other memory."""
+    """The name of a device with the size of its memory."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {capacity(device) / 2**30:.0f} GiB"
 

@@ -1,4 +1,4 @@
-"""AdamW over the parameters a stage trains, and the learning-rate schedules."""
+"""AdamW over the parameters that a stage trains, and the learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Container
@@ -19,15 +19,17 @@ def make_optimizer(
     wide: Container[str] = (),
     factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.AdamW | EightBitAdamW:
-    """One group a role, factor and decay; only matrices outside the mixers' new parameters decay. Parameters that processes
-    divide have groups of their own: AdamW's fused form takes either kind, not both at once.
+    """Make AdamW with one parameter group for each combination of role, rate factor and weight decay.
+
+    Weight decay applies only to matrices whose role is not `new`. Parameters that are divided over processes have their own
+    groups, because fused AdamW cannot take both kinds in one group.
 
     Args:
-        wide: names of parameters whose moments stay float32 where the options ask for 8 bits. factor: of a parameter's rate,
-            by its name.
+        wide: names of parameters whose moments stay float32 with `adamw_8bit`. factor: the factor on a parameter's rate, by
+            name.
 
     Raises:
-        ValueError: the recipe gives rates by role and leaves one out.
+        ValueError: the recipe gives rates by role and lacks one.
     """
     groups: dict[tuple[str, bool, bool, float], list[nn.Parameter]] = {}
     for name, (role, parameter) in sorted(trained.items()):
@@ -50,7 +52,7 @@ def make_optimizer(
 
 
 def rate_factor(step: int, steps: int, options: TrainingOptions) -> float:
-    """What multiplies the peak rate at a step (the first is 0). A stateless function, so resuming needs no scheduler."""
+    """The factor on the peak rate at a step (the first is 0). It has no state, so resuming needs no scheduler."""
     warmup = round(options.warmup * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -65,7 +67,7 @@ def rate_factor(step: int, steps: int, options: TrainingOptions) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer | EightBitAdamW, factor: float) -> float:
-    """Set each group's rate to its peak times a factor; the largest of them."""
+    """Set each group's rate to its peak times a factor. Returns the largest rate."""
     for group in optimizer.param_groups:
         rate = group["peak"] * factor
         if isinstance(group["lr"], Tensor):
