@@ -1,1 +1,1 @@
-"""A run: its folder and checkpoints, the session it works in, and what it shows and when it stops."""
+"""Runs: the run folder, its checkpoints, the session, progress on the console, and stopping early."""

@@ -1,11 +1,11 @@
-"""Checkpoints: what a stage needs to go on to the same bits, written whole or not at all.
+"""Checkpoints: everything that a stage needs to resume bit-exactly, written completely or not at all.
 
-student.safetensors     every tensor that differs from the student as it is built from the teacher
+student.safetensors     every tensor that differs from the student that is built from the teacher
 optimizer.safetensors   AdamW's moments and step counts, by parameter name
 stage.safetensors       the stage's own buffers            rng.safetensors   random states
 state.json              stage, step, data position, probe losses, hashes of the files above
 
-Several processes add a file each of what they hold alone, see `distill.runs.parts`.
+With several processes, each adds files of the tensor rows that it holds (`distill.runs.parts`).
 """
 
 import hashlib
@@ -41,19 +41,19 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 SCRATCH, DAMAGED = ".writing-", ".damaged-"
 PLACE = re.compile(r"(\d{1,6})-\w+-(\d{1,12}|end)")  # a checkpoint's folder
 FALL_BACK = "delete it to go on from the one before, or start again with --fresh"
-MOST_STATE = 16 * 2**20  # bytes of a state, whose longest part names what was trained
-HASHED_AT_ONCE = 4  # files; a hash takes a core, and a file of a large student seconds
-END = "end"  # in the place of a step, where a stage is over
+MOST_STATE = 16 * 2**20  # bytes of a state; its longest part names the trained tensors
+HASHED_AT_ONCE = 4  # files; hashing takes one core, and seconds for a file of a large student
+END = "end"  # in place of the step, when a stage is over
 
 
 @dataclass
 class RunState:
-    """Where a run stands. `stage` is the index of the stage, `step` the steps it has taken, `done` whether it is over.
+    """The position of a run. `stage` is the index of the stage, `step` its steps so far, `done` whether it is over.
 
-    window: the next window of the stage's text. windows: of the texts and lengths that it does not read. changed: names of
-    the skeleton's parameters that stages have trained. seconds: what a running stage took so far, over all processes.
-    layouts: by index of stages that converted layers, what they left. teacher, recipe: their fingerprints. processes: how
-    many took its steps. digest: of all else here, as saved; earlier versions' states have none, and 0 `processes`.
+    window: the next window of the stage's text. windows: those of other texts and lengths. changed: names of the backbone's
+    parameters that stages have trained. seconds: the time that a running stage took so far. layouts: the pattern after each
+    stage that converted layers, by its index. teacher, recipe: their fingerprints. processes: the number that took its
+    steps. digest: a hash of all other entries, as saved; states of earlier versions have none, and 0 `processes`.
     """
 
     stage: int
@@ -78,7 +78,7 @@ class RunState:
         return f"{self.stage}-{self.name}-{END if self.done else f'{self.step:07d}'}"
 
     def hashed(self) -> str:
-        """What its digest should be."""
+        """The digest of the current entries."""
         left_out = {"digest", *(name for name in ("processes", "windows", "layouts") if not getattr(self, name))}
         entries = {name: value for name, value in asdict(self).items() if name not in left_out}
         return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
@@ -90,7 +90,7 @@ Name = Annotated[
 
 
 class _Schema(Record):
-    """What state.json holds."""
+    """The content of state.json."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -115,7 +115,7 @@ STATE = TypeAdapter(_Schema)
 
 
 def save(folder: Path, state: RunState, tensors: Groups, keep: int) -> Path:
-    """Write a checkpoint and drop all but the last `keep`.
+    """Write a checkpoint and delete all but the last `keep`.
 
     Args:
         tensors: by file ("student", "optimizer", "stage", "rng"), each a mapping from names.
@@ -127,7 +127,7 @@ def save(folder: Path, state: RunState, tensors: Groups, keep: int) -> Path:
 
 
 def begin(folder: Path, state: RunState) -> Path:
-    """An empty folder in which a checkpoint is written until it is whole."""
+    """Make the empty scratch folder in which a checkpoint is written until it is complete."""
     refuse_link(folder)
     refuse_link(folder / state.place)
     scratch = folder / f"{SCRATCH}{state.place}"
@@ -138,7 +138,7 @@ def begin(folder: Path, state: RunState) -> Path:
 
 
 def end(folder: Path, scratch: Path, state: RunState, tensors: Groups, keep: int, files: dict[str, str]) -> Path:
-    """Write the whole tensors and the state, and give the folder its name. files: hashes of what is there already."""
+    """Write the undivided tensors and the state, and rename the scratch folder. files: hashes of files already written."""
     target = folder / state.place
     with written(target, scratch):
         state.files = {}
@@ -159,7 +159,7 @@ def end(folder: Path, scratch: Path, state: RunState, tensors: Groups, keep: int
 
 @contextmanager
 def written(target: Path, scratch: Path | None) -> Iterator[None]:
-    """Say of what a disk refuses which checkpoint it is, and take away what was begun of it."""
+    """Name the checkpoint in errors of writing, and delete its scratch folder."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -172,16 +172,16 @@ def written(target: Path, scratch: Path | None) -> Iterator[None]:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint."""
+    """The newest complete checkpoint."""
     found = _all(folder)
     return found[-1] if found else None
 
 
 def newest_sound(folder: Path) -> tuple[RunState | None, list[str]]:
-    """Find the newest checkpoint whose files are what was saved; newer ones are renamed, and half-written ones go.
+    """Find the newest undamaged checkpoint. Damaged newer ones are renamed, and incomplete ones are deleted.
 
     Returns:
-        its state (None where there is none), and of each one set aside what is wrong and where it lies now.
+        its state (None if there is none), and for each damaged one a line with the damage and its new name.
     """
     for half_written in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(half_written, ignore_errors=True)
@@ -198,7 +198,7 @@ def newest_sound(folder: Path) -> tuple[RunState | None, list[str]]:
 
 
 def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
-    """A checkpoint's state, with `files` its files checked against their hashes.
+    """Read a checkpoint's state. files: also check its files against their hashes.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -218,13 +218,13 @@ def read_state(checkpoint: Path, *, files: bool = True) -> RunState:
 
 
 def check_origin(checkpoint: Path, state: RunState, recipe: str) -> None:
-    """Refuse a checkpoint that another run made, or whose state is not what was saved.
+    """Refuse a checkpoint of another run, or one whose state was changed after it was saved.
 
     Args:
-        recipe: the fingerprint of the recipe that goes on.
+        recipe: the fingerprint of the recipe that resumes.
 
     Raises:
-        UserError: naming the checkpoint and what to do.
+        UserError: naming the checkpoint and the fix.
     """
     fix = FALL_BACK
     if state.recipe and state.recipe != recipe:
@@ -237,23 +237,23 @@ def check_origin(checkpoint: Path, state: RunState, recipe: str) -> None:
 
 
 def tensors_of(checkpoint: Path, name: str) -> Stored:
-    """The tensors of a name, whole, whoever wrote them; empty where the checkpoint has none."""
+    """The whole tensors of a file or of its parts, by the file's name without suffix; empty if the checkpoint has none."""
     return Stored(checkpoint, name)
 
 
 def random_of(checkpoint: Path, which: int, world: int) -> Stored:
-    """The random states of a process; of the first where another number of processes wrote the checkpoint."""
+    """The random states of a process; those of the first if another number of processes wrote the checkpoint."""
     own = Path(parts.numbered("rng.safetensors", which, world)).stem
     return Stored(checkpoint, own if (checkpoint / f"{own}.safetensors").exists() else "rng")
 
 
 @contextmanager
 def whole(checkpoint: Path) -> Iterator[None]:
-    """Say of tensors that do not come back from a checkpoint which one it is: a file that lies about its tensors, names or
-    shapes that nothing here has, random states that are none.
+    """Name the checkpoint in errors of restoring: malformed files, unknown names or wrong shapes of tensors, random states
+    that cannot be set.
 
     Raises:
-        UserError: naming the checkpoint and what to do.
+        UserError: naming the checkpoint and the fix.
     """
     try:
         yield
@@ -266,18 +266,18 @@ def whole(checkpoint: Path) -> Iterator[None]:
 
 
 def student_tensors(student: Student, changed: set[str]) -> dict[str, Tensor]:
-    """Tensors to save: those that the student alone has, and those of the skeleton that stages trained."""
+    """Tensors to save: those that only the student has, and the backbone's that stages trained."""
     everything = dict(student.named_parameters()) | dict(student.named_buffers())
     return {name: t for name, t in everything.items() if name in changed or name.startswith(student.own_prefixes)}
 
 
 @torch.no_grad()
 def restore_student(student: Student, tensors: Mapping[str, Tensor]) -> None:
-    """Put a checkpoint's tensors back, by name. Masters come back as such, also where the student as it is built has that
-    tensor in the teacher's narrower type.
+    """Restore a checkpoint's tensors by name. Masters stay float32, although a newly built student has such tensors in the
+    teacher's narrower type.
 
     Raises:
-        UserError: the checkpoint has a tensor that the student lacks, or of another shape.
+        UserError: the student lacks a tensor of the checkpoint, or has it in another shape.
     """
     everything = dict(student.named_parameters()) | dict(student.named_buffers())
     for name, tensor in tensors.items():
@@ -290,7 +290,7 @@ def restore_student(student: Student, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints, oldest first."""
 
     def age(path: Path) -> tuple[int, float]:
         stage, _, step = path.name.split("-")

@@ -1,4 +1,4 @@
-"""What several processes hold of one student and its optimizer, saved by all of them and put back by any number."""
+"""Checkpoints of a student and optimizer that are divided over processes: saved by all, restored by any number."""
 
 import shutil
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ def save_together(
     keep: int,
     device: torch.device,
 ) -> None:
-    """As `save`, by all processes of a run: each writes what it alone holds, and the first the rest and the name.
+    """Save a checkpoint as `checkpoint.save`, by all processes: each writes its rows, and the first writes the rest.
 
     Args:
-        tensors: what is whole on every process, read on the first alone, but for its own "rng" on each. held: by file, the
-            rows that this process holds of divided tensors. device: on which the processes talk.
+        tensors: the undivided ones, read on the first process only, except "rng", which each process writes. held: by file,
+            this process's rows of divided tensors. device: that of the collective operations.
 
     Raises:
-        UserError: as `save`, on all processes, where one of them could not write.
+        UserError: as `save`, on all processes if one of them could not write.
     """
     which, world = dist.get_rank(), dist.get_world_size()
     scratch = folder / f"{checkpoint.SCRATCH}{state.place}"
@@ -53,7 +53,7 @@ def save_together(
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """What is saved of an optimizer."""
+    """The part of an optimizer's interface that saving uses."""
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
@@ -62,12 +62,14 @@ class Optimizer(Protocol):
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """What it was made with."""
+        """The options that it was made with."""
         ...
 
 
 def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, moments of 8 bits in their parts; `names` maps id(parameter) to it."""
+    """The optimizer's state by parameter name, with 8-bit moments as plain tensors.
+
+    names: maps id(parameter) to the parameter's name."""
     return {
         f"{names[id(parameter)]}|{key}": _as_parameter(parameter, value) if moments.by_rows(key) else value
         for parameter, entries in optimizer.state.items()
@@ -76,7 +78,7 @@ def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> dict[str, 
 
 
 def _as_parameter(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """Rows of what belongs to a parameter, divided as that is."""
+    """State rows of a parameter as a tensor that is divided like the parameter."""
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor):
         return value
     shape = (parameter.shape[0], *value.shape[1:])
@@ -86,10 +88,10 @@ def _as_parameter(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 
 def load_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: Stored) -> None:
-    """Put the optimizer's state back; of a divided parameter the rows that this process holds.
+    """Restore the optimizer's state; for a divided parameter, this process's rows.
 
     Raises:
-        ValueError: a tensor has another shape or type than it must.
+        ValueError: a tensor has a wrong shape or type.
     """
     if optimizer.state:
         _fill(optimizer, parameters, tensors)
@@ -106,12 +108,12 @@ def load_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter], te
 
 
 def _fill(optimizer: Optimizer, parameters: dict[str, nn.Parameter], tensors: Stored) -> None:
-    """Put the state back into one that has begun."""
+    """Restore the state of an optimizer that has state tensors already."""
     begun = {id(parameter): moments.plain(entries) for parameter, entries in optimizer.state.items()}
     for name in tensors:
         parameter_name, _, key = name.rpartition("|")
         parameter = parameters[parameter_name]
-        if id(parameter) not in begun:  # its rows are all elsewhere
+        if id(parameter) not in begun:  # this process holds none of its rows
             continue
         into = begun[id(parameter)][key]
         by_rows = isinstance(parameter, DTensor) and moments.by_rows(key)
@@ -130,14 +132,14 @@ def _held_again(parameter: DTensor, name: str, tensors: Stored) -> DTensor:
 
 
 def rows_of(divided: DTensor) -> tuple[int, int]:
-    """The rows of the whole tensor that this process holds, first and one past the last (`torch.chunk`'s division)."""
+    """This process's rows of a divided tensor, as [start, stop) (`torch.chunk`'s division)."""
     rows, mesh = divided.shape[0], divided.device_mesh
     start = min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
     return start, start + divided.to_local().shape[0]
 
 
 def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Part]]:
-    """Those that are whole here, and what this process holds of the divided ones."""
+    """Split tensors into undivided ones, and this process's parts of the divided ones."""
     whole = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
     held = {
         name: Part(tensor.to_local(), rows_of(tensor)[0], tuple(tensor.shape))

@@ -1,11 +1,11 @@
-"""Tensors of a checkpoint that several processes wrote, each the rows that it holds, and nothing gathered.
+"""Files of a checkpoint that several processes wrote: each writes its own rows of divided tensors, without gathering.
 
 student-00001-of-00004.safetensors     rows of the student's divided tensors, by name; optimizer-... likewise
 rng-00001-of-00004.safetensors         that process's random states
-parts-00001-of-00004.json              of each tensor in these files its whole shape and first row; each file's hash
+parts-00001-of-00004.json              the whole shape and first row of each tensor in these files; each file's hash
 
-Whatever is not divided lies in student.safetensors and the others, as in a checkpoint of one process. Every file is
-safetensors or JSON: nothing that is read back can run code.
+Undivided tensors are in student.safetensors and the other files, as in a checkpoint of one process. Every file is
+safetensors or JSON, so reading one cannot run code.
 """
 
 import json
@@ -26,12 +26,12 @@ from distill.reading import read_json
 from distill.runs.records import Record, Whole
 
 MOST = 64 * 2**20  # bytes of a list of parts
-NUMBERED = r"-\d{5}-of-\d{5}"  # in the name of a file of one process among several
+NUMBERED = r"-\d{5}-of-\d{5}"  # in the name of a file that one of several processes wrote
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a tensor. start: the first of them. shape: of the whole tensor."""
+    """Some rows of a tensor. start: the number of the first. shape: that of the whole tensor."""
 
     rows: Tensor
     start: int
@@ -47,7 +47,7 @@ class _Place(Record):
 
 
 class _List(Record):
-    """What a list of parts holds."""
+    """The content of a list of parts (parts-....json)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,13 +59,13 @@ LIST = TypeAdapter(_List)
 
 
 def numbered(name: str, which: int, world: int) -> str:
-    """A file's name, of process `which` (from 0) among so many."""
+    """The name of a file of process `which` (from 0) among `world`."""
     stem, dot, kind = name.partition(".")
     return f"{stem}-{which + 1:05d}-of-{world:05d}{dot}{kind}"
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a file of tensors; its hash."""
+    """Write a file of tensors. Returns its hash."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     sync(file)
     return file_hash(file)
@@ -74,7 +74,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
 def write_parts(
     folder: Path, which: int, world: int, groups: Mapping[str, Mapping[str, Part]], rng: Mapping[str, Tensor]
 ) -> None:
-    """Write what one process holds, and the list of it.
+    """Write one process's parts, its random states, and the list of them.
 
     Args:
         groups: by file ("student", "optimizer"), each a mapping from names.
@@ -97,7 +97,7 @@ def write_parts(
 
 
 def written(folder: Path, world: int) -> dict[str, str]:
-    """The hashes of all files that so many processes wrote, their lists included."""
+    """The hashes of all files that `world` processes wrote, including their lists."""
     found: dict[str, str] = {}
     for which in range(world):
         listed = folder / numbered("parts.json", which, world)
@@ -107,7 +107,7 @@ def written(folder: Path, world: int) -> dict[str, str]:
 
 
 class Stored(Mapping[str, Tensor]):
-    """The tensors of one group of a checkpoint by name, each whole when it is asked for, whoever wrote it."""
+    """The tensors of one group of a checkpoint, by name. Each is read on access and joined from its parts."""
 
     def __init__(self, checkpoint: Path, group: str) -> None:
         """
@@ -144,7 +144,7 @@ class Stored(Mapping[str, Tensor]):
         return torch.cat([opened.get_tensor(name) for _, opened in self._parts[name]])
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to before `stop` of a tensor; no others are read."""
+        """Rows [start, stop) of a tensor; no others are read."""
         if name in self._whole:
             return self._whole[name].get_slice(name)[start:stop]
         found = []
@@ -162,7 +162,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 def _check(name: str, places: list[dict]) -> None:
-    """Refuse rows that leave some out or stand twice."""
+    """Refuse parts with missing or repeated rows."""
     shape, next_row = places[0]["shape"], 0
     for place in places:
         if place["shape"] != shape or (place["rows"] and place["start"] != next_row):
@@ -173,7 +173,7 @@ def _check(name: str, places: list[dict]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the system write a file or folder to its disk."""
+    """Flush a file or folder to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

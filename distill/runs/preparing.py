@@ -1,4 +1,4 @@
-"""`distill prepare`: the texts of a recipe prepared before a run asks for them, without its teacher's weights."""
+"""The command `distill prepare`: prepares the texts of a recipe before a run, without the teacher's weights."""
 
 from typing import Any
 
@@ -16,29 +16,30 @@ from distill.text.preparation import Tokenising
 from distill.text.prepared import Prepared
 from distill.text.windows import Windows
 
-OPEN, CLOSE, BAR = "⟦", "⟧", "|"  # around what is trained on, and between tokens
-MOST = 1024  # tokens of a document that are shown
+OPEN, CLOSE, BAR = "⟦", "⟧", "|"  # around trained tokens, and between tokens
+MOST = 1024  # the most tokens of a document that are shown
 
 
 def prepare_texts(recipe: Recipe, processes: int | None, console: Console, shown: int = 0) -> dict[str, Any]:
     """Prepare every text that a run of a recipe reads, held-out text first.
 
     Args:
-        processes: that tokenise; by the cores and the size of each text where None. console: where progress is shown.
-            shown: documents of each text that are shown token by token.
+        processes: the number that tokenise; None: chosen by the cores and the size of each text. console: shows progress.
+            shown: the number of documents of each text that are shown token by token.
 
     Returns:
-        by the key of its sources: folder, tokens, documents, shards, sha256 (of its tokens), and windows by their length; of
-        text with chats also trained (tokens that are), cut and left_out (chats, by the length of windows); and shown, a
-        list of {label, row, tokens (their texts), trained} (row: in its file, of chats), where that is asked for.
+        for each text, by the key of its sources: folder, tokens, documents, shards, sha256 (of its tokens), and windows by
+        their length; for text with chats also trained (number of trained tokens), cut and left_out (numbers of chats, by
+        the length of windows); with `shown` also shown, a list of {label, row, tokens (as strings), trained}, where row is
+        the row of a chat in its file.
 
     Raises:
-        UserError: a teacher without a tokenizer that can be read, or a text that cannot be prepared.
+        UserError: the teacher's tokenizer cannot be read, or a text cannot be prepared.
     """
     tokenizer, how = load_tokenizer(recipe), Tokenising(processes, console)
     heldout = text_windows(recipe, tokenizer, "heldout", how=how)
     made = {"data.heldout": _facts(heldout, tokenizer, shown)}
-    keys: dict[tuple, str] = {}  # of each text, where it is first read
+    keys: dict[tuple, str] = {}  # for each text, the key of the sources that name it first
     for text in texts_of(recipe):
         windows, where = training_windows(recipe, tokenizer, text, how=how), keys.setdefault(text.sources, text.where)
         facts = made.get(where) or made.setdefault(where, _facts(windows, tokenizer, shown))
@@ -59,7 +60,7 @@ def _facts(windows: Windows, tokenizer, shown: int) -> dict[str, Any]:
 
 
 def _add_length(facts: dict[str, Any], windows: Windows) -> None:
-    """What windows of another length make of the same text."""
+    """Add the counts of windows of another length over the same text."""
     length = str(windows.seq_len)
     facts["windows"][length] = windows.count
     if windows.prepared.marked:
@@ -68,7 +69,7 @@ def _add_length(facts: dict[str, Any], windows: Windows) -> None:
 
 
 def _shown(text: Prepared, number: int, tokenizer) -> dict[str, Any]:
-    """A document token by token."""
+    """A document as a list of tokens, with the trained ones marked."""
     shard = next(shard for shard in reversed(text.shards) if shard.first_document <= number)
     index = number - shard.first_document
     start = shard.first + int(shard.starts[index])
@@ -80,7 +81,7 @@ def _shown(text: Prepared, number: int, tokenizer) -> dict[str, Any]:
 
 
 def print_prepared(prepared: dict[str, Any], recipe: Recipe, console: Console) -> None:
-    """Print what was prepared."""
+    """Print the result of `prepare_texts`."""
     console.print(bold(recipe.name))
     table = Table(box=None, header_style="bold")
     for column in ("text", "tokens", "documents", "shards", "windows", "folder"):
@@ -101,7 +102,7 @@ def print_prepared(prepared: dict[str, Any], recipe: Recipe, console: Console) -
 
 
 def _print_document(where: str, document: dict[str, Any], console: Console) -> None:
-    """A document with a bar between its tokens; what is trained on stands between brackets, and is green on a terminal."""
+    """Print a document with a bar between its tokens. Trained tokens are in brackets, and green on a terminal."""
     row = f", row {document['row']}" if document["row"] else ""
     said = Text(f"\n{where}: {printable(document['label'])}{row}\n", style="bold")
     before = False

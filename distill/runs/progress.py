@@ -1,4 +1,4 @@
-"""What a run shows while it works: one live line a stage on a terminal, plain lines anywhere else."""
+"""Progress of a run on the console: one live line for each stage on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-PLAIN_SECONDS = 15.0  # how often a line is printed where there is no terminal
+PLAIN_SECONDS = 15.0  # time between two plain lines
 
 
 @dataclass
 class StepReport:
-    """One optimizer step: losses by name, their mean, and what it took."""
+    """The results of one optimizer step: losses by name, their mean, the gradient norm, the rate, tokens and seconds."""
 
     step: int
     tokens: int
@@ -25,10 +25,10 @@ class StepReport:
 
 
 def live_bar(console: Console, title: str, said: str) -> Progress:
-    """A line with a title, a bar, what is said, and the time taken and left; on a terminal alone.
+    """A live line with a title, a bar, a text, and the time taken and left. It is shown on a terminal only.
 
     Args:
-        title, said: as rich's columns take them.
+        title, said: the title and the text, as templates of rich's TextColumn.
     """
     return Progress(
         TextColumn(title),
@@ -44,7 +44,7 @@ def live_bar(console: Console, title: str, said: str) -> Progress:
 
 
 class StageProgress:
-    """Shows one stage's steps. `update` takes each step's report."""
+    """Shows the progress of one stage's steps. `update` takes the report of each step."""
 
     def __init__(self, console: Console, title: str, steps: int, start: int) -> None:
         self.console, self.title, self.steps, self.start = console, title, steps, start
@@ -61,7 +61,7 @@ class StageProgress:
             yield self
 
     def update(self, report: StepReport) -> None:
-        """Take one step's report."""
+        """Show one step's report."""
         now = time.monotonic()
         self._tokens += report.tokens
         speed = self._tokens / max(now - self._began, 1e-9)

@@ -1,4 +1,4 @@
-"""Every random state that a stage could draw from, as tensors of a checkpoint."""
+"""Random states of a process (torch, CUDA, Python, NumPy) as tensors of a checkpoint."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def random_tensors() -> dict[str, Tensor]:
-    """Every random state that a stage could draw from."""
+    """The random states of every generator that a stage could draw from."""
     python = json.dumps(random.getstate()).encode()
     kind, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
     numpy = json.dumps([kind, keys.tolist(), position, has_gauss, cached]).encode()
@@ -22,7 +22,7 @@ def random_tensors() -> dict[str, Tensor]:
 
 
 def load_random(states: Mapping[str, Tensor]) -> None:
-    """Put the random states back."""
+    """Restore the random states."""
     torch.set_rng_state(states["torch"])
     version, internal, gauss = json.loads(bytes(states["python"].tolist()))
     random.setstate((version, tuple(internal), gauss))

@@ -1,6 +1,6 @@
-"""What each file of a run folder holds: the schemas that it is read by, and what to do about one that is damaged.
+"""Schemas of the JSON files of a run folder, and the fix for each file when it is damaged.
 
-They say what is read back. Entries that they do not name are kept as they are: later versions write more.
+A schema names the entries that are read. Other entries are kept unchanged, because later versions may write more.
 """
 
 import re
@@ -13,20 +13,20 @@ Numbers = dict[str, float]
 
 
 class Record(BaseModel):
-    """Base of the schemas of what we write: no guessed types, finite numbers, further entries let through."""
+    """Base class of the schemas of files that we write: strict types, finite numbers, further entries allowed."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class Part(Record):
-    """A part of a run's end that was made: of which state of the student, and its files in the run folder."""
+    """A finished part of a run's end. of: the student's state that it belongs to. files: its files in the run folder."""
 
     of: str
     files: list[str] = []
 
 
 class MicroBatch(Record):
-    """How many windows at a time were found to fit, on which device, with how many processes."""
+    """The micro-batch that was found to fit, with the device and the number of processes."""
 
     windows: Annotated[int, Field(ge=1)]
     device: str
@@ -41,7 +41,7 @@ class Begun(Record):
 
 
 class Facts(Record):
-    """run.json."""
+    """The content of run.json."""
 
     ended: dict[str, Part] = {}
     taught: dict[str, str] = {}
@@ -53,7 +53,7 @@ class Facts(Record):
     teacher: str | None = None
     train_text: str | None = None
     heldout_text: str | None = None
-    types: list[str] = []  # of the teacher and of the products, of every process that took part
+    types: list[str] = []  # the types of teacher and products, one entry each time that they changed
     stage_texts: dict[str, str] = {}
     stopped: str | None = None
     finished: bool = False
@@ -70,7 +70,7 @@ class Step(Record):
 
 
 class Evaluations(Record):
-    """evaluations.json; `distill.evaluation.records` says what its entries hold."""
+    """The content of evaluations.json; `distill.evaluation.records` has the schemas of its entries."""
 
     identity: dict[str, Any] | None = None
     untrained: dict[str, Any] | None = None
@@ -81,7 +81,7 @@ class Evaluations(Record):
 
 
 class Samples(Record):
-    """samples.json."""
+    """An entry of samples.json."""
 
     prompt: str
     teacher: str
@@ -89,7 +89,7 @@ class Samples(Record):
 
 
 class Transfers(Record):
-    """transfer.json."""
+    """The content of transfer.json."""
 
     teacher: str
     sources: dict[str, str]
@@ -107,7 +107,7 @@ class Entry(Record):
 
 
 class Model(Record):
-    """What a selection measured of a whole model."""
+    """A selection's measurements of a whole model."""
 
     recalled: float
     choice: float
@@ -115,7 +115,7 @@ class Model(Record):
 
 
 class Models(Record):
-    """The models that a selection ends with."""
+    """The models that a selection compares at its end."""
 
     teacher: Model
     chosen: Model
@@ -124,7 +124,7 @@ class Models(Record):
 
 
 class Cost(Record):
-    """What a selection took."""
+    """The cost of a selection."""
 
     tokens: Whole
     seconds: float
@@ -132,7 +132,7 @@ class Cost(Record):
 
 
 class Periodic(Record):
-    """Attention in every n-th layer, against a free choice."""
+    """A periodic choice (attention in every n-th layer) and the free choice that it is compared with."""
 
     every: Whole
     score: float | None
@@ -141,14 +141,14 @@ class Periodic(Record):
 
 
 class Scored(Record):
-    """What a scorer was given; the rest of it is its own."""
+    """A scorer's options that are read by others; it may have further ones."""
 
     families: list[str] = []
     names: list[str] = []
 
 
 class Chosen(Record):
-    """What a selection chose."""
+    """The result of a selection."""
 
     by: str
     options: Scored
@@ -173,14 +173,14 @@ class Measurement(Record):
 
 
 class Trained(Record):
-    """What learning gates took."""
+    """The cost of learning gates."""
 
     tokens: Whole
     seconds: float
 
 
 class Gates(Record):
-    """What learning gates has come to."""
+    """The state of learning gates (`distill.selection.gates.GateState`)."""
 
     logits: list[float]
     first: list[float]
@@ -190,7 +190,7 @@ class Gates(Record):
 
 
 class Selection(Record):
-    """selection.json."""
+    """The content of selection.json."""
 
     facts: dict[str, str] = {}
     measured: dict[str, dict[str, Measurement]] = {}
@@ -200,7 +200,7 @@ class Selection(Record):
 
 
 class Row(Record):
-    """row.json, of a benchmark of layouts."""
+    """The content of row.json: one row of a benchmark of layouts."""
 
     device: str
     pattern: str
@@ -217,16 +217,16 @@ class Row(Record):
 AGAIN = "delete it to have it made again"
 SCHEMAS: dict[str, tuple[TypeAdapter, str]] = {
     "run.json": (TypeAdapter(Facts), AGAIN),
-    "evaluations.json": (TypeAdapter(Evaluations), "delete it, and the same `distill run` judges again"),
+    "evaluations.json": (TypeAdapter(Evaluations), "delete it, and the same `distill run` evaluates again"),
     "selection.json": (TypeAdapter(Selection), "delete it to have it measured again"),
     "transfer.json": (TypeAdapter(Transfers), "delete it, or start again with --fresh"),
     "samples.json": (TypeAdapter(Samples), "delete it, and the same `distill run` makes it again"),
     "row.json": (TypeAdapter(Row), AGAIN),
 }
 STEP = TypeAdapter(Step)
-OF_A_STAGE = re.compile(r"selection-\d+-\w+\.json")  # of layers that a stage converts
+OF_A_STAGE = re.compile(r"selection-\d+-\w+\.json")  # the selection of a stage that converts further layers
 
 
 def schema_of(name: str) -> tuple[TypeAdapter, str]:
-    """What a file of a run folder holds, and the fix where it does not."""
+    """The schema of a file of a run folder, and the fix when the file is damaged."""
     return SCHEMAS["selection.json" if OF_A_STAGE.fullmatch(name) else name]

@@ -1,10 +1,10 @@
-"""The run folder: the one place that knows which file is where, and that writes none of them halfway.
+"""The run folder: the paths of its files, and atomic reading and writing of them.
 
-recipe.yaml          as given, overrides included          run.json        versions, data and teacher hashes, progress
-metrics.jsonl        one line a logged step                transfer.json   where every weight of the student came from
-evaluations.json     every evaluation made so far          checkpoints/    <stage>-<step>, the last ones
+recipe.yaml          as given, with overrides              run.json        versions, data and teacher hashes, progress
+metrics.jsonl        one line for each logged step         transfer.json   the source of every weight of the student
+evaluations.json     every evaluation so far               checkpoints/    <stage>-<step>, the last ones
 student/             the finished student                  report.html, report.md, twin/
-selection.json       what a selection of layers measured   resolved.yaml   the recipe with the layout that it chose
+selection.json       measurements of a selection           resolved.yaml   the recipe with the selected layout
 """
 
 import json
@@ -29,10 +29,10 @@ from distill.strict_json import dumps
 from distill.version import __version__
 from distill.yaml_file import read
 
-FORMAT = 1  # of a run folder: raise it where one of an earlier version can no longer be read or gone on with
+FORMAT = 1  # of a run folder; raise it when folders of earlier versions can no longer be read or resumed
 VERSIONED = ("torch", "transformers", "accelerate", "peft", "datasets", "triton", "tokenizers", "safetensors")
-ELSEWHERE = "free it, or make runs elsewhere with --runs"
-LOCK, LOCK_SECONDS = ".changing", 30  # a file that whoever changes a file of the folder holds, for milliseconds
+ELSEWHERE = "correct this, or choose another folder with --runs"
+LOCK, LOCK_SECONDS = ".changing", 30  # the lock file during a change, which takes milliseconds, and the longest wait for it
 
 
 class RunDir:
@@ -49,7 +49,7 @@ class RunDir:
 
     @classmethod
     def open(cls, recipe: Recipe, runs: Path, fresh: bool) -> "RunDir":
-        """The folder of a recipe, made on first use; `fresh` empties it first.
+        """Open the folder of a recipe, or make it. fresh: empty it first.
 
         Raises:
             UserError: the folder's recipe.yaml was edited, or belongs to another recipe.
@@ -58,7 +58,7 @@ class RunDir:
 
     @staticmethod
     def path_of(recipe: Recipe, runs: Path) -> Path:
-        """Where a recipe's folder is, whether it exists or not; a UserError names folders that are no UTF-8."""
+        """The path of a recipe's folder, which need not exist. A name that is not UTF-8 raises a UserError."""
         check_name(runs)
         return runs / f"{recipe.name}-{recipe.fingerprint}"
 
@@ -67,7 +67,7 @@ class RunDir:
         """As `open`, for a folder of this path."""
         folder = cls(path)
         try:
-            if path.is_symlink() and not (path / "recipe.yaml").is_file():  # a run that was moved may be linked to
+            if path.is_symlink() and not (path / "recipe.yaml").is_file():  # a link to a moved run is allowed
                 refuse_link(path)
             if fresh and path.exists():
                 shutil.rmtree(path)
@@ -76,14 +76,14 @@ class RunDir:
                 for entry in place.iterdir() if place.is_dir() else ():
                     refuse_link(entry)
             sweep(path)
-        except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+        except (OSError, ValueError) as error:  # ValueError: an invalid file name
             raise UserError(f"the run folder {path} cannot be made: {reason_of(error)}; {ELSEWHERE}") from error
         folder.check_format()
         file = path / "recipe.yaml"
         if file.exists() and folder.recipe().fingerprint != recipe.fingerprint:
             raise UserError(
                 f"{file} is not the recipe this run was started with (it was edited, or the folder is another run's); "
-                "change the recipe outside and run that, or start again with --fresh"
+                "change the original recipe and run that one, or start again with --fresh"
             )
         if not file.exists():
             write_text(file, recipe.yaml())
@@ -91,7 +91,7 @@ class RunDir:
 
     @classmethod
     def finished(cls, recipe: Recipe, runs: Path) -> "RunDir | None":
-        """The folder of a recipe whose run is over, report and exports included; None where there is none.
+        """The folder of a recipe whose run is finished, with report and exports; None if there is none.
 
         Raises:
             UserError: as `open`.
@@ -104,10 +104,10 @@ class RunDir:
 
     @classmethod
     def existing(cls, reference: str | os.PathLike) -> "RunDir":
-        """A folder that holds a run.
+        """Open the folder of an existing run.
 
         Raises:
-            UserError: it does not.
+            UserError: the folder holds no run.
         """
         path = Path(reference)
         if not os.path.isfile(path / "recipe.yaml"):
@@ -117,7 +117,7 @@ class RunDir:
         return folder
 
     def check_format(self) -> None:
-        """Refuse a folder that another version of distill wrote in another way.
+        """Refuse a folder that another version of distill wrote in another format.
 
         Raises:
             UserError: naming both formats and the version.
@@ -140,10 +140,10 @@ class RunDir:
         return _recipe_in(file)
 
     def resolve(self, recipe: Recipe) -> None:
-        """Keep the recipe with its layout written out, beside the one as given.
+        """Write resolved.yaml: the recipe with its layout written out.
 
         Raises:
-            UserError: resolved.yaml is there and says something else.
+            UserError: resolved.yaml exists with other content.
         """
         file = self.path / "resolved.yaml"
         if not file.exists():
@@ -155,7 +155,7 @@ class RunDir:
             )
 
     def laid_out(self) -> Recipe:
-        """The recipe with its layout written out: the folder's own where a selection chose it, else as given.
+        """The recipe with its layout written out: resolved.yaml if a selection chose the layout, else recipe.yaml.
 
         Raises:
             UserError: a file is damaged.
@@ -165,7 +165,7 @@ class RunDir:
 
     @property
     def why_unfinished(self) -> str:
-        """What ended the run early for good, or how it goes on."""
+        """The reason why the run cannot go on, or the command that continues it."""
         return self.read("run.json", {}).get("stopped") or "the same `distill run` goes on with it"
 
     @property
@@ -179,7 +179,7 @@ class RunDir:
         return self.path / "student"
 
     def read(self, name: str, default: Any = None) -> Any:
-        """A JSON file of the folder, or the default where there is none.
+        """Read a JSON file of the folder; the default if it does not exist.
 
         Raises:
             UserError: the file is damaged.
@@ -189,7 +189,7 @@ class RunDir:
         return read_json(file, schema, fix=fix) if os.path.lexists(file) else default
 
     def write(self, name: str, content: Any) -> None:
-        """Replace a JSON file of the folder, never leaving half of one."""
+        """Replace a JSON file of the folder atomically."""
         write_text(self.path / name, dumps(content, str(self.path / name), indent=1))
 
     def update(self, name: str, **entries: Any) -> dict:
@@ -197,7 +197,7 @@ class RunDir:
         return self.change(name, lambda content: content.update(entries))
 
     def change(self, name: str, how: Callable[[dict], Any]) -> dict:
-        """Change a JSON mapping of the folder as it is at that moment: no other process changes it meanwhile.
+        """Read, change and write a JSON mapping of the folder under a lock, so that no other process interferes.
 
         Raises:
             UserError: the file is damaged, or the folder cannot be written to.
@@ -211,7 +211,7 @@ class RunDir:
                 self.write(name, content)
         except Timeout as error:
             raise UserError(
-                f"{self.path / name} was not changed: another process holds {lock} for {LOCK_SECONDS} s now; wait for it"
+                f"{self.path / name} was not changed: another process has held {lock} for {LOCK_SECONDS} s; wait for it"
             ) from error
         except OSError as error:
             raise UserError(f"{self.path / name} cannot be written: {reason_of(error)}; {ELSEWHERE}") from error
@@ -223,13 +223,13 @@ class RunDir:
         append_line(file, dumps(entry, str(file)))
 
     def metrics(self) -> list[dict]:
-        """Every whole line of metrics.jsonl.
+        """Every complete line of metrics.jsonl.
 
         Raises:
             UserError: a line that is not the last is damaged.
         """
         file = self.path / "metrics.jsonl"
-        fix = "take the line out, or delete the file: curves are drawn from it, and nothing else is"
+        fix = "delete the line, or delete the file: only curves are drawn from it"
         return read_lines(file, STEP, fix=fix) if os.path.lexists(file) else []
 
     def forget_after(self, stage: int, step: float) -> None:
@@ -239,12 +239,12 @@ class RunDir:
 
 
 def _unmarked(recipe: Recipe) -> Recipe:
-    """The recipe without what its layout was selected by, which earlier versions did not write down."""
+    """The recipe without `selected`, which earlier versions did not write."""
     return recipe.model_copy(update={"selected": None})
 
 
 def _recipe_in(file: Path) -> Recipe:
-    """A recipe's file, its stages checked too."""
+    """Read a recipe's file and check its stages."""
     recipe = parse(read(file), str(file))
     check_stages(recipe, str(file))
     return recipe
@@ -252,10 +252,10 @@ def _recipe_in(file: Path) -> Recipe:
 
 @contextmanager
 def alone(path: str | Path) -> Iterator[None]:
-    """Keep a run folder for this process while the block runs; a process that dies lets go of it.
+    """Lock a run folder for this process while the block runs. The lock ends when the process dies.
 
     Raises:
-        UserError: another process has it, named by number and machine.
+        UserError: another process holds it; the message names its number and machine.
     """
     path = Path(path)
     owner = path.with_name(f".{path.name}.owner")
@@ -265,9 +265,9 @@ def alone(path: str | Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-    except Timeout as error:  # an OSError too
+    except Timeout as error:  # before OSError, which is its base class
         raise UserError(f"{path} is in use by {_holder(owner)}; wait for it, or stop it first") from error
-    except (OSError, ValueError) as error:  # a ValueError is of a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         raise UserError(f"{path.parent} cannot be written to: {reason_of(error)}; {ELSEWHERE}") from error
     try:
         sweep(path.parent)
@@ -279,7 +279,7 @@ def alone(path: str | Path) -> Iterator[None]:
 
 
 def _holder(owner: Path) -> str:
-    """Who has a folder, in one line."""
+    """The owner of a folder's lock, in one line."""
     try:
         return " ".join(read_text(owner, most=200, fix="").split()) or "another process"
     except UserError:
@@ -287,7 +287,7 @@ def _holder(owner: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a run's numbers depend on."""
+    """The versions of packages that a run's results depend on."""
     found = {"distill": __version__, "python": platform.python_version()}
     for package in VERSIONED:
         try:

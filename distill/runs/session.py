@@ -1,4 +1,4 @@
-"""What a command works with, made once: device and precision, the teacher, the text, the held-out text."""
+"""The session of a command: device and precision, the teacher, the training and the held-out text, made once."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,13 +26,13 @@ from distill.text.overlap import overlap
 from distill.text.windows import Batch, Calibration, Windows
 from teachers.teacher import Teacher
 
-BATCH_TOKENS = {"cpu": 4096}  # of held-out text that one pass reads; elsewhere 32,768
-SHORTEST = 8  # tokens of a text that a recipe can ask for
+BATCH_TOKENS = {"cpu": 4096}  # held-out tokens of one forward pass; on other devices 32,768
+SHORTEST = 8  # the smallest number of tokens that a recipe may set as a length
 
 
 @dataclass
 class Session:
-    """Teacher, text and device of one recipe. The training text is prepared when it is first asked for."""
+    """Teacher, text and device of one recipe. The training text is prepared when it is first needed."""
 
     recipe: Recipe
     accelerator: Accelerator
@@ -41,10 +41,10 @@ class Session:
 
     @classmethod
     def open(cls, recipe: Recipe, project: Path | None = None, trains: bool = True) -> "Session":
-        """Load and prepare everything; the training text only if `trains`.
+        """Load the teacher and prepare the texts; training text only if `trains`.
 
         Raises:
-            UserError: what the teacher, the text or the device refuses.
+            UserError: the teacher, a text or the device cannot be used.
         """
         accelerator = make_accelerator(recipe, project)
         check_same(recipe.fingerprint, recipe.name, accelerator.device)
@@ -53,20 +53,20 @@ class Session:
         with enough_memory(f"loading {recipe.teacher}", smaller):
             teacher = load_teacher(recipe, accelerator.device)
         check_length(recipe, teacher)
-        with accelerator.main_process_first():  # the others find the text prepared
+        with accelerator.main_process_first():  # so that the others find the text prepared
             session = cls(
                 recipe,
                 accelerator,
                 teacher,
                 text_windows(recipe, cast(PreTrainedTokenizerBase, teacher.tokenizer), "heldout"),
             )
-            if trains:  # now, so that a mistake in the text shows before anything is written
+            if trains:  # early, so that an error in the text is raised before anything is written
                 session.open_texts()
                 check_windows(session.windows.count, session.windows.seq_len, accelerator.num_processes)
         return session
 
     def with_recipe(self, recipe: Recipe) -> "Session":
-        """The same teacher, text and device for another recipe on the same text."""
+        """A session with the same teacher, text and device for another recipe on the same text."""
         other = replace(self, recipe=recipe)
         for name in ("windows", "overlap", "_opened"):
             if name in vars(self):
@@ -79,11 +79,11 @@ class Session:
             self._windows(text)
 
     def windows_of(self, entry: StageEntry) -> Windows:
-        """The training text of a stage, in its windows."""
+        """The training text of a stage in windows of its length."""
         return self._windows(text_of(self.recipe, entry))
 
     def stage_texts(self) -> dict[str, Windows]:
-        """The texts that stages have in place of the recipe's, by the key of their sources."""
+        """The texts that stages have in place of `data.train`, by the key of their sources."""
         own = own_sources(self.recipe)
         return {text.where: self._windows(text) for text in texts_of(self.recipe) if text.where in own}
 
@@ -96,12 +96,12 @@ class Session:
 
     @cached_property
     def _opened(self) -> dict[tuple, Windows]:
-        """What stages read that have a text or a length of their own."""
+        """The windows of stages with a text or a length of their own."""
         return {}
 
     @cached_property
     def windows(self) -> Windows:
-        """The training text that stages read which have none of their own."""
+        """The windows of `data.train`, for stages without a text or a length of their own."""
         return text_windows(self.recipe, self._tokenizer, "train")
 
     @property
@@ -110,35 +110,35 @@ class Session:
 
     @cached_property
     def overlap(self) -> dict | None:
-        """How much of the held-out text is training text (see `distill.text.overlap`); None where the latter is neither open
+        """The overlap of held-out and training text (see `distill.text.overlap`); None if the training text is neither open
         nor prepared."""
-        texts = {text.sources: text for text in reversed(texts_of(self.recipe))}.values()  # each in one length
+        texts = {text.sources: text for text in reversed(texts_of(self.recipe))}.values()  # one length for each text
         if "windows" in vars(self):
             return overlap([self._windows(text) for text in texts], self.heldout_windows)
         try:
             found = [training_windows(self.recipe, self._tokenizer, text, make=False) for text in texts]
-        except UserError:  # their files are elsewhere by now
+        except UserError:  # the files of the texts are gone
             return None
         return overlap(found, self.heldout_windows)
 
     def heldout(self, tokens: int, length: int | None = None) -> Heldout:
-        """So many held-out tokens of as many documents as can be, and the teacher's hidden states on them.
+        """`tokens` held-out tokens from as many documents as possible, with the teacher's hidden states.
 
         Args:
             length: of the windows; the recipe's by default.
 
         Raises:
-            UserError: none of them can be scored.
+            UserError: none of the tokens can be scored.
         """
         windows = self.heldout_windows
         last = selection_begins(windows.prepared) if windows.count > 1 else None
         return self._heldout(DocumentWindows(windows.prepared, length or windows.seq_len, last=last), tokens)
 
     def selection_text(self, tokens: int) -> Heldout:
-        """As `heldout`, of the part that selections read and nothing else does.
+        """As `heldout`, from the part of the text that only selections read.
 
         Raises:
-            UserError: the text is too short to have such a part, or none of it can be scored.
+            UserError: the text is too short to have such a part, or none of its tokens can be scored.
         """
         windows = self.heldout_windows
         self.check_selection_text()
@@ -147,7 +147,7 @@ class Session:
         return self._heldout(DocumentWindows(windows.prepared, windows.seq_len, first, last), tokens)
 
     def check_selection_text(self) -> None:
-        """Refuse held-out text that has no part for a selection to read.
+        """Refuse held-out text that is too short to have a part for selections.
 
         Raises:
             UserError: giving its size.
@@ -155,18 +155,18 @@ class Session:
         windows = self.heldout_windows
         if windows.count < 2:
             raise UserError(
-                f"the held-out text is {windows.meta.tokens:,} tokens, one window of {windows.seq_len}: a selection "
-                "needs text that its student is not judged by; name more under data.heldout, or shorter windows"
+                f"the held-out text is {windows.meta.tokens:,} tokens, one window of {windows.seq_len}, but a selection "
+                "needs text that its student is not evaluated on; name more text under data.heldout, or shorter windows"
             )
 
     def probe_batch(self) -> Batch:
-        """The fixed batch that checkpoints are checked on: the last of the held-out text."""
+        """The fixed batch on which checkpoints are verified: the last windows of the held-out text."""
         return self.heldout_windows.batch(*self._probed()).to(self.teacher.device)
 
     def calibration(self, window: int, text: Windows | None = None) -> Calibration:
-        """Training text from a window on, for closed-form work: as many tokens at a time as the recipe's windows are.
+        """Batches of training text from window `window` on, for closed-form work.
 
-        text: a stage's; the recipe's by default.
+        A batch has the same number of tokens whatever the length of the windows. text: a stage's; the recipe's by default.
         """
         data, text = self.recipe.data, text or self.windows
         size = max(1, data.calibrated * data.seq_len // text.seq_len)
@@ -179,7 +179,7 @@ class Session:
         return batches
 
     def _probed(self) -> tuple[int, int]:
-        """The first window of the probe batch, and how many."""
+        """The first window of the probe batch, and the number of windows."""
         windows = self.heldout_windows
         count = min(windows.count, max(1, self.recipe.evaluation.probe_tokens // windows.seq_len))
         return windows.count - count, count
@@ -193,10 +193,10 @@ class Session:
 
 
 def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
-    """accelerate's device and precision as the recipe asks.
+    """Make an Accelerator with the device and precision of the recipe.
 
     Raises:
-        UserError: a GPU is asked for and there is none, or one process was started where several were asked for.
+        UserError: the recipe wants a GPU and there is none, or a launcher was told several processes and started one.
     """
     processes.check_launch()
     check_device(recipe)
@@ -205,31 +205,31 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     wide = recipe.precision == "float32" or (recipe.precision == "auto" and not on_gpu)
     if on_gpu and not wide:
         torch.set_float32_matmul_precision("high")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients go wrong where layouts change: students.kernels.attention
-    forget_precision()  # another run of this process may have had another
+    torch.backends.cuda.enable_cudnn_sdp(False)  # wrong gradients for some tensor layouts: see students.kernels.attention
+    forget_precision()  # an earlier run of this process may have set another
     if processes.count() > 1:
         check_backends(on_gpu)
     return Accelerator(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)] if processes.count() > 1 else None,
         mixed_precision="no" if wide else "bf16",
         cpu=not on_gpu,
-        log_with=(recipe.trackers or None) if project else None,  # what only judges a run tells no tracker
+        log_with=(recipe.trackers or None) if project else None,  # evaluations of a run do not log to trackers
         project_dir=project,
     )
 
 
 def check_device(recipe: Recipe) -> None:
-    """Refuse a device that is not here.
+    """Refuse a device that this machine does not have.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: the recipe wants a GPU and there is none.
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is 'cuda', but PyTorch sees no GPU here; set device=auto, or see `distill doctor`")
 
 
 def check_windows(windows: int, length: int, count: int) -> None:
-    """Refuse more processes than there are windows of so many tokens of training text.
+    """Refuse more processes than windows of training text. length: tokens of a window. count: of processes.
 
     Raises:
         UserError: giving both numbers.
@@ -242,7 +242,7 @@ def check_windows(windows: int, length: int, count: int) -> None:
 
 
 def check_length(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse windows, and passkeys that a recipe asks for, that are longer than the teacher has positions for.
+    """Refuse windows, and passkey lengths that a recipe sets, that are longer than the teacher's positions.
 
     Raises:
         UserError: naming the key and both lengths.
@@ -253,10 +253,10 @@ def check_length(recipe: Recipe, teacher: Teacher) -> None:
             f"meta_tokens is {recipe.meta_tokens}, but {recipe.teacher} has positions for {room + recipe.meta_tokens} "
             f"tokens, which leaves {max(room, 0)} for a text; make it {room + recipe.meta_tokens - SHORTEST} or less"
         )
-    before = f" behind {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
+    before = f" after {recipe.meta_tokens} meta tokens" if recipe.meta_tokens else ""
     lengths: list[tuple[str, int | None]] = [(text.length_key, text.seq_len) for text in texts_of(recipe)]
     lengths += [("evaluation.seq_len", options.seq_len)]
-    if "passkey" in options.model_fields_set:  # the usual ones are left out where they are too long
+    if "passkey" in options.model_fields_set:  # default lengths that are too long are skipped
         lengths += [("evaluation.passkey", length) for length in options.passkey]
     for key, length in lengths:
         if room is not None and length and length > room:

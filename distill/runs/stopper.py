@@ -1,4 +1,4 @@
-"""When to stop early: a signal came, or the time is up. What was done is saved first."""
+"""Stopping early, on a signal or a time limit. The run saves its state first."""
 
 import math
 import signal
@@ -13,18 +13,18 @@ from distill.ranges import MINUTES
 
 @dataclass
 class Stopper:
-    """Whether to stop at the next step's end: a signal came, or the time is up."""
+    """Tells a run to stop after the current step, because a signal came or the time limit is reached."""
 
     deadline: float = math.inf
     reason: str | None = field(default=None, init=False)
 
     def due(self) -> str | None:
-        """Why to stop now, or None."""
+        """The reason to stop now, or None."""
         return self.reason or ("the time limit is reached" if time.monotonic() > self.deadline else None)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts at once."""
+        """Record SIGINT and SIGTERM instead of exiting while the block runs; a second SIGINT interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -45,10 +45,10 @@ class Stopper:
 
 
 def deadline(minutes: float | None) -> float:
-    """The monotonic time at which so many minutes are over.
+    """The monotonic time in `minutes` minutes; infinity for None.
 
     Raises:
-        UserError: they are not in `MINUTES`.
+        UserError: the number is out of the range `MINUTES`.
     """
     MINUTES.check(minutes, "--stop-after")
     return math.inf if minutes is None else time.monotonic() + 60 * minutes

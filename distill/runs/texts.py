@@ -1,4 +1,4 @@
-"""The texts of a recipe, prepared and in windows."""
+"""The texts of a recipe, prepared and cut into windows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from distill.text.windows import Windows
 def text_windows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, part: str, make: bool = True, how: Tokenising | None = None
 ) -> Windows:
-    """The training or held-out text in windows. make: whether to prepare it if need be; see `prepare`."""
+    """The training or held-out text in windows. make: whether to prepare it if it is not prepared; see `prepare`."""
     if part == "train":
         return training_windows(recipe, tokenizer, usual_text(recipe), make, how)
     options, data = recipe.evaluation, recipe.data
@@ -33,7 +33,7 @@ def text_windows(
 def training_windows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, text: StageText, make: bool = True, how: Tokenising | None = None
 ) -> Windows:
-    """A training text in windows. `data.limit` is for each of them; make: as in `text_windows`."""
+    """A training text in windows. `data.limit` applies to each text. make: as in `text_windows`."""
     data, limit = recipe.data, recipe.data.limit
     if limit is None and _endless(text.sources):
         limit = tokens_read(recipe, text.sources)
@@ -45,7 +45,7 @@ def training_windows(
 
 
 def _endless(sources: Sequence[TextSource]) -> bool:
-    """Whether sources have no end worth waiting for: data sets of the hub, and mixtures."""
+    """Whether sources may be too large to prepare completely: data sets of the hub, and mixtures."""
     return any(source.hub or source.weight for source in sources)
 
 
@@ -60,14 +60,15 @@ def _prepared(
 ) -> Path:
     data = recipe.data
     options: dict[str, Any] = {"separator": data.separator, "seed": recipe.seed, "limit": limit, "make": make, "how": how}
-    lower = f"data.longest_document (now {data.longest_document:,} bytes), and cut or leave out what is longer"
+    lower = f"data.longest_document (now {data.longest_document:,} bytes), and cut or leave out longer documents"
     with enough_memory(f"{where}: preparing the text", lower):
         return prepare(sources, tokenizer, where=where, longest=data.longest_document, **options)
 
 
 def _check_tokens(windows: Windows, tokenizer: Any, where: str) -> None:
-    """Refuse text of which no token has a next one in its document (every loss and every KL of it would be 0), and tokens
-    that the tokenizer does not have.
+    """Refuse text whose documents all have one token, and text with tokens that the tokenizer does not have.
+
+    No token of such documents has a next one, so every loss and KL would be 0.
 
     Raises:
         UserError: naming the recipe's key.
@@ -76,7 +77,7 @@ def _check_tokens(windows: Windows, tokenizer: Any, where: str) -> None:
     if text.longest < 2:
         raise UserError(
             f"{where}: no token of this text can be scored: each of its {text.meta.documents:,} documents is one token "
-            "long, and what follows belongs to the next; name text with longer documents"
+            "long, so no token has a next one in its document; name text with longer documents"
         )
     if (highest := text.highest) > (last := max(tokenizer.get_vocab().values())):
         raise UserError(

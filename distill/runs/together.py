@@ -1,4 +1,4 @@
-"""What the processes of one run agree on: one reason to stop, one recipe, and how long they wait for each other."""
+"""Agreement between the processes of one run: one error, one recipe, and the longest wait for each other."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -8,19 +8,19 @@ import torch.distributed as dist
 
 from distill.errors import UserError, printable
 
-# Longer than any work that one process does alone while the others wait (judging, exports, hashing checkpoints). That a
-# process died is noticed by whoever started it, not by this.
+# Longer than any work that one process does alone while the others wait (evaluation, exports, hashing checkpoints). The
+# launcher, not this limit, notices that a process died.
 PATIENCE = timedelta(days=2)
-LONGEST = 4096  # bytes of a reason
+LONGEST = 4096  # bytes of an error message
 
 
 def several() -> bool:
-    """Whether this process is one of several that can talk to each other."""
+    """Whether this process is one of several in a process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def check_backends(gpu: bool) -> None:
-    """Refuse several processes where PyTorch was built without what they talk through.
+    """Refuse several processes if PyTorch was built without the back end for their communication.
 
     Raises:
         UserError: naming the back end.
@@ -28,11 +28,11 @@ def check_backends(gpu: bool) -> None:
     known = dist.is_available() and (dist.is_nccl_available() if gpu else dist.is_gloo_available())
     if not known:
         name, fix = ("NCCL", "use one GPU") if gpu else ("gloo", "use one process")
-        raise UserError(f"this PyTorch ({torch.__version__}) has no {name}, through which several processes talk; {fix}")
+        raise UserError(f"this PyTorch ({torch.__version__}) has no {name}, which several processes need; {fix}")
 
 
 def agreed(error: str | None, device: torch.device) -> str | None:
-    """The reason of the first process that has one, on all of them; None where none has."""
+    """The error of the first process that has one, returned on all processes; None if none has."""
     if not several():
         return error
     world = dist.get_world_size()
@@ -50,10 +50,10 @@ def agreed(error: str | None, device: torch.device) -> str | None:
 
 
 def all_or_none(work: Callable[[], object] | None, device: torch.device) -> None:
-    """Do a process's share of some work (None: it has none), and go on only where each process did its own.
+    """Do a process's share of some work, and return only if every process did its own. work: None for no share.
 
     Raises:
-        UserError: of the first process whose share failed, on all of them.
+        UserError: the error of the first process that failed, raised on all processes.
     """
     error = None
     try:
@@ -66,13 +66,13 @@ def all_or_none(work: Callable[[], object] | None, device: torch.device) -> None
 
 
 def check_same(fingerprint: str, name: str, device: torch.device) -> None:
-    """Refuse processes of which one was started with another recipe than the first.
+    """Refuse processes that were started with different recipes.
 
     Args:
-        fingerprint: of this one's recipe, in hexadecimal. name: of it.
+        fingerprint, name: of this process's recipe; the fingerprint in hexadecimal.
 
     Raises:
-        UserError: on all processes, naming the first that differs and both fingerprints.
+        UserError: on all processes, naming the first that differs from process 0 and both fingerprints.
     """
     if not several():
         return

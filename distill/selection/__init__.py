@@ -1,12 +1,12 @@
-"""Which layers, or heads, stay attention: SCORERS is the table of ways to choose.
+"""Selection of the layers or heads that stay attention. SCORERS is the table of methods.
 
-A recipe says `pattern: {keep: 0.25, by: recall}` in place of letters, and its run selects before it trains; `distill select`
-does the same and shows it. To add a scorer: a file beside this one with a subclass of `Scorer`, its `Options`, and a line in
-SCORERS.
+A recipe has `pattern: {keep: 0.25, by: recall}` in place of letters. Its run then selects the layers before it trains;
+`distill select` makes the same selection and shows it. To add a scorer, write a file in this folder with a subclass of
+`Scorer` and its `Options`, and add a line to SCORERS.
 
-What every scorer measures is untrained: a layer's attention is replaced by a window of 64 tokens and 4 sinks (or, with
-`stand_in: mixer`, by the recipe's own mixer after its initialise stage), so the recall that a selection predicts is where
-training starts, not where it ends.
+Every scorer measures untrained models: a layer's attention is replaced by a window of 64 tokens and 4 sinks, or, with
+`stand_in: mixer`, by the recipe's own mixer after its initialise stage. The recall that a selection predicts is therefore
+that at the start of training, not at its end.
 """
 
 from importlib import import_module
@@ -29,7 +29,7 @@ SCORERS = {
 
 
 def scorer_class(name: str) -> "type[Scorer]":
-    """The class behind a scorer's name.
+    """The class of a scorer, by its name in the table.
 
     Raises:
         UserError: the name is not in the table.

@@ -1,4 +1,4 @@
-"""What a recipe asks of a selection, checked: its scorer, the scorer's options, and the letters of the other layers."""
+"""Checks of a recipe's selection: its scorer, the scorer's options, and the letters of the other layers."""
 
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from teachers.teacher import Teacher
 
 
 def selection_options(recipe: Recipe, where: str | None = None) -> Options:
-    """The options of a recipe whose layout is selected, checked.
+    """The checked options of a recipe whose layout is selected.
 
     Raises:
         UserError: naming the key, and the nearest valid one.
@@ -40,10 +40,10 @@ def selection_options(recipe: Recipe, where: str | None = None) -> Options:
 
 
 def replacing_options(recipe: Recipe, entry: StageEntry, where: str) -> Options:
-    """The options of the scorer by which a stage chooses the further layers that it converts, checked.
+    """The checked options of the scorer with which a stage chooses the layers that it converts.
 
     Raises:
-        UserError: naming the key, and the nearest valid one; a scorer that cannot rank layers of a student.
+        UserError: naming the key, and the nearest valid one; also for a scorer that cannot rank layers of a student.
     """
     where, given = f"{where}: {key_of(recipe, entry)}.pattern", cast(dict[str, Any], cast(Further, entry.options).pattern)
     name = given["by"]
@@ -52,7 +52,7 @@ def replacing_options(recipe: Recipe, entry: StageEntry, where: str) -> Options:
     if reason := scorer_class(name).teacher_alone:
         raise UserError(f"{where}.by is {name!r}, which cannot choose layers of a student that has mixers: {reason}")
     if "rest" in given:
-        raise UserError(f"{where}.rest is no option here: {key_of(recipe, entry)}.mixer names the letter of the layers")
+        raise UserError(f"{where}.rest is no option here; {key_of(recipe, entry)}.mixer names the letter of the layers")
     schema = scorer_class(name).Options
     try:
         return schema(**given)
@@ -61,13 +61,14 @@ def replacing_options(recipe: Recipe, entry: StageEntry, where: str) -> Options:
 
 
 def measured_stages(recipe: Recipe) -> list[StageEntry]:
-    """The stages that choose the layers they convert by a scorer."""
+    """The stages that choose the layers to convert with a scorer."""
     return [entry for entry in stages_of(recipe) if entry.kind.changes_layout and cast(Further, entry.options).scorer]
 
 
 def marked(recipe: Recipe) -> Recipe:
-    """The recipe, saying of layers that its stages choose by a scorer what that reads: in tables of the student that is
-    in-sample."""
+    """The recipe with `selected` set where its stages choose layers with a scorer.
+
+    `selected` names the recall families and tasks that the scorers read. These are in-sample in tables of the student."""
     before = [] if recipe.selected is None else [recipe.selected]
     found = before + [
         scorer_class(cast(str, cast(Further, entry.options).scorer)).selected_by(
@@ -85,8 +86,9 @@ def marked(recipe: Recipe) -> Recipe:
 
 
 def check_selection(recipe: Recipe, where: str) -> None:
-    """Refuse a `pattern` that asks for a selection that cannot be, the recipe's or that of a stage which converts further
-    layers; nothing to do where layouts are written out.
+    """Refuse an impossible selection: in the recipe's `pattern`, or in a stage that converts further layers.
+
+    Layouts that are written as letters need no check here.
 
     Raises:
         UserError: naming the key, and the nearest valid one.
@@ -98,7 +100,7 @@ def check_selection(recipe: Recipe, where: str) -> None:
 
 
 def check_lengths(recipe: Recipe, options: Options, teacher: Teacher, key: str = "pattern") -> None:
-    """Refuse texts and windows of a selection that are longer than the teacher has positions for. key: of the options.
+    """Refuse texts and windows of a selection that are longer than the teacher's positions. key: that of the options.
 
     Raises:
         UserError: naming the key and both lengths.
@@ -116,7 +118,7 @@ def _check_rest(recipe: Recipe, options: Options, where: str) -> None:
     later = later_letters(recipe)
     letters = sorted(set(recipe.mixers) - later) or sorted(recipe.mixers)
     if options.rest is None and len(letters) > 1:
-        raise UserError(f"{where}.rest is missing: with mixers for {', '.join(letters)} it says which layers get which")
+        raise UserError(f"{where}.rest is missing: it gives the order of the mixers {', '.join(letters)} over the layers")
     rest = set(rest_of(recipe, options))
     if KEEP in rest:
         raise UserError(f"{where}.rest is {options.rest!r}; {KEEP} is the letter of the layers that are kept")

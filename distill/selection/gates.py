@@ -1,11 +1,12 @@
-"""Gates learned on frozen weights: a number a layer that mixes attention and its stand-in, under a budget (FlashMorph-like).
+"""Selection by learned gates: one gate a layer mixes attention and its stand-in, under a budget, with frozen weights.
 
-As in FlashMorph (arXiv 2606.30562) every weight stays as it is and all gates learn together, so that layers which need each
-other are found; it reads made-up recall texts, here beside the recipe's own training text. The loss is
+The method follows FlashMorph (arXiv 2606.30562): all weights are frozen and all gates learn together, so that layers which
+need each other are found. FlashMorph reads synthetic recall texts; here part of the steps reads the recipe's training text.
+The loss is
 
     KL(teacher || mixture) + multiplier (mean gate - budget) + (mean gate - budget)^2
 
-and the multiplier climbs as long as the budget is exceeded (augmented Lagrangian, as for L0 gates in arXiv 1712.01312).
+The multiplier grows as long as the budget is exceeded (augmented Lagrangian, as for L0 gates in arXiv 1712.01312).
 """
 
 import time
@@ -34,14 +35,14 @@ from distill.text.heldout import Heldout
 from students.kernels.linear_kl import linear_kl
 from students.skeleton import Student
 
-START = 2.0  # logit of every gate: 0.88 of attention
-STEP = 0.5  # by which the multiplier climbs a step, times the mean gate's distance from the budget
+START = 2.0  # initial logit of every gate: 0.88 of attention
+STEP = 0.5  # growth of the multiplier at each step, times the mean gate's distance from the budget
 BETAS, EPS = (0.9, 0.99), 1e-8
 
 
 @dataclass
 class GateState:
-    """What learning has come to: everything the next step depends on, so that a resumed selection takes the same steps."""
+    """The state of learning: everything that the next step depends on, so that a resumed selection takes the same steps."""
 
     logits: Float[Tensor, " layer"]
     first: Float[Tensor, " layer"]
@@ -51,22 +52,22 @@ class GateState:
 
     @classmethod
     def new(cls, layers: int) -> "GateState":
-        """Before the first step."""
+        """The state before the first step."""
         return cls(torch.full((layers,), START), torch.zeros(layers), torch.zeros(layers))
 
     @classmethod
     def read(cls, saved: dict) -> "GateState":
-        """The reverse of `entries`."""
+        """The inverse of `entries`."""
         vectors = {name: torch.tensor(saved[name]) for name in ("logits", "first", "second")}
         return cls(**vectors, multiplier=saved["multiplier"], step=saved["step"])
 
     def entries(self) -> dict:
-        """For JSON; a float32 survives it."""
+        """The state as JSON values. Values of float32 are kept exactly."""
         vectors = {name: getattr(self, name).tolist() for name in ("logits", "first", "second")}
         return {**vectors, "multiplier": self.multiplier, "step": self.step}
 
     def take(self, gradient: Float[Tensor, " layer"], lr: float) -> None:
-        """One step of Adam."""
+        """Take one step of Adam."""
         self.step += 1
         self.first = BETAS[0] * self.first + (1 - BETAS[0]) * gradient
         self.second = BETAS[1] * self.second + (1 - BETAS[1]) * gradient.square()
@@ -78,18 +79,18 @@ class GateOptions(Options):
     """Options of trained gates."""
 
     training_tokens: Count = 20_000_000
-    """Tokens that the gates are trained on; the default is the paper's."""
+    """Tokens that the gates are trained on. The default is that of the paper."""
     lr: Rate = 0.05
-    """Adam's learning rate, on the gates alone."""
+    """Adam's learning rate for the gates."""
     retrieval: Annotated[float, SHARE] = 0.5
-    """Share of the steps that read made-up recall texts. The others read the recipe's training text."""
+    """Share of the steps that read synthetic recall texts. The others read the recipe's training text."""
     save: Whole = 20
     """Steps between two saves."""
 
 
 class Gates(Scorer):
-    """Layers whose trained gate between attention and stand-in stays open (FlashMorph, arXiv 2606.30562): score = the
-    gate that the layer ends with, 1 being attention alone."""
+    """Keeps the layers whose trained gate between attention and stand-in stays open (FlashMorph, arXiv 2606.30562):
+    score = the layer's gate at the end; 1 is attention alone."""
 
     Options = GateOptions
 
@@ -122,13 +123,13 @@ class Gates(Scorer):
         state = GateState.read(saved["gates"]) if "gates" in saved else GateState.new(measurer.layers)
         if {len(vector) for vector in (state.logits, state.first, state.second)} != {measurer.layers}:
             raise UserError(
-                f"{measurer.records.path}: its gates are not those of {measurer.layers} layers; delete it "
-                "to have it measured again"
+                f"{measurer.records.path}: its gates are not those of {measurer.layers} layers; delete the file "
+                "to measure again"
             )
         return state, dict(saved.get("trained", {"tokens": 0, "seconds": 0.0}))
 
     def _step(self, measurer: Measurer, state: GateState, budget: float) -> int:
-        """One step; the tokens it read. Protected layers have a gate of 1."""
+        """Take one step. Protected layers have a gate of 1. Returns the number of tokens read."""
         session, options = measurer.session, measurer.options
         logits = state.logits.to(session.teacher.device).requires_grad_(True)
         free = torch.ones(measurer.layers, device=logits.device)
@@ -157,7 +158,7 @@ class Gates(Scorer):
         return _divergence(measurer, model, hidden, seen.hidden[0], batch.weights), batch.tokens
 
     def _on_recall(self, measurer: Measurer, model: Student, step: int) -> tuple[Tensor, int]:
-        """KL at the answers of recall texts, new ones each step."""
+        """KL at the answers of recall texts, which are new at each step."""
         session, options = measurer.session, measurer.options
         teacher, family = session.teacher, options.families[step % len(options.families)]
         seed = -2 - step - 2**33 * (1 + session.recipe.seed)
@@ -175,7 +176,7 @@ class Gates(Scorer):
 
 
 def _reads_recall(step: int, options: GateOptions) -> bool:
-    """Whether a step reads recall texts: their share of the steps, evenly spread."""
+    """Whether a step reads recall texts. These steps are spread evenly."""
     return int((step + 1) * options.retrieval) > int(step * options.retrieval)
 
 

@@ -1,8 +1,8 @@
-"""Greedy selection with a beam: layers are added one at a time to a model of stand-ins, so that they count together.
+"""Greedy selection with a beam: attention layers are added one at a time to a model of stand-ins.
 
-A layer that is worth nothing alone may be half of a pair (one head writes what another looks up): several layouts are
-followed at a time, and each step measures whole layouts, never single layers. As Distill-then-Replace (arXiv 2601.11667)
-found, static scores lose to it; it costs layers x kept x beam measurements, fewer with `look_ahead`.
+Each step measures whole layouts, not single layers, because a layer that is worth nothing alone may be half of a pair (one
+head writes what another looks up). Several layouts are followed at a time. In Distill-then-Replace (arXiv 2601.11667) this
+beats static scores. It costs layers x kept x beam measurements; `look_ahead` lowers that number.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ class GreedyOptions(Options):
     """Options of greedy selection."""
 
     measure: Literal["recall", "kl"] = "recall"
-    """What is to be kept."""
+    """The measure that the selection keeps: recall, or a low KL."""
     beam: Whole = 2
-    """Layouts that are followed at a time."""
+    """Number of layouts that are followed at a time."""
     look_ahead: Whole | None = 8
-    """How many of the layers that helped most a step earlier are tried again; `null`: all."""
+    """How many layers each step tries: those that gained most when they were last tried. `null`: all."""
 
 
 class Greedy(Scorer):
-    """Layers added one by one to a model of stand-ins (arXiv 2601.11667): score = what the layer gained in its turn."""
+    """Adds layers one by one to a model of stand-ins (arXiv 2601.11667): score = the layer's gain when it was added."""
 
     Options = GreedyOptions
 
@@ -45,7 +45,7 @@ class Greedy(Scorer):
         options, start = measurer.options, tuple(sorted(measurer.options.protect))
         order: dict[tuple[int, ...], list[Ranked]] = {start: []}
         beam = self._values(measurer, [start])
-        gains: dict[int, float] = {}  # of every layer when it was last tried
+        gains: dict[int, float] = {}  # the gain of every layer when it was last tried
         for _ in range(count_of(options, measurer.layers) - len(start)):
             values: dict[tuple[int, ...], float] = {}
             for kept, before in beam.items():
@@ -62,18 +62,18 @@ class Greedy(Scorer):
     def worth(
         self, measurer: Measurer, ranking: Sequence[Ranked], layouts: Sequence[tuple[int, ...]]
     ) -> dict[tuple[int, ...], float] | None:
-        """Measured whole, as everything here."""
+        """Measured values of whole layouts."""
         return self._values(measurer, list(dict.fromkeys(layouts)))
 
     def _promising(self, kept: tuple[int, ...], gains: dict[int, float], measurer: Measurer) -> list[int]:
-        """The layers to try beside some: in the first step all, then those that helped most when they were last tried."""
+        """The layers to try next to the kept ones: all in the first step, then those that gained most when last tried."""
         left = [layer for layer in range(measurer.layers) if layer not in kept]
         if not all(layer in gains for layer in left):
             return left
         return sorted(left, key=lambda layer: (-gains[layer], layer))[: measurer.options.look_ahead]
 
     def _values(self, measurer: Measurer, layouts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-        """Of each layout, higher is better: the forced-choice log-probability of recall, or minus the KL."""
+        """The value of each layout: the forced-choice log-probability of recall, or minus the KL. Higher is better."""
         measure = measurer.options.measure
         found = measurer.layouts(layouts, (measure,))
         return {kept: one["choice"] if measure == "recall" else -one["kl"] for kept, one in found.items()}

@@ -1,4 +1,7 @@
-"""Retrieval heads (arXiv 2602.11374): single heads ablated on key-value retrieval; the best stay attention."""
+"""Selection of retrieval heads: single heads are ablated on key-value retrieval, and the best stay attention.
+
+Source: arXiv 2602.11374.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,17 +19,18 @@ from students.skeleton import Student
 
 
 class HeadOptions(Options):
-    """`keep` counts heads outside the protected layers, or is their share; the protected layers stay whole beside them."""
+    """Options of retrieval heads. `keep` is the number or share of heads outside the protected layers, which stay whole."""
 
     ablate: Literal["zero", "window"] = "zero"
-    """What a head that is switched off does: `zero` leaves its output out, as the paper does; `window` lets it see
-    `window` tokens and `sinks`, so that heads which look nearby only are not taken for retrieval heads."""
+    """What a head that is switched off does: `zero` sets its output to zero, as the paper does; `window` lets it see
+    `window` tokens and `sinks`, so that heads which only look nearby are not taken for retrieval heads."""
     families: Annotated[list[str], Field(min_length=1)] = ["key_value"]
-    """Families of made-up recall texts. They are in-sample in every table of the student, in words that no table has."""
+    """Families of synthetic recall texts. Tables of the student mark these families as in-sample, although they use other
+    words."""
 
 
 class RetrievalHeads(Scorer):
-    """Single heads that recall needs (arXiv 2602.11374): score = recall lost when the head alone is switched off."""
+    """Keeps single heads that recall needs (arXiv 2602.11374): score = recall lost when only this head is switched off."""
 
     Options = HeadOptions
     measures = ("recall",)
@@ -77,7 +81,7 @@ class RetrievalHeads(Scorer):
         return _choice(options, [every[index * len(every) // count] for index in range(count)], heads)
 
     def measure(self, measurer: Measurer, choice: Choice | None, measures: Sequence[str]) -> dict[str, float]:
-        """With windows for the heads that are not kept, whatever `ablate` says: a student's heads do see what is near."""
+        """Numbers of a choice. Heads that are not kept have windows, whatever `ablate` is, as they have in a student."""
         switched = self._switched(measurer, windows=True)
         if choice is None:
             return measurer.measure(TEACHER, lambda: switched.keep({}), measures)
@@ -87,7 +91,7 @@ class RetrievalHeads(Scorer):
         return measurer.measure(f"kept {choice.layers} {' '.join(names)}", lambda: switched.keep(kept), measures)
 
     def _switched(self, measurer: Measurer, windows: bool) -> SwitchedHeads:
-        """The model of head switches; two at most are made in one selection."""
+        """The model with head switches, made once with windows and once without."""
         made = self.__dict__.setdefault("_made", {})
         if windows not in made:
             made[windows] = SwitchedHeads(measurer.session.teacher, measurer.options, windows)
@@ -95,7 +99,7 @@ class RetrievalHeads(Scorer):
 
 
 def _candidates(options: HeadOptions, layers: int, heads: int) -> list[tuple[int, int]]:
-    """Layer and number of every head outside the protected layers."""
+    """Every head outside the protected layers, as (layer, number)."""
     check_protected(options, layers)
     return [(layer, head) for layer in range(layers) if layer not in options.protect for head in range(heads)]
 
@@ -111,7 +115,7 @@ def _count(options: HeadOptions, layers: int, heads: int) -> int:
 
 
 def _choice(options: HeadOptions, kept: Sequence[tuple[int, int]], heads: int) -> Choice:
-    """Chosen heads by layer; a layer whose heads are all chosen keeps its attention whole."""
+    """The chosen heads by layer; a layer whose heads are all chosen keeps its whole attention."""
     by_layer: dict[int, list[int]] = {}
     for layer, head in sorted(kept):
         by_layer.setdefault(layer, []).append(head)

@@ -1,8 +1,8 @@
-"""Scorers of whole layers: evenly spread, and one layer at a time replaced by its stand-in.
+"""Scorers of whole layers: evenly spread, or by the effect of replacing one layer at a time by its stand-in.
 
-recall   HALO (arXiv 2601.22156): how much recall falls for what the replacement costs otherwise
-kl       how far the next-token distribution moves
-task     how much less sure the right answers of task items are
+recall   HALO (arXiv 2601.22156): the loss of recall relative to the other costs of the replacement
+kl       the KL divergence of the next-token distribution
+task     the loss of log-probability of the right answers of task items
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ TINY = 1e-12
 
 
 class UniformScorer(Scorer):
-    """Layers evenly spread; nothing is measured but what comes out."""
+    """Keeps evenly spread layers; only the resulting layout is measured."""
 
     def rank(self, measurer: Measurer) -> list[Ranked]:
         kept = evenly(count_of(measurer.options, measurer.layers), measurer.layers, measurer.options.protect)
@@ -31,7 +31,7 @@ class UniformScorer(Scorer):
 
 
 class Swap(Scorer):
-    """Base: each layer's attention replaced in turn, all others as they are."""
+    """Base class of scorers that replace the attention of one layer at a time and keep all others."""
 
     @classmethod
     def passes(cls, options: Options, layers: int, heads: int) -> int:
@@ -56,15 +56,15 @@ class Swap(Scorer):
         raise NotImplementedError
 
     def numbers(self, whole: Mapping[str, float], without: Mapping[str, float]) -> dict[str, float]:
-        """What is shown beside a score."""
+        """Further numbers that are shown with a score."""
         raise NotImplementedError
 
 
 class RecallScorer(Swap):
-    """Layers whose loss costs most recall: score = recall lost / (KL + mean KL over the layers) (HALO, arXiv 2601.22156).
+    """Keeps the layers that recall needs most (HALO, arXiv 2601.22156): score = recall lost / (KL + mean KL of all layers).
 
-    HALO divides what recall loses by what common sense loses, so that layers are kept for recall first; here KL stands for
-    the latter, and its mean keeps a layer that changes nothing at all from a high score by noise.
+    HALO divides the loss of recall by the loss of common sense, so that layers are kept for recall first. Here KL stands for
+    common sense. Its mean in the denominator keeps a layer without any effect from a high score by noise.
     """
 
     measures = ("recall", "kl")
@@ -80,10 +80,10 @@ class RecallScorer(Swap):
 
 
 class DivergenceScorer(Swap):
-    """Layers whose loss moves the next-token distribution most: score = KL."""
+    """Keeps the layers whose replacement changes the next-token distribution most: score = KL."""
 
     measures = ("kl",)
-    note = "KL on plain text understates what a layer is worth to recall; compare with by: recall, or judge both layouts"
+    note = "KL on plain text understates a layer's value for recall; compare with by: recall, or evaluate both layouts"
 
     def scores(self, whole: Mapping[str, float], found: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
         return {layer: numbers["kl"] for layer, numbers in found.items()}
@@ -111,7 +111,7 @@ class TaskOptions(Options):
 
 
 class TaskScorer(Swap):
-    """Layers that task items need: score = log-probability of the right answers lost, mean over tasks."""
+    """Keeps the layers that task items need: score = loss of log-probability of the right answers, mean over tasks."""
 
     Options = TaskOptions
     measures = ("task",)

@@ -1,4 +1,4 @@
-"""Measurements, one after the other, each written down as soon as it is made: what a scorer works on."""
+"""The measurements of a selection: made one after the other for a scorer, and each recorded as soon as it is made."""
 
 import math
 import time
@@ -22,16 +22,16 @@ from students.skeleton import Student
 from teachers.fingerprint import difference
 
 FILE = "selection.json"  # in the run folder
-MATERIAL = "material"  # the fact that says which words and text are measured on
-TEACHER = "teacher"  # the key of the model with nothing switched off
+MATERIAL = "material"  # the fact that names the words and the text of the measurements
+TEACHER = "teacher"  # the key of the model without any replaced layer
 
 
 class Records:
-    """selection.json: `facts` (what the measurements depend on besides the recipe), `measured` by key and measure, what a
-    scorer saves of its own, and in the end `chosen`."""
+    """The file selection.json: `facts` that the measurements depend on, `measured` by key and measure, entries that a scorer
+    saves, and at the end `chosen`."""
 
     def __init__(self, folder: RunDir, facts: Mapping[str, str], writes: bool, file: str = FILE) -> None:
-        """writes: False for the processes of a run that only follow the first. file: in the folder.
+        """writes: False for all processes but the first. file: its name in the folder.
 
         Raises:
             UserError: the file holds measurements of another teacher, recipe or text.
@@ -40,42 +40,42 @@ class Records:
         self.content: dict[str, Any] = folder.read(file, {}) or {"facts": dict(facts)}
         self.content = {"facts": {}, "measured": {}, **self.content}
         for name, value in facts.items():
-            known = self.content["facts"].get(name, value if name == "recipe" else "")  # earlier versions left that one out
-            chosen = name == MATERIAL and "chosen" in self.content  # a choice that was made stands
+            known = self.content["facts"].get(name, value if name == "recipe" else "")  # earlier versions had no "recipe"
+            chosen = name == MATERIAL and "chosen" in self.content  # a finished choice stays valid
             if difference(known, value) and not chosen:
                 raise UserError(
-                    f"{folder.path / file}: the {name.replace('_', ' ')} is not the one that was measured there; bring it "
-                    "back, or start again with --fresh"
+                    f"{folder.path / file}: the {name.replace('_', ' ')} is not the one that was measured there; restore "
+                    "the earlier one, or start again with --fresh"
                 )
 
     def of(self, key: str) -> dict[str, dict[str, float]]:
-        """What is known under a key, by measure."""
+        """The recorded numbers of a key, by measure."""
         return self.content["measured"].get(key, {})
 
     def add(self, key: str, measure: str, found: dict[str, float]) -> None:
-        """Write one measurement down."""
+        """Record one measurement and write the file."""
         self.content["measured"].setdefault(key, {})[measure] = found
         self.save()
 
     def save(self, **entries: Any) -> None:
-        """Write further entries down, and everything again."""
+        """Record further entries and write the file."""
         self.content.update(entries)
         if self.writes:
             self.folder.write(self.file, self.content)
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self.folder.path / self.file
 
     @property
     def tokens(self) -> int:
-        """Tokens of all forward passes so far, those of earlier attempts included."""
+        """Tokens of all forward passes so far, including those of earlier attempts."""
         return self._sum("tokens") + self.content.get("trained", {}).get("tokens", 0)
 
     @property
     def seconds(self) -> float:
-        """Seconds taken so far, those of earlier attempts included."""
+        """Seconds taken so far, including those of earlier attempts."""
         return self._sum("seconds") + self.content.get("trained", {}).get("seconds", 0.0)
 
     def _sum(self, name: str) -> float:
@@ -83,14 +83,16 @@ class Records:
 
 
 class Measurer:
-    """The texts, the switched model, and what is known of them. `total` measurements are expected, for the time left."""
+    """Measures models of a selection: holds the texts, the switched model and the records.
+
+    `total` is the expected number of measurements, for the estimate of the time left."""
 
     def __init__(self, session: Session, options: Options, records: Records, console: Console, stopper: Stopper) -> None:
         self.session, self.records = session, records
-        self.options: Any = options  # its scorer's own
+        self.options: Any = options  # of the scorer's own class
         self.console, self.stopper = console, stopper
         self.material = Material(session, options)
-        self._apart = False  # whether this process measures a model that no other one measures
+        self._apart = False  # whether each process measures a different model
         self.total, self._made, self._began, self._printed = 0, 0, time.monotonic(), time.monotonic()
 
     @cached_property
@@ -101,19 +103,19 @@ class Measurer:
 
     @property
     def layers(self) -> int:
-        """How many layers the teacher has."""
+        """The number of layers to choose from."""
         return self.session.teacher.n_layers
 
     @property
     def heads(self) -> int:
-        """How many heads a layer has."""
+        """The number of attention heads of a layer."""
         return self.session.teacher.config.num_attention_heads
 
     def measure(self, key: str, make: Callable[[], Student], measures: Sequence[str]) -> dict[str, float]:
-        """Named numbers of the model that `make` gives; what is known already is not measured again.
+        """Measure the model that `make` gives, except what is recorded already. Returns named numbers.
 
         Raises:
-            Interrupted: a signal came or the time is up; everything measured so far is kept.
+            Interrupted: a signal came or the time is up; all measurements so far are kept.
         """
         for name in measures:
             if name not in self.records.of(key):
@@ -129,7 +131,7 @@ class Measurer:
     def measure_all(
         self, models: Mapping[str, Callable[[], Student]], measures: Sequence[str]
     ) -> dict[str, dict[str, float]]:
-        """As `measure`, of models that do not depend on each other, by key; with several processes as many at a time.
+        """As `measure`, for several independent models by key; each process measures one model at a time.
 
         Raises:
             Interrupted: as `measure`, on all processes.
@@ -145,7 +147,7 @@ class Measurer:
     def _measure_round(
         self, models: Mapping[str, Callable[[], Student]], measures: Sequence[str]
     ) -> dict[str, dict[str, float]]:
-        """One model a process; every process writes down what all of them found."""
+        """Measure one model on each process. Every process records the results of all."""
         if len(models) == 1:
             return {key: self.measure(key, make, measures) for key, make in models.items()}
 
@@ -167,23 +169,23 @@ class Measurer:
         return {key: {name: value for one in found[key].values() for name, value in one.items()} for key in models}
 
     def _finite(self, key: str, measure: str, found: dict[str, float]) -> dict[str, float]:
-        """What was found, refused where it would rank a layer by NaN."""
+        """Return the numbers, or refuse them if one is not finite."""
         wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
         if wrong:
             raise UserError(
-                f"the selection measured {measure} of {key}, and {wrong[0]}: the teacher's outputs are not finite there in "
+                f"the selection measured {measure} of {key}, and {wrong[0]}: the model's outputs are not finite in "
                 f"{self.session.accelerator.mixed_precision} precision; try precision=float32, or pattern.protect"
             )
         return found
 
     def layout(self, kept: Sequence[int], measures: Sequence[str]) -> dict[str, float]:
-        """Numbers of the model whose attention stays in these layers."""
+        """Numbers of the model that keeps attention in these layers."""
         return self.layouts([tuple(kept)], measures)[tuple(kept)]
 
     def layouts(
         self, layouts: Sequence[tuple[int, ...]], measures: Sequence[str]
     ) -> dict[tuple[int, ...], dict[str, float]]:
-        """The same of several, by the layers kept."""
+        """As `layout`, for several layouts, by the kept layers."""
         keys = {self._key(sorted(kept)): kept for kept in layouts}
         models = {key: partial(self._keep, kept) for key, kept in keys.items()}
         return {keys[key]: numbers for key, numbers in self.measure_all(models, measures).items()}
@@ -195,7 +197,7 @@ class Measurer:
         return TEACHER if len(kept) == self.layers else f"kept {'-'.join(map(str, kept)) or 'none'}"
 
     def stop_if_asked(self) -> None:
-        """End a selection that should stop, with everything measured kept; on every process where one was asked to.
+        """Stop the selection on every process if one was asked to stop; all measurements are kept.
 
         Raises:
             Interrupted: a signal came, or the time is up.
@@ -206,7 +208,7 @@ class Measurer:
             raise Interrupted(f"{reason} while selecting; the same command goes on from {self.records.path}")
 
     def expect(self, keys: int) -> None:
-        """So many measurements are about to come."""
+        """Set the number of measurements that will follow."""
         self.total, self._made, self._began = keys, 0, time.monotonic()
 
     def _tell(self, key: str) -> None:
@@ -217,11 +219,11 @@ class Measurer:
             left = (self.total - self._made) * (now - self._began) / self._made
             if self.total:
                 self.console.print(f"  {self._made}/{self.total} measured ({key})  about {max(0.0, left):.0f} s left")
-            else:  # the teacher's own pass, which tells how long the others will take
+            else:  # the teacher's own measurement, from which the time of the others is estimated
                 self.console.print(f"  measured the {key}")
 
     def trained(self, tokens: int, total: int) -> None:
-        """Tell how far a scorer that trains has come."""
+        """Print the progress of a scorer that trains."""
         now = time.monotonic()
         if now - self._printed > PLAIN_SECONDS:
             self._printed = now

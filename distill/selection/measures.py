@@ -1,4 +1,4 @@
-"""What a selection measures a model by: recall of made-up texts, KL to the teacher on held-out text, task items.
+"""The measures of a selection: recall in synthetic texts, KL to the teacher on held-out text, accuracy on task items.
 
 MEASURES is the table.
 """
@@ -26,11 +26,11 @@ from distill.text.heldout import Heldout
 from students.kernels.linear_kl import linear_kl
 from students.skeleton import Student
 
-CHARACTERS = 4  # of a token of a task's text, roughly: for costs that are told before a tokenizer is there
+CHARACTERS = 4  # of a token, roughly: for cost estimates before a tokenizer is loaded
 
 
 class Material:
-    """The texts that every model of one selection is measured on, made when they are first asked for."""
+    """The texts that every model of one selection is measured on, made when they are first needed."""
 
     def __init__(self, session: Session, options: Options) -> None:
         self.session, self.options = session, options
@@ -38,7 +38,7 @@ class Material:
 
     @cached_property
     def texts(self) -> dict[str, list[Marked]]:
-        """The recall texts by family, in words and with a seed that no evaluation has."""
+        """The recall texts by family. No evaluation has their words or their seed."""
         options = self.options
         tokens, seed = (
             Tokens(cast(PreTrainedTokenizerBase, self.teacher.tokenizer), SELECTING),
@@ -48,7 +48,7 @@ class Material:
 
     @cached_property
     def heldout(self) -> Heldout:
-        """Held-out text that no table is made of, with the teacher's hidden states."""
+        """Held-out text that no table is measured on, with the teacher's hidden states."""
         return self.session.selection_text(self.options.tokens)
 
     @cached_property
@@ -63,15 +63,17 @@ class Material:
 
     @torch.no_grad()
     def measure(self, model: Student, name: str) -> dict[str, float]:
-        """One measure of one model, and the tokens that it read for it."""
+        """The numbers of one measure for one model, with the tokens that were read."""
         with self.session.accelerator.autocast():
             return MEASURES[name].run(self, model)
 
 
 def measure_recall(material: Material, model: Student) -> dict[str, float]:
-    """choice: mean log-probability of an answer's tokens, in nats, each choice forced to the tokens that the answers of its
-    family are made of. It falls long before an answer is lost, so a few texts tell layers apart. recalled: share of answers
-    that greedy decoding says whole. Both are means over families."""
+    """Measure recall in synthetic texts; both numbers are means over families.
+
+    choice: mean log-probability of an answer's tokens, in nats, over the tokens that occur in answers of its family. It
+    falls long before an answer is lost, so a few texts tell layers apart. recalled: share of answers that greedy decoding
+    gives completely."""
     choices, recalled, tokens = [], [], 0
     for texts in material.texts.values():
         among = sorted({text.ids[place] for text in texts for span in text.spans for place in range(*span)})
@@ -84,7 +86,7 @@ def measure_recall(material: Material, model: Student) -> dict[str, float]:
 
 
 def measure_divergence(material: Material, model: Student) -> dict[str, float]:
-    """kl: KL(teacher || model) of the next token on held-out text, nats a token."""
+    """Measure kl: KL(teacher || model) of the next token on held-out text, in nats a token."""
     total, weight, tokens = 0.0, 0.0, 0
     head, teacher_head = wide_head(model), wide_head(material.teacher.model)
     for batch, teacher_hidden in zip(material.heldout.batches, material.heldout.hidden, strict=True):
@@ -99,8 +101,10 @@ def measure_divergence(material: Material, model: Student) -> dict[str, float]:
 
 
 def measure_task(material: Material, model: Student) -> dict[str, float]:
-    """right: mean over tasks of the log-probability of the right choice among an item's choices (an item with one answer:
-    of that answer's tokens), in nats; accuracy: mean over tasks of the items where it is the likeliest."""
+    """Measure task items; both numbers are means over tasks.
+
+    right: log-probability of the right choice among an item's choices, in nats; for an item with one answer, the mean
+    log-probability of that answer's tokens. accuracy: share of items in which the right choice is the likeliest."""
     rights, accuracies, tokens = [], [], 0
     for questions in material.questions.values():
         texts = marked(material.teacher, [pair for question in questions for pair in question.pairs])
@@ -123,20 +127,20 @@ def read_tasks(options: Any) -> dict[str, list[Question]]:
     """The items of the tasks that the options name.
 
     Raises:
-        UserError: there is no such folder, one of the tasks has no file in it, or a file is not in its task's form.
+        UserError: the folder does not exist, a task has no file in it, or a file is not in its task's form.
     """
     folder = check_folder(options.tasks)
     found: dict[str, list[Question]] = {}
     for name in options.names:
         file = find_file(folder, TASKS[name].file or name)
         if file is None:
-            raise UserError(f"pattern.names asks for {name}, but there is no {name}.jsonl (.xz, .gz) in {folder}")
+            raise UserError(f"pattern.names has {name}, but there is no {name}.jsonl (.xz, .gz) in {folder}")
         found[name] = read_questions(name, file, options.items)
     return found
 
 
 def tokens_of(options: Options, measures: Sequence[str]) -> int:
-    """About how many tokens one measurement reads, known before anything is loaded."""
+    """The approximate number of tokens that one measurement reads, known before anything is loaded."""
     return sum(MEASURES[name].tokens(options) for name in measures)
 
 
@@ -150,10 +154,10 @@ def _task_tokens(options: Options) -> int:
 
 
 class Measure(NamedTuple):
-    """What a model is measured by.
+    """One measure of a model.
 
-    run: (material, model) -> named numbers, `tokens` read among them. material: the attribute of `Material` that it reads.
-    tokens: about how many it reads, from a scorer's options.
+    run: (material, model) -> named numbers, with the `tokens` read. material: the attribute of `Material` that it reads.
+    tokens: the approximate number of tokens that it reads, from a scorer's options.
     """
 
     run: Callable[[Material, Student], dict[str, float]]

@@ -1,4 +1,4 @@
-"""What a recipe may say under `pattern` where its layout is selected, whatever the scorer: {keep: ..., by: SCORER, ...}."""
+"""The options that every scorer has, under a recipe's `pattern: {keep: ..., by: SCORER, ...}`."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,28 +16,29 @@ Part = Annotated[float, Range(0, 1, above=True, below=True)]
 
 
 class Options(Schema):
-    """What every scorer takes."""
+    """Options of every scorer."""
 
     keep: Whole | Part
-    """How many layers stay attention, or which share of them."""
+    """The number of layers that keep attention, or their share."""
     by: str
-    """The scorer."""
+    """The name of the scorer."""
     rest: str | None = None
-    """The letters that the other layers get, in turn. It may be left out where `mixers` has one letter."""
+    """The letters of the other layers, repeated in this order. Leave it out where `mixers` has one letter."""
     protect: list[Annotated[int, whole(0, MANY)]] = [0]
-    """Layers that stay attention whatever they score. They are among the kept ones; with `periodic` none is protected."""
+    """Layers that keep attention whatever their score. They count among the kept ones; with `periodic` none is protected."""
     periodic: bool = False
-    """Keep every n-th layer alone, those with (i + 1) % n = 0, which MLX and SGLang ask of gated DeltaNet. The output says
-    what that costs by the scorer's own score."""
+    """Keep attention in every n-th layer only, where (i + 1) % n = 0, as MLX and SGLang require for gated DeltaNet. The
+    output says what that costs by the scorer's own score."""
     stand_in: Literal["window", "mixer"] = "window"
-    """What stands for a layer's attention while it is measured: a `window`, untrained, or the recipe's own `mixer` after
-    its `initialise`."""
+    """What replaces a layer's attention during measurements: an untrained `window`, or the recipe's own `mixer` after its
+    `initialise`."""
     window: Annotated[int, whole(1, LONGEST)] = 64
     """Tokens of the stand-in's window."""
     sinks: Annotated[int, whole(0, LONGEST)] = 4
     """First tokens of a document that the stand-in's window always sees."""
     families: Annotated[list[str], Field(min_length=1)] = ["key_value", "passkey"]
-    """Families of made-up recall texts. They are in-sample in every table of the student, in words that no table has."""
+    """Families of synthetic recall texts. Tables of the student mark these families as in-sample, although they use other
+    words."""
     length: Annotated[int, whole(64, LONGEST)] = 512
     """Tokens of a recall text."""
     trials: Whole = 6
@@ -65,5 +66,5 @@ def rest_of(recipe: Recipe, options: Options) -> str:
 
 
 def described(options: Options) -> dict[str, Any]:
-    """The options, for JSON."""
+    """The options as JSON values."""
     return options.model_dump(mode="json")

@@ -1,8 +1,8 @@
-"""Layouts with attention in every n-th layer alone, where (i + 1) % n = 0: what some engines can run of a hybrid.
+"""Periodic layouts: attention in every n-th layer only, where (i + 1) % n = 0, as some engines require of a hybrid.
 
-MLX and SGLang are told an interval, not which layers (`distill.exporters.containers.qwen35`), so a free choice of layers
-does not run there. `periodic: true` takes the best interval of the budget by the scorer's own score, and says what the free
-choice would have scored.
+MLX and SGLang read an interval, not a list of layers (`distill.exporters.containers.qwen35`), so a free choice of layers
+does not run there. `periodic: true` takes the interval with the best score that fits the budget, and also reports the score
+of the free choice.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from distill.selection.scorer import Choice, Ranked, Scorer, every_nth, interval
 def best_interval(
     scorer: Scorer, measurer: Measurer, ranking: Sequence[Ranked], free: Choice
 ) -> tuple[Choice, dict[str, Any]]:
-    """The interval whose layers score highest, and what it costs against a free choice of as many.
+    """The interval whose layers score highest, and its score against that of a free choice of as many layers.
 
-    Where a scorer scores nothing (`uniform`), the interval nearest to evenly spread layers.
+    For a scorer without scores (`uniform`), it is the interval nearest to evenly spread layers.
 
     Args:
-        free: what the ranking keeps where any layer may be.
+        free: the choice by the ranking without the restriction to intervals.
 
     Returns:
         the choice, and {every: n, score: of its layers, free: the free choice's layers, free_score}; the scores are None
-        where there are none.
+        for a scorer without scores.
 
     Raises:
         UserError: no interval keeps as many layers.
@@ -45,23 +45,23 @@ def best_interval(
 
 
 def check_periodic(options: Options, where: str) -> None:
-    """Refuse options that say themselves which layers stay.
+    """Refuse `protect` with `periodic`, since both say which layers keep attention.
 
     Raises:
         UserError: naming the key.
     """
     if options.periodic and options.protect:
         raise UserError(
-            f"{where}.protect names layers {options.protect}, but with periodic: true the interval alone says which layers "
-            "stay attention; leave one of them out"
+            f"{where}.protect names layers {options.protect}, but with periodic: true the interval alone decides which "
+            "layers keep attention; leave one of them out"
         )
 
 
 def cost_line(found: dict[str, Any], models: dict[str, Any]) -> str:
-    """What an interval costs, in words.
+    """A sentence on the cost of an interval against the free choice.
 
     Args:
-        found: as `best_interval` gives it. models: what was measured of the untrained models, `chosen` and `free` with them.
+        found: from `best_interval`. models: the measurements of the untrained models, including `chosen` and `free`.
     """
     chosen, free = models["chosen"], models["free"]
     layers = ", ".join(map(str, found["free"]))

@@ -1,7 +1,7 @@
-"""Layers chosen on a student as it is: which of those that still have attention stay, for stages that convert further ones.
+"""Selection on the current student: which of its remaining attention layers stay, for stages that convert further ones.
 
-A scorer sees the layers with attention alone, numbered from 0; those that are converted already stay as they are in every
-model that it measures. What stands in for a layer's attention is made of the student's own, as it is now.
+The scorer sees only the layers with attention, numbered from 0. Layers that are converted already do not change in any
+model that it measures. The stand-in of a layer is made from the student's current attention.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,14 +44,14 @@ def choose_layers(
     console: Console,
     stopper: Stopper,
 ) -> list[int]:
-    """The layers of a student that stay attention, as a stage's scorer has them; every measurement is kept in the folder.
+    """Choose the layers of a student that keep attention, with a stage's scorer. All measurements are kept in the folder.
 
     Args:
         calibration: text for stand-ins that are the recipe's mixers.
 
     Raises:
-        UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
-        Interrupted: stopped early, with everything measured kept.
+        UserError: the budget does not fit, or the folder has measurements of another teacher, recipe or text.
+        Interrupted: stopped early, with all measurements kept.
     """
     recipe = session.recipe
 
@@ -70,21 +70,21 @@ def choose_layers(
 
 
 class PresentMeasurer(Measurer):
-    """Measures models of a student whose kept layers can be switched, numbered from 0."""
+    """A measurer of a student whose attention layers can be switched, numbered from 0."""
 
     layers: int = 0
 
     @cached_property
     def switched(self) -> Switched:
-        """The switched student, which whoever made this has put here."""
+        """The switched student, which the creator of this object sets."""
         raise NotImplementedError
 
 
 def numbered(recipe: Recipe, entry: StageEntry, there: Sequence[int], depth: int) -> Options:
-    """A stage's options of its scorer, for the layers that have attention, numbered from 0.
+    """The options of a stage's scorer, rewritten for the layers that have attention, numbered from 0.
 
     Raises:
-        UserError: a budget that does not fit them, or a protected layer that is none of them.
+        UserError: the budget does not fit them, or a protected layer is not one of them.
     """
     key = f"{recipe.name}: {key_of(recipe, entry)}.pattern"
     options, count = replacing_options(recipe, entry, recipe.name), cast(Further, entry.options).kept(depth)
@@ -93,7 +93,7 @@ def numbered(recipe: Recipe, entry: StageEntry, there: Sequence[int], depth: int
         raise UserError(f"{key}.protect names layer {wrong[0]}, and the layers with attention are {list(there)}")
     if not max(1, len(given)) <= count < len(there):
         raise UserError(
-            f"{key}.keep is {options.keep}, {count} of {depth} layers; {len(there)} have attention by then and {len(given)} "
+            f"{key}.keep is {options.keep}, {count} of {depth} layers; {len(there)} have attention then, and {len(given)} "
             f"of them are protected ({given}); keep from {max(1, len(given))} to {len(there) - 1}"
         )
     return options.model_copy(update={"keep": count, "protect": [list(there).index(layer) for layer in given]})
@@ -108,7 +108,7 @@ def _switchable(
     options: Options,
     calibration: Calibration,
 ) -> Iterator["Switchable"]:
-    """The student with a switch in every layer that has attention; as it was when the block ends."""
+    """Put a switch into every layer of the student that has attention, and restore the student when the block ends."""
     layout, place = student.layout, student.place
     with session.accelerator.autocast():
         if options.stand_in == "mixer":
@@ -130,7 +130,7 @@ def _switchable(
 
 
 class Switchable(Switched):
-    """A student of switches, one in each of some layers, which are numbered from 0."""
+    """A student with a switch in each of the given layers, which are numbered from 0."""
 
     def __init__(
         self, student: Student, layers: Sequence[int], attentions: Sequence[nn.Module], mixers: dict[int, Mixer]
@@ -142,13 +142,13 @@ class Switchable(Switched):
             self.switches.append(Switch(attention, slot.train(student.training)))
             setattr(inside[layer], place.name, self.switches[-1])
         whole = STAND_IN * len(student.layout.pattern)
-        student.layout = Layout(whole, {STAND_IN: {"mixer": "attention"}})  # as one that no cache serves
+        student.layout = Layout(whole, {STAND_IN: {"mixer": "attention"}})  # a layout for which no cache is made
         self.model.requires_grad_(False)
         join_types(student)
 
 
 def _named(found: dict[str, Any], there: Sequence[int], recipe: Recipe, entry: StageEntry, before: Layout) -> dict[str, Any]:
-    """What a scorer found, its layers by their own numbers."""
+    """A scorer's result with the layers' numbers in the student."""
     stay = [there[number] for number in found["layers"]]
     after = cast(Further, entry.options).after(before, recipe.mixers, stay)
     ranking = [{**one, "name": str(there[int(one["name"])])} for one in found["ranking"]]

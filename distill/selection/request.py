@@ -1,4 +1,4 @@
-"""What `distill select` asks for: a recipe made to select its layout, and the recipe with the chosen one written."""
+"""The command `distill select`: makes a recipe select its layout, and writes the recipe with the chosen one."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from distill.selection.resolution import resolve, what_to_lower
 from students.config import KEEP
 from teachers.teacher import Teacher
 
-DEFAULT = "recall"  # the scorer where neither recipe nor command names one
+DEFAULT = "recall"  # the scorer if neither recipe nor command names one
 
 
 def select_layout(
@@ -35,8 +35,10 @@ def select_layout(
     write: str | Path | None,
     console: Console | None,
 ) -> dict[str, Any]:
-    """Choose the layout of a recipe that asks for it; see `distill.select`. check: refuses what a run would, before anything
-    is measured."""
+    """Choose the layout of a recipe whose pattern asks for a selection; see `distill.select`.
+
+    Args:
+        check: refuses what a run would refuse, before anything is measured."""
     console = console or new_console(stderr=True)
     options = selection_options(recipe)
     trains = scorer_class(options.by).trains_on(options) > 0 or options.stand_in == "mixer"
@@ -54,10 +56,10 @@ def select_layout(
 
 
 def ask_for_selection(entries: dict, where: str, by: str | None, keep: int | float | None, tasks: str | None) -> None:
-    """Make a recipe's entries ask for a selection.
+    """Change a recipe's entries in place so that its pattern asks for a selection.
 
     Raises:
-        UserError: the recipe's pattern says nothing of how much to keep, and neither did the user.
+        UserError: neither the recipe's pattern nor --keep says how many layers to keep; --tasks does not fit the scorer.
     """
     pattern, keep = entries.get("pattern"), KEPT.check(keep, "--keep")
     scorer = by or (pattern.get("by") if isinstance(pattern, dict) else None) or DEFAULT
@@ -69,7 +71,7 @@ def ask_for_selection(entries: dict, where: str, by: str | None, keep: int | flo
     if isinstance(pattern, str):
         kept, rest = pattern.count(KEEP), pattern.replace(KEEP, "")
         if not kept and keep is None:
-            raise UserError(f"{where}: the pattern {pattern!r} keeps no attention; say with --keep how many layers should")
+            raise UserError(f"{where}: the pattern {pattern!r} keeps no attention; give the number of layers with --keep")
         pattern = {"keep": kept / len(pattern) if keep is None else keep, "rest": rest} if rest else {"keep": keep}
     given = {"by": by, "keep": keep, "tasks": tasks}
     asked = {name: value for name, value in given.items() if value is not None}
@@ -89,7 +91,7 @@ def check_free(file: Path) -> None:
 
 
 def _write(recipe: Recipe, file: Path, chosen: dict[str, Any]) -> None:
-    """The recipe with the chosen layout; its name is the file's."""
+    """Write the recipe with the chosen layout; its name is that of the file."""
     options = {name: value for name, value in chosen["options"].items() if value is not None}
     unnamed = recipe.model_copy()
     unnamed.model_fields_set.discard("name")

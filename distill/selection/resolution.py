@@ -1,4 +1,4 @@
-"""From a recipe that says how its layout is selected to one that says the layout, for `distill run` and `distill select`."""
+"""Resolution of a selection: from a recipe that selects its layout to one that has it, for `distill run` and `select`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +21,9 @@ from distill.selection.scorer import Choice, Ranked, Scorer
 from distill.stages.layouts import later_letters
 from students.config import KEEP
 
-READS = "words and held-out text that no table reads"  # earlier versions' measurements are of others: not to be mixed
-JUDGED = ("recall", "kl")  # what the teacher, the choice and an even layout are measured by in the end
-TRAINING = 4.0  # times that a token of training costs of one of a measurement: both branches, backward, and the teacher
+READS = "words and held-out text that no table reads"  # earlier versions measured on other texts; these must not be mixed
+JUDGED = ("recall", "kl")  # the measures of the teacher, the choice and an even layout at the end
+TRAINING = 4.0  # cost of a training token in tokens of a measurement: both branches, backward, and the teacher
 
 
 def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper) -> tuple[Recipe, dict[str, Any]]:
@@ -32,12 +32,12 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
     Returns:
         the recipe with the layout written out, which is also in the folder's resolved.yaml, and `chosen` of selection.json:
         by, options, pattern, mixers, layers, heads, ranking [{name, score, numbers, kept}], models {teacher, chosen, even:
-        numbers}, cost {tokens, seconds, predicted_seconds}, note. Where attention is to be in every n-th layer: periodic
-        {every, score, free, free_score}, see `periodic.best_interval`, and `free` among the models.
+        numbers}, cost {tokens, seconds, predicted_seconds}, note. With `periodic: true` also periodic {every, score, free,
+        free_score} (see `periodic.best_interval`), and `free` among the models.
 
     Raises:
-        UserError: a budget that does not fit, or measurements of another teacher, recipe or text.
-        Interrupted: stopped early, with everything measured kept.
+        UserError: the budget does not fit, or the folder has measurements of another teacher, recipe or text.
+        Interrupted: stopped early, with all measurements kept.
     """
     recipe, options = session.recipe, selection_options(session.recipe)
 
@@ -57,7 +57,7 @@ def resolve(session: Session, folder: RunDir, console: Console, stopper: Stopper
 def chosen_once(
     session: Session, folder: RunDir, choose: Callable[[Records], dict[str, Any]], file: str = FILE
 ) -> dict[str, Any]:
-    """What was chosen, as a file of the folder has it; else what is chosen now, by the first process for all, kept there.
+    """The choice in a file of the folder; if there is none, make the choice, share the first process's, and record it.
 
     Raises:
         UserError: the file holds measurements of another teacher, recipe or text.
@@ -80,22 +80,22 @@ def chosen_once(
 
 
 def what_to_lower(session: Session) -> str:
-    """The keys that a selection's memory grows with."""
+    """The keys that determine a selection's memory."""
     return f"pattern.length, pattern.trials or pattern.tokens{or_cpu(session.accelerator.device)}"
 
 
 def even_recipe(recipe: Recipe, layers: int, heads: int) -> Recipe:
-    """The recipe with as much attention evenly spread: what can be checked and planned before anything is measured.
+    """The recipe with the same amount of attention, evenly spread, for checks and plans before anything is measured.
 
     Raises:
-        UserError: a budget that does not fit so many layers.
+        UserError: the budget does not fit the number of layers.
     """
     options = selection_options(recipe)
     return _with_layout(recipe, options, scorer_class(options.by).even(options, layers, heads), layers)
 
 
 def cost_of(options: Options, layers: int, heads: int) -> tuple[int, int]:
-    """About how many tokens a selection reads in forward passes, and how many it trains on."""
+    """The approximate number of tokens that a selection reads in forward passes, and the number that it trains on."""
     scorer = scorer_class(options.by)
     reads = scorer.reads(options)
     passes = scorer.passes(options, layers, heads) * tokens_of(options, reads) if reads else 0
@@ -112,11 +112,11 @@ def _select(measurer: Measurer) -> dict[str, Any]:
 
 
 def chosen_by(measurer: Measurer) -> dict[str, Any]:
-    """What the measurer's scorer chooses among its layers: all of `chosen` (see `resolve`) but pattern and mixers."""
+    """The choice of the measurer's scorer: all of `chosen` (see `resolve`) except pattern and mixers."""
     options, layers, heads = measurer.options, measurer.layers, measurer.heads
     scorer = scorer_class(options.by)()
-    even = scorer.even(options, layers, heads)  # before anything is measured: it refuses a budget that does not fit
-    for name in {*JUDGED, *scorer.reads(options)}:  # and these, texts that are too long and files that are not there
+    even = scorer.even(options, layers, heads)  # refuses a budget that does not fit, before anything is measured
+    for name in {*JUDGED, *scorer.reads(options)}:  # refuses texts that are too long and missing files
         measurer.material.prepare(name)
     models = {"teacher": scorer.measure(measurer, None, JUDGED)}
     predicted = _announce(measurer, scorer)
@@ -141,7 +141,7 @@ def chosen_by(measurer: Measurer) -> dict[str, Any]:
 
 
 def _announce(measurer: Measurer, scorer: Scorer) -> float:
-    """Say what is to come, from what the teacher's own measurement took; the seconds of all of it."""
+    """Print the coming measurements with their time, estimated from the teacher's own. Returns the seconds of all."""
     options, layers, heads = measurer.options, measurer.layers, measurer.heads
     reads, passes = scorer.reads(options), scorer.passes(options, layers, heads)
     if reads:
@@ -163,7 +163,7 @@ def _announce(measurer: Measurer, scorer: Scorer) -> float:
 
 
 def _with_layout(recipe: Recipe, options: Options, choice: Choice, layers: int) -> Recipe:
-    """The recipe with a choice written out: letters of `rest` in turn where attention does not stay."""
+    """The recipe with a choice written out: the letters of `rest`, repeated in order, where attention does not stay."""
     rest, letters = rest_of(recipe, options), []
     for layer in range(layers):
         converted = layer - sum(kept < layer for kept in choice.layers)

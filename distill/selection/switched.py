@@ -1,6 +1,6 @@
-"""One model whose layers, or heads, can each be the teacher's attention or its stand-in: made once, switched in no time.
+"""Switched models: each layer or head can be the teacher's attention or its stand-in, and is switched without copying.
 
-All weights are the teacher's own, in shared memory, so what differs between two measurements is the switches alone.
+A model is made once. All weights are the teacher's own, in shared memory, so two measurements differ only in the switches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,9 @@ STAND_IN = "S"
 
 
 class Switch(nn.Module):
-    """A layer's attention and its stand-in in one slot. gate: 1 for attention, 0 for the stand-in, or a tensor that mixes
-    them, gate x attention + (1 - gate) x stand-in."""
+    """A layer's attention and its stand-in in one slot.
+
+    gate: 1 for attention, 0 for the stand-in, or a tensor that mixes them: gate x attention + (1 - gate) x stand-in."""
 
     def __init__(self, attention: nn.Module, stand_in: nn.Module) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Switch(nn.Module):
         self.gate: float | Float[Tensor, ""] = 1.0
 
     def forward(self, *inputs: Any, **keywords: Any) -> tuple[Float[Tensor, "b t d"], None]:
-        """What the slot's layer gets, and None where attention would return its weights."""
+        """The output for the slot's layer, and None in place of attention weights."""
         if not isinstance(self.gate, Tensor):
             return (self.attention if self.gate else self.stand_in)(*inputs, **keywords)[0], None
         kept, other = (branch(*inputs, **keywords)[0] for branch in (self.attention, self.stand_in))
@@ -43,10 +44,10 @@ class Switch(nn.Module):
 
 
 class Switched:
-    """A model of switches, one a layer."""
+    """A model with a switch in every layer."""
 
     def __init__(self, teacher: Teacher, student: Student) -> None:
-        """student: with a stand-in in every layer; it becomes the model."""
+        """student: has a stand-in in every layer; it becomes the model."""
         self.model = student
         place, kept = student.place, build(teacher, Layout(KEEP * teacher.n_layers))[0]
         layers, attentions = (cast(nn.ModuleList, model.get_submodule(place.layers)) for model in (student, kept))
@@ -64,14 +65,14 @@ class Switched:
         return self.model
 
     def mix(self, gates: Sequence[Float[Tensor, ""]]) -> Student:
-        """The model with a gate a layer."""
+        """The model with these gates, one for each layer."""
         for switch, gate in zip(self.switches, gates, strict=True):
             switch.gate = gate
         return self.model
 
 
 def make_switched(session: Session, options: Options) -> Switched:
-    """The teacher with a switch in every layer, its stand-ins as the options ask.
+    """The teacher with a switch in every layer, with stand-ins as the options say.
 
     Raises:
         UserError: stand_in is "mixer", and the recipe's mixers cannot be switched layer by layer.
@@ -86,17 +87,17 @@ def make_switched(session: Session, options: Options) -> Switched:
 
 
 def check_stand_in(recipe: Recipe, options: Options, teacher: Teacher) -> None:
-    """Refuse stand-ins that cannot be. The teacher's weights may be on the meta device.
+    """Refuse impossible stand-ins. The teacher's weights may be on the meta device.
 
     Raises:
-        UserError: as `make_switched`, or a mixer refuses its options.
+        UserError: as `make_switched`; also where a mixer refuses its options.
     """
     if options.stand_in == "mixer":
         empty(teacher, _mixers_everywhere(recipe, options, teacher.n_layers))
 
 
 def _mixers_everywhere(recipe: Recipe, options: Options, layers: int) -> Layout:
-    """The recipe's own mixers in every layer."""
+    """A layout with the recipe's own mixers in every layer."""
     rest = (rest_of(recipe, options) * layers)[:layers]
     layout = layout_of(rest, {name: recipe.mixers[name] for name in set(rest)}, layers, recipe.name)
     if any(options.get("share_kv") for options in layout.mixers.values()):
@@ -118,9 +119,10 @@ def _mixer(slot: nn.Module) -> Any:
 
 
 class HeadSwitch(nn.Module):
-    """A layer's attention with a switch a head, and, where there is one, the window that heads see which are switched off.
+    """A layer's attention with a switch for each head.
 
-    `scale` of both branches holds the switches, so the shared output bias is counted once.
+    Heads that are switched off see the window, if there is one, else they output zero. `scale` of both branches holds the
+    switches, and the shared output bias is counted once.
     """
 
     def __init__(self, attention: nn.Module, window: nn.Module | None) -> None:
@@ -149,7 +151,7 @@ class SwitchedHeads:
     """A model with a switch for every head."""
 
     def __init__(self, teacher: Teacher, options: Options, windows: bool) -> None:
-        """windows: heads that are switched off see a window, else nothing."""
+        """windows: whether heads that are switched off see a window; if not, they output zero."""
         whole = Layout(STAND_IN * teacher.n_layers, {STAND_IN: {"mixer": "attention"}})
         self.model = build(teacher, whole)[0]
         place = self.model.place
@@ -166,7 +168,7 @@ class SwitchedHeads:
         self.model.requires_grad_(False).eval()
 
     def keep(self, heads: Mapping[int, Iterable[int]]) -> Student:
-        """The model with these heads of these layers on and the others off; layers that are not named are whole."""
+        """The model with only these heads on in these layers; layers that are not named keep all heads."""
         for layer, switch in enumerate(self.switches):
             switch.keep(heads.get(layer, range(self.counts[layer])))
         return self.model

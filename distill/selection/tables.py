@@ -1,4 +1,4 @@
-"""What a selection prints: cost, ranking, the layout as a strip, and the recall it starts from."""
+"""The printed result of a selection: its cost, ranking, layout, and the recall of the untrained layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from distill.errors import printable
 from distill.selection.periodic import cost_line
 from students.config import KEEP
 
-MORE = 8  # rows of the ranking shown below the last that is kept
+MORE = 8  # rows of the ranking shown after the last kept one
 TITLES = {
     "teacher": "teacher",
     "chosen": "chosen layout, untrained",
@@ -21,12 +21,12 @@ TITLES = {
 
 
 def strip(pattern: str) -> Text:
-    """A layout as one line, its mixers standing out."""
+    """A layout as one line with highlighted mixers."""
     return Text.assemble(*((letter, "" if letter == KEEP else "bold blue") for letter in printable(pattern)))
 
 
 def show(chosen: Mapping[str, Any], console: Console) -> None:
-    """Print everything that a selection found; `chosen` as `resolve` returns it."""
+    """Print the result of a selection; `chosen` as `resolve` returns it."""
     cost = chosen["cost"]
     console.print(
         f"selected by {chosen['by']}: {cost['tokens']:,} tokens in {cost['seconds']:,.0f} s (predicted "
@@ -47,7 +47,7 @@ def show(chosen: Mapping[str, Any], console: Console) -> None:
 
 
 def ranking_table(chosen: Mapping[str, Any]) -> Table:
-    """Layers or heads by score, those that are kept and the next ones."""
+    """A table of layers or heads by score: the kept ones and the next few."""
     entries = chosen["ranking"]
     names = list(entries[0]["numbers"])
     table = Table(box=None, header_style="bold")
@@ -63,8 +63,8 @@ def ranking_table(chosen: Mapping[str, Any]) -> Table:
 
 
 def models_table(models: Mapping[str, Mapping[str, float]]) -> Table:
-    """Recall and KL of the teacher, and of the chosen and an even layout before any training; of the free choice where the
-    chosen one is every n-th layer."""
+    """A table of recall and KL of the teacher and of untrained layouts: the chosen one, an even one, and, where the chosen
+    one is periodic, the free choice."""
     table = Table(box=None, header_style="bold")
     table.add_column("")
     for column in ("recall, greedy", "forced choice, nats a token", "held-out KL"):

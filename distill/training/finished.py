@@ -79,7 +79,7 @@ def _check_saved(folder: RunDir) -> None:
 
 
 def write_down_export(run: Path, written: Path) -> None:
-    """Record an export that was made by hand at the path of one of the recipe's exports, so that the run counts it as made."""
+    """Record an export that was made by hand in the place of one of the recipe's exports, so that the run has it."""
     folder = RunDir(run)
     part = f"export/{written.name}"
     if not (run / "recipe.yaml").is_file() or written.resolve() != (run / part).resolve():

@@ -1,4 +1,4 @@
-"""A student's way through its recipe: stages in order, evaluated in between, resumed where they stopped."""
+"""The stages of one student, run in order, with an evaluation after each and resuming from checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -42,12 +42,12 @@ from distill.training.trainer import NonFinite, Trainer
 
 
 class Pipeline:
-    """One student's way through the session's recipe, in one folder."""
+    """Runs the stages of the session's recipe on one student, in one folder."""
 
     def __init__(
         self, session: Session, folder: RunDir, console: Console, stopper: Stopper, every_stage: bool = True
     ) -> None:
-        """every_stage: evaluate after each stage, not after the last alone."""
+        """every_stage: evaluate after each stage, not only after the last."""
         self.session, self.folder, self.every_stage = session, folder, every_stage
         self.console, self.stopper = console, stopper
         self.recipe, self.teacher, self.accelerator = session.recipe, session.teacher, session.accelerator
@@ -60,11 +60,11 @@ class Pipeline:
         self.saves = Saves(session, folder, self.student, console, begun)
 
     def run(self, heldout: Heldout) -> None:
-        """Take every stage that is not over yet.
+        """Run every stage that is not finished yet.
 
         Raises:
-            Interrupted, NonFinite: after saying where the last checkpoint is.
-            UserError: the run belongs to another teacher or text, or its checkpoint did not come back whole.
+            Interrupted, NonFinite: the message of Interrupted names the last checkpoint.
+            UserError: the run belongs to another teacher or text, or its checkpoint could not be restored exactly.
         """
         for this in self._stage_runs():
             with self._going(this), self._progress(this) as progress, self._only_needed(this):
@@ -79,11 +79,11 @@ class Pipeline:
     # one stage
 
     def _stage_runs(self) -> Iterator[StageRun]:
-        """Each stage that is not over, begun or restored."""
+        """Yield each stage that is not finished, begun or restored."""
         self.saves.check_run()
         check_start(self.recipe, self.folder, self.accelerator.is_main_process)
         state = self.saves.resume(lambda state: self.replacing.reinstate(self.stages, state, self.student, self.transfers))
-        if state is not None:  # what stages recorded before is in the file alone
+        if state is not None:  # records of earlier stages are only in the file
             recall_transfers(self.student, self.transfers, self.folder.read("transfer.json", {}))
         elif self.accelerator.is_main_process:
             record_start(self.recipe, self.teacher, self.student, self.transfers, self.folder)
@@ -96,10 +96,10 @@ class Pipeline:
                 this = self._begin(entry, *positions.of(entry), resumed)
             yield this
             positions.go_on(this)
-            del this.stage  # its buffers are no longer needed while the next one is made
+            del this.stage  # frees its buffers before the next stage is made
 
     def _begin(self, entry: StageEntry, window: int, others: dict[str, int], state: RunState | None) -> StageRun:
-        """Make a stage, and begin it or put it back to where it was saved."""
+        """Make a stage, and begin it or restore its saved state."""
         data, text = self.recipe.data, self.session.windows_of(entry)
         began = time.monotonic() - (state.seconds if state else 0.0)
         stage = entry.make(self.teacher, self.student, self.transfers)
@@ -129,7 +129,7 @@ class Pipeline:
         return this
 
     def _first_work(self, this: StageRun) -> None:
-        """The closed-form work that begins a stage; where it converts layers, also what shows that nothing else changed."""
+        """Do a stage's closed-form work before its first step. If it converts layers, check that nothing else changed."""
         entry, stage, calibration = this.entry, this.stage, self.session.calibration(this.window, this.text)
         if entry.kind.changes_layout:
             self.replacing.prepare(entry, stage, calibration)
@@ -142,7 +142,7 @@ class Pipeline:
 
     @contextmanager
     def _going(self, this: StageRun) -> Iterator[None]:
-        """Guard a stage's steps: note signals, and name the last checkpoint in the error that ends them."""
+        """Listen for signals during a stage's steps, and name the last checkpoint in the error of an interruption."""
         name = this.entry.name
         try:
             with enough_memory(f"stage {name}", self._what_to_lower(this.entry)), self.stopper.listening():
@@ -153,19 +153,19 @@ class Pipeline:
             raise Interrupted(f"{reason} in stage {name}. {self.saves.where_to_go_on()}") from reason
 
     def _only_needed(self, this: StageRun) -> AbstractContextManager[None]:
-        """Keep the teacher off the device where a stage's steps do not run it."""
+        """Offload the teacher if the stage's steps do not run it."""
         return nullcontext() if this.entry.runs_teacher else self.saves.aside.away(self.student)
 
     def _went_wrong(self, name: str, error: UserError) -> NonFinite:
-        """What to say of numbers that are not finite, and keep in the folder: going on would come to them again."""
-        said = f"stage {name}: {error}. The same recipe would come to this again; a changed one is a run of its own"
+        """The error for values that are not finite; it is also kept in the run folder."""
+        said = f"stage {name}: {error}. The same recipe would fail again; a changed recipe is a new run"
         if self.accelerator.is_main_process:
             self.folder.update("run.json", stopped=said)
         return NonFinite(said)
 
     @contextmanager
     def _progress(self, this: StageRun) -> Iterator[StageProgress | None]:
-        """The line that shows a stage's steps, where it takes any."""
+        """Show a line with the progress of a stage's steps, if it takes any."""
         if this.trainer is None:
             yield None
             return
@@ -174,10 +174,10 @@ class Pipeline:
             yield progress
 
     def _save_where_due(self, this: StageRun, step: int) -> None:
-        """Between two steps: write a checkpoint where it is time, and stop where somebody asked for it.
+        """Between two steps, write a checkpoint if one is due, and stop if that was requested.
 
         Raises:
-            Interrupted: after a checkpoint was written.
+            Interrupted: a stop was requested; the checkpoint is written first.
         """
         this.step = step
         if step == this.steps:
@@ -190,7 +190,7 @@ class Pipeline:
             raise Interrupted(reason or "another process was asked to stop")
 
     def _finish(self, this: StageRun) -> None:
-        """The closed-form work that ends a stage."""
+        """Do a stage's closed-form work after its last step."""
         with enough_memory(f"stage {this.entry.name}", self._what_to_lower(this.entry)):
             self.saves.changed |= this.stage.changed(done=True)
             with self.accelerator.autocast():
@@ -200,7 +200,7 @@ class Pipeline:
             self._agree(this.stage)
 
     def _close(self, this: StageRun, heldout: Heldout) -> None:
-        """Evaluate and checkpoint a stage that is over."""
+        """Evaluate a finished stage and write its checkpoint."""
         entry, seconds = this.entry, this.seconds
         measured = self._measured(entry, heldout) | ({"preferences": this.measured} if this.measured else {})
         if self.accelerator.is_main_process:
@@ -221,11 +221,12 @@ class Pipeline:
         self.accelerator.wait_for_everyone()
 
     def _measured(self, entry: StageEntry, heldout: Heldout) -> dict:
-        """Fidelity after a stage, where it is asked for, by all processes together. Where it is not finite there is nothing
-        to go on with, but what the last stage made is kept, and judging it says what is wrong.
+        """Fidelity after a stage, measured by all processes together; empty if this stage is not evaluated.
+
+        If an output is not finite after the last stage, the student is kept, and the final evaluation reports the error.
 
         Raises:
-            NonFinite: an output is not finite, and further stages would train on it.
+            NonFinite: an output is not finite, and a further stage would train on it.
         """
         last = entry is self.stages[-1]
         if not (self.every_stage or last):
@@ -240,15 +241,16 @@ class Pipeline:
             raise self._went_wrong(f"{entry.name}, on held-out text", error) from error
 
     def _agree(self, stage: Stage) -> None:
-        """Closed-form results of the first process to all: least squares may differ in their last bits, and only gradients
-        are shared from then on."""
+        """Send the first process's closed-form results to all processes.
+
+        Least squares may differ in their last bits, and later only gradients are averaged."""
         if self.accelerator.num_processes > 1:
             mixers = [tensor for mixer in self.student.mixers.values() for tensor in mixer.state_dict().values()]
             for tensor in [*mixers, *stage.buffers()]:
                 broadcast(tensor)
 
     def _what_to_lower(self, entry: StageEntry) -> str:
-        """The keys of a stage that its memory grows with, as overrides take them."""
+        """The keys of a stage that determine its memory, as overrides take them."""
         options, data = entry.options, self.recipe.data
         count = entry.micro_batch(data)
         said = "auto" if entry.fits_itself(data) else f"{count} windows at a time"
@@ -261,7 +263,7 @@ class Pipeline:
         return f"{windows}{length} (now {entry.seq_len(data)} tokens){also}"
 
     def _log(self, this: StageRun, report: StepReport, progress: StageProgress) -> None:
-        """One step's line: on the screen, in metrics.jsonl and for the trackers."""
+        """Report one step on the screen, in metrics.jsonl and to the trackers."""
         progress.update(report)
         if not self.accelerator.is_main_process:
             return
@@ -284,5 +286,5 @@ class Pipeline:
 
 
 def gpu_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that tensors took on a GPU so far, in GiB; nothing to say of a CPU."""
+    """The peak memory of tensors on a GPU so far, in GiB; empty on a CPU."""
     return {"gpu_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2)} if device.type == "cuda" else {}

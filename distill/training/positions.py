@@ -1,5 +1,6 @@
-"""Where in the training text each stage begins: behind the stage before it that read the same text in windows of the same
-length, at the first window otherwise."""
+"""The first window of each stage in its training text.
+
+A stage continues after the last stage that read the same text with the same seq_len; otherwise it begins at window 0."""
 
 from collections.abc import Sequence
 
@@ -11,10 +12,10 @@ from distill.training.stage_run import StageRun
 
 
 class Positions:
-    """The next window of each text and length that the stages of a recipe read."""
+    """The next window of each combination of text and window length that the stages of a recipe read."""
 
     def __init__(self, session: Session, stages: Sequence[StageEntry], state: RunState | None) -> None:
-        """state: where an earlier attempt stopped."""
+        """state: the checkpoint at which an earlier attempt stopped."""
         self._session, self._next = session, {}
         if state is not None:
             self._next = dict(state.windows)
@@ -26,10 +27,10 @@ class Positions:
         return self._next.get(name, 0), {other: window for other, window in self._next.items() if other != name}
 
     def go_on(self, this: StageRun) -> None:
-        """Count what a stage has read."""
+        """Count the windows that a stage has read."""
         self._next[_name(this.text)] = this.next_window
 
 
 def _name(text: Windows) -> str:
-    """What a state calls a text in windows of one length."""
+    """The key of a text with one window length, as checkpoints hold it."""
     return f"{text.meta.sha256[:16]} {text.seq_len}"

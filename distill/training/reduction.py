@@ -1,4 +1,4 @@
-"""Gradients of replicas averaged over processes once a step: copied into a few flat buckets, which are sent together."""
+"""Averaging of gradients over processes once a step, in a few flat buckets that are reduced at the same time."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
@@ -7,18 +7,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET = 2**25  # elements of a bucket: 128 MiB in float32, enough for a link to run at its rate
+BUCKET = 2**25  # elements of a bucket: 128 MiB in float32, enough for the full bandwidth of a link
 
 
 def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes of the default group.
 
-    A parameter that has a gradient on some process counts as 0 on those where it has none; one that has none anywhere is
-    left alone. A parameter that stands under several names is averaged once. Gradients become views of the buckets, so
-    that only the buckets are in memory afterwards.
+    A gradient that only some processes have counts as 0 on the others. A parameter without a gradient on any process is
+    skipped. A parameter with several names is averaged once. Gradients become views of the buckets, so that only the
+    buckets are in memory afterwards.
 
     Args:
-        parameters: by name, the same names on every process; none of them sharded.
+        parameters: by name, with the same names on every process; none of them sharded.
     """
     unique = list({id(parameters[name]): parameters[name] for name in sorted(parameters)}.values())
     for parameter in _present(unique):
@@ -38,7 +38,7 @@ def average_gradients(parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def _present(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Those with a gradient on any process."""
+    """The parameters with a gradient on any process."""
     if not parameters:
         return []
     flags = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=parameters[0].device)
@@ -47,7 +47,7 @@ def _present(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one type in their order, so many that a bucket is full; a larger one has a bucket of its own."""
+    """Group the parameters of one type into buckets, in order; a parameter larger than a bucket has its own."""
     by_type: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
         by_type.setdefault(cast(Tensor, parameter.grad).dtype, []).append(parameter)
@@ -67,7 +67,7 @@ def total_norm(gradients: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> 
     """The 2-norm of all gradients together, the same number on every process.
 
     Args:
-        gradients: whole ones, the same on every process. parts: of sharded ones, what this process holds.
+        gradients: whole ones, the same on every process. parts: this process's parts of sharded ones.
     """
     device = next(iter({**gradients, **parts}.values())).device
     squares = _squares(parts.values(), device)
@@ -76,7 +76,7 @@ def total_norm(gradients: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> 
 
 
 def first_nonfinite_name(gradients: Mapping[str, Tensor], parts: Mapping[str, Tensor], names: list[str]) -> str | None:
-    """The first name whose gradient is not finite on any process; None where each one is.
+    """The first name whose gradient is not finite on some process; None if all are finite.
 
     Args:
         gradients, parts: see `total_norm`. names: all of them, in an order that is the same on every process.

@@ -1,8 +1,8 @@
-"""What the reference of a stage says of every window that it reads: worked out once, before the first step, and kept in the
-run folder, so that no other model runs in its steps.
+"""The reference's log-probabilities for a stage: computed once before the first step and kept in the run folder.
 
-`references/<stage>/` holds parts, each of so many windows with its own hash; what is stopped goes on behind the last whole
-part. `about.json` says of what they are: a stage that goes on needs no more of the reference, which may be itself as it was.
+No reference model has to run during the stage's steps then. `references/<stage>/` holds parts of `PART` windows, each with
+its own hash; after an interruption, whole parts are not computed again. `about.json` holds the key of the text and model. A
+resumed stage reads it, because the reference may be the student before the stage, which does not exist any more.
 """
 
 import hashlib
@@ -29,18 +29,19 @@ _log = logging.getLogger(__name__)
 
 
 def lay_down(session: Session, folder: RunDir, stage: Any, reading: Reading, resumed: bool) -> None:
-    """Give a stage its reference's log-probabilities: those in the run folder, and the others worked out now.
+    """Give a stage its reference's log-probabilities: read from the run folder, and computed where they are missing.
 
     Args:
         stage: prepared, and not trained yet unless `resumed`.
 
     Raises:
-        UserError: the stage goes on, and those of the student that it began with are damaged; a file cannot be written.
+        UserError: the stage is resumed, its reference is the student before the stage, and a file is damaged; or a file
+            cannot be written.
     """
     place, windows = folder.path / "references" / reading.entry.key, cast(PairWindows, reading.windows)
     own = reading.entry.kind.reads_before(reading.entry.options) == "student"
     key = _key(session, stage, reading, own)
-    if own and resumed:  # it is another by now
+    if own and resumed:  # the student has changed, so its key cannot be computed again
         key = _known(place / ABOUT) or key
     elif session.accelerator.is_main_process:
         _write(place / ABOUT, {"key": key})
@@ -55,8 +56,8 @@ def lay_down(session: Session, folder: RunDir, stage: Any, reading: Reading, res
             return found
         if own and resumed:
             raise UserError(
-                f"{file} is not what was written there, and the student that it is of has been trained since; bring the "
-                "file back, or start again with --fresh"
+                f"{file} is missing or damaged, and the student that it was computed from has been trained since; restore "
+                "the file, or start again with --fresh"
             )
         return _made(session, stage, windows, file, key, part[1], size)
 
@@ -79,7 +80,7 @@ def _made(session: Session, stage: Any, windows: PairWindows, file: Path, key: s
 
 
 def _key(session: Session, stage: Any, reading: Reading, own: bool) -> str:
-    """Of what the log-probabilities are: the text in its windows, the model, and the types of numbers."""
+    """A hash of what the log-probabilities depend on: the text and its windows, the model, and the numeric types."""
     model = _weights(stage.student) if own else stage.targets.teacher.fingerprint
     text = f"{reading.windows.meta.sha256} {reading.windows.seq_len}"
     said = f"{text} {model} {session.accelerator.mixed_precision} {session.accelerator.device.type}"
@@ -87,7 +88,7 @@ def _key(session: Session, stage: Any, reading: Reading, own: bool) -> str:
 
 
 def _weights(student: Student) -> str:
-    """A hash of the sums and powers of a student's tensors."""
+    """A hash of the sums and sums of squares of a student's tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(student.state_dict().items()):
         wide = tensor.detach().double()
@@ -103,13 +104,13 @@ def _known(file: Path) -> str | None:
 
 
 def _read(file: Path, key: str, at: list[int]) -> list[float] | None:
-    """A part; None where there is none, or another."""
+    """The values of a part; None if it is missing, damaged or of another key."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         values = found["log_probabilities"]
         if found["key"] == key and found["windows"] == at and found["sha256"] == _hash(key, at, values):
             return values
-        _log.warning("%s is of another model, text or length, or damaged; it is made again", file)
+        _log.warning("%s belongs to another model, text or length, or is damaged; it is made again", file)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What the end of a run needs, tried before it trains: its rows, its questions, its files, its exports, its report."""
+"""The rehearsal: steps of the end of a run (evaluation rows, files, exports, report), tried before it trains."""
 
 import errno
 import os
@@ -32,17 +32,19 @@ from students.skeleton import Student
 from teachers.quiet import no_bars_in_logs, no_warnings
 from teachers.teacher import Teacher
 
-TRIAL_TOKENS = 2  # that teacher and student go on with
-ROOM = 1.02  # bytes of a folder in those of its weights
+TRIAL_TOKENS = 2  # tokens that teacher and student generate
+ROOM = 1.02  # bytes of a saved folder, relative to those of its weights
 
 
 @torch.no_grad()
 def rehearse(recipe: Recipe, teacher: Teacher, student: Student) -> None:
-    """Try what needs neither text nor a run folder: the rows of the last table, the lengths of its questions, saving the
-    student (one tensor of it), loading what was saved, exporting it, and generating with it.
+    """Try the steps that need neither text nor a run folder.
+
+    These are: the rows of the final table, the lengths of its questions, saving the student (one tensor of it), loading the
+    saved folder, exporting it, and generating.
 
     Args:
-        student: as it is built from the teacher.
+        student: newly built from the teacher.
 
     Raises:
         UserError: naming what would fail and why.
@@ -56,22 +58,21 @@ def rehearse(recipe: Recipe, teacher: Teacher, student: Student) -> None:
         with _tried(recipe, "save the student"), no_bars_in_logs(), no_warnings():
             name, tensor = min(student.state_dict().items(), key=lambda item: item[1].numel())
             student.save_pretrained(saved, state_dict={name: tensor.clone()})
-        with _tried(recipe, "save the teacher's tokenizer beside it"), no_warnings():
+        with _tried(recipe, "save the teacher's tokenizer with it"), no_warnings():
             cast(PreTrainedTokenizerBase, teacher.tokenizer).save_pretrained(saved)
-        with _tried(recipe, "load what it saved"), no_warnings():
+        with _tried(recipe, "load the saved student"), no_warnings():
             AutoConfig.from_pretrained(saved)
             AutoTokenizer.from_pretrained(saved)
         for kind in recipe.export:
             with _tried(recipe, f"export to {kind}"):
                 target(kind).rehearse(saved, Path(place) / kind, Form())
-    with _tried(recipe, "let teacher and student go on with a text"), no_warnings():
+    with _tried(recipe, "generate with teacher and student"), no_warnings():
         continuations(teacher, student, TRIAL_TOKENS)
 
 
 @torch.no_grad()
 def rehearse_report(session: Session, student: Student, folder: RunDir) -> None:
-    """Try the report of a run without writing it: its pictures, its page, and whether the disk has room for what comes
-    beside it.
+    """Try the report of a run without writing it: its pictures and its page. Also check the free disk space.
 
     Raises:
         UserError: naming what would fail and why.
@@ -86,7 +87,7 @@ def rehearse_report(session: Session, student: Student, folder: RunDir) -> None:
 
 
 def check_questions(recipe: Recipe, teacher: Teacher) -> None:
-    """Refuse passkeys in texts that the teacher has no positions for, as its tokenizer cuts them.
+    """Refuse passkey texts that have more tokens than the teacher has positions, counted with its tokenizer.
 
     Raises:
         UserError: naming the key and both lengths.
@@ -104,7 +105,7 @@ def check_questions(recipe: Recipe, teacher: Teacher) -> None:
 
 
 def _check_room(recipe: Recipe, student: Student, folder: RunDir) -> None:
-    """Refuse to begin where the disk cannot hold the students and exports that the run ends with.
+    """Refuse to begin if the disk has no room for the students and exports that the run will write.
 
     Raises:
         UserError: giving both sizes.
@@ -118,12 +119,12 @@ def _check_room(recipe: Recipe, student: Student, folder: RunDir) -> None:
     if needed > free:
         raise UserError(
             f"{os.strerror(errno.ENOSPC)}: the students and exports of this run will take {_size(needed)} in {folder.path}, "
-            f"and {_size(free)} are free; make room there, or make runs elsewhere with --runs"
+            f"and {_size(free)} are free; free some space, or choose another folder with --runs"
         )
 
 
 def _exported_bytes(student: Student) -> int:
-    """What an export of a student takes: its weights in the usual type, and in float32 those that stay in it."""
+    """The bytes of an export: the weights in the usual type, and in float32 those that keep it."""
     kept, narrow = kept_in_float32(student), getattr(torch, Form().dtype).itemsize
     sizes = {name: tensor.numel() for name, tensor in student.named_parameters()}
     wide = {name for name in sizes if kept & set(name.split("."))}
@@ -136,7 +137,7 @@ def _size(count: float) -> str:
 
 @contextmanager
 def _tried(recipe: Recipe, what: str) -> Iterator[None]:
-    """Say of whatever fails in the block, which is of every type, that it would have failed after all training.
+    """Turn an error of any type in the block into one that says that the run would have failed after its training.
 
     Raises:
         UserError: naming the recipe, what was tried and the reason.
@@ -149,6 +150,6 @@ def _tried(recipe: Recipe, what: str) -> Iterator[None]:
         if ran_out(error):
             raise
         raise UserError(
-            f"{recipe.name}: at its end the run could not {what}: {type(error).__name__}: {reason_of(error)}; mend that "
+            f"{recipe.name}: at its end the run could not {what}: {type(error).__name__}: {reason_of(error)}; fix this "
             "first, nothing has been trained yet"
         ) from error

@@ -1,5 +1,4 @@
-"""The layouts of one student on its way through its stages: the first one, those that its stages will leave as far as is
-known by now, and those that were left."""
+"""Conversion of further layers during a run, and the layouts of a student after each of its stages."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -23,9 +22,9 @@ from students.skeleton import Student
 
 
 class Replacing:
-    """Converts further layers of a session's student where its recipe says so.
+    """Converts further layers of a session's student in the stages that do so.
 
-    left: the pattern of the layout that each stage left which converted any, by the stage's index, as checkpoints have it.
+    left: the pattern after each finished conversion, by the stage's index, in the form that checkpoints have.
     """
 
     def __init__(self, session: Session, folder: RunDir, console: Console, stopper: Stopper, where: str) -> None:
@@ -36,19 +35,19 @@ class Replacing:
 
     @property
     def layouts(self) -> list[Layout]:
-        """The layout under each stage: as it was left, or, of layers that are still to be chosen, with even ones."""
+        """The layout of each stage. Layers that are still to be chosen are spread evenly."""
         return known_layouts(self.session.recipe, self.first, self.left, self.where)
 
     @property
     def last(self) -> Layout:
-        """The layout that the run ends with, as far as is known."""
+        """The layout at the end of the run, as far as it is known."""
         return self.layouts[-1] if self.session.recipe.stages else self.first
 
     def prepare(self, entry: StageEntry, stage: Stage, calibration: Calibration) -> None:
-        """Before a stage begins that converts layers: choose them, and look at the student as it is.
+        """Before a stage converts layers, choose them and record the student's outputs for `check`.
 
         Raises:
-            UserError: the layers cannot be converted, or plain attention in their place is another attention.
+            UserError: the layers cannot be converted, or plain attention does not reproduce theirs.
             Interrupted: stopped while layers were measured; all measurements are kept.
         """
         student, stay = stage.student, None
@@ -59,27 +58,27 @@ class Replacing:
         self._before = before_replacing(self.session.teacher, student, further(student.layout, layout))
 
     def check(self, entry: StageEntry, stage: Stage) -> dict:
-        """Once it has begun: what it converted, for evaluations.json, and whether the rest of the student is what it was.
+        """After the conversion, check that the rest of the student is unchanged. Returns the entry for evaluations.json.
 
         Raises:
-            UserError: it is not.
+            UserError: the rest of the student changed.
         """
         student, before, self._before = stage.student, self._before, None
         found = check_replaced(self.session.teacher, student, stage.taken, cast(Before, before))
         self.left[str(entry.index)] = student.layout.pattern
         count, depth = len(student.layout.converted), len(student.layout.pattern)
         self.console.print(
-            f"  {entry.name}: layers {', '.join(map(str, student.newest))} converted, {count} of {depth} by now; with their "
+            f"  {entry.name}: layers {', '.join(map(str, student.newest))} converted, {count} of {depth} so far; with their "
             f"attention put back the logits are off by {found['logits']:.1g}",
             highlight=False,
         )
         return {"pattern": student.layout.pattern, "converted": list(student.newest), "identity": found}
 
     def reinstate(self, entries: Sequence[StageEntry], state: RunState, student: Student, transfers: Transfers) -> None:
-        """Give a student as it was built what finished stages made of it, before a checkpoint's weights are loaded.
+        """Give a newly built student the structure that finished stages left, before a checkpoint's weights are loaded.
 
         Raises:
-            UserError: the checkpoint has a layout that is of no stage of the recipe.
+            UserError: no stage of the recipe makes the checkpoint's layout.
         """
         recipe, teacher = self.session.recipe, self.session.teacher
         self.left = dict(state.layouts)
@@ -93,7 +92,7 @@ class Replacing:
 
 
 def known_layouts(recipe: Recipe, first: Layout, left: dict[str, str], where: str) -> list[Layout]:
-    """The layout under each stage of a recipe, given what some of its stages left."""
+    """The layout of each stage of a recipe, given the patterns that some of its stages left."""
     if not left:
         return layouts_of(recipe, first, where)
     found, now = [], first

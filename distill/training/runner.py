@@ -1,4 +1,4 @@
-"""A run: the student, its twin if asked for, their evaluation, the report and the exports, all in one folder."""
+"""A run: the student, its window-only control (twin) if the recipe has one, their evaluation, the report, the exports."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -46,8 +46,7 @@ from students.skeleton import Student
 
 @dataclass
 class Run:
-    """One run at work: its session, whose recipe is the run's, its folder, where it prints, what may stop it, and, once that
-    is made, its student."""
+    """One run in progress: its session with the recipe, its folder, console, stopper, and, once it is built, its student."""
 
     session: Session
     folder: RunDir
@@ -59,17 +58,17 @@ class Run:
 
     @cached_property
     def heldout(self) -> Heldout:
-        """The text that every student is judged on after its stages."""
+        """The held-out text for the evaluations after each stage."""
         with judging(self.session.recipe, "reading held-out text"):
             return self.session.heldout(self.session.recipe.evaluation.tokens)
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is the main process, the only one that writes."""
         return self.session.accelerator.is_main_process
 
     def choose_layout(self) -> None:
-        """Where the recipe says how its layout is selected: do that, and go on with the recipe that says the layout."""
+        """If the recipe selects its layout, do the selection and continue with the resolved recipe."""
         recipe = self.session.recipe
         if recipe.selects:
             with enough_memory("the selection", what_to_lower(self.session)):
@@ -83,8 +82,9 @@ class Run:
             self.session = self.session.with_recipe(found)
 
     def next_student(self) -> Pipeline | None:
-        """The student's way through its stages, then its twin's where the recipe asks for one, then None. Ask again when the
-        last one is trained and saved."""
+        """The pipeline of the student, then that of its twin if the recipe has one, then None.
+
+        Call it again when the last student is trained and saved."""
         if self.student is None:
             pipeline = Pipeline(self.session, self.folder, self.console, self.stopper)
             self.student, self.replacing = pipeline.student, pipeline.replacing
@@ -99,13 +99,14 @@ class Run:
         return Pipeline(session, folder, self.console, self.stopper, every_stage=False)
 
     def _twin_recipe(self) -> Recipe:
-        """The twin's, of the layouts that the student came to have."""
+        """The twin's recipe, with the layouts that the student had."""
         replacing = cast(Replacing, self.replacing)
         return twin_recipe(self.session.recipe, replacing.first, replacing.layouts)
 
     def conclude(self) -> None:
-        """Judge every row, draw, write the report and the exports; of an earlier attempt only what is missing. All processes
-        judge; what follows is the first one's alone, and nobody waits for it."""
+        """Evaluate every row, draw the pictures, write the report and the exports; skip what an earlier attempt made.
+
+        All processes evaluate. The rest is done by the first process alone, and no other waits for it."""
         session, student = self.session, cast(Student, self.student)
         with dividing():
             of = first_decides(lambda: state_of(self.folder))
@@ -117,7 +118,7 @@ class Run:
         show_end(self.folder, self.console)
 
     def _tell_of_long_chats(self) -> None:
-        """Say how many chats are longer than their text's windows, and what was done about them."""
+        """Print how many chats are longer than a window of their text, and how they were shortened."""
         session = self.session
         texts = {"data.heldout": session.heldout_windows, "data.train": session.windows} | session.stage_texts()
         for where, windows in texts.items():
@@ -125,7 +126,7 @@ class Run:
                 self.console.print(Text.assemble(("  warning", "yellow"), f": {where}: {windows.fitted}"))
 
     def _announce(self, pipeline: Pipeline) -> None:
-        """Say what is converted, and what the untrained windows of the same layout reach: the bar to clear."""
+        """Print what is converted, and the result of untrained windows in the same layout, which the student must beat."""
         layout, last, accelerator = pipeline.layout, pipeline.replacing.last, self.session.accelerator
         precision = {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
         self.console.print(
@@ -142,7 +143,7 @@ class Run:
             self.console.print(
                 Text.assemble(
                     ("  warning", "yellow"),
-                    f": {sentence(overlap)}: what is judged on them is not held out; take them out of data.train or "
+                    f": {sentence(overlap)}: results on them are not on held-out text; remove them from data.train or "
                     "data.heldout",
                 )
             )
@@ -180,14 +181,14 @@ class Run:
 
 @contextmanager
 def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console: Console | None) -> Iterator[Run]:
-    """A run of a recipe, its folder kept for this process while the block runs.
+    """Open a run of a recipe and lock its folder for this process while the block runs.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, everything saved.
+        UserError: anything that the user can fix. Interrupted: stopped early, with everything saved.
     """
     check_here(recipe)
     console, path = console or new_console(stderr=True), RunDir.path_of(recipe, runs)
-    with console.status("loading the teacher and preparing the text"):  # seen on a terminal only
+    with console.status("loading the teacher and preparing the text"):  # shown on a terminal only
         session = Session.open(recipe, path)
     check_session(session)
     main = session.accelerator.is_main_process
@@ -195,13 +196,13 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
     with alone(path) if main else nullcontext():
         with session.accelerator.main_process_first():
             folder = RunDir.open(recipe, runs, fresh and main)
-        if main and folder.read("run.json", {}).get("finished"):  # what comes may be stopped before it is again
+        if main and folder.read("run.json", {}).get("finished"):  # it is not finished until this attempt is
             folder.update("run.json", finished=False)
         console.print(Text.assemble(bold(recipe.name), printable(f"  {folder.path}")))
         try:
-            with enough_memory("the run"):  # where it can be said what to lower, that is said inside
+            with enough_memory("the run"):  # inner blocks name the keys to lower
                 yield Run(session, folder, console, stopper)
-        except Interrupted:  # all of them stop
+        except Interrupted:  # all processes stop
             session.accelerator.end_training()
             raise
         finally:
@@ -210,7 +211,7 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
 
 
 def save_student(pipeline: Pipeline) -> None:
-    """The finished student with its tokenizer, loadable by transformers; written by one process."""
+    """Save the finished student with its tokenizer in the format of transformers. Only the main process writes."""
     if not pipeline.accelerator.is_main_process:
         return
     student, teacher, folder = pipeline.student, pipeline.teacher, pipeline.folder

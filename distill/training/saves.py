@@ -1,4 +1,4 @@
-"""What a run saves on its way, and how it goes on from there: its facts, its checkpoints, and the probe that proves them."""
+"""Saving and resuming of a run: its facts in run.json, its checkpoints, and the probe that verifies them."""
 
 import logging
 import math
@@ -28,19 +28,21 @@ from students.skeleton import Student
 from teachers.fingerprint import difference
 from teachers.teacher import Teacher
 
-PROBE_TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; reductions on a GPU differ from run to run
-OTHER_TYPES = 1e-1  # where the run goes on in other types of numbers
+PROBE_TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}  # relative; reductions on a GPU are not deterministic
+OTHER_TYPES = 1e-1  # tolerance where the run goes on with other numeric types
 
 _log = logging.getLogger(__name__)
 
 
 class Saves:
-    """One student's checkpoints in its run folder. `changed` names what stages have trained outside its mixers."""
+    """Writes and restores one student's checkpoints in its run folder.
+
+    `changed` names the tensors outside its mixers that stages have trained."""
 
     def __init__(
         self, session: Session, folder: RunDir, student: Student, console: Console, begun: Set[str] = frozenset()
     ) -> None:
-        """begun: names of tensors outside its mixers that differed from the teacher's before the first stage."""
+        """begun: names of tensors outside the mixers that differed from the teacher's before the first stage."""
         self.session, self.recipe, self.folder = session, session.recipe, folder
         self.student, self.console = student, console
         self.teacher, self.accelerator = session.teacher, session.accelerator
@@ -53,17 +55,17 @@ class Saves:
         self._types_changed = False
 
     def check_run(self) -> None:
-        """Compare what the run was started with; record it the first time.
+        """Check that teacher and texts are those that the run was started with; the first time, record them.
 
         Raises:
-            UserError: it was another teacher or text.
+            UserError: the teacher or a text differs.
         """
         session = self.session
         known = self.folder.read("run.json", {})
         if part := difference(known.get("teacher", self.teacher.fingerprint), self.teacher.fingerprint):
             raise UserError(
                 f"{self.folder.path}: the teacher is not the one this run was started with: they differ in the {part}; "
-                "bring it back, or start again with --fresh"
+                "restore the earlier one, or start again with --fresh"
             )
         facts: dict[str, Any] = {
             "train_text": session.windows.meta.sha256,
@@ -78,7 +80,7 @@ class Saves:
             if then != now:
                 raise UserError(
                     f"{self.folder.path}: the {name} is not the one this run was started with; "
-                    "bring it back, or start again with --fresh"
+                    "restore the earlier one, or start again with --fresh"
                 )
         facts |= {"stage_texts": own} if own else {}
         if changed := _changed_versions(known.get("versions", versions()), versions()):
@@ -86,35 +88,37 @@ class Saves:
         types = known.get("types", [])
         self._types_changed = len({*types, self._types}) > 1
         if self._types_changed and self._types != types[-1]:
-            self.console.print(f"  this run was taken so far with {types[-1]}; it goes on with {self._types}")
+            self.console.print(f"  so far this run used {types[-1]}; it goes on with {self._types}")
         if self.accelerator.is_main_process:
             facts["types"] = types if self._types in types[-1:] else [*types, self._types]
-            facts |= {"stopped": None} if "stopped" in known else {}  # it is tried again
-            word = self.teacher.fingerprint  # of earlier ones that which knows the numbers with all their digits stays
+            facts |= {"stopped": None} if "stopped" in known else {}  # this attempt has not failed
+            word = self.teacher.fingerprint  # that of a rounded teacher has no hash of the weights: keep the recorded one
             facts["teacher"] = known.get("teacher", word) if self.teacher.rounded else word
             self.folder.update("run.json", **facts, **({} if known else {"format": FORMAT, "versions": versions()}))
 
     def follow_layout(self, left: dict[str, str]) -> None:
-        """Save from now on a student that has further mixers. left: see `Replacing`; what stood in their layers is gone."""
+        """Include further mixers in checkpoints from now on, without the attention that they replaced.
+
+        left: see `Replacing`."""
         there = dict(self.student.named_parameters()) | dict(self.student.named_buffers())
         self.layouts, self.changed = dict(left), self.changed & there.keys()
 
     # saving
 
     def due(self, step: int) -> bool:
-        """Whether the end of a step calls for a checkpoint."""
+        """Whether a checkpoint is due after a step."""
         every = self.recipe.checkpoints
         return step % every.steps == 0 if every.steps else time.monotonic() - self._last > 60 * every.minutes
 
     def restart_clock(self) -> None:
-        """Count the minutes to the next checkpoint from now."""
+        """Restart the count of minutes to the next checkpoint."""
         self._last = time.monotonic()
 
     def save(self, this: StageRun, *, done: bool = False, probed: dict[str, float] | None = None) -> None:
-        """Write a checkpoint of a stage, between two of its steps or when it is over. All processes call it together.
+        """Write a checkpoint of a stage, between two steps or at its end. All processes call it together.
 
         Args:
-            probed: the probe's losses, where they were just measured.
+            probed: the probe's losses, if they were just measured.
 
         Raises:
             UserError: see `checkpoint.save`.
@@ -141,14 +145,15 @@ class Saves:
     # going on
 
     def resume(self, reinstate: Callable[[RunState], None]) -> RunState | None:
-        """The last sound checkpoint's state; a finished stage's weights are loaded here, a running one's later.
+        """The state of the newest undamaged checkpoint; None if there is none.
+
+        The weights of a finished stage are loaded here, those of a running stage later (`restore_weights`).
 
         Args:
             reinstate: gives the student the modules that finished stages left in it.
 
         Raises:
-            UserError: it was made with another teacher or by another recipe, was edited, or did not come back as it was
-                saved.
+            UserError: the checkpoint has another teacher or recipe, was edited, or could not be restored exactly.
         """
         state = self._newest()
         if state is None:
@@ -158,7 +163,7 @@ class Saves:
         if part := difference(state.teacher, self.teacher.fingerprint):
             raise UserError(
                 f"{path} was made with another teacher than {self.recipe.teacher}: they differ in the {part} (fingerprints "
-                f"{state.teacher} and {self.teacher.fingerprint}); bring that one back, or start again with --fresh"
+                f"{state.teacher} and {self.teacher.fingerprint}); restore that one, or start again with --fresh"
             )
         checkpoint.check_origin(path, state, self.recipe.fingerprint)
         self.folder.forget_after(state.stage, math.inf if state.done else state.step)
@@ -178,23 +183,23 @@ class Saves:
         return cast(Path, checkpoint.latest(self.folder.checkpoints))
 
     def _tell_of_processes(self, state: RunState) -> None:
-        """Say where another number of processes goes on: each sums its share of a batch, and the last bits differ."""
+        """Warn if the number of processes changed: each sums its share of a batch, so the last bits differ."""
         before, now = state.processes, self.accelerator.num_processes
         if before and before != now:
             self.console.print(
                 Text.assemble(
                     ("  warning", "yellow"),
-                    f": the steps so far were taken with processes={before}, and this goes on with processes={now}: "
-                    "gradients are summed in another order, so the student will differ in its last bits from "
-                    "that of a run with one number of processes",
+                    f": the steps so far were taken with processes={before}, and the next ones with processes={now}: "
+                    "gradients are summed in another order, so the student will differ in its last bits from that of "
+                    "a run with a constant number of processes",
                 )
             )
 
     def restore_weights(self, state: RunState, stage: Stage) -> None:
-        """Put the weights and buffers of a running stage back, before its parameters are divided.
+        """Restore the weights and buffers of a running stage, before its parameters are divided over processes.
 
         Raises:
-            UserError: they do not behave as they did.
+            UserError: the probe's losses differ from the saved ones.
         """
         path = self._latest()
         self.changed = set(state.changed) - stage.changed(done=False)
@@ -205,7 +210,7 @@ class Saves:
         self._check_probe(state, path)
 
     def restore_training(self, trainer: Trainer) -> None:
-        """Put the optimizer and the random states of a running stage back."""
+        """Restore the optimizer and the random states of a running stage."""
         path = self._latest()
         with checkpoint.whole(path):
             trainer.restore(checkpoint.tensors_of(path, "optimizer"))
@@ -216,17 +221,17 @@ class Saves:
         random_states.load_random(checkpoint.random_of(path, accelerator.process_index, accelerator.num_processes))
 
     def where_to_go_on(self) -> str:
-        """Where the last checkpoint is, for a message that ends a run early."""
+        """A sentence with the path of the last checkpoint, for the message of an interrupted run."""
         path = self._latest()
         return f"The last checkpoint is {path}; the same command goes on from it" if path else "There is no checkpoint yet"
 
     def measure_probe(self, sharding: Sharding | None = None) -> dict[str, float]:
-        """The probe batch's losses now. sharding: of a student that is divided; all processes measure it together."""
+        """The current losses on the probe batch. sharding: of a divided student, which all processes measure together."""
         with sharding.gathered() if sharding else nullcontext(), self.accelerator.autocast(), self.aside.back():
             return probe(self.teacher, self.student, self._probe_batch)
 
     def _newest(self) -> RunState | None:
-        """The newest sound checkpoint's state, read and hashed by the main process and then merely read by the others."""
+        """The state of the newest undamaged checkpoint. The main process checks its hashes; the others only read it."""
         if self.accelerator.is_main_process:
             state, complaints = checkpoint.newest_sound(self.folder.checkpoints)
             for complaint in complaints:
@@ -238,23 +243,23 @@ class Saves:
         return None if path is None else checkpoint.read_state(path, files=False)
 
     def _check_probe(self, state: RunState, path: Path) -> None:
-        """Refuse to go on from weights that do not behave as they did when they were saved."""
+        """Refuse to go on if the probe's losses differ from those that were saved with the weights."""
         tolerance = OTHER_TYPES if self._types_changed else PROBE_TOLERANCE[self.accelerator.device.type]
         now = self.measure_probe()
         if wrong := differs(state.probe, now, tolerance):
             values = ", ".join(f"{name} {state.probe[name]:.6g} then, {now[name]:.6g} now" for name in wrong)
             raise UserError(
-                f"{path} did not come back as it was saved: on the probe batch {values}. The text, the teacher, the "
-                "versions or the device changed; delete the checkpoint to go on from the one before, or use --fresh"
+                f"{path} could not be restored exactly: on the probe batch {values}. The text, the teacher, the versions "
+                "or the device changed; delete the checkpoint to go on from the one before, or use --fresh"
             )
 
 
 def types_of(teacher: Teacher) -> str:
-    """The type that a teacher is held in, in words."""
+    """The name of the type of a teacher's weights."""
     return str(teacher.model.dtype).removeprefix("torch.")
 
 
 def _changed_versions(then: dict[str, str], now: dict[str, str]) -> str:
-    """Which versions are no longer what they were, as one line; nothing where all are the same."""
+    """The versions that changed, as one line; empty if none did."""
     names = sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
     return "; ".join(f"{name} {then.get(name, 'unknown')} then, {now.get(name, 'unknown')} now" for name in names)

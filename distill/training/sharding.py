@@ -1,9 +1,9 @@
-"""A whole-student stage whose masters, gradients and AdamW moments are divided over processes (PyTorch's `fully_shard`).
+"""Sharding of an end-to-end stage: masters, gradients and AdamW moments divided over processes with `fully_shard`.
 
-One group a decoder layer, and one of the embeddings and the head. What a mixer keeps in float32, vectors (norms, biases,
-decays), meta tokens and blocks that several layers share stay whole on every process and are averaged by
-`distill.training.reduction`: they are small, the cast of a group would make the former narrower, and a block of several
-layers belongs to no group. When the stage is over `restore` makes an ordinary student of the parts again.
+Each decoder layer is one group, and the embeddings with the head are one. Some parameters stay whole on every process, and
+`distill.training.reduction` averages their gradients: vectors (norms, biases, decays), meta tokens, those that a mixer keeps
+in float32, and blocks that several layers share. They are small; the cast of a group would narrow the float32 ones; and a
+shared block belongs to no single group. When the stage is over, `restore` makes an ordinary student again.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,15 +23,15 @@ from distill.stages.stage import Stage
 from students.skeleton import Student
 from teachers.teacher import Teacher
 
-SUMMED_WHOLE = 4  # one part of the device's memory that whole gradients of all micro-batches may take
+SUMMED_WHOLE = 4  # whole gradients that are summed over micro-batches may take this part of memory: one quarter
 
 
 class Sharding:
-    """The parts of one stage's student, and of its teacher where that is divided too.
+    """A stage's student divided over processes, and its teacher with `teacher_too`.
 
     Args:
-        stage: prepared; what it trains has its own memory. teacher_too: divide the teacher's layers, and what of the
-            student does not train. narrow: the type in which parameters are gathered, None for their own.
+        stage: prepared; its trained parameters have their own memory. teacher_too: also divide the teacher's layers and the
+            student's frozen parameters. narrow: the type in which parameters are gathered; None for their own.
     """
 
     def __init__(self, stage: Stage, device: torch.device, *, teacher_too: bool, narrow: torch.dtype | None) -> None:
@@ -46,21 +46,23 @@ class Sharding:
         self._shard_student(narrow)
         if teacher_too:
             self._shard_teacher()
-        self.parts: dict[str, nn.Parameter] = {  # they stay the same objects while their whole forms come and go
+        self.parts: dict[str, nn.Parameter] = {  # the same objects stay while whole forms are gathered and freed
             name: parameter for name, parameter in self.student.named_parameters() if isinstance(parameter, DTensor)
         }
         trained = sum(parameter.numel() for parameter in self.parts.values() if parameter.requires_grad)
         self.sums_whole = 4 * trained * SUMMED_WHOLE <= capacity(device)
 
     def micro_batch(self, last: bool) -> None:
-        """Say whether the micro-batch to come is a step's last: gradients are summed over processes then, once, where whole
-        sums fit, else after each."""
+        """Prepare the next micro-batch. last: whether it is the last of a step.
+
+        Gradients are reduced over processes after the last micro-batch if whole sums fit into memory, else after each."""
         cast(FSDPModule, self.student).set_requires_gradient_sync(last or not self.sums_whole)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Inside the block every parameter is whole on every process, in the type it computes in, for calls past `forward`.
-        All processes enter and leave together."""
+        """Keep every parameter whole on every process while the block runs, for calls that bypass `forward`.
+
+        Parameters have the type that they compute in. All processes enter and leave together."""
         modules = list(self._modules())
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
@@ -74,8 +76,7 @@ class Sharding:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Make an ordinary student, and teacher, of the parts: whole on every process, in the masters' type. All processes
-        call it together."""
+        """Make student and teacher whole again on every process, in the masters' type. All processes call it together."""
         for module in self._modules():
             module.reshard()
         for undo in self._undo:
@@ -83,13 +84,13 @@ class Sharding:
         self._undo = []
         for model in self._models():
             whole_again(model)
-        for name, source in self._sources.items():  # the teacher's memory again
+        for name, source in self._sources.items():  # shares the teacher's memory again
             self.student.get_parameter(name).data = cast(Teacher, self.teacher).model.get_parameter(source).data
 
     # which, and how
 
     def _choose(self, frozen_too: bool) -> set[str]:
-        """Names of the parameters that are divided: matrices that may be gathered in a narrower type."""
+        """Names of the parameters to divide: matrices that may be gathered in a narrower type."""
         student, wide = self.student, kept_in_float32(self.student) | self.student.float32_names
         trained, several = self.stage.trained(), _of_several_layers(student)
         found = set()
@@ -111,14 +112,16 @@ class Sharding:
             if any(id(parameter) in ours for parameter in layer.parameters()):
                 self._fully_shard(layer, ignored)
         embed = student.get_input_embeddings()
-        if narrow is not None and id(embed.weight) in ours:  # the residual stream is as wide as on one process
+        if narrow is not None and id(embed.weight) in ours:  # keeps the residual stream in float32, as on one process
             self._undo.append(embed.register_forward_hook(lambda module, inputs, output: output.float()).remove)
         self._fully_shard(student, ignored)
         register_fsdp_forward_method(student, "hidden")
         self._undo.append(lambda: vars(student).pop("hidden"))
 
     def _shard_teacher(self) -> None:
-        """Its decoder layers, each in its own types; embeddings and head stay whole, for losses read the head's weight."""
+        """Divide the teacher's decoder layers, in their own types.
+
+        Embeddings and head stay whole, because losses read the head's weight."""
         teacher = cast(Teacher, self.teacher)
         model, layers = teacher.model, cast(nn.ModuleList, teacher.model.get_submodule(teacher.family.layers))
         for layer in layers:
@@ -129,11 +132,11 @@ class Sharding:
 
     def _fully_shard(self, module: nn.Module, ignored: set[nn.Parameter]) -> None:
         fully_shard(module, mesh=self.mesh, mp_policy=self._policy, ignored_params=ignored)
-        if dist.get_backend() == "gloo":  # it knows no mean
+        if dist.get_backend() == "gloo":  # gloo has no mean reduction
             cast(FSDPModule, module).set_force_sum_reduction_for_comms(True)
 
     def _shared_with_teacher(self) -> dict[str, str]:
-        """Names of the student's parameters that lie in the teacher's memory, with the teacher's names."""
+        """The student's parameters that lie in the teacher's memory: name in the student to name in the teacher."""
         theirs = cast(Teacher, self.teacher).model.named_parameters()
         places = {parameter.data_ptr(): name for name, parameter in theirs}
         found = {name: places.get(parameter.data_ptr()) for name, parameter in self.student.named_parameters()}
@@ -148,7 +151,7 @@ class Sharding:
 
 
 def whole_again(model: nn.Module) -> None:
-    """Put whole parameters in the places of divided ones, tied ones once, and take `fully_shard` off every module."""
+    """Replace divided parameters by whole ones, tied ones by one object, and remove `fully_shard` from every module."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -163,8 +166,10 @@ def whole_again(model: nn.Module) -> None:
 
 
 def _of_several_layers(student: Student) -> set[str]:
-    """Names of parameters that several layers compute with: those that a group's first mixer has and its others lack (they
-    refer to it), and those that stand in more than one layer."""
+    """Names of parameters that several layers use.
+
+    These are parameters of a group's first mixer that its other mixers refer to, and parameters that are registered in more
+    than one layer."""
     found, mixers = set(), student.mixers
     for owner, *others in student.layout.groups:
         for other in others:

@@ -1,4 +1,4 @@
-"""What the processes of a run divide among them, by the sizes of a stage and the memory of a device."""
+"""The choice of what the processes of a run divide, by the sizes of a stage and the memory of a device."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,17 @@ from distill.recipe import Recipe
 from distill.stages.stage import Stage, StageOptions
 from distill.training.sharding import Sharding
 
-MASTERS = 8  # bytes of a parameter that trains: its float32 master and gradient
-FILLED = 0.7  # of a device's memory, that these and the teacher may take; activations and gathered layers need the rest
+MASTERS = 8  # bytes of a trained parameter: its float32 master and gradient
+FILLED = 0.7  # share of memory for these, moments and the teacher; activations and gathered layers need the rest
 
 
 @dataclass(frozen=True)
 class Share:
-    """What is divided, and the bytes of masters, gradients, moments and the teacher's weights that one process holds."""
+    """What is divided, and the bytes of masters, gradients, moments and teacher weights.
+
+    kind: "none", "student" or "all". held: the bytes on one process. whole: those without division. room: the bytes of a
+    process's memory.
+    """
 
     kind: str
     held: float
@@ -26,7 +30,7 @@ class Share:
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason for the choice, in words."""
         sizes = (
             f"{self.whole / 2**30:.1f} GiB of teacher, masters, gradients and moments, {self.room / 2**30:.1f} GiB a device"
         )
@@ -34,16 +38,16 @@ class Share:
 
 
 def bytes_of(trained: float, options: StageOptions) -> float:
-    """What so many parameters take that a stage trains: masters, gradients, and AdamW's two moments."""
+    """The bytes of `trained` parameters of a stage: masters, gradients, and AdamW's two moments."""
     return (MASTERS + bytes_a_parameter(getattr(options, "optimizer", "adamw"))) * trained
 
 
 def share(asked: str, world: int, masters: float, teacher: float, room: float) -> Share:
-    """What so many processes divide.
+    """Choose what `world` processes divide.
 
     Args:
-        asked: the recipe's `shard`. masters: bytes of what a whole-student stage trains (`bytes_of`). teacher: bytes of its
-            weights. room: bytes of a process's memory.
+        asked: the recipe's `shard`. masters: bytes of the parameters that an end-to-end stage trains (`bytes_of`). teacher:
+            bytes of its weights. room: bytes of a process's memory.
     """
     held = {"none": teacher + masters, "student": teacher + masters / world, "all": (teacher + masters) / world}
     kind = asked
@@ -55,12 +59,12 @@ def share(asked: str, world: int, masters: float, teacher: float, room: float) -
 
 
 def room_of(device: torch.device, world: int) -> float:
-    """The memory that one of so many processes has: a GPU of its own, or its share of the machine's."""
+    """The bytes of memory that one of `world` processes has: a whole GPU, or its share of the machine's memory."""
     return capacity(device) / (1 if device.type == "cuda" else world)
 
 
 def share_of(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Share:
-    """What the processes of a run divide of a stage that is prepared; of layer-by-layer stages nothing."""
+    """What the processes of a run divide in a prepared stage; layer-by-layer stages are not divided."""
     world, device = accelerator.num_processes, accelerator.device
     trained = sum(parameter.numel() for _, parameter in stage.trained().values())
     teacher = sum(parameter.numel() * parameter.element_size() for parameter in stage.teacher.model.parameters())
@@ -69,7 +73,7 @@ def share_of(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Share:
 
 
 def sharded(recipe: Recipe, stage: Stage, accelerator: Accelerator) -> Sharding | None:
-    """The parts of a stage's student, and None where every process holds it whole."""
+    """Divide a stage's student over processes; None if every process holds it whole."""
     kind = share_of(recipe, stage, accelerator).kind
     if kind == "none":
         return None

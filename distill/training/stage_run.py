@@ -1,4 +1,4 @@
-"""One stage on its way: what it is, where it stands in the training text, and what it takes."""
+"""The state of one running stage: its position in the training text, its steps, and its trainer."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from distill.training.trainer import Trainer
 class StageRun:
     """A stage of a recipe while it runs.
 
-    text: the training text in its windows. window: its first one of them. next_window: the first one after it. others: where
-    the next stages of other texts and lengths begin, by their name. began: the monotonic time at which it
-    would have begun without interruptions. trainer: until the last step is taken; None where it takes none. step: steps
-    taken so far. steps: all of them. changed: names outside the mixers of what its steps change. sharding: its parts, where
-    processes divide what it trains. found: what it did to the student's layout, for evaluations.json. measured: what
-    the stage itself measured after its last step.
+    text: its training text in windows. window: the first window it reads. next_window: the first window after it.
+    others: the next windows of other texts and lengths, by their key (`Positions`). began: the monotonic time at which it
+    would have begun without interruptions. trainer: None if it takes no steps, and after the last step. step: steps taken
+    so far. steps: all steps. changed: names of tensors outside the mixers that its steps change. sharding: the divided
+    student, if processes divide it. found: its changes to the student's layout, for evaluations.json. measured: the stage's
+    own measurements after its last step.
     """
 
     entry: StageEntry
@@ -41,20 +41,21 @@ class StageRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds taken, those before an interruption included."""
+        """Seconds taken, including those before an interruption."""
         return time.monotonic() - self.began
 
     def let_go(self) -> None:
-        """Once the steps are taken: forget the trainer, whose optimizer holds twice the memory of what it trains, and make a
-        whole student of parts."""
+        """After the last step, free the trainer and make a divided student whole again.
+
+        The trainer's optimizer takes twice the memory of the trained parameters."""
         self.trainer = None
         if self.sharding:
             self.sharding.restore()
             self.sharding = None
 
     def state(self, teacher: str, recipe: str, processes: int, done: bool) -> RunState:
-        """What a checkpoint says of it. teacher, recipe: their fingerprints. processes: how many take its steps. done:
-        whether the stage is over."""
+        """The state for a checkpoint. teacher, recipe: their fingerprints. processes: their number. done: whether the stage
+        is over."""
         where: dict[str, Any] = (
             {"window": self.next_window, "step": 0} if done else {"window": self.window, "step": self.step}
         )

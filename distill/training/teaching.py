@@ -1,5 +1,6 @@
-"""Where each stage of a run gets its next-token distributions from: opened when the stage begins, checked before anything is
-made. The run's own teacher, another one, or a cache of logits; see `distill.stages.targets`."""
+"""Other teachers and caches of logits for the stages of a run: checked before the run, opened when a stage begins.
+
+See `distill.stages.targets` for the sources of next-token distributions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -25,7 +26,7 @@ from teachers.vocabulary import tokenizer_of, vocabulary_difference
 
 
 def other_teacher(recipe: Recipe, reference: str) -> Recipe:
-    """The recipe with another teacher, to load that one by."""
+    """The recipe with another teacher, for loading that teacher."""
     return recipe.model_copy(update={"teacher": reference, "teacher_ignore": []})
 
 
@@ -37,7 +38,7 @@ def check_teaching(session: Session, students: Sequence[Student]) -> None:
     vocabularies.
 
     Args:
-        students: the one under each stage; their weights may be on the meta device.
+        students: the student of each stage; their weights may be on the meta device.
 
     Raises:
         UserError: naming the stage's key, what differs and the fix.
@@ -52,7 +53,7 @@ def check_teaching(session: Session, students: Sequence[Student]) -> None:
 
 
 def check_other_teachers(recipe: Recipe, own: Teacher) -> None:
-    """Refuse other teachers whose sizes do not fit, by their configs alone.
+    """Refuse other teachers whose sizes do not fit. Reads their configs only.
 
     Args:
         own: the run's teacher; its weights may be on the meta device.
@@ -78,7 +79,7 @@ def check_other_teachers(recipe: Recipe, own: Teacher) -> None:
             )
         if source.layers and theirs.num_hidden_layers != own.n_layers:
             raise UserError(
-                f"{recipe.name}: {key}.hidden_layers names layers of models of one depth, and {source.teacher} has "
+                f"{recipe.name}: {key}.hidden_layers needs a teacher of the student's depth, but {source.teacher} has "
                 f"{theirs.num_hidden_layers} layers, the student {own.n_layers}; leave hidden_layers out"
             )
         text = text_of(recipe, entry)
@@ -93,13 +94,14 @@ def check_other_teachers(recipe: Recipe, own: Teacher) -> None:
 
 
 def teach(session: Session, folder: RunDir, stage: Stage, reading: Reading, resumed: bool) -> None:
-    """Give a stage what it learns from, where that is not the run's own teacher; the folder remembers what it was.
+    """Give a stage its source of distributions, if that is not the run's teacher, and record it in the run folder.
 
     Args:
         resumed: whether the stage goes on from a checkpoint.
 
     Raises:
-        UserError: as `check_teaching`; a teacher that cannot be loaded; another teacher or cache than it began with.
+        UserError: as `check_teaching`; also for a teacher that cannot be loaded, and, in a resumed stage, for another
+            teacher or cache than the stage began with.
     """
     if (targets := targets_of(session, reading)) is not None:
         _note(folder, reading.entry, targets, resumed, session.accelerator.is_main_process)
@@ -107,10 +109,10 @@ def teach(session: Session, folder: RunDir, stage: Stage, reading: Reading, resu
 
 
 def targets_of(session: Session, reading: Reading) -> Targets | None:
-    """What a stage learns from, opened or loaded; None where that is the run's own teacher, or nothing of the kind.
+    """Open a stage's cache or load its own teacher; None if the stage uses the run's teacher or no distributions.
 
     Raises:
-        UserError: as `check_teaching`; the other teacher cannot be loaded.
+        UserError: as `check_teaching`; also where the other teacher cannot be loaded.
     """
     entry, source = reading.entry, reading.entry.source
     if source is None or (source.offline is None and source.teacher is None):
@@ -122,10 +124,11 @@ def targets_of(session: Session, reading: Reading) -> Targets | None:
 
 
 def load_other(session: Session, entry: StageEntry) -> Teacher:
-    """The stage's own teacher, on the run's device.
+    """Load the stage's own teacher onto the run's device.
 
     Raises:
-        UserError: it cannot be found, read or held, or its head has fewer rows than the tokenizer has tokens.
+        UserError: it cannot be found or read, does not fit into memory, or its head has fewer rows than the tokenizer has
+            tokens.
     """
     reference, device, key = _other(entry), session.accelerator.device, key_of(session.recipe, entry)
     smaller = f"{key}.teacher's size (choose a smaller one, or cache it: `distill cache`){or_cpu(device)}"
@@ -137,15 +140,15 @@ def load_other(session: Session, entry: StageEntry) -> Teacher:
 
 
 def _other(entry: StageEntry) -> str:
-    """What the stage calls its own teacher."""
+    """The reference of the stage's own teacher, as the recipe gives it."""
     return cast(str, cast(Source, entry.source).teacher)
 
 
 def _note(folder: RunDir, entry: StageEntry, targets: Targets, resumed: bool, writes: bool) -> None:
-    """Compare what a stage learns from with what it began with; write it down when it begins.
+    """Check that a resumed stage has the source that it began with; record the source when a stage begins.
 
     Raises:
-        UserError: it goes on with another teacher or cache.
+        UserError: a resumed stage has another teacher or cache.
     """
     if isinstance(targets, Cached):
         now = f"cache {targets.cache.facts.key}"
@@ -155,7 +158,7 @@ def _note(folder: RunDir, entry: StageEntry, targets: Targets, resumed: bool, wr
     if resumed and known is not None and not _goes_on(known, now):
         what = "cache of logits" if isinstance(targets, Cached) else "teacher"
         raise UserError(
-            f"{folder.path}: the {what} of stage {entry.name} is not the one that it began with; bring that one back, or "
+            f"{folder.path}: the {what} of stage {entry.name} is not the one that it began with; restore that one, or "
             "start again with --fresh"
         )
     if writes and not resumed:
@@ -169,7 +172,7 @@ def _goes_on(known: str, now: str) -> bool:
 
 
 def _unless_whole(own: Teacher, other: Teacher) -> int | None:
-    """Entries to compare over, where the two heads do not have the same number."""
+    """The number of vocabulary entries to compare over; None if the two heads have the same number of rows."""
     return None if rows_of(own) == rows_of(other) else vocabulary_of(own, other)
 
 
@@ -183,9 +186,9 @@ def _check_vocabulary(session: Session, entry: StageEntry) -> None:
         raise UserError(f"{where}: {error}") from error
     if said := vocabulary_difference(tokenizer, theirs):
         raise UserError(
-            f"{where} is {reference}, whose vocabulary is not that of {own.reference}: {said}; choose a teacher of the same "
-            "vocabulary"
+            f"{where} is {reference}, whose vocabulary is not that of {own.reference}: {said}; choose a teacher with the "
+            "same vocabulary"
         )
     rows = teacher_config(other_teacher(recipe, reference)).get_text_config(decoder=True).vocab_size
     if rows <= (last := max(tokenizer.get_vocab().values())):
-        raise UserError(f"{where} is {reference}, which has {rows} embeddings, and the tokenizer's last token is {last}")
+        raise UserError(f"{where} is {reference}, which has {rows} embeddings, but the tokenizer has a token {last}")

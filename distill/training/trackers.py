@@ -1,4 +1,4 @@
-"""Metrics for accelerate's trackers: a run for a student and one for its twin, steps that go on over stages and resumes."""
+"""Metrics for accelerate's trackers: one tracker run a student or twin; steps count on over stages and resumes."""
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -9,11 +9,11 @@ from distill.runs.run_dir import RunDir
 from distill.stages import stages_of
 from distill.training.trainer import steps_of
 
-IN_EXTRA = ("tensorboard", "wandb", "trackio")  # what distill-hybrids[trackers] installs
+IN_EXTRA = ("tensorboard", "wandb", "trackio")  # trackers that distill-hybrids[trackers] installs
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse trackers whose package is not here; accelerate itself would leave them out without a word.
+    """Refuse trackers whose package is not installed; accelerate would skip them without a message.
 
     Raises:
         UserError: naming the tracker and what to install.
@@ -27,13 +27,13 @@ def check(recipe: Recipe) -> None:
 
 
 def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) -> None:
-    """Begin or continue the run of one student, or of a twin after its student's.
+    """Begin or continue the tracker run of a student or twin.
 
     Args:
-        folder: where trackers that write files do so, in `trackers/`. steps: those of the whole recipe taken so far.
+        folder: the run folder; trackers that write files use its `trackers/`. steps: optimizer steps of the recipe so far.
 
     Raises:
-        UserError: a tracker does not start: no account, no network ...
+        UserError: a tracker does not start, for instance without an account or a network.
     """
     finish(accelerator)
     if not recipe.trackers:
@@ -45,26 +45,26 @@ def start(accelerator: Accelerator, recipe: Recipe, folder: RunDir, steps: int) 
     name = f"{folder.path.parent.name}-twin" if twin else folder.path.name
     told = {"name": name, "config": {"fingerprint": recipe.fingerprint}}
     arguments = {
-        "tensorboard": {"purge_step": steps + 1},  # what a kill left beyond the checkpoint comes again
+        "tensorboard": {"purge_step": steps + 1},  # steps after the checkpoint are logged again
         "wandb": {**told, "id": name, "dir": str(files), "resume": "allow" if steps else None},
         "trackio": {**told, "resume": "allow" if steps else "never"},
     }
     try:
         accelerator.init_trackers(recipe.name, init_kwargs={key: arguments.get(key, {}) for key in recipe.trackers})
-    except Exception as error:  # each service fails in its own ways
-        accelerator.trackers = []  # one that did not start cannot be finished
+    except Exception as error:  # each service raises its own errors
+        accelerator.trackers = []  # a tracker that did not start cannot be finished
         raise UserError(f"trackers: {', '.join(recipe.trackers)} cannot start: {reason_of(error)}") from error
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Let trackers write what they still hold, and end their runs."""
+    """Let trackers write their pending data, and end their runs."""
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
 
 
 def steps_before(recipe: Recipe, index: int) -> int:
-    """Optimizer steps of the stages before one: where its own begin on a tracker's axis."""
+    """The optimizer steps of all stages before stage `index`: the offset of its steps on a tracker's axis."""
     data = recipe.data
     entries = [entry for entry in stages_of(recipe)[:index] if entry.kind.trains]
     return sum(steps_of(entry.options.tokens, entry.batch(data), entry.seq_len(data)) for entry in entries)

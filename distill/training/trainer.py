@@ -1,4 +1,4 @@
-"""One optimizer step of a stage: losses backward one by one, gradients clipped, parameters updated. It knows no method."""
+"""The optimizer step of the training loop: backward on each loss, clipping, update. It is the same for all stages."""
 
 import math
 import time
@@ -24,11 +24,11 @@ from distill.training.sharding import Sharding
 
 
 class NonFinite(UserError):
-    """A loss or gradient is not finite any more."""
+    """A loss or gradient is not finite."""
 
 
 def steps_of(tokens: int, batch: int, seq_len: int) -> int:
-    """How many optimizer steps of `batch` windows so many tokens are; at least one."""
+    """The number of optimizer steps of `batch` windows that `tokens` tokens give; at least one."""
     return max(1, round(tokens / (batch * seq_len)))
 
 
@@ -36,11 +36,11 @@ class Trainer:
     """Trains one stage, step by step.
 
     Args:
-        windows, first: the training text and the stage's first window of it. batch, micro_batch: windows a step, and at a
-        time on one device. sharding: the parts of what the stage trains, where processes divide that.
+        windows, first: the training text and the stage's first window. batch, micro_batch: windows of an optimizer step, and
+        of one forward and backward pass on one device. sharding: the divided student, if processes divide it.
 
     Raises:
-        UserError: the batch does not divide over processes and micro-batches.
+        UserError: the batch is not a multiple of the number of processes.
     """
 
     def __init__(
@@ -57,7 +57,9 @@ class Trainer:
         self.sharding = sharding
         self.batch, self.world = batch, accelerator.num_processes
         if batch % self.world:
-            raise UserError(f"a batch of {batch} windows cannot be shared by {self.world} processes; make it a multiple")
+            raise UserError(
+                f"a batch of {batch} windows cannot be shared by {self.world} processes; make it a multiple of {self.world}"
+            )
         self.micro_batch = min(micro_batch, batch // self.world)
         self.steps = steps_of(stage.options.tokens, batch, windows.seq_len)
         self.parameters: dict[str, nn.Parameter] = {name: entry[1] for name, entry in stage.trained().items()}
@@ -69,7 +71,7 @@ class Trainer:
 
     @property
     def next_window(self) -> int:
-        """The first window of text after this stage's."""
+        """The first window after those of this stage."""
         return self.first + self.steps * self.batch
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -77,14 +79,14 @@ class Trainer:
         return optimizer_tensors(self.optimizer, {id(parameter): name for name, parameter in self.parameters.items()})
 
     def restore(self, tensors: Stored) -> None:
-        """Put an optimizer's state back."""
+        """Restore the optimizer's state."""
         load_optimizer(self.optimizer, self.parameters, tensors)
 
     def step(self, step: int) -> StepReport:
-        """One optimizer step; the first is 0.
+        """Take one optimizer step; the first is 0.
 
         Raises:
-            NonFinite: a loss or a gradient is not finite, naming the step and the layer or parameter.
+            NonFinite: a loss or a gradient is not finite; the message names the step and the layer or parameter.
         """
         began = time.monotonic()
         rate = set_rates(self.optimizer, rate_factor(step, self.steps, self.stage.options))
@@ -100,14 +102,14 @@ class Trainer:
         return StepReport(step + 1, tokens, mean, losses, norm, rate, time.monotonic() - began)
 
     def _accumulated(self, parts: list[Batch], sizes: list[float], whole: float) -> dict[str, Tensor]:
-        """Gradients of this process's micro-batches, and its share of each loss; see `_sized_parts`."""
-        whole = whole or 1.0  # nothing of the step is trained on: its losses are 0, and so are their shares
+        """Accumulate the gradients of this process's micro-batches. Returns its share of each loss; see `_sized_parts`."""
+        whole = whole or 1.0  # a step without trained tokens has losses of 0
         sums: dict[str, Tensor] = {}
         for number, (part, size) in enumerate(zip(parts, sizes, strict=True), start=1):
             if self.sharding:
                 self.sharding.micro_batch(last=number == len(parts))
             draw = iter(self.stage.losses(part))
-            while True:  # a loss goes backward before the next one is computed; nothing else holds it, so its graph is freed
+            while True:  # backward runs before the next loss is computed, so that only one graph is in memory
                 with self.accelerator.autocast():
                     drawn = next(draw, None)
                 if drawn is None:
@@ -117,14 +119,14 @@ class Trainer:
         return sums
 
     def anywhere(self, *flags: bool) -> list[bool]:
-        """Each flag, set where any process sets it: clocks and signals differ, and all must save and stop together."""
+        """Each flag, combined with "or" over processes. Clocks and signals differ, but all must save and stop together."""
         if self.world == 1:
             return list(flags)
         counts = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
         return (self.accelerator.reduce(counts, "sum") > 0).tolist()
 
     def _sized_parts(self, step: int) -> tuple[list[Batch], list[float], float]:
-        """This process's micro-batches of a step, what each counts for, and the sum over all processes."""
+        """This process's micro-batches of a step, the weight of each (`Stage.size`), and the sum over all processes."""
         whole_student = self.sharding.gathered() if self.sharding and self.stage.writes else nullcontext()
         with whole_student, self.accelerator.autocast():
             parts = [self.stage.read(batch.to(self.accelerator.device)) for batch in self._parts(step)]
@@ -133,7 +135,7 @@ class Trainer:
         return parts, sizes, self.accelerator.reduce(whole, "sum").item()
 
     def _reduced(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """The losses over all processes, and gradients averaged over them."""
+        """Average the gradients over processes. Returns the losses over all processes."""
         if self.world > 1:
             average_gradients({name: p for name, p in self.parameters.items() if not isinstance(p, DTensor)})
             sums = {name: self.accelerator.reduce(value, "sum") for name, value in sums.items()}
@@ -142,7 +144,7 @@ class Trainer:
         return dict(zip(sums, torch.stack([value.float() for value in sums.values()]).tolist(), strict=True))
 
     def _parts(self, step: int) -> Iterator[Batch]:
-        """This process's windows of a step, a micro-batch at a time."""
+        """Yield this process's micro-batches of a step."""
         share = self.batch // self.world
         first = self.first + step * self.batch + self.accelerator.process_index * share
         for offset in range(0, share, self.micro_batch):
@@ -161,7 +163,7 @@ class Trainer:
         return norm.item()
 
     def _clip_parts(self, gradients: dict[str, Tensor], step: int) -> float:
-        """As `_clip`, over whole gradients and parts of others together."""
+        """As `_clip`, for whole and divided gradients together."""
         parts = {name: found.to_local() for name, found in gradients.items() if isinstance(found, DTensor)}
         whole = {name: found for name, found in gradients.items() if name not in parts}
         norm, clip = total_norm(whole, parts), self.stage.options.clip
@@ -180,16 +182,16 @@ class Trainer:
             whose = "the loss" if wrong == ["loss"] else f"the loss of {', '.join(wrong)}"
             blamed = self._blame(step)
             also = f"; {blamed}" if blamed else ""
-            frozen = blamed is not None and blamed.startswith("the teacher")  # no lr mends what does not train
+            frozen = blamed is not None and blamed.startswith("the teacher")  # a lower lr does not help there
             fix = "choose another teacher, or precision=float32" if frozen else "try a lower lr"
             raise NonFinite(f"{whose} at step {step + 1} is {losses[wrong[0]]}{also}; {fix}")
 
     def _blame(self, step: int) -> str | None:
-        """What the stage finds in the step's text, a micro-batch at a time; the weights are still those of the losses."""
+        """The stage's explanation of a loss that is not finite, searched one micro-batch at a time with the same weights."""
         if self.sharding:
-            if self.sharding.teacher is not None:  # neither fits one device whole
+            if self.sharding.teacher is not None:  # whole models would not fit one device
                 return None
-            self.sharding.restore()  # each process looks through its own text, at its own pace
+            self.sharding.restore()  # each process searches its own text independently
         with self.accelerator.autocast():
             found = (self.stage.blame(batch.to(self.accelerator.device)) for batch in self._parts(step))
             return next(filter(None, found), None)

@@ -1,6 +1,6 @@
-"""The twin: the student's own layout with the windows of its mixers alone, trained the same.
+"""The window-only control (`twin`): the student's layout with the windows of its mixers and no states, trained the same.
 
-What a student gains over its twin, it owes to its states; see `evaluation.baselines`.
+The student's gain over its twin is due to its states; see `evaluation.baselines`.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from teachers.teacher import Teacher
 
 
 def check_twin(recipe: Recipe, layout: Layout, layouts: Sequence[Layout], teacher: Teacher) -> None:
-    """Refuse a twin that cannot be, where the recipe asks for one. The teacher's weights may be on the meta device.
+    """Refuse `twin: true` where no twin can be made or trained. The teacher's weights may be on the meta device.
 
     Args:
-        layout: the first one. layouts: the one under each stage.
+        layout: the first one. layouts: that of each stage.
 
     Raises:
         UserError: naming the recipe and what does not fit.
     """
     if recipe.twin and recipe.student is not None:
         raise UserError(
-            f"{recipe.name}: twin: true trains windows that are made from the teacher's attention, and this run starts from "
+            f"{recipe.name}: twin: true trains windows that are made from the teacher's attention, but this run starts from "
             f"the student {recipe.student}; leave one of them out"
         )
     if recipe.twin and not has_window_branch(layouts[-1]):
@@ -40,11 +40,12 @@ def check_twin(recipe: Recipe, layout: Layout, layouts: Sequence[Layout], teache
 
 
 def twin_recipe(recipe: Recipe, layout: Layout, layouts: Sequence[Layout] = ()) -> Recipe:
-    """The same training for the same layouts with the windows alone; what a stage that a twin has no use for would read
-    goes to the stage after it.
+    """The twin's recipe: the same stages for the same layouts, with windows only.
+
+    The twin skips some stages, such as orient; their tokens are added to its next stage.
 
     Args:
-        layout: the student's first one. layouts: the one under each stage, where some convert further layers.
+        layout: the student's first one. layouts: that of each stage, if some convert further layers.
     """
     stages, spare = [], 0
     for entry in stages_of(recipe):
@@ -54,7 +55,7 @@ def twin_recipe(recipe: Recipe, layout: Layout, layouts: Sequence[Layout] = ()) 
         given = dict(recipe.stages[entry.index][entry.name])
         if spare and entry.kind.trains:
             given["tokens"], spare = entry.options.tokens + spare, 0
-        if entry.kind.changes_layout:  # the layers that the student's stage chose
+        if entry.kind.changes_layout:  # the twin converts the same layers as the student
             given = {name: value for name, value in given.items() if name not in ("layers", "mixer")}
             given["pattern"] = layouts[entry.index].pattern
         stages.append({entry.name: given})
@@ -63,7 +64,7 @@ def twin_recipe(recipe: Recipe, layout: Layout, layouts: Sequence[Layout] = ()) 
 
 
 def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, dict]:
-    """What the stages of a run and its twin measured already, where the final table is on the same text."""
+    """Results that the stages of a run and its twin measured already, if the final table is on the same text."""
     options, seq_len = recipe.evaluation, recipe.evaluation.seq_len or recipe.data.seq_len
     final, _ = suite_of_run(options).text(options, seq_len)
     if -(-final // seq_len) != -(-options.tokens // seq_len):  # windows
@@ -75,7 +76,7 @@ def known_results(recipe: Recipe, folder: RunDir, layout: Layout) -> dict[str, d
 
     found = evaluations_of(folder)
     known = {"student": last(found)}
-    first = (cast(str, recipe.pattern) * len(layout.pattern))[: len(layout.pattern)]  # what was measured before any stage
+    first = (cast(str, recipe.pattern) * len(layout.pattern))[: len(layout.pattern)]  # layout of the row "untrained"
     if first == layout.pattern and twin_layout(layout) == window_layout(layout) and "untrained" in found:
         known["window_layout"] = {"fidelity": found["untrained"]}
     twin = folder.path / "twin"

@@ -240,12 +240,12 @@ RUNS = {
     "seq_len": (["data.seq_len=16"], "the windows' length is 32 there, and 16 here.*data.seq_len=32"),
     "seed": (["seed=1"], "the seed is 0 there, and 1 here.*set seed=0"),
     "order": (["data.long_documents=in_order"], "data.long_documents is shuffled there, and in_order here"),
-    "windows": (["stages.imitate.tokens=1280"], "has 24 of the 40 windows that this stage reads; give `distill cache`"),
+    "windows": (["stages.imitate.tokens=1280"], "has 24 of the 40 windows that this stage reads; add the others"),
     "none": (["stages.imitate.offline_logits=nowhere"], "is nowhere, which is not a cache of logits: it has no cache.json"),
-    "divergence": (["stages.imitate.divergence=reverse_kl"], "divergence is 'reverse_kl', and offline_logits hold"),
-    "jsd": (["stages.imitate.divergence=jsd"], "divergence is 'jsd', and offline_logits hold"),
+    "divergence": (["stages.imitate.divergence=reverse_kl"], "divergence is 'reverse_kl', but offline_logits hold"),
+    "jsd": (["stages.imitate.divergence=jsd"], "divergence is 'jsd', but offline_logits hold"),
     "hidden": (["stages.imitate.hidden=0.5"], "hidden is 0.5, and offline_logits hold no hidden states"),
-    "teacher": (["stages.imitate.teacher=larger"], "holds the logits of .*, and teacher of this stage is larger"),
+    "teacher": (["stages.imitate.teacher=larger"], "holds the logits of .*, but the stage's teacher is larger"),
 }
 
 

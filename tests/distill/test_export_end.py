@@ -33,7 +33,7 @@ def test_a_run_whose_export_is_not_proved(tiny_recipe, tmp_path, monkeypatch):
             "position 7",
             f"`distill export {quote(str(folder))} --to portable --no-verify` writes it without a proof",
             f"the student is saved in {folder / 'student'}",
-            "the same command tries this part of the run's end again (export/portable)",
+            "give the same command again to repeat this part of the run (export/portable)",
         ):
             assert part in said
         assert (folder / "student" / "config.json").exists() and (folder / "report.html").exists()

@@ -57,13 +57,13 @@ def test_adapters_begin_alike_whatever_was_drawn_before(teacher):
         ("c_attn", r"'c_attn' is no module .*linear layers outside the mixers: down_proj, gate_proj, k_proj, o_proj"),
         (
             "in_proj",
-            r"layers.1.self_attn.mixer.ssm.in_proj, inside a mixer, which trains whole here.*outside the mixers: down_proj",
+            r"layers.1.self_attn.mixer.ssm.in_proj, inside a mixer, which is trained whole.*outside the mixers: down_proj",
         ),
         ("mixer.window.q_proj", "inside a mixer"),
         ("conv1d", "inside a mixer"),
-        ("lm_head", "the head, which train: all trains"),
-        ("embed_tokens", "of type Embedding, and adapters stand on linear layers"),
-        ("mlp", "of type LlamaMLP, and adapters stand on linear layers"),
+        ("lm_head", "the head, whose adapter would keep the fused loss"),
+        ("embed_tokens", "of type Embedding, and adapters go on linear layers only"),
+        ("mlp", "of type LlamaMLP, and adapters go on linear layers only"),
     ],
 )
 def test_targets_without_an_effect_are_refused(student, name, message):
@@ -81,7 +81,7 @@ def test_recipes_with_useless_lora_are_refused_before_anything_runs(tiny_recipe)
 
     assert "stages.imitate: lora.targets: 'in_proj' means" in refused(train="lora", lora={"targets": ["in_proj"]})
     assert "lora is given, but train is 'all'; set train: lora, or leave lora out" in refused(train="all", lora={"rank": 4})
-    assert "a stage follows that would train on top" in refused(train="lora", lora={"save": "adapters"})
+    assert "a later stage would train on top" in refused(train="lora", lora={"save": "adapters"})
 
 
 # (model type, its own names for sizes, the linear layers of a decoder layer)

@@ -182,8 +182,8 @@ def test_two_processes(on_policy, tmp_path, shard):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ce": 0.1}, r"on_policy is 0.5: the student writes answers, and ce is 0.1, and would teach it its own words"),
-        ({"offline_logits": "x"}, r"on_policy is 0.5: the student writes answers, and offline_logits hold nothing of"),
+        ({"ce": 0.1}, r"on_policy is 0.5: the student writes answers, and ce is 0.1, and would train it on its own words"),
+        ({"offline_logits": "x"}, r"on_policy is 0.5: the student writes answers, and offline_logits hold nothing for"),
         ({"on_policy": 1.5}, r"on_policy"),
     ],
 )

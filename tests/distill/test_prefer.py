@@ -252,13 +252,13 @@ def test_options(pair_recipe, chat_recipe, tiny_teacher, tmp_path):
         return str(error.value)
 
     assert "data is missing: this stage reads pairs (prompt, chosen, rejected)" in refused(data=None)
-    assert "label_smoothing is 0.1, and ipo has none" in refused(loss="ipo", label_smoothing=0.1)
+    assert "label_smoothing is 0.1, but loss: ipo has no smoothing" in refused(loss="ipo", label_smoothing=0.1)
     assert "teacher is given, but reference is 'student'" in refused(teacher="x/y")
-    assert "batch is 3 windows, and a pair is two; give the stage an even one" in refused(batch=3)
+    assert "batch is 3 windows, and a pair is two; give the stage an even batch" in refused(batch=3)
     assert "micro_batch is 1 windows, and a pair is two" in refused(micro_batch=1)
     assert "micro_batch is auto, and a pair is two windows" in refused(micro_batch="auto")
     data = pair_recipe["stages"][1]["prefer"]["data"]
-    assert "pairs are trained on their answers; leave it out" in refused(data=[data[0] | {"train_on": "all"}])
+    assert "pairs are always trained on their answers; leave it out" in refused(data=[data[0] | {"train_on": "all"}])
     with pytest.raises(UserError, match=r"prefer.batch is 4 windows, which 4 processes .* make it a multiple of 8"):
         make_plan(check(pair_recipe, "here"), gpus=4)
     flops = {}

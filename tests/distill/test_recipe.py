@@ -105,7 +105,7 @@ MISTAKES = [
     ({"stages.align.warmup": 0.9}, "together exceed the whole stage"),
     ({"stages.imitate.train": "everything"}, r"stages\.imitate: train is 'everything'"),
     ({"stages.imitate.offline_logits": ""}, r"imitate: offline_logits is '': "),
-    ({"stages.imitate.hidden_layers": [0]}, r"hidden_layers is \[0\], but hidden, their weight, is 0"),
+    ({"stages.imitate.hidden_layers": [0]}, r"hidden_layers is \[0\], but its weight, hidden, is 0"),
     ({"stages.4": {"aline": {}}}, "there is no stage 'aline'; did you mean 'align'"),
     ({"stages.4": {"initialise": {}}}, "initialise can only come first"),
     ({"stages.4": {"align": {}, "orient": {}}}, "each entry of stages is one stage"),

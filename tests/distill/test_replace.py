@@ -233,18 +233,18 @@ STAGE = [
     ({"layers": [1, 1]}, "names a layer twice"),
     ({"layers": []}, "at least 1 item"),
     ({"layers": [1], "pattern": "M"}, "layers and pattern both say"),
-    ({"layers": [1], "mixer": "N"}, "mixer is 'N', but no mixer is given for it; there are M"),
-    ({"pattern": "AM", "mixer": "M"}, "the letters of pattern say already"),
+    ({"layers": [1], "mixer": "N"}, "mixer is 'N', but the recipe's mixers are M; name one"),
+    ({"pattern": "AM", "mixer": "M"}, "the letters of pattern already name the mixers"),
     ({"pattern": "am"}, "capital letters"),
     ({"pattern": "AAAA"}, "layer 1 is converted already (M), and its attention cannot be restored"),
     ({"pattern": "XM"}, "uses 'X', but no mixer is given for it"),
     ({"pattern": "MMMMMM"}, "names 6 layers, but the model has 4"),
     ({"pattern": "AM"}, "all layers of the layout are converted already"),
-    ({"pattern": {"by": "even"}}, "how many layers `keep` their attention"),
+    ({"pattern": {"by": "even"}}, "`keep`, the number of layers that keep attention, is missing"),
     ({"pattern": {"keep": 1}}, "by: even spreads them"),
     ({"pattern": {"keep": 1.5, "by": "even"}}, "keep is 1.5"),
     ({"pattern": {"keep": True, "by": "even"}}, "keep is True"),
-    ({"pattern": {"keep": 1, "by": "even", "window": 4}}, "by: even takes keep alone, not 'window'"),
+    ({"pattern": {"keep": 1, "by": "even", "window": 4}}, "by: even has no option but keep; leave 'window' out"),
     ({"pattern": {"keep": 2, "by": "even"}}, "2 of 4 layers, and 2 have attention: none would be converted"),
     ({"pattern": {"keep": 1, "by": "evn"}}, "there is no scorer 'evn'; did you mean 'even'"),
     ({"pattern": {"keep": 1, "by": "kl", "toknes": 3}}, "toknes is not a key here; did you mean 'tokens'"),
@@ -274,7 +274,7 @@ def test_stages_that_cannot_be(tiny_recipe, options, said):
 
 def test_none_is_left(tiny_recipe):
     tiny_recipe["stages"] += [{"replace": {"pattern": "M"}}, {"replace": {"layers": [0]}}]
-    with pytest.raises(UserError, match=r"stages.5: every layer is converted already, and none is left"):
+    with pytest.raises(UserError, match=r"stages.5: every layer is converted already; no attention layer is left"):
         make_plan(check(tiny_recipe, "tiny.yaml"))
 
 
@@ -501,7 +501,7 @@ def test_a_checkpoint_of_another_layout_is_refused(entries, tmp_path, monkeypatc
         saved.layouts = layouts
         saved.digest = saved.hashed()
         state.write_text(json.dumps(vars(saved)))
-        with pytest.raises(UserError, match="is of no stage of this recipe"):
+        with pytest.raises(UserError, match="no stage of this recipe makes the layout"):
             run(recipe, runs=tmp_path)
 
 

@@ -96,7 +96,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(second, tmp_path, first):
     file = place / "model.safetensors"
     kept, tensors = file.read_bytes(), load_file(file)
     save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"copy is not the one this run was started with: its weights differ"):
+    with pytest.raises(UserError, match=r"of the student .*copy differ from those that this run was started with"):
         distill.run(entries, runs=tmp_path / "parts")
     file.write_bytes(kept)
     parts = distill.run(entries, runs=tmp_path / "parts")
@@ -117,7 +117,7 @@ def test_what_cannot_be_is_refused(first, second, tmp_path):
     refused({"meta_tokens": 3}, "second: meta_tokens is 3, but the student .* has 0; leave meta_tokens out")
     refused({"pattern": {"keep": 1, "by": "uniform"}}, "second: pattern selects a layout, and the student")
     refused({"twin": True}, "second: twin: true trains windows that are made from the teacher's attention")
-    refused({"stages": []}, "second: stages is empty, and the student .* is trained no further; name a stage")
+    refused({"stages": []}, "second: stages is empty, so the student .* would not be trained; name a stage")
     refused(
         {"stages": [{"initialise": {}}]}, r"stages.0: initialise makes the mixers anew, but the run starts from the student"
     )

@@ -117,7 +117,7 @@ def test_cached_with_another_teacher(recipe, larger):
     done = distill.run(recipe, overrides="stages.imitate.offline_logits=logits", console=QUIET)
     assert done.read("run.json")["taught"]["1-imitate"].startswith("cache ")
     del recipe["stages"][1]["imitate"]["teacher"]
-    with pytest.raises(UserError, match=r"a cache of another teacher .*; they differ in the weights.*name that one as the"):
+    with pytest.raises(UserError, match=r"a cache of another teacher .*; they differ in the weights.*stage's teacher="):
         distill.run(recipe, overrides="stages.imitate.offline_logits=logits", console=QUIET)
 
 
@@ -281,7 +281,7 @@ def test_what_hidden_layers_are_refused(tiny_recipe):
     ):
         with pytest.raises(UserError, match=said):
             distill.plan(tiny_recipe, overrides=["stages.imitate.hidden=1", f"stages.imitate.hidden_layers={layers}"])
-    with pytest.raises(UserError, match=r"hidden_layers is \[1\], but hidden, their weight, is 0; give hidden a weight"):
+    with pytest.raises(UserError, match=r"hidden_layers is \[1\], but its weight, hidden, is 0; give hidden a weight"):
         load(tiny_recipe, "stages.imitate.hidden_layers=[1]")
 
 

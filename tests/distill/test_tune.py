@@ -78,9 +78,9 @@ def test_options(chat_recipe):
     """What has no effect is refused; the teacher is counted where it runs alone."""
     stages, flops = chat_recipe["stages"][:1], {}
     for options, said in (
-        ({"teacher": "x/y"}, "teacher is given, but kl, its weight, is 0"),
-        ({"offline_logits": "x"}, "offline_logits is given, but kl"),
-        ({"offline_logits": "x", "kl": 1.0, "divergence": "jsd"}, "give a bound of the forward KL"),
+        ({"teacher": "x/y"}, "teacher is given, but its weight, kl, is 0"),
+        ({"offline_logits": "x"}, "offline_logits is given, but its weight, kl"),
+        ({"offline_logits": "x", "kl": 1.0, "divergence": "jsd"}, "offline_logits bound the forward KL"),
         ({"kl": -1.0}, "kl"),
         ({"lora": {"rank": 2}}, "lora is given, but train is 'all'"),
     ):

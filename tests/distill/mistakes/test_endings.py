@@ -42,7 +42,7 @@ def test_a_report_that_was_deleted_is_written_again(copied_place, monkeypatch, c
     monkeypatch.setattr(Session, "open", no_session)
     again()
     said = capsys.readouterr().err
-    assert "lacks report: made again" in said and str(folder.name) in said
+    assert "lacks report; making them again" in said and str(folder.name) in said
     after = hashes(folder)
     assert {name for name in before if after[name] != before[name]} <= {"run.json", "report.html"}  # a page says where it is
     again()
@@ -80,7 +80,7 @@ def test_a_student_that_is_gone_with_its_checkpoints(copied_place, refuse):
     (folder / "report.html").unlink()
     again()
     shutil.rmtree(folder / "student")
-    refuse(copied_place, ["run", "short.yaml"], ["its student in ", "is not whole any more", "bring one", "with --fresh"])
+    refuse(copied_place, ["run", "short.yaml"], ["its student in ", "lacks files", "restore one", "with --fresh"])
 
 
 def failing(error):
@@ -107,7 +107,7 @@ def test_a_judgement_that_fails_loses_nothing(copied_place, monkeypatch, error, 
     with monkeypatch.context() as patch:
         patch.setattr(ending, "judge_session", failing(error))
         told = refused()
-    assert said in told and "the student is saved in " in told and "the same command tries this part" in told
+    assert said in told and "the student is saved in " in told and "give the same command again to repeat this part" in told
     assert "KeyError" not in told and hashes(folder.student) == weights and not folder.read("run.json").get("finished")
     page = (folder.path / "report.html").read_text()
     assert "has not been judged yet" in page or "judging the student" in page

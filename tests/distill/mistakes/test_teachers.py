@@ -150,13 +150,13 @@ DAMAGES = {
         "run",
         [
             "the teacher's first output that is not finite is that of ",
-            "its weights are finite, so its numbers overflow there",
+            "its weights are finite, so its activations overflow there",
         ],
     ),
     "a head whose logits overflow": (
         weights(lambda t: [t["model.norm.weight"].fill_(1e20), t["model.embed_tokens.weight"].mul_(1e19)]),
         "run",
-        ["the teacher's first output that is not finite is that of lm_head", "so its numbers overflow there"],
+        ["the teacher's first output that is not finite is that of lm_head", "so its activations overflow there"],
     ),
     "a bias without a place": (
         weights(lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)})),
