@@ -168,7 +168,7 @@ class Ending:
             judged = self._judged()
         except NotFinite as error:
             said = f"judging the student: {error}"
-            folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would come to this again")
+            folder.update("run.json", stopped=f"{said}. The student is saved; the same recipe would fail again")
             raise NotFinite(said) from error
         if preferences := _preferences(evaluations_of(folder)):
             judged["rows"]["student"]["preferences"] = preferences

@@ -249,7 +249,7 @@ def test_selections_and_tables_share_no_text(tiny_recipe):
     recipe = tiny_recipe | {"data": tiny_recipe["data"] | {"seq_len": 480}, "evaluation": {"passkey": [64]}}
     short = Session.open(check(recipe, "here"), trains=False)
     short.heldout_windows.count = 1
-    with pytest.raises(UserError, match=r"one window of 480: a selection needs text that its student is not judged by"):
+    with pytest.raises(UserError, match=r"one window of 480, but a selection needs text that its student is not"):
         short.selection_text(256)
 
 

@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_names_layer_and_step_to_whoever_asks(
     with pytest.raises(NonFinite) as stopped:
         run(check(tiny_recipe, "tiny.yaml"), runs=tmp_path)
     assert stopped.match(f"stage imitate: the loss at step 3 is nan; {said}")
-    assert stopped.match(rf"{fix}\. The same recipe would come to this again; a changed one is a run of its own$")
+    assert stopped.match(rf"{fix}\. The same recipe would fail again; a changed recipe is a new run$")
     (folder,) = tmp_path.glob("tiny-*")
     assert checkpoint.latest(folder / "checkpoints").name.startswith("1-imitate-0000002")  # what was trained is still there
     for ask in (distill.evaluate, lambda path: distill.export(path, out=tmp_path / "out")):

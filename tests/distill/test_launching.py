@@ -67,7 +67,7 @@ def test_two_launchers_are_refused(recipe, monkeypatch):
 def test_nothing_to_talk_through(monkeypatch, gpu, name):
     monkeypatch.setattr(f"torch.distributed.is_{name.lower()}_available", lambda: False)
     with pytest.raises(
-        UserError, match=rf"this PyTorch \(.*\) has no {name}, through which several processes talk; use one"
+        UserError, match=rf"this PyTorch \(.*\) has no {name}, which several processes need; use one"
     ):
         check_backends(gpu)
 
@@ -209,7 +209,7 @@ def test_one_then_two_then_one(tiny_recipe, tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().err
     assert end.value.code == 1 and said.count("error:") == 1
     assert "error: process 1 of 2 was killed by SIGKILL" in said and "Traceback" not in said
-    assert "taken with processes=1, and this goes on with processes=2" in " ".join(said.split())
+    assert "taken with processes=1, and the next ones with processes=2" in " ".join(said.split())
     monkeypatch.delenv("PYTHONPATH")
 
     (folder,) = (tmp_path / "runs").glob("tiny-*")

@@ -218,6 +218,6 @@ def test_a_run_goes_on_in_another_type(tiny_recipe, tmp_path, monkeypatch):
         monkeypatch.setattr("distill.loading.teacher_type", lambda recipe, device, kind=then: kind)
         folder = go(tiny_recipe, tmp_path / str(first), written)
         words = [str(kind).removeprefix("torch.") for kind in (first, then)]
-        assert f"so far with teacher {words[0]}, products no; it goes on with teacher {words[1]}" in written.getvalue()
+        assert f"this run used teacher {words[0]}, products no; it goes on with teacher {words[1]}" in written.getvalue()
         facts = folder.read("run.json")
         assert facts["finished"] and facts["types"] == [f"teacher {word}, products no" for word in words]

@@ -237,7 +237,7 @@ def test_references_are_checked(pair_recipe, tmp_path, monkeypatch):
             distill.run(pair_recipe, runs=tmp_path / reference, console=Console(quiet=True))
             assert file.read_text() == whole
         else:
-            with pytest.raises(UserError, match=r"000000.json is not what was written there, and the student.*--fresh"):
+            with pytest.raises(UserError, match=r"000000.json is missing or damaged, and the student.*--fresh"):
                 distill.run(pair_recipe, runs=tmp_path / reference, console=Console(quiet=True))
 
 

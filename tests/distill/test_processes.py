@@ -82,7 +82,7 @@ def test_a_run_goes_on_with_another_number(recipe, tmp_path):
     written = io.StringIO()
     done = distill.run(recipe, runs=tmp_path / "runs", console=Console(file=written, width=400))
     told = written.getvalue()
-    assert "the steps so far were taken with processes=2, and this goes on with processes=1" in told
+    assert "the steps so far were taken with processes=2, and the next ones with processes=1" in told
     assert done.path == folder and done.read("run.json")["finished"]
     alone = distill.run(recipe, runs=tmp_path / "alone", console=Console(file=io.StringIO()))
     found, wanted = (load_file(run.student / "model.safetensors") for run in (done, alone))

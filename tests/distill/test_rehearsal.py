@@ -93,9 +93,9 @@ def broken(*unused, **more):
     ("place", "what"),
     [
         ("transformers.PreTrainedModel.save_pretrained", "save the student"),
-        ("transformers.PreTrainedTokenizerBase.save_pretrained", "save the teacher's tokenizer beside it"),
+        ("transformers.PreTrainedTokenizerBase.save_pretrained", "save the teacher's tokenizer with it"),
         ("distill.exporters.portable.Portable.write", "export to portable"),
-        ("transformers.GenerationMixin.generate", "let teacher and student go on with a text"),
+        ("transformers.GenerationMixin.generate", "generate with teacher and student"),
         ("distill.evaluation.recall.Tokens.marked", "ask for its passkeys"),
         ("distill.training.rehearsal.empty", "judge the row window_layout"),
         ("distill.training.rehearsal.matrices", "draw the matrices of its layers"),
@@ -113,7 +113,7 @@ def test_every_step_of_the_end_is_tried(tiny_recipe, tmp_path, no_training, monk
 def test_a_disk_without_room_is_refused(tiny_recipe, tmp_path, no_training, monkeypatch):
     usage = namedtuple("usage", "total used free")(10, 9, 100_000)
     monkeypatch.setattr("distill.training.rehearsal.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"will take 0\.\d MiB in .*, and 0\.1 MiB are free; make room there"):
+    with pytest.raises(UserError, match=r"will take 0\.\d MiB in .*, and 0\.1 MiB are free; free some space"):
         run(short(tiny_recipe, export=["portable"], twin=True), runs=tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_passkeys_beyond_the_positions(tiny_recipe, tmp_path, no_training):
     options = tiny_recipe["evaluation"] | {"passkey": [256, 1024]}
     with pytest.raises(UserError, match=r"evaluation\.passkey is 1024, but .* has positions for 512 tokens; make it 512"):
         run(short(tiny_recipe, evaluation=options), runs=tmp_path)
-    with pytest.raises(UserError, match=r"passkey is 512 behind 3 meta tokens, but .* for 512 tokens; make it 509 or less"):
+    with pytest.raises(UserError, match=r"passkey is 512 after 3 meta tokens, but .* for 512 tokens; make it 509 or less"):
         entries = tiny_recipe | {"stages": every, "meta_tokens": 3, "evaluation": options | {"passkey": [512]}}
         run(check(entries, "tiny.yaml"), runs=tmp_path)
 
@@ -196,7 +196,7 @@ def test_a_checked_plan_refuses_what_a_run_would(tiny_teacher, tiny_recipe, tmp_
     with pytest.raises(UserError, match="trackers"):
         distill.plan(short(tiny_recipe, trackers=["aim"]), check=True)
     monkeypatch.setattr("transformers.GenerationMixin.generate", broken)
-    with pytest.raises(UserError, match="could not let teacher and student go on with a text"):
+    with pytest.raises(UserError, match="could not generate with teacher and student"):
         distill.plan(short(tiny_recipe), check=True)
 
 

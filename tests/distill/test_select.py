@@ -183,9 +183,9 @@ def test_every_nth_layer_says_what_it_costs(entries, tmp_path, by, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep": 3}, r"pattern\.keep is 3, 3 of 4 layers, and no interval keeps as many: .* which can be 2, 1 of them"),
+        ({"keep": 3}, r"pattern\.keep is 3, 3 of 4 layers, but with periodic: .* no interval keeps 3; keep 2, 1"),
         ({"keep": 0.75}, r"pattern\.keep is 0\.75, 3 of 4 layers"),
-        ({"protect": [0]}, r"pattern\.protect names layers \[0\], but with periodic: true the interval alone says"),
+        ({"protect": [0]}, r"pattern\.protect names layers \[0\], but with periodic: true the interval alone decides"),
         ({"by": "retrieval-heads"}, r"pattern\.periodic keeps whole layers, and retrieval-heads chooses single heads"),
         ({"periodic": "often"}, r"pattern: periodic is 'often'"),
     ],
@@ -291,7 +291,7 @@ def test_budgets_are_kept(entries, keep, kept):
         ({"keep": 4}, "leaves none of 4 layers to convert"),
         ({"keep": 1, "protect": [0, 3]}, r"pattern.keep is 1, 1 of 4 layers, but 2 are protected \(\[0, 3\]\)"),
         ({"protect": [9]}, "pattern.protect names layer 9; the layers are 0 to 3"),
-        ({"protect": [1, 1]}, "names layer 1; it stands twice"),
+        ({"protect": [1, 1]}, "names layer 1; it is named twice"),
         ({"by": "task", "tasks": "/nowhere"}, "tasks is /nowhere, but there is no such folder"),
         ({"length": 1024}, "pattern.length is 1024, but .* has positions for 512"),
     ],
@@ -479,7 +479,7 @@ def test_mistakes_name_the_key(entries, changes, message):
 
 def test_several_mixers_need_their_turns(entries):
     entries["mixers"]["G"] = {"mixer": "gla"}
-    with pytest.raises(UserError, match=r"pattern\.rest is missing: with mixers for G, M it says which layers get which"):
+    with pytest.raises(UserError, match=r"pattern\.rest is missing: it gives the order of the mixers G, M over the layers"):
         check(entries, "mine.yaml")
     entries["pattern"]["rest"] = "M"
     with pytest.raises(UserError, match=r"a mixer is given for 'G', but mine\.yaml: pattern\.rest \('M'\) does not use it"):
@@ -519,7 +519,7 @@ def test_selecting_what_a_written_pattern_keeps():
     assert changed("AMMM") == {"by": "recall", "keep": 0.25, "rest": "MMM"}
     assert changed("AMGG", by="kl", keep=3) == {"by": "kl", "keep": 3, "rest": "MGG"}
     assert changed({"keep": 4, "by": "kl"}, by="greedy") == {"keep": 4, "by": "greedy"}
-    with pytest.raises(UserError, match=r"r\.yaml: the pattern 'M' keeps no attention; say with --keep"):
+    with pytest.raises(UserError, match=r"r\.yaml: the pattern 'M' keeps no attention; give .* with --keep"):
         changed("M")
 
 

@@ -132,7 +132,7 @@ def test_goes_on_with_the_same_teacher_alone(recipe, larger, tmp_path, monkeypat
     other = {**weights, "model.norm.weight": weights["model.norm.weight"] * 2}
     save_file(other, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        UserError, match="the teacher of stage imitate is not the one that it began with; bring that one back"
+        UserError, match="the teacher of stage imitate is not the one that it began with; restore that one"
     ):
         distill.run(recipe, overrides=over, console=QUIET)
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
@@ -183,12 +183,12 @@ def test_what_other_teachers_are_refused(recipe, larger, tmp_path):
     )
     small = changed(larger, tmp_path / "few", vocab_size=300)
     refused(
-        r"stages.imitate.teacher is .*few, which has 300 embeddings, and the tokenizer's last token is 319",
+        r"stages.imitate.teacher is .*few, which has 300 embeddings, but the tokenizer has a token 319",
         f"stages.imitate.teacher={small}",
     )
     wide = changed(larger, tmp_path / "wide", hidden_size=32)
     refused(
-        "stages.imitate.hidden_layers names layers of models of one depth, and .* has 5 layers, the student 4",
+        "stages.imitate.hidden_layers needs a teacher of the student's depth, but .* has 5 layers, the student 4",
         *[f"stages.imitate.teacher={wide}", "stages.imitate.hidden=1", "stages.imitate.hidden_layers=[1]"],
     )
 

@@ -63,7 +63,7 @@ def arrays(**found):
 
 
 STUDENT = ("final", "rows", "student")
-AGAIN = "the same `distill run` judges again"
+AGAIN = "the same `distill run` evaluates again"
 HEAD = "layer 1 head 0"
 # of a finished run: the file, what is done to it, the command (None: report) and what is said
 FINISHED = [
@@ -122,7 +122,7 @@ FINISHED = [
     ("evaluations.json", without("final", "rows", "teacher"), None, ["its rows should have the teacher"]),
     ("evaluations.json", without(*STUDENT, "fidelity"), None, ["rows.student.fidelity is missing"]),
     ("evaluations.json", changed(["final", "not_run", 0, "rows"], "x"), None, ["not_run.0.rows is 'x'", "valid list"]),
-    ("metrics.jsonl", written('{"loss": 1}\n{}\n'), None, ["metrics.jsonl is damaged (line 1: ", "take the line out"]),
+    ("metrics.jsonl", written('{"loss": 1}\n{}\n'), None, ["metrics.jsonl is damaged (line 1: ", "delete the line"]),
     ("metrics.jsonl", written(b"\xff\n\n"), None, ["metrics.jsonl is damaged (line 1: byte 0 is not UTF-8)"]),
     ("samples.json", written('{"prompt": 5}'), None, ["samples.json is damaged (prompt is 5", "makes it again"]),
     ("samples.json", written('{"prompt": "a", "teacher": "b"}'), None, ["samples.json is damaged (student is missing)"]),

@@ -147,7 +147,7 @@ def test_a_read_only_disk(place, small_disk, refuse):
 
 @pytest.mark.parametrize("runs", ["tiny.yaml", "tiny.yaml/runs", "/proc/runs"])
 def test_a_place_where_no_folder_can_be(place, refuse, runs):
-    refuse(place, ["run", "half.yaml", "--runs", runs], ["cannot be ", "make runs elsewhere with --runs"])
+    refuse(place, ["run", "half.yaml", "--runs", runs], ["cannot be ", "choose another folder with --runs"])
 
 
 # two processes
@@ -175,7 +175,7 @@ def test_two_processes_in_one_run_folder(copied_place, refuse, arguments):
 
 
 def test_the_python_api_says_the_same(place, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"cannot be .*make runs elsewhere"):
+    with pytest.raises(UserError, match=r"cannot be .*choose another folder with --runs"):
         distill.run("half.yaml", runs="tiny.yaml")
     monkeypatch.setattr("distill.runs.session.load_teacher", failing(torch.OutOfMemoryError(GPU_SAYS)))
     with pytest.raises(UserError, match="ran out of memory: lower"):

@@ -35,7 +35,7 @@ def facts(**changes):
 DAMAGES = {
     "an edited recipe": (
         lambda folder: edit(folder / "recipe.yaml", "seq_len: 32", "seq_len: 64"),
-        ["recipe.yaml is not the recipe this run was started with", "change the recipe outside", "--fresh"],
+        ["recipe.yaml is not the recipe this run was started with", "change the original recipe", "--fresh"],
     ),
     "a recipe that is no YAML": (
         lambda folder: (folder / "recipe.yaml").write_text("name: [half"),

@@ -14,7 +14,7 @@ LENGTHS = [
     (["data.seq_len=1024"], "data.seq_len is 1024, but "),
     (["evaluation.seq_len=513"], "evaluation.seq_len is 513, but "),
     (["evaluation.passkey=[256, 1024]"], "evaluation.passkey is 1024, but "),
-    (["meta_tokens=490"], "data.seq_len is 32 behind 490 meta tokens, but "),
+    (["meta_tokens=490"], "data.seq_len is 32 after 490 meta tokens, but "),
     (["meta_tokens=512"], "meta_tokens is 512, but "),
     (["meta_tokens=60000"], "which leaves 0 for a text; make it 504 or less"),
     (["mixers.M.window.size=513"], "mixers.M.window.size is 513, but "),
@@ -97,7 +97,7 @@ CHECKED = [
     (["data.train.0.column=body"], "data.train.0: there is no column 'body'"),
     (
         ["evaluation.seq_len=512", "pattern={keep: 1, by: kl, length: 128}", "data.heldout.0.path=few.txt"],
-        "one window of 512: a selection needs text that its student is not judged by",
+        "one window of 512, but a selection needs text that its student is not evaluated on",
     ),
     (["data.train.0.path=word.txt", "data.seq_len=512"], "data.seq_len is 512, but there are only"),
 ]
