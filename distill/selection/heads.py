@@ -25,8 +25,8 @@ class HeadOptions(Options):
     """What a head that is switched off does: `zero` sets its output to zero, as the paper does; `window` lets it see
     `window` tokens and `sinks`, so that heads which only look nearby are not taken for retrieval heads."""
     families: Annotated[list[str], Field(min_length=1)] = ["key_value"]
-    """Families of synthetic recall texts. Tables of the student mark these families as in-sample, although they use other
-    words."""
+    """Families of synthetic recall texts. Tables of the student mark these families as in-sample, although the tables use
+    other words."""
 
 
 class RetrievalHeads(Scorer):

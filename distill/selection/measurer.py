@@ -1,4 +1,4 @@
-"""The measurements of a selection: made one after the other for a scorer, and each recorded as soon as it is made."""
+"""The measurements of a selection: made for a scorer one after the other, each recorded at once."""
 
 import math
 import time

@@ -37,8 +37,8 @@ class Options(Schema):
     sinks: Annotated[int, whole(0, LONGEST)] = 4
     """First tokens of a document that the stand-in's window always sees."""
     families: Annotated[list[str], Field(min_length=1)] = ["key_value", "passkey"]
-    """Families of synthetic recall texts. Tables of the student mark these families as in-sample, although they use other
-    words."""
+    """Families of synthetic recall texts. Tables of the student mark these families as in-sample, although the tables use
+    other words."""
     length: Annotated[int, whole(64, LONGEST)] = 512
     """Tokens of a recall text."""
     trials: Whole = 6

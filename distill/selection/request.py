@@ -1,4 +1,4 @@
-"""The command `distill select`: makes a recipe select its layout, and writes the recipe with the chosen one."""
+"""The command `distill select`: makes a recipe ask for a selection, does it, and writes the recipe with the result."""
 
 import os
 from collections.abc import Callable

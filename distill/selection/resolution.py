@@ -1,4 +1,4 @@
-"""Resolution of a selection: from a recipe that selects its layout to one that has it, for `distill run` and `select`."""
+"""Resolution of a selection: replaces it in the recipe by the selected layout, for `distill run` and `distill select`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -43,8 +43,8 @@ class Imitate(WholeStudent):
 
         on_policy: Annotated[float, SHARE] = 0.0
         """Share of the windows, drawn at each step, in which the student writes the answers before the teacher scores them
-        (GKD, arXiv 2306.13649). The student samples at temperature 1, at most as many tokens as the original answer and
-        what follows it had. Not with `ce` or `offline_logits`."""
+        (GKD, arXiv 2306.13649). The student samples at temperature 1, at most as many tokens as it replaces: the first
+        answer of a chat and everything after it. Not with `ce` or `offline_logits`."""
         ce: Annotated[float, SHARE] = 0.0
         """Share of plain cross-entropy in the loss; the divergence has the rest."""
         hidden: Annotated[float, Range(0, 1e6)] = 0.0

@@ -3,8 +3,8 @@
 The projections are copied when the student is built (C<-Q, B<-K, x<-V, out<-O; key heads expanded head by head, as in The
 Mamba in the Llama, arXiv 2408.15237). This stage sets the rest from the teacher's activations, without a gradient: a mixer's
 constants (`Mixer.match_norms`, `Mixer.calibrate`), the decays where `decay: calibrate` is set, and the scale of every head
-and branch by least squares. In Taylor-Calibrate (arXiv 2606.16429) such a start raised students from 50 % to 95 % of the
-teacher after the same 100M tokens.
+and branch by least squares. In Taylor-Calibrate (arXiv 2606.16429) such a start, in place of gates of zero, raised a 1.5B
+student from 50 % to 95 % of its teacher's average on six tasks after the same 100M tokens.
 """
 
 import math

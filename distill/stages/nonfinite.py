@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-CHUNK = 1024  # tokens whose logits are looked at together
+CHUNK = 1024  # tokens whose logits are checked at once
 
 
 class _Found(Exception):

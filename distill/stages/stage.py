@@ -1,4 +1,4 @@
-"""The base class of stages and their options: a stage computes losses on a batch and names the parameters they train."""
+"""The base class of stages and their options: a stage computes losses on a batch and names the parameters to train."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -42,8 +42,9 @@ class TrainingOptions(StageOptions):
     scales and norms of mixers, meta tokens), `ssm` and `window` (the mixers' projections), `norms` and `rest` (the
     teacher's own parameters)."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    """The learning-rate schedule. All warm up first. `wsd` then stays constant and falls linearly over the last `decay`
-    share of the steps; `cosine` falls from the end of the warm-up; both end at `final` times the rate. `constant` stays."""
+    """The learning-rate schedule. Each begins with a warm-up. `wsd` then keeps the rate and lowers it linearly over the last
+    `decay` share of the steps; `cosine` lowers it from the end of the warm-up; both end at `final` times the rate.
+    `constant` keeps the rate."""
     warmup: Annotated[float, SHARE] = 0.1
     """Share of the steps over which the rate rises."""
     decay: Annotated[float, SHARE] = 0.2

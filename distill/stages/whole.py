@@ -51,7 +51,8 @@ class WholeOptions(TrainingOptions):
     freeze: list[Literal["q", "k"]] = []
     """Projections of kept attention that are not trained, with their norms. Only with `train: all`."""
     layer_decay: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Factor on the rates of a layer for every layer above it; on those of the embeddings for every layer of the model."""
+    """The rates of a layer are multiplied by this factor once for every layer above it, and those of the embeddings once
+    for every layer of the model."""
     lora: Lora = Lora()
     """The adapters of `train: lora`."""
     activation_checkpointing: Recomputed = False

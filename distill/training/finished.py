@@ -1,4 +1,4 @@
-"""Finished runs: when one is given again, the deleted parts of its end are made again."""
+"""Finished runs: running one again makes missing parts of its end, such as a deleted report or export."""
 
 from pathlib import Path
 from typing import Any

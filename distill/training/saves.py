@@ -142,7 +142,7 @@ class Saves:
             device = self.accelerator.device
             save_together(self.folder.checkpoints, state, tensors, held, self.recipe.checkpoints.keep, device)
 
-    # going on
+    # resuming
 
     def resume(self, reinstate: Callable[[RunState], None]) -> RunState | None:
         """The state of the newest undamaged checkpoint; None if there is none.

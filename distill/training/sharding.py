@@ -87,7 +87,7 @@ class Sharding:
         for name, source in self._sources.items():  # shares the teacher's memory again
             self.student.get_parameter(name).data = cast(Teacher, self.teacher).model.get_parameter(source).data
 
-    # which, and how
+    # the parameters to divide, and their division
 
     def _choose(self, frozen_too: bool) -> set[str]:
         """Names of the parameters to divide: matrices that may be gathered in a narrower type."""

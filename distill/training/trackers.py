@@ -1,4 +1,4 @@
-"""Metrics for accelerate's trackers: one tracker run a student or twin; steps count on over stages and resumes."""
+"""Metrics for accelerate's trackers: one tracker run for each student or twin, with steps counted over all stages."""
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers

@@ -66,9 +66,7 @@ def test_two_launchers_are_refused(recipe, monkeypatch):
 @pytest.mark.parametrize(("gpu", "name"), [(True, "NCCL"), (False, "gloo")])
 def test_nothing_to_talk_through(monkeypatch, gpu, name):
     monkeypatch.setattr(f"torch.distributed.is_{name.lower()}_available", lambda: False)
-    with pytest.raises(
-        UserError, match=rf"this PyTorch \(.*\) has no {name}, which several processes need; use one"
-    ):
+    with pytest.raises(UserError, match=rf"this PyTorch \(.*\) has no {name}, which several processes need; use one"):
         check_backends(gpu)
 
 

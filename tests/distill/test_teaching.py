@@ -131,9 +131,7 @@ def test_goes_on_with_the_same_teacher_alone(recipe, larger, tmp_path, monkeypat
     weights = load_file(moved / "model.safetensors")
     other = {**weights, "model.norm.weight": weights["model.norm.weight"] * 2}
     save_file(other, moved / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        UserError, match="the teacher of stage imitate is not the one that it began with; restore that one"
-    ):
+    with pytest.raises(UserError, match="the teacher of stage imitate is not the one that it began with; restore that one"):
         distill.run(recipe, overrides=over, console=QUIET)
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
     assert distill.run(recipe, overrides=over, console=QUIET).read("run.json")["finished"]
