@@ -15,7 +15,7 @@ MORE = 8  # rows of the ranking shown after the last kept one
 TITLES = {
     "teacher": "teacher",
     "chosen": "chosen layout, untrained",
-    "even": "as much evenly spread, untrained",
+    "even": "as much attention evenly spread, untrained",
     "free": "the free choice, untrained",
 }
 
