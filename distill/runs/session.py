@@ -166,7 +166,7 @@ class Session:
     def calibration(self, window: int, text: Windows | None = None) -> Calibration:
         """Batches of training text from window `window` on, for closed-form work.
 
-        A batch has the same number of tokens whatever the length of the windows. text: a stage's; the recipe's by default.
+        Batches have about the same number of tokens for every length of windows. text: a stage's; the recipe's by default.
         """
         data, text = self.recipe.data, text or self.windows
         size = max(1, data.calibrated * data.seq_len // text.seq_len)

@@ -119,7 +119,7 @@ def _check_room(recipe: Recipe, student: Student, folder: RunDir) -> None:
     if needed > free:
         raise UserError(
             f"{os.strerror(errno.ENOSPC)}: the students and exports of this run will take {_size(needed)} in {folder.path}, "
-            f"and {_size(free)} are free; free some space, or choose another folder with --runs"
+            f"and {_size(free)} are free; make room there, or choose another folder with --runs"
         )
 
 

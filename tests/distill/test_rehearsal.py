@@ -113,7 +113,7 @@ def test_every_step_of_the_end_is_tried(tiny_recipe, tmp_path, no_training, monk
 def test_a_disk_without_room_is_refused(tiny_recipe, tmp_path, no_training, monkeypatch):
     usage = namedtuple("usage", "total used free")(10, 9, 100_000)
     monkeypatch.setattr("distill.training.rehearsal.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"will take 0\.\d MiB in .*, and 0\.1 MiB are free; free some space"):
+    with pytest.raises(UserError, match=r"will take 0\.\d MiB in .*, and 0\.1 MiB are free; make room there"):
         run(short(tiny_recipe, export=["portable"], twin=True), runs=tmp_path)
 
 
