@@ -31,7 +31,7 @@ def test_a_link_in_a_run_folder(copied_place, refuse, name, leads):
         (folder / name).rename(copied_place / "moved")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(copied_place / leads)
-    said = refuse(copied_place, ["run", "short.yaml"], [f"{name} is a link to {copied_place / leads}", "take it away"])
+    said = refuse(copied_place, ["run", "short.yaml"], [f"{name} is a link to {copied_place / leads}", "remove it"])
     assert "nothing is written through links" in said and not (copied_place / "gone").exists()
     if name == "report.html":
         refuse(copied_place, ["report", folder], ["report.html is a link to "])
@@ -105,7 +105,7 @@ def test_devices_and_pipes_are_not_replaced(copied_place, refuse, verb):
         "plan": ["plan", "tiny.yaml", "--json"],
         "recipes": ["recipes", "ls", "--json"],
     }
-    refuse(copied_place, [*commands[verb], "pipe"], ["pipe is no plain file, and is not written over; name another"])
+    refuse(copied_place, [*commands[verb], "pipe"], ["pipe is not a plain file, and is not overwritten; name another"])
     assert (copied_place / "pipe").is_fifo()
 
 
