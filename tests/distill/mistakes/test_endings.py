@@ -94,7 +94,7 @@ def failing(error):
     ("error", "said"),
     [
         (NotFinite("student, fidelity: layer 2 is not finite"), "judging the student: student, fidelity: layer 2"),
-        (KeyError("x"), "something inside that this message cannot name; --debug shows it"),
+        (KeyError("x"), "an internal error; --debug shows it"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )

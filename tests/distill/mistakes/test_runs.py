@@ -234,7 +234,7 @@ def test_students(copied_place, refuse, verb, name):
         (["generate", "gone", "hello"], ["gone has no finished student"]),
         (["generate", "runs/stopped", "hello"], ["has no finished student", "is the run over?"]),
         (["generate", "out/../text", "hello"], ["has no finished student"]),
-        (["generate", "runs/finished", ""], ["the prompt '' holds no token", "give it a word"]),
+        (["generate", "runs/finished", ""], ["the prompt '' has no tokens", "give it at least one word"]),
         (["generate", "runs/finished", "hello", "--chat"], ["has no chat template; leave out --chat"]),
         (
             ["generate", "runs/finished", "hello", "--tokens", "0"],
