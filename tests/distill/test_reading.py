@@ -31,9 +31,9 @@ DAMAGED = {
     "a wrong type": (b'{"teacher": 5}', "teacher is 5: it should be a valid string"),
     "a guessed type": (b'{"finished": 1}', "finished is 1: it should be a valid boolean"),
     "a wrong type inside": (b'{"versions": {"torch": 2}}', "versions.torch is 2: it should be a valid string"),
-    "a key twice": (b'{"teacher": "a", "teacher": "b"}', "the key 'teacher' stands twice"),
-    "nan": (b'{"x": NaN}', "NaN is no number"),
-    "infinity": (b'{"x": [-Infinity]}', "-Infinity is no number"),
+    "a key twice": (b'{"teacher": "a", "teacher": "b"}', "the key 'teacher' is given twice"),
+    "nan": (b'{"x": NaN}', "NaN is not a finite number"),
+    "infinity": (b'{"x": [-Infinity]}', "-Infinity is not a finite number"),
     "a number too large": (b'{"x": 1e999}', "the number '1e999' is too large"),
     "a long number": (b'{"format": ' + b"9" * 5000 + b"}", "has more than 18 digits"),
     "nested deep": (b'{"x": ' + b"[" * 70 + b"]" * 70 + b"}", "it is nested deeper than 64"),
@@ -68,7 +68,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "sparse").touch()
     os.truncate(tmp_path / "sparse", 2**40)
     for name, said in (
-        ("pipe", "is no plain file; mend it"),
+        ("pipe", "is not a plain file; mend it"),
         (".", "is a folder; mend it"),
         ("large", "is 101 bytes, and at most 100 bytes are read; mend it"),
         ("sparse", "is 1024 GiB, and at most 100 bytes"),
@@ -213,9 +213,9 @@ def test_left_overs_of_dead_processes_are_removed(tmp_path, monkeypatch):
         ("a: yes", "yes is read as true by YAML 1.1 and as text by YAML 1.2; write true, or 'yes' in quotes for text"),
         ("a: {b: Off}", "Off is read as false"),
         ("on: 1", "on is read as true"),
-        ("a: &x {b: 1}\nc: {<<: *x}", "merge keys (<<) are not read; write the keys out (line 2, column 5)"),
+        ("a: &x {b: 1}\nc: {<<: *x}", "merge keys (<<) are not supported; write the keys out (line 2, column 5)"),
         ("a: &x [*x]", "the alias *x stands inside itself"),
-        ("a: !!int '7'", "the tag '!!int' is not read here; leave it out"),
+        ("a: !!int '7'", "the tag '!!int' is not supported; leave it out"),
         ("a: !!python/object/apply:os.abort []", "is not read here"),
         ("a: !!set {b}", "the tag '!!set' is not read here"),
         ("a: " + "[" * 30, "it is nested deeper than 24"),

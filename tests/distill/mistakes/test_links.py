@@ -140,8 +140,8 @@ def test_links_where_files_are_written(copied_place, refuse):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        (r'name="a\0b"', r"name is 'a\x00b', which holds the character '\x00'"),
-        (r'name="\e[31mred"', r"name is '\x1b[31mred', which holds the character '\x1b'"),
+        (r'name="a\0b"', r"name is 'a\x00b', which holds the unprintable character '\x00'"),
+        (r'name="\e[31mred"', r"name is '\x1b[31mred', which holds the unprintable character '\x1b'"),
         (r'teacher="\u202Egpj"', r"teacher is '\u202egpj'"),
         (r'data.train.0.path="\x07"', r"data.train.0.path is '\x07'"),
         (r'mixers.M.mixer="\ud800"', r"mixers.M.mixer is '\ud800'"),
