@@ -51,7 +51,7 @@ def test_counts():
     assert schema.count("2.8B") == 2_800_000_000
     assert schema.count(512) == 512
     for wrong in ("24x", "", "-1", True, "1.5.2k"):
-        with pytest.raises(ValueError, match="no count"):
+        with pytest.raises(ValueError, match="is not a count"):
             schema.count(wrong)
 
 

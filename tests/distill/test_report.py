@@ -223,7 +223,7 @@ def test_mistakes(judged_run, tmp_path):
         distill.report(judged_run, tmp_path)
     with pytest.raises(UserError, match="no run folder is named"):
         distill.report()
-    with pytest.raises(UserError, match=r"--out is .*gone.x\.html, which is a folder or is in none"):
+    with pytest.raises(UserError, match=r"--out is .*gone.x\.html, which is a folder or in no existing folder"):
         distill.report(judged_run, out=tmp_path / "gone" / "x.html")
 
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_is_refused(first, second, tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "llama"}')
-    refused({"student": str(foreign)}, "is of no student of distill; name a run folder")
+    refused({"student": str(foreign)}, "is not of a student of distill; name a run folder")
 
 
 def test_students_of_others_are_refused(first, second, teacher, tmp_path):

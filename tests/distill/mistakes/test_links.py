@@ -68,12 +68,18 @@ def recipe_of(place, name):
 
 
 OUT = [
-    (["report", "runs/finished", "--out", "tiny.yaml"], ["--out is tiny.yaml, which exists and is no report; name another"]),
-    (["report", "runs/finished", "--out", "out/config.json"], ["--out is out/config.json, which exists and is no report"]),
-    (["report", "runs/finished", "runs/stopped", "--out", "short.yaml"], ["short.yaml, which exists and is no report"]),
-    (["plan", "tiny.yaml", "--json", "tiny.yaml"], ["--json is tiny.yaml, which exists and is no JSON; name another file"]),
-    (["recipes", "ls", "--json", "short.yaml"], ["--json is short.yaml, which exists and is no JSON"]),
-    (["doctor", "--json", "out/model.safetensors"], ["out/model.safetensors, which exists and is no JSON"]),
+    (
+        ["report", "runs/finished", "--out", "tiny.yaml"],
+        ["tiny.yaml, which exists and is not a report; name another"],
+    ),
+    (
+        ["report", "runs/finished", "--out", "out/config.json"],
+        ["out/config.json, which exists and is not a report"],
+    ),
+    (["report", "runs/finished", "runs/stopped", "--out", "short.yaml"], ["short.yaml, which exists and is not a report"]),
+    (["plan", "tiny.yaml", "--json", "tiny.yaml"], ["--json is tiny.yaml, which exists and is not JSON; name another file"]),
+    (["recipes", "ls", "--json", "short.yaml"], ["--json is short.yaml, which exists and is not JSON"]),
+    (["doctor", "--json", "out/model.safetensors"], ["out/model.safetensors, which exists and is not JSON"]),
     (["eval", "runs/finished", "--json", "runs/finished/evaluations.json"], ["which is a file of a run or a model; name"]),
     (["plan", "tiny.yaml", "--json", "out/config.json"], ["--json is out/config.json, which is a file of a run or a model"]),
     (["plan", "tiny.yaml", "name=" + "x" * 201], ["it should be a name that a folder may have, of 200 bytes at most"]),
