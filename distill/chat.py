@@ -78,7 +78,7 @@ def _limited(work) -> tuple[str, str | None]:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     if found is None:
-        return "", f"had not ended after {SECONDS} seconds"
+        return "", f"did not end within {SECONDS} seconds"
     if len(found) > LONGEST:
         return "", f"writes more than {LONGEST:,} bytes"
     if not found:

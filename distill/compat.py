@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer  # 5.17, 5.24
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # 5.17, 5.24: the table of implementations
 
-# Operations of torch 2.11, 2.13: reading a number off a tensor, and choosing a kernel of fused attention.
+# Operations of torch 2.11, 2.13: reading a number from a tensor, and choosing a kernel of fused attention.
 NUMBER_READ = torch.ops.aten._local_scalar_dense.default
 ATTENTION_CHOICE = torch.ops.aten._fused_sdp_choice.default
 

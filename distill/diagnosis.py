@@ -53,15 +53,15 @@ def _runs(op: str) -> str:
     if kernel is None:
         return "reference (PyTorch)"
     if not torch.cuda.is_available():
-        whose = "fla-core's kernel, where installed," if isinstance(kernel, FlaKernel) else "a Triton kernel"
+        whose = "fla-core's kernel, if installed," if isinstance(kernel, FlaKernel) else "a Triton kernel"
         return f"reference (PyTorch); {whose} on a GPU"
     if kernel.missing() is not None:
         return f"reference (PyTorch): {kernel.missing()} is not installed"
     if isinstance(kernel, FlaKernel):
-        return "fla-core's Triton kernel where it passes a check at its first call, the reference (PyTorch) otherwise"
+        return "fla-core's Triton kernel if it passes a check at its first call, else the reference (PyTorch)"
     checked = getattr(module, "CHECKED", {}).get(op, TYPES)
     types = ", ".join(str(kind).removeprefix("torch.") for kind in checked)
-    return f"a Triton kernel in {types}, the reference (PyTorch) otherwise"
+    return f"a Triton kernel in {types}, else the reference (PyTorch)"
 
 
 def _devices() -> list[str]:

@@ -53,7 +53,7 @@ def generated(
     """Generate text with a student; see `distill.generate`."""
     path = target / "student" if (target / "recipe.yaml").is_file() else target
     if not path.exists():
-        raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
+        raise UserError(f"{target} has no finished student; name a finished run's folder or a student's folder")
     chunk = CHUNK.check(chunk, "--prefill-chunk")
     tokens, temperature = NEW_TOKENS.check(tokens, "--tokens"), TEMPERATURE.check(temperature, "--temperature")
     _check_prompt(prompt)
@@ -182,7 +182,7 @@ def _check_fit(student: Student, tokenizer, ids: torch.Tensor, tokens: int, path
 
 
 def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:
-    """Tokenize the prompt, inside the chat template if asked for."""
+    """Tokenize the prompt, inside the chat template if `chat` is set."""
     if chat and tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template; leave out --chat")
     said = render(tokenizer, [{"role": "user", "content": prompt}], str(path), answer=True) if chat else prompt

@@ -149,7 +149,7 @@ def _as_student(path: str | Path) -> Iterator[None]:
                 "have read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
             ) from error
         if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
-            said = "the entries of its config.json or generation_config.json do not fit each other"
+            said = "the entries of its config.json or generation_config.json contradict each other"
         raise UserError(
             f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
         ) from error

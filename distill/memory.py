@@ -28,7 +28,7 @@ def enough_memory(doing: str, lower: str | None = None) -> Iterator[None]:
         if not ran_out(error):
             raise
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        fix = f"lower {lower}" if lower else "free some, or use a machine that has more"
+        fix = f"lower {lower}" if lower else "free memory, or use a machine with more"
         raise UserError(f"{doing} ran out of memory: {fix}. ({first})") from error
 
 

@@ -71,7 +71,7 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         )
         console.print(
             "check       with the teacher's attention in every layer the student's logits are off by "
-            f"{found['logits']:.1g} of the teacher's; {swapped}; every part has a value; {found['seconds']:.2f} s\n"
+            f"{found['logits']:.1g} of the teacher's; {swapped}; every tensor has a value; {found['seconds']:.2f} s\n"
             "            the steps at the end of the run were tried: rows, questions, saving, exports, generation",
             highlight=False,
         )

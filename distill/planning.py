@@ -196,8 +196,8 @@ def planned(recipe: Recipe, *, check: bool, gpus: int | None, gpu_memory: float)
 def check_plan(plan: Plan, recipe: Recipe) -> Plan:
     """Load the teacher, prepare the text, and try what a run tries before it trains. Returns the plan.
 
-    Checked are: a student equals its teacher if no layer is converted, and if plain attention stands in each converted
-    layer; the plan's student can be built; the steps at the end of the run work. `plan.identity` has the numbers.
+    The checks: a student equals its teacher if no layer is converted, and if plain attention replaces each converted layer;
+    the plan's student can be built; the steps at the end of the run work. `plan.identity` has the numbers.
 
     Raises:
         UserError: the teacher, the text, a check or the rehearsal fails.

@@ -247,4 +247,4 @@ def _check_depth(content: Any) -> None:
         elif isinstance(value, list):
             waiting += [(part, depth + 1) for part in value]
         elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise Unreadable(f"the text {reprlib.repr(value)} is half a character")
+            raise Unreadable(f"the text {reprlib.repr(value)} holds half a character (a lone surrogate)")

@@ -188,7 +188,7 @@ class _Loader(yaml.SafeLoader):
             return
         if isinstance(event, yaml.AliasEvent):  # of a node that is still being read
             raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} stands inside itself", cast(Any, event.start_mark)
+                None, None, f"the alias *{event.anchor} is used inside the node that it names", cast(Any, event.start_mark)
             )
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):

@@ -38,7 +38,7 @@ DAMAGED = {
     "a long number": (b'{"format": ' + b"9" * 5000 + b"}", "has more than 18 digits"),
     "nested deep": (b'{"x": ' + b"[" * 70 + b"]" * 70 + b"}", "it is nested deeper than 64"),
     "nested without end": (b"[" * 200_000, "it is nested deeper than 64"),
-    "half a character": (b'{"teacher": "\\ud800"}', "is half a character"),
+    "half a character": (b'{"teacher": "\\ud800"}', "holds half a character"),
     "no UTF-8": (b'{"teacher": "\xff"}', "byte 13 is not UTF-8"),
     "UTF-16": ('{"teacher": "a"}'.encode("utf-16"), "byte 0 is not UTF-8"),
 }
@@ -214,7 +214,7 @@ def test_left_overs_of_dead_processes_are_removed(tmp_path, monkeypatch):
         ("a: {b: Off}", "Off is read as false"),
         ("on: 1", "on is read as true"),
         ("a: &x {b: 1}\nc: {<<: *x}", "merge keys (<<) are not supported; write the keys out (line 2, column 5)"),
-        ("a: &x [*x]", "the alias *x stands inside itself"),
+        ("a: &x [*x]", "the alias *x is used inside the node"),
         ("a: !!int '7'", "the tag '!!int' is not supported; leave it out"),
         ("a: !!python/object/apply:os.abort []", "is not supported"),
         ("a: !!set {b}", "the tag '!!set' is not supported"),

@@ -77,7 +77,7 @@ FINISHED = [
     ("run.json", grown(65), "run", ["run.json is 65 MiB, and at most 64 MiB are read; delete it to have it made again"]),
     ("run.json", piped, "run", ["run.json is not a plain file; delete it to have it made again"]),
     ("recipe.yaml", grown(1), "run", ["recipe.yaml is 1 MiB, and at most 256 KiB are read"]),
-    ("recipe.yaml", written("name: &a [*a]"), None, ["recipe.yaml is not valid YAML: the alias *a stands inside itself"]),
+    ("recipe.yaml", written("name: &a [*a]"), None, ["recipe.yaml is not valid YAML: the alias *a is used inside the node"]),
     ("resolved.yaml", written("name: 010"), None, ["resolved.yaml is not valid YAML: 010 is read in base 8 by YAML 1.1"]),
     ("evaluations.json", written("{"), None, ["evaluations.json is damaged (it ends early, line 1 column 2)", AGAIN]),
     (

@@ -295,7 +295,7 @@ def test_prompts_and_options(place, student, refuse, arguments, parts):
 
 LOOP = "{% for i in range(99999) %}"
 TEMPLATES = {
-    "endless": (2 * LOOP + 2 * "{% endfor %}", "had not ended after 0.5 seconds"),
+    "endless": (2 * LOOP + 2 * "{% endfor %}", "did not end within 0.5 seconds"),
     "a long range": ("{% for i in range(10**12) %}x{% endfor %}", "fails: Range too big"),
     "a large string": ("{{ 'a' * 10**11 }}", "needs more than 1 GiB of memory"),
     "a large result": ("{{ 'a' * 3 * 10**7 }}", "writes more than 16,777,216 bytes"),
