@@ -180,7 +180,7 @@ def test_a_marker_that_names_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"page.md: there is no generated part 'mixer'; did you mean 'mixers'"):
         pages.written(tmp_path)
     page.write_text("<!-- generated: mixers -->\n")
-    with pytest.raises(UserError, match="has no line <!-- end --> behind it"):
+    with pytest.raises(UserError, match="has no line <!-- end --> after it"):
         pages.written(tmp_path)
     page.write_text("<!-- generated: mixers -->\n<!-- end -->\n<!-- generated: targets -->\na former part\n<!-- end -->\n")
     written = pages.written(tmp_path)[page]
