@@ -44,9 +44,7 @@ def count_of(gpus: int | None, count: int | None, recipe: Recipe) -> int:
         return 1
     option, number = ("--gpus", gpus) if gpus is not None else ("--processes", cast(int, count))
     if gpus is not None and count is not None:
-        raise UserError(
-            f"--gpus {gpus} and --processes {count}: a run has one process for each GPU; give only one"
-        )
+        raise UserError(f"--gpus {gpus} and --processes {count}: a run has one process for each GPU; give only one")
     PROCESSES.check(number, option)
     if processes.count() > 1:
         raise UserError(

@@ -111,24 +111,24 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
 
 
 def load_student_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a student's folder, or of its hub id.
+    """Load a student's tokenizer from a folder or a hub id.
 
     Raises:
-        UserError: it cannot be loaded, or only code of its own could load it.
+        UserError: it cannot be loaded, or only its own code could load it.
     """
     try:
         if path.is_dir():
             check_tokenizer_files(path)
         with no_panics():
             return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except BaseException as error:  # what transformers raises on damaged files is of every type
+    except BaseException as error:  # transformers raises exceptions of any type on damaged files
         if not isinstance(error, Exception) and not panicked(error):
             raise
         said = plain(str(error))
         if "trust_remote_code" in said:
-            raise UserError(f"the tokenizer in {path} comes with code of its own, which is not run: {TRUST}") from error
+            raise UserError(f"the tokenizer in {path} comes with its own code, which is not run: {TRUST}") from error
         if isinstance(error, TypeError | AttributeError | KeyError | IndexError) or not said:
-            said = "its files hold something else than a tokenizer's"
+            said = "its files do not hold a tokenizer"
         raise UserError(
             f"the tokenizer in {path} cannot be loaded: {said}; copy the teacher's tokenizer files there"
         ) from error
