@@ -21,7 +21,7 @@ from distill.stages import stages_of
 from distill.stages.probe import judged_layer_loss
 
 BASELINES = {
-    "no_state": "with its states zeroed",
+    "no_state": "with its states set to zero",
     "twin": "of its window-only control",
     "window_layout": "of untrained windows in its layout",
     "window_everywhere": "of untrained windows in every layer",

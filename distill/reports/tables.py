@@ -19,7 +19,7 @@ ON_COMPLETIONS = ["KL on completions", "agreement on them", "their bits a byte"]
 PAIRED = ["student less this row", "student lower on"]
 PAIRED_SAYS = (
     "Student less this row: the student's KL less the row's, document by document, ± one standard error. Student lower on: "
-    "the number of documents on which the student's KL is lower. Zeroed: the finished student without one of its branches."
+    "the number of documents on which the student's KL is lower. Ablation: the finished student without one branch."
 )
 ERRORS = "± one standard error over documents"
 PREFERENCES = ["win share of held-out pairs", "reward margin"]
