@@ -1,10 +1,11 @@
 """Turn pretrained Transformers into state-space hybrids by distillation.
 
-The Python API is the command line's, one function a verb: `distill.plan(recipe)`, `distill.prepare(recipe)`,
+The Python API has one function for each verb of the command line: `distill.plan(recipe)`, `distill.prepare(recipe)`,
 `distill.questions(files, out=file)`, `distill.answers(recipe)`, `distill.run(recipe)`, `distill.cache(recipe)`,
 `distill.select(recipe)`, `distill.evaluate(run)`, `distill.report(run)`, `distill.export(run, out=folder)`,
-`distill.generate(run, prompt)`, `distill.doctor()`, `distill.bench()`; and for the shipped recipes `distill.recipes()`,
-`distill.recipe_text(name)`, `distill.copy_recipe(name)`; `distill.recipe_schema()` describes a recipe as JSON schema.
+`distill.generate(run, prompt)`, `distill.doctor()` and `distill.bench()`. For the shipped recipes there are
+`distill.recipes()`, `distill.recipe_text(name)` and `distill.copy_recipe(name)`. `distill.recipe_schema()` returns the
+JSON schema of recipes.
 """
 
 from distill.api import (

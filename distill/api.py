@@ -1,6 +1,6 @@
-"""The Python API: one function a verb of the command line, and nothing that only one of the two can do.
+"""The Python API: one function for each verb of the command line, with the same options.
 
-Imports stand inside the functions, so that `import distill` and `distill --help` take no time.
+Imports are inside the functions, so that `import distill` and `distill --help` start without delay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,18 @@ def plan(
     gpus: int | None = None,
     gpu_memory: float = 80,
 ) -> "Plan":
-    """Work out what a run would do: layers, parameters, memory, tokens, time, exports. Loads nothing unless asked to check.
+    """Compute what a run would do: layers, parameters, memory, tokens, time, exports. Loads no weights without `check`.
 
     Args:
         recipe: a file, a shipped recipe's name, or a mapping with a recipe's entries. overrides: "key.sub=value", one or
-            several. check: load the teacher, and try what a run tries first. gpus, gpu_memory: as in `make_plan`.
+            several. check: also load the teacher, prepare the text, and try what a run tries before it trains. gpus,
+            gpu_memory: as in `make_plan`.
 
     Returns:
-        the numbers; `.numbers()` has them as JSON.
+        the numbers; `.numbers()` returns them as a mapping for JSON.
 
     Raises:
-        UserError: a recipe that cannot be, a teacher whose config cannot be found, or what the check refuses.
+        UserError: the recipe is invalid, the teacher's config cannot be found, or the check fails.
     """
     from distill.planning import planned
     from distill.recipe_file import load
@@ -58,16 +59,17 @@ def run(
     """Run a recipe to its end, or go on where an earlier run of it stopped.
 
     Args:
-        recipe, overrides: as in `plan`. fresh: throw away what an earlier run left. runs: where run folders are made.
-            stop_after: minutes after which to save and stop. gpus: run in so many processes with a GPU each. processes: in
-            so many on a CPU. console: where progress is shown (the standard error, and always that of several processes).
+        recipe, overrides: as in `plan`. fresh: delete what an earlier run left. runs: where run folders are made.
+            stop_after: minutes after which to save and stop. gpus: the number of processes, with one GPU each. processes:
+            the number of processes on a CPU. console: where progress is shown; the standard error by default, and always
+            when there are several processes.
 
     Returns:
         the run folder: `.path`, `.read("evaluations.json")`.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, everything saved. Ended: one of several
-            processes said on the standard error what ended them.
+        UserError: an error that the user can fix. Interrupted: stopped early, everything saved. Ended: one of several
+            processes failed; the reason was printed to the standard error.
     """
     from distill.console import new_console
     from distill.launching import count_of, launch
@@ -104,19 +106,20 @@ def select(
     write: str | Path | None = None,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Choose which layers or heads of a recipe's teacher stay attention; train nothing but gates.
+    """Choose which layers or heads of a recipe's teacher keep attention. Trains gates at most.
 
     Args:
-        recipe, overrides: as in `plan`. Where its pattern is written out, as much is kept as there, in other places.
-        by, keep, tasks: as in a recipe's `pattern`. runs: where run folders are; measurements are kept in the recipe's own,
-            and a call that was stopped goes on from them. fresh: measure everything again. write: a file for the recipe
-            with the chosen layout. console: where progress is shown; the standard error by default.
+        recipe, overrides: as in `plan`. If its pattern is written out, the selection keeps as much attention as the pattern
+            does, and chooses the places anew. by, keep, tasks: as in a recipe's `pattern`. runs: where run folders are;
+            measurements are kept in the recipe's run folder, and a call that was stopped continues from them. fresh:
+            measure everything again. write: a file for the recipe with the chosen layout. console: where progress is
+            shown; the standard error by default.
 
     Returns:
         `chosen` of the folder's selection.json, see `distill.selection.resolution.resolve`, and `folder`.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, everything measured kept.
+        UserError: an error that the user can fix. Interrupted: stopped early, everything measured is kept.
     """
     from distill.recipe_file import load
     from distill.selection.request import ask_for_selection, check_free, select_layout
@@ -139,20 +142,22 @@ def evaluate(
     tasks: str | Path | None = None,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Judge a run folder, or a student's folder or hub id, against its teacher and the untrained baselines. What a suite
-    finds of a run stays in its folder, and the report is written again with it.
+    """Evaluate a run folder, or a student's folder or hub id, against its teacher and the untrained baselines.
+
+    The results of a run are saved in its folder, and its report is written again with them.
 
     Args:
-        teacher: the teacher's reference, where the target does not say or it moved. heldout: files of text (a glob)
-            instead of the run's, or of the shipped held-out text for a checkpoint. suite: quick, standard or full.
+        teacher: the teacher's reference, if the target does not name it or the teacher has moved. heldout: files of text (a
+            glob) in place of the run's held-out text, or of the shipped text for a checkpoint. suite: quick, standard or
+            full.
         tasks: a folder of task files (see evaluation/task_files.py), or "harness" for lm-evaluation-harness; DISTILL_TASKS
-            by default. console: where what is being measured is shown.
+            by default. console: where progress is shown; nowhere by default.
 
     Returns:
-        what the docstring of `distill.evaluation` says.
+        the results, as the docstring of `distill.evaluation` describes them.
 
     Raises:
-        UserError: the target is no student, the teacher is not its teacher, or there is no such suite or folder.
+        UserError: the target is not a student, the teacher is not its teacher, or the suite or folder does not exist.
     """
     from distill import processes
     from distill.console import new_console
@@ -169,13 +174,15 @@ def evaluate(
 
 
 def report(*runs: str | PathLike, out: str | Path | None = None) -> Path:
-    """Write the report of one run again, or compare several on one page; the file's path.
+    """Write the report of one run again, or one page that compares several runs. Returns the file's path.
 
     Args:
-        runs: run folders. out: the file to write; for one run report.html in its folder, for several comparison.html here.
+        runs: run folders. out: the file to write; by default report.html in the folder of one run, or comparison.html in
+            the working directory for several.
 
     Raises:
-        UserError: a folder holds no run or results of another form, no run is named, or the file cannot be written.
+        UserError: a folder is not a run folder or its results have another form, no run is named, or the file cannot be
+            written.
     """
     from distill.recipe_file import check_run
     from distill.reports import write_reports
@@ -198,12 +205,15 @@ def export(
     public: bool = False,
     console: "Console | None" = None,
 ) -> Path:
-    """Write the finished student of a run in a form that other software loads, and prove it there before it takes its name.
+    """Write the finished student of a run in a form that other software loads, and check it there before the export is kept.
 
     Args: as in `distill.exporters.exporting.export_student`. console: where progress is shown.
 
     Returns:
-        the folder written; a UserError says what is damaged, in the way, or not proved.
+        the export's folder.
+
+    Raises:
+        UserError: the student is damaged, a file is in the way, or an engine's output differs from the student's.
     """
     from distill.console import new_console
     from distill.exporters.exporting import export_student
@@ -228,20 +238,21 @@ def generate(
     prefill_chunk: int | None = None,
     stream: TextIOBase | None = None,
 ) -> str:
-    """Let a student go on with a text.
+    """Generate text with a student, from a prompt.
 
     Args:
-        target: a run folder or a student's folder. tokens: new ones at most. chat: wrap the prompt in the tokenizer's chat
-            template. temperature: 0 takes the likeliest token, more samples. graphs: on a GPU, replay each token as one CUDA
-            graph. trust_remote_code: run code of the folder, where no installed code can load it; nothing asks.
-            prefill_chunk: tokens of the prompt at a time, by memory by default. stream: where the text is also written while
-            it comes, `sys.stdout` for one.
+        target: a run folder or a student's folder. tokens: the most new tokens. chat: wrap the prompt in the tokenizer's
+            chat template. temperature: 0 takes the most likely token; a positive number samples. graphs: on a GPU, replay
+            each token as one CUDA graph. trust_remote_code: run the code in the folder if no installed code can load it,
+            without asking. prefill_chunk: tokens of the prompt that are read at a time; chosen by the free memory by
+            default. stream: where the text is also written while it is generated, such as `sys.stdout`.
 
     Returns:
         the new text.
 
     Raises:
-        UserError: no whole student; an option, prompt or chat template that cannot be used; logits that are not finite.
+        UserError: the student is incomplete; an option, the prompt or the chat template cannot be used; or the logits are
+            not finite.
     """
     from distill.generation import generated
 

@@ -1,6 +1,6 @@
-"""The Python API of what stands before a run: recipes, prepared text, cached logits, questions and answers.
+"""The Python API of the steps before a run: recipes, prepared text, cached logits, questions and answers.
 
-Imports stand inside the functions.
+Imports are inside the functions.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,27 @@ if TYPE_CHECKING:
 
 
 def recipes() -> list[dict[str, str]]:
-    """The shipped recipes: name, teacher, and what the first comment says."""
+    """List the shipped recipes: the name, the teacher and the first sentence of the comment at the top."""
     from distill.shipped import list_recipes
 
     return list_recipes()
 
 
 def recipe_text(name: str) -> str:
-    """A shipped recipe as it is written; a UserError says that there is none."""
+    """Return the text of a shipped recipe. Raises a UserError if there is none of that name."""
     from distill.shipped import find_shipped
 
     return find_shipped(name).read_text(encoding="utf-8")
 
 
 def copy_recipe(name: str, target: str | Path = ".") -> Path:
-    """Copy a shipped recipe to a file or into a folder, to change it; the new file's path. A UserError says why not.
+    """Copy a shipped recipe to a file or into a folder, so that it can be changed. Returns the new file's path.
 
-    The JSON schema of recipes, which its first line names to editors, is copied beside it; another file of that name stays.
+    The JSON schema of recipes, which the recipe's first line names for editors, is copied into the same folder. Another
+    file of that name is kept.
+
+    Raises:
+        UserError: there is no such recipe, the file exists, or it cannot be written.
     """
     from distill.shipped import copy_shipped
 
@@ -38,7 +42,7 @@ def copy_recipe(name: str, target: str | Path = ".") -> Path:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of recipes: every key with its type, default, range and meaning, for editors and other programs."""
+    """Return the JSON schema of recipes: every key with its type, default, range and meaning, for editors and programs."""
     from distill.reference import json_schema
 
     return json_schema.recipe_schema()
@@ -52,18 +56,19 @@ def prepare(
     console: "Console | None" = None,
     show: int = 0,
 ) -> dict[str, Any]:
-    """Prepare the texts of a recipe: tokenise them in shards, so that runs find them. A call that was stopped goes on.
+    """Tokenise the texts of a recipe into shards, which later runs read. A call that was stopped continues where it was.
 
     Args:
-        recipe, overrides: as in `plan`. processes: that tokenise; by the cores and the size of each text by default. The
-            result is the same with any number. console: where progress is shown (the standard error). show: so many
-            documents of each text are in the result token by token, with what is trained on.
+        recipe, overrides: as in `plan`. processes: how many processes tokenise; by default chosen by the cores and the size
+            of each text. The result does not depend on it. console: where progress is shown; the standard error by default.
+            show: the number of documents of each text that the result holds token by token, with the tokens that are
+            trained on.
 
     Returns:
-        what the docstring of `distill.runs.preparing.prepare_texts` says.
+        the counts, as the docstring of `distill.runs.preparing.prepare_texts` describes them.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: an error that the user can fix.
     """
     from distill.console import new_console
     from distill.ranges import PREPARING, SHOWN
@@ -86,20 +91,21 @@ def cache(
     stop_after: float | None = None,
     console: "Console | None" = None,
 ) -> Path:
-    """Write a teacher's likeliest tokens of the windows that a recipe's imitate stage reads, for `imitate.offline_logits`.
+    """Cache the teacher's top-k logits of the windows that a recipe's imitate stage reads, for `imitate.offline_logits`.
 
-    Windows that are there already stay: a call that was stopped goes on, and a longer recipe adds what it needs.
+    Windows that are already in the folder are kept. A call that was stopped continues, and a longer recipe adds windows.
 
     Args:
-        recipe, overrides: as in `plan`. out: the folder; by default the stage's own offline_logits, else one in the cache
-            named by what it holds. top_k: tokens that are kept of each distribution. stage: the number of one of several
-            such stages. stop_after: minutes after which to stop. console: where progress is shown (the standard error).
+        recipe, overrides: as in `plan`. out: the folder; by default the stage's own offline_logits, else a folder in the
+            cache that is named after its content. top_k: the number of most likely tokens kept of each distribution.
+            stage: the stage's number, if the recipe has several such stages. stop_after: minutes after which to stop.
+            console: where progress is shown; the standard error by default.
 
     Returns:
         the folder.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, every whole shard kept.
+        UserError: an error that the user can fix. Interrupted: stopped early, every whole shard is kept.
     """
     from distill.caching import write_cache
     from distill.ranges import TOP_K
@@ -130,25 +136,29 @@ def answers(
     stop_after: float | None = None,
     console: "Console | None" = None,
 ) -> dict[str, Any]:
-    """Let a recipe's teacher answer prompts, into shards of JSON lines that are a source of text. A call that was stopped
-    goes on, to the same bytes.
+    """Generate the teacher's answers to prompts, as shards of JSON lines that recipes can read as a source of text.
+
+    A call that was stopped continues, and writes the same bytes as one call would have.
 
     Args:
         recipe, overrides: as in `plan`. data: files (a glob) of rows with a `prompt`, or with `messages` whose last answer
-            is dropped; data.train by default. out: the folder; one in the cache named by what it holds by default. student:
-            a run folder or a student, to answer in the teacher's place. pairs: write pairs of the row's own answer (chosen)
-            and the model's (rejected) where their final answers differ. plan: only say how many tokens that is.
-        tokens: of an answer at most. temperature: 0 takes the likeliest token. top_p: of the distribution, the likeliest
-            tokens that hold so much of it. seed: of what is drawn, with a row's number. batch: prompts at once (8 on a CPU,
-            64 on a GPU). limit: prompts at most. unfinished: write answers that were cut off too, marked.
-        stop_after: minutes after which to stop. console: where progress is shown (the standard error).
+            is dropped; data.train by default. out: the folder; by default one in the cache that is named after its
+            content. student: a run folder or a student that answers in place of the teacher. pairs: write pairs of the
+            row's own answer (chosen) and the model's (rejected) where their final answers differ. plan: only count the
+            tokens.
+        tokens: the most tokens of an answer. temperature: 0 takes the most likely token. top_p: nucleus sampling: sample
+            from the most likely tokens whose probabilities add up to top_p. seed: the seed of sampling, together with a
+            row's number. batch: the batch size (8 on a CPU and 64 on a GPU by default). limit: the most prompts.
+            unfinished: also write answers that were cut off, with a mark. stop_after: minutes after which to stop.
+            console: where progress is shown; the standard error by default.
 
     Returns:
-        prompts, prompt_tokens, most_tokens; and but for a plan tokens, the folder, how tokens were made (decoding), and how
-        many prompts came to what: answered, unfinished, empty; of pairs too pairs, right, unstated, no_reference.
+        prompts, prompt_tokens, most_tokens. Unless `plan` is set also tokens, the folder, how tokens were generated
+        (decoding), and the number of prompts by outcome: answered, unfinished, empty; with `pairs` also pairs, right,
+        unstated, no_reference.
 
     Raises:
-        UserError: anything that the user can mend. Interrupted: stopped early, every whole shard kept.
+        UserError: an error that the user can fix. Interrupted: stopped early, every whole shard is kept.
     """
     from distill import ranges
     from distill.answering import answer
@@ -178,19 +188,20 @@ def answers(
 def questions(
     files: str | Sequence[str], *, out: str | Path, leave_out: Sequence[str] = (), ask: str | None = None
 ) -> dict[str, Any]:
-    """Write public sets of questions with reference answers as chats, which train as they are, and of which `answers` with
-    `pairs` makes preference pairs.
+    """Convert public sets of questions with reference answers into chats.
+
+    The chats can be trained on, and `answers` with `pairs` makes preference pairs of them.
 
     Args:
-        files: of JSON lines (globs), with `question` and `answer`, or with a `text` that holds both. out: the file to write.
-            leave_out: words; rows whose id or source has one are left out, as gsm8k's where GSM8K judges. ask: a line behind
-            each question.
+        files: JSON lines (globs) with `question` and `answer`, or with a `text` that holds both. out: the file to write.
+            leave_out: words; rows whose id or source contains one are left out, such as gsm8k if GSM8K is the benchmark.
+            ask: a line that is added after each question.
 
     Returns:
-        rows, chats, final_answers (chats whose answer states one), left_out, no_question, and the file.
+        rows, chats, final_answers (chats whose answer states a final answer), left_out, no_question, and the file.
 
     Raises:
-        UserError: anything that the user can mend; what was there under that name stays.
+        UserError: an error that the user can fix; an existing file of that name is kept.
     """
     from distill.answering.questions import write_questions
 

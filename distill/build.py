@@ -1,4 +1,4 @@
-"""A student from a teacher: the skeleton's weights shared, mixers made from attention, and a record of every weight."""
+"""Building a student from a teacher: shared backbone weights, mixers made from attention, and a record of every weight."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -19,9 +19,9 @@ from teachers.teacher import Teacher
 
 
 def attention_shapes(teacher: Teacher, layers: Iterable[int] | None = None) -> Shapes:
-    """The teacher's attention in the numbers that mixers are made from; the weights' values are not looked at.
+    """The shapes and constants of the teacher's attention that mixers are built from. Weight values are not read.
 
-    layers: those that are asked about; all of them by default.
+    layers: the layers to describe; all of them by default.
     """
     return Shapes.of({layer: _shape(teacher, layer) for layer in (range(teacher.n_layers) if layers is None else layers)})
 
@@ -47,10 +47,10 @@ def _shape(teacher: Teacher, layer: int) -> Shape:
 
 
 def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str, meta_tokens: int = 0) -> Layout:
-    """A recipe's layout for a model of so many layers.
+    """A recipe's layout for a model of `layers` layers.
 
     Raises:
-        UserError: what `Layout.over` refuses, with the place named.
+        UserError: `Layout.over` refuses it; the message begins with `where`.
     """
     try:
         return Layout.over(layers, pattern, dict(mixers), meta_tokens)
@@ -59,7 +59,7 @@ def layout_of(pattern: str, mixers: Mapping[str, dict], layers: int, where: str,
 
 
 def empty(teacher: Teacher, layout: Layout) -> Student:
-    """A student without weights, on the meta device: enough to see what its mixers are and refuse.
+    """A student without weights, on the meta device, to see its mixers and what they refuse.
 
     Raises:
         UserError: a mixer refuses its options.
@@ -72,20 +72,20 @@ def empty(teacher: Teacher, layout: Layout) -> Student:
 
 
 def build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfer]]:
-    """A student on the teacher's device, every mixer made from its layer's attention.
+    """Build a student on the teacher's device. Every mixer is made from its layer's attention.
 
-    Weights that are not converted share the teacher's memory, in the type that it is held in; a stage that trains them makes
-    float32 masters of them first (`distill.stages.masters`). Mixers are float32, made from the attention's numbers as such.
+    Weights that are not converted share the teacher's memory and type; a stage that trains them makes float32 masters of
+    them first (`distill.stages.masters`). Mixers are float32, and are made from the attention weights in float32.
 
-    Of a quantised teacher the student has the numbers that it was made from; where those were linear layers' weights, in
-    memory of its own.
+    For a quantised teacher the student has the weights from before quantisation. Those of linear layers take memory of
+    their own.
 
     Returns:
         the student, and each converted layer's transfer record.
 
     Raises:
-        UserError: a mixer refuses its options, something is given no value, or see `generation_config.inherited`.
-        RuntimeError: a mixer leaves a parameter of its own unaccounted for.
+        UserError: a mixer refuses its options, a tensor has no value, or see `generation_config.inherited`.
+        RuntimeError: a mixer did not record where one of its parameters comes from.
     """
     with teacher.as_it_was():
         return _build(teacher, layout)
@@ -103,8 +103,8 @@ def _build(teacher: Teacher, layout: Layout) -> tuple[Student, dict[int, Transfe
         student.meta_tokens.to_empty(device=teacher.device).start(_embedded(teacher))
     if lost := next((name for name, tensor in _tensors(student) if tensor.is_meta), None):
         raise UserError(
-            f"{lost} of a student of {teacher.reference} was given no value: the teacher holds no tensor of that name; what "
-            "was put on it (an adapter, a quantisation) must be merged or taken away first"
+            f"{lost} of a student of {teacher.reference} has no value: the teacher holds no tensor of that name; merge or "
+            "remove the teacher's adapter or quantisation first"
         )
     student.requires_grad_(False).eval()
     join_types(student)
@@ -122,7 +122,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fill(teacher: Teacher, student: Student) -> dict[int, Transfer]:
-    """Make every mixer from its layer's attention, or those that share parameters from that of all their layers."""
+    """Make every mixer from its layer's attention; mixers that share parameters are made from all their layers together."""
     mixers = student.mixers
     transfers: dict[int, Transfer] = {}
     for group in student.layout.groups:
@@ -135,21 +135,21 @@ def _fill(teacher: Teacher, student: Student) -> dict[int, Transfer]:
 
 
 def as_source(teacher: Teacher, student: Student) -> Teacher:
-    """A student as what mixers are made from: the attention that it keeps is read, and watched, as a teacher's is."""
+    """A student wrapped as a `Teacher`, so that further mixers can be made from the attention that it keeps."""
     return Teacher(f"the student of {teacher.reference}", student, teacher.tokenizer, teacher.family)
 
 
 def further_mixers(
     source: Teacher, layout: Layout, shapes: Shapes, layers: Sequence[int]
 ) -> tuple[dict[int, Mixer], dict[int, Transfer]]:
-    """Mixers for further layers of a student, each made from its layer's attention as that is now; they stand nowhere yet.
+    """Make mixers for further layers of a student, each from its layer's present attention. The student is not changed.
 
     Args:
-        source: see `as_source`. layout: what the student is to have. shapes: of all its attention.
+        source: see `as_source`. layout: the layout that the student will have. shapes: of all its attention.
 
     Raises:
         UserError: a mixer refuses its options.
-        RuntimeError: a mixer leaves a parameter of its own unaccounted for.
+        RuntimeError: a mixer did not record where one of its parameters comes from.
     """
     mixers, transfers = {}, {}
     for layer in layers:
@@ -166,7 +166,7 @@ def further_mixers(
 
 
 def _projections(teacher: Teacher, layer: int) -> Projections:
-    """A layer's projections in float32 or wider: what mixers are made from, whatever type the teacher is held in."""
+    """A layer's projections in float32 or wider, whatever the teacher's type; mixers are made from them."""
     tensors = vars(teacher.attention_weights(layer))
     wide: dict[str, Any] = {
         name: one if one is None else one.to(torch.promote_types(one.dtype, torch.float32)) for name, one in tensors.items()
@@ -175,7 +175,7 @@ def _projections(teacher: Teacher, layer: int) -> Projections:
 
 
 def _share_buffers(source: nn.Module, target: nn.Module) -> None:
-    """Give the target the source's buffers, those outside the state dict (rotary tables) included."""
+    """Give the target the source's buffers, including those outside the state dict (rotary tables)."""
     modules = dict(target.named_modules())
     for name, buffer in source.named_buffers():
         path, _, attribute = name.rpartition(".")
@@ -189,7 +189,7 @@ def _account(mixer: nn.Module, transfer: Transfer, layer: int) -> None:
 
 
 def transfer_report(teacher: Teacher, student: Student, transfers: dict[int, Transfer]) -> dict:
-    """Where every weight of the student came from, and what of the teacher it does not use."""
+    """The transfer report: where every weight of the student came from, and which of the teacher's weights are unused."""
     sources = {}
     inside = {student.mixer_prefix(layer): transfer for layer, transfer in transfers.items()}
     for name, _ in student.named_parameters():
@@ -209,7 +209,7 @@ def transfer_report(teacher: Teacher, student: Student, transfers: dict[int, Tra
 
 
 def recall_transfers(student: Student, transfers: dict[int, Transfer], report: dict) -> None:
-    """Put back what a written `transfer_report` says of the mixers' parameters: the stages that recorded it are over."""
+    """Restore the sources of the mixers' parameters from a saved `transfer_report`, when a run continues."""
     for layer, transfer in transfers.items():
         prefix = student.mixer_prefix(layer)
         inside = {name: source for name, source in report.get("sources", {}).items() if name.startswith(prefix)}
@@ -217,5 +217,5 @@ def recall_transfers(student: Student, transfers: dict[int, Transfer], report: d
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters, shared ones once."""
+    """The number of parameters; shared parameters count once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -1,6 +1,6 @@
-"""`distill cache`: one pass of a teacher over the windows that a stage will read, its likeliest tokens written down.
+"""`distill cache`: one pass of a teacher over the windows that a stage will read, which saves its top-k logits.
 
-Several processes (torchrun, accelerate launch) take one shard after another, each its share.
+Several processes (torchrun, accelerate launch) divide the shards.
 """
 
 import time
@@ -43,9 +43,9 @@ from distill.training.twin import twin_recipe
 from teachers.cache import cache_folder
 from teachers.teacher import Teacher
 
-TOKENS = {"cpu": 2048, "cuda": 16_384}  # that the teacher reads at a time
-CHUNK = 1024  # tokens whose logits exist at a time
-LOWEST = -60_000.0  # near the lowest number that float16 holds
+TOKENS = {"cpu": 2048, "cuda": 16_384}  # tokens that the teacher reads at a time
+CHUNK = 1024  # tokens whose logits are in memory at a time
+LOWEST = -60_000.0  # near the lowest number of float16
 
 
 def write_cache(
@@ -74,7 +74,7 @@ def write_cache(
     with _teacher_of(session, entry) as teacher:
         facts = facts_for(session, windows, teacher, source.temperature, top_k)
         if top_k >= facts.vocabulary:
-            raise UserError(f"--top-k is {top_k}, and the vocabulary has {facts.vocabulary}; keep fewer than all of it")
+            raise UserError(f"--top-k is {top_k}, but the vocabulary has {facts.vocabulary} tokens; give a smaller number")
         folder = target or cache_folder() / "logits" / facts.key[:16]
         option = "--out" if out is not None or offline is None else f"{key_of(recipe, entry)}.offline_logits"
         with alone(folder) if main else nullcontext():
@@ -83,10 +83,10 @@ def write_cache(
 
 
 def stages_to_cache(recipe: Recipe, stage: str | None) -> list[StageEntry]:
-    """The stages that compare next-token distributions, or the named one; all of one teacher, temperature and folder.
+    """The stages that compare next-token distributions, or the named one. All have the same teacher, temperature and folder.
 
     Raises:
-        UserError: there is none, or they have different ones and none is named.
+        UserError: there is no such stage, or the stages differ in these and none is named.
     """
     known = [entry for entry in stages_of(recipe) if entry.source is not None]
     if not known:
@@ -94,20 +94,20 @@ def stages_to_cache(recipe: Recipe, stage: str | None) -> list[StageEntry]:
     chosen = known if stage is None else [one for one in known if stage in (one.name, str(one.index))]
     names = ", ".join(f"{one.index} ({one.name})" for one in known)
     if not chosen:
-        raise UserError(f"--stage is {stage}, and the stages of {recipe.name} that can be cached are {names}")
+        raise UserError(f"--stage is {stage}, but the stages of {recipe.name} that can be cached are {names}")
     asked = [(cast(Source, one.source), text_of(recipe, one).key) for one in chosen]
     of = {(source.teacher, source.temperature, source.offline, key) for source, key in asked}
     if len(of) > 1:
         raise UserError(
-            f"{recipe.name}: the stages {names} have other teachers, temperatures, folders or texts than each other; "
-            "name one with --stage, by its number"
+            f"{recipe.name}: the stages {names} have different teachers, temperatures, folders or texts; "
+            "give the number of one with --stage"
         )
     return chosen
 
 
 def windows_of(session: Session, stages: set[int]) -> tuple[Windows, np.ndarray]:
-    """The text of some stages of a run that read the same one, and the places in it of all windows that they and those of
-    its twin read, each once."""
+    """The text that some stages of a run read, and the places in it of all windows that they and the same stages of the
+    window-only control (`twin`) read, without repeats."""
     recipe = session.recipe
     fit = check_fit(recipe, session.teacher)
     wanted = [reading for reading in readings(session, fit.students) if reading.entry.index in stages]
@@ -123,12 +123,12 @@ def windows_of(session: Session, stages: set[int]) -> tuple[Windows, np.ndarray]
 
 @contextmanager
 def _teacher_of(session: Session, entry: StageEntry) -> Iterator[Teacher]:
-    """The teacher to cache: the run's, or the stage's own, for which the run's makes room."""
+    """The teacher to cache: the run's, or the stage's own. The run's weights are then moved away while the block runs."""
     own = session.teacher
     if cast(Source, entry.source).teacher is None:
         yield own
         return
-    _ = own.fingerprint  # of the weights, while they are there
+    _ = own.fingerprint  # computed from the weights before they are moved away
     with Aside(own).away(nn.Identity()):
         yield load_other(session, entry)
 
@@ -143,21 +143,21 @@ def _fill(
     stopper: Stopper,
     console: Console,
 ) -> None:
-    """Write what is missing, a shard after the other."""
+    """Write the missing windows, one shard after the other."""
     accelerator, facts = session.accelerator, writer.facts
-    said = f"{len(places):,} windows of {facts.seq_len} tokens, the {facts.top_k} likeliest of each: "
+    said = f"{len(places):,} windows of {facts.seq_len} tokens, the {facts.top_k} most likely tokens at each: "
     if accelerator.is_main_process:
         left, complaints = writer.begin(places, option)
         for complaint in complaints:
             console.print(f"  {complaint}")
         size = size_of(len(places) * facts.window_bytes)
         console.print(
-            Text(printable(f"{said}{size} in {writer.folder}, {len(places) - len(left):,} are there")), soft_wrap=True
+            Text(printable(f"{said}{size} in {writer.folder}, {len(places) - len(left):,} already there")), soft_wrap=True
         )
     accelerator.wait_for_everyone()
     left = LogitCache(writer.folder, option).missing(places)
     shards = list(writer.shards(left))
-    accelerator.wait_for_everyone()  # all have seen what is left before anything is added
+    accelerator.wait_for_everyone()  # every process has listed the missing windows before one writes
     mine = shards[accelerator.process_index :: accelerator.num_processes]
     progress = _Progress(console, sum(len(windows) for _, windows in mine), facts.seq_len)
     lower = f"--top-k (now {facts.top_k}) or data.seq_len (now {facts.seq_len}){or_cpu(accelerator.device)}"
@@ -169,7 +169,7 @@ def _fill(
 
 
 def _arrays(text, distribution, windows, facts, stopper, progress) -> dict[str, np.ndarray]:
-    """What a shard holds."""
+    """The arrays of a shard: ids, logs and rest."""
     shape = (len(windows), facts.seq_len, facts.top_k)
     arrays = {
         "ids": np.empty(shape, facts.ids),
@@ -180,7 +180,7 @@ def _arrays(text, distribution, windows, facts, stopper, progress) -> dict[str, 
     size = max(1, TOKENS[device.type] // facts.seq_len)
     for start in range(0, len(windows), size):
         if (reason := stopper.due()) is not None:
-            raise Interrupted(f"{reason}. What is written stays, and the same command goes on behind it")
+            raise Interrupted(f"{reason}. What is written is kept, and the same command continues from there")
         batch = text.at(windows[start : start + size]).to(device)
         for name, values in distribution.of(batch).items():
             arrays[name][start : start + size] = values
@@ -189,7 +189,7 @@ def _arrays(text, distribution, windows, facts, stopper, progress) -> dict[str, 
 
 
 class _Distribution:
-    """A teacher's likeliest tokens. Its body runs in the run's precision, its head and softmax in float32."""
+    """A teacher's most likely tokens. Its body runs in the run's precision, its head and softmax in float32."""
 
     def __init__(self, session: Session, teacher: Teacher, facts: Facts) -> None:
         self.session, self.teacher, self.facts = session, teacher, facts
@@ -217,7 +217,7 @@ class _Distribution:
 
 
 class _Progress:
-    """How far caching is: a live line on a terminal, plain lines anywhere else."""
+    """The progress of caching: a live line on a terminal, plain lines otherwise."""
 
     def __init__(self, console: Console, windows: int, seq_len: int) -> None:
         self.console, self.windows, self.seq_len, self.done = console, windows, seq_len, 0
@@ -227,11 +227,11 @@ class _Progress:
         self._task = self._bar.add_task("caching", total=windows, speed="-")
 
     def shown(self) -> Progress:
-        """Shows the line while a block runs."""
+        """A context manager that shows the line inside its block."""
         return self._bar
 
     def add(self, windows: int) -> None:
-        """So many more are done."""
+        """Count `windows` more as done."""
         self.done += windows
         now = time.monotonic()
         seconds = max(now - self._began, 1e-9)

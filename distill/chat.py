@@ -1,4 +1,4 @@
-"""Chat templates, which are programs of whoever published a tokenizer: rendered with a limit on time and memory."""
+"""Rendering of chat templates within limits on time and memory; a template is a program by a tokenizer's publisher."""
 
 import os
 import select
@@ -13,15 +13,16 @@ from distill.errors import UserError
 from teachers.checks import plain
 from teachers.quiet import no_panics
 
-SECONDS, MEMORY = 10, 2**30  # that a template may take; published ones take milliseconds
+SECONDS, MEMORY = 10, 2**30  # limits of a template in seconds and bytes; published ones take milliseconds
 LONGEST = 2**24  # bytes of a rendered chat
 
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], where: str, *, answer: bool = False) -> str:
-    """A chat as its tokenizer's template writes it.
+    """Render a chat with its tokenizer's template.
 
     Args:
-        turns: with "role" and "content". where: the tokenizer is, for the message. answer: open the assistant's turn too.
+        turns: mappings with "role" and "content". where: the tokenizer's place, for the message. answer: also open the
+            assistant's turn.
 
     Raises:
         UserError: the template fails, takes too long, or writes too much.
@@ -30,17 +31,17 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], wher
     def work() -> str:
         return cast(Any, tokenizer).apply_chat_template(turns, add_generation_prompt=answer, tokenize=False)
 
-    return limited(work, where, "mend it, or leave --chat out")
+    return limited(work, where, "correct it, or leave out --chat")
 
 
 def limited(work: Callable[[], str], where: str, fix: str) -> str:
-    """What a piece of work with a chat template gives, which may take so much time and memory and no more.
+    """Call `work`, which uses a chat template, within the limits on time and memory. Returns its text.
 
     Args:
-        where: the tokenizer is, and fix: what to do, for the message.
+        where: the tokenizer's place, and fix: what to do, for the message.
 
     Raises:
-        UserError: it fails, takes too long, or gives too much.
+        UserError: it fails, takes too long, or writes too much.
     """
     said, reason = _limited(work) if hasattr(os, "fork") else _tried(work)
     if reason is not None:
@@ -49,22 +50,22 @@ def limited(work: Callable[[], str], where: str, fix: str) -> str:
 
 
 def _tried(work) -> tuple[str, str | None]:
-    """What a template writes, or why it failed."""
+    """A template's text, or the reason why it failed."""
     try:
         return str(work()), None
     except MemoryError:
         return "", f"needs more than {MEMORY / 2**30:g} GiB of memory"
     except RecursionError:
         return "", "calls itself without end"
-    except Exception as error:  # a template may raise whatever it likes
+    except Exception as error:  # a template may raise anything
         said = " ".join(str(error).split())[:200]
         return "", f"fails: {said}" if said else "fails without a reason"
 
 
 def _limited(work) -> tuple[str, str | None]:
-    """As `_tried`, in a child process: nothing else ends a loop, or a string of 10 GB."""
+    """As `_tried`, in a child process, which can be killed while it loops or builds a string of 10 GB."""
     reads, writes = os.pipe()
-    with no_panics():  # tokenizers says on the standard error that it was forked
+    with no_panics():  # tokenizers warns on the standard error that it was forked
         child = os.fork()
         if not child:
             _in_child(work, reads, writes)
@@ -77,17 +78,17 @@ def _limited(work) -> tuple[str, str | None]:
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     if found is None:
-        return "", f"had not ended after {SECONDS} seconds"
+        return "", f"did not end within {SECONDS} seconds"
     if len(found) > LONGEST:
         return "", f"writes more than {LONGEST:,} bytes"
     if not found:
-        return "", f"was ended by the system: it may need more than {MEMORY / 2**30:g} GiB of memory"
+        return "", f"was killed by the system: it may need more than {MEMORY / 2**30:g} GiB of memory"
     text = found[1:].decode("utf-8", errors="replace")
     return (text, None) if found[:1] == b"+" else ("", text)
 
 
 def _in_child(work, reads: int, writes: int) -> None:
-    """Write what the template wrote, behind a plus, or why it failed, behind a minus."""
+    """Send a plus and the template's text through the pipe, or a minus and the reason why it failed."""
     with suppress(BaseException):
         import resource
 
@@ -103,7 +104,7 @@ def _in_child(work, reads: int, writes: int) -> None:
 
 
 def _read(pipe: int) -> bytes | None:
-    """Everything up to a bit more than the longest; None where it does not end in time."""
+    """Read the pipe up to a little over LONGEST bytes; None if it does not end in time."""
     import time
 
     end, found = time.monotonic() + SECONDS, bytearray()

@@ -1,4 +1,4 @@
-"""What this package uses of transformers and accelerate that is private, or named differently from version to version."""
+"""Uses of private names of torch, transformers and accelerate, and of names that differ between their versions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,26 +18,25 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer  # 5.17, 5.24
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # 5.17, 5.24: the table of implementations
 
-# Operations of torch 2.11, 2.13: reading a number off a tensor, and choosing a kernel of fused attention.
+# Operations of torch 2.11, 2.13: reading a number from a tensor, and choosing a kernel of fused attention.
 NUMBER_READ = torch.ops.aten._local_scalar_dense.default
 ATTENTION_CHOICE = torch.ops.aten._fused_sdp_choice.default
 
 
 def storage_key(storage: torch.UntypedStorage) -> int:
-    """What tells one storage from another while both live, also one without memory. `_cdata`, torch 2.11, 2.13."""
+    """A number that identifies a storage while it exists, even one without memory. `_cdata`, torch 2.11, 2.13."""
     return storage._cdata
 
 
 def own_tensors(module: nn.Module) -> tuple[dict, dict]:
-    """A module's own parameters and buffers, by name, in place. torch 2.11, 2.13."""
+    """The dictionaries of a module's own parameters and buffers, which may be changed in place. torch 2.11, 2.13."""
     return module._parameters, module._buffers
 
 
 def marked_rendering(tokenizer: Any, turns: list[dict], tools: list[dict] | None, options: dict) -> tuple[str, list]:
-    """A chat as its template writes it, and the [start, end) of what stands between the template's generation markers.
+    """A chat's rendered text, and the [start, end) of each part between the template's generation markers.
 
-    `transformers.utils.chat_template_utils.render_jinja_template`, 5.17 to 5.24; None of the public calls gives places in
-    the text.
+    `transformers.utils.chat_template_utils.render_jinja_template`, 5.17 to 5.24. No public call returns places in the text.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -49,7 +48,7 @@ def marked_rendering(tokenizer: Any, turns: list[dict], tools: list[dict] | None
 
 
 def forget_precision() -> None:
-    """Let the next `Accelerator` of this process have another precision than the last.
+    """Allow the next `Accelerator` of this process to have another precision than the last.
 
     `AcceleratorState._reset_state`, seen in accelerate 1.1 to 1.15.
     """
@@ -57,11 +56,12 @@ def forget_precision() -> None:
 
 
 def recompute_layers(model: nn.Module, options: dict) -> None:
-    """Have transformers recompute each layer's activations in the backward pass, and nothing drop out.
+    """Have transformers recompute each layer's activations in the backward pass, without dropout.
 
     `activation_checkpointing_enable` from transformers 5.24 on, `gradient_checkpointing_enable` in 5.17 to 5.23. A layer
-    is recomputed where it is in training mode when it is called (5.17) or when its forward is (5.24, and then only with
-    gradients). What is inside it never is, nor is the layer while its own forward runs: Falcon's drop out there.
+    is recomputed if it is in training mode when it is called (5.17), or when its forward is called (5.24, and then only
+    with gradients). The modules inside a layer are never in training mode, nor is the layer while its own forward runs:
+    Falcon applies dropout there.
 
     Args:
         options: of torch.utils.checkpoint.checkpoint.
@@ -80,7 +80,7 @@ def recompute_layers(model: nn.Module, options: dict) -> None:
 
 
 def keep_layers(model: nn.Module) -> None:
-    """The reverse of `recompute_layers`, under the names of the same versions."""
+    """Undo `recompute_layers`, by the names of the same versions."""
     disable: Any = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
     disable()
     for module in model.eval().modules():
@@ -89,7 +89,7 @@ def keep_layers(model: nn.Module) -> None:
 
 
 def _run_layer(layer: nn.Module, checkpointed: Callable, forward: Callable, *arguments: Any) -> Any:
-    """A layer's forward through torch's checkpointing, in evaluation mode now and when it is recomputed."""
+    """Run a layer's forward through torch's checkpointing, in evaluation mode both now and when it is recomputed."""
 
     def run(*given: Any) -> Any:
         layer.training = False
@@ -102,7 +102,7 @@ def _run_layer(layer: nn.Module, checkpointed: Callable, forward: Callable, *arg
 
 
 def _judged_without_gradients(layer: nn.Module, *unused: Any) -> None:
-    if not torch.is_grad_enabled():  # 5.24 then runs the layer as it is
+    if not torch.is_grad_enabled():  # 5.24 then runs the layer without recomputation
         layer.training = False
 
 
@@ -111,12 +111,12 @@ def _recomputed_again(layer: nn.Module, *unused: Any) -> None:
 
 
 def kept_in_float32(model: nn.Module) -> set[str]:
-    """Names, or parts of names, of the parameters that a model of transformers keeps in float32 in any type. 5.17, 5.24."""
+    """Names, or parts of names, of the parameters that transformers keeps in float32 in a model of any type. 5.17, 5.24."""
     return set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
 
 
 def add_packed_attention(name: str, attend: Callable, mask: Callable) -> None:
-    """Add an attention and its masks to transformers' tables; once it is there, nothing happens. 5.17, 5.24."""
+    """Add an attention and its masks to transformers' tables, unless they are already there. 5.17, 5.24."""
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, mask)
@@ -124,7 +124,7 @@ def add_packed_attention(name: str, attend: Callable, mask: Callable) -> None:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Inside the block what torch.compile cannot do runs uncompiled, and the last, smaller batch gets code of its own."""
+    """Inside the block, code that torch.compile cannot compile runs uncompiled, and a smaller last batch is compiled too."""
     import torch._dynamo
 
     with torch._dynamo.config.patch(suppress_errors=True, recompile_limit=16):
@@ -132,7 +132,7 @@ def compiling() -> Iterator[None]:
 
 
 def take_apart(module: nn.Module) -> None:
-    """Undo `fully_shard` on a module whose parameters are ordinary ones again: its hooks, its class, what it remembers.
+    """Undo `fully_shard` on a module whose parameters are ordinary again: remove its hooks, its class and its state.
 
     PyTorch has no call for this. Names seen in torch 2.13.
     """

@@ -1,7 +1,7 @@
-"""Where text for people goes: a terminal with its colours, or plain lines wide enough for tables anywhere else.
+"""The console for human-readable output: a coloured terminal, or plain wide lines when the output is redirected.
 
-Every name in it is shown as it is: square brackets are no markup, colons no emoji, and what a terminal would act on stands
-there as its number. What stands out is said with `bold` and `warning`.
+Text is shown unchanged: square brackets are not markup, and colons are not emoji. Control characters, on which a terminal
+would act, are shown as escapes. `bold` makes text stand out.
 """
 
 import os
@@ -15,12 +15,12 @@ from rich.text import Text
 
 from distill.errors import printable
 
-TICKS = 15.0  # seconds between two lines of what takes long
-PLAIN_WIDTH = 140  # characters of a line where there is no terminal to ask
+TICKS = 15.0  # seconds between two progress lines
+PLAIN_WIDTH = 140  # characters of a line if there is no terminal
 
 
 class PlainConsole(Console):
-    """A console that shows text and does nothing else with it."""
+    """A console that interprets neither markup nor emoji."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
@@ -37,25 +37,25 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def bold(text: str, style: str = "bold") -> Text:
-    """Text that stands out."""
+    """Text in bold, or in another style."""
     return Text(printable(text), style)
 
 
 def duration(seconds: float) -> str:
-    """So many seconds in the unit that fits them."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Ticker:
-    """Says on the standard error how far something is that takes long; nothing of what is done in seconds."""
+    """Progress lines on the standard error, every TICKS seconds; quick work prints none."""
 
     def __init__(self, said: Callable[[], str]) -> None:
         self._said, self._next = said, time.monotonic() + TICKS
 
     def tick(self) -> None:
-        """Go on; says a line now and then."""
+        """Print a line if the last one is TICKS seconds ago."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + TICKS

@@ -1,4 +1,4 @@
-"""`distill doctor`: what this machine has, what runs on what, and what is missing."""
+"""`distill doctor`: versions, devices, the implementation of each op on this machine, and missing packages."""
 
 import importlib.util
 from importlib import import_module
@@ -25,7 +25,7 @@ OPTIONAL = {
 
 
 def table(found: dict[str, str]) -> Table:
-    """The findings, to print."""
+    """A table of the findings, to print."""
     rows = Table(box=None, show_header=False)
     for name, value in found.items():
         rows.add_row(name, value)
@@ -33,7 +33,7 @@ def table(found: dict[str, str]) -> Table:
 
 
 def findings() -> dict[str, str]:
-    """What was found, by name."""
+    """The findings by name: versions, devices, the implementation of each op, the cache folder, missing packages."""
     found = {"distill": __version__, **versions()}
     found["devices"] = ", ".join(_devices())
     found["bfloat16"] = "on the GPU" if torch.cuda.is_available() else "in float32 on this CPU (precision: auto)"
@@ -47,21 +47,21 @@ def findings() -> dict[str, str]:
 
 
 def _runs(op: str) -> str:
-    """The implementation that serves an op here."""
+    """The implementation that an op uses on this machine."""
     module = import_module(f"students.kernels.{op}")
     kernel = module.IMPLEMENTATIONS.get("triton")
     if kernel is None:
         return "reference (PyTorch)"
     if not torch.cuda.is_available():
-        whose = "fla-core's kernel, where installed," if isinstance(kernel, FlaKernel) else "a Triton kernel"
+        whose = "fla-core's kernel, if installed," if isinstance(kernel, FlaKernel) else "a Triton kernel"
         return f"reference (PyTorch); {whose} on a GPU"
     if kernel.missing() is not None:
         return f"reference (PyTorch): {kernel.missing()} is not installed"
     if isinstance(kernel, FlaKernel):
-        return "fla-core's Triton kernel where it passes a check at its first call, the reference (PyTorch) otherwise"
+        return "fla-core's Triton kernel if it passes a check at its first call, else the reference (PyTorch)"
     checked = getattr(module, "CHECKED", {}).get(op, TYPES)
     types = ", ".join(str(kind).removeprefix("torch.") for kind in checked)
-    return f"a Triton kernel in {types}, the reference (PyTorch) otherwise"
+    return f"a Triton kernel in {types}, else the reference (PyTorch)"
 
 
 def _devices() -> list[str]:

@@ -1,6 +1,6 @@
-"""Files and folders written whole or not at all: into a new one beside the target, which then takes its name.
+"""Atomic writing of files and folders: into a new one in the target's folder, which is then renamed to the target.
 
-Nothing is written through a link, and what cannot be written is said as which, why and what to do.
+Nothing is written through a symbolic link. A failed write is one `UserError` with the path, the reason and the fix.
 """
 
 import hashlib
@@ -18,63 +18,62 @@ from safetensors import SafetensorError
 from distill.errors import UserError, reason_of
 
 FIX = "make room there or use another folder, and give the same command again"
-SCRATCH = re.compile(r"\..*\.(\d{1,10})\.[a-z0-9_]{8}~")  # what is being written: a hidden name with the process's number
-NAME = 80  # characters of the target's name in that of its scratch
+SCRATCH = re.compile(r"\..*\.(\d{1,10})\.[a-z0-9_]{8}~")  # a file that is being written: a hidden name with the process id
+NAME = 80  # characters of the target's name in the name of its scratch file
 
 
 @contextmanager
 def writing(what: str | Path, fix: str = FIX) -> Iterator[None]:
-    """Turn what a full or read-only disk raises inside the block into a message.
+    """Turn the errors of a full or read-only disk inside the block into one message.
 
     Raises:
-        UserError: naming what could not be written, the system's reason, and the fix.
+        UserError: naming the file that could not be written, the system's reason, and the fix.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = str(error) or reason_of(error)  # it names the file inside, where there are several
+        reason = str(error) or reason_of(error)  # it names the file inside a folder
         raise UserError(f"{what} could not be written ({reason}); {fix}") from error
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that no file can have, or that is no UTF-8, which libraries that write there cannot spell.
+    """Refuse a path that no file can have, or that is not UTF-8, which some libraries cannot write to.
 
     Raises:
         UserError: naming it.
     """
     if "\0" in str(path):
-        raise UserError(f"{path} is no name that a file can have; name another")
+        raise UserError(f"{path} is not a valid file name; name another")
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{path} is no UTF-8 at character {error.start + 1}; name another folder or file") from error
+        raise UserError(f"{path} is not UTF-8 at character {error.start + 1}; name another folder or file") from error
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse to write where a link stands: it could lead anywhere.
+    """Refuse to write through a symbolic link, which could lead anywhere.
 
     Raises:
-        UserError: naming the link and where it leads.
+        UserError: naming the link and its target.
     """
     check_name(path)
     if path.is_symlink():
         raise UserError(
-            f"{path} is a link to {os.readlink(path)}, and nothing is written through links; take it away, or use another "
+            f"{path} is a link to {os.readlink(path)}, and nothing is written through links; remove it, or use another "
             "folder"
         )
 
 
 def refuse_other(path: Path) -> None:
-    """Refuse to write a file where something else stands: a link, a folder, or a device or pipe, which a file that takes its
-    name would remove from the machine.
+    """Refuse to replace anything but a plain file: a link, a folder, a device or a pipe.
 
     Raises:
-        UserError: naming what stands there.
+        UserError: naming the path and what it is.
     """
     refuse_link(path)
     if os.path.lexists(path) and not path.is_file():
         raise UserError(
-            f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, and is not written over; name another"
+            f"{path} is {'a folder' if path.is_dir() else 'not a plain file'}, and is not overwritten; name another"
         )
 
 
@@ -86,10 +85,10 @@ def file_hash(name: str | Path) -> str:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[BinaryIO]:
-    """A new file in the target's folder, which takes the target's name when the block ends well, and goes when it does not.
+    """Open a new file in the target's folder. It is renamed to the target if the block succeeds, and deleted if not.
 
     Raises:
-        UserError: the target is no plain file, or it cannot be written.
+        UserError: the target is not a plain file, or it cannot be written.
     """
     refuse_other(target)
     scratch = None
@@ -110,7 +109,7 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, which takes its place when the block ends well, and goes when it does not.
+    """Make a new folder beside the target. It replaces the target if the block succeeds, and is deleted if not.
 
     Raises:
         UserError: the target is a link. OSError: it cannot be written.
@@ -129,7 +128,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def scratch_beside(target: Path) -> Path:
-    """A new folder beside a target, under a name by which `sweep` knows it."""
+    """Make a new folder beside a target, with a name that `sweep` recognises."""
     scratch = Path(tempfile.mkdtemp(prefix=_scratch(target), suffix="~", dir=target.parent))
     scratch.chmod(0o777 & ~_mask())
     return scratch
@@ -139,17 +138,17 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all.
 
     Raises:
-        UserError: it is a link, or the folder cannot be written to.
+        UserError: it is not a plain file, or it cannot be written.
     """
     with new_file(file) as opened:
-        opened.write(text.encode(errors="backslashreplace"))  # of names that are no UTF-8
+        opened.write(text.encode(errors="backslashreplace"))  # for names that are not UTF-8
 
 
 def append_line(file: Path, line: str) -> None:
     """Add a line to a text file.
 
     Raises:
-        UserError: it is a link, or cannot be written.
+        UserError: it is not a plain file, or it cannot be written.
     """
     refuse_other(file)
     with writing(file):
@@ -159,7 +158,7 @@ def append_line(file: Path, line: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that no longer live were writing in a folder when they ended."""
+    """Delete the scratch files that processes which no longer exist left in a folder."""
     with suppress(OSError):
         dead = [path for path in folder.iterdir() if (found := SCRATCH.fullmatch(path.name)) and not _lives(int(found[1]))]
         for path in dead:
@@ -168,10 +167,10 @@ def sweep(folder: Path) -> None:
 
 
 def check_writable(path: Path, option: str) -> None:
-    """See whether a file can be written; what is there stays, and nothing is left where nothing was.
+    """Check that a file can be written, without changing it and without leaving a new one.
 
     Raises:
-        UserError: it cannot, naming the option that asks for it.
+        UserError: it cannot, naming the option.
     """
     if not path.parent.is_dir():
         raise UserError(f"{option} is {path}, but there is no folder {path.parent}; make it, or name another file")
@@ -191,7 +190,7 @@ def _scratch(target: Path) -> str:
 
 
 def _mask() -> int:
-    """The process's umask, which can only be asked for by setting it."""
+    """The process's umask. It can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -202,6 +201,6 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's
+    except (OSError, OverflowError):  # another user's process
         return True
     return True

@@ -1,7 +1,7 @@
-"""Work of many like parts divided over the processes of a run: each does its share, and all have every result, in order.
+"""Division of a list of items over the processes of a run: each does its share, and all get every result, in order.
 
-Results are those of one process to the bit, since each part is done as one process would do it and sums are taken
-afterwards. Nothing is divided but where all processes say that they are there (`dividing`): what one does alone stays whole.
+The results are those of one process to the bit: each item is computed as one process would, and sums are taken afterwards.
+Work is divided only inside `dividing`, which all processes enter. Work of one process alone is never divided.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ _together: ContextVar[bool] = ContextVar("together", default=False)
 
 @contextmanager
 def dividing(together: bool = True) -> Iterator[None]:
-    """Inside the block, which every process of the run is in, work is divided; with False it is not."""
+    """Inside the block, which every process of the run enters, work is divided; with False it is not."""
     token = _together.set(together)
     try:
         yield
@@ -31,20 +31,20 @@ def dividing(together: bool = True) -> Iterator[None]:
 
 
 def shares() -> tuple[int, int]:
-    """Which share of divided work this process does, and how many there are."""
+    """The number of this process's share of divided work, and the number of shares."""
     if _together.get() and dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def divided(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
-    """What `work` makes of each item, on every process and in order. Every process has the same items.
+    """Apply `work` to each item; the results in order, on every process. Every process passes the same items.
 
     Args:
-        work: gives plain data (numbers, text, lists, mappings).
+        work: returns plain data (numbers, text, lists, mappings).
 
     Raises:
-        Exception: what the first item in order that failed raised, on every process.
+        Exception: the error of the first item that failed, on every process.
     """
     share, count = shares()
     if count == 1:
@@ -59,13 +59,13 @@ def divided(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
 def divided_tables(
     items: Sequence[T], work: Callable[[T], Tensor], shape_of: Callable[[T], Sequence[int]], device: torch.device
 ) -> list[Tensor]:
-    """As `divided`, of work that gives float64 tensors, which are not gathered as plain data.
+    """As `divided`, for work that returns float64 tensors, which are broadcast instead of pickled.
 
     Args:
-        shape_of: an item's result, known without doing it. device: on which the processes talk.
+        shape_of: the shape of an item's result, known before the work. device: the device of the processes' communication.
 
     Returns:
-        the tensors, on the host.
+        the tensors, on the CPU.
     """
     share, count = shares()
     if count == 1:
@@ -82,7 +82,7 @@ def divided_tables(
 
 
 def first_decides(decide: Callable[[], R]) -> R:
-    """Plain data that the first process alone finds, on all of them.
+    """Call `decide` on the first process alone; its plain data, on all of them.
 
     Raises:
         Exception: as `divided`.
@@ -94,7 +94,7 @@ Failure = tuple[int, Exception]
 
 
 def _share(items: Sequence[T], work: Callable[[T], R], share: int, count: int) -> tuple[dict[int, R], Failure | None]:
-    """This process's items by number, and what the first of them that failed raised."""
+    """This process's results by item number, and the error of the first item that failed."""
     done: dict[int, R] = {}
     with dividing(False):
         for index in range(share, len(items), count):
@@ -106,7 +106,7 @@ def _share(items: Sequence[T], work: Callable[[T], R], share: int, count: int) -
 
 
 def _gathered(mine: tuple[Any, Failure | None]) -> list[tuple[Any, tuple[int, Exception] | None]]:
-    """Of every process what it found, and its failure as another process can raise it."""
+    """The results and the failure of every process; failures in a form that another process can raise."""
     found, failure = mine
     told = None if failure is None else (failure[0], _as_told(failure[1]))
     parts: list[Any] = [None] * dist.get_world_size()
@@ -115,7 +115,7 @@ def _gathered(mine: tuple[Any, Failure | None]) -> list[tuple[Any, tuple[int, Ex
 
 
 def _as_told(error: Exception) -> Exception:
-    """An error as the other processes raise it: ours as it is, any other in words."""
+    """An error as the other processes raise it: our own kinds unchanged, any other as a RuntimeError with its text."""
     if isinstance(error, UserError | Interrupted):
         return type(error)(str(error))
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -124,7 +124,7 @@ def _as_told(error: Exception) -> Exception:
 
 
 def _raise_first(failures: Sequence[Failure | None], own: Failure | None) -> None:
-    """Raise the failure of the first item in order; where it is this process's own, itself."""
+    """Raise the failure of the first item in order, as the original exception if it is this process's own."""
     failed = min((failure for failure in failures if failure is not None), key=lambda failure: failure[0], default=None)
     if failed is None:
         return

@@ -1,4 +1,4 @@
-"""`distill generate`: a student goes on with a text, word by word."""
+"""`distill generate`: text generation with a student, streamed to the terminal."""
 
 import functools
 import time
@@ -35,7 +35,7 @@ from teachers.checks import panicked, plain
 from teachers.quiet import no_panics
 from teachers.teacher import positions_of
 
-SOON = 1.0  # seconds that a prompt may take before a bar shows how far it is
+SOON = 1.0  # seconds of prefill before a progress bar is shown
 
 
 def generated(
@@ -50,10 +50,10 @@ def generated(
     stream: TextIOBase | None,
     chunk: int | None,
 ) -> str:
-    """What a student says; see `distill.generate`."""
+    """Generate text with a student; see `distill.generate`."""
     path = target / "student" if (target / "recipe.yaml").is_file() else target
     if not path.exists():
-        raise UserError(f"{target} has no finished student; is it a run folder, and is the run over?")
+        raise UserError(f"{target} has no finished student; name a finished run's folder or a student's folder")
     chunk = CHUNK.check(chunk, "--prefill-chunk")
     tokens, temperature = NEW_TOKENS.check(tokens, "--tokens"), TEMPERATURE.check(temperature, "--temperature")
     _check_prompt(prompt)
@@ -69,7 +69,7 @@ def generated(
             {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         )
         streamer = None if stream is None else Streamer(stream, tokenizer, skip_prompt=chat, skip_special_tokens=True)
-        if graphs and student.device.type == "cuda":  # transformers hands its streamer to no function of others
+        if graphs and student.device.type == "cuda":  # transformers does not pass its streamer to custom functions
             sampling["custom_generate"] = functools.partial(replayed, streamer=streamer)
         try:
             with prompt_bar():
@@ -88,14 +88,14 @@ def generated(
         except GraphError as error:
             raise UserError(f"{error}: --no-graphs") from error
         except (ValueError, TypeError) as error:  # settings of generation_config.json that contradict each other
-            said = plain(str(error)) if isinstance(error, ValueError) else "a setting is of another type"
+            said = plain(str(error)) if isinstance(error, ValueError) else "a setting has the wrong type"
             raise UserError(f"{path} cannot generate: {said}; look at its generation_config.json") from error
     return cast(str, tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 @contextmanager
 def prompt_bar() -> Iterator[None]:
-    """Inside the block a terminal shows how far a prompt is that takes seconds; nothing is written elsewhere."""
+    """Inside the block, show a progress bar on a terminal for a prompt that takes seconds. Prints nothing elsewhere."""
     console, began = new_console(stderr=True), time.monotonic()
     bars: list[Progress] = []
     if not console.is_terminal:
@@ -122,7 +122,7 @@ def prompt_bar() -> Iterator[None]:
 
 
 class Streamer(TextStreamer):
-    """Writes text to a stream as soon as its words are whole."""
+    """A streamer that writes text to a stream as soon as its words are complete."""
 
     def __init__(self, stream: TextIOBase, tokenizer: PreTrainedTokenizerBase, **options: Any) -> None:
         super().__init__(cast(Any, tokenizer), **options)
@@ -135,13 +135,13 @@ class Streamer(TextStreamer):
 
 
 class Finite(LogitsProcessor):
-    """Ends a generation whose logits are not finite; the likeliest of them would be nonsense."""
+    """A logits processor that stops generation with an error if the logits are not finite."""
 
     def __init__(self, student: Student, path: Path) -> None:
         self.student, self.path = student, path
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not bool(scores.amax(-1).isfinite().all()):  # single ones may be ruled out by minus infinity
+        if not bool(scores.amax(-1).isfinite().all()):  # minus infinity rules out single tokens and is allowed
             forward = functools.partial(self.student, input_ids, use_cache=False)
             place = first_nonfinite(self.student, forward, self.student.place.layers) or "the output head"
             raise UserError(
@@ -155,13 +155,11 @@ def _check_prompt(prompt: str) -> None:
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"the prompt is not UTF-8: its character {error.start + 1} is none; give it as UTF-8 text"
-        ) from error
+        raise UserError(f"the prompt is not UTF-8 at character {error.start + 1}; give it as UTF-8 text") from error
 
 
 def _check_fit(student: Student, tokenizer, ids: torch.Tensor, tokens: int, path: Path) -> None:
-    """Refuse tokens that a student does not embed, and more than it has positions for: where attention stays."""
+    """Refuse tokens that a student has no embedding for, and, if it keeps attention, more tokens than it has positions."""
     embedded = cast(nn.Embedding, student.get_input_embeddings()).num_embeddings
     last = max(int(ids.max()), max(tokenizer.get_vocab().values(), default=0))
     if last >= embedded:
@@ -178,13 +176,13 @@ def _check_fit(student: Student, tokenizer, ids: torch.Tensor, tokens: int, path
         raise UserError(f"the prompt is {given:,} tokens, but {path} has positions for {room:,}; give it a shorter one")
     if given + tokens > room:
         raise UserError(
-            f"--tokens is {tokens:,} behind a prompt of {given:,} tokens, but {path} has positions for {room:,}; make it "
+            f"--tokens is {tokens:,} after a prompt of {given:,} tokens, but {path} has positions for {room:,}; make it "
             f"{room - given:,} or less"
         )
 
 
 def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:
-    """The prompt's tokens, in the chat template where asked for."""
+    """Tokenize the prompt, inside the chat template if `chat` is set."""
     if chat and tokenizer.chat_template is None:
         raise UserError(f"the tokenizer of {path} has no chat template; leave out --chat")
     said = render(tokenizer, [{"role": "user", "content": prompt}], str(path), answer=True) if chat else prompt
@@ -196,9 +194,8 @@ def _encode(tokenizer, prompt: str, chat: bool, path: Path) -> BatchEncoding:
         if not panicked(error) and not isinstance(error, OverflowError | TypeError | ValueError):
             raise
         raise UserError(
-            f"the tokenizer in {path} breaks off on this prompt: {plain(str(error))}; copy the teacher's "
-            "tokenizer files there"
+            f"the tokenizer in {path} fails on this prompt: {plain(str(error))}; copy the teacher's tokenizer files there"
         ) from error
     if not ids:
-        raise UserError(f"the prompt {prompt[:60]!r} holds no token to go on from; give it a word")
+        raise UserError(f"the prompt {prompt[:60]!r} has no tokens; give it at least one word")
     return BatchEncoding({"input_ids": [ids], "attention_mask": [[1] * len(ids)]}, tensor_type="pt")

@@ -1,4 +1,4 @@
-"""The generation settings that a student takes over from its teacher: those that it can honour and transformers saves."""
+"""The generation settings that a student inherits from its teacher: those that it supports and transformers can save."""
 
 from copy import deepcopy
 
@@ -6,20 +6,20 @@ from transformers import GenerationConfig
 
 from distill.errors import UserError
 
-# What transformers (5.17, 5.24) loads without a word and refuses to save: settings of a search that is switched off, which
-# say nothing, and numbers of tokens that are none.
+# Settings that transformers (5.17, 5.24) loads without a warning and refuses to save: those of a decoding method that is
+# switched off, which have no effect, and invalid token ids.
 SAMPLING = ("temperature", "top_p", "min_p", "top_h", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 TOKENS = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
-DYNAMIC = (None, "dynamic")  # caches that have room for a student's states
+DYNAMIC = (None, "dynamic")  # caches that can hold a student's states
 
 
 def inherited(config: GenerationConfig, reference: str) -> GenerationConfig:
-    """A copy of a teacher's settings without those that do nothing, and without a cache that holds no states.
+    """A copy of a teacher's settings without those that have no effect, and without a cache that cannot hold states.
 
     Raises:
-        UserError: transformers would refuse to save what is left.
+        UserError: transformers would refuse to save the remaining settings.
     """
     config = deepcopy(config)
     if config.cache_implementation not in DYNAMIC:
@@ -38,14 +38,14 @@ def inherited(config: GenerationConfig, reference: str) -> GenerationConfig:
             setattr(config, name, None)
     if (refusal := _refusal(config)) is not None:
         raise UserError(
-            f"generation_config.json of {reference} could not be saved with a student: {refusal}; mend it there, or take it "
-            "away"
+            f"generation_config.json of {reference} could not be saved with a student: {refusal}; correct it there, or "
+            "remove it"
         )
     return config
 
 
 def _refusal(config: GenerationConfig) -> str | None:
-    """Why transformers would not save the settings."""
+    """The reason why transformers would refuse to save the settings; None if it would save them."""
     try:
         config.validate(strict=True)
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""Several processes of one run on this machine: started, told apart, stopped together, and one message of what ended them.
+"""The launcher of several processes of one run on this machine: it starts them, stops them together, and reports failures.
 
-Each is `python -m distill.cli run` with what torchrun would say in the environment. They meet at a store on 127.0.0.1 that
-this process holds, on a port that the system chooses. The first process speaks; what another one says is shown where that
-one ended the run.
+Each process is `python -m distill.cli run` with the environment variables that torchrun would set. They connect to a
+TCPStore on 127.0.0.1 that this process holds, on a port that the system chooses. The first process prints. The output of
+another process is shown only if that process ended the run.
 """
 
 import os
@@ -27,29 +27,29 @@ from distill.runs.together import check_backends
 from distill.training.checks import check_here
 
 POLL = 0.05  # seconds between two looks at the processes
-GRACE = 4.0  # that the first process has to say what ends all, once another one has ended
-LAST = 60.0  # that the others have to leave once the first one has ended well
-SAID = (2, 3, 130)  # exit codes of processes that said in one message why they end
+GRACE = 4.0  # seconds that the first process has to print the reason, after another one has failed
+LAST = 60.0  # seconds that the others have to exit after the first one has succeeded
+SAID = (2, 3, 130)  # exit codes of processes that printed one message with the reason
 CALM = "so the others were stopped; the same command goes on from the last checkpoint"
 
 
 def count_of(gpus: int | None, count: int | None, recipe: Recipe) -> int:
-    """How many processes are asked for; 1 where nothing is.
+    """The number of processes that the options ask for; 1 without them.
 
     Raises:
-        UserError: they cannot be had here: too few GPUs, both or too few asked for, another launcher's processes already,
-            nothing to talk through.
+        UserError: the machine has too few GPUs, both options are given, a number is out of range, another launcher already
+            started several processes, or no communication back end is available.
     """
     if gpus is None and count is None:
         return 1
     option, number = ("--gpus", gpus) if gpus is not None else ("--processes", cast(int, count))
     if gpus is not None and count is not None:
-        raise UserError(f"--gpus {gpus} and --processes {count}: a run has one process a GPU; give one of the two")
+        raise UserError(f"--gpus {gpus} and --processes {count}: a run has one process for each GPU; give only one")
     PROCESSES.check(number, option)
     if processes.count() > 1:
         raise UserError(
             f"{option} is {number}, but this is already one of {processes.count()} processes that a launcher started "
-            "(WORLD_SIZE in the environment); leave the option out, or the launcher"
+            "(WORLD_SIZE in the environment); leave out the option or the launcher"
         )
     if option == "--gpus":
         _check_gpus(number, recipe)
@@ -93,13 +93,13 @@ def launch(
     fresh: bool,
     stop_after: float | None,
 ) -> RunDir:
-    """Run a recipe in so many processes; the run folder.
+    """Run a recipe in `world` processes; returns the run folder.
 
     Args:
-        reference, overrides: the recipe as it was given. recipe: what they come to.
+        reference, overrides: the recipe as the caller gave it. recipe: the loaded recipe.
 
     Raises:
-        UserError: what is refused before any is started. Ended: not all of them ended well; why has been said.
+        UserError: a check before the start failed. Ended: a process failed; the reason has been printed.
     """
     check_here(recipe, world=world)
     overrides = [overrides] if isinstance(overrides, str) else list(overrides)
@@ -123,18 +123,18 @@ def launch(
 
 @dataclass
 class Group:
-    """The processes, by rank, and what all but the first have said."""
+    """The processes by rank, and the output files of all but the first."""
 
     members: list[subprocess.Popen]
     said: list[BinaryIO | None]
 
     @classmethod
     def started(cls, command: Sequence[str], world: int, stack: ExitStack) -> "Group":
-        """Start them; they are gone when the stack is closed."""
+        """Start the processes; closing the stack kills those that are left."""
         from torch.distributed import TCPStore
 
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        stack.callback(lambda: store)  # held until then
+        stack.callback(lambda: store)  # keeps the store until the stack is closed
         group = cls([], [])
         stack.callback(group.kill)
         for rank in range(world):
@@ -147,14 +147,14 @@ class Group:
                     stdin=subprocess.PIPE,  # it closes when this process dies, see `processes.follow_launcher`
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is handed on once
+                    start_new_session=True,  # Ctrl-C on a terminal reaches only this process, which forwards it once
                 )
             )
         return group
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Inside the block, SIGINT and SIGTERM go on to every process."""
+        """Inside the block, SIGINT and SIGTERM are forwarded to every process."""
 
         def hand_on(number: int, frame: object) -> None:
             for member in self.members:
@@ -169,8 +169,8 @@ class Group:
                 signal.signal(number, handler)
 
     def supervise(self) -> tuple[int, str]:
-        """Wait until all have ended, or one has ended the run; the exit code, and what there is to say beside what the first
-        process has said."""
+        """Wait until all have ended or one has failed. Returns the exit code, and text to print in addition to the first
+        process's own output."""
         ended_well = None
         while True:
             codes = [member.poll() for member in self.members]
@@ -186,7 +186,7 @@ class Group:
             time.sleep(POLL)
 
     def _ended(self, failed: list[int], codes: list[int | None]) -> tuple[int, str]:
-        """One has ended the run: let the first say why if it knows, and stop the others."""
+        """A process has failed: give the first one time to print the reason, and stop the others."""
         ended = {rank: cast(int, codes[rank]) for rank in failed}
         culprit = min(failed, key=lambda rank: (ended[rank] >= 0, ended[rank] not in SAID, rank))
         code, world = ended[culprit], len(codes)
@@ -194,7 +194,7 @@ class Group:
             first = self._wait(0, GRACE)
             if first is not None and first in SAID:
                 culprit, code = 0, first
-        elif code in SAID:  # the others save and leave too
+        elif code in SAID:  # the others save and exit too
             for rank in range(1, world):
                 self._wait(rank, GRACE / world)
         self.kill()
@@ -221,7 +221,7 @@ class Group:
             return None
 
     def kill(self) -> None:
-        """End whoever is still there; checkpoints are written whole or not at all."""
+        """Kill the processes that still run; checkpoints are written whole or not at all, so none is damaged."""
         for member in self.members:
             if member.poll() is None:
                 member.kill()
@@ -231,7 +231,7 @@ class Group:
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What a process finds in its environment."""
+    """The environment variables of a process."""
     threads = str(max(1, (os.cpu_count() or 1) // world))
     path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {

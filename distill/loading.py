@@ -1,4 +1,4 @@
-"""Load teachers and students by name; a failure becomes one `UserError`."""
+"""Loading of teachers and students by name. A failure becomes one `UserError`."""
 
 import os
 import re
@@ -32,7 +32,7 @@ TRUST = "give --trust-remote-code if you have read it and trust it"
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
-    """The recipe's teacher.
+    """Load the recipe's teacher.
 
     Raises:
         UserError: it cannot be found, read or used.
@@ -54,7 +54,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of the recipe's teacher, without its weights.
+    """Load the tokenizer of the recipe's teacher, without the weights.
 
     Raises:
         UserError: it cannot be found or read.
@@ -68,7 +68,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def teacher_config(recipe: Recipe) -> PretrainedConfig:
-    """The teacher's config: of a folder or the hub, from a snapshot shipped under recipes/configs, or from its GGUF.
+    """The teacher's config: from a folder, the hub, a snapshot shipped under recipes/configs, or the GGUF file.
 
     Raises:
         UserError: it cannot be found or read.
@@ -90,15 +90,15 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
 
 
 def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
-    """A student from a folder or a hub id, in float32 whatever type its files have, ready to be judged.
+    """Load a student from a folder or a hub id, in float32 and in evaluation mode.
 
     Args:
-        trust_remote_code: run code that lies in its folder, where it is no student of this version's making.
+        trust_remote_code: run the code in its folder, if the student is of a kind that this version does not know.
 
     Raises:
-        UserError: there is none, its files are damaged, or only code of its own could load it.
+        UserError: there is no student, its files are damaged, or only its own code could load it.
     """
-    if not os.path.exists(path) and str(path).count("/") != 1:  # a hub id has one; anything else would be asked for in vain
+    if not os.path.exists(path) and str(path).count("/") != 1:  # a hub id has exactly one slash
         raise UserError(
             f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
         )
@@ -111,24 +111,24 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
 
 
 def load_student_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a student's folder, or of its hub id.
+    """Load a student's tokenizer from a folder or a hub id.
 
     Raises:
-        UserError: it cannot be loaded, or only code of its own could load it.
+        UserError: it cannot be loaded, or only its own code could load it.
     """
     try:
         if path.is_dir():
             check_tokenizer_files(path)
         with no_panics():
             return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except BaseException as error:  # what transformers raises on damaged files is of every type
+    except BaseException as error:  # transformers raises exceptions of any type on damaged files
         if not isinstance(error, Exception) and not panicked(error):
             raise
         said = plain(str(error))
         if "trust_remote_code" in said:
-            raise UserError(f"the tokenizer in {path} comes with code of its own, which is not run: {TRUST}") from error
+            raise UserError(f"the tokenizer in {path} comes with its own code, which is not run: {TRUST}") from error
         if isinstance(error, TypeError | AttributeError | KeyError | IndexError) or not said:
-            said = "its files hold something else than a tokenizer's"
+            said = "its files do not hold a tokenizer"
         raise UserError(
             f"the tokenizer in {path} cannot be loaded: {said}; copy the teacher's tokenizer files there"
         ) from error
@@ -136,7 +136,7 @@ def load_student_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTr
 
 @contextmanager
 def _as_student(path: str | Path) -> Iterator[None]:
-    """Turn what transformers raises inside the block on damaged files, which is of every type, into a message."""
+    """Turn the exceptions of any type that transformers raises on damaged files inside the block into one message."""
     try:
         yield
     except Exception as error:
@@ -145,35 +145,35 @@ def _as_student(path: str | Path) -> Iterator[None]:
         said = reason_of(error)
         if "trust_remote_code" in said:
             raise UserError(
-                f"{path} is no student that this version knows, and comes with code of its own, which is not run: if you "
+                f"{path} is not a student that this version knows, and comes with its own code, which is not run: if you "
                 "have read it and trust it, give --trust-remote-code to generate, or trust_remote_code=True to students.load"
             ) from error
         if not said or isinstance(error, TypeError | AttributeError | LookupError | AssertionError | RecursionError):
-            said = "the entries of its config.json or generation_config.json do not fit each other"
+            said = "the entries of its config.json or generation_config.json contradict each other"
         raise UserError(
             f"{path} cannot be loaded as a student: {said}; name a run folder or a whole student's folder"
         ) from error
 
 
 class MadeFrom(Schema):
-    """What a student says of its teacher; nothing, where another program made it."""
+    """The entry of a student's config.json on its teacher; empty if another program made the student."""
 
     reference: str | None = None
     fingerprint: str | None = None
 
 
 class MadeOf(Schema):
-    """What a student's config.json says of how it was made."""
+    """The entries of a student's config.json on how it was made."""
 
     teacher: MadeFrom = MadeFrom()
     selected: Selected | None = None
 
 
 def made_of(student: Student, path: str | Path) -> MadeOf:
-    """A student's teacher, and what selected its layout.
+    """A student's teacher and the scorer that selected its layout, from its config.json.
 
     Raises:
-        UserError: its config.json holds something else there.
+        UserError: the entries of config.json are invalid.
     """
     entries = {name: value for name, value in student.config.distill.items() if name in MadeOf.model_fields}
     try:
@@ -183,7 +183,7 @@ def made_of(student: Student, path: str | Path) -> MadeOf:
 
 
 def check_student_files(path: str | Path) -> None:
-    """Refuse damaged files of a student's folder before transformers reads them; a hub id's are left to it.
+    """Refuse damaged files of a student's folder before transformers reads them. A hub id is not checked.
 
     Raises:
         UserError: naming the file.
@@ -205,7 +205,7 @@ def check_teacher(student: Student, teacher: Teacher, path: str | Path) -> None:
     """Refuse to compare a student with a teacher that is not its own.
 
     Raises:
-        UserError: another vocabulary, or another fingerprint than the student was made from.
+        UserError: the vocabulary or the fingerprint differs from the teacher that the student was made from.
     """
     if student.config.vocab_size != teacher.config.vocab_size:
         raise UserError(

@@ -1,6 +1,6 @@
-"""The Python API of what looks at this machine: what is installed, and how fast it is.
+"""The Python API about this machine: what is installed, and how fast it is.
 
-Imports stand inside the functions.
+Imports are inside the functions.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def doctor() -> dict[str, str]:
-    """Say what is here, by name: versions, devices, kernel back ends, and what is missing."""
+    """Return what this machine has, by name: versions, devices, kernel back ends, and missing packages."""
     from distill.diagnosis import findings
 
     return findings()
@@ -38,17 +38,22 @@ def bench(
     """Measure speed on this machine: kernels, whole training steps, every layout trained on one budget, or generation.
 
     Args:
-        what: "ops", "steps", "layouts" or "generation"; an option of another one is refused. names: of ops, or of layouts;
-            all by default. recipe, overrides: of all but ops, what is timed (smollm2-135m_mamba2-hybrid, of layouts
-            quickstart, by default); of generation several too.
-        configs: of ops, every tile configuration. first: of ops, only each op's first case. peers: of ops, others' kernels
-            too (the default). references: of steps, the reference kernels too (the default). runs: of layouts, their place.
-        variants: of generation, further students: `name: key=value; key=value` over each recipe. lengths: tokens before
-            those decoded, numbers or "2k,16k". batches: texts at once. protocols: papers' measurements.
-            prefill_chunk: columns of a prompt at a time.
+        what: "ops", "steps", "layouts" or "generation". An option that belongs to another of these is refused.
+        names: for ops or layouts, those to measure; all by default. recipe, overrides: for all but ops, the recipe to
+            measure (by default quickstart for layouts, smollm2-135m_mamba2-hybrid else); for generation it may be a list.
+        configs: for ops, time every tile configuration. first: for ops, time only each op's first case. peers: for ops,
+            also time other projects' kernels (the default). references: for steps, also time the reference kernels (the
+            default). runs: for layouts, the folder of their runs.
+        variants: for generation, further students: `name: key=value; key=value` changes each recipe. lengths: for
+            generation, the context lengths in tokens, as numbers or "2k,16k". batches: for generation, the batch sizes.
+            protocols: for generation, measurements as in papers. prefill_chunk: for generation, the tokens of each prompt
+            that are read at a time.
 
     Returns:
-        what `distill bench` writes as JSON; a UserError names what it refuses.
+        the measurements that `distill bench` writes as JSON.
+
+    Raises:
+        UserError: an option that is refused.
     """
     from distill.benchmarks import run_benchmark
 

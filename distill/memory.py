@@ -1,4 +1,4 @@
-"""Running out of memory, said as what to lower."""
+"""Messages for running out of memory, which name the settings to lower, and the memory of a device."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 from distill.errors import UserError
 
-SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")  # of torch's allocators, GPU and CPU
+SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")  # in errors of torch's GPU and CPU allocators
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def enough_memory(doing: str, lower: str | None = None) -> Iterator[None]:
     """Turn an allocator's failure inside the block into a message.
 
     Args:
-        doing: what runs. lower: the keys to lower, with their values; None where no key helps.
+        doing: what runs. lower: the keys to lower, with their values; None if no key helps.
 
     Raises:
         UserError: the memory did not suffice.
@@ -28,17 +28,17 @@ def enough_memory(doing: str, lower: str | None = None) -> Iterator[None]:
         if not ran_out(error):
             raise
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
-        fix = f"lower {lower}" if lower else "free some, or use a machine that has more"
+        fix = f"lower {lower}" if lower else "free memory, or use a machine with more"
         raise UserError(f"{doing} ran out of memory: {fix}. ({first})") from error
 
 
 def or_cpu(device: torch.device) -> str:
-    """What helps too where it was a GPU's memory that did not suffice."""
+    """The further advice `set device=cpu` if the device is a GPU."""
     return ", or set device=cpu" if device.type == "cuda" else ""
 
 
 def capacity(device: torch.device) -> int:
-    """All the memory of a device, in bytes: of a CPU the machine's, or what its control group allows where that is less."""
+    """The total memory of a device in bytes. For a CPU: the machine's memory or the limit of its control group, if less."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -49,8 +49,8 @@ def capacity(device: torch.device) -> int:
 
 
 def available(device: torch.device) -> int:
-    """The memory of a device that is free, in bytes: of a CPU what the machine can give, or its control group still allows
-    where that is less."""
+    """The free memory of a device in bytes. For a CPU: the machine's free memory or what its control group has left, if
+    less."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -67,10 +67,10 @@ def available(device: torch.device) -> int:
 
 
 def check_room_for(count: float, device: torch.device, what: str, instead: str) -> None:
-    """Refuse what would take more than all the memory of a device.
+    """Refuse work that takes more than the total memory of a device.
 
     Args:
-        count: bytes. what: what takes them. instead: what to ask for.
+        count: bytes. what: what takes them. instead: what to ask for instead.
 
     Raises:
         UserError: giving both sizes.
@@ -84,6 +84,6 @@ def check_room_for(count: float, device: torch.device, what: str, instead: str) 
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that memory did not suffice; torch's CPU allocator raises a plain RuntimeError."""
+    """Whether an error means that memory ran out; torch's CPU allocator raises a plain RuntimeError."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or (isinstance(error, RuntimeError) and any(saying in str(error).lower() for saying in SAYINGS))

@@ -1,8 +1,8 @@
-"""A student of numbers of two types: its skeleton as the teacher is held, in bfloat16, its mixers and masters in float32.
+"""Students of two number types: the backbone in the teacher's bfloat16, the mixers and trained masters in float32.
 
-Under autocast they fit together as they are. Without it (a run in float32, generation outside a run) whatever is float32
-among narrower neighbours is given float32 and answers in the neighbours' type, so that the residual stream stays in the type
-of the embeddings, as in the teacher.
+Autocast handles such a model. Without autocast (a run in float32, generation outside a run), hooks give each float32 part
+a float32 input and cast its output to the type of its neighbours. The residual stream so keeps the type of the embeddings,
+as in the teacher.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ HANDLES = "type_hooks"  # where a module keeps the handles of its hooks
 
 
 def join_types(student: Student) -> None:
-    """Let the float32 parts of a student answer in the type of the others; again whenever what is float32 has changed."""
+    """Add the casting hooks to the float32 parts of a student. Call it again when the set of float32 parameters changes."""
     for module in student.modules():
         for handle in vars(module).pop(HANDLES, ()):
             handle.remove()
@@ -29,13 +29,13 @@ def join_types(student: Student) -> None:
     head = student.get_output_embeddings()
     for part in _wide_parts(student):
         handles = [part.register_forward_pre_hook(_widen, with_kwargs=True)]
-        if part is not head:  # whose logits are judged as they are
+        if part is not head:  # logits stay float32
             handles.append(part.register_forward_hook(partial(_narrow, narrow)))
         vars(part)[HANDLES] = handles
 
 
 def narrow_type(student: Student) -> torch.dtype | None:
-    """The type narrower than float32 that some of a student's skeleton is held in; None where there is none."""
+    """The 16-bit type of a student's backbone; None if all of it is float32 or wider."""
     own = _own_prefixes(student)
     kinds = (tensor.dtype for name, tensor in student.named_parameters() if not name.startswith(own))
     return next((kind for kind in kinds if kind.is_floating_point and kind.itemsize == 2), None)
@@ -48,7 +48,7 @@ def widest_type(student: Student) -> torch.dtype:
 
 
 def _wide_parts(student: Student) -> Iterator[nn.Module]:
-    """Slots with a mixer, and modules of the skeleton that hold a float32 parameter which transformers would not."""
+    """Slots with a mixer, and modules of the backbone with a float32 parameter that transformers would not keep so."""
     kept, own = kept_in_float32(student), _own_prefixes(student)
     for path, module in student.named_modules():
         if isinstance(module, MixerSlot):
@@ -60,12 +60,12 @@ def _wide_parts(student: Student) -> Iterator[nn.Module]:
 
 
 def _own_prefixes(student: Student) -> tuple[str, ...]:
-    """What names begin with that the skeleton does not have; of a plain model of transformers nothing."""
+    """The prefixes of parameter names that do not belong to the backbone; none for a plain transformers model."""
     return getattr(student, "own_prefixes", ())
 
 
 def _widen(module: nn.Module, arguments: tuple, keywords: dict) -> tuple[tuple, dict] | None:
-    """Hidden states in float32; a slot's other arguments (rotary tables, masks) stay as they are."""
+    """Cast the hidden states to float32. A slot's other arguments (rotary tables, masks) are not changed."""
     places = arguments[:1] or (keywords.get("hidden_states"),)
     if not _is_narrow(places[0]):
         return None

@@ -1,7 +1,8 @@
-"""AdamW's two moments of a parameter: the bytes they take, and those of 8 bits (torchao) as plain tensors.
+"""AdamW's two moments of a parameter: the bytes they take, and 8-bit moments (torchao) as plain tensors.
 
-A moment of 8 bits is codes, one byte a number; a scale a block of numbers; and the map from codes to values. A block lies
-within one row (of the first dimension), so that processes which divide a parameter by rows hold what one process would.
+An 8-bit moment consists of codes (one byte a number), one scale for each block of numbers, and the map from codes to
+values. A block lies within one row (of the first dimension). Processes that divide a parameter by rows so hold the same
+blocks as one process would.
 
 Source: Dettmers et al., 8-bit Optimizers via Block-wise Quantization (arXiv 2110.02861).
 """
@@ -17,18 +18,18 @@ from distill.compat import kept_in_float32
 from students.skeleton import Student
 
 EIGHT_BIT = "adamw_8bit"
-SIGNED = {"exp_avg": True, "exp_avg_sq": False}  # the moments by their names, and whether they have a sign
-PARTS = ("codes", "scale", "qmap")  # of one with 8 bits
-LEAST = 4096  # numbers of a parameter whose moments get 8 bits, as in bitsandbytes and torchao
+SIGNED = {"exp_avg": True, "exp_avg_sq": False}  # the moments by name, and whether they have a sign
+PARTS = ("codes", "scale", "qmap")  # of an 8-bit moment
+LEAST = 4096  # the smallest parameter, in numbers, that gets 8-bit moments, as in bitsandbytes and torchao
 BLOCK, SMALLEST_BLOCK = 256, 32  # numbers that share a scale
 MISSING = "needs torchao, which is not installed: pip install 'distill-hybrids[int8]'"
 
 
 def check_installed() -> None:
-    """Refuse to go on without torchao's optimizers.
+    """Check that torchao's optimizers are installed.
 
     Raises:
-        ImportError: with the command that installs them.
+        ImportError: they are not; it names the command that installs them.
     """
     if find_spec("torchao") is None:
         raise ImportError(MISSING)
@@ -39,11 +40,13 @@ def check_installed() -> None:
 
 
 def block_of(shape: Sequence[int]) -> int | None:
-    """Numbers that share a scale in the moments of a parameter: the largest divisor of its rows up to BLOCK. None where the
-    moments stay float32, for the parameter is small, or its rows have no such divisor (vectors, taps of convolutions).
+    """The block size of a parameter's 8-bit moments: the largest divisor of its row length up to BLOCK.
+
+    None if the moments stay float32: the parameter is small, or its row length has no divisor from SMALLEST_BLOCK to BLOCK
+    (vectors, taps of convolutions).
 
     Args:
-        shape: of the whole parameter, whoever holds its rows.
+        shape: of the whole parameter, even if this process holds only some of its rows.
     """
     if math.prod(shape) < LEAST:
         return None
@@ -52,27 +55,27 @@ def block_of(shape: Sequence[int]) -> int | None:
 
 
 def wide_names(student: Student, names: Collection[str]) -> set[str]:
-    """Those of a student's parameters whose moments stay float32 in any case: what mixers keep in float32 (decays)."""
+    """Those of `names` whose moments always stay float32: parameters that mixers keep in float32, such as decays."""
     wide = kept_in_float32(student) | student.float32_names
     return {name for name in names if not wide.isdisjoint(name.split("."))}
 
 
 def bytes_of(shape: Sequence[int], optimizer: str, wide: bool = False) -> int:
-    """What one moment of a parameter takes, scales included."""
+    """The bytes of one moment of a parameter, including scales."""
     count, block = math.prod(shape), None if wide or optimizer != EIGHT_BIT else block_of(shape)
     return 4 * count if block is None else count + 4 * count // block
 
 
 def bytes_a_parameter(optimizer: str) -> float:
-    """What both moments take for each parameter where all are in matrices with rows of multiples of BLOCK."""
+    """The bytes of both moments for each number of a matrix whose row length is a multiple of BLOCK."""
     return 2 * bytes_of((LEAST, BLOCK), optimizer) / (LEAST * BLOCK)
 
 
 def begun(held: Tensor, shape: Sequence[int], wide: bool) -> dict[str, Tensor]:
-    """Moments of 0, and a count of steps of 0, for torchao's AdamW8bit.
+    """The initial state of torchao's AdamW8bit for one parameter: zero moments and a step count of 0.
 
     Args:
-        held: the rows of the parameter that are here, one at least. shape: of the whole parameter.
+        held: the rows of the parameter that this process holds, at least one. shape: of the whole parameter.
     """
     import torch
     from torchao.optim.subclass_8bit import OptimState8bit
@@ -88,8 +91,11 @@ def begun(held: Tensor, shape: Sequence[int], wide: bool) -> dict[str, Tensor]:
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An optimizer's state of one parameter, moments of 8 bits as `exp_avg.codes` (as the parameter), `exp_avg.scale`
-    ([rows, blocks a row]) and `exp_avg.qmap` ([256]). The tensors are views: what is copied into them is in the state."""
+    """An optimizer's state of one parameter as plain tensors. An 8-bit moment becomes `exp_avg.codes` (of the parameter's
+    shape), `exp_avg.scale` ([rows, blocks a row]) and `exp_avg.qmap` ([256]).
+
+    The tensors are views: copying into them changes the state.
+    """
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         if hasattr(value, "codes"):
@@ -101,5 +107,5 @@ def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_rows(key: str) -> bool:
-    """Whether a tensor of `plain` has the rows of its parameter."""
+    """Whether a tensor of `plain` has one row for each row of its parameter."""
     return key != "step" and not key.endswith(".qmap")

@@ -1,7 +1,7 @@
-"""The head of a language model: as the fused losses take it, and wide, as everything that judges takes it.
+"""The LM head: as the input of the fused losses, and in float32 for every evaluation.
 
-In bfloat16 the logits of one token in twenty-five have no single first place. So the body of a judged model runs in the
-precision of its run, and its head and softmax in float32, products included.
+In bfloat16, one token in twenty-five has two equal highest logits. Therefore the body of an evaluated model runs in the
+precision of its run, and its head and softmax in float32, including the matrix product.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,10 @@ from students.wrapped import accepted, is_plain
 
 
 def head_of(model: nn.Module) -> Head:
-    """A causal language model's head, with what its family does to the logits (Granite, Cohere, Gemma).
+    """A causal language model's head, with the scale and softcap that its family applies to the logits (Granite, Cohere,
+    Gemma).
 
-    One that something stands around (an adapter, offloading, quantisation, hooks) is given as a function to call.
+    A head that is wrapped (by an adapter, offloading, quantisation or hooks) is returned as a function to call.
     """
     layer, config = _layer_of(model), model.config
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
@@ -36,12 +37,12 @@ def head_of(model: nn.Module) -> Head:
 
 
 def _layer_of(model: nn.Module) -> Any:
-    """The layer of a model's head: a linear layer, or what stands around one."""
+    """The layer of a model's head: a linear layer, or a wrapper around one."""
     return cast(PreTrainedModel, model).get_output_embeddings()
 
 
 def trimmed(head: Head, vocabulary: int) -> Head:
-    """The head of the first entries of a vocabulary alone: behind those that tokenizers know, models have rows that pad."""
+    """The head without the padding rows that a model may have after the last token of its tokenizer's vocabulary."""
     if head.call is not None:
         call = head.call
         return head._replace(call=lambda hidden: call(hidden)[..., :vocabulary])
@@ -52,8 +53,8 @@ def trimmed(head: Head, vocabulary: int) -> Head:
 
 
 def wide_head(model: nn.Module) -> Head:
-    """The head in float32, or wider where it is: a copy where it was narrower. One that is called stays as it is, and is
-    called with float32 where it takes that."""
+    """The head in float32 or wider, copied if it was narrower. A wrapped head is not changed; it gets float32 input if it
+    accepts that."""
     head = head_of(model)
     if head.weight is None:
         return head
@@ -63,7 +64,7 @@ def wide_head(model: nn.Module) -> Head:
 
 
 def wide_logits(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t v"]:
-    """The logits of some tokens in float32 or wider, whatever precision the body ran in.
+    """The logits of `t` tokens in float32 or wider, whatever the precision of the hidden states.
 
     Args:
         head: from `wide_head`.
@@ -73,15 +74,14 @@ def wide_logits(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t v"
 
 
 def widened(hidden: Float[Tensor, "t d"], head: Head) -> Float[Tensor, "t d"]:
-    """Hidden states in float32, or as wide as the head where that is wider."""
+    """The hidden states in float32, or in the head's type if that is wider."""
     kind = torch.promote_types(hidden.dtype, torch.float32)
     return hidden.to(kind if head.weight is None else torch.promote_types(kind, head.weight.dtype))
 
 
 @contextmanager
 def generating_wide(model: nn.Module) -> Iterator[None]:
-    """The same for a model that generates while the block runs: its head's products are float32, unless something stands
-    around it."""
+    """Inside the block, a model that generates computes its head's product in float32, unless the head is wrapped."""
     layer = _layer_of(model)
     if not is_plain(layer):
         yield
@@ -102,7 +102,7 @@ def generating_wide(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_products(device: torch.device) -> Iterator[None]:
-    """Float32 products in float32: neither autocast nor TF32 while the block runs."""
+    """Inside the block, float32 products are computed in float32, without autocast and without TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

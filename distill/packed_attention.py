@@ -1,8 +1,8 @@
-"""Full attention within packed documents by our own kernel, for teachers and kept attention while a stage trains.
+"""Attention within packed documents by our own kernel, for teachers and kept attention layers while a stage trains.
 
-For packed documents transformers makes a mask of [b, 1, t, t], which FlashAttention does not take: PyTorch falls back to a
-kernel several times slower, and the mask takes memory. The masks made here are the documents themselves, [b, t], and
-`students.kernels.attention` keeps to them. Layers get them as arguments, so recomputed activations see the same ones.
+For packed documents transformers makes a mask of [b, 1, t, t]. FlashAttention does not support such a mask: PyTorch falls
+back to a kernel that is several times slower, and the mask takes memory. The masks of this module are document numbers,
+[b, t], which `students.kernels.attention` reads. Layers get them as arguments, so recomputed activations see the same masks.
 """
 
 import logging
@@ -21,8 +21,8 @@ from students.kernels.attention import attention
 from teachers.compat import attention_function, attention_implementation, attention_replaced
 from teachers.teacher import Teacher
 
-PACKED = "distill_packed_"  # + the attention implementation that does everything else
-# What says nothing that the documents, the window and the cap do not say.
+PACKED = "distill_packed_"  # + the attention implementation that is used for everything else
+# Arguments that add nothing to the documents, the window and the softcap.
 IDLE = frozenset(
     (
         "cache_position",
@@ -35,21 +35,21 @@ IDLE = frozenset(
         "use_cache",
     )
 )
-FIRST, BEYOND = 32, 64  # tokens of the first document that it is tried on, and of the second beyond the widest window
-WIDEST = 8192  # window that is tried
-TOLERANCE = 0.1  # of a layer's output: bfloat16 makes 0.02, another document in sight more than this
+FIRST, BEYOND = 32, 64  # tokens of the trial's first document, and of its second one beyond the widest window
+WIDEST = 8192  # the widest window that is tried
+TOLERANCE = 0.1  # relative to a layer's output: bfloat16 causes 0.02, a look into another document more than 0.1
 
 _log = logging.getLogger(__name__)
 _served: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Unserved(RuntimeError):
-    """An attention that is told more than this one heeds."""
+    """The model's attention uses a feature that the packed attention does not support."""
 
 
 @contextmanager
 def packed_attention(*configs: PretrainedConfig) -> Iterator[None]:
-    """Inside the block the models of these transformers configs attend within packed documents by our kernel."""
+    """Inside the block, the models of these transformers configs use our kernel for packed documents."""
     with ExitStack() as stack:
         for config in configs:
             original = attention_implementation(config)
@@ -59,7 +59,7 @@ def packed_attention(*configs: PretrainedConfig) -> Iterator[None]:
 
 
 def serves(teacher: Teacher) -> bool:
-    """Whether a teacher's attention, and so that of its students, computes the same this way: tried once on a short text."""
+    """Whether the packed attention gives the same outputs as a teacher's own; tried once for each model on a short text."""
     model = teacher.model
     if model not in _served:
         _served[model] = teacher.family.recorded and _same(teacher)
@@ -68,7 +68,7 @@ def serves(teacher: Teacher) -> bool:
 
 @torch.no_grad()
 def _same(teacher: Teacher) -> bool:
-    """Two documents, the second longer than every window, with the model's own attention and with ours."""
+    """Compare the model's own attention with ours on two documents; the second is longer than every window."""
     windows = [teacher.logit_rules(layer).window or 0 for layer in range(teacher.n_layers)]
     room = teacher.positions()
     second = min(BEYOND + min(max(windows), WIDEST), WIDEST if room is None else room)
@@ -86,7 +86,9 @@ def _same(teacher: Teacher) -> bool:
     pairs = [(own[:, place], ours[:, place]) for own, ours in zip(wanted, found, strict=True) for place in places]
     away = max(((ours - own).norm() / own.norm()).item() for own, ours in pairs)
     if not away < TOLERANCE:
-        _log.info("%s keeps its own attention while stages train: the packed one is off by %.2g", teacher.reference, away)
+        _log.info(
+            "%s keeps its own attention while stages train: the packed attention differs by %.2g", teacher.reference, away
+        )
     return away < TOLERANCE
 
 
@@ -99,14 +101,14 @@ def document_mask(
     device: torch.device | str | None = None,
     **unused: Any,
 ) -> Int[Tensor, "b t"]:
-    """What transformers asks for as a mask: the documents of packed rows, numbered from 0. Where a token does not see the
-    one before it, a document begins.
+    """The mask function for transformers: the document numbers of packed rows, from 0. A document begins at a token that
+    does not see the token before it.
 
     Raises:
-        Unserved: a cache, or padding.
+        Unserved: there is a cache or padding.
     """
     if q_length != kv_length or attention_mask is not None:
-        raise Unserved("it serves whole rows without padding")
+        raise Unserved("the packed attention supports only whole rows without padding")
     row = torch.arange(batch_size, device=device)[:, None]
     place = torch.arange(1, q_length, device=device)[None]
     sees = torch.as_tensor(mask_function(row, 0, place, place - 1), device=device)
@@ -116,7 +118,7 @@ def document_mask(
 
 
 def _packed(original: str) -> str:
-    """The name of an attention that keeps to documents, and calls the original where it is given any other mask."""
+    """Register an attention that stays within documents, and calls the original for any other mask; returns its name."""
 
     def attend(
         module: nn.Module,
@@ -135,9 +137,9 @@ def _packed(original: str) -> str:
             given = {name: value for name, value in told.items() if value is not None}
             return attention_function(original, module)(module, query, key, value, attention_mask, **given, **rest)
         if unknown := [name for name, value in rest.items() if name not in IDLE and value is not None]:
-            raise Unserved(f"it does not know {', '.join(unknown)}")
+            raise Unserved(f"the packed attention does not support {', '.join(unknown)}")
         if dropout:
-            raise Unserved("nothing drops out of it")
+            raise Unserved("the packed attention does not support dropout")
         q, k, v = (part.transpose(1, 2) for part in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return attention(q, k, v, scale=scale, softcap=softcap, window=sliding_window, documents=attention_mask), None

@@ -1,4 +1,4 @@
-"""A plan as it is printed."""
+"""The printed form of a plan."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,26 +19,26 @@ from students.converting import further
 
 
 def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> None:
-    """Print a recipe's plan. place: where the recipe is."""
+    """Print a recipe's plan. place: the recipe's path."""
     console.print(Text.assemble(bold(recipe.name), printable(f"  {place}")))
     console.print(Text.assemble("layers   ", *_strip(plan.layout), "   (A keeps the teacher's attention)"))
     before = plan.layout
     for stage, layout in plan.replaced.items():
         new, count = further(before, layout), len(layout.converted)
-        said = f"   {stage} converts {len(new)} more, {count} of {len(layout.pattern)} by then"
+        said = f"   {stage} converts {len(new)} more, then {count} of {len(layout.pattern)} are converted"
         console.print(Text.assemble("         ", *_strip(layout), said))
         before = layout
     if chosen := ", ".join(
         dict.fromkeys(cast(str, cast(Further, entry.options).scorer) for entry in measured_stages(recipe))
     ):
-        console.print(f"         which layers, the run chooses by {chosen} by then; shown are even ones", highlight=False)
+        console.print(f"         the run chooses these layers by {chosen}; evenly spread layers are shown", highlight=False)
     for letter, options in recipe.mixers.items():
         console.print(f"      {letter}  {options}", highlight=False)
     if plan.selection:
         trains = f", trains gates on {plan.selection['training_tokens']:,}" if plan.selection["training_tokens"] else ""
         console.print(
             f"select   the run chooses the layout by {plan.selection['by']} before it trains: reads about "
-            f"{plan.selection['tokens']:,} tokens{trains}; shown is an even layout of the same budget",
+            f"{plan.selection['tokens']:,} tokens{trains}; an evenly spread layout of the same budget is shown",
             highlight=False,
         )
     if recipe.meta_tokens:
@@ -70,9 +70,9 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
             )
         )
         console.print(
-            f"check       with nothing swapped the student's logits are off by {found['logits']:.1g} of the teacher's; "
-            f"{swapped}; every part has a value; {found['seconds']:.2f} s\n"
-            "            what the end of the run needs was tried: rows, questions, saving, exports, generation",
+            "check       with the teacher's attention in every layer the student's logits are off by "
+            f"{found['logits']:.1g} of the teacher's; {swapped}; every tensor has a value; {found['seconds']:.2f} s\n"
+            "            the steps at the end of the run were tried: rows, questions, saving, exports, generation",
             highlight=False,
         )
     for tokens, (theirs, ours) in plan.cache.items():
@@ -80,16 +80,16 @@ def show(plan: Plan, recipe: Recipe, place: str | Path, console: Console) -> Non
         console.print(
             f"cache       {tokens:,} tokens in bfloat16: teacher {_size(theirs)}, student {share}", highlight=False
         )
-    limits = ", ".join(f"{theirs:,.0f} / {ours:,.0f} behind {tokens:,}" for tokens, (theirs, ours) in plan.decoding.items())
+    limits = ", ".join(f"{theirs:,.0f} / {ours:,.0f} after {tokens:,}" for tokens, (theirs, ours) in plan.decoding.items())
     console.print(
-        f"decoding    at most, teacher / student: {limits} tokens/s, one text in bfloat16 at an H100's "
+        f"decoding    at most, teacher / student: {limits} tokens/s, batch size 1 in bfloat16 at an H100's "
         f"{BANDWIDTH / 1e12:.1f} TB/s (weights and cache read once a token)",
         highlight=False,
     )
 
 
 def export_lines(exports: Mapping[str, dict]) -> Iterator[str]:
-    """For each target, the engines that run what it writes; then those that do not, or why it is refused."""
+    """For each target: the engines that run its export, the engines that do not and why, or why the target is refused."""
     for name, found in exports.items():
         if found["refused"]:
             yield f"{name}: refused: {found['refused']}"
@@ -106,7 +106,7 @@ def export_lines(exports: Mapping[str, dict]) -> Iterator[str]:
 
 
 def _strip(layout: Layout) -> list:
-    """A layout's letters, its mixers standing out."""
+    """A layout's letters, with mixers in bold."""
     return [bold(letter, "bold blue") if letter in layout.mixers else letter for letter in layout.pattern]
 
 

@@ -1,5 +1,7 @@
-"""`distill plan`: what a run would do, from the teacher's config alone. Nothing is trained or written, and nothing loaded
-or prepared unless the plan is to be checked."""
+"""`distill plan`: what a run would do, computed from the teacher's config alone.
+
+Nothing is trained or written. Weights are loaded and text is prepared only if the plan is checked.
+"""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -37,29 +39,32 @@ from teachers.families import Family, family_of
 from teachers.teacher import Teacher
 from teachers.weights import check_row
 
-BYTES = 4  # of a parameter that trains: float32 masters
+BYTES = 4  # bytes of a trained parameter: float32 masters
 ASSUMED = {"cpu": "two CPU cores", "cuda": "a Hopper GPU"}
 SPEED = {"cpu": 120e9, "cuda": 150e12}  # FLOP/s that training is assumed to reach: two cores; a Hopper GPU in bfloat16
-SMALL, SMALL_SPEED = 500e6, 75e12  # parameters below which a GPU waits for launches; 55 to 97e12 measured at 135M (LOG.md)
+SMALL, SMALL_SPEED = 500e6, 75e12  # below SMALL parameters launches limit a GPU; 55 to 97e12 measured at 135M (LOG.md)
 GPU_MEMORY = 80  # GiB, an H100's
-TEXTS = (1024, 32 * 1024, 256 * 1024)  # tokens that a cache is shown for
-BANDWIDTH = 3.0e12  # bytes a second that a Hopper GPU's memory is taken to give
+TEXTS = (1024, 32 * 1024, 256 * 1024)  # context lengths in tokens for which cache sizes are shown
+BANDWIDTH = 3.0e12  # assumed memory bandwidth of a Hopper GPU, in bytes a second
 MASTERS = "the student's masters, gradients and moments"
 DIVIDED = {"student": MASTERS, "all": f"{MASTERS} and the teacher's layers"}
 
 
 @dataclass
 class Plan:
-    """The numbers of a plan. layout: the first one. replaced: by stage that converts further layers, what it leaves (even
-    layers, where the run chooses). Parameters; bytes at the training peak without activations; FLOP of all stages; bytes of
-    a teacher's and a student's cache, a text, by its tokens, and tokens a second that either decodes behind so many at most,
-    in bfloat16 at BANDWIDTH. selection: of a recipe whose layout is selected, its options, and
-    the tokens that it reads and trains on; the layout is then an even one, and the selection's FLOP are among `flops`.
-    exports: for each target why it is `refused` (None where it is not), and then the first transformers that gets it right
-    (`since`, None for all) and for each of `engines` why it does not run it (None where it does).
-    identity: where the plan was checked, what `identity.check_identity` found. shard: of several GPUs, what they divide.
-    needs: what each training stage needs of each of so many GPUs of so many GiB, see `footprint.needs`; empty where that was
-    not asked for."""
+    """The numbers of a plan.
+
+    layout: the layout of the first stage. replaced: for each stage that converts further layers, the layout after it (with
+    evenly spread layers if the run chooses them). trained, tokens: by stage, trained parameters and tokens. bytes: memory at
+    the training peak without activations. flops: of all stages and of a selection.
+    exports: for each target why it is `refused` (None if it is not), the first transformers version that runs it correctly
+    (`since`, None for all), and for each of `engines` why it does not run the export (None if it does).
+    cache: by context length in tokens, the bytes of the teacher's and the student's cache of one sequence. decoding: by
+    context length, the most tokens a second that the teacher and the student can decode, in bfloat16 at BANDWIDTH.
+    selection: if the recipe's layout is selected, the options, and the tokens that the selection reads and trains on;
+    `layout` is then evenly spread. identity: if the plan was checked, the result of `identity.check_identity`. shard: for
+    several GPUs, what they divide. needs: what each training stage needs of each of `gpus` GPUs of `gpu_memory` GiB, see
+    `footprint.needs`; empty if the number of GPUs was not given."""
 
     layout: Layout
     teacher_parameters: int
@@ -89,24 +94,24 @@ class Plan:
         return SMALL_SPEED if device == "cuda" and self.student_parameters < SMALL else SPEED[device]
 
     def seconds(self, device: str) -> float:
-        """The time that the stages' arithmetic takes at that speed."""
+        """The time that the arithmetic of all stages takes at that speed."""
         return self.flops / self.speed(device)
 
     def numbers(self) -> dict:
-        """Everything, for JSON; `seconds` by the device assumed."""
+        """The plan as a mapping for JSON, with `seconds` by the assumed device."""
         found = {**asdict(self), "seconds": {device: self.seconds(device) for device in SPEED}}
         return found | {"needs": {stage: need.numbers() for stage, need in self.needs.items()}}
 
 
 def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_MEMORY) -> Plan:
-    """Work out a recipe's numbers.
+    """Compute a recipe's plan.
 
     Args:
-        gpus: how many share the batches; with them also what the stages need of each, which takes seconds. gpu_memory: of
-            one, in GiB.
+        gpus: the number of GPUs that share the batches. If it is given, the plan also has what the stages need of each GPU,
+            which takes seconds to compute. gpu_memory: of one GPU, in GiB.
 
     Raises:
-        UserError: what `run` would refuse (see `training.checks`), or a teacher whose config cannot be found.
+        UserError: `run` would refuse the recipe (see `training.checks`), or the teacher's config cannot be found.
     """
     gpus, gpu_memory = PROCESSES.check(gpus, "gpus"), GPU_GIB.check(gpu_memory, "gpu_memory")
     check_here(recipe, world=gpus)
@@ -133,7 +138,7 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
     kept = students.build(config, Layout(KEEP * len(fit.layout.pattern)), place, shapes)
     cache = {tokens: (state_bytes(kept, tokens), state_bytes(student, tokens)) for tokens in TEXTS}
     weights = weight_bytes(kept), weight_bytes(student)
-    most = max(trained.values(), default=0)  # what trains has its own memory; the rest of the student is the teacher's
+    most = max(trained.values(), default=0)  # trained parameters have memory of their own; the others share the teacher's
     steady = max((bytes_of(trained[key], options) for key, options in training.items()), default=0.0)
     held = config_type(recipe, "cpu" if recipe.device == "cpu" else "cuda", cast(torch.dtype | None, config.dtype))
     memory = held.itemsize * sizes["teacher"] + BYTES * (max(most, mixers) - most) + int(steady)
@@ -165,15 +170,15 @@ def make_plan(recipe: Recipe, gpus: int | None = None, gpu_memory: float = GPU_M
 
 
 def _computing(student: Student, shapes: Shapes, whole: bool) -> int:
-    """Parameters that compute in a student's steps, those of its mixers alone or of all of it."""
+    """Parameters that take part in a training step: those of the mixers alone, or with `whole` of the whole student."""
     layout = student.layout
-    with torch.device("meta"):  # untied: a block that several layers share computes in each of them
+    with torch.device("meta"):  # untied, since a block that several layers share computes in each of them
         used = sum(_parameters(layout.make(layer, shapes.at(layer))) for layer in layout.converted)
     return _parameters(student) - _parameters(nn.ModuleList(student.mixers.values())) + used if whole else used
 
 
 def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int, gib: float) -> dict | None:
-    """What so many GPUs divide, and why."""
+    """What `gpus` GPUs divide, and why; None for one."""
     if gpus == 1:
         return None
     counts = zip(stages_of(recipe), trained.values(), strict=True)
@@ -183,18 +188,19 @@ def _shares(recipe: Recipe, trained: dict[str, int], teacher: float, gpus: int, 
 
 
 def planned(recipe: Recipe, *, check: bool, gpus: int | None, gpu_memory: float) -> Plan:
-    """A recipe's numbers, and what `check_plan` finds where that is asked for; raises what either does."""
+    """A recipe's plan, with `check` also the results of `check_plan`. Raises what `make_plan` and `check_plan` raise."""
     made = make_plan(recipe, gpus, gpu_memory)
     return check_plan(made, recipe) if check else made
 
 
 def check_plan(plan: Plan, recipe: Recipe) -> Plan:
-    """Load the teacher, prepare the text and try what a run tries before it trains: that a student of the teacher is the
-    same model with nothing and with plain attention swapped in, that the student of the plan can be built whole, and what
-    the end of the run needs. `plan.identity` has the numbers; the plan is returned.
+    """Load the teacher, prepare the text, and try what a run tries before it trains. Returns the plan.
+
+    The checks: a student equals its teacher if no layer is converted, and if plain attention replaces each converted layer;
+    the plan's student can be built; the steps at the end of the run work. `plan.identity` has the numbers.
 
     Raises:
-        UserError: what the teacher, the text, the check or the rehearsal refuses.
+        UserError: the teacher, the text, a check or the rehearsal fails.
     """
     session = Session.open(recipe)
     teacher = session.teacher
@@ -207,7 +213,7 @@ def check_plan(plan: Plan, recipe: Recipe) -> Plan:
 
 
 def _selection(recipe: Recipe, teacher: Teacher) -> dict | None:
-    """What the selection of a recipe's layout does; None where it is written out."""
+    """The options and tokens of the selection of a recipe's layout; None if the layout is written out."""
     if not recipe.selects:
         return None
     options = selection_options(recipe)
@@ -216,12 +222,12 @@ def _selection(recipe: Recipe, teacher: Teacher) -> dict | None:
 
 
 def _selection_tokens(selection: dict | None) -> float:
-    """Forward passes of the teacher that a selection comes to."""
+    """The tokens of a selection, counted as forward passes of the teacher."""
     return selection["tokens"] + TRAINING * selection["training_tokens"] if selection else 0.0
 
 
 def _skeleton(recipe: Recipe, config: PretrainedConfig) -> tuple[Family, PreTrainedModel]:
-    """The teacher's family, and a model of its sizes on the meta device."""
+    """The teacher's family, and its model on the meta device."""
     try:
         family = family_of(config, recipe.teacher)
         with loading(recipe.teacher, "config"), torch.device("meta"):
@@ -233,7 +239,7 @@ def _skeleton(recipe: Recipe, config: PretrainedConfig) -> tuple[Family, PreTrai
 
 
 def _other(recipe: Recipe, entry: StageEntry) -> int:
-    """Parameters of the teacher that a stage runs in place of the recipe's; 0 where it runs none."""
+    """The parameters of a stage's own teacher, which it runs in place of the recipe's; 0 if it has none."""
     source = entry.source
     if source is None or source.teacher is None or source.offline is not None:
         return 0
@@ -242,7 +248,7 @@ def _other(recipe: Recipe, entry: StageEntry) -> int:
 
 
 def _exports(source: Source) -> dict[str, dict]:
-    """Of every target, why it is refused, or else since when and in which engines it runs."""
+    """For every export target why it is refused, or the transformers version and the engines that run it."""
     found: dict[str, dict[str, Any]] = {}
     for name in EXPORTERS:
         chosen = target(name)

@@ -1,8 +1,8 @@
-"""The numbers that an option or a key of a recipe may be: a lowest and a highest one, said in messages.
+"""Ranges of numbers for options and recipe keys: the lowest and the highest valid value, which messages name.
 
-A range is meant to be wider than any use, and narrower than what could only be a slip: a batch of 10^12, a length of 10^8.
-It stands in the annotation of a schema's field (`Annotated[int, whole(1, 64)]`), and beside an option of the command line
-(`callback=TOKENS.option("--tokens")`); `check` is for whoever calls the Python API.
+A range is wider than any real use, and refuses values that can only be mistakes: a batch of 10^12, a length of 10^8.
+It is used in the annotation of a schema's field (`Annotated[int, whole(1, 64)]`), as the callback of a command-line option
+(`callback=TOKENS.option("--tokens")`), and through `check` in the Python API.
 """
 
 import math
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic_core import CoreSchema
 
-LONGEST = 2**20  # tokens of a text or a window, the longest that any teacher has positions for
+LONGEST = 2**20  # tokens of a sequence: the most positions of any teacher
 MANY = 10**6  # trials, items, documents, steps between two saves
-DISTANT = 10**9  # steps or tokens that somebody counts up to
+DISTANT = 10**9  # a step or token number
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both among them unless `above` or `below` leaves the lower or the upper one out.
+    """The numbers from `low` to `high`, both included. `above` excludes the lower end, `below` the upper end.
 
-    whole: only whole numbers, which `check` and options ask for; a schema's field says it by its type. or_zero: 0 too, which
-    then means something else than a small number.
+    whole: only whole numbers; `check` and options need it, a schema's field has its type. or_zero: 0 is valid too, with a
+    meaning of its own.
     """
 
     low: float
@@ -44,27 +44,27 @@ class Range:
         return f"{'0 or ' if self.or_zero else ''}a {kind} {first} {last}"
 
     def __contains__(self, value: float) -> bool:
-        """Whether a number is one of these; NaN is in no range."""
+        """Whether a number is in the range; NaN is in no range."""
         if self.or_zero and value == 0:
             return True
         over = value > self.low if self.above else value >= self.low
         return over and (value < self.high if self.below else value <= self.high)
 
     def __call__(self, value: float) -> float:
-        """The number, 0 where it is -0.
+        """Return the number; -0 becomes 0.
 
         Raises:
             ValueError: it is not in the range.
         """
         if value not in self:
             raise ValueError(f"it should be {self}")
-        return value + 0  # of -0.0 this is 0.0, which a fingerprint tells from it
+        return value + 0  # makes 0.0 of -0.0, since the two would give different fingerprints
 
     def check(self, value: Any, where: str) -> Any:
-        """The number that somebody gave as `where`; None stays None.
+        """Check the number that the user gave for `where`, and return it; None stays None.
 
         Raises:
-            UserError: it is no number, or not in the range; naming it and what it may be.
+            UserError: it is not a number, or not in the range; the message names the value and the range.
         """
         if value is None:
             return None
@@ -74,7 +74,7 @@ class Range:
         return value + 0
 
     def option(self, name: str) -> Callable[[Any], Any]:
-        """The callback of an option of the command line, `name` as it is typed."""
+        """The callback of a command-line option. name: the option as the user types it."""
 
         def callback(value: Any) -> Any:
             return self.check(value, name)
@@ -83,46 +83,46 @@ class Range:
         return callback
 
     def __get_pydantic_core_schema__(self, source: Any, handler: "GetCoreSchemaHandler") -> "CoreSchema":
-        """What pydantic checks: the type as always, then the range, which says more of NaN and infinity than the type."""
+        """Let pydantic check the type, then the range. The range refuses NaN and infinity, with a better message."""
         from pydantic_core import core_schema  # not at the top: `distill --help` needs no pydantic
 
         inner = core_schema.float_schema(allow_inf_nan=True) if source is float else handler(source)
 
         def validate(value: Any, of_type: Callable[[Any], float]) -> float:
-            beyond = isinstance(value, int) and abs(value) > sys.float_info.max  # which is no float, and in no range
+            beyond = isinstance(value, int) and abs(value) > sys.float_info.max  # not a float, and in no range
             return self(value if beyond else of_type(value))
 
         return core_schema.no_info_wrap_validator_function(validate, inner)
 
     def __get_pydantic_json_schema__(self, schema: "CoreSchema", handler: "GetJsonSchemaHandler") -> dict[str, Any]:
-        """The type's JSON schema, with the two ends."""
+        """The type's JSON schema with the two ends of the range."""
         ends = {"exclusiveMinimum" if self.above else "minimum": 0 if self.or_zero else self.low}
         ends["exclusiveMaximum" if self.below else "maximum"] = self.high
         return handler(schema) | ends
 
 
 def whole(low: int, high: int) -> Range:
-    """Whole numbers, both ends among them."""
+    """Whole numbers from `low` to `high`, both included."""
     return Range(low, high, whole=True)
 
 
 SHARE = Range(0, 1)
 
-# of the command line and the Python API
-PROCESSES = whole(1, 65_536)  # that share a run, each with a GPU of its own where there are any
-MINUTES = Range(0, 1e6, above=True)  # that a run may be given
+# options of the command line and the Python API
+PROCESSES = whole(1, 65_536)  # processes of a run; on GPUs each has its own
+MINUTES = Range(0, 1e6, above=True)  # time limit of a run
 NEW_TOKENS = whole(1, LONGEST)
-TOP_K = whole(1, 2**20)  # likeliest tokens of a distribution that are kept
+TOP_K = whole(1, 2**20)  # most likely tokens of a distribution that are kept
 CHUNK = whole(1, LONGEST)  # tokens of a prompt at a time
-ANSWERED = whole(1, 65_536)  # prompts at once
-TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the likeliest token, and colder logits overflow
-TOP_P = Range(0, 1, above=True)  # of the distribution that sampling draws from
+ANSWERED = whole(1, 65_536)  # batch size of answers
+TEMPERATURE = Range(1e-3, 1e3, or_zero=True)  # of sampling; 0 takes the most likely token; below 1e-3 logits overflow
+TOP_P = Range(0, 1, above=True)  # of nucleus sampling
 SEEDS = whole(0, 2**63 - 1)
-ROWS = whole(1, 2**40)  # prompts that are answered
+ROWS = whole(1, 2**40)  # prompts to answer
 PREPARING = whole(1, 1024)  # processes that prepare text
-SHOWN = whole(0, 1000)  # documents that are shown
-GPU_GIB = Range(0, 1e5, above=True)  # of memory
-KEPT = Range(0, MANY, above=True)  # layers or heads, or a share of them
+SHOWN = whole(0, 1000)  # documents to show
+GPU_GIB = Range(0, 1e5, above=True)  # memory of a GPU
+KEPT = Range(0, MANY, above=True)  # number or share of layers or heads
 
 
 def _said(value: float) -> str:

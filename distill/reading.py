@@ -1,6 +1,6 @@
-"""Whatever is read back from a file is read here: a plain file of bounded size, UTF-8, JSON as its standard has it, no code.
+"""Safe reading of files: plain files of bounded size, UTF-8 text, standard JSON, and arrays without pickles.
 
-A file that is not what it should be is one `UserError` with its name, what is wrong in it and the fix, whoever wrote it.
+An invalid file ends in one `UserError` with the file's name, what is wrong in it, and the fix.
 """
 
 import io
@@ -23,31 +23,31 @@ from distill.errors import UserError, reason_of
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_BYTES = 64 * 2**20  # of a file of JSON; a thousand times what a run writes
-MOST_DEPTH = 64  # of lists and mappings in each other
-MOST_DIGITS = 18  # of a whole number: what 64 bits hold
+MOST_BYTES = 64 * 2**20  # of a JSON file; a thousand times the size of a run's files
+MOST_DEPTH = 64  # of nested lists and mappings
+MOST_DIGITS = 18  # of a whole number, so that it fits into 64 bits
 MOST_LINE = 2**20  # bytes of a line of JSON lines
-MOST_LINES_BYTES = 256 * 2**20  # of a file of them
+MOST_LINES_BYTES = 256 * 2**20  # of a file of JSON lines
 ARRAY_KINDS = "fiub"  # floats, whole numbers, booleans: what an array may hold
 
 
 class Unreadable(ValueError):
-    """Why content is not what it should be; whoever knows the file makes a message of it."""
+    """The reason why content is invalid. The caller, which knows the file, makes a message of it."""
 
 
 def read_bytes(file: Path, *, most: int, fix: str) -> bytes:
-    """What a plain file holds.
+    """Read a plain file.
 
     Args:
-        most: bytes. fix: what to do about a file that cannot be used, for the message.
+        most: the largest size in bytes. fix: what to do about an invalid file, for the message.
 
     Raises:
-        UserError: there is no such file, it is a folder or a pipe, cannot be read or is larger.
+        UserError: there is no such file, it is a folder or a pipe, it cannot be read, or it is larger than `most`.
     """
     try:
         known = os.stat(file)
         if not stat.S_ISREG(known.st_mode):
-            raise UserError(f"{file} is {'a folder' if stat.S_ISDIR(known.st_mode) else 'no plain file'}; {fix}")
+            raise UserError(f"{file} is {'a folder' if stat.S_ISDIR(known.st_mode) else 'not a plain file'}; {fix}")
         handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as opened:
             content = opened.read(most + 1) if known.st_size <= most else None
@@ -61,7 +61,7 @@ def read_bytes(file: Path, *, most: int, fix: str) -> bytes:
 
 
 def read_text(file: Path, *, most: int, fix: str) -> str:
-    """A plain file as text.
+    """Read a plain file as text.
 
     Raises:
         UserError: as `read_bytes`, or it is not UTF-8.
@@ -73,10 +73,10 @@ def read_text(file: Path, *, most: int, fix: str) -> str:
 
 
 def read_json(file: Path, schema: TypeAdapter, *, fix: str, most: int = MOST_BYTES) -> Any:
-    """A file of JSON, checked by a schema and given as it is written.
+    """Read a JSON file and check it by a schema. Returns the content unchanged.
 
     Raises:
-        UserError: as `read_text`, or it is no JSON, or not what the schema says, naming the place.
+        UserError: as `read_text`; or it is not JSON; or the schema refuses it, naming the place.
     """
     text = read_text(file, most=most, fix=fix)
     try:
@@ -86,10 +86,10 @@ def read_json(file: Path, schema: TypeAdapter, *, fix: str, most: int = MOST_BYT
 
 
 def read_lines(file: Path, schema: TypeAdapter, *, fix: str) -> list[Any]:
-    """A file of JSON lines, each checked; a last line that was cut short, as by a kill, is left out.
+    """Read a file of JSON lines and check each by a schema. An incomplete last line, as after a kill, is left out.
 
     Raises:
-        UserError: as `read_bytes`, or naming the line that is no JSON or not what the schema says.
+        UserError: as `read_bytes`; or a line is not JSON or refused by the schema, naming the line.
     """
     lines = read_bytes(file, most=MOST_LINES_BYTES, fix=fix).split(b"\n")
     found, last = [], len(lines)
@@ -98,7 +98,7 @@ def read_lines(file: Path, schema: TypeAdapter, *, fix: str) -> list[Any]:
             break
         try:
             if len(line) > MOST_LINE:
-                raise Unreadable(f"it is {size_of(len(line))} long, and a line has at most {size_of(MOST_LINE)}")
+                raise Unreadable(f"it is {size_of(len(line))} long, but a line may have at most {size_of(MOST_LINE)}")
             found.append(checked(parsed(line.decode()), schema))
         except (Unreadable, UnicodeDecodeError) as error:
             if number == last:
@@ -109,10 +109,11 @@ def read_lines(file: Path, schema: TypeAdapter, *, fix: str) -> list[Any]:
 
 
 def parsed(text: str) -> Any:
-    """JSON as its standard has it, in bounds.
+    """Parse standard JSON within bounds.
 
     Raises:
-        Unreadable: no JSON, a key twice, a number that is none or too long, text that is no Unicode, or nested too deep.
+        Unreadable: it is not JSON, a key is given twice, a number is not finite or too long, a text has a lone surrogate,
+            or it is nested too deep.
     """
     if not text.strip():
         raise Unreadable("it is empty")
@@ -130,7 +131,7 @@ def parsed(text: str) -> Any:
 
 
 def checked(content: Any, schema: TypeAdapter) -> Any:
-    """Content as it is, once a schema has looked at it.
+    """Check content by a schema, and return it unchanged.
 
     Raises:
         Unreadable: naming the place, the value and what it should be.
@@ -149,13 +150,13 @@ def checked(content: Any, schema: TypeAdapter) -> Any:
 
 
 def read_arrays(file: Path, *, fix: str, most: int = MOST_BYTES, dimensions: int = 2) -> "dict[str, np.ndarray]":
-    """The arrays of a .npz, whose types and shapes are looked at before anything is allocated; no pickle is opened.
+    """Read the arrays of a .npz file. Types and shapes are checked before memory is allocated; pickles are never opened.
 
     Args:
-        most: bytes of the file, and of all its arrays together. dimensions: that each of them has.
+        most: the most bytes of the file, and of all its arrays together. dimensions: the number of dimensions of each array.
 
     Raises:
-        UserError: as `read_bytes`, or it is no such archive, or an array is not of numbers, too large or cut short.
+        UserError: as `read_bytes`; or it is not such an archive; or an array is not numeric, too large or incomplete.
     """
     content = read_bytes(file, most=most, fix=fix)
     try:
@@ -167,7 +168,7 @@ def read_arrays(file: Path, *, fix: str, most: int = MOST_BYTES, dimensions: int
 
 
 def size_of(count: int) -> str:
-    """Bytes, for people."""
+    """Format a number of bytes with a fitting unit."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.4g} {unit}"
@@ -212,13 +213,13 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise Unreadable(f"the key {reprlib.repr(key)} stands twice")
+                raise Unreadable(f"the key {reprlib.repr(key)} is given twice")
             seen.add(key)
     return found
 
 
 def _no_number(word: str) -> None:
-    raise Unreadable(f"{word} is no number")
+    raise Unreadable(f"{word} is not a finite number")
 
 
 def _finite(digits: str) -> float:
@@ -246,4 +247,4 @@ def _check_depth(content: Any) -> None:
         elif isinstance(value, list):
             waiting += [(part, depth + 1) for part in value]
         elif isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise Unreadable(f"the text {reprlib.repr(value)} is half a character")
+            raise Unreadable(f"the text {reprlib.repr(value)} holds half a character (a lone surrogate)")

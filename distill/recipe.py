@@ -1,7 +1,7 @@
-"""A recipe as data: one strict schema, and its text as YAML.
+"""The schema of a recipe, and its text as YAML.
 
-What a recipe names of a table (stages, scorers, export targets) is checked by whoever has the table: `recipe_file.check`
-asks them all.
+The names of stages, scorers and export targets are checked by the modules that have these tables; `recipe_file.check` calls
+all of them.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from distill.ranges import DISTANT, LONGEST, MANY, Range, whole
 from distill.schema import COUNTED, Count, Letter, Name, Schema, explain
 from distill.yaml_file import dump
 
-DOCUMENTS = 32  # that a judged table rests on
+DOCUMENTS = 32  # held-out documents of a table, by default
 LONGEST_DOCUMENT = 128 * 10**6  # bytes of UTF-8
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")  # accelerate's
 
-Length = Annotated[int, whole(8, LONGEST)]  # of a window of text
-FewTokens = Annotated[int, *COUNTED, whole(1, LONGEST)]  # that are read at once
-Batch = Annotated[int, whole(1, 65_536)]  # windows at a time
+Length = Annotated[int, whole(8, LONGEST)]  # tokens of a window
+FewTokens = Annotated[int, *COUNTED, whole(1, LONGEST)]  # tokens that are read at once
+Batch = Annotated[int, whole(1, 65_536)]  # windows
 
 
 MicroBatch = Batch | Literal["auto"]  # auto: as many as fit the device's memory
@@ -31,30 +31,31 @@ class TextSource(Schema):
     """One entry of `data.train`, `data.heldout` or a stage's own `data`."""
 
     path: str | None = None
-    """Local files: a glob of jsonl, json, parquet, txt or csv, plain or compressed, relative to the folder that the
-    command runs in; `shipped:NAME` for the project's own text. A file of exactly this name is taken before the glob is."""
+    """Local files: a glob of jsonl, json, parquet, txt or csv files, plain or compressed, relative to the folder that the
+    command runs in; `shipped:NAME` for text that comes with the project. A file of exactly this name is preferred to the
+    glob."""
     hub: str | None = None
-    """A data set of the hub by its name, or its local folder; it is streamed as far as the run's tokens go. Give either
+    """The name of a data set of the hub, or its local folder. It is streamed until the run has its tokens. Give either
     `path` or `hub`."""
     name: str | None = None
     """The configuration of a data set of the hub."""
     split: str = "train"
     """The split of a data set of the hub."""
     column: str = "text"
-    """The column to read: text, or a chat's messages. Where a row has no `text`, `messages` is read, else `prompt` and
-    `completion`; `prompt+completion` asks for those two. See docs/text.md#chat-data."""
+    """The column to read: text, or a chat's messages. If a row has no `text`, its `messages` are read, else its `prompt`
+    and `completion`; `prompt+completion` asks for those two. See docs/text.md#chat-data."""
     label: str | None = None
-    """The name that the source's rows are counted under. Where none is given: the row's column `source`, else the name of
-    the file or data set."""
+    """The name under which the source's rows are counted. If not given: the row's column `source`, else the name of the
+    file or data set."""
     weight: Annotated[float, Range(1e-6, 1e6)] | None = None
-    """The source's share of the tokens, in proportion to the other weights; a small source is repeated. Without weights
-    all sources are shuffled together."""
+    """The source's share of the tokens, relative to the weights of the other sources; a small source is repeated. Without
+    weights all sources are shuffled together."""
     documents: Literal["file", "paragraphs", "lines"] | None = None
-    """What of a .txt file is one document: the whole `file` (where none is given), `paragraphs` between blank lines, or
+    """How a .txt file is cut into documents: the whole `file` (if not given), `paragraphs` between blank lines, or
     `lines`."""
     train_on: Literal["all", "completions"] | None = None
-    """Which tokens are trained on: `all`, or `completions`, what the assistant said alone. Where none is given:
-    `completions` where rows are chats, else `all`."""
+    """The tokens that are trained on: `all`, or only `completions`, the assistant's answers. If not given: `completions`
+    for chats, else `all`."""
 
     @model_validator(mode="after")
     def _one_place(self):
@@ -64,81 +65,81 @@ class TextSource(Schema):
 
 
 class Data(Schema):
-    """What to read, and how it is cut: windows of `seq_len` tokens, `batch` windows an optimizer step."""
+    """The texts, and how they are cut: windows of `seq_len` tokens, `batch` windows in each optimizer step."""
 
-    CLOSED_FORM: ClassVar[int] = 8  # windows at a time, at most, of closed-form work where micro_batch is auto
+    CLOSED_FORM: ClassVar[int] = 8  # the most windows at a time in closed-form work if micro_batch is auto
 
     train: Annotated[list[TextSource], Field(min_length=1)]
-    """Sources of the text that is trained on."""
+    """Sources of the training text."""
     heldout: Annotated[list[TextSource], Field(min_length=1)]
-    """Sources of the text that tables are made of; nothing is trained on it."""
+    """Sources of the held-out text, on which tables are measured. It is never trained on."""
     seq_len: Length
-    """Tokens of a window. Documents are packed into windows, and nothing leaks from one to the next."""
+    """Tokens of a window. Documents are packed into windows; no document reads from another."""
     batch: Batch
-    """Windows an optimizer step."""
+    """Windows of an optimizer step (the batch size)."""
     micro_batch: MicroBatch | None = None
-    """Windows at a time; the gradients of a step are added up. Where none is given, a whole step at once. `auto`: the most
-    that fit, a divisor of each process's share of a step. It is found by dry steps on a GPU, by the stage's footprint
-    elsewhere, written into the run folder and kept. Closed-form work takes at most 8 windows at a time."""
+    """Windows that are computed at a time; the gradients of a step are accumulated. If not given, the whole step at once.
+    `auto`: the most that fit, a divisor of each process's share of a step. It is found by dry steps on a GPU, by the
+    stage's footprint elsewhere, saved in the run folder and kept. Closed-form work takes at most 8 windows at a time."""
     separator: str | None = None
-    """The token that ends a document. Where none is given, the tokenizer's end-of-sequence token. A row that holds it
-    begins a new document behind it, but not between the turns of a chat in the tokenizer's own template."""
+    """The end-of-document token. If not given, the tokenizer's end-of-sequence token. If a row contains it, a new document
+    begins after it, except between the turns of a chat in the tokenizer's own template."""
     long_documents: Literal["shuffled", "in_order"] = "shuffled"
-    """The order of windows of a document longer than a window: `shuffled` draws every window on its own; `in_order` lets
-    them follow each other."""
+    """The order of the windows of a document longer than a window: `shuffled` draws each window independently; `in_order`
+    keeps them in sequence."""
     limit: Count | None = None
-    """Tokens to prepare of each training text at most. Where none is given: all of local files, and of streamed data sets
-    as many as the run reads."""
+    """The most tokens to prepare of each training text. If not given: all of local files, and of streamed data sets as many
+    as the run reads."""
     longest_document: Annotated[Count, whole(1, 2**31 - 1)] = LONGEST_DOCUMENT
-    """Bytes of UTF-8 that a document may have. What preparing text takes of memory grows with it."""
+    """The most UTF-8 bytes of a document. The memory for preparing text grows with it."""
 
     @property
     def calibrated(self) -> int:
-        """Windows at a time of closed-form work: its results must not depend on the device."""
+        """Windows at a time in closed-form work, whose results must not depend on the device."""
         return min(self.batch, self.CLOSED_FORM) if self.micro_batch == "auto" else self.micro_batch or self.batch
 
 
 class EvaluationOptions(Schema):
-    """How the student is judged: held-out text for the table after each stage and for the final one, and passkey texts."""
+    """How the student is evaluated: held-out text for the table after each stage and the final table, and passkey texts."""
 
     tokens: Count = 16_384
-    """Held-out tokens that the table after each stage reads."""
+    """Held-out tokens for the table after each stage."""
     final_tokens: Count | None = None
-    """Held-out tokens that the final table reads. Where none is given, as many as `tokens`."""
+    """Held-out tokens for the final table. If not given, as many as `tokens`."""
     documents: Annotated[int, whole(1, MANY)] = DOCUMENTS
-    """Windows, one a document as long as there are documents, that judged tables read at least. With fewer, an error over
-    documents is a guess."""
+    """The least number of held-out windows for a table, one from each document while documents last. With fewer, the
+    standard error over documents is unreliable."""
     seq_len: Length | None = None
-    """Tokens of a held-out window. Where none is given, `data.seq_len`."""
+    """Tokens of a held-out window. If not given, `data.seq_len`."""
     probe_tokens: FewTokens = 1024
-    """Tokens of the fixed batch on which a checkpoint is proved when a run goes on."""
+    """Tokens of the fixed batch on which a checkpoint is checked when a run continues."""
     passkey: Annotated[list[Annotated[int, whole(64, LONGEST)]], Field(max_length=64)] = [256, 512]
-    """Lengths in tokens of the texts that hide a passkey."""
+    """Lengths in tokens of the prompts that hide a passkey."""
     passkey_trials: Annotated[int, whole(1, MANY)] = 10
-    """Passkey texts of each length."""
+    """Passkey prompts of each length."""
 
 
 class Selected(Schema):
-    """What chose a layout that is written out. Tables of the student mark what it read as in-sample. `distill select
-    --write` fills it in."""
+    """How a written-out layout was selected. Tables mark the evaluations that the selection read as in-sample. `distill
+    select --write` fills it in."""
 
     by: str
     """The scorer that chose the layout."""
     families: list[str] = []
-    """The recall families that it read."""
+    """The recall families that the scorer read."""
     tasks: list[str] = []
-    """The tasks that it read."""
+    """The tasks that the scorer read."""
 
 
 class Checkpoints(Schema):
-    """How often a stage saves itself."""
+    """How often a stage saves a checkpoint."""
 
     minutes: Annotated[float, Range(0, 1e5, above=True)] = 5.0
     """Minutes between two saves."""
     steps: Annotated[int, whole(1, DISTANT)] | None = None
-    """Optimizer steps between two saves. Where given, `minutes` is not used."""
+    """Optimizer steps between two saves. If given, `minutes` is not used."""
     keep: Annotated[int, whole(1, MANY)] = 2
-    """Checkpoints that are kept, the latest ones."""
+    """The number of latest checkpoints that are kept."""
 
 
 class Recipe(Schema):
@@ -147,60 +148,60 @@ class Recipe(Schema):
     renamed: ClassVar[dict[str, str]] = {"teacher_4bit": "teacher_dtype: int8"}
 
     name: Name
-    """The name of the run folder. Where none is given, the recipe's file name."""
+    """The name of the run folder. If not given, the recipe's file name."""
     teacher: Annotated[str, Field(min_length=1)]
-    """The pretrained Transformer: `org/name` on the hub, a folder, a `.gguf` file, or `package:NAME/FILE.gguf`, a file of
-    an installed package (also in pieces, `FILE.gguf.part00` ..., in it and the packages that it requires)."""
+    """The pretrained Transformer: `org/name` on the hub, a folder, a `.gguf` file, or `package:NAME/FILE.gguf` for a file
+    of an installed package (also in pieces, `FILE.gguf.part00` ..., in the package and those that it requires)."""
     teacher_trust_remote_code: bool = False
     """Run the code that comes with the teacher's checkpoint."""
     teacher_pickle: bool = False
     """Read a checkpoint that is a pickle. A pickle can run code."""
     teacher_ignore: list[str] = []
-    """Names or patterns of tensors that the model has no place for, `model.layers.3.*` for one. Any other such tensor is
-    refused."""
+    """Names or patterns of checkpoint tensors that the model does not have and that may be ignored, such as
+    `model.layers.3.*`. Any other such tensor is refused."""
     teacher_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """The type that the teacher is held in, and what of the student no stage trains. `auto`: the checkpoint's own on a GPU
-    (float16 and quantised GGUF files as bfloat16); float32 on a CPU and with `precision: float32`. `int8`: bfloat16 with
-    int8 linear layers, by torchao (`pip install 'distill-hybrids[int8]'`). See docs/precision.md."""
+    """The type of the teacher's weights, and of the student's weights that no stage trains. `auto`: the checkpoint's own on
+    a GPU (float16 and quantised GGUF files as bfloat16); float32 on a CPU and with `precision: float32`. `int8`: bfloat16
+    with int8 linear layers, by torchao (`pip install 'distill-hybrids[int8]'`). See docs/precision.md."""
     student: Annotated[str, Field(min_length=1)] | None = None
-    """A finished student that the run starts from: a run folder, or a student's own folder. There is no `initialise` then;
-    `pattern` and `mixers` are left out or agree, and `twin` is refused. A student with adapters beside it is refused:
-    `distill export` merges them."""
+    """A finished student from which the run starts: a run folder, or a student's own folder. There is then no `initialise`;
+    `pattern` and `mixers` are left out or equal to the student's, and `twin` is refused. A student with unmerged adapters
+    is refused; `distill export` merges them."""
     pattern: str | dict[str, Any]
-    """The student's layout: one letter a layer, repeated over depth. `A` keeps the teacher's attention; every other letter
-    is a mixer. A mapping, `{keep: 0.25, by: recall}`, has the run select the layout by a scorer."""
+    """The student's layout: one letter for each layer, repeated over the depth. `A` keeps the teacher's attention; every
+    other letter is a mixer. With a mapping, `{keep: 0.25, by: recall}`, the run selects the layout by a scorer."""
     mixers: dict[Letter, dict[str, Any]]
-    """For each letter of `pattern` a mixer and its options: `M: {mixer: mamba2}`."""
+    """A mixer and its options for each letter of `pattern` except `A`: `M: {mixer: mamba2}`."""
     meta_tokens: Annotated[int, whole(0, 65_536)] = 0
-    """Learned vectors in front of every document. Stages that train the student end to end train them, with the rate of
-    `new`. A window sees them always where it has as many `sinks`."""
+    """The number of learned vectors in front of every document. Stages that train the student end to end train them, at the
+    learning rate of `new`. A window always sees them if it has as many `sinks`."""
     selected: Selected | None = None
-    """What chose a layout that is written out."""
+    """How a written-out layout was selected."""
     data: Data
     """The texts, and how they are cut into windows."""
     stages: list[dict[str, dict[str, Any]]]
-    """The training stages in order, each one entry: `- align: {tokens: 12k, lr: 1e-3}`. `initialise` comes first unless
+    """The training stages in order, one entry for each: `- align: {tokens: 12k, lr: 1e-3}`. `initialise` comes first unless
     `student` is given."""
     evaluation: EvaluationOptions = EvaluationOptions()
-    """How the student is judged."""
+    """How the student is evaluated."""
     export: list[str] = []
-    """Forms that are written when the run ends. `distill plan` says which of them can hold the recipe's student."""
+    """Export targets that are written when the run ends. `distill plan` says which of them can hold the recipe's student."""
     twin: bool = False
     """Also train the window-only control: the same student without its state-space branches, on the same text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type of arithmetic. `auto`: bfloat16 autocast on a GPU, float32 elsewhere. Trained parameters are float32 either
     way."""
     shard: Literal["auto", "none", "student", "all"] = "auto"
-    """What several processes divide of stages that train the student end to end: `none`, `student` (its float32 masters,
-    gradients and moments), or `all` (the teacher's layers too). `auto`: the first of these that fits. A run may go on with
-    another value. See docs/scaling.md#what-is-divided."""
+    """What several processes divide in stages that train the student end to end: `none`, `student` (its float32 masters,
+    gradients and moments), or `all` (the teacher's layers too). `auto`: the first of these that fits. A run may continue
+    with another value. See docs/scaling.md#what-is-divided."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the run computes. `auto`: on a GPU where there is one."""
+    """The device of the run. `auto`: a GPU if there is one."""
     checkpoints: Checkpoints = Checkpoints()
-    """When a stage saves itself on its way."""
+    """When a stage saves checkpoints."""
     trackers: list[str] = []
-    """accelerate's trackers by name. Each has one run for a student and one for its twin, with steps counted over all
-    stages; files go to `trackers/` in the run folder."""
+    """Experiment trackers of accelerate by name. Each has one run for the student and one for its window-only control, with
+    steps counted over all stages; files go to `trackers/` in the run folder."""
     seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     """The seed of the text's order, of initialisation and of sampling."""
 
@@ -211,10 +212,10 @@ class Recipe(Schema):
 
     @property
     def fingerprint(self) -> str:
-        """Eight digits that change with anything in the recipe."""
+        """Eight hexadecimal digits that change with any entry of the recipe except `shard`."""
         entries = self.model_dump(mode="json")
-        del entries["shard"]  # a run goes on whoever holds which part of it
-        for name in ("teacher_ignore", "selected", "student"):  # recipes from before these were there keep their runs
+        del entries["shard"]  # a run can continue with another division over processes
+        for name in ("teacher_ignore", "selected", "student"):  # recipes from before these keys keep their fingerprint
             if not entries[name]:
                 del entries[name]
         if entries["teacher_dtype"] == "auto":  # likewise
@@ -231,7 +232,7 @@ class Recipe(Schema):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def yaml(self) -> str:
-        """The recipe as YAML; what was not given is left out."""
+        """The recipe as YAML, without the keys that were not given."""
         return dump(self.model_dump(mode="json", exclude_unset=True))
 
 
@@ -239,7 +240,7 @@ def parse(entries: dict, where: str) -> Recipe:
     """Validate a recipe's entries by the schema alone.
 
     Raises:
-        UserError: with every complaint, each naming its key.
+        UserError: with every error, each naming its key.
     """
     _check_text(entries, where)
     try:
@@ -258,15 +259,18 @@ def parse(entries: dict, where: str) -> Recipe:
 
 
 def _check_text(entries: Any, where: str) -> None:
-    """What of a .txt file is one document: the whole `file` (where none is given), `paragraphs` between blank lines, or
-    `lines`."""
+    """Refuse control characters and lone surrogates in a recipe's keys and values.
+
+    Raises:
+        UserError: naming the key and the character.
+    """
     waiting = [("", entries)]
     while waiting:
         place, value = waiting.pop()
         if isinstance(value, str) and (found := HIDDEN.search(value)):
             raise UserError(
-                f"{where}: {place.lstrip('.') or 'a key'} is {value!r}, which holds the character {found[0]!r}, and that is "
-                "none of a text; take it out"
+                f"{where}: {place.lstrip('.') or 'a key'} is {value!r}, which holds the unprintable character {found[0]!r}; "
+                "remove it"
             )
         parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, part in parts:

@@ -1,7 +1,7 @@
-"""Recipes as files: found, read, overridden (`key.sub=value`), and checked whole.
+"""Loading of recipes: a file or a shipped recipe is found, read, changed by overrides (`key.sub=value`) and checked.
 
 An unknown key, a wrong type or an impossible combination is an error that names the key, the file and the nearest valid
-key. Overrides are applied before anything is checked; lists are indexed (`stages.1.lr=1e-3`) or named
+key. Overrides are applied before the checks. Entries of lists are addressed by index (`stages.1.lr=1e-3`) or by name
 (`stages.align.lr=1e-3`).
 """
 
@@ -32,9 +32,9 @@ def load(
     """Read, override and check a recipe.
 
     Args:
-        reference: a file, or the name of a shipped recipe; or a recipe's entries, or one that was loaded before, overridden
-            as its YAML would be. overrides: one, or several. change: changes the entries as they were read, before the
-            overrides; it is told the file too.
+        reference: a file, the name of a shipped recipe, a mapping with a recipe's entries, or a loaded recipe. overrides:
+            one or several. change: a function of the entries and the file's name that changes the entries before the
+            overrides.
 
     Raises:
         UserError: no such recipe, YAML that does not parse, or anything that the schema or a table refuses.
@@ -56,7 +56,9 @@ def load(
         ]
     if change is not None:
         if entries.get("student") is not None:
-            raise UserError(f"{where}: the layout of the student {entries['student']} is there; there is none to select")
+            raise UserError(
+                f"{where}: the student {entries['student']} already has a layout; leave out student to select one"
+            )
         change(entries, where)
     for text in [overrides] if isinstance(overrides, str) else overrides:
         override(entries, text)
@@ -68,13 +70,13 @@ def check(entries: dict, where: str) -> Recipe:
     """Validate a recipe's entries: by the schema, then by the tables of stages, scorers and export targets.
 
     Raises:
-        UserError: with every complaint, each naming its key.
+        UserError: with every error, each naming its key.
     """
     return _checked(parse(entries, where), where)
 
 
 def check_run(path: str | PathLike) -> None:
-    """Refuse a run folder whose recipe is none any more; nothing to do where the path is no run folder.
+    """Refuse a run folder whose recipe is no longer valid. A path that is not a run folder is not checked.
 
     Raises:
         UserError: naming the file and the key.
@@ -86,7 +88,7 @@ def check_run(path: str | PathLike) -> None:
 
 
 def _checked(recipe: Recipe, where: str) -> Recipe:
-    """The recipe, once the tables of stages, scorers and export targets have looked at it."""
+    """Check a recipe by the tables of export targets, stages and scorers, and return it."""
     check_targets(recipe, where)
     check_stages(recipe, where)
     check_selection(recipe, where)

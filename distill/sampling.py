@@ -1,4 +1,4 @@
-"""Tokens drawn by random numbers that are given, so that each row of a batch has its own."""
+"""Sampling of tokens with given random numbers, so that each row of a batch has its own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +11,17 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 
 def numbers(seed: int, rows: Sequence[int], count: int) -> Float[Tensor, "b n"]:
-    """So many numbers in [0, 1) for each row; a row's are those of its own number and the seed."""
+    """`count` random numbers in [0, 1) for each row; they depend only on the seed and the row's number."""
     keys = [np.array([seed, row], np.uint64) for row in rows]
     return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=key)).random(count) for key in keys]))
 
 
 class Draws(LogitsProcessor):
-    """Leaves of each row the token that is drawn; all of them where there are no numbers.
+    """A logits processor that samples one token for each row and masks all others. Without numbers it masks nothing.
 
     Args:
-        check: called with each step's scores before anything is drawn; it may raise.
+        drawn: the random numbers, one for each row and step. check: called with each step's scores before sampling; it may
+            raise.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Draws(LogitsProcessor):
 def drawn_tokens(
     scores: Float[Tensor, "b v"], numbers: Float[Tensor, " b"], temperature: float, top_p: float
 ) -> Int[Tensor, " b"]:
-    """The tokens at which the sum over a row's distribution, the likeliest first, passes its number between 0 and 1.
+    """Sample a token for each row by inversion: the token at which the cumulative sum of the row's sorted distribution
+    exceeds its number in [0, 1).
 
-    top_p: the likeliest tokens that hold so much of it, always one (nucleus sampling, arXiv 1904.09751).
+    top_p: sample only from the most likely tokens whose probabilities add up to top_p, at least one (nucleus sampling,
+        arXiv 1904.09751).
     """
     shares, order = torch.sort((scores.double() / temperature).softmax(-1), dim=-1, descending=True, stable=True)
     sums = shares.cumsum(-1)
@@ -59,7 +62,7 @@ def drawn_tokens(
 
 @contextmanager
 def own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Inside the block the model generates by these settings, and by none that its files hold."""
+    """Inside the block, the model generates with these settings alone, and not with those of its files."""
     usual = model.generation_config
     model.generation_config = config
     try:

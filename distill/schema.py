@@ -1,6 +1,6 @@
-"""What every schema is made of: strict models, counts and names, and messages that name the key and the nearest valid one.
+"""The base of all schemas: strict models, counts and names, and messages that name the key and the nearest valid one.
 
-The options of a recipe's stages, of a scorer and the recipe itself are schemas; each stands beside what it belongs to.
+The recipe, the options of each stage and the options of each scorer are schemas; each is in the module that uses it.
 """
 
 import re
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from pydantic import GetJsonSchemaHandler
     from pydantic_core import CoreSchema
 
-LONGEST = 200  # bytes of a name, which a fingerprint and the names of files beside the folder come on top of
+LONGEST = 200  # bytes of a name; file names add a fingerprint and more to it
 MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
-ALTERNATIVE = re.compile(r"[\[(]|^(bool|float|int|str)$")  # a part that pydantic adds to a key, naming no key
+ALTERNATIVE = re.compile(r"[\[(]|^(bool|float|int|str)$")  # a part that pydantic adds to a key's path
 WORDS = {
     "Input should": "it should",
     "dictionary": "mapping",
@@ -29,13 +29,13 @@ WORDS = {
 
 
 def count(value: Any) -> Any:
-    """24000, "24k", "80M" or "2.8B" as a whole number."""
+    """Parse 24000, "24k", "80M" or "2.8B" into a whole number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([kMB]?)", str(value).replace("_", ""), re.ASCII)
     number = Decimal(match[1]) * MULTIPLES[match[2]] if match and not isinstance(value, bool) else None
     if number is None or number != int(number):
-        raise ValueError(f"{shown(value)} is no count; write it like 24000, 24k, 80M or 2.8B")
+        raise ValueError(f"{shown(value)} is not a count; write it like 24000, 24k, 80M or 2.8B")
     return int(number)
 
 
@@ -55,7 +55,7 @@ def _letter(value: str) -> str:
 
 @dataclass(frozen=True)
 class Written:
-    """Says in the JSON schema of a whole number that it may be written as `count` reads it."""
+    """The annotation that allows the notation of `count` in the JSON schema of a whole number."""
 
     PATTERN: ClassVar[str] = r"^[0-9][0-9_]*(\.[0-9_]+)?\s*[kMB]?$"
 
@@ -64,16 +64,16 @@ class Written:
 
 
 COUNTED = (BeforeValidator(count), Written())
-Count = Annotated[int, *COUNTED, whole(1, 10**13)]  # of tokens; the largest trainings read some 10^13
+Count = Annotated[int, *COUNTED, whole(1, 10**13)]  # of tokens; the largest training runs read about 10^13
 Name = Annotated[str, AfterValidator(_name)]
 Letter = Annotated[str, AfterValidator(_letter)]
 
 
 class Schema(BaseModel):
-    """Base of every schema: no unknown keys, no guessed types, nothing changes after reading.
+    """Base of every schema: unknown keys are refused, types are not converted, and instances are immutable.
 
-    reserved: keys kept for features that are not built yet; they are refused with these words. renamed: earlier names of
-    keys, with what is written instead.
+    reserved: keys for features that are not built yet; the message of their refusal says so. renamed: earlier names of
+    keys, and what to write instead.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -82,7 +82,7 @@ class Schema(BaseModel):
 
 
 def explain(error: ValidationError, where: str, schema: type[Schema]) -> str:
-    """What was refused, one line a key; of the alternatives that a key's value may be, those that it came nearest to."""
+    """The message of a validation error, one line for each key; of a key's alternative types only the closest are named."""
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         place = [str(part) for part in problem["loc"] if not ALTERNATIVE.search(str(part))]
@@ -107,12 +107,12 @@ def _reason(problem: dict, place: list[str], schema: type[Schema]) -> str:
     said = problem["msg"].removeprefix("Value error, ")
     for pydantic, ours in WORDS.items():
         said = said.replace(pydantic, ours)
-    whole_entry = isinstance(problem["input"], dict) and problem["type"] == "value_error"  # it would bury the message
+    whole_entry = isinstance(problem["input"], dict) and problem["type"] == "value_error"  # too long for the message
     return f": {said}" if whole_entry else f" is {shown(problem['input'])}: {said}"
 
 
 def _schema_at(schema: type[Schema], place: list[str]) -> type[Schema]:
-    """The schema that a place inside another is of, list indexes skipped."""
+    """The schema at a place inside another schema; list indexes are skipped."""
     for part in place:
         if part.isdigit():
             continue

@@ -1,4 +1,4 @@
-"""What comes with the package: recipes, which `distill recipes` lists and copies, configs of teachers, and text."""
+"""Files that come with the package: recipes, which `distill recipes` lists and copies, configs of teachers, and text."""
 
 import filecmp
 import logging
@@ -12,23 +12,23 @@ from distill.errors import UserError, nearest
 from distill.yaml_file import read
 
 SCHEMA = "recipe.schema.json"  # beside the recipes
-FOR_EDITORS = "# yaml-language-server:"  # begins a line that tells editors which schema a file has
+FOR_EDITORS = "# yaml-language-server:"  # the beginning of the line that names a file's schema for editors
 _log = logging.getLogger(__name__)
 
 
 def shipped_folder() -> Path:
-    """Where the recipes are that come with the package: beside it, in a clone and in an installed wheel alike."""
+    """The folder of shipped recipes. It is next to the package, both in a clone and in an installed wheel."""
     return Path(__file__).parent.parent / "recipes"
 
 
 def find(reference: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one.
+    """The file of a recipe, given by its path or by the name of a shipped recipe.
 
     Raises:
         UserError: there is none.
     """
     path = Path(reference)
-    if os.path.isfile(path):  # False of names that no file can have, too
+    if os.path.isfile(path):  # also False for invalid file names
         return path
     try:
         return find_shipped(path)
@@ -38,7 +38,7 @@ def find(reference: str | Path) -> Path:
 
 
 def find_shipped(reference: str | Path) -> Path:
-    """The file of a shipped recipe, by its name; no other file is opened.
+    """The file of a shipped recipe, by its name. No other file is opened.
 
     Raises:
         UserError: there is none of that name.
@@ -52,7 +52,7 @@ def find_shipped(reference: str | Path) -> Path:
 
 
 def list_recipes() -> list[dict[str, str]]:
-    """The shipped recipes: `recipe`, `teacher`, and `what` their first comment says."""
+    """List the shipped recipes: `recipe` (the name), `teacher`, and `what` (the first sentence of its comment)."""
     return [
         {"recipe": path.stem, "teacher": read(path)["teacher"], "what": first_sentence(path)}
         for path in sorted(shipped_folder().glob("*.yaml"))
@@ -60,7 +60,7 @@ def list_recipes() -> list[dict[str, str]]:
 
 
 def recipes_table(rows: list[dict[str, str]]) -> Table:
-    """What `list_recipes` returned, to print."""
+    """The rows of `list_recipes` as a table to print."""
     table = Table(box=None, header_style="bold")
     for column in rows[0]:
         table.add_column(column)
@@ -70,7 +70,7 @@ def recipes_table(rows: list[dict[str, str]]) -> Table:
 
 
 def first_sentence(path: Path) -> str:
-    """What the comment at the top of a recipe says, up to its first full stop."""
+    """The first sentence of the comment at the top of a recipe."""
     lines = []
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
@@ -81,9 +81,9 @@ def first_sentence(path: Path) -> str:
 
 
 def copy_shipped(name: str, target: Path) -> Path:
-    """Copy a shipped recipe to a file or into a folder, and beside it the JSON schema that its first line names to editors.
+    """Copy a shipped recipe to a file or into a folder, with the JSON schema that its first line names for editors.
 
-    A file of the schema's name that is another one stays, which the log says.
+    A different file of the schema's name is kept, with a warning in the log.
 
     Raises:
         UserError: no such recipe, a file in the way, or a place that cannot be written to.
@@ -106,6 +106,4 @@ def _copy_schema(folder: Path) -> None:
         with new_file(target) as opened:
             opened.write(source.read_bytes())
     elif not target.is_file() or not filecmp.cmp(source, target, shallow=False):
-        _log.warning(
-            "%s is another file than this version's schema and stays; `distill schema` prints this version's", target
-        )
+        _log.warning("%s differs from this version's schema and is kept; `distill schema` prints this version's", target)

@@ -1,4 +1,4 @@
-"""A run that starts from a finished student (`student: FOLDER`): where it lies, its layout, and its weights' hash."""
+"""Runs that start from a finished student (`student: FOLDER`): the student's folder, layout and hash of the weights."""
 
 import hashlib
 import os
@@ -18,42 +18,42 @@ FIX = "name a run folder with a finished student, or a student's own folder"
 
 
 def place_of(reference: str, where: str = "student") -> Path:
-    """The folder of a student: the one named, or `student/` of the run that is.
+    """The folder of a student: the given folder, or `student/` in it if it is a run folder.
 
     Raises:
-        UserError: there is none, or it has adapters beside its weights.
+        UserError: there is no student, or it has unmerged adapters.
     """
     path = Path(reference)
     place = path / "student" if (path / "recipe.yaml").is_file() else path
     if not (place / CONFIG).is_file():
-        raise UserError(f"{where} is {reference!r}, and there is no student in {place} (no {CONFIG}); {FIX}")
+        raise UserError(f"{where} is {reference!r}, but there is no student in {place} (no {CONFIG}); {FIX}")
     if found := next((name for name in ADAPTER_FILES if os.path.lexists(place / name)), None):
         raise UserError(
-            f"{where} is {reference!r}, whose student has adapters beside its weights ({found}); merge them first: `distill "
-            "export RUN --to portable --out FOLDER` does, and then name that FOLDER"
+            f"{where} is {reference!r}, whose student has unmerged adapters ({found}); merge them with `distill "
+            "export RUN --to portable --out FOLDER`, and name that FOLDER"
         )
     return place
 
 
 def fill_layout(entries: dict, where: str) -> None:
-    """Give a recipe's entries the layout of the student that it starts from.
+    """Set a recipe's layout to that of the student from which it starts.
 
     Raises:
-        UserError: there is no student, or what the entries say of its layout is something else.
+        UserError: there is no student, or the recipe's layout differs from the student's.
     """
     reference = entries.get("student")
     if not isinstance(reference, str):
         return
     if isinstance(entries.get("pattern"), dict):
         raise UserError(
-            f"{where}: pattern selects a layout, and the student {reference} has one already; leave pattern or student out"
+            f"{where}: pattern selects a layout, but the student {reference} has one already; leave out pattern or student"
         )
     place = place_of(reference, f"{where}: student")
     config = read_json(place / CONFIG, ANY, fix=FIX)
     made = config.get("distill")
     layout = made.get("layout") if isinstance(made, dict) else None
     if not isinstance(layout, dict) or not isinstance(layout.get("pattern"), str):
-        raise UserError(f"{where}: student is {reference!r}, but {place / CONFIG} is of no student of distill; {FIX}")
+        raise UserError(f"{where}: student is {reference!r}, but {place / CONFIG} is not of a student of distill; {FIX}")
     for key in KEYS:
         theirs, said = layout.get(key), entries.get(key)
         if said is not None and key != "mixers" and not _agrees(said, theirs):
@@ -73,17 +73,17 @@ def fill_layout(entries: dict, where: str) -> None:
 
 
 def _agrees(said: Any, theirs: Any) -> bool:
-    """Whether a pattern, which may be shorter and repeat, or a number is the student's."""
+    """Whether a pattern or a number equals the student's. A shorter pattern is repeated first."""
     if isinstance(said, str) and isinstance(theirs, str) and said:
         return (said * len(theirs))[: len(theirs)] == theirs
     return said == theirs
 
 
 def weights_hash(place: Path) -> str:
-    """Of all weight files of a student's folder.
+    """The SHA-256 of all weight files of a student's folder.
 
     Raises:
-        UserError: it has none that can be read.
+        UserError: there are no weight files, or one cannot be read.
     """
     digest, files = hashlib.sha256(), sorted(place.glob("*.safetensors"))
     try:

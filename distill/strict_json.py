@@ -1,4 +1,4 @@
-"""JSON as its standard has it: no NaN and no Infinity, which Python writes and other programs refuse to read."""
+"""Writing of standard JSON, without NaN and Infinity, which Python writes and other programs refuse to read."""
 
 import json
 import math
@@ -9,21 +9,21 @@ from distill.errors import UserError
 
 
 def dumps(content: Any, where: str, indent: int | None = None) -> str:
-    """Content as JSON text.
+    """Format content as JSON text.
 
     Args:
-        where: what it is written to, for the message.
+        where: the file that it is written to, for the message.
 
     Raises:
-        UserError: a number in it is not finite, naming where it stands.
+        UserError: a number is not finite; the message names its place.
     """
     try:
         return json.dumps(content, indent=indent, allow_nan=False)
     except ValueError as error:
         place, value = _first_nonfinite(content, "") or ("", error)
         raise UserError(
-            f"{where} cannot hold {place.lstrip('.')}: it is {value}, and JSON has finite numbers alone; what was measured "
-            "went wrong, and nothing was written over"
+            f"{where} cannot hold {place.lstrip('.')}: it is {value}, and JSON has only finite numbers; the measurement "
+            "went wrong, and no file was changed"
         ) from error
 
 

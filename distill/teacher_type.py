@@ -1,4 +1,4 @@
-"""In which type a run holds its teacher, from what its recipe says and where it runs."""
+"""The type of a teacher's weights in a run, from the recipe and the device."""
 
 from typing import cast
 
@@ -9,10 +9,10 @@ from teachers.held_type import STORED, HeldType
 
 
 def teacher_type(recipe: Recipe, device: torch.device | str) -> HeldType:
-    """The type that the teacher is loaded in, and that a student's tensors have which no stage trains.
+    """The type that the teacher is loaded in, which is also the type of the student's tensors that no stage trains.
 
-    By default the checkpoint's own on a GPU, and float32 on a CPU and where the whole run is to be float32. An int8 teacher
-    is made from the bfloat16 one.
+    By default it is the checkpoint's own on a GPU, and float32 on a CPU or if the whole run is float32. An int8 teacher is
+    quantised from the bfloat16 one.
     """
     if recipe.teacher_dtype == "float32":
         return torch.float32
@@ -24,7 +24,7 @@ def teacher_type(recipe: Recipe, device: torch.device | str) -> HeldType:
 
 
 def config_type(recipe: Recipe, device: torch.device | str, said: torch.dtype | None) -> torch.dtype:
-    """The same of a checkpoint of which only the config is here. said: its `dtype`."""
+    """As `teacher_type`, for a checkpoint of which only the config is known. said: the config's `dtype`."""
     found = teacher_type(recipe, device)
     if isinstance(found, torch.dtype):
         return found

@@ -1,6 +1,7 @@
-"""A YAML file as plain entries, and overrides (`key.sub=value`) put into them; what they mean is `distill.recipe`'s.
+"""Strict reading of YAML files into plain entries, and overrides (`key.sub=value`) of these entries.
 
-What two versions of YAML read differently (`010`, `1:30`, `yes`), or what no recipe needs (tags, `<<`), is refused by name.
+Values that YAML 1.1 and 1.2 read differently (`010`, `1:30`, `yes`) and features that no recipe needs (tags, `<<`) are
+refused, with a message that names them.
 """
 
 import math
@@ -14,9 +15,9 @@ from distill.errors import UserError, nearest, printable
 from distill.reading import MOST_DIGITS, read_text
 
 MOST_BYTES = 256 * 2**10  # of a recipe; the longest shipped one has 6 KiB
-MOST_DEPTH = 24  # of lists and mappings in each other
-MOST_ENTRIES = 20_000  # with every alias written out
-CUT = 200  # characters of what YAML's own reader says
+MOST_DEPTH = 24  # of nested lists and mappings
+MOST_ENTRIES = 20_000  # after every alias is expanded
+CUT = 200  # characters that are kept of the YAML parser's message
 OLD = (  # plain values that YAML 1.1 and 1.2 read differently: how, and what to write instead
     (r"[-+]?0[0-9_]+", "in base 8 by YAML 1.1 and in base 10 by YAML 1.2; write it without the leading zero"),
     (r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", "in base 60 by YAML 1.1 and as text by YAML 1.2; write the number"),
@@ -27,17 +28,17 @@ TEXT_TAGS = (None, "!", "tag:yaml.org,2002:str")  # the only tags that may be wr
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's entries.
+    """Read a file's entries.
 
     Raises:
-        UserError: it cannot be read, is no text or no YAML, too large, or holds something else than a mapping of named keys.
+        UserError: it cannot be read, is not text or not YAML, is too large, or is not a mapping of named keys.
     """
     try:
         text = read_text(path, most=MOST_BYTES, fix="a recipe is a small YAML file")
     except UserError as error:
         if isinstance(error.__cause__, UnicodeDecodeError):
             start = error.__cause__.start
-            raise UserError(f"{path} is no text file (byte {start} is not UTF-8); a recipe is a YAML file") from error
+            raise UserError(f"{path} is not a text file (byte {start} is not UTF-8); a recipe is a YAML file") from error
         raise
     entries = _load(text, f"{path} is not valid YAML")
     if not isinstance(entries, dict):
@@ -47,10 +48,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _load(text: str, where: str) -> Any:
-    """What a text of YAML says.
+    """Parse YAML text.
 
     Raises:
-        UserError: it is none, in one line that begins with `where`.
+        UserError: it is not valid YAML; the message is one line that begins with `where`.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -61,7 +62,7 @@ def _load(text: str, where: str) -> Any:
         raise UserError(f"{where}: {_short(', '.join(parts) or 'it cannot be parsed')}{place}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {_short(str(error))}") from error
-    except (RecursionError, ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:  # of odd scalars
+    except (RecursionError, ValueError, OverflowError, KeyError, AttributeError, TypeError) as error:  # odd scalars
         raise UserError(f"{where}: {_short(str(error) or type(error).__name__)}") from error
 
 
@@ -70,10 +71,11 @@ def _short(said: str) -> str:
 
 
 def override(entries: dict, given: str) -> None:
-    """Put one `key.sub=value` into entries; lists are indexed (`stages.1.lr=1e-3`) or named (`stages.align.lr=1e-3`).
+    """Apply one override, `key.sub=value`. Entries of lists are addressed by index (`stages.1.lr=1e-3`) or by name
+    (`stages.align.lr=1e-3`).
 
     Raises:
-        UserError: it does not read like that, or names a place that the entries do not have.
+        UserError: it has another form, or names a place that the entries do not have.
     """
     key, equals, text = given.partition("=")
     if not equals or not key:
@@ -92,7 +94,7 @@ def override(entries: dict, given: str) -> None:
 
 
 def _without_stage_names(entries: dict, parts: list[str]) -> list[str]:
-    """`stages.1.align.lr`, as the YAML has it, as `stages.1.lr`: by its number a stage stands for its options."""
+    """Shorten `stages.1.align.lr`, the path in the YAML, to `stages.1.lr`."""
     listed = entries.get(parts[0])
     if len(parts) < 4 or not isinstance(listed, list) or parts[1] not in map(str, range(len(listed))):
         return parts
@@ -105,7 +107,7 @@ def _descend(place, part: str, given: str):
     if isinstance(place, list):
         entry = place[_index(place, part, given)]
         options = list(entry.values()) if isinstance(entry, dict) else []
-        return options[0] if len(options) == 1 and isinstance(options[0], dict) else entry  # a stage's options
+        return options[0] if len(options) == 1 and isinstance(options[0], dict) else entry  # of a stage its options
     if not isinstance(place, dict):
         raise UserError(f"override {given!r}: {part!r} is below {place!r}, which has no parts")
     if place.get(part) is None:
@@ -114,13 +116,11 @@ def _descend(place, part: str, given: str):
 
 
 def _index(entries: list, part: str, given: str) -> int:
-    """A list's index by number, or by name where its entries are single-key mappings, as stages are."""
+    """The index of a list's entry, given by number, or by name if the entries are single-key mappings, as stages are."""
     names = [next(iter(entry)) if isinstance(entry, dict) and len(entry) == 1 else None for entry in entries]
     if names.count(part) > 1:
         numbers = " or ".join(str(index) for index, name in enumerate(names) if name == part)
-        raise UserError(
-            f"override {given!r}: {part!r} stands {names.count(part)} times here; say which by its number, {numbers}"
-        )
+        raise UserError(f"override {given!r}: {part!r} occurs {names.count(part)} times here; give the number, {numbers}")
     if part in names:
         return names.index(part)
     if part in map(str, range(len(entries))):
@@ -130,13 +130,15 @@ def _index(entries: list, part: str, given: str) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML within bounds. YAML 1.1 reads 1e-3 as text; here it is the number that everyone means, and a date is text. A key
-    that is no name or number, or given twice, is an error; a number becomes text, as it would in JSON."""
+    """A bounded YAML loader. 1e-3 is a number (YAML 1.1 reads text), and a date is text.
+
+    A key that is neither a name nor a number, or that is given twice, is an error. A number as a key becomes text, as in
+    JSON."""
 
     def __init__(self, stream) -> None:
         super().__init__(stream)
         self._depth = 0
-        self._sizes: dict[int, int] = {}  # entries of a node, aliases written out, by id
+        self._sizes: dict[int, int] = {}  # by a node's id its number of entries, with aliases expanded
 
     def compose_node(self, parent, index):
         event = self.peek_event()
@@ -160,14 +162,16 @@ class _Loader(yaml.SafeLoader):
     def _check_tag(self, event: Any) -> None:
         collection = isinstance(event, yaml.CollectionStartEvent)
         if event.tag not in ((None, "!") if collection else TEXT_TAGS):
-            said = f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')!r} is not read here; leave it out"
+            said = f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')!r} is not supported; leave it out"
             raise yaml.constructor.ConstructorError(None, None, said, event.start_mark)
 
     def _check_plain(self, node: yaml.ScalarNode) -> None:
-        """Refuse a plain value that two versions of YAML read differently."""
+        """Refuse an unquoted value that YAML 1.1 and 1.2 read differently."""
         value, mark = node.value, node.start_mark
         if value == "<<":
-            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read; write the keys out", mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "merge keys (<<) are not supported; write the keys out", mark
+            )
         for pattern, meaning in OLD:
             if re.fullmatch(pattern, value):
                 said = f"{value} is read {meaning}, or '{value}' in quotes for text"
@@ -179,19 +183,19 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, said, mark)
 
     def _count(self, node: yaml.Node, event: yaml.Event) -> None:
-        """Refuse aliases that write out to more than a recipe can hold, and those of themselves."""
+        """Refuse aliases that expand to more than MOST_ENTRIES entries, and aliases inside the node that they name."""
         if id(node) in self._sizes:
             return
-        if isinstance(event, yaml.AliasEvent):  # of a node that is not whole yet
+        if isinstance(event, yaml.AliasEvent):  # of a node that is still being read
             raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} stands inside itself", cast(Any, event.start_mark)
+                None, None, f"the alias *{event.anchor} is used inside the node that it names", cast(Any, event.start_mark)
             )
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in parts for part in pair]
         size = 1 + sum(self._sizes[id(part)] for part in parts)
         if size > MOST_ENTRIES:
-            said = f"it holds more than {MOST_ENTRIES:,} entries, its aliases written out"
+            said = f"it holds more than {MOST_ENTRIES:,} entries when its aliases are expanded"
             raise yaml.composer.ComposerError(None, None, said, node.start_mark)
         self._sizes[id(node)] = size
 
@@ -201,15 +205,15 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             key = str(key) if type(key) is int else key
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no name", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a name", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: text is quoted where a reader of either version would take it for something else."""
+    """A dumper of YAML that `_Loader` reads: text is quoted if YAML 1.1 or 1.2 would read it as another type."""
 
 
 OLD_TAGS = ("bool", "int", "float", "timestamp", "value", "merge")  # of YAML 1.1
@@ -231,5 +235,5 @@ for _pattern, _ in OLD:
 
 
 def dump(entries: Any, **options: Any) -> str:
-    """Entries as YAML that `read` gives back as they are; options of PyYAML's `dump`."""
+    """Format entries as YAML that `read` returns unchanged. options: of PyYAML's `dump`."""
     return yaml.dump(entries, Dumper=_Dumper, **{"sort_keys": False, **options})

@@ -1,4 +1,4 @@
-"""The command line. Every verb is one call of the Python API; nothing heavy is imported until a verb needs it."""
+"""The command line. Every verb is one call of the Python API; heavy modules are imported only when a verb needs them."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from distill.cli import bench_verbs, recipe_verbs, verbs
 from distill.errors import Ended, Interrupted, UserError, explains_itself, printable, reason_of, shortened
 from distill.version import __version__
 
-PATIENCE = 30.0  # seconds that other processes than the first wait before they say what ended them
-TALKATIVE = ("torchao", "torch.utils._pytree")  # when torchao is imported, as transformers does wherever it is installed
-SHORT_PATIENCE = 8.0  # that a process waits for its launcher to end it, before it shows a traceback
+PATIENCE = 30.0  # seconds that all processes but the first wait before they print their error
+TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers that warn when transformers imports an installed torchao
+SHORT_PATIENCE = 8.0  # seconds that a process waits for its launcher to end it, before it prints a traceback
 
 app = typer.Typer(
     name="distill",
@@ -34,8 +34,8 @@ app.command("schema")(recipe_verbs.schema)
 @app.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Say more about what happens.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback where something fails.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print more log messages.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
     for handler in logging.getLogger().handlers:
@@ -46,7 +46,7 @@ def main(
 
 
 class _Shown(logging.Formatter):
-    """Log lines of which a terminal shows everything and acts on nothing."""
+    """A log formatter that escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -54,9 +54,12 @@ class _Shown(logging.Formatter):
 
 @contextmanager
 def _first_speaks() -> Iterator[None]:
-    """Of several processes the first says at once what ends it; the others wait, as what ends them is mostly the same, or
-    that the first is gone, and whoever started them ends them when that one is. Of those that our own launcher started the
-    others write to it alone, and the first waits where it only knows that another one is gone."""
+    """Inside the block, delay the errors of all processes but the first, so that usually only the first one prints.
+
+    The other processes mostly fail for the same reason, or because the first has failed, and their launcher then ends them.
+    With our own launcher, the output of the others goes to the launcher alone. A process then waits only if its error has no
+    message of its own, such as a lost connection, so that the launcher can end it first.
+    """
     try:
         yield
     except Exception as error:
@@ -69,7 +72,7 @@ def _first_speaks() -> Iterator[None]:
 
 
 def entry() -> None:
-    """The program: user errors end in one message and exit code 2, without a traceback unless asked for."""
+    """Run the program. A user error ends in one message and exit code 2, with a traceback only under --debug."""
     debug = "--debug" in sys.argv
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -77,13 +80,13 @@ def entry() -> None:
         processes.follow_launcher()
     try:
         with _first_speaks():
-            app(prog_name="distill")  # also where it is called by python -m
+            app(prog_name="distill")  # the name also under python -m
     except Interrupted as reason:
         print(f"stopped: {reason}", file=sys.stderr)
         sys.exit(3)
     except Ended as end:
         sys.exit(end.code)
-    except BrokenPipeError:  # whoever read the output has read enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -100,7 +103,7 @@ def entry() -> None:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
-        if debug or type(error).__name__ != "PanicException":  # of tokenizers' code in Rust, which is no Exception
+        if debug or type(error).__name__ != "PanicException":  # from tokenizers' Rust code; not an Exception
             raise
-        print(f"error: the tokenizer broke off on a text: {error}; bring back its tokenizer.json", file=sys.stderr)
+        print(f"error: the tokenizer failed on a text: {error}; restore its tokenizer.json", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The arguments that several verbs of the command line share, and what a shell completes them with."""
+"""The arguments that several verbs of the command line share, with their shell completion."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,21 +10,21 @@ from distill.ranges import PROCESSES
 
 
 def _shipped(incomplete: str) -> list[str]:
-    """For shell completion: shipped recipes whose names begin so."""
+    """For shell completion: shipped recipes whose names begin with `incomplete`."""
     from distill.shipped import shipped_folder
 
     return sorted(path.stem for path in shipped_folder().glob("*.yaml") if path.stem.startswith(incomplete))
 
 
 def _recipes(incomplete: str) -> list[str]:
-    """For shell completion: shipped recipes, and YAML files and folders that begin so."""
+    """For shell completion: shipped recipes, YAML files and folders that begin with `incomplete`."""
     here = [path for path in sorted(Path().glob(f"{incomplete}*")) if not path.name.startswith(".")]
     folders = [f"{path}/" for path in here if path.is_dir()]
     return _shipped(incomplete) + [str(path) for path in here if path.suffix == ".yaml"] + folders
 
 
 def names_of(table: Iterable[str]) -> Callable[[str], list[str]]:
-    """For shell completion: the names of a table that begin so."""
+    """For shell completion: the names of a table that begin with the typed text."""
     return lambda incomplete: [name for name in table if name.startswith(incomplete)]
 
 
@@ -34,9 +34,9 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides, key.sub=value.", metavar="[KEY=VALUE]...")]
 Gpus = Annotated[
-    int | None, typer.Option(help="In so many processes, with a GPU each.", metavar="N", callback=PROCESSES.option("--gpus"))
+    int | None, typer.Option(help="Run N processes with one GPU each.", metavar="N", callback=PROCESSES.option("--gpus"))
 ]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write this as JSON to a file; - prints the JSON alone."),
+    typer.Option("--json", metavar="FILE", help="Also write the result as JSON to a file; - prints only the JSON."),
 ]

@@ -19,7 +19,7 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe: a 
 
 
 def _protocols(incomplete: str) -> list[str]:
-    """For shell completion: papers' measurements that begin so."""
+    """For shell completion: the names of papers' measurements that begin with `incomplete`."""
     from distill.benchmarks.protocols import PROTOCOLS
 
     return names_of(PROTOCOLS)(incomplete)
@@ -29,11 +29,13 @@ def _protocols(incomplete: str) -> list[str]:
 def ops(
     names: Annotated[list[str] | None, typer.Argument(help="Ops to time, all by default.", metavar="[OP]...")] = None,
     configs: Annotated[bool, typer.Option("--configs", help="Time every shipped tile configuration.")] = False,
-    first: Annotated[bool, typer.Option("--first", help="Only each op's first case.")] = False,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Other people's kernels too, where installed.")] = True,
+    first: Annotated[bool, typer.Option("--first", help="Time only each op's first case.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="Also time the installed kernels of other projects.")
+    ] = True,
     json: Json = None,
 ) -> None:
-    """Time the kernels on this GPU, beside their references and the peers that are installed."""
+    """Time the kernels on this GPU, their references, and the installed kernels of other projects."""
     check_json(json)
     _finish("ops", distill.bench("ops", names or (), configs=configs, first=first, peers=peers), json)
 
@@ -42,7 +44,9 @@ def ops(
 def steps(
     overrides: Overrides = None,
     recipe: RecipeOption = None,
-    references: Annotated[bool, typer.Option("--references/--no-references", help="On the references too.")] = True,
+    references: Annotated[
+        bool, typer.Option("--references/--no-references", help="Also time steps with the reference kernels.")
+    ] = True,
     json: Json = None,
 ) -> None:
     """Time whole training steps of a recipe's stages, with a profile on a GPU."""
@@ -57,10 +61,10 @@ def layouts(
     overrides: Overrides = None,
     recipe: RecipeOption = None,
     names: Annotated[list[str] | None, typer.Option("--only", help="A layout; all by default.", metavar="NAME")] = None,
-    runs: Annotated[Path, typer.Option(help="Where their runs are kept, in a folder `layouts`.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="The folder in whose subfolder `layouts` the runs are kept.")] = Path("runs"),
     json: Json = None,
 ) -> None:
-    """Train every layout on one recipe's layers, text and budget, and judge it."""
+    """Train every layout on one recipe's layers, text and budget, and evaluate it."""
     quiet_libraries()
     check_json(json)
     measured = distill.bench("layouts", names or (), recipe=recipe, overrides=overrides or (), runs=runs)
@@ -74,40 +78,43 @@ def generation(
         list[str] | None,
         typer.Option(
             "--recipe",
-            help="A recipe: a YAML file, or the name of a shipped one (smollm2-135m_mamba2-hybrid by default); may be given "
-            "several times.",
+            help="A recipe: a YAML file, or the name of a shipped one (smollm2-135m_mamba2-hybrid by default). It may be "
+            "given several times.",
         ),
     ] = None,
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", help="A further student: `NAME: key=value; key=value` over each recipe.", metavar="OVERRIDES"
+            "--variant", help="A further student: `NAME: key=value; key=value` changes each recipe.", metavar="OVERRIDES"
         ),
     ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
-            help="Tokens that stand before those decoded (by default 2k,16k,64k,128k on a GPU and 64,256 on a CPU; none "
-            "where a protocol is asked for).",
+            help="Context lengths in tokens before decoding (by default 2k,16k,64k,128k on a GPU and 64,256 on a CPU; none "
+            "with --protocol).",
             metavar="N,N...",
         ),
     ] = None,
-    batches: Annotated[str | None, typer.Option(help="Texts at once (1 by default).", metavar="N,N...")] = None,
+    batches: Annotated[str | None, typer.Option(help="Batch sizes (1 by default).", metavar="N,N...")] = None,
     protocols: Annotated[
         list[str] | None,
         typer.Option(
             "--protocol",
-            help="As a paper measured: mamba, hymba or samba. On a CPU at most 4 texts at once.",
+            help="Measure as a paper did: mamba, hymba or samba. On a CPU the batch size is at most 4.",
             autocompletion=_protocols,
         ),
     ] = None,
     prefill_chunk: Annotated[
         int | None,
-        typer.Option(help="Columns of a prompt at a time; by memory by default.", callback=CHUNK.option("--prefill-chunk")),
+        typer.Option(
+            help="Tokens of each prompt at a time; chosen by the free memory by default.",
+            callback=CHUNK.option("--prefill-chunk"),
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
-    """Time first tokens and decoding of a recipe's teacher and student with random weights, before anything is trained."""
+    """Time prefill and decoding of a recipe's teacher and student with random weights, before training."""
     quiet_libraries()
     check_json(json)
     measured = distill.bench(
@@ -124,15 +131,15 @@ def generation(
 
 
 def _finish(what: str, measured: dict, json: Path | None) -> None:
-    """Print the table, write the JSON, and end with 1 where something measured was not right."""
+    """Print the table, write the JSON, and exit with 1 if a measured result was wrong."""
     from distill.benchmarks import benchmark
 
-    if processes.rank():  # the first of several processes tells
+    if processes.rank():  # only the first of several processes prints
         return
     table_console(json).print(benchmark(what).table(measured))
     write_json(json, measured)
     if measured.get("stopped"):
-        print("interrupted: the table has what was measured by then", file=sys.stderr)
+        print("interrupted: the table has the measurements so far", file=sys.stderr)
         raise typer.Exit(130)
     if not benchmark(what).all_right(measured):
         raise typer.Exit(1)

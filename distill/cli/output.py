@@ -1,4 +1,4 @@
-"""What verbs print and write: tables for people, JSON for programs, and libraries that keep quiet."""
+"""The output of verbs: tables for people, JSON for programs, and silenced libraries."""
 
 import logging
 import os
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-ALONE = Path("-")  # for --json
-OWN = ("recipe.yaml", "config.json")  # files that make a folder a run's or a model's
+ALONE = Path("-")  # the value of --json that prints only the JSON
+OWN = ("recipe.yaml", "config.json")  # files that mark a folder as a run's or a model's
 
 
 def quiet_libraries() -> None:
-    """Our own progress is enough; downloads and preparations show theirs on a terminal, and draw no bars into a file."""
+    """Silence the progress bars and warnings of libraries. Downloads still show progress bars on a terminal."""
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -27,34 +27,38 @@ def quiet_libraries() -> None:
 
 
 def table_console(path: Path | None) -> "Console":
-    """Where a verb's table goes: nowhere, where JSON alone is to be printed."""
+    """The console of a verb's table; a silent one if only JSON is printed."""
     from distill.console import new_console
 
     return new_console(quiet=path == ALONE)
 
 
 def say(what: object) -> None:
-    """Print a line, a path for one, of which a terminal only shows what it would act on."""
+    """Print a line, such as a path, with control characters escaped."""
     from distill.errors import printable
 
     print(printable(what))
 
 
 def check_json(path: Path | None) -> None:
-    """Refuse a file that cannot be written before the work whose result it would hold."""
+    """Refuse a file that cannot be written, before the work begins.
+
+    Raises:
+        UserError: naming the file.
+    """
     if path is not None and path != ALONE:
         from distill.disk import check_writable
         from distill.errors import UserError
 
         check_writable(path, "--json")
         if path.exists() and not _is_json(path):
-            raise UserError(f"--json is {path}, which exists and is no JSON; name another file")
+            raise UserError(f"--json is {path}, which exists and is not JSON; name another file")
         if path.exists() and _of_a_folder(path):
             raise UserError(f"--json is {path}, which is a file of a run or a model; name another file")
 
 
 def _is_json(path: Path) -> bool:
-    """Whether a file is empty, or holds what a verb writes: one object or list of JSON."""
+    """Whether a file is empty or holds one JSON object or list, as verbs write it."""
     from distill.errors import UserError
     from distill.reading import MOST_BYTES, Unreadable, parsed, read_text
 
@@ -66,12 +70,12 @@ def _is_json(path: Path) -> bool:
 
 
 def _of_a_folder(path: Path) -> bool:
-    """Whether a file stands in the folder of a run or a model."""
+    """Whether a file is in the folder of a run or a model."""
     return any((folder / name).is_file() for folder in list(path.resolve().parents)[:3] for name in OWN)
 
 
 def write_json(path: Path | None, content: dict | list) -> None:
-    """Write a verb's result to a file, or to the standard output for `-`; nothing where none is given."""
+    """Write a verb's result to a file, or to the standard output for `-`; nothing for None."""
     from distill.strict_json import dumps
 
     check_json(path)

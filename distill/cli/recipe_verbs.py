@@ -33,7 +33,7 @@ def cp(
     name: ShippedArgument,
     target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path("."),
 ) -> None:
-    """Copy a shipped recipe, to change it, and beside it the JSON schema that editors check it by."""
+    """Copy a shipped recipe, so that it can be changed, and the JSON schema with which editors check it."""
     say(distill.copy_recipe(name, target))
 
 

@@ -1,4 +1,4 @@
-"""The verbs of the command line: arguments in, one call of the API, and what came of it printed."""
+"""The verbs of the command line: each parses its arguments, calls the API once and prints the result."""
 
 import sys
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from distill.exporters import EXPORTERS, help_lines
 from distill.ranges import CHUNK, GPU_GIB, KEPT, MINUTES, NEW_TOKENS, PREPARING, PROCESSES, SHOWN, TEMPERATURE, TOP_K
 from distill.selection import SCORERS
 
-RunsOption = Annotated[Path, typer.Option(help="Where run folders are made.")]
+RunsOption = Annotated[Path, typer.Option(help="The folder in which run folders are made.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,13 +35,13 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Load the teacher, and try what a run tries before it trains.")
+        bool, typer.Option("--check", help="Also load teacher and text, and try what a run tries before it trains.")
     ] = False,
     gpus: Annotated[int, typer.Option(help="GPUs that share the batches.", callback=PROCESSES.option("--gpus"))] = 1,
-    gpu_memory: Annotated[float, typer.Option(help="GiB of one of them.", callback=GPU_GIB.option("--gpu-memory"))] = 80,
+    gpu_memory: Annotated[float, typer.Option(help="Memory of a GPU in GiB.", callback=GPU_GIB.option("--gpu-memory"))] = 80,
     json: Json = None,
 ) -> None:
-    """Say what a run would do: layers, parameters, memory, tokens, time, exports. Runs nothing."""
+    """Print what a run would do: layers, parameters, memory, tokens, time, exports. Trains nothing."""
     from distill.plan_table import show
     from distill.recipe_file import load
     from distill.shipped import find
@@ -58,17 +58,19 @@ def prepare(
     overrides: Overrides = None,
     processes: Annotated[
         int | None,
-        typer.Option(help="Processes that tokenise; by the cores by default.", callback=PREPARING.option("--processes")),
+        typer.Option(
+            help="Processes that tokenise; chosen by the cores by default.", callback=PREPARING.option("--processes")
+        ),
     ] = None,
     show: Annotated[
         int,
         typer.Option(
-            help="Print so many documents of each text, what is trained on marked.", callback=SHOWN.option("--show")
+            help="Documents of each text to print, with the trained tokens marked.", callback=SHOWN.option("--show")
         ),
     ] = 0,
     json: Json = None,
 ) -> None:
-    """Tokenise a recipe's texts, so that runs find them; a call that was stopped goes on."""
+    """Tokenise a recipe's texts before a run. A call that was stopped continues where it was."""
     from distill.recipe_file import load
     from distill.runs.preparing import print_prepared
 
@@ -83,19 +85,19 @@ def prepare(
 def run(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run of it left.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run of the recipe left.")] = False,
     runs: RunsOption = Path("runs"),
     stop_after: Annotated[
         float | None,
-        typer.Option(help="Save and stop after so many minutes.", callback=MINUTES.option("--stop-after")),
+        typer.Option(help="Minutes after which to save and stop.", callback=MINUTES.option("--stop-after")),
     ] = None,
     gpus: Gpus = None,
     processes: Annotated[
         int | None,
-        typer.Option(help="Run in so many processes on a CPU.", metavar="N", callback=PROCESSES.option("--processes")),
+        typer.Option(help="Run N processes on a CPU.", metavar="N", callback=PROCESSES.option("--processes")),
     ] = None,
 ) -> None:
-    """Run a recipe, or go on where an earlier run of it stopped."""
+    """Run a recipe, or continue an earlier run of it from where it stopped."""
     quiet_libraries()
     several: dict[str, Any] = {"gpus": gpus, "processes": processes}
     distill.run(recipe, overrides=overrides or [], fresh=fresh, runs=runs, stop_after=stop_after, **several)
@@ -106,17 +108,19 @@ def cache(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder; the stage's offline_logits, else one in the cache, by default.", metavar="FOLDER"),
+        typer.Option(help="The folder; by default the stage's offline_logits, else one in the cache.", metavar="FOLDER"),
     ] = None,
     top_k: Annotated[
-        int, typer.Option(help="Likeliest tokens that are kept of each distribution.", callback=TOP_K.option("--top-k"))
+        int, typer.Option(help="Most likely tokens kept of each distribution.", callback=TOP_K.option("--top-k"))
     ] = 128,
-    stage: Annotated[str | None, typer.Option(help="Which of several such stages, by its number.", metavar="NUMBER")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="The stage's number, if several stages can be cached.", metavar="NUMBER")
+    ] = None,
     stop_after: Annotated[
-        float | None, typer.Option(help="Stop after so many minutes.", callback=MINUTES.option("--stop-after"))
+        float | None, typer.Option(help="Minutes after which to stop.", callback=MINUTES.option("--stop-after"))
     ] = None,
 ) -> None:
-    """Write a teacher's likeliest tokens down, for a training without it, or go on where that stopped."""
+    """Cache the teacher's top-k logits, for training without the teacher, or continue where an earlier call stopped."""
     quiet_libraries()
     say(distill.cache(recipe, overrides=overrides or [], out=out, top_k=top_k, stage=stage, stop_after=stop_after))
 
@@ -130,15 +134,15 @@ def select(
     ] = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Layers (or heads) that stay attention: a number or a share.", callback=KEPT.option("--keep")),
+        typer.Option(help="Layers (or heads) that keep attention: a number or a share.", callback=KEPT.option("--keep")),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Task files, for --by task.", metavar="FOLDER")] = None,
-    write: Annotated[Path | None, typer.Option(help="Write the recipe with the chosen layout.", metavar="FILE")] = None,
+    tasks: Annotated[str | None, typer.Option(help="The folder of task files for --by task.", metavar="FOLDER")] = None,
+    write: Annotated[Path | None, typer.Option(help="A file for the recipe with the chosen layout.", metavar="FILE")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure everything again.")] = False,
     runs: RunsOption = Path("runs"),
     json: Json = None,
 ) -> None:
-    """Choose the layers or heads that stay attention, by what the teacher loses without them."""
+    """Choose the layers or heads that keep attention, by a scorer on the teacher."""
     from distill.selection.tables import show
 
     quiet_libraries()
@@ -152,15 +156,18 @@ def select(
 
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run folder, or a student's folder or hub id.")],
-    teacher: Annotated[str | None, typer.Option(help="The teacher, where the target does not say.")] = None,
-    heldout: Annotated[str | None, typer.Option(help="Files of text to judge on (a glob).")] = None,
-    suite: Annotated[str, typer.Option(help="How much: quick, standard or full.")] = "quick",
+    teacher: Annotated[str | None, typer.Option(help="The teacher, if the target does not name it.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Files of held-out text (a glob).")] = None,
+    suite: Annotated[str, typer.Option(help="The evaluations: quick, standard or full.")] = "quick",
     tasks: Annotated[
-        str | None, typer.Option(help="A folder of task files, or harness; DISTILL_TASKS by default.", metavar="FOLDER")
+        str | None,
+        typer.Option(
+            help="A folder of task files, or harness for lm-evaluation-harness; DISTILL_TASKS by default.", metavar="FOLDER"
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
-    """Judge a student against its teacher and the untrained baselines."""
+    """Evaluate a student against its teacher and the untrained baselines."""
     from distill.console import new_console
     from distill.evaluation.table import show
 
@@ -168,17 +175,17 @@ def evaluate(
     check_json(json)
     said = new_console(stderr=True, quiet=bool(processes.rank()))
     judged = distill.evaluate(target, teacher=teacher, heldout=heldout, suite=suite, tasks=tasks, console=said)
-    if processes.rank():  # the first one tells
+    if processes.rank():  # only the first of several processes prints
         return
     show(judged, table_console(json))
     write_json(json, judged)
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders: one to write its report again, several to compare them.")],
+    runs: Annotated[list[Path], typer.Argument(help="One run folder to write its report again, or several to compare.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write; report.html in the run folder, or comparison.html here, by default."),
+        typer.Option(help="The file; by default report.html in the run folder, or comparison.html here for several."),
     ] = None,
 ) -> None:
     """Write a run's report again, or one page that compares several runs."""
@@ -191,26 +198,26 @@ def export(
     to: Annotated[
         str | None,
         typer.Option(
-            help=f"The form; native where it holds the student, else portable. {help_lines()}.",
+            help=f"The target; by default native if it can hold the student, else portable. {help_lines()}.",
             autocompletion=names_of(EXPORTERS),
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write; RUN/export/TARGET by default.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights: bfloat16 (the default) or float32.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="A type that the target has, such as q8_0.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="The type of the weights: bfloat16 (the default) or float32.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="A quantised type of the target, such as q8_0.")] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Prove it in every engine that is to run it and is installed.")
+        bool, typer.Option("--verify/--no-verify", help="Check the export in every installed engine that should run it.")
     ] = True,
     engines: Annotated[
         list[str] | None,
         typer.Option(
-            "--engine", help="An engine in an environment of its own; also in DISTILL_ENGINES.", metavar="NAME=PYTHON"
+            "--engine", help="The Python of an engine in its own environment; also DISTILL_ENGINES.", metavar="NAME=PYTHON"
         ),
     ] = None,
     push: Annotated[str | None, typer.Option(help="Upload it to this repository of the hub.", metavar="OWNER/NAME")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make that repository for all to see.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make that repository public.")] = False,
 ) -> None:
-    """Write a run's student in a form that other software loads, and prove it there."""
+    """Write a run's student in a form that other software loads, and check it there."""
     from distill.console import new_console
     from distill.exporters.engines import parsed
 
@@ -229,26 +236,33 @@ def export(
 
 def generate(
     target: Annotated[Path, typer.Argument(help="A run folder, or a student's folder.")],
-    prompt: Annotated[str, typer.Argument(help="What to go on from; - reads the standard input.")],
-    tokens: Annotated[int, typer.Option(help="New tokens at most.", callback=NEW_TOKENS.option("--tokens"))] = 64,
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads the standard input.")],
+    tokens: Annotated[int, typer.Option(help="The most new tokens.", callback=NEW_TOKENS.option("--tokens"))] = 64,
     chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the chat template.")] = False,
     temperature: Annotated[
         float,
-        typer.Option(help="0 takes the likeliest token, more samples.", callback=TEMPERATURE.option("--temperature")),
+        typer.Option(
+            help="0 takes the most likely token, a positive number samples.", callback=TEMPERATURE.option("--temperature")
+        ),
     ] = 0.0,
-    graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="On a GPU, a token is one CUDA graph.")] = True,
+    graphs: Annotated[
+        bool, typer.Option("--graphs/--no-graphs", help="On a GPU, decode each token as one CUDA graph.")
+    ] = True,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code of the folder, where no installed code can load it.")
+        bool, typer.Option("--trust-remote-code", help="Run the folder's own code if no installed code can load it.")
     ] = False,
     prefill_chunk: Annotated[
         int | None,
-        typer.Option(help="Tokens of the prompt at a time; by memory by default.", callback=CHUNK.option("--prefill-chunk")),
+        typer.Option(
+            help="Tokens of the prompt at a time; chosen by the free memory by default.",
+            callback=CHUNK.option("--prefill-chunk"),
+        ),
     ] = None,
 ) -> None:
-    """Let a student go on with a text."""
+    """Generate text with a student, from a prompt."""
     quiet_libraries()
     if prompt == "-":
-        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused with the prompt
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 are refused later
     how: dict = {
         "tokens": tokens,
         "chat": chat,
@@ -261,7 +275,7 @@ def generate(
 
 
 def doctor(json: Json = None) -> None:
-    """Say what is here: versions, devices, kernel back ends, and what is missing."""
+    """Print what this machine has: versions, devices, kernel back ends, and missing packages."""
     from distill.diagnosis import table
 
     found = distill.doctor()

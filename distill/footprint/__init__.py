@@ -1,9 +1,8 @@
-"""What a stage takes of a device's memory, worked out by running it on tensors that have shapes and no values.
+"""The device memory of a training stage, measured by running the stage on fake tensors, which have shapes but no values.
 
-The stage's own forward and backward passes run on a CPU, without weights and in seconds: every storage that an operation
-makes is counted until it is freed (`ledger`), with the kernels' memory and without their launches
-(`students.kernels.on_paper`), under a GPU's rules (`autocast`). Layers of one kind take the same memory, so that a few stand
-for all (`layers`).
+The stage's own forward and backward passes run on a CPU, without weights, in seconds. Every storage that an operation makes
+is counted until it is freed (`ledger`), including the kernels' memory without their launches (`students.kernels.on_paper`),
+under a GPU's autocast rules (`autocast`). Layers of one kind take the same memory, so only a few are run (`layers`).
 """
 
 from collections.abc import Iterator
@@ -33,16 +32,17 @@ from teachers.families import Family
 
 __all__ = ["Footprint", "Shape", "footprint", "most_windows"]
 
-WORKSPACE = 2**25  # bytes that cuBLAS takes on a Hopper GPU
-COMPILED = 0.8  # of the activations that compiled layers keep: 65.0 GiB were measured where 76.1 are counted
+WORKSPACE = 2**25  # bytes of cuBLAS's workspace on a Hopper GPU
+COMPILED = 0.8  # share of the counted activations that compiled layers keep: measured 65.0 GiB, counted 76.1
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes at the peak of a training stage's steps.
+    """The bytes at the memory peak of a training stage's steps.
 
-    teacher: its weights. student: what the student has beside them, `trained` among it. gradients, moments: of what trains
-    (AdamW's two). activations: all the rest, the head's buffers and kernels' temporaries included.
+    teacher: the teacher's weights. student: the student's weights that it does not share with the teacher, including
+    `trained`, the trained ones. gradients, moments: of the trained weights (AdamW's two moments). activations: all the rest,
+    including the head's buffers and the kernels' temporaries.
     """
 
     teacher: float
@@ -54,11 +54,12 @@ class Footprint:
 
     @property
     def peak(self) -> float:
-        """All of it."""
+        """The total."""
         return self.teacher + self.student + self.gradients + self.moments + self.activations
 
     def sharded(self, processes: int, teacher_too: bool = False) -> "Footprint":
-        """On each of so many GPUs, which divide what trains, its gradients and moments, and the teacher too."""
+        """The footprint on each of `processes` GPUs, which divide the trained weights, their gradients and moments, and with
+        `teacher_too` the teacher."""
         kept = self.student - self.trained
         shares = {name: getattr(self, name) / processes for name in ("trained", "gradients", "moments")}
         return Footprint(
@@ -71,10 +72,10 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a footprint is of: a teacher's config and family, the student's layout, and how the run computes.
+    """The models and the arithmetic of a footprint: a teacher's config and family, the student's layout, and precision.
 
     dtype: of the teacher's weights. newest: the layers that were converted last; all by default.
-    gpu: as on a Hopper GPU, with Triton's kernels; else as on a CPU.
+    gpu: compute as on a Hopper GPU with Triton kernels, else as on a CPU.
     """
 
     config: PretrainedConfig
@@ -87,7 +88,7 @@ class Shape:
 
     @classmethod
     def of(cls, recipe: Recipe, config: PretrainedConfig, family: Family, layout: Layout, gpu: bool = True) -> "Shape":
-        """A recipe's: its precision, and the type that its teacher's weights are loaded in."""
+        """The shape for a recipe, with its precision and the type of its teacher's weights."""
         wide = recipe.precision == "float32" or (recipe.precision == "auto" and not gpu)
         return cls(
             config,
@@ -100,13 +101,13 @@ class Shape:
 
 
 def footprint(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool = True) -> Footprint:
-    """What a training stage takes with so many windows at a time.
+    """Measure the memory of a training stage with `windows` windows at a time.
 
     Args:
-        accumulates: whether a step has several micro-batches, so that gradients are there when the next is computed.
+        accumulates: whether a step has several micro-batches, so that gradients exist while the next one is computed.
 
     Raises:
-        Exception: of any type, where the model cannot run on tensors without values.
+        Exception: of any type, if the model cannot run on fake tensors.
     """
     whole = extrapolated(shape, lambda part: _measured(part, entry, seq_len, windows, accumulates))
     base = {field.name: whole[field.name] for field in fields(Footprint) if field.name != "activations"}
@@ -117,14 +118,14 @@ def footprint(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accum
 
 
 def _fuses(entry: StageEntry) -> bool:
-    """Whether a stage's steps keep what compiled layers keep of a whole student."""
+    """Whether a stage trains the whole student with compiled layers and without recomputation."""
     options = entry.options
     recomputed = getattr(options, "activation_checkpointing", False)
     return entry.kind.whole_student and getattr(options, "compile", None) is not False and not recomputed
 
 
 def _measured(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accumulates: bool) -> dict[str, float]:
-    """Bytes by what they are of, and the most that lived in the forward and the backward pass and at their end."""
+    """The bytes by kind, the peaks of the forward and the backward pass, and the bytes at the end."""
     paper: AbstractContextManager = kernels.on_paper() if shape.gpu else kernels.backend("reference")
     with torch.random.fork_rng(devices=[]), paper, FakeTensorMode(allow_non_fake_inputs=True), Ledger(shape.gpu) as ledger:
         teacher = teacher_of("", shape.config, shape.family, shape.dtype)
@@ -152,7 +153,7 @@ def _measured(shape: Shape, entry: StageEntry, seq_len: int, windows: int, accum
 
 
 def _moments(stage: Stage) -> list[int]:
-    """Bytes of one moment of each parameter that a stage trains."""
+    """The bytes of one moment of each trained parameter of a stage."""
     trained, optimizer = stage.trained(), stage.options.optimizer
     wide = moments.wide_names(stage.student, trained)
     return [moments.bytes_of(parameter.shape, optimizer, name in wide) for name, (_, parameter) in trained.items()]
@@ -160,8 +161,8 @@ def _moments(stage: Stage) -> list[int]:
 
 @contextmanager
 def _without_moves() -> Iterator[None]:
-    """Inside the block modules stay where they are: peft moves an adapter to its layer, where it is, and tensors without
-    values cannot be moved."""
+    """Inside the block, `Module.to` does nothing: peft calls it to move an adapter to its layer's device, and fake tensors
+    cannot be moved."""
     convert, module_class = nn.Module.to, cast(Any, nn.Module)
     module_class.to = lambda module, *unused, **options: module
     try:
@@ -171,7 +172,7 @@ def _without_moves() -> Iterator[None]:
 
 
 def _passes(shape: Shape, stage: Stage, batch: Batch, ledger: Ledger) -> dict[str, float]:
-    """The most bytes in each pass of all the losses of a batch, and what lives when the last one ends."""
+    """The peak bytes of the forward and backward passes of all losses of a batch, and the bytes after the last one."""
     peaks: dict[str, float] = {"forward": 0, "backward": 0}
     draw = iter(stage.losses(batch))
     wide: AbstractContextManager = WideAsOnAGpu() if shape.gpu else nullcontext()
@@ -183,7 +184,7 @@ def _passes(shape: Shape, stage: Stage, batch: Batch, ledger: Ledger) -> dict[st
             if drawn is None:
                 return peaks | {"end": ledger.live}
             ledger.forget_peak()
-            run_backward(  # `backward` would leave the mode that recomputed layers need
+            run_backward(  # `backward` would disable the mode that recomputed layers need
                 (drawn[1],), (torch.ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True
             )
             peaks["backward"] = max(peaks["backward"], ledger.peak)

@@ -1,7 +1,8 @@
-"""A GPU's autocast for tensors that stand on a CPU: a CPU's has the same list of operations in 16 bits and a shorter one of
-those in float32.
+"""The GPU's autocast rules for CPU tensors.
 
-The list: docs/source/amp.rst of PyTorch 2.11 to 2.13, "CUDA Ops that can autocast to float32".
+The CPU's autocast has the same list of 16-bit operations as the GPU's, but a shorter list of float32 operations. This
+module adds the missing ones.
+Source: docs/source/amp.rst of PyTorch 2.11 to 2.13, "CUDA Ops that can autocast to float32".
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ WIDE = frozenset(
 
 
 class WideAsOnAGpu(TorchFunctionMode):
-    """Inside the block, and where the CPU's autocast is on, these operations take 16-bit inputs as float32."""
+    """Inside the block, while the CPU's autocast is on, the operations in WIDE get 16-bit inputs as float32."""
 
     def __torch_function__(self, function: Callable, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
         keywords = keywords or {}

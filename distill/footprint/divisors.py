@@ -1,11 +1,13 @@
-"""The most windows at a time that fit, among those that a step divides into."""
+"""The search for the largest micro-batch that fits in memory and divides a step."""
 
 from collections.abc import Callable
 
 
 def most_windows(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of a step's windows that fits: doubling while it does, then halving what is between; 0 where not
-    even one does."""
+    """The largest divisor of `share`, a step's windows, that fits; 0 if not even one window fits.
+
+    The number is doubled as long as it fits; then a binary search follows.
+    """
     divisors = [count for count in range(1, share + 1) if share % count == 0]
     good, bad = -1, len(divisors)
     while good + 1 < bad:

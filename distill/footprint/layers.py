@@ -1,5 +1,5 @@
-"""A few layers for all: memory grows by the same amount with every layer of a kind, so that models of one or two layers of
-each tell that of a deep one."""
+"""Extrapolation of memory over depth: every layer of a kind adds the same amount, so models with one or two layers of each
+kind suffice."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,10 +20,10 @@ Deep = TypeVar("Deep", bound=Any)  # a `footprint.Shape`: it has a config, a fam
 
 
 def extrapolated(shape: Deep, measure: Callable[[Deep], Sizes]) -> Sizes:
-    """What `measure` finds of a model, from models of few of its layers where its layers do not depend on each other.
+    """The result of `measure` for a model, extrapolated from models with few of its layers if its layers are independent.
 
-    The second of two converted layers finds what the first one left, and further ones add what it added; so two of each
-    kind are there from the beginning.
+    The smallest model has two layers of each converted kind, because the first one may add less or more than the others:
+    further ones add as much as the second.
     """
     kinds = _kinds(shape)
     few: list[int] = []
@@ -46,7 +46,8 @@ def extrapolated(shape: Deep, measure: Callable[[Deep], Sizes]) -> Sizes:
 
 
 def _kinds(shape: Deep) -> list[tuple]:
-    """What tells the layers of a model apart: letter, whether it came last, window, and the shapes of all that they hold."""
+    """The kind of each layer: its letter, whether it was converted last, its window and rotary embedding, and the shapes of
+    its parameters."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(deepcopy(shape.config))
     teacher = Teacher("", model, None, shape.family)
@@ -75,7 +76,7 @@ def _independent(layout: Layout) -> bool:
 
 
 def _with(shape: Deep, layers: list[int]) -> Deep:
-    """The same with some of the layers alone, some of them twice."""
+    """The shape reduced to the given layers; a layer may occur twice."""
     depth, config = shape.config.num_hidden_layers, deepcopy(shape.config)
     for name, value in vars(config).items():
         if isinstance(value, list | tuple) and len(value) == depth:

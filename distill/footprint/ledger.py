@@ -1,4 +1,4 @@
-"""The memory of tensors without values, kept as an allocator would keep it: what lives now, and the most that ever did."""
+"""The memory of fake tensors, counted as an allocator would: the bytes that are in use, and their peak."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from distill.compat import ATTENTION_CHOICE, NUMBER_READ, FakeTensor, TorchDispatchMode, storage_key, tree_leaves
 
-BLOCK = 512  # bytes that PyTorch's allocator rounds up to
-SLACK = 2**-11  # share of the most by which it may grow before what died is looked for: that costs time
+BLOCK = 512  # PyTorch's allocator rounds up to multiples of this number of bytes
+SLACK = 2**-11  # the peak may grow by this share before freed storages are searched, which takes time
 aten = torch.ops.aten
-READ = {  # of a tensor without values
+READ = {  # operations that read a value, and what they return for a fake tensor
     NUMBER_READ: lambda tensor: tensor.dtype != torch.bool and 1,
     aten.is_nonzero.default: lambda tensor: False,
     aten.equal.default: lambda tensor: False,
@@ -22,18 +22,18 @@ WIDEST_FLASH = 256  # channels of a head
 
 
 class Ledger(TorchDispatchMode):
-    """Counts every storage that an operation makes, until it is freed. Stands outside a `FakeTensorMode`.
+    """Counts every storage that an operation makes, until it is freed. Enter it outside a `FakeTensorMode`.
 
-    Where there are no values, a truth value that is read from a tensor is false, and a number is 1; one place is not zero.
-    So texts of several documents look like what they are. Fused attention is chosen as on a GPU without cuDNN's:
-    FlashAttention where there is no mask, else the memory-efficient kernel.
+    Since a fake tensor has no values, a truth value read from it is False, a number is 1, and one of its places is nonzero.
+    So texts of several documents are treated as such. Fused attention is chosen as on a GPU without cuDNN's attention:
+    FlashAttention without a mask, else the memory-efficient kernel.
     """
 
     def __init__(self, gpu: bool = True) -> None:
-        """gpu: whether fused attention is a GPU's."""
+        """gpu: choose fused attention as on a GPU."""
         super().__init__()
         self._gpu = gpu
-        self._counted: dict[int, tuple[StorageWeakRef, int]] = {}  # by the storage, which graphs may hold without Python
+        self._counted: dict[int, tuple[StorageWeakRef, int]] = {}  # by storage, since graphs hold storages without tensors
         self._live = self._peak = 0
 
     def __torch_dispatch__(self, op: Any, types: Any, arguments: tuple = (), keywords: dict | None = None) -> Any:
@@ -50,7 +50,7 @@ class Ledger(TorchDispatchMode):
 
     @property
     def live(self) -> int:
-        """Bytes of what lives now."""
+        """The bytes in use."""
         dead = [key for key, (storage, _) in self._counted.items() if storage.expired()]
         for key in dead:
             self._live -= self._counted.pop(key)[1]
@@ -58,15 +58,15 @@ class Ledger(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        """The most bytes that lived at once, since `forget_peak` was last called; a share of SLACK less at most."""
+        """The most bytes in use at once since the last `forget_peak`, too low by a share of SLACK at most."""
         return max(self._peak, self.live)
 
     def forget_peak(self) -> None:
-        """Take the most from now on."""
+        """Start a new peak at the bytes in use."""
         self._peak = self.live
 
     def count(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, once."""
+        """Count a tensor's storage, unless it is counted already."""
         storage = tensor.untyped_storage()
         key = storage_key(storage)
         if key in self._counted and not self._counted[key][0].expired():

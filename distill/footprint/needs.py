@@ -1,4 +1,4 @@
-"""What a recipe's training stages need of GPUs: memory, time, and what to lower where they do not fit."""
+"""The memory and time that a recipe's training stages need on GPUs, and what to lower if they do not fit."""
 
 import logging
 from collections.abc import Sequence
@@ -19,13 +19,15 @@ from teachers.families import Family
 
 _log = logging.getLogger(__name__)
 GIB = 2**30
-LEFT = 0.93  # of a GPU's memory that `micro_batch: auto` may fill
+LEFT = 0.93  # share of a GPU's memory that `micro_batch: auto` may fill
 
 
 @dataclass(frozen=True)
 class Need:
-    """A training stage's: windows at a time, its footprint on each GPU (None where it cannot be worked out), tokens/s of one
-    GPU and where that is from, GPU hours; what to lower where it does not fit; and its optimizer."""
+    """The needs of a training stage.
+
+    windows: at a time. footprint: on each GPU; None if it cannot be computed. tokens_per_second: of one GPU, and said: the
+    source of this rate. hours: GPU hours. lower: what to lower if the stage does not fit; None if it fits."""
 
     windows: int
     footprint: Footprint | None
@@ -36,7 +38,7 @@ class Need:
     optimizer: str = "adamw"
 
     def numbers(self) -> dict:
-        """For JSON: bytes, and the rest as it is."""
+        """The needs as a mapping for JSON."""
         memory = None if self.footprint is None else {**vars(self.footprint), "peak": self.footprint.peak}
         rest = {name: value for name, value in vars(self).items() if name not in ("footprint", "said")}
         return {**rest, "bytes": memory, "rate_from": self.said}
@@ -52,12 +54,12 @@ def needs_of(
     gib: float,
     divides: str,
 ) -> dict[str, Need]:
-    """Each training stage's needs by its name, as plans name them.
+    """The needs of each training stage, by its name in a plan.
 
     Args:
-        students: the one under each stage. parameters: of the teacher. gpus: how many share a batch. gib: of
-            one. divides: what they divide of stages that train the student end to end: "none", "student" (masters, gradients
-            and moments) or "all" (the teacher too).
+        students: the student of each stage. parameters: of the teacher. gpus: the number of GPUs that share a batch. gib:
+            the memory of one GPU. divides: what they divide in stages that train the student end to end: "none", "student"
+            (masters, gradients and moments) or "all" (the teacher too).
     """
     found, names = {}, set()
     for entry in stages_of(recipe):
@@ -90,13 +92,13 @@ def _need(recipe: Recipe, shape: Shape, entry: StageEntry, parameters: int, gpus
 def _footprint(recipe: Recipe, shape: Shape, entry: StageEntry, windows: int, share: int) -> Footprint | None:
     try:
         return footprint(shape, entry, entry.seq_len(recipe.data), windows, accumulates=share > windows)
-    except Exception as error:  # of every type: an operation that looks at values
-        _log.info("the memory of %s cannot be worked out: %s: %s", entry.name, type(error).__name__, reason_of(error))
+    except Exception as error:  # of any type: an operation reads values
+        _log.info("the memory of %s cannot be computed: %s: %s", entry.name, type(error).__name__, reason_of(error))
         return None
 
 
 def _most(recipe: Recipe, shape: Shape, entry: StageEntry, share: int, room: float) -> int:
-    """The most windows at a time that fit so many bytes; one where not even that does or nothing can be worked out."""
+    """The most windows at a time that fit `room` bytes; 1 if none fits or the memory cannot be computed."""
     one, two = (_footprint(recipe, shape, entry, count, share) for count in (1, 2))
     if one is None or two is None:
         return 1
@@ -105,7 +107,7 @@ def _most(recipe: Recipe, shape: Shape, entry: StageEntry, share: int, room: flo
 
 
 def what_to_lower(recipe: Recipe, entry: StageEntry, taken: Footprint, windows: int) -> str:
-    """The keys that a stage's memory shrinks with, those that help most first."""
+    """The keys that reduce a stage's memory, the most effective first."""
     stage = f"stages.{entry.index}.{entry.name}"
     steady = taken.trained + taken.gradients + taken.moments
     batch = (

@@ -1,4 +1,4 @@
-"""What plans print of their stages."""
+"""The tables and remarks on stages in a printed plan."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,8 @@ from distill.moments import EIGHT_BIT
 
 
 def stage_table(tokens: Mapping[str, int], trained: Mapping[str, int], needs: Mapping[str, Need]) -> Table:
-    """A row a stage: tokens and parameters; of those that train, windows at a time, GiB on each GPU, tokens/s and hours."""
+    """A table with one row for each stage: tokens and trained parameters, and for training stages windows at a time, GiB on
+    each GPU, tokens/s and GPU hours."""
     table = Table(box=None, header_style="bold")
     columns = ["stage", "tokens", "trained parameters"]
     for column in columns + (["windows", "GiB", "tokens/s", "GPU hours"] if needs else []):
@@ -26,7 +27,7 @@ def stage_table(tokens: Mapping[str, int], trained: Mapping[str, int], needs: Ma
 
 
 def remarks(needs: Mapping[str, Need], gpus: int, gib: float) -> Iterator[str]:
-    """What the memory is made of, where it does not fit, and where the rates are from."""
+    """Lines on the parts of the memory, on stages that do not fit, and on the sources of the rates."""
     for stage, need in needs.items():
         if need.footprint is not None:
             names = ("teacher", "student", "gradients", "moments", "activations")
@@ -34,7 +35,7 @@ def remarks(needs: Mapping[str, Need], gpus: int, gib: float) -> Iterator[str]:
             parts = ", ".join(f"{said.get(name, name)} {getattr(need.footprint, name) / GIB:.1f}" for name in names)
             yield f"GiB         {stage}: {parts}{f' on each of {gpus} GPUs' if gpus > 1 else ''}"
         else:
-            yield f"GiB         {stage}: cannot be worked out without running it"
+            yield f"GiB         {stage}: cannot be computed without running it"
         if need.lower:
             yield f"            {stage} does not fit {gib:g} GiB: {need.lower}"
         yield f"            {stage}: tokens/s {need.said}"

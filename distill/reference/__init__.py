@@ -1,5 +1,5 @@
-"""The reference of recipes: its JSON schema and its tables, made of what each key says of itself where it is declared.
+"""The generated reference of recipes: the JSON schema and the tables of keys, made from the docstrings of the schemas.
 
-`json_schema.py` describes a recipe, `tables.py` puts schemas into Markdown, `blocks.py` has the generated parts of pages by
-name, `pages.py` finds and rewrites them: `python -m distill.reference`, which a test asks for where one is out of date.
+`json_schema.py` makes the JSON schema, `tables.py` turns schemas into Markdown, `blocks.py` has the generated parts of pages
+by name, and `pages.py` finds and rewrites them. `python -m distill.reference` runs it; a test fails on outdated pages.
 """

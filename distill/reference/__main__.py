@@ -8,7 +8,7 @@ from distill.shipped import shipped_folder
 
 
 def main() -> int:
-    """Rewrite what is out of date, and say what that was; only a clone of the sources has the pages."""
+    """Rewrite the files that are out of date and print their names. Only a clone of the sources has the pages."""
     root = shipped_folder().parent
     try:
         if not (root / "docs").is_dir():

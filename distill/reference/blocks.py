@@ -1,4 +1,4 @@
-"""The generated parts of pages, by name: BLOCKS. Links in them are from the root of the project."""
+"""The generated parts of pages, by name in BLOCKS. Their links are relative to the root of the project."""
 
 from collections.abc import Callable, Mapping
 from inspect import getmodule
@@ -28,14 +28,14 @@ from students.state_size import state_bytes
 from teachers.families import FAMILIES, family_of
 from teachers.teacher import Teacher
 
-SMALL = "smollm2-135m-instruct"  # the config whose sizes the table of layouts has
-SHORT, LONG, LONGEST = 2**10, 2**15, 2**18  # tokens of a text
-KEPT = 8  # layers that scorers keep of the small teacher
+SMALL = "smollm2-135m-instruct"  # the teacher's config in the tables of layouts and scorers
+SHORT, LONG, LONGEST = 2**10, 2**15, 2**18  # context lengths in tokens
+KEPT = 8  # layers of the small teacher that the scorers keep
 PAGE = "docs/recipe-reference.md"
 
 
 def recipes() -> str:
-    """The shipped recipes."""
+    """The table of the shipped recipes."""
     rows = []
     for row in list_recipes():
         entries = stages_of(load(row["recipe"]))
@@ -47,19 +47,19 @@ def recipes() -> str:
 
 
 def recipe_keys() -> str:
-    """The keys of a recipe that stand at its top."""
+    """The table of a recipe's top-level keys."""
     schema = recipe_schema()
     places = dict.fromkeys(schema["definitions"], f"[mapping]({PAGE})")
     return key_table(schema, schema["properties"], places)
 
 
 def stages() -> str:
-    """What each stage does."""
+    """The table of stages."""
     return markdown(("stage", "what it does"), [[_linked("stage", name), said_of(stage_class(name))] for name in STAGES])
 
 
 def scorers() -> str:
-    """What each scorer keeps, and what it costs on the small teacher."""
+    """The table of scorers, with their cost on the small teacher."""
     config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{SMALL}.json")
     rows = []
     for name in SCORERS:
@@ -73,7 +73,7 @@ def scorers() -> str:
 
 
 def mixers() -> str:
-    """What each mixer is, and what can be done with it."""
+    """The table of mixers and their options."""
     rows = []
     for name in MIXERS:
         kind = mixer_class(name)
@@ -84,7 +84,7 @@ def mixers() -> str:
 
 
 def systems() -> str:
-    """The systems whose layouts a student can have."""
+    """The table of published systems whose layouts a student can have."""
     return markdown(
         ("system", "paper (arXiv)", "what is as published", "layers of the first recipe", "recipes"),
         [[name, ", ".join(system.papers), system.covered, *_layers_and_recipes(system)] for name, system in SYSTEMS.items()],
@@ -92,7 +92,7 @@ def systems() -> str:
 
 
 def _layers_and_recipes(system: System) -> tuple[str, str]:
-    """The layers of a system's first recipe, and its recipes; the mixers of its layouts where it has no recipe."""
+    """The layers of a system's first recipe, and its recipes; the mixers of its layouts if it has no recipe."""
     if system.recipes:
         return layers(system.recipes[0]), ", ".join(map(code, system.recipes))
     written = [_written(LAYOUTS[name][1]) for name in system.layouts]
@@ -100,7 +100,7 @@ def _layers_and_recipes(system: System) -> tuple[str, str]:
 
 
 def configs() -> str:
-    """The shipped configs of published checkpoints."""
+    """The table of shipped configs of published checkpoints."""
     rows = []
     for name, published in PUBLISHED.items():
         kind = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json").model_type
@@ -110,12 +110,12 @@ def configs() -> str:
 
 
 def targets() -> str:
-    """What each export target writes."""
+    """The table of export targets."""
     return markdown(("target", "what it writes"), [[code(name), target(name).line] for name in EXPORTERS])
 
 
 def families() -> str:
-    """The families of teachers."""
+    """The table of the teachers' families."""
     rows = []
     for name, family in FAMILIES.items():
         refused = [f"`{key}: {str(value).lower()}` is refused: {why}" for key, value, why in family.refused]
@@ -124,18 +124,18 @@ def families() -> str:
 
 
 def layouts() -> str:
-    """The layouts of `distill bench layouts` by their sizes: MiB of the cache of one text, and parameters of the mixers."""
+    """The table of the layouts of `distill bench layouts`: MiB of one sequence's cache, and parameters of the mixers."""
     head = ("layout", "pattern", "mixers", "MiB at 1k", "32k", "256k", "parameters, M")
     return markdown(head, [layout_row(name) for name in LAYOUTS])
 
 
 def layout_row(name: str) -> list[str]:
-    """One layout's cells."""
+    """The cells of one layout."""
     recipe, teacher = of_layout(load(RECIPE), name), _small_teacher()
-    pattern = str(recipe.pattern)  # no layout of the benchmark is selected
+    pattern = str(recipe.pattern)  # the benchmark's layouts are all written out
     student = empty(teacher, layout_of(pattern, recipe.mixers, teacher.n_layers, name, recipe.meta_tokens))
     short, long = (state_bytes(student, tokens) for tokens in (SHORT, LONG))
-    longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # each further token takes as much
+    longest = long + (long - short) * (LONGEST - LONG) // (LONG - SHORT)  # every token adds the same
     sizes = [f"{size / 2**20:.1f}" for size in (short, long, longest)]
     count = sum(parameter.numel() for mixer in _mixers_of(student) for parameter in mixer.parameters())
     extra = f", `meta_tokens: {recipe.meta_tokens}`" if recipe.meta_tokens else ""
@@ -172,7 +172,7 @@ def _linked(kind: str, name: str) -> str:
 
 
 def _count(tokens: int) -> str:
-    """24k, 2.8B: three digits at most."""
+    """Format a count with at most three digits: 24k, 2.8B."""
     letter, size = next(pair for pair in reversed(MULTIPLES.items()) if tokens >= pair[1])
     return f"{tokens / size:.3g}{letter}"
 

@@ -1,7 +1,7 @@
-"""A recipe as JSON schema (draft 7, which editors know): what `distill schema` prints and recipes/recipe.schema.json holds.
+"""The JSON schema of recipes (draft 7, for editors), which `distill schema` prints and recipes/recipe.schema.json holds.
 
-Stages, scorers and mixers are described by their tables. What no schema can say (a layout that does not fit the teacher,
-options that exclude each other) is left to the loader.
+Stages, scorers and mixers come from their tables. Rules that a schema cannot express (a layout that does not fit the
+teacher, options that exclude each other) are checked only by the loader.
 """
 
 from inspect import getmodule
@@ -28,7 +28,7 @@ Node = dict[str, Any]
 
 
 def recipe_schema() -> Node:
-    """The JSON schema of a recipe as it is written in a file."""
+    """The JSON schema of a recipe file."""
     made = schema_of(Recipe)
     definitions, keys = made.pop("definitions"), made["properties"]
     definitions |= _mixer_definitions() | _stage_definitions() | _scorer_definitions()
@@ -51,19 +51,19 @@ def recipe_schema() -> Node:
 
 
 def schema_of(model: type[Schema]) -> Node:
-    """A schema's own JSON schema, with the schemas that it refers to under `definitions`."""
+    """The JSON schema of one schema class, with the schemas that it refers to under `definitions`."""
     made = model.model_json_schema(ref_template="#/definitions/{model}")
     definitions = {name: _tidy(part) for name, part in made.pop("$defs", {}).items()}
     return _tidy(made) | {"definitions": definitions}
 
 
 def said_of(documented: Any) -> str:
-    """What a class or a module says of itself, up to the first empty line."""
+    """The docstring of a class or a module up to the first empty line."""
     return " ".join((documented.__doc__ or "").split("\n\n")[0].split())
 
 
 def _mixer_definitions() -> dict[str, Node]:
-    """Every mixer of the table with its options, the window beside an SSM mixer, and what may stand beside attention."""
+    """The definitions of every mixer, of the window beside an SSM mixer, and of the values of the option `ssm`."""
     found = {f"mixer.{name}": _mixer(name) for name in MIXERS}
     window = Windowed.window_options
     options = {key: _option(Windowed, key, kind, Windowed.window_defaults.get(key)) for key, kind in window.items()}
@@ -73,7 +73,7 @@ def _mixer_definitions() -> dict[str, Node]:
 
 
 def _mixer(name: str) -> Node:
-    """A mixer's options, the window beside it among them."""
+    """The definition of a mixer: its options, including the window beside it."""
     kind, options = mixer_class(name), defaults_of(name)
     keys = {key: _option(kind, key, types, default) for key, (types, default) in options.items()}
     if not has_own_window(name):
@@ -82,7 +82,7 @@ def _mixer(name: str) -> Node:
 
 
 def _option(kind: type[Mixer], key: str, types: Any, default: Any) -> Node:
-    """An option by the types that it may have, its range or its choices, and its meaning."""
+    """The node of an option: its types, its range or choices, and its meaning."""
     if key in kind.choices:
         made: Node = {"enum": list(kind.choices[key])}
     else:
@@ -97,7 +97,7 @@ def _option(kind: type[Mixer], key: str, types: Any, default: Any) -> Node:
 
 
 def _value(kind: type[Mixer], key: str, of_type: type) -> Node:
-    """A value of one type."""
+    """The node of a value of one type."""
     if of_type is dict:
         return _reference(SSM)
     if of_type is list:
@@ -107,7 +107,7 @@ def _value(kind: type[Mixer], key: str, of_type: type) -> Node:
 
 
 def _stage_definitions() -> dict[str, Node]:
-    """Every stage of the table with its options, and the schemas that these refer to."""
+    """The definitions of every stage, and of the schemas that these refer to."""
     found: dict[str, Node] = {}
     even: dict[str, Node] = {"by": {"const": EVEN}, "keep": {"type": "number", "minimum": 0}}
     choices = [_object("Layers evenly spread.", even, ["by", "keep"])]
@@ -126,7 +126,7 @@ def _stage_definitions() -> dict[str, Node]:
 
 
 def _scorer_definitions() -> dict[str, Node]:
-    """Every scorer of the table with its options."""
+    """The definitions of every scorer, and of the schemas that these refer to."""
     found: dict[str, Node] = {}
     for name in SCORERS:
         kind = scorer_class(name)
@@ -142,7 +142,7 @@ def _scorer_definitions() -> dict[str, Node]:
 
 
 def _pattern(others: list[Node]) -> Node:
-    """A layout as letters, or as something else."""
+    """A layout as letters, or one of the other nodes."""
     return {"anyOf": [LETTERS, *others]}
 
 
@@ -151,7 +151,7 @@ def _reference(name: str) -> Node:
 
 
 def _with_null(definitions: dict[str, Node], name: str) -> Node:
-    """A stage's options; nothing (`- initialise:`) where all have defaults."""
+    """A stage's options; null (`- initialise:`) is valid too if all have defaults."""
     made = _reference(name)
     return made if definitions[name].get("required") else {"anyOf": [made, {"type": "null"}]}
 
@@ -162,8 +162,8 @@ def _object(description: str, keys: dict[str, Node], required: list[str]) -> Nod
 
 
 def _tidy(node: Any, keys: bool = False) -> Any:
-    """Without the titles that pydantic makes of names, texts in one line, and tuples as draft 7 has them. keys: the node
-    maps names to schemas."""
+    """Remove pydantic's titles, join descriptions into one line, and write tuples as in draft 7. keys: the node maps names
+    to schemas."""
     if isinstance(node, list):
         return [_tidy(part) for part in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Every key of a recipe, section by section: the generated part of docs/recipe-reference.md."""
+"""The generated part of docs/recipe-reference.md: every key of a recipe, section by section."""
 
 from collections.abc import Iterator
 from inspect import get_annotations
@@ -15,7 +15,7 @@ from distill.stages.stage import StageOptions, TrainingOptions
 from distill.stages.whole import Lora, TaughtOptions, WholeOptions
 from students.mixers import MIXERS
 
-OPEN: dict[type[Schema], str] = {  # parts of a recipe, by the name of their definition: heading, anchor
+OPEN: dict[type[Schema], str] = {  # parts of a recipe with a section of their own, and its heading
     Data: "The key data",
     TextSource: "A source of text",
     EvaluationOptions: "The key evaluation",
@@ -23,7 +23,7 @@ OPEN: dict[type[Schema], str] = {  # parts of a recipe, by the name of their def
     Selected: "The key selected",
     Lora: "The key lora",
 }
-SHARED: dict[type[Schema], str] = {  # options that several stages have, by the schema that declares them
+SHARED: dict[type[Schema], str] = {  # base schemas of several stages, and the heading of their section
     StageOptions: "Every stage",
     TrainingOptions: "Every stage that trains",
     WholeOptions: "Every stage that trains the student end to end",
@@ -33,7 +33,7 @@ SHARED: dict[type[Schema], str] = {  # options that several stages have, by the 
 
 
 def key_page() -> str:
-    """The page, below its introduction."""
+    """The page after its introduction."""
     schema = recipe_schema()
     places = _places()
     lines = ["## The recipe", "", schema["description"], "", key_table(schema, schema["properties"], places)]
@@ -44,7 +44,7 @@ def key_page() -> str:
 
 
 def _section(heading: str, node: Node, places: dict[str, str], names: list[str] | None = None, more: str = "") -> list[str]:
-    """A heading, what the schema says of itself, and its table."""
+    """A section: the heading, the schema's description, and the table of its keys."""
     keys = list(node["properties"]) if names is None else names
     said = " ".join(filter(None, (node["description"], more)))
     return ["", heading, "", said, *(["", key_table(node, keys, places)] if keys else [])]
@@ -77,7 +77,7 @@ def _stages(schema: Node, places: dict[str, str]) -> Iterator[str]:
     yield "A list of stages in the order in which they run. Each entry is one stage with its keys."
     for base, heading in SHARED.items():
         node = schema_of(base)
-        if base is Further:  # its pattern is as every stage has it that converts layers
+        if base is Further:  # its `pattern` is described in the stages that convert layers
             changing = next(name for name in STAGES if stage_class(name).changes_layout)
             node["properties"] |= {"pattern": schema["definitions"][f"stage.{changing}"]["properties"]["pattern"]}
         yield from _section(f"### {heading}", node, places, _fields(base))
@@ -92,7 +92,7 @@ def _stages(schema: Node, places: dict[str, str]) -> Iterator[str]:
 
 
 def _own(options: type[Schema], *shared: type[Schema]) -> list[str]:
-    """The keys that a schema declares, or declares anew, beyond those shared."""
+    """The keys that a schema declares or overrides, without those of the shared schemas."""
     declared = {key for kind in options.__mro__ if kind not in shared and issubclass(kind, Schema) for key in _fields(kind)}
     return [key for key in options.model_fields if key in declared]
 
@@ -108,7 +108,7 @@ def _anchor(heading: str) -> str:
 
 
 def _places() -> dict[str, str]:
-    """Links to the sections of definitions."""
+    """The links to the sections of the definitions, by name."""
     found = {kind.__name__: f"[{_short(heading)}]({_anchor(heading)})" for kind, heading in OPEN.items()}
     found |= {f"mixer.{name}": f"[mixer]({_anchor('The key mixers')})" for name in MIXERS}
     found |= {f"scorer.{name}": f"[mapping]({_anchor('The key pattern as a mapping')})" for name in SCORERS}

@@ -1,7 +1,7 @@
-"""The pages with generated parts, found by their markers and rewritten.
+"""Finds and rewrites the generated parts of pages.
 
-A part stands between `<!-- generated: NAME -->` and `<!-- end -->`, NAME being one of `blocks.BLOCKS`, on any page of the
-root, of docs/ or of recipes/. recipes/recipe.schema.json is generated whole.
+A part is between the lines `<!-- generated: NAME -->` and `<!-- end -->` of a page in the root, in docs/ or in recipes/.
+NAME is a key of `blocks.BLOCKS`. recipes/recipe.schema.json is generated whole.
 """
 
 import os
@@ -18,22 +18,22 @@ from distill.strict_json import dumps
 COMMAND = "make reference"
 MARKER = re.compile(r"^<!-- generated: ", re.MULTILINE)
 PART = re.compile(r"^(<!-- generated: ([\w ]+) -->\n)(?:.*?\n)??(<!-- end -->)$", re.MULTILINE | re.DOTALL)
-DOCUMENT = re.compile(r"(?<![\w(/])(docs/([\w-]+\.md)(?:#[\w-]+)?)")  # named in a text, not linked yet
+DOCUMENT = re.compile(r"(?<![\w(/])(docs/([\w-]+\.md)(?:#[\w-]+)?)")  # a page named in text without a link
 LINK = re.compile(r"\]\((docs/[\w./-]+(?:#[\w-]*)?|#[\w-]+)\)")
 
 
 def written(root: Path) -> dict[Path, str]:
-    """What every page with generated parts, and the JSON schema, should hold.
+    """The up-to-date content of every page with generated parts, and of the JSON schema.
 
     Raises:
-        UserError: a marker with a name that no part has, or without its end.
+        UserError: a marker has an unknown name or no end.
     """
     made: dict[str, str] = {}
     found = {shipped_folder() / SCHEMA: schema_text()}
     for page in [*root.glob("*.md"), *(root / "docs").rglob("*.md"), *(root / "recipes").glob("*.md")]:
         text = page.read_text(encoding="utf-8")
         if len(MARKER.findall(text)) != len(PART.findall(text)):
-            raise UserError(f"{page}: a line <!-- generated: NAME --> has no line <!-- end --> behind it, or an odd name")
+            raise UserError(f"{page}: a line <!-- generated: NAME --> has no line <!-- end --> after it, or an invalid name")
         for name in [name for _, name, _ in PART.findall(text)]:
             if name not in BLOCKS:
                 raise UserError(f"{page}: there is no generated part {name!r}; {nearest(name, BLOCKS)}")
@@ -45,22 +45,22 @@ def written(root: Path) -> dict[Path, str]:
 
 
 def stale(texts: Mapping[Path, str]) -> list[Path]:
-    """The files that hold something else than they should."""
+    """The files whose content is out of date or that do not exist."""
     return [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 
 def schema_text() -> str:
-    """The JSON schema of recipes as a file."""
+    """The text of the JSON schema file of recipes."""
     return dumps(recipe_schema(), SCHEMA, indent=1) + "\n"
 
 
 def _filled(text: str, parts: Mapping[str, str]) -> str:
-    """A page with its parts between their markers."""
+    """A page's text with the parts put between their markers."""
     return PART.sub(lambda match: f"{match[1]}\n{parts[match[2]]}\n\n{match[3]}", text)
 
 
 def _placed(text: str, page: Path, root: Path) -> str:
-    """A part with its links from the page's own place, and pages that texts name as links."""
+    """A part with links relative to the page, and with links for pages that its text names."""
     text = DOCUMENT.sub(lambda match: f"[{match[2]}]({match[1]})", text)
 
     def link(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""The checkpoints whose configs are shipped in recipes/configs: where each is published, and how many parameters it has."""
+"""The published checkpoints whose configs are shipped in recipes/configs, with hub id and number of parameters."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ class Published(NamedTuple):
     """A published checkpoint.
 
     Attributes:
-        place: its id on the hub. parameters: their number, tied embeddings counted once.
+        place: the hub id. parameters: the number of parameters; tied embeddings count once.
         note: what distinguishes its attention within the family.
     """
 

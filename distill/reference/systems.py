@@ -1,4 +1,4 @@
-"""The systems whose layouts a student can have: what of each is as published, and the shipped recipes that make it."""
+"""The published systems whose layouts a student can have: the parts that match the paper, and the shipped recipes."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -13,9 +13,9 @@ class System(NamedTuple):
     """A published system, or a layer of one.
 
     Attributes:
-        papers: arXiv numbers. covered: what a student has of it.
-        recipes: the shipped ones; the table shows the layers of the first.
-        layouts: names in `distill.benchmarks.layouts.LAYOUTS`, where there is no recipe.
+        papers: arXiv numbers. covered: the parts that a student can have.
+        recipes: names of shipped recipes; the table shows the layers of the first.
+        layouts: names in `distill.benchmarks.layouts.LAYOUTS`, if there is no recipe.
     """
 
     papers: tuple[str, ...]

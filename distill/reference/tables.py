@@ -1,4 +1,4 @@
-"""The keys of a JSON schema as a Markdown table: key, type, default, range, meaning."""
+"""Markdown tables of the keys of a JSON schema: key, type, default, range, meaning."""
 
 import json
 from collections.abc import Iterable
@@ -20,12 +20,12 @@ HEAD = ("key", "type", "default", "range", "meaning")
 
 
 def key_table(schema: Node, names: Iterable[str], places: dict[str, str]) -> str:
-    """A table of some of a schema's keys. places: of definitions, the link to the section that has them."""
+    """A table of some of a schema's keys. places: for each definition the link to its section."""
     return markdown(HEAD, [_row(schema, name, places) for name in names])
 
 
 def code(value: Any) -> str:
-    """A value as a recipe has it."""
+    """A value as written in a recipe, in code font."""
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
@@ -35,7 +35,7 @@ def _row(schema: Node, name: str, places: dict[str, str]) -> list[str]:
 
 
 def _default(schema: Node, name: str) -> str:
-    """What a key is where it is left out."""
+    """The default of a key, or "required"."""
     node = schema["properties"][name]
     if name in schema.get("required", ()):
         return "required"
@@ -66,7 +66,7 @@ def _type(node: Node, places: dict[str, str]) -> str:
 
 
 def _any(nodes: list[Node], places: dict[str, str]) -> str:
-    """Of alternatives; nothing (null) is not told, and a count is one."""
+    """The type of a value with alternatives, without null. A count, whose alternatives are number and text, is "count"."""
     if {"type": "string", "pattern": Written.PATTERN} in nodes:
         return "count"
     found = dict.fromkeys(_type(node, places) for node in nodes if node.get("type") != "null")
@@ -87,7 +87,7 @@ def _or(words: list[str]) -> str:
 
 
 def _range(node: Node) -> str:
-    """The numbers that a key may be, and how long a list of it."""
+    """The range of a key's number, and of a list's length."""
     said = []
     for part in _parts(node):
         low, above = part.get("minimum"), part.get("exclusiveMinimum")
@@ -106,7 +106,7 @@ def _range(node: Node) -> str:
 
 
 def _parts(node: Any) -> list[Node]:
-    """A schema and what it is made of, as far as no other section has it."""
+    """A node and the nodes inside it, without references to other sections."""
     found = [node] if isinstance(node, dict) else []
     for inner in found and [node.get("items"), node.get("additionalProperties"), *node.get("anyOf", [])]:
         found += [] if not isinstance(inner, dict | list) else _parts(inner[0] if isinstance(inner, list) else inner)
@@ -114,7 +114,7 @@ def _parts(node: Any) -> list[Node]:
 
 
 def number(value: float) -> str:
-    """A number as people write it: 65,536, 0.001, 10^13."""
+    """Format a number for reading: 65,536, 0.001, 10^13."""
     whole = int(value)
     if whole != value:
         return f"{value:g}"

@@ -1,7 +1,8 @@
-"""Reports: one HTML file a run or a comparison. They load nothing, and are read on a phone, in the dark, on paper.
+"""Reports: one self-contained HTML file for a run or a comparison of runs, for phones, dark mode and paper.
 
-page.py is what all have in common, run_page.py and comparison.py what each holds; tables.py, svg.py, matrices.py, curves.py,
-recall.py and layout.py draw. `distill.report(run)` and `distill report RUN` write them again from what a run folder holds.
+page.py holds the common parts, run_page.py and comparison.py the sections of each report; tables.py, svg.py, matrices.py,
+curves.py, recall.py and layout.py make tables and figures. `distill.report(run)` and `distill report RUN` write a report
+again from the files of the run folder.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +26,15 @@ COMPARISON = "comparison.html"
 
 
 def write_reports(runs: Sequence[str | PathLike], out: str | Path | None = None) -> Path:
-    """Write the report of one run again, or compare several on one page; see `distill.report`."""
+    """Write the report of one run again, or one page that compares several; see `distill.report`."""
     if not runs:
-        raise UserError("no run folder is named; `distill report RUN`, or several to compare")
+        raise UserError("no run folder is named; give one, `distill report RUN`, or several to compare")
     folders = [RunDir.existing(run) for run in runs]
     if len(folders) == 1 and out is None:
         return write_report(folders[0])
     target, named = Path(out or COMPARISON), "--out is " if out else ""
     if target.is_dir() or not target.parent.is_dir():
-        raise UserError(f"{named}{target}, which is a folder or is in none; name a file in a folder that exists")
+        raise UserError(f"{named}{target}, which is a folder or in no existing folder; name a file in a folder that exists")
     _check_ours(target, named)
     with shown(folders):
         page = run_page(folders[0]) if len(folders) == 1 else compare_page(folders)
@@ -42,10 +43,10 @@ def write_reports(runs: Sequence[str | PathLike], out: str | Path | None = None)
 
 
 def write_report(folder: RunDir) -> Path:
-    """Write report.html and report.md of a run, finished or not; the HTML file's path.
+    """Write report.html and report.md of a run, finished or not. Returns the HTML file's path.
 
     Raises:
-        UserError: a file that it is made of is damaged, or it cannot be written.
+        UserError: a file of the run is damaged, or the report cannot be written.
     """
     target = folder.path / "report.html"
     with shown([folder]):
@@ -56,8 +57,7 @@ def write_report(folder: RunDir) -> Path:
 
 
 def add_judgement(folder: RunDir, judged: Mapping, console: Console) -> None:
-    """Keep what a suite found in its run's folder, and write the report again; where the folder cannot be written to, as
-    a run of somebody else's, say so."""
+    """Save a suite's results in its run folder, and write the report again. Print a line if the folder is not writable."""
 
     def add(evaluations: dict) -> None:
         evaluations["suites"] = {**evaluations.get("suites", {}), judged["suite"]: judged}
@@ -66,28 +66,28 @@ def add_judgement(folder: RunDir, judged: Mapping, console: Console) -> None:
         folder.change("evaluations.json", add)
         write_report(folder)
     except UserError as error:
-        console.print(f"  these results are not kept in the run folder: {error}")
+        console.print(f"  these results are not saved in the run folder: {error}")
 
 
 @contextmanager
 def shown(folders: Sequence[RunDir]) -> Iterator[None]:
-    """Say of results that are each in their form, but do not go together, whose they are.
+    """Inside the block, turn errors from results that are valid one by one but inconsistent into a message.
 
     Raises:
-        UserError: naming the folders, and what failed.
+        UserError: naming the files.
     """
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         places = ", ".join(str(folder.path / "evaluations.json") for folder in folders)
         raise UserError(
-            f"what {places} holds does not go together, so that nothing can be shown of it: it was edited, or another "
-            "version of distill wrote it; delete it, and the same `distill run` judges again (--debug shows what failed)"
+            f"the entries of {places} are inconsistent and cannot be shown: the file was edited, or another version of "
+            "distill wrote it; delete it, and the same `distill run` evaluates again (--debug shows what failed)"
         ) from error
 
 
 def _check_ours(file: Path, named: str) -> None:
-    """Refuse to write over what is no report.
+    """Refuse to overwrite a file that is not a report.
 
     Raises:
         UserError: naming the file.
@@ -97,4 +97,4 @@ def _check_ours(file: Path, named: str) -> None:
         return
     with file.open("rb") as opened:
         if not is_page(opened.read(HEAD)):
-            raise UserError(f"{named}{file}, which exists and is no report; name another file")
+            raise UserError(f"{named}{file}, which exists and is not a report; name another file")

@@ -1,4 +1,4 @@
-"""Several runs on one page: a line a run, losses over each other, layouts under each other."""
+"""The page that compares several runs: a table with one line for each run, common loss curves, and all layouts."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ from distill.stages import stages_of
 from distill.stages.probe import judged_layer_loss
 
 BASELINES = {
-    "no_state": "with its states zeroed",
-    "twin": "of its twin",
-    "window_layout": "of its layout's windows",
-    "window_everywhere": "of windows everywhere",
+    "no_state": "with its states set to zero",
+    "twin": "of its window-only control",
+    "window_layout": "of untrained windows in its layout",
+    "window_everywhere": "of untrained windows in every layer",
 }
-SAME = {"teacher": "teachers", "heldout_text": "held-out texts"}  # entries of run.json that make numbers comparable
+SAME = {"teacher": "teachers", "heldout_text": "held-out texts"}  # entries of run.json that must be equal to compare numbers
 
 
 @dataclass(frozen=True)
 class ShownRun:
-    """What is shown of a run. name: its folder's."""
+    """The data of one run. name: its folder's name."""
 
     name: str
     recipe: Recipe
@@ -41,23 +41,23 @@ class ShownRun:
 
     @classmethod
     def of(cls, folder: RunDir) -> "ShownRun":
-        """Read a folder."""
+        """Read a run folder."""
         evaluations = evaluations_of(folder)
         return cls(folder.path.resolve().name, folder.laid_out(), folder.read("run.json", {}), evaluations, folder.metrics())
 
     @property
     def final(self) -> Mapping:
-        """The same, of a run that has one."""
+        """As `judged`, for a run that has a final table."""
         return cast(Mapping, self.judged)
 
     @property
     def judged(self) -> Mapping | None:
-        """The table that ended it."""
+        """The results at the end of the run; None before."""
         return self.evaluations.get("final")
 
 
 def compare_page(folders: Sequence[RunDir]) -> str:
-    """The whole page."""
+    """The HTML page that compares runs."""
     runs = _named([ShownRun.of(folder) for folder in folders])
     judged = {name: run for name, run in runs.items() if run.judged}
     sections = [
@@ -74,7 +74,7 @@ def compare_page(folders: Sequence[RunDir]) -> str:
 
 
 def _named(runs: Sequence[ShownRun]) -> dict[str, ShownRun]:
-    """Runs by name, those of the same name told apart by number."""
+    """Runs by name; runs of the same name get numbers."""
     found: dict[str, ShownRun] = {}
     for run in runs:
         count = sum(other.name == run.name for other in found.values())
@@ -83,11 +83,11 @@ def _named(runs: Sequence[ShownRun]) -> dict[str, ShownRun]:
 
 
 def _differences(runs: Mapping[str, ShownRun]) -> str:
-    """What makes the runs' numbers not comparable."""
+    """A sentence on why the runs' numbers are not comparable; empty if they are."""
     differ = [what for key, what in SAME.items() if len({run.facts.get(key) for run in runs.values()}) > 1]
     judged = {run.judged["rows"]["student"]["fidelity"]["tokens"] for run in runs.values() if run.judged}
     differ += ["numbers of held-out tokens"] if len(judged) > 1 else []
-    return f"Not comparable number by number: their {' and '.join(differ)} differ." if differ else ""
+    return f"The numbers of these runs are not comparable: their {' and '.join(differ)} differ." if differ else ""
 
 
 def _headline(judged: Mapping[str, ShownRun]) -> Section:
@@ -99,8 +99,8 @@ def _headline(judged: Mapping[str, ShownRun]) -> Section:
         columns = [
             "run",
             "held-out KL",
-            *(["less the first run's, paired", "lower on"] if others else []),
-            "agreement",
+            *(["KL less the first run's", "lower on"] if others else []),
+            "top-1 agreement",
             "perplexity",
             *(f"KL {spelled}" for spelled in BASELINES.values()),
             "teacher's perplexity",
@@ -129,7 +129,7 @@ def _headline(judged: Mapping[str, ShownRun]) -> Section:
 
 
 def _paired(run: ShownRun, first: ShownRun) -> list[str]:
-    """A student's KL less that of the first run's, where both were judged on the same documents of one text."""
+    """A student's KL less that of the first run's student, if both were evaluated on the same documents of one text."""
     same = all(run.facts.get(key) == first.facts.get(key) for key in SAME)
     own, other = (one.final["rows"]["student"]["fidelity"] for one in (run, first))
     found = paired(own, other) if same and run is not first else {}
@@ -137,7 +137,7 @@ def _paired(run: ShownRun, first: ShownRun) -> list[str]:
 
 
 def _line(judged: Mapping) -> dict:
-    """The student's cells of one run, and those of what it is to beat."""
+    """The cells of one run's student and of its baselines."""
     rows = judged["rows"]
     student = rows["student"]
     return {
@@ -149,7 +149,7 @@ def _line(judged: Mapping) -> dict:
 
 
 def _recalled(judged: Mapping, cell: Mapping) -> str:
-    """Passkeys recalled of asked, unless passkeys selected the layout."""
+    """The passkeys recalled out of all, or "in-sample" if passkeys selected the layout."""
     return "in-sample" if PASSKEY in in_sample(judged) else f"{cell['recalled']}/{cell['trials']}"
 
 
@@ -178,7 +178,7 @@ def _layouts(judged: Mapping[str, ShownRun]) -> Section:
 def _losses(runs: Mapping[str, ShownRun]) -> Section:
     metrics = {name: run.metrics for name, run in runs.items() if run.metrics}
     body = curves.loss_curves(metrics) if metrics else ""
-    return Section("losses", "Training losses", body, "no step of training has been logged")
+    return Section("losses", "Training losses", body, "no training step has been logged")
 
 
 def _layers(judged: Mapping[str, ShownRun]) -> Section:
@@ -198,7 +198,7 @@ def _recall(runs: Mapping[str, ShownRun]) -> Section:
 
 def _not_run(runs: Mapping[str, ShownRun], judged: Mapping[str, ShownRun]) -> Section:
     lines = [
-        [name, "the judgement", run.facts.get("stopped") or NOT_JUDGED] for name, run in runs.items() if name not in judged
+        [name, "the evaluation", run.facts.get("stopped") or NOT_JUDGED] for name, run in runs.items() if name not in judged
     ]
     for name, run in judged.items():
         for entry in run.final["not_run"]:
@@ -207,7 +207,7 @@ def _not_run(runs: Mapping[str, ShownRun], judged: Mapping[str, ShownRun]) -> Se
             lines.append([name, "recall", "`distill eval RUN --suite standard` measures it"])
         if not scored_tasks(run.evaluations):
             lines.append([name, "tasks", "`distill eval RUN --suite quick --tasks FOLDER` measures them"])
-    body = table(["run", "what", "why"], lines, words=True) if lines else note("Everything that was asked for was run.")
+    body = table(["run", "what", "why"], lines, words=True) if lines else note("Every requested evaluation was run.")
     return Section("not-run", "What was not run, and why", body)
 
 
@@ -230,4 +230,4 @@ def _facts(runs: Mapping[str, ShownRun]) -> Section:
                 run.facts.get("heldout_text", "")[:16],
             ]
         )
-    return Section("facts", "How these were made", table(columns, lines))
+    return Section("facts", "How these runs were made", table(columns, lines))

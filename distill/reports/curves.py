@@ -1,4 +1,4 @@
-"""Lines of a report: training losses, KL after each stage and by position, each layer's error, speed and memory."""
+"""Line charts of a report: training losses, KL after each stage and by position, each layer's error, speed and memory."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ from distill.evaluation.rows import NAMES
 from distill.reports.page import figures
 from distill.reports.svg import Series, averaged, intervals, line_chart, short
 
-ROW_COLOURS = {  # the teacher is never drawn beside the student without windows
+ROW_COLOURS = {  # no chart shows both the teacher and the student without windows, so these share a colour
     "teacher": 6,
     "student": 0,
     "no_state": 5,
@@ -26,7 +26,7 @@ SPEEDS = (  # key of a cell, title, unit, factor
 
 
 def kl_intervals(rows: Mapping[str, Mapping]) -> str:
-    """Each row's KL with one standard error."""
+    """A chart of each row's KL with one standard error."""
     found = [
         (NAMES[row], results["fidelity"]["kl"], results["fidelity"]["kl_error"] or 0.0, ROW_COLOURS[row])
         for row, results in rows.items()
@@ -36,7 +36,10 @@ def kl_intervals(rows: Mapping[str, Mapping]) -> str:
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
-    """Training losses over steps, a band a stage with a scale of its own; one line a run, over its every step if alone."""
+    """Charts of the training loss by step, one for each stage, with one line for each run.
+
+    A single run also has a faint line with every step.
+    """
     stages = list(dict.fromkeys(line["stage"] for metrics in runs.values() for line in metrics))
     bands = []
     for stage in stages:
@@ -52,17 +55,17 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
 
 
 def story(names: Sequence[str], values: Sequence[float], twin: float | None) -> str:
-    """Held-out KL after each stage, and where the twin ended."""
+    """A chart of the held-out KL after each stage, and of the final KL of the window-only control."""
     places = list(range(len(names)))
     series = [Series("student", places, values, marks=True)]
     if twin is not None:
-        series.append(Series("its twin, finished", places, [twin] * len(places), ROW_COLOURS["twin"], dashed=True))
+        series.append(Series("finished window-only control", places, [twin] * len(places), ROW_COLOURS["twin"], dashed=True))
     ticks: dict[float, str] = dict(zip(places, names, strict=True))
     return line_chart("held-out KL after each stage", series, "", "nats a token", zero=True, ticks=ticks)
 
 
 def by_position(rows: Mapping[str, Mapping]) -> str:
-    """KL against the place in the window, a line a model."""
+    """A chart of the KL by position in the window, with one line for each model."""
     series, ticks = [], {}
     for row, results in rows.items():
         if row != "teacher":
@@ -76,7 +79,7 @@ def by_position(rows: Mapping[str, Mapping]) -> str:
 
 
 def layer_errors(title: str, measured: Mapping[str, Mapping[str, float]], label: str) -> str:
-    """A loss by layer, a line a moment or run: {name: {"layer_03": value}}."""
+    """A chart of a loss by layer, with one line for each moment or run: {name: {"layer_03": value}}."""
     series = []
     for colour, (name, values) in enumerate(measured.items()):
         layers = sorted(values)
@@ -87,7 +90,8 @@ def layer_errors(title: str, measured: Mapping[str, Mapping[str, float]], label:
 
 
 def speed_curves(models: Mapping[str, Mapping], colours: Sequence[int]) -> str:
-    """Time and memory against length, a line a model and batch; what was not run has no point."""
+    """Charts of time and memory by length, with one line for each model and batch size. A cell that was not run has no
+    point."""
     charts = []
     for key, title, unit, factor in SPEEDS:
         series: list[Series] = []

@@ -1,4 +1,4 @@
-"""A student's layers as a strip, one cell a layer, and what its letters mean."""
+"""A student's layout as a strip with one cell for each layer, and the meaning of its letters."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ NEUTRAL = 6  # the palette's colour of the teacher's attention
 
 
 def strip(pattern: str, mixers: Mapping[str, Mapping], kinds: Sequence[str], one_line: bool = False) -> str:
-    """Cells with letters and layers' numbers.
+    """The HTML strip of a layout: cells with letters and layer numbers.
 
     Args:
-        kinds: every mixer's name there is on the page, in the order of its colours.
+        kinds: the names of all mixers on the page, in the order of their colours.
     """
     cells = []
     for layer, letter in enumerate(pattern):
@@ -26,7 +26,7 @@ def strip(pattern: str, mixers: Mapping[str, Mapping], kinds: Sequence[str], one
 
 
 def _heads(options: Mapping, layer: int) -> str:
-    """The heads that stay attention in a layer that is split by heads."""
+    """The heads that keep attention in a layer that is split by heads."""
     keep = options.get("keep")
     if isinstance(keep, Mapping):
         keep = next((keep[key] for key in (layer, str(layer), "default") if key in keep), [])  # JSON's keys are strings
@@ -34,12 +34,12 @@ def _heads(options: Mapping, layer: int) -> str:
 
 
 def kinds_of(*mixers: Mapping[str, Mapping]) -> list[str]:
-    """The names of mixers in some layouts, each once."""
+    """The names of the mixers of some layouts, without repeats."""
     return list(dict.fromkeys(options["mixer"] for letters in mixers for options in letters.values()))
 
 
 def meaning(pattern: str, mixers: Mapping[str, Mapping]) -> str:
-    """What each letter stands for, and in how many layers."""
+    """The mixer of each letter, and its number of layers, as HTML."""
     lines = []
     for letter in dict.fromkeys(pattern):
         count = f"{letter}, {pattern.count(letter)} of {len(pattern)} layers"

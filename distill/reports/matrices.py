@@ -1,4 +1,4 @@
-"""Attention and mixer matrices as pictures: blue where they add, red where they subtract, clear where they do nothing."""
+"""Pictures of attention and mixer matrices: positive entries are blue, negative red, and zeros transparent."""
 
 import base64
 import html
@@ -16,13 +16,13 @@ from distill.reading import read_arrays
 from distill.reports.page import figures, note
 
 OTHER = {"attention": "mixer", "mixer": "attention"}
-MOST_SIDE = 1024  # tokens of a picture
+MOST_SIDE = 1024  # the most tokens of a picture
 FIX = "delete it, and the same `distill run` makes it again"
 BLUE, RED = (37, 99, 201), (214, 69, 40)
 
 
 def matrices_html(file: Path) -> str:
-    """Every head of a run's matrices.npz, its attention beside its mixer; nothing where there is no such file."""
+    """Figures of every head in a run's matrices.npz, with its attention and mixer matrix; empty without the file."""
     if not os.path.lexists(file):
         return ""
     arrays = read_arrays(file, fix=FIX)
@@ -31,12 +31,12 @@ def matrices_html(file: Path) -> str:
         other = arrays.get(name.removesuffix(kind) + OTHER.get(kind, ""))
         if other is None or array.dtype.kind != "f" or not 0 < len(array) <= MOST_SIDE or array.shape != array.shape[::-1]:
             raise UserError(
-                f"{file} is damaged ({name!r}, {array.dtype} of shape {array.shape}, is no square matrix of an attention "
-                f"and its mixer with {MOST_SIDE} tokens at most); {FIX}"
+                f"{file} is damaged ({name!r}, {array.dtype} of shape {array.shape}, is not a square matrix of an attention "
+                f"or its mixer with at most {MOST_SIDE} tokens); {FIX}"
             )
         if other.shape != array.shape:
             raise UserError(f"{file} is damaged ({name!r} and its {OTHER[kind]} have different shapes); {FIX}")
-    return pairs_html(arrays) + note("Square roots are shown, so that small weights are seen.")
+    return pairs_html(arrays) + note("The opacity is the square root of a weight, so that small weights are visible.")
 
 
 def pairs_html(arrays: Mapping[str, Float[np.ndarray, "t t"]]) -> str:
@@ -46,7 +46,7 @@ def pairs_html(arrays: Mapping[str, Float[np.ndarray, "t t"]]) -> str:
 
 
 def matrix_pair(name: str, attention: Float[np.ndarray, "t t"], mixer: Float[np.ndarray, "t t"]) -> str:
-    """Both matrices on one scale, with the relative error of the mixer's in Frobenius norm."""
+    """A figure of both matrices on one scale, with the mixer's relative error in Frobenius norm."""
     attention, mixer = (np.nan_to_num(np.asarray(matrix, np.float64)) for matrix in (attention, mixer))
     error = np.linalg.norm(attention - mixer) / max(float(np.linalg.norm(attention)), 1e-12)
     top = max(float(attention.max()), 1e-6)
@@ -59,7 +59,7 @@ def matrix_pair(name: str, attention: Float[np.ndarray, "t t"], mixer: Float[np.
 
 
 def picture(matrix: Float[np.ndarray, "t t"], top: float) -> str:
-    """A matrix as a PNG in base64, one pixel an entry; entries of size `top` and more are opaque."""
+    """A matrix as a PNG in base64, with one pixel for each entry; entries of magnitude `top` or more are opaque."""
     clean = np.nan_to_num(np.asarray(matrix, dtype=np.float64))
     pixels = np.where(clean[..., None] >= 0, np.array((*BLUE, 0)), np.array((*RED, 0))).astype(np.uint8)
     pixels[..., 3] = (255 * np.sqrt(np.clip(np.abs(clean) / top, 0, 1))).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A report's figures in a notebook, apart from the notebook's own style."""
+"""Figures of a report in a notebook, independent of the notebook's own style."""
 
 import html
 
@@ -6,7 +6,7 @@ from distill.reports.page import STYLE
 
 
 class Shown:
-    """HTML that a notebook shows in a frame of its own when it is the value of a cell."""
+    """HTML that a notebook displays in its own frame when it is the value of a cell."""
 
     def __init__(self, body: str, height: int = 340) -> None:
         """body: figures, tables, or a whole page. height: of the frame, in CSS pixels."""

@@ -1,4 +1,4 @@
-"""What every report is made of: sections in one HTML file that loads nothing, for any screen, dark mode and paper."""
+"""The common parts of reports: sections in one self-contained HTML file, for any screen, dark mode and paper."""
 
 import html
 import re
@@ -57,12 +57,12 @@ code, pre { font-size: .85rem; } pre { white-space: pre-wrap; }
 
 MAKER = "<meta name='generator' content='distill'>"  # in every page
 START = "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport'"
-HEAD = 512  # bytes of a file that say whether it is a page of ours
+HEAD = 512  # bytes at the beginning of a file that show whether it is such a page
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page. name: its anchor. body: HTML; where it is empty, `missing` says why."""
+    """A section of a page. name: its anchor. body: HTML; if it is empty, `missing` is the reason."""
 
     name: str
     title: str
@@ -70,13 +70,13 @@ class Section:
     missing: str = ""
 
     def html(self) -> str:
-        """The section, or one line that says why there is nothing."""
+        """The section as HTML; an empty one has a line with the reason."""
         body = self.body or f"<p class='missing'>not run: {text(self.missing)}</p>"
         return f"<section id='{self.name}'><h2>{html.escape(self.title)}</h2>{body}</section>"
 
 
 def page(title: str, note: str, sections: Sequence[Section]) -> str:
-    """A whole file. title and note are text; sections hold HTML."""
+    """The HTML of a page. title and note are plain text; sections hold HTML."""
     links = "".join(f"<a href='#{section.name}'>{html.escape(section.title)}</a> " for section in sections)
     head = (
         "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -88,21 +88,21 @@ def page(title: str, note: str, sections: Sequence[Section]) -> str:
 
 
 def is_page(head: bytes) -> bool:
-    """Whether a file that begins so is a page that `page` made, or an empty one."""
+    """Whether a file that begins with `head` was made by `page` or is empty."""
     said = head.decode(errors="replace")
     return not head or (said.startswith(START) and MAKER in said)
 
 
 def text(plain: str) -> str:
-    """Text as HTML; what stands between backticks is code."""
+    """Convert plain text to HTML; text between backticks becomes code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(plain))
 
 
 def note(plain: str) -> str:
-    """A remark under a title or a figure."""
+    """A remark under a title or a figure, as HTML."""
     return f"<p class='note'>{text(plain)}</p>"
 
 
 def figures(*parts: str) -> str:
-    """Figures side by side where there is room."""
+    """Figures in a grid that fits the width of the screen."""
     return f"<div class='figures'>{''.join(parts)}</div>"

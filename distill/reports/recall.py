@@ -1,4 +1,4 @@
-"""Recall as heat maps: needles by depth and length, and every family by length."""
+"""Heat maps of recall: needles by depth and length, and every family of tests by length."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from distill.reports.svg import heat_map, short
 
 
 def depth_maps(models: Mapping[str, Mapping], colours: Sequence[int]) -> list[str]:
-    """A map of depth by length for every model and family that was measured depth by depth."""
+    """Heat maps of depth by length, one for each model and each family that was measured by depth."""
     maps = []
     for colour, (name, results) in zip(colours, models.items(), strict=True):
         for family, cells in results.get("recall", {}).items():
@@ -21,7 +21,8 @@ def depth_maps(models: Mapping[str, Mapping], colours: Sequence[int]) -> list[st
 
 
 def family_maps(models: Mapping[str, Mapping], colours: Sequence[int], selected: Sequence[str] = ()) -> list[str]:
-    """A map of families, passkey among them, by length for every model; with a star those that selected the layout."""
+    """Heat maps of families, including passkey, by length, one for each model. A star marks families that selected the
+    layout."""
     maps = []
     for colour, (name, results) in zip(colours, models.items(), strict=True):
         families = {"passkey": results.get("passkey", []), **results.get("recall", {})}
@@ -34,11 +35,11 @@ def family_maps(models: Mapping[str, Mapping], colours: Sequence[int], selected:
 
 
 def names(lengths: Sequence[int]) -> list[str]:
-    """Lengths as a chart writes them."""
+    """Lengths as labels of a chart."""
     return [short(length) for length in lengths]
 
 
 def _share(cells: Sequence[Mapping], length: int) -> float | None:
-    """Answers that count over answers at a length, over all depths."""
+    """The share of correct answers at a length, over all depths; None if it was not measured."""
     found = [cell for cell in cells if cell["length"] == length]
     return sum(cell["recalled"] for cell in found) / sum(cell["trials"] for cell in found) if found else None

@@ -1,4 +1,4 @@
-"""The report of one run, section by section. A section whose data the run lacks says why instead of being empty."""
+"""The report of one run, section by section. A section without data gives the reason."""
 
 import html
 from collections.abc import Mapping
@@ -31,14 +31,14 @@ from distill.selection.tables import models_table, ranking_table
 from distill.stages import stages_of
 from distill.stages.probe import probed_stages
 
-SECTIONED = ("fidelity", "passkey", "recall", "tasks", "speed")  # evaluations that sections below are about
+SECTIONED = ("fidelity", "passkey", "recall", "tasks", "speed")  # evaluations with a section of their own below
 FULLEST_FIRST = ("full", "standard", "quick")
-NOT_JUDGED = "the run has not been judged yet; the same `distill run` goes on with it"
+NOT_JUDGED = "the run has not been evaluated yet; the same `distill run` continues it"
 BY_SUITE = "`distill eval RUN --suite {}` measures it and adds it here"
 
 
 def run_page(folder: RunDir) -> str:
-    """The whole page."""
+    """The HTML report of a run."""
     recipe, evaluations = folder.laid_out(), evaluations_of(folder)
     judged = evaluations.get("final")
     said = f"{recipe.teacher} distilled into a hybrid. KL is in nats a token; ± is one standard error over documents."
@@ -63,7 +63,7 @@ def run_page(folder: RunDir) -> str:
 
 
 def fullest(evaluations: Mapping, evaluation: str) -> Mapping | None:
-    """The most thorough judgement that holds results of an evaluation; None where none does."""
+    """The results of the most thorough suite that has an evaluation; None if no suite has it."""
     suites = evaluations.get("suites", {})
     found = [suites[name] for name in FULLEST_FIRST if name in suites]
     found += [evaluations["final"]] if "final" in evaluations else []
@@ -71,15 +71,15 @@ def fullest(evaluations: Mapping, evaluation: str) -> Mapping | None:
 
 
 def scored_tasks(evaluations: Mapping) -> Mapping | None:
-    """The most thorough judgement with a score on any task."""
+    """The results of the most thorough suite with a score on any task; None if there is none."""
     judged = fullest(evaluations, "tasks")
     scored = judged and any("score" in result for result in judged["rows"]["teacher"]["tasks"].values())
     return judged if scored else None
 
 
 def measured_by(judged: Mapping) -> str:
-    """Where numbers come from."""
-    how = "The table that ends a run" if judged["suite"] == "run" else f"Suite {judged['suite']}"
+    """A remark that names the suite, device and precision of the numbers."""
+    how = "The final table of the run" if judged["suite"] == "run" else f"Suite {judged['suite']}"
     return note(f"{how}, on {judged['device']}, {judged['precision']}.")
 
 
@@ -90,7 +90,7 @@ def _headline(evaluations: Mapping) -> Section:
         columns, lines = with_tasks(*headline_cells(judged), scored_tasks(evaluations))
         read = text_of(judged["rows"]["student"]["fidelity"])
         body = table(columns, list(lines.values()), marked=list(lines).index("student"))
-        body += note(f"{read}; {judged['device']}, {judged['precision']}. Passkeys: recalled of asked.")
+        body += note(f"{read}; {judged['device']}, {judged['precision']}. Passkeys: recalled / asked.")
         body += note(f"{said[0].upper()}{said[1:]}.") if (said := overlap_line(judged)) else ""
         body += note(PAIRED_SAYS) if PAIRED[0] in columns else ""
         body += note(in_sample(judged)) if in_sample(judged) else ""
@@ -99,7 +99,7 @@ def _headline(evaluations: Mapping) -> Section:
 
 
 def _layout(recipe, judged: Mapping | None, chosen: Mapping | None, after: Mapping) -> Section:
-    """chosen: what a selection of layers or heads found, where the recipe asked for one. after: what was found after each
+    """The layout. chosen: the result of a selection of layers or heads, if the recipe has one. after: the results after each
     stage."""
     body = ""
     if judged:
@@ -107,10 +107,10 @@ def _layout(recipe, judged: Mapping | None, chosen: Mapping | None, after: Mappi
     for key, found in after.items() if judged else ():
         if found.get("converted") and found.get("identity"):
             layers = ", ".join(map(str, found["converted"]))
-            off = f"with their attention put back the logits were off by {found['identity']['logits']:.1g}"
+            off = f"with their attention restored, the logits differed by {found['identity']['logits']:.1g}"
             body += note(f"Stage {key} converted layers {layers}; {off}.")
     if judged and chosen:
-        body += note(f"Selected by {chosen['by']}, in {chosen['cost']['seconds']:,.0f} s, before anything was trained:")
+        body += note(f"Selected by {chosen['by']}, in {chosen['cost']['seconds']:,.0f} s, before training:")
         body += printed(models_table(chosen["models"]))
         if any(entry["score"] is not None for entry in chosen["ranking"]):
             body += printed(ranking_table(chosen))
@@ -121,29 +121,29 @@ def _layout(recipe, judged: Mapping | None, chosen: Mapping | None, after: Mappi
 
 
 def _story(evaluations: Mapping, twin: Mapping) -> Section:
-    """twin: the evaluations of the twin's own folder, which are on the same text as those after stages."""
+    """The results after each stage. twin: the evaluations in the folder of the window-only control, on the same text."""
     columns, lines = story_cells(evaluations)
     body = ""
     if lines:
-        points = {("untrained" if line[0].startswith("nothing") else line[0]): line[2] for line in lines if line[2]}
+        points = {("untrained" if line[0].startswith("untrained") else line[0]): line[2] for line in lines if line[2]}
         ended = [measured["kl"] for measured in twin.get("after", {}).values() if "kl" in measured]
         chart = curves.story(list(points), [float(value) for value in points.values()], ended[-1] if ended else None)
         body = table(columns, lines) + figures(chart)
-    return Section("stages", "What each stage did", body, "no stage is over yet")
+    return Section("stages", "What each stage did", body, "no stage is finished yet")
 
 
 def _losses(folder: RunDir) -> Section:
-    runs = {"student": folder.metrics(), "its twin": RunDir(folder.path / "twin").metrics()}
+    runs = {"student": folder.metrics(), "window-only control": RunDir(folder.path / "twin").metrics()}
     runs = {name: metrics for name, metrics in runs.items() if metrics}
     body = curves.loss_curves(runs) if runs else ""
-    return Section("losses", "Training losses", body, "no step of training has been logged")
+    return Section("losses", "Training losses", body, "no training step has been logged")
 
 
 def _layers(evaluations: Mapping) -> Section:
     after = [measured["probe"] for measured in evaluations.get("after", {}).values()]
     charts = []
     by_layer = {stage: kind.layer_loss for stage, kind in probed_stages().items() if kind.layer_loss}
-    for stage, shown in reversed(by_layer.items()):  # what came last first
+    for stage, shown in reversed(by_layer.items()):  # the last stage first
         found = [
             {name.partition("/")[2]: loss for name, loss in probe.items() if name.startswith(f"{stage}/")} for probe in after
         ]
@@ -153,8 +153,8 @@ def _layers(evaluations: Mapping) -> Section:
                 name: {layer: shown.shown(loss) for layer, loss in losses.items()} for name, losses in moments.items()
             }
             charts.append(curves.layer_errors(shown.title, moments, shown.label))
-    body = figures(*charts) + note("On one fixed held-out batch, the teacher's inputs given.") if charts else ""
-    return Section("layers", "Layers, before and after", body, "it takes two stages that are over")
+    body = figures(*charts) + note("On one fixed held-out batch, with the teacher's inputs.") if charts else ""
+    return Section("layers", "Layers, before and after", body, "it needs two finished stages")
 
 
 def _breakdown(judged: Mapping | None) -> Section:
@@ -173,7 +173,7 @@ def _breakdown(judged: Mapping | None) -> Section:
 
 def _matrices(folder: RunDir) -> Section:
     body = matrices_html(folder.path / "matrices.npz")
-    return Section("matrices", "Attention and mixer matrices", body, "they are drawn when the run ends")
+    return Section("matrices", "Attention and mixer matrices", body, "they are made at the end of the run")
 
 
 def _recall(evaluations: Mapping) -> Section:
@@ -217,7 +217,7 @@ def _speed(evaluations: Mapping) -> Section:
 
 
 def _further(evaluations: Mapping) -> list[Section]:
-    """A section for each evaluation of the table that has none of its own above, where it was measured."""
+    """A section for each measured evaluation that has no section above."""
     found = []
     for name in EVALUATIONS:
         if name not in SECTIONED and (judged := fullest(evaluations, name)):
@@ -226,7 +226,7 @@ def _further(evaluations: Mapping) -> list[Section]:
 
 
 def _printed(judged: Mapping, *evaluations: str) -> str:
-    """What `distill eval` prints of some evaluations."""
+    """The tables that `distill eval` prints for some evaluations, as HTML."""
     parts = [
         f"<h3>{html.escape(title)}</h3>{printed(found)}" for name, title, found in tables(judged) if name in evaluations
     ]
@@ -242,7 +242,7 @@ def _samples(folder: RunDir) -> Section:
         for name in ("teacher", "student")
         if samples
     )
-    return Section("samples", "The same prompt, continued", body, "they are written when the run ends")
+    return Section("samples", "Continuations of one prompt", body, "they are written at the end of the run")
 
 
 def _not_run(evaluations: Mapping, empty: list[Section]) -> Section:
@@ -255,9 +255,9 @@ def _not_run(evaluations: Mapping, empty: list[Section]) -> Section:
                 [what or "every evaluation", ", ".join(NAMES.get(row, row) for row in entry["rows"]), suite, entry["reason"]]
             )
     body = (
-        table(["what", "of which rows", "in", "why"], lines, words=True)
+        table(["what", "for which rows", "in", "why"], lines, words=True)
         if lines
-        else note("Everything that was asked for was run.")
+        else note("Every requested evaluation was run.")
     )
     return Section("not-run", "What was not run, and why", body)
 
@@ -282,7 +282,7 @@ def _facts(folder: RunDir, evaluations: Mapping) -> Section:
     ]
     for suite in evaluations.get("suites", {}).values():
         target = quote(suite.get("target") or str(folder.path))
-        lines.append(("judged by", f"distill eval {target} --suite {quote(suite['suite'])}    ({suite['device']})"))
+        lines.append(("evaluated by", f"distill eval {target} --suite {quote(suite['suite'])}    ({suite['device']})"))
     text = recipe.yaml()
     shown = f"<details open><summary>{html.escape(recipe.name)}.yaml</summary><pre>{html.escape(text)}</pre></details>"
-    return Section("facts", "How this was made", facts([line for line in lines if line[1]]) + shown)
+    return Section("facts", "How this run was made", facts([line for line in lines if line[1]]) + shown)

@@ -1,7 +1,6 @@
-"""Charts as SVG that stands inside a page and takes its colours, dark mode included.
+"""SVG charts for a page, in the page's colours, including dark mode.
 
-All are 360 units wide, so that their text is readable on a phone; a page puts them side by side where it has room. Colours
-are numbers of the page's palette, 0 to 6.
+All are 360 units wide, so that their text is readable on a phone. Colours are numbers of the page's palette, 0 to 6.
 """
 
 import html
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 
 PALETTE = 7
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 24, 8, 34  # what the axes take
-POINTS = 240  # of a line at most: more cannot be seen
+LEFT, RIGHT, TOP, BOTTOM = 48, 24, 8, 34  # margins for the axes
+POINTS = 240  # the most points of a line; more are not visible
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. Points that are no finite numbers are left out, and on a logarithmic axis those that are not positive."""
+    """One line of a chart. Points that are not finite are left out, and on a logarithmic axis also those not positive."""
 
     name: str
     x: Sequence[float]
@@ -29,10 +28,10 @@ class Series:
 
 
 class Axis:
-    """Where values are on one axis, and its ticks."""
+    """One axis: the places of values, and the ticks."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, log: bool = False, zero: bool = False) -> None:
-        """start, end: places of the least and the greatest value. zero: the axis begins at 0."""
+        """start, end: the places of the smallest and the largest value. zero: the axis begins at 0."""
         self.log, self.start, self.end = log, start, end
         low, high = min(values), max(values)
         low = 0.0 if zero else low
@@ -41,12 +40,12 @@ class Axis:
         self.low, self.high = low, high
 
     def place(self, value: float) -> float:
-        """Where a value is."""
+        """The place of a value."""
         a, b, v = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (v - a) / (b - a) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values in its range."""
+        """Round values in the axis's range."""
         if self.log:
             tens = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for factors in ((1,), (1, 2, 5)):
@@ -72,7 +71,7 @@ def line_chart(
     ticks: Mapping[float, str] | None = None,
     band: bool = False,
 ) -> str:
-    """Lines over a common axis. zero: y begins at 0. ticks: labels by x. band: a tinted background."""
+    """A line chart. zero: the y axis begins at 0. ticks: labels by x. band: a tinted background."""
     drawn = [(one, _points(one, log_x, log_y)) for one in series]
     every = [point for _, points in drawn for point in points]
     if not every:
@@ -96,7 +95,7 @@ def line_chart(
 
 
 def intervals(title: str, rows: Sequence[tuple[str, float, float, int]], x_label: str) -> str:
-    """A point with its error bar a row: label, value, half length of the bar, colour."""
+    """A chart with one point and error bar for each row: label, value, half the length of the bar, colour."""
     line, height = 34, 34 * len(rows) + BOTTOM
     axis = Axis([end for _, value, error, _ in rows for end in (value - error, value + error)] + [0.0], 8, WIDTH - 52)
     parts = []
@@ -119,7 +118,7 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, int]], x_label
 def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[float | None]], colour: int = 0
 ) -> str:
-    """Shares between 0 and 1 by row and column, each written into its cell; None is left empty."""
+    """A heat map of shares between 0 and 1, each written into its cell as a percentage; None is left empty."""
     left, line = 64, 26
     width, height = (WIDTH - left) / len(columns), line * len(rows) + 20
     parts = []
@@ -139,7 +138,7 @@ def heat_map(
 
 
 def short(value: float) -> str:
-    """A number in few characters; 1024s as k where they are whole."""
+    """Format a number in few characters; multiples of 1024 are written with k."""
     if value >= 1024 and value % 1024 == 0:
         return f"{value / 1024:g}k"
     if abs(value) >= 10_000:
@@ -148,13 +147,13 @@ def short(value: float) -> str:
 
 
 def thinned(labels: Mapping[float, str], most: int = 9) -> dict[float, str]:
-    """As many of the labels as have room."""
+    """At most `most` of the labels, evenly spaced."""
     items = list(labels.items())
     return dict(items[:: -(-len(items) // most)]) if items else {}
 
 
 def averaged(values: Sequence[float], count: int = POINTS) -> list[float]:
-    """Means of `count` neighbouring groups of values; the values where there are fewer."""
+    """The means of at most `count` groups of neighbouring values; the values themselves if there are fewer."""
     size = -(-len(values) // count)
     groups = [values[start : start + size] for start in range(0, len(values), max(size, 1))]
     return [sum(group) / len(group) for group in groups]
@@ -179,7 +178,7 @@ def _drawn(one: Series, places: Sequence[tuple[float, float]]) -> str:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    """Names with their colours, where there is more than one."""
+    """The names of the lines with their colours; empty for one line."""
     named = {one.name: one for one in series if one.name and not one.faint}
     if len(named) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""Tables of a report: in HTML, in Markdown, and the one that ends a run in the terminal."""
+"""Tables of a report in HTML and Markdown, and the final table of a run in the terminal."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,23 @@ from distill.reports.page import text
 from distill.runs.run_dir import RunDir
 
 PASSKEY = "passkey"
-BAR = "\\|"  # in a cell of a Markdown table
+BAR = "\\|"  # a bar in a cell of a Markdown table
 ON_COMPLETIONS = ["KL on completions", "agreement on them", "their bits a byte"]
-PAIRED = ["student less it, paired", "lower on"]
+PAIRED = ["student less this row", "student lower on"]
 PAIRED_SAYS = (
-    "Paired: the student's KL less the row's, on the same documents, ± one standard error over them; lower on so many of "
-    "them. Zeroed: the finished student without one of its branches."
+    "Student less this row: the student's KL less the row's, document by document, ± one standard error. Student lower on: "
+    "the number of documents on which the student's KL is lower. Ablation: the finished student without one branch."
 )
 ERRORS = "± one standard error over documents"
 PREFERENCES = ["win share of held-out pairs", "reward margin"]
-STORY = ["after", "seconds", "held-out KL", "agreement", "perplexity", "its own held-out loss, before -> after"]
+STORY = ["after", "seconds", "held-out KL", "top-1 agreement", "perplexity", "its own held-out loss, before -> after"]
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]], marked: int | None = None, words: bool = False) -> str:
-    """An HTML table that scrolls by itself where it is wider than the page.
+    """An HTML table, which scrolls if it is wider than the page.
 
     Args:
-        marked: the line of the student. words: its cells are text, not numbers.
+        marked: the index of the student's line. words: the cells are text, not numbers.
     """
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     rows = "".join(
@@ -41,13 +41,13 @@ def table(columns: Sequence[str], lines: Sequence[Sequence[str]], marked: int | 
 
 
 def facts(lines: Sequence[tuple[str, str]]) -> str:
-    """Names and what they are, as text, one a line."""
+    """An HTML table of names and their values, one on each line."""
     rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>" for name, value in lines)
     return f"<table class='words facts'>{rows}</table>"
 
 
 def printed(given: Table) -> str:
-    """A table of the terminal in HTML; its bold line is the student's."""
+    """A terminal table in HTML; its bold line is the student's."""
     columns = [str(column.header) for column in given.columns]
     lines = list(zip(*(list(column.cells) for column in given.columns), strict=True))
     marked = next((index for index, row in enumerate(given.rows) if row.style == "bold"), None)
@@ -61,13 +61,13 @@ def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(given: Table) -> str:
-    """A table of the terminal in Markdown."""
+    """A terminal table in Markdown."""
     cells = zip(*(list(column.cells) for column in given.columns), strict=True)
     return markdown([str(column.header) for column in given.columns], [[str(cell) for cell in line] for line in cells])
 
 
 def headline(judged: Mapping) -> Table:
-    """The table that ends a run, for the terminal."""
+    """The final table of a run, for the terminal."""
     columns, lines = headline_cells(judged)
     caption = f"{text_of(judged['rows']['student']['fidelity'])}, {ERRORS}. {in_sample(judged)}".rstrip()
     caption = "\n".join(filter(None, (caption, overlap_line(judged))))
@@ -80,14 +80,14 @@ def headline(judged: Mapping) -> Table:
 
 
 def headline_cells(judged: Mapping) -> tuple[list[str], dict[str, list[str]]]:
-    """Column titles and, by row, cells: every model against the teacher, and the student against every model.
+    """The column titles, and the cells by row: every model against the teacher, and the student against every model.
 
-    Passkeys are left out where they selected the layout: of those a headline would praise the choice for itself.
+    Passkeys are left out if they selected the layout, because the choice would then be measured on its own criterion.
     """
     against, selected = judged.get("against_student", {}), judged.get("in_sample", {}).get("families", [])
     asked = [] if PASSKEY in selected else judged["rows"]["teacher"].get(PASSKEY, [])
     paired = PAIRED if any(against.values()) else []
-    columns = ["", "held-out KL", *paired, "agreement", "perplexity"]
+    columns = ["", "held-out KL", *paired, "top-1 agreement", "perplexity"]
     said = any(results["fidelity"].get("completions") for results in judged["rows"].values())
     columns += ON_COMPLETIONS if said else []
     columns += [f"{PASSKEY} {entry['length']}" for entry in asked]
@@ -114,27 +114,28 @@ def headline_cells(judged: Mapping) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def paired_cells(found: Mapping | None, row: str) -> list[str]:
-    """The student's KL less a row's, paired, and on how many documents it is lower; nothing of itself and its teacher."""
+    """The student's KL less a row's, document by document, and the number of documents on which it is lower. Blank for the
+    student and the teacher."""
     return ["", ""] if not found or row == "teacher" else [difference_of(found["kl"], 3), lower_on(found["kl"])]
 
 
 def text_of(measured: Mapping) -> str:
-    """What a fidelity was measured on."""
+    """The text that fidelity was measured on: its tokens and documents."""
     documents = len(measured.get("documents", {}).get("number", []))
     return f"On {measured['tokens']:,} held-out tokens" + (f" of {documents} documents" if documents else "")
 
 
 def in_sample(judged: Mapping) -> str:
-    """What of a judgement selected the student's layout, in a sentence; empty where nothing did."""
+    """A sentence on the evaluations that selected the student's layout; empty if none did."""
     found = [name for names in judged.get("in_sample", {}).values() for name in names]
     called = ", ".join(title(name) for name in found)
-    return f"In-sample: {called} selected the layout, on other items, and no headline counts them." if found else ""
+    return f"In-sample: {called} selected the layout, on other items, and are left out of this table." if found else ""
 
 
 def with_tasks(
     columns: list[str], lines: dict[str, list[str]], suite: Mapping | None
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """The headline's cells, with a suite's mean over the six tasks and what is recovered, and the row of chance."""
+    """The headline's cells with a suite's mean over the six tasks, the recovery, and a row for chance."""
     rows = suite["rows"] if suite else {}
     selected = suite.get("in_sample", {}).get("tasks", []) if suite else []
     six = [task for task in SIX if "score" in rows.get("teacher", {}).get("tasks", {}).get(task, {})]
@@ -148,7 +149,7 @@ def with_tasks(
 
 
 def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str]:
-    """The mean over tasks with its standard error, and the recovery with its own, of one row."""
+    """One row's mean over tasks and its recovery, each with its standard error."""
     if not six or suite is None:
         return []
     scored = suite["rows"].get(row, {}).get("tasks")
@@ -162,14 +163,14 @@ def _task_cells(suite: Mapping | None, row: str, six: Sequence[str]) -> list[str
 
 
 def story_cells(evaluations: Mapping) -> tuple[list[str], list[list[str]]]:
-    """Column titles and lines of what each stage did on held-out text."""
+    """The column titles and lines of the table on what each stage did on held-out text."""
     lines, columns = [], list(STORY)
     probe: dict[str, float] = {}
     preferred = any("preferences" in measured for measured in evaluations.get("after", {}).values())
     columns += PREFERENCES if preferred else []
     further = [""] * len(PREFERENCES) * preferred
     if "untrained" in evaluations:
-        lines.append(["nothing: the windows alone", "", *fidelity_cells(evaluations["untrained"]), "", *further])
+        lines.append(["untrained windows", "", *fidelity_cells(evaluations["untrained"]), "", *further])
     for key, measured in evaluations.get("after", {}).items():
         stage = key.partition("-")[2]
         own = (
@@ -182,12 +183,12 @@ def story_cells(evaluations: Mapping) -> tuple[list[str], list[list[str]]]:
 
 
 def preference_cells(measured: Mapping) -> list[str]:
-    """The share of held-out pairs whose chosen answer is preferred, of how many, and the reward margin."""
+    """The share of held-out pairs whose chosen answer is preferred, the number of pairs, and the reward margin."""
     return [f"{measured['win_share']:.1%} of {measured['pairs']:,}", f"{measured['reward_margin']:.3f}"]
 
 
 def fidelity_cells(measured: Mapping, with_error: bool = False) -> list[str]:
-    """KL, agreement and perplexity; blanks where they were not measured, as after most stages of a twin."""
+    """KL, top-1 agreement and perplexity; blank if not measured, as after most stages of a window-only control."""
     if "kl" not in measured:
         return ["", "", ""]
     error = error_of(measured["kl_error"], 3) if with_error else ""
@@ -195,7 +196,7 @@ def fidelity_cells(measured: Mapping, with_error: bool = False) -> list[str]:
 
 
 def markdown_report(folder: RunDir, evaluations: Mapping) -> str:
-    """report.md: the headline and what each stage did."""
+    """The text of report.md: the headline table and what each stage did."""
     recipe = folder.recipe()
     story = story_cells(evaluations)
     parts = [f"# {recipe.name}", f"Teacher: `{recipe.teacher}`. KL in nats a token on held-out text, {ERRORS}."]

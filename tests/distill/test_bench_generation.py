@@ -161,7 +161,7 @@ def test_an_interrupted_bench_keeps_what_it_measured(tiny, monkeypatch, tmp_path
     file = tmp_path / "x.json"
     words = ["bench", "generation", *OVERRIDES, "--lengths", "16", "--variant", "none: pattern=M", "--json", str(file)]
     result = CliRunner().invoke(app, words)
-    assert result.exit_code == 130 and "interrupted: the table has what was measured by then" in result.output
+    assert result.exit_code == 130 and "interrupted: the table has the measurements so far" in result.output
     found = json.loads(file.read_text())
     assert found["stopped"] and [row["model"] for row in found["rows"]] == ["teacher", "smollm2-135m_mamba2-hybrid"]
 

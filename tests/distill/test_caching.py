@@ -143,7 +143,7 @@ def test_stopped_and_gone_on_with(recipe, cached, monkeypatch):
     asked = iter(range(1000))
     with (
         monkeypatch.context() as patch,
-        pytest.raises(Interrupted, match=r"enough. What is written stays, and the same command goes on"),
+        pytest.raises(Interrupted, match=r"enough. What is written is kept, and the same command continues"),
     ):
         patch.setattr(Stopper, "due", lambda self: "enough" if next(asked) == 3 else None)
         distill.cache(recipe, out="other", top_k=8, console=QUIET)
@@ -160,7 +160,7 @@ def test_damaged_shards_are_made_again(recipe, cached, capsys):
     (cached / "shard-00005.json").write_text("{")
     distill.cache(recipe, out="logits", top_k=8, console=Console(file=sys.stderr, width=300))
     said = capsys.readouterr().err
-    assert said.count("its windows are made again") == 3 and "15 are there" in said
+    assert said.count("its windows are made again") == 3 and "15 already there" in said
     assert {tuple(sorted(_windows(cached)))} == whole
     assert offline(recipe).read("run.json")["finished"]
 
@@ -344,7 +344,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(cached):
 
 
 def test_what_cannot_be_cached(recipe, cached):
-    with pytest.raises(UserError, match="--top-k is 320, and the vocabulary has 320; keep fewer"):
+    with pytest.raises(UserError, match="--top-k is 320, but the vocabulary has 320 tokens; give a smaller"):
         distill.cache(recipe, top_k=320, console=QUIET)
     with pytest.raises(UserError, match="--top-k is 0; it takes a whole number from 1"):
         distill.cache(recipe, top_k=0)
@@ -358,9 +358,9 @@ def test_what_cannot_be_cached(recipe, cached):
     with pytest.raises(UserError, match="none of the stages compares next-token distributions"):
         distill.cache(alone, console=QUIET)
     twice = recipe | {"stages": [*recipe["stages"], {"imitate": {"tokens": 128, "lr": 1e-3, "temperature": 2.0}}]}
-    with pytest.raises(UserError, match=r"the stages 1 \(imitate\), 2 \(imitate\) have other .*; name one with --stage"):
+    with pytest.raises(UserError, match=r"the stages 1 \(imitate\), 2 \(imitate\) have different .*; give the number"):
         distill.cache(twice, console=QUIET)
-    with pytest.raises(UserError, match=r"--stage is 7, and the stages of tiny that can be cached are 1 \(imitate\), 2"):
+    with pytest.raises(UserError, match=r"--stage is 7, but the stages of tiny that can be cached are 1 \(imitate\), 2"):
         distill.cache(twice, stage=7, console=QUIET)
     assert LogitCache(distill.cache(twice, stage=2, out="second", top_k=8, console=QUIET), "x").count == 4
 

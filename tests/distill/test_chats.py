@@ -237,7 +237,7 @@ def test_a_template_that_never_ends_names_the_row(monkeypatch):
     bad = "{% if messages[0]['content'] == 'bad' %}" + endless + "{% endif %}" + templates.CHATML
     good, wrong = row({"messages": TWO}), row({"messages": [user("bad"), assistant("x")]})
     with pytest.raises(
-        UserError, match="line 7: the chat template of the teacher's tokenizer had not ended after 1 seconds; leave the row"
+        UserError, match="line 7: the chat template of the teacher's tokenizer did not end within 1 seconds; leave the row"
     ):
         chat_documents([good, wrong], tokenizer_with(bad))
 

@@ -76,7 +76,7 @@ def test_what_was_not_measured_says_so(untrained_run, exported):
 def test_damaged_results_are_said_before_anything_is_written(judged_run, tmp_path):
     run = shutil.copytree(judged_run, tmp_path / "run")
     whole = json.loads((run / "evaluations.json").read_text())
-    for name, said in (("kl", "evaluations.json is damaged"), ("documents", "does not go together")):
+    for name, said in (("kl", "evaluations.json is damaged"), ("documents", "are inconsistent and cannot be shown")):
         content = json.loads(json.dumps(whole))
         content["final"]["rows"]["student"]["fidelity"][name] = "x" if name == "kl" else None
         (run / "evaluations.json").write_text(json.dumps(content))

@@ -75,7 +75,7 @@ def test_where_it_may_not_be(run_copy, tmp_path):
         ("file/new", "the export to file/new could not be written: .*or name another folder"),
         ("link", "link is a link to elsewhere, and nothing is written through links"),
         ("loop", "loop is a link to loop, and nothing is written through links"),
-        ("a\0b", "is no name that a file can have"),
+        ("a\0b", "is not a valid file name"),
         ("n" * 300, "could not be written: .*name another folder"),
     ):
         with pytest.raises(UserError, match=said):

@@ -44,7 +44,7 @@ def test_nothing_is_launched_unasked(recipe):
 @pytest.mark.parametrize(
     ("gpus", "count", "device", "said"),
     [
-        (2, 2, "auto", "--gpus 2 and --processes 2: a run has one process a GPU; give one of the two"),
+        (2, 2, "auto", "--gpus 2 and --processes 2: a run has one process for each GPU; give only one"),
         (0, None, "auto", "--gpus is 0; it takes"),
         (None, -1, "cpu", "--processes is -1; it takes"),
         (2, None, "cpu", "--gpus is 2, but device is 'cpu'; set device=auto, or use --processes 2"),

@@ -51,7 +51,7 @@ def test_counts():
     assert schema.count("2.8B") == 2_800_000_000
     assert schema.count(512) == 512
     for wrong in ("24x", "", "-1", True, "1.5.2k"):
-        with pytest.raises(ValueError, match="no count"):
+        with pytest.raises(ValueError, match="is not a count"):
             schema.count(wrong)
 
 
@@ -97,7 +97,7 @@ MISTAKES = [
     ({"data.batch": 0}, r"data\.batch is 0"),
     ({"data.train.0.pth": "x"}, r"data\.train\.0\.pth is not a key here; did you mean 'path'"),
     ({"data.train.0.hub": "org/x"}, "needs either path or hub"),
-    ({"stages.align.tokens": "lots"}, r"stages\.align: tokens is 'lots': 'lots' is no count"),
+    ({"stages.align.tokens": "lots"}, r"stages\.align: tokens is 'lots': 'lots' is not a count"),
     ({"stages.align.learning_rate": 1e-3}, r"stages\.align: learning_rate is not a key here"),
     ({"stages.align.lr": -1.0}, r"stages\.align: lr"),
     ({"stages.align.lr": {"mixers": 1e-3}}, r"stages\.align: lr\.mixers is 'mixers'"),
@@ -168,7 +168,7 @@ def test_overrides_that_fit_nowhere(tmp_path, tiny_recipe, override, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [1", "not valid YAML"), ("- a", "should be a mapping"), ("teacher: a\nteacher: b", "'teacher' stands twice")],
+    [("a: [1", "not valid YAML"), ("- a", "should be a mapping"), ("teacher: a\nteacher: b", "'teacher' is given twice")],
 )
 def test_files_that_are_no_recipe(tmp_path, content, message):
     path = tmp_path / "broken.yaml"
@@ -261,7 +261,7 @@ def test_a_stage_is_overridden_by_number_as_the_file_has_it(tmp_path, tiny_recip
     assert spelled[0] == spelled[1] == spelled[2] and spelled[0][2]["align"]["tokens"] == "9k"
     tiny_recipe["stages"].append({"align": {"tokens": 256, "lr": 1e-3}})
     path = write(tmp_path, tiny_recipe)
-    with pytest.raises(UserError, match="'align' stands 2 times here; say which by its number, 2 or 4"):
+    with pytest.raises(UserError, match="'align' occurs 2 times here; give the number, 2 or 4"):
         load(path, ["stages.align.tokens=9k"])
     assert load(path, ["stages.4.tokens=9k"]).stages[4]["align"]["tokens"] == "9k"
 

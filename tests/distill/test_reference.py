@@ -180,7 +180,7 @@ def test_a_marker_that_names_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"page.md: there is no generated part 'mixer'; did you mean 'mixers'"):
         pages.written(tmp_path)
     page.write_text("<!-- generated: mixers -->\n")
-    with pytest.raises(UserError, match="has no line <!-- end --> behind it"):
+    with pytest.raises(UserError, match="has no line <!-- end --> after it"):
         pages.written(tmp_path)
     page.write_text("<!-- generated: mixers -->\n<!-- end -->\n<!-- generated: targets -->\na former part\n<!-- end -->\n")
     written = pages.written(tmp_path)[page]
@@ -207,6 +207,6 @@ def test_schema_is_printed_and_copied(tmp_path, caplog):
     (tmp_path / SCHEMA).write_text("somebody's")
     with caplog.at_level(logging.WARNING):
         copy_shipped("quickstart", tmp_path / "again.yaml")
-    assert (tmp_path / SCHEMA).read_text() == "somebody's" and "is another file than this version's" in caplog.text
+    assert (tmp_path / SCHEMA).read_text() == "somebody's" and "differs from this version's schema" in caplog.text
     assert load(tmp_path / "mine.yaml", ["name=quickstart"]).fingerprint == load("quickstart").fingerprint
     assert not [row for row in list_recipes() if "language-server" in row["what"] or not row["what"]]

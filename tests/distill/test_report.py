@@ -130,7 +130,7 @@ def test_a_run_that_has_just_begun(copied):
     page, _ = written(copied.path)
     assert page.missing() == SECTIONS - {"not-run", "facts"}
     assert "svg" not in page.tags and "not recorded yet" in page.sections["facts"]["text"]
-    assert page.sections["not-run"]["text"].count("goes on with it") == 3
+    assert page.sections["not-run"]["text"].count("continues it") == 3
 
 
 def test_a_twin_has_a_page_of_its_own(copied):
@@ -223,7 +223,7 @@ def test_mistakes(judged_run, tmp_path):
         distill.report(judged_run, tmp_path)
     with pytest.raises(UserError, match="no run folder is named"):
         distill.report()
-    with pytest.raises(UserError, match=r"--out is .*gone.x\.html, which is a folder or is in none"):
+    with pytest.raises(UserError, match=r"--out is .*gone.x\.html, which is a folder or in no existing folder"):
         distill.report(judged_run, out=tmp_path / "gone" / "x.html")
 
 

@@ -111,27 +111,27 @@ def test_what_cannot_be_is_refused(first, second, tmp_path):
             distill.plan({**second, **change})
 
     nowhere = str(tmp_path / "nowhere")
-    refused({"student": nowhere}, rf"second: student is '{nowhere}', and there is no student in {nowhere}")
+    refused({"student": nowhere}, rf"second: student is '{nowhere}', but there is no student in {nowhere}")
     refused({"pattern": "MA"}, r"second: pattern is 'MA', but the student .* has 'AMAM'; leave pattern out")
     refused({"mixers": {"M": {"mixer": "mamba2"}}}, r"second: mixers.M is {'mixer': 'mamba2'}, but the student")
     refused({"meta_tokens": 3}, "second: meta_tokens is 3, but the student .* has 0; leave meta_tokens out")
-    refused({"pattern": {"keep": 1, "by": "uniform"}}, "second: pattern selects a layout, and the student")
+    refused({"pattern": {"keep": 1, "by": "uniform"}}, "second: pattern selects a layout, but the student")
     refused({"twin": True}, "second: twin: true trains windows that are made from the teacher's attention")
     refused({"stages": []}, "second: stages is empty, so the student .* would not be trained; name a stage")
     refused(
         {"stages": [{"initialise": {}}]}, r"stages.0: initialise makes the mixers anew, but the run starts from the student"
     )
     assert load({**second, "pattern": "AM"}).pattern == "AMAM"
-    with pytest.raises(UserError, match=r"second: the layout of the student .* is there; there is none to select"):
+    with pytest.raises(UserError, match=r"second: the student .* already has a layout; leave out student to select one"):
         distill.select(second, runs=tmp_path)
     adapted = tmp_path / "adapted"
     shutil.copytree(first / "student", adapted)
     (adapted / "adapter_config.json").write_text("{}")
-    refused({"student": str(adapted)}, "has adapters beside its weights .adapter_config.json.; merge them first")
+    refused({"student": str(adapted)}, "has unmerged adapters .adapter_config.json.; merge them with")
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "llama"}')
-    refused({"student": str(foreign)}, "is of no student of distill; name a run folder")
+    refused({"student": str(foreign)}, "is not of a student of distill; name a run folder")
 
 
 def test_students_of_others_are_refused(first, second, teacher, tmp_path):

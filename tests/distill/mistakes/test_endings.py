@@ -94,7 +94,7 @@ def failing(error):
     ("error", "said"),
     [
         (NotFinite("student, fidelity: layer 2 is not finite"), "judging the student: student, fidelity: layer 2"),
-        (KeyError("x"), "something inside that this message cannot name; --debug shows it"),
+        (KeyError("x"), "an internal error; --debug shows it"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -110,7 +110,7 @@ def test_a_judgement_that_fails_loses_nothing(copied_place, monkeypatch, error, 
     assert said in told and "the student is saved in " in told and "give the same command again to repeat this part" in told
     assert "KeyError" not in told and hashes(folder.student) == weights and not folder.read("run.json").get("finished")
     page = (folder.path / "report.html").read_text()
-    assert "has not been judged yet" in page or "judging the student" in page
+    assert "has not been evaluated yet" in page or "judging the student" in page
     again()
     assert folder.read("evaluations.json")["final"]["rows"] == final["rows"] and folder.read("run.json")["finished"]
     assert hashes(folder.student) == weights and "KL" in (folder.path / "report.html").read_text()

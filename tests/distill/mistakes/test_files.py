@@ -69,15 +69,15 @@ HEAD = "layer 1 head 0"
 FINISHED = [
     ("run.json", written(""), "run", ["run.json is damaged (it is empty); delete it to have it made again"]),
     ("run.json", written("[]"), "run", ["run.json is damaged (it is []: it should be a valid mapping"]),
-    ("run.json", written('{"teacher": "a", "teacher": "b"}'), "run", ["the key 'teacher' stands twice"]),
+    ("run.json", written('{"teacher": "a", "teacher": "b"}'), "run", ["the key 'teacher' is given twice"]),
     ("run.json", changed(["format"], "1"), "run", ["run.json is damaged (format is '1': it should be a valid integer)"]),
     ("run.json", changed(["versions"], ["torch"]), None, ["run.json is damaged (versions is ['torch']", "valid mapping"]),
     ("run.json", changed(["finished"], "yes"), "run", ["finished is 'yes': it should be a valid boolean"]),
     ("run.json", written("[" * 100_000), "run", ["run.json is damaged (it is nested deeper than 64)"]),
     ("run.json", grown(65), "run", ["run.json is 65 MiB, and at most 64 MiB are read; delete it to have it made again"]),
-    ("run.json", piped, "run", ["run.json is no plain file; delete it to have it made again"]),
+    ("run.json", piped, "run", ["run.json is not a plain file; delete it to have it made again"]),
     ("recipe.yaml", grown(1), "run", ["recipe.yaml is 1 MiB, and at most 256 KiB are read"]),
-    ("recipe.yaml", written("name: &a [*a]"), None, ["recipe.yaml is not valid YAML: the alias *a stands inside itself"]),
+    ("recipe.yaml", written("name: &a [*a]"), None, ["recipe.yaml is not valid YAML: the alias *a is used inside the node"]),
     ("resolved.yaml", written("name: 010"), None, ["resolved.yaml is not valid YAML: 010 is read in base 8 by YAML 1.1"]),
     ("evaluations.json", written("{"), None, ["evaluations.json is damaged (it ends early, line 1 column 2)", AGAIN]),
     (
@@ -143,7 +143,7 @@ FINISHED = [
         None,
         ["have different shapes"],
     ),
-    ("matrices.npz", arrays(a=np.zeros((2, 2000), "f4")), None, ["float32 of shape (2, 2000), is no square matrix"]),
+    ("matrices.npz", arrays(a=np.zeros((2, 2000), "f4")), None, ["float32 of shape (2, 2000), is not a square matrix"]),
 ]
 
 

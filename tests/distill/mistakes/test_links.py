@@ -31,7 +31,7 @@ def test_a_link_in_a_run_folder(copied_place, refuse, name, leads):
         (folder / name).rename(copied_place / "moved")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(copied_place / leads)
-    said = refuse(copied_place, ["run", "short.yaml"], [f"{name} is a link to {copied_place / leads}", "take it away"])
+    said = refuse(copied_place, ["run", "short.yaml"], [f"{name} is a link to {copied_place / leads}", "remove it"])
     assert "nothing is written through links" in said and not (copied_place / "gone").exists()
     if name == "report.html":
         refuse(copied_place, ["report", folder], ["report.html is a link to "])
@@ -68,12 +68,18 @@ def recipe_of(place, name):
 
 
 OUT = [
-    (["report", "runs/finished", "--out", "tiny.yaml"], ["--out is tiny.yaml, which exists and is no report; name another"]),
-    (["report", "runs/finished", "--out", "out/config.json"], ["--out is out/config.json, which exists and is no report"]),
-    (["report", "runs/finished", "runs/stopped", "--out", "short.yaml"], ["short.yaml, which exists and is no report"]),
-    (["plan", "tiny.yaml", "--json", "tiny.yaml"], ["--json is tiny.yaml, which exists and is no JSON; name another file"]),
-    (["recipes", "ls", "--json", "short.yaml"], ["--json is short.yaml, which exists and is no JSON"]),
-    (["doctor", "--json", "out/model.safetensors"], ["out/model.safetensors, which exists and is no JSON"]),
+    (
+        ["report", "runs/finished", "--out", "tiny.yaml"],
+        ["tiny.yaml, which exists and is not a report; name another"],
+    ),
+    (
+        ["report", "runs/finished", "--out", "out/config.json"],
+        ["out/config.json, which exists and is not a report"],
+    ),
+    (["report", "runs/finished", "runs/stopped", "--out", "short.yaml"], ["short.yaml, which exists and is not a report"]),
+    (["plan", "tiny.yaml", "--json", "tiny.yaml"], ["--json is tiny.yaml, which exists and is not JSON; name another file"]),
+    (["recipes", "ls", "--json", "short.yaml"], ["--json is short.yaml, which exists and is not JSON"]),
+    (["doctor", "--json", "out/model.safetensors"], ["out/model.safetensors, which exists and is not JSON"]),
     (["eval", "runs/finished", "--json", "runs/finished/evaluations.json"], ["which is a file of a run or a model; name"]),
     (["plan", "tiny.yaml", "--json", "out/config.json"], ["--json is out/config.json, which is a file of a run or a model"]),
     (["plan", "tiny.yaml", "name=" + "x" * 201], ["it should be a name that a folder may have, of 200 bytes at most"]),
@@ -105,7 +111,7 @@ def test_devices_and_pipes_are_not_replaced(copied_place, refuse, verb):
         "plan": ["plan", "tiny.yaml", "--json"],
         "recipes": ["recipes", "ls", "--json"],
     }
-    refuse(copied_place, [*commands[verb], "pipe"], ["pipe is no plain file, and is not written over; name another"])
+    refuse(copied_place, [*commands[verb], "pipe"], ["pipe is not a plain file, and is not overwritten; name another"])
     assert (copied_place / "pipe").is_fifo()
 
 
@@ -140,8 +146,8 @@ def test_links_where_files_are_written(copied_place, refuse):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        (r'name="a\0b"', r"name is 'a\x00b', which holds the character '\x00'"),
-        (r'name="\e[31mred"', r"name is '\x1b[31mred', which holds the character '\x1b'"),
+        (r'name="a\0b"', r"name is 'a\x00b', which holds the unprintable character '\x00'"),
+        (r'name="\e[31mred"', r"name is '\x1b[31mred', which holds the unprintable character '\x1b'"),
         (r'teacher="\u202Egpj"', r"teacher is '\u202egpj'"),
         (r'data.train.0.path="\x07"', r"data.train.0.path is '\x07'"),
         (r'mixers.M.mixer="\ud800"', r"mixers.M.mixer is '\ud800'"),

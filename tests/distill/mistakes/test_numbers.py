@@ -206,7 +206,7 @@ def test_counts(tiny_recipe, given, tokens):
 @pytest.mark.parametrize("given", ["9" * 400, "0.4", 2.5, "1.2345k", "-3k", "1e3000", "٣", "k", math.nan, True, "1 000"])
 def test_what_is_no_count(tiny_recipe, given):
     tiny_recipe["data"]["limit"] = given
-    with pytest.raises(UserError, match=r"data\.limit is .*: .* is no count; write it like 24000, 24k, 80M or 2\.8B"):
+    with pytest.raises(UserError, match=r"data\.limit is .*: .* is not a count; write it like 24000, 24k, 80M or 2\.8B"):
         check(tiny_recipe, "tiny.yaml")
 
 

@@ -114,10 +114,10 @@ FILES = {
     "broken.yaml": (b"teacher: [a", ["broken.yaml is not valid YAML"]),
     "list.yaml": (b"- teacher", ["list.yaml should be a mapping of keys, but is a list"]),
     "nothing.yaml": (b"", ["nothing.yaml should be a mapping of keys, but is empty"]),
-    "binary.yaml": (b"\x80\x81\x82", ["binary.yaml is no text file (byte 0 is not UTF-8)", "a recipe is a YAML file"]),
-    "twice.yaml": (b"teacher: a\nteacher: b", ["twice.yaml", "the key 'teacher' stands twice"]),
-    "layer-twice.yaml": (b"mixers: {M: {mixer: mamba2}, M: {mixer: attention}}", ["the key 'M' stands twice"]),
-    "number.yaml": (b"mixers: {1.5: {mixer: mamba2}}", ["number.yaml", "the key 1.5 is no name"]),
+    "binary.yaml": (b"\x80\x81\x82", ["binary.yaml is not a text file (byte 0 is not UTF-8)", "a recipe is a YAML file"]),
+    "twice.yaml": (b"teacher: a\nteacher: b", ["twice.yaml", "the key 'teacher' is given twice"]),
+    "layer-twice.yaml": (b"mixers: {M: {mixer: mamba2}, M: {mixer: attention}}", ["the key 'M' is given twice"]),
+    "number.yaml": (b"mixers: {1.5: {mixer: mamba2}}", ["number.yaml", "the key 1.5 is not a name"]),
     "few.yaml": (b"teacher: a", ["few.yaml: pattern is missing", "few.yaml: data is missing"]),
 }
 

@@ -232,9 +232,9 @@ def test_students(copied_place, refuse, verb, name):
         (["export", "runs/finished", "--out", "tiny.yaml/x"], ["tiny.yaml/x could not be written", "another folder"]),
         (["export", "runs/finished", "--out", "x", "--to", "portabel"], ["no export target 'portabel'", "'portable'?"]),
         (["generate", "gone", "hello"], ["gone has no finished student"]),
-        (["generate", "runs/stopped", "hello"], ["has no finished student", "is the run over?"]),
+        (["generate", "runs/stopped", "hello"], ["has no finished student", "name a finished run's folder"]),
         (["generate", "out/../text", "hello"], ["has no finished student"]),
-        (["generate", "runs/finished", ""], ["the prompt '' holds no token", "give it a word"]),
+        (["generate", "runs/finished", ""], ["the prompt '' has no tokens", "give it at least one word"]),
         (["generate", "runs/finished", "hello", "--chat"], ["has no chat template; leave out --chat"]),
         (
             ["generate", "runs/finished", "hello", "--tokens", "0"],

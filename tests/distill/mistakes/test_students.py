@@ -125,10 +125,10 @@ ADDED |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 # what is done to the student's folder, and what the message must hold
 DAMAGES = {
-    "code of the model": (code, ["comes with code of its own, which is not run", "--trust-remote-code"]),
+    "code of the model": (code, ["comes with its own code, which is not run", "--trust-remote-code"]),
     "code of the tokenizer": (
         code_of_the_tokenizer,
-        ["comes with code of its own, which is not run", "--trust-remote-code"],
+        ["comes with its own code, which is not run", "--trust-remote-code"],
     ),
     "an unknown place for code": (
         config(auto_map={"AutoTrainer": "evil.T"}),
@@ -214,7 +214,7 @@ DAMAGES = {
     ),
     "an expression that never comes to an end": (
         vocabulary(lambda t: t.update(pre_tokenizer=REGEX | {"pattern": {"Regex": "((a|aa|h| |p)+)+$x"}})),
-        ["breaks off on this prompt: ", "retry-limit-in-match over"],
+        ["fails on this prompt: ", "retry-limit-in-match over"],
     ),
     "a table of characters that is none": (
         vocabulary(lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
@@ -272,10 +272,10 @@ def test_students_load_through_installed_code(place, student, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["a\udcff"], ["the prompt is not UTF-8: its character 2 is none"]),
-        ([""], ["the prompt '' holds no token to go on from"]),
+        (["a\udcff"], ["the prompt is not UTF-8 at character 2"]),
+        ([""], ["the prompt '' has no tokens"]),
         (["word " * 600], ["the prompt is ", "tokens, but ", "has positions for 512; give it a shorter one"]),
-        (["a river", "--tokens", "600"], ["--tokens is 600 behind a prompt of", "has positions for 512; make it 5"]),
+        (["a river", "--tokens", "600"], ["--tokens is 600 after a prompt of", "has positions for 512; make it 5"]),
         (["a river", "--tokens", "0"], ["--tokens is 0; it takes a whole number from 1 to 1,048,576"]),
         (["a river", "--tokens", "-3"], ["--tokens is -3; it takes a whole number from 1 to 1,048,576"]),
         (
@@ -295,7 +295,7 @@ def test_prompts_and_options(place, student, refuse, arguments, parts):
 
 LOOP = "{% for i in range(99999) %}"
 TEMPLATES = {
-    "endless": (2 * LOOP + 2 * "{% endfor %}", "had not ended after 0.5 seconds"),
+    "endless": (2 * LOOP + 2 * "{% endfor %}", "did not end within 0.5 seconds"),
     "a long range": ("{% for i in range(10**12) %}x{% endfor %}", "fails: Range too big"),
     "a large string": ("{{ 'a' * 10**11 }}", "needs more than 1 GiB of memory"),
     "a large result": ("{{ 'a' * 3 * 10**7 }}", "writes more than 16,777,216 bytes"),
