@@ -11,10 +11,12 @@ from distill import run
 from distill.recipe_file import check, load
 from distill.shipped import shipped_folder
 from distill.stages import stage_class
+from tests.distill.chat_templates import TINY
 from tests.teachers.tiny import tiny_model
 
 NAMES = sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 SEQ_LEN, BATCH = 32, 2
+CHATS_LEN = 96  # where a stage reads chats
 STEPS = 2
 
 
@@ -23,10 +25,10 @@ def snapshot(reference):
     return re.sub(r"([.-]q\d\w*)?\.gguf$", "", reference.rpartition("/")[2].lower())
 
 
-def shrunk(options):
-    """A stage's options with two steps of the smallest batches; rates, schedule and what is trained stay."""
+def shrunk(options, seq_len, chats):
+    """A stage's options with two steps of the smallest batches; learning rates and schedule stay. Its own text becomes chats."""
     kept = {key: value for key, value in options.items() if key not in ("batch", "micro_batch")}
-    kept |= {"tokens": STEPS * BATCH * SEQ_LEN}
+    kept |= {"tokens": STEPS * BATCH * seq_len} | ({"data": [{"path": str(chats)}]} if options.get("data") else {})
     return kept | ({"calibration_tokens": 64} if "calibration_tokens" in options else {})
 
 
@@ -40,7 +42,10 @@ def sizes(entries):
         blocks = max(options.get("blocks", 1) for options in entries["mixers"].values())
         windows = [options.get("window") for options in entries["mixers"].values()]
         window = max([1, *(size for size in windows if isinstance(size, int))])
-        return {"num_hidden_layers": max(blocks * longest, 2), "max_position_embeddings": max(256, window)}
+        return {
+            "num_hidden_layers": max(blocks * longest, 2),
+            "max_position_embeddings": max(256, window) + entries["meta_tokens"],
+        }
     config = json.loads((shipped_folder() / "configs" / f"{snapshot(entries['teacher'])}.json").read_text())
     same = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     return {key: config[key] for key in same} | {"hidden_size": 8 * config["num_attention_heads"]}
@@ -53,13 +58,19 @@ def test_two_steps(name, tmp_path, tokenizer, text_files):
     torch.manual_seed(2)
     tiny_model(snapshot(entries["teacher"]), vocab_size=320, **sizes(entries)).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "teacher" / "chat_template.jinja").write_text(TINY)
+    said = [[{"role": "user", "content": f"what {n}?"}, {"role": "assistant", "content": f"the sea {n}"}] for n in range(40)]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in said))
+    own = any(options.get("data") for stage in entries["stages"] for options in stage.values())
+    seq_len = CHATS_LEN if own else SEQ_LEN
     data = {part: [{"path": str(text_files / f"{part}.jsonl")}] for part in ("train", "heldout")}
-    stages = [{kind: shrunk(options) for kind, options in stage.items()} for stage in entries["stages"]]
+    stages = [{kind: shrunk(options, seq_len, chats) for kind, options in stage.items()} for stage in entries["stages"]]
     if isinstance(entries["pattern"], dict):
         entries["pattern"] |= {"keep": 2, "window": 8, "sinks": 1, "length": 128, "trials": 1, "tokens": 64}
     entries |= {
         "teacher": str(tmp_path / "teacher"),
-        "data": {**data, "seq_len": SEQ_LEN, "batch": BATCH},
+        "data": {**data, "seq_len": seq_len, "batch": BATCH},
         "stages": stages,
         "evaluation": {"tokens": 64, "probe_tokens": 32, "passkey": [64], "passkey_trials": 1},
         "export": [],
