@@ -26,7 +26,7 @@ def snapshot(reference):
 
 
 def shrunk(options, seq_len, chats):
-    """A stage's options with two steps of the smallest batches; learning rates and schedule stay. Its own text becomes chats."""
+    """A stage's options with two steps of the smallest batches; learning rates stay. Its own text becomes chats."""
     kept = {key: value for key, value in options.items() if key not in ("batch", "micro_batch")}
     kept |= {"tokens": STEPS * BATCH * seq_len} | ({"data": [{"path": str(chats)}]} if options.get("data") else {})
     return kept | ({"calibration_tokens": 64} if "calibration_tokens" in options else {})
