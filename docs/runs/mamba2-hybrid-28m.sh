@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SmolLM2-135M, stock Mamba-2 in 22 of 30 layers: 27.8M tokens.
-# Needs: TEACHER, SmolLM2-135M-Instruct.Q4_1.gguf; FOLDER/train/*.jsonl.xz and FOLDER/heldout/*.jsonl.xz.
+# Needs: TEACHER, the file SmolLM2-135M-Instruct.Q4_1.gguf; FOLDER/train/*.jsonl.xz and FOLDER/heldout/*.jsonl.xz.
 # Ran on one H100 80GB, 25 November 2026, 842 s in two calls, the first with `--stop-after 8.7`: LOG.md.
 # Usage: bash docs/runs/mamba2-hybrid-28m.sh TEACHER FOLDER [--stop-after 8.7]
 set -eu

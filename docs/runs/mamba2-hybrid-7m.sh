@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SmolLM2-135M, stock Mamba-2 in 22 of 30 layers: 7.3M tokens.
-# Needs: TEACHER, SmolLM2-135M-Instruct.Q4_1.gguf; FOLDER/train/*.jsonl.xz and FOLDER/heldout/*.jsonl.xz.
+# Needs: TEACHER, the file SmolLM2-135M-Instruct.Q4_1.gguf; FOLDER/train/*.jsonl.xz and FOLDER/heldout/*.jsonl.xz.
 # Ran on one H100 80GB, 25 November 2026, about eight minutes: LOG.md.
 # Usage: bash docs/runs/mamba2-hybrid-7m.sh TEACHER FOLDER
 set -eu

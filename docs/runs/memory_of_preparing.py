@@ -1,4 +1,4 @@
-"""The peak of memory while one text file is prepared, in a process of its own, with a cache that is empty.
+"""The peak of resident memory of a process that prepares one text file, starting from an empty cache.
 
 Needs: FILE, a text file of any kind that `data.train` takes; TEACHER, a folder with a tokenizer. No GPU.
 Ran on two busy CPU cores, 27 November 2026: LOG.md, "memory of preparing hostile text".

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Training steps of Llama-3-8B's shape with `train: all` on four GPUs, windows at a time and batch as arguments.
+# Training steps of Llama-3-8B's shape with `train: all` on four GPUs. The arguments: windows at a time (MICRO_BATCH) and batch size (BATCH).
 # Needs: four GPUs of 80 GB; weights are random, so no checkpoint and no text.
-# Ran on four H100 80GB of one host, 27 November 2026: with 1 and 16 at commit 1ad9514, with 4 and 32 at a2f9bd2: docs/scaling.md.
+# Ran on four H100 80GB of one host, 27 November 2026: arguments 1 and 16 at commit 1ad9514, 4 and 32 at a2f9bd2: docs/scaling.md.
 # Usage: bash docs/runs/steps-8b-four-gpus.sh 4 32
 set -eu
 micro_batch=${1:?usage: bash docs/runs/steps-8b-four-gpus.sh MICRO_BATCH BATCH}

