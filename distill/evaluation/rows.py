@@ -33,10 +33,10 @@ NAMES = {  # short names, for tables of 80 columns
     "student": "student",
     "no_state": "no states",
     "no_window": "no windows",
-    "twin": "its twin",
-    "window_layout": "own layout",
-    "uniform_window": "uniform",
-    "window_everywhere": "windows",
+    "twin": "control",
+    "window_layout": "same layers",
+    "uniform_window": "even layers",
+    "window_everywhere": "all layers",
 }
 KNOCKOUTS = ("no_state", "no_window")  # the student without one of its branches: evaluation.knockouts
 

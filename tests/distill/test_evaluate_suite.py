@@ -92,9 +92,9 @@ def test_every_evaluation_of_a_suite(checkpoint, text_files, task_folder, monkey
     page = printed(judged)
     assert max(len(line) for line in page.splitlines()) <= 80
     for part in (
-        "own layout",
-        "uniform",
-        "windows",
+        "same layers",
+        "even layers",
+        "all layers",
         "chance",
         "win or tie",
         "recall at 256",
