@@ -29,10 +29,12 @@ def matrices_html(file: Path) -> str:
     for name, array in arrays.items():
         kind = name.rpartition(" ")[2]
         other = arrays.get(name.removesuffix(kind) + OTHER.get(kind, ""))
-        if other is None or array.dtype.kind != "f" or not 0 < len(array) <= MOST_SIDE or array.shape != array.shape[::-1]:
+        if other is None:
+            raise UserError(f"{file} is damaged ({name!r} has no {OTHER.get(kind, 'attention')} matrix with it); {FIX}")
+        if array.dtype.kind != "f" or array.ndim != 2 or len(set(array.shape)) > 1 or not 0 < len(array) <= MOST_SIDE:
             raise UserError(
-                f"{file} is damaged ({name!r}, {array.dtype} of shape {array.shape}, is not a square matrix of an attention "
-                f"or its mixer with at most {MOST_SIDE} tokens); {FIX}"
+                f"{file} is damaged ({name!r} is {array.dtype} of shape {array.shape}, not a square matrix of floats with at "
+                f"most {MOST_SIDE:,} tokens); {FIX}"
             )
         if other.shape != array.shape:
             raise UserError(f"{file} is damaged ({name!r} and its {OTHER[kind]} have different shapes); {FIX}")

@@ -59,7 +59,7 @@ def test_plan(place):
 
 def test_eval(place, run_folder):
     out, _ = call("eval", run_folder, "--json", place / "numbers.json")
-    assert "own layout, windows" in out and "student" in out
+    assert "untrained windows of 64 + 4 in the same layers" in out and "student" in out
     numbers = json.loads((place / "numbers.json").read_text())
     assert numbers["rows"]["student"]["fidelity"]["kl"] > 0 and numbers["layers"]
     final = json.loads((run_folder / "evaluations.json").read_text())["final"]

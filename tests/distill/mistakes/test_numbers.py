@@ -235,7 +235,7 @@ def test_what_is_no_count(tiny_recipe, given):
             ["--temperature is inf", "from 0.001 to 1,000"],
         ),
         (["generate", "runs/finished", "x", "--temperature", "1e-300"], ["--temperature is 1e-300", "0 or a number from"]),
-        (["plan", "tiny.yaml", "mixers.M.d_state=1000000"], ["d_state is 1000000", "a whole number from 1 to 16,384"]),
+        (["plan", "tiny.yaml", "mixers.M.d_state=1000000"], ["d_state is 1000000", "it should be from 1 to 16,384"]),
         (["run", "tiny.yaml", "mixers.M.window.size=100000000"], ["size is 100000000", "from 1 to 1,048,576"]),
     ],
     ids=lambda value: " ".join(value[2:]) if value[0].islower() else None,

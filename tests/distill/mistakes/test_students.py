@@ -142,7 +142,7 @@ DAMAGES = {
         config(_attn_implementation="kernels-community/x"),
         ["_attn_implementation is 'kernels-community/x', which transformers would fetch from elsewhere and run"],
     ),
-    "a pickle": (pickled, ["there is no model.safetensors and no model.safetensors.index.json", "'pytorch_model.bin'"]),
+    "a pickle": (pickled, ["there is no model.safetensors, and no model.safetensors.index.json", "'pytorch_model.bin'"]),
     "an index of a pickle": (
         index_of("pytorch_model.bin"),
         ["names 'pytorch_model.bin', which is a pickle, and unpickling"],
