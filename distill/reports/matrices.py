@@ -29,13 +29,13 @@ def matrices_html(file: Path) -> str:
     for name, array in arrays.items():
         kind = name.rpartition(" ")[2]
         other = arrays.get(name.removesuffix(kind) + OTHER.get(kind, ""))
-        if other is None:
-            raise UserError(f"{file} is damaged ({name!r} has no {OTHER.get(kind, 'attention')} matrix with it); {FIX}")
         if array.dtype.kind != "f" or array.ndim != 2 or len(set(array.shape)) > 1 or not 0 < len(array) <= MOST_SIDE:
             raise UserError(
-                f"{file} is damaged ({name!r} is {array.dtype} of shape {array.shape}, not a square matrix of floats with at "
-                f"most {MOST_SIDE:,} tokens); {FIX}"
+                f"{file} is damaged ({name!r} is {array.dtype} of shape {array.shape}, not a square matrix of floats with "
+                f"at most {MOST_SIDE} tokens); {FIX}"
             )
+        if other is None:
+            raise UserError(f"{file} is damaged ({name!r} has no {OTHER.get(kind, 'attention')} matrix with it); {FIX}")
         if other.shape != array.shape:
             raise UserError(f"{file} is damaged ({name!r} and its {OTHER[kind]} have different shapes); {FIX}")
     return pairs_html(arrays) + note("The opacity is the square root of a weight, so that small weights are visible.")

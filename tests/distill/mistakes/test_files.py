@@ -143,7 +143,7 @@ FINISHED = [
         None,
         ["have different shapes"],
     ),
-    ("matrices.npz", arrays(a=np.zeros((2, 2000), "f4")), None, ["float32 of shape (2, 2000), is not a square matrix"]),
+    ("matrices.npz", arrays(a=np.zeros((2, 2000), "f4")), None, ["'a' is float32 of shape (2, 2000), not a square matrix"]),
 ]
 
 
