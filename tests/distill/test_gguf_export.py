@@ -167,7 +167,7 @@ def test_a_value_that_is_not_finite_is_refused_by_name(name, value, tokenizer, t
     [
         (("llama", "AMMM", {"M": M}, {"attention_bias": True}), r"no bias in Mamba-2's projections"),
         (("llama", "AMMM", {"M": {"mixer": "discrete_mamba2"}}, {}), "GraniteMoeHybrid"),
-        (("qwen3", "MMMA", DELTA, {"rms_norm_eps": 1e-5}), "norms keys with rms_norm_eps, 1e-05"),
+        (("qwen3", "MMMA", DELTA, {"rms_norm_eps": 1e-5}), "norms keys with rms_norm_eps 1e-05"),
         (("qwen3", "MMMA", DELTA, SMALL_EPS | {"rope_parameters": LLAMA3}), "no rotary embedding of type 'llama3'"),
         (("llama", "AMMM", {"M": M}, {"rope_parameters": YARN | {"attention_factor": 1.5}}), r"\(attention_factor\)"),
     ],
