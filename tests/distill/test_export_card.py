@@ -132,7 +132,7 @@ def test_a_failed_proof(untrained_run, tmp_path, monkeypatch):
     assert "config.json" in seen["there"] and seen["written"].parent == tmp_path and not seen["written"].exists()
     assert (out / "config.json").stat().st_mtime_ns == before and [path.name for path in tmp_path.iterdir()] == ["out"]
     monkeypatch.setattr("distill.exporters.proofs.prove", lambda *arguments, **more: {}["no such name"])
-    with pytest.raises(UserError, match="could not be proved: something inside"):
+    with pytest.raises(UserError, match="could not be proved: an internal error"):
         distill.export(untrained_run, out=tmp_path / "new")
 
 
