@@ -1,5 +1,6 @@
 """Loading of teachers and students by name. A failure becomes one `UserError`."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
             teacher.quantise()
         return teacher
     except (ValueError, OSError, ImportError) as error:
-        raise UserError(f"teacher: {error}") from error
+        raise _no_teacher(recipe, error) from error
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -64,7 +65,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             recipe.teacher, trust_remote_code=recipe.teacher_trust_remote_code, allow_pickle=recipe.teacher_pickle
         )
     except (ValueError, OSError, ImportError) as error:
-        raise UserError(f"teacher: {error}") from error
+        raise _no_teacher(recipe, error) from error
 
 
 def teacher_config(recipe: Recipe) -> PretrainedConfig:
@@ -86,7 +87,15 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig:
         plain_config(recipe.teacher, config, location)
         return config
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"teacher: {error}") from error
+        raise _no_teacher(recipe, error) from error
+
+
+def _no_teacher(recipe: Recipe, error: Exception) -> UserError:
+    """The message that a teacher cannot be loaded. A reference like `models/my-qwen` is a hub id where no such folder is."""
+    place = Path(recipe.teacher)
+    here = f"there is no folder {place} here (looked from {Path.cwd()}), and as a hub id: "
+    named = len(place.parts) == 2 and place.parent.is_dir() and not place.exists()
+    return UserError(f"teacher: {here if named else ''}{error}")
 
 
 def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
@@ -101,6 +110,17 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
     if not os.path.exists(path) and str(path).count("/") != 1:  # a hub id has exactly one slash
         raise UserError(
             f"{path} cannot be loaded as a student: there is no such folder; name a run folder or a whole student's folder"
+        )
+    parent = Path(path).parent
+    if not os.path.exists(path) and parent.is_dir():
+        alike = sorted(str(other) for other in parent.glob(f"{glob.escape(Path(path).name)}*"))
+        raise UserError(
+            f"{path} cannot be loaded as a student: there is no such folder"
+            + (
+                f"; did you mean {', '.join(alike[:5])}?"
+                if alike
+                else f" in {parent}; name a run folder or a student's folder"
+            )
         )
     check_student_files(path)
     with _as_student(path):

@@ -16,12 +16,14 @@ OWN = ("recipe.yaml", "config.json")  # files that mark a folder as a run's or a
 def quiet_libraries() -> None:
     """Silence the progress bars and warnings of libraries. Downloads still show progress bars on a terminal."""
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # read when `datasets` is imported, which may never be needed
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # it warns of every retry, twice
     if not sys.stderr.isatty():
         disable_progress_bars()
 

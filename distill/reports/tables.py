@@ -73,7 +73,7 @@ def headline(judged: Mapping) -> Table:
     caption = "\n".join(filter(None, (caption, overlap_line(judged))))
     found = Table(box=None, header_style="bold", caption=caption, caption_justify="left")
     for index, column in enumerate(columns):
-        found.add_column(column, justify="left" if index == 0 else "right")
+        found.add_column(column, justify="left" if index == 0 else "right", overflow="fold")  # nothing is cut off
     for name, cells in lines.items():
         found.add_row(*cells, style="bold" if name == "student" else "")
     return found

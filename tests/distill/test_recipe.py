@@ -198,7 +198,7 @@ def test_a_saved_recipe_is_the_same_recipe(tiny_recipe):
         ({"mixer": "mamba2", "d_state": "big"}, "d_state is 'big'"),
         ({"mixer": "mamba2", "d_state": 0}, "d_state is 0, which is too small"),
         ({"mixer": "discrete_mamba2", "norm": 3}, "norm is 3"),
-        ({"mixer": ["a"]}, "there is no mixer"),
+        ({"mixer": ["a"]}, "the mixer of 'M' is"),
     ],
 )
 def test_mixer_options_that_cannot_be(mixer, message):

@@ -140,7 +140,7 @@ def test_the_check_sees_what_else_changed(teacher):
     assert student.model.layers[1].self_attn is slot
     with torch.no_grad():
         student.model.norm.weight.data = student.model.norm.weight * 2
-    with pytest.raises(UserError, match=r"layers \[1\] put back the student is not what it was"):
+    with pytest.raises(UserError, match=r"layers \[1\] put back, the student is not what it was"):
         check_replaced(teacher, student, stage.taken, seen)
 
 

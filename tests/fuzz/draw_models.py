@@ -151,7 +151,7 @@ def gguf(draw, trees) -> Case:
         else:
             step = raw(draw, "tiny.gguf")
         steps.append(step)
-        if step["do"] not in ("entry", "tensor"):
+        if step["do"] not in ("entry", "tensor") or how == "array":  # what lies about its length cannot be read again
             break
     plans = [["plan", "gguf.yaml"]], [["plan", "gguf.yaml", "--check"]], [["run", "gguf.yaml"]]
     return Case("gguf", draw(st.sampled_from(plans)), steps)

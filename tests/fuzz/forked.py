@@ -153,10 +153,17 @@ def _noting(folder: str, notes: str, wrote: list[str]):
                 wrote.append(path)
         elif event in ("os.system", "os.exec", "subprocess.Popen", "os.posix_spawn"):
             told = str(arguments[0])
-            if not told.endswith(("ldconfig", "uname", "lscpu")) and told != sys.executable:  # exports are proved by ours
+            if not told.endswith(("ldconfig", "uname", "lscpu")) and not _this_python(told):  # exports are proved by it
                 wrote.append(f"program {told}")
 
     return hook
+
+
+def _this_python(program: str) -> bool:
+    """Whether a program is the running Python, perhaps called through a link to the folder of its environment."""
+    folder, name = os.path.split(program)
+    own, own_name = os.path.split(sys.executable)
+    return name == own_name and os.path.realpath(folder) == os.path.realpath(own)
 
 
 def described(error: BaseException) -> dict:

@@ -383,12 +383,12 @@ def test_what_a_decoder_says_of_its_end(teacher):
     ordinary(student, text(1, 5), None, cache)
     decode = students.Decoder(student, cache, 1)
     decode(text(1, 1))
-    with pytest.raises(ValueError, match="all the 1 tokens"):
+    with pytest.raises(ValueError, match="the 1 tokens of this decoder are used up"):
         decode(text(1, 1))
     decode.release()
     with pytest.raises(ValueError, match="given its cache back"):
         decode(text(1, 1))
-    with pytest.raises(ValueError, match="tokens=0"):
+    with pytest.raises(ValueError, match="tokens is 0"):
         students.Decoder(student, cache, 0)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="the model is on the cpu"):
