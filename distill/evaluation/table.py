@@ -27,7 +27,7 @@ def show(judged: Mapping, console: Console) -> None:
     for entry in judged["not_run"]:
         where = " ".join(part for part in (entry["evaluation"], entry["part"]) if part and part != "every")
         rows = ", ".join(NAMES.get(row, row) for row in entry["rows"])
-        console.print(f"  not run: {where or 'any'} ({rows}): {entry['reason']}")
+        console.print(f"  not run: {f'{where} ({rows})' if where else rows}: {entry['reason']}")
 
 
 def overlap_line(judged: Mapping) -> str:
