@@ -194,6 +194,7 @@ def _planned(planned: dict[str, int], tokens: int) -> str:
 def _tell(console: Console, folder: Folder, counts: dict[str, int]) -> None:
     """Print how many prompts had each outcome."""
     words = PAIRS if folder.facts.kind == "pairs" else ANSWERS
+    first, *_ = words
     said = ", ".join(
         f"{counts.get(name, 0):,} {text}" for name, text in words.items() if counts.get(name) or name in ANSWERS
     )
@@ -201,6 +202,8 @@ def _tell(console: Console, folder: Folder, counts: dict[str, int]) -> None:
     console.print(
         Text(f"  of {folder.facts.count:,} prompts: {said}{kept if counts.get('unfinished') else ''}"), soft_wrap=True
     )
+    if not counts.get(first) and not (folder.facts.unfinished and counts.get("unfinished")):
+        console.print(Text(f"  nothing was written to {folder.path}, so a run cannot read it"), soft_wrap=True)
 
 
 class _Progress:

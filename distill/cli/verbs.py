@@ -151,6 +151,8 @@ def select(
     asked: dict[str, Any] = {"by": by, "keep": count, "tasks": tasks, "runs": runs, "fresh": fresh, "write": write}
     chosen = distill.select(recipe, overrides=overrides or [], **asked)
     show(chosen, table_console(json))
+    if write is not None and str(json) != "-":
+        say(f"written: {write}")
     write_json(json, chosen)
 
 

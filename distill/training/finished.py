@@ -39,6 +39,8 @@ def finished(recipe: Recipe, runs: Path, console: Console) -> RunDir | None:
         console.print(f"  {folder.path} lacks {', '.join(gone)}; making them again")
         with alone(folder.path):
             _mend(laid_out, folder, console)
+    else:
+        console.print(f"  {folder.path} is finished; --fresh trains it again", highlight=False)
     show_end(folder, console)
     return folder
 

@@ -165,7 +165,8 @@ class Run:
         if "untrained" in evaluations:
             measured = evaluations["untrained"]
             self.console.print(
-                f"  {'untrained':<10}            {told(measured)}   (the windows alone; teacher "
+                f"  {'untrained':<10}            {told(measured)}   (baseline: untrained windows in place "
+                f"of the mixers; teacher "
                 f"{decimal(measured['teacher_perplexity'], 2)})"
             )
 
