@@ -19,9 +19,10 @@ def what_it_is(facts: "Facts", teacher: str) -> str:
     kept = len(facts.source.kept)
     stored = stored_tensors(str(facts.student))
     size = f", {sum(tensor.size for tensor in stored.values()) / 1e6:,.1f} M parameters" if stored else ""
+    keep = "keeps" if kept == 1 else "keep"
     lines = [
         f"A hybrid distilled from `{teacher}`: of its {len(pattern)} layers, {len(pattern) - kept} have a "
-        f"{' or '.join(sorted(facts.source.kinds)) or 'mixer'} in place of attention and {kept} {'keeps' if kept == 1 else 'keep'} attention{size}. "
+        f"{' or '.join(sorted(facts.source.kinds)) or 'mixer'} in place of attention and {kept} {keep} attention{size}. "
         "Only the caches of the layers that keep attention grow with the text.",
         f"Form: {facts.kind}, {facts.target.types(facts.form)}"
         + ". "
