@@ -114,14 +114,9 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
     parent = Path(path).parent
     if not os.path.exists(path) and parent.is_dir():
         alike = sorted(str(other) for other in parent.glob(f"{glob.escape(Path(path).name)}*"))
-        raise UserError(
-            f"{path} cannot be loaded as a student: there is no such folder"
-            + (
-                f"; did you mean {', '.join(alike[:5])}?"
-                if alike
-                else f" in {parent}; name a run folder or a student's folder"
-            )
-        )
+        absent = f" in {parent}; name a run folder or a student's folder"
+        meant = f"; did you mean {', '.join(alike[:5])}?" if alike else absent
+        raise UserError(f"{path} cannot be loaded as a student: there is no such folder{meant}")
     check_student_files(path)
     with _as_student(path):
         if Path(path).is_dir():

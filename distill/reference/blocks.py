@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from distill.benchmarks.layouts import LAYOUTS, RECIPE, of_layout
 from distill.build import empty, layout_of
@@ -60,7 +60,7 @@ def stages() -> str:
 
 def scorers() -> str:
     """The table of scorers, with their cost on the small teacher."""
-    config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{SMALL}.json")
+    config = _config(SMALL)
     rows = []
     for name in SCORERS:
         kind = scorer_class(name)
@@ -103,7 +103,7 @@ def configs() -> str:
     """The table of shipped configs of published checkpoints."""
     rows = []
     for name, published in PUBLISHED.items():
-        kind = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json").model_type
+        kind = _config(name).model_type
         family = ", ".join(filter(None, (kind, published.note)))
         rows.append([code(name), code(published.place), family, f"{published.parameters:,}"])
     return markdown(("config", "published at", "family (`model_type`)", "parameters"), rows)
@@ -157,6 +157,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
+def _config(name: str) -> PretrainedConfig:
+    """A shipped config."""
+    return AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{name}.json")
+
+
 def _mixers_of(student: nn.Module) -> list[nn.Module]:
     return list(cast("dict[int, nn.Module]", student.mixers).values())
 
@@ -179,7 +184,7 @@ def _count(tokens: int) -> str:
 
 def _small_teacher() -> Teacher:
     """A teacher without weights, on the meta device."""
-    config = AutoConfig.from_pretrained(shipped_folder() / "configs" / f"{SMALL}.json")
+    config = _config(SMALL)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return Teacher(SMALL, model, None, family_of(config, SMALL))
