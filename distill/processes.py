@@ -1,7 +1,9 @@
 """The processes of one run: their number and this process's rank, from the launcher's environment variables."""
 
+import atexit
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -37,6 +39,28 @@ def check_launch() -> None:
             "on a CPU start two with: torchrun --nproc-per-node 2 -m distill.cli run RECIPE (and device=cpu if there is "
             f"a GPU); to run one process, leave out --num_processes and unset {SEVERAL}"
         )
+
+
+def leave_at_exit() -> None:
+    """Leave the process group when this process exits, unless an exception ends it.
+
+    Threads of gloo may hold tensors when a collective returns. A process that exits before they let go is aborted with
+    "terminate called without an active exception" (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    stay_at_exit()
+    atexit.register(_leave)
+
+
+def stay_at_exit() -> None:
+    """Do not leave the process group at exit. For a process that failed: leaving could wait for the others for ever."""
+    atexit.unregister(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if not hasattr(sys, "last_value") and dist.is_initialized():  # Python sets it for an exception that nothing caught
+        dist.destroy_process_group()
 
 
 def launched() -> bool:

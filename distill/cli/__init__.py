@@ -71,6 +71,17 @@ def _first_speaks() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _staying_if_it_fails() -> Iterator[None]:
+    """Inside the block, an error keeps this process in the process group. All processes are interrupted together."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Interrupted) and not (isinstance(error, SystemExit) and not error.code):
+            processes.stay_at_exit()
+        raise
+
+
 def entry() -> None:
     """Run the program. A user error ends in one message and exit code 2, with a traceback only under --debug."""
     debug = "--debug" in sys.argv
@@ -79,7 +90,7 @@ def entry() -> None:
     if processes.launched():
         processes.follow_launcher()
     try:
-        with _first_speaks():
+        with _staying_if_it_fails(), _first_speaks():
             app(prog_name="distill")  # the name also under python -m
     except Interrupted as reason:
         print(f"stopped: {reason}", file=sys.stderr)

@@ -209,6 +209,7 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     forget_precision()  # an earlier run of this process may have set another
     if processes.count() > 1:
         check_backends(on_gpu)
+        processes.leave_at_exit()
     return Accelerator(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)] if processes.count() > 1 else None,
         mixed_precision="no" if wide else "bf16",

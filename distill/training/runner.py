@@ -15,7 +15,7 @@ from distill.build import build
 from distill.console import bold, new_console
 from distill.disk import new_folder, writing
 from distill.division import dividing, first_decides
-from distill.errors import Interrupted, printable
+from distill.errors import printable
 from distill.evaluation.baselines import twin_layout
 from distill.evaluation.fidelity import fidelity
 from distill.evaluation.identity import check_identity
@@ -203,12 +203,8 @@ def opened(recipe: Recipe, runs: Path, *, fresh: bool, stopper: Stopper, console
         try:
             with enough_memory("the run"):  # inner blocks name the keys to lower
                 yield Run(session, folder, console, stopper)
-        except Interrupted:  # all processes stop
-            session.accelerator.end_training()
-            raise
         finally:
             trackers.finish(session.accelerator)
-    session.accelerator.end_training()
 
 
 def save_student(pipeline: Pipeline) -> None:

@@ -1,6 +1,7 @@
 """Several processes: started as requested or refused, one message for all, and a run that goes on with another number."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,34 @@ try:
 except Interrupted:
     sys.exit(0)
 sys.exit("it was not stopped")
+"""
+
+# Several calls in one script. The second recipe is refused by both processes.
+SWEEP = """
+import sys
+import distill
+from distill.errors import UserError
+
+recipe, runs, cache = sys.argv[1:]
+distill.cache(recipe, out=cache, top_k=8)
+try:
+    distill.run(recipe, overrides="data.batch=3", runs=runs)
+except UserError as error:
+    print(f"refused: {error}")
+for seed in (1, 2):
+    distill.run(recipe, overrides=f"seed={seed}", runs=runs)
+"""
+# What a process does at its exit, once it is in a group.
+LEAVING = """
+import sys
+import torch.distributed as dist
+from distill import processes
+from distill.cli import entry
+
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+processes.leave_at_exit()
+leave = dist.destroy_process_group
+dist.destroy_process_group = lambda: (leave(), print("left"))
 """
 
 
@@ -87,6 +116,35 @@ def test_a_run_goes_on_with_another_number(recipe, tmp_path):
     alone = distill.run(recipe, runs=tmp_path / "alone", console=Console(file=io.StringIO()))
     found, wanted = (load_file(run.student / "model.safetensors") for run in (done, alone))
     assert all(torch.allclose(found[name], wanted[name], atol=1e-4) for name in wanted)
+
+
+def test_a_script_makes_several_calls(recipe, tmp_path):
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    entries = yaml.safe_load(recipe.read_text())
+    entries["stages"].append({"imitate": {"tokens": 256, "lr": 1e-3}})
+    recipe.write_text(yaml.safe_dump(entries))
+    code, said = in_two(str(tmp_path / "sweep.py"), str(recipe), str(tmp_path / "runs"), str(tmp_path / "cache"))
+    assert code == 0, said
+    assert said.count("refused: ") == 2
+    runs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/*/run.json"))]
+    assert len(runs) == 2 and all(run["finished"] for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("end", "left", "code"),
+    [
+        ("", True, 0),
+        ("sys.exit(3)", True, 3),
+        ("raise ValueError", False, 1),
+        ("sys.argv = ['distill', '--version']; entry()", True, 0),
+        ("sys.argv = ['distill', 'plan', 'no-such-recipe']; entry()", False, 2),
+        ("sys.argv = ['distill', 'no-such-verb']; entry()", False, 2),
+    ],
+)
+def test_a_process_leaves_its_group_unless_it_failed(end, left, code):
+    """Threads of gloo can abort a process that exits without leaving; one that failed could wait for the others for ever."""
+    done = subprocess.run([sys.executable, "-c", LEAVING + end], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "left" in done.stdout) == (code, left), done.stderr
 
 
 def test_states_of_before_keep_their_digest():
