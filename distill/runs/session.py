@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import PreTrainedTokenizerBase
@@ -209,14 +210,16 @@ def make_accelerator(recipe: Recipe, project: Path | None) -> Accelerator:
     forget_precision()  # an earlier run of this process may have set another
     if processes.count() > 1:
         check_backends(on_gpu)
-        processes.leave_at_exit()
-    return Accelerator(
+    accelerator = Accelerator(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)] if processes.count() > 1 else None,
         mixed_precision="no" if wide else "bf16",
         cpu=not on_gpu,
         log_with=(recipe.trackers or None) if project else None,  # evaluations of a run do not log to trackers
         project_dir=project,
     )
+    if dist.is_available() and dist.is_initialized():
+        processes.leave_at_exit()
+    return accelerator
 
 
 def check_device(recipe: Recipe) -> None:
