@@ -265,6 +265,7 @@ class Pipeline:
     def _log(self, this: StageRun, report: StepReport, progress: StageProgress) -> None:
         """Report one step on the screen, in metrics.jsonl and to the trackers."""
         progress.update(report)
+        described = cast(Trainer, this.trainer).described(report.loss)
         if not self.accelerator.is_main_process:
             return
         name = this.entry.name
@@ -277,7 +278,7 @@ class Pipeline:
             "gradient_norm": report.gradient_norm,
             "tokens": report.tokens,
             "tokens_per_second": round(report.tokens / report.seconds, 1),
-            **this.stage.describe(report.loss),
+            **described,
             **gpu_memory(self.accelerator.device),
         }
         self.folder.log(**entry, **({"losses": report.losses} if len(report.losses) > 1 else {}))

@@ -125,6 +125,14 @@ class Trainer:
         counts = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
         return (self.accelerator.reduce(counts, "sum") > 0).tolist()
 
+    def described(self, loss: float) -> dict[str, float]:
+        """The stage's further numbers of a step, averaged over the processes. All processes call it together."""
+        found = self.stage.describe(loss)
+        if self.world == 1 or not found:
+            return found
+        numbers = torch.tensor(list(found.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(found, self.accelerator.reduce(numbers, "mean").tolist(), strict=True))
+
     def _sized_parts(self, step: int) -> tuple[list[Batch], list[float], float]:
         """This process's micro-batches of a step, the weight of each (`Stage.size`), and the sum over all processes."""
         whole_student = self.sharding.gathered() if self.sharding and self.stage.writes else nullcontext()
