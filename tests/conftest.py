@@ -93,6 +93,13 @@ def seeded_and_poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", poisoned(empty_like))
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """Where the cache of prepared text and converted teachers is for one test: a folder of its own."""
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def text_files(tmp_path_factory):
     """Two small JSON-lines files of shipped text, train and held-out."""

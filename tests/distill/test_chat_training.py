@@ -30,10 +30,7 @@ from distill.training.trainer import Trainer
 from students.config import Layout
 from tests.distill.test_trainer import gradients
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

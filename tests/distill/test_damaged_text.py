@@ -15,14 +15,11 @@ from distill.recipe import TextSource
 from distill.text.preparation import prepare
 from tests.distill.prepared_folders import documents
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 LINE = json.dumps({"text": "a river and a lake"}) + "\n"
 BULK = "".join(json.dumps({"text": f"river {number * 7919 % 10007}"}) + "\n" for number in range(3000)).encode()
 PACK = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstandard.compress, "bz2": bz2.compress}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -15,10 +15,7 @@ from distill.text.preparation import prepare
 from distill.text.windows import Windows
 from tests.distill.prepared_folders import write
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def prepared(tokenizer, *sources, separator=None, seed=0, limit=None):

@@ -13,14 +13,11 @@ from distill.text.preparation import prepare
 from distill.text.prepared import load
 from tests.distill.chat_templates import CHATML, QWEN3, tokenizer_with
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ASKED = [{"role": "user", "content": "what is it?"}]
 GOOD, BAD = ([{"role": "assistant", "content": said}] for said in ("the sea", "over stones"))
 PAIR = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
 def prepared(tmp_path, rows, template=CHATML, train_on="pairs", kind="jsonl", hub=False):

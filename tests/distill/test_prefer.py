@@ -25,10 +25,7 @@ from distill.training import references
 from students.config import Layout
 from tests.distill.test_tune import stopped_once
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def pair(number):

@@ -21,10 +21,7 @@ from distill.training.trackers import steps_before
 from distill.training.twin import twin_recipe
 from students.config import Layout
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -16,10 +16,7 @@ from distill.text import preparation
 from distill.text.preparation import prepare
 from distill.text.windows import Windows
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

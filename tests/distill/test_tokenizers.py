@@ -16,12 +16,9 @@ from distill.text.preparation import prepare
 from tests.conftest import tiny_entries
 from tests.distill.test_session import unfinished
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<end>{% endfor %}"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
 def begun(tokenizer, folder):

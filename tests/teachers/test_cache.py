@@ -15,13 +15,9 @@ from teachers import cache
 from teachers.cache import CacheError, cache_folder, once
 from tests.small_disks import small_disk_at
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 NOBODY = 65534
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def make(folder):

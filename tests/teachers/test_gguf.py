@@ -14,12 +14,9 @@ from teachers.source import resolve
 from tests.conftest import SMOLLM2
 from tests.teachers.gguf_files import CASES, TYPES, random_model, write
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 EXACT = 1e-5  # the largest difference of logits of size 1: both sides compute in float32 with the same weights
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
 def largest_difference(one, other):

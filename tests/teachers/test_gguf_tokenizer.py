@@ -15,6 +15,8 @@ from teachers.gguf_tokenizer import tokenizer_of as read_tokenizer
 from teachers.gguf_vocabulary import VOCABULARIES, splitter
 from tests.teachers.gguf_files import CASES, random_model, write
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 KIND = {"deepseek-r1-qwen": "qwen2"}  # names that split as another
 TEXT = "I'LL pay  $1234.5\n\n7x"
 PIECES = {
@@ -26,12 +28,6 @@ PIECES = {
     "tekken": ["I", "'LL", " pay", " ", " $", "1", "2", "3", "4", ".", "5", "\n\n", "7", "x"],
     "gpt-4o": ["I'LL", " pay", " ", " $", "123", "4", ".", "5", "\n\n", "7", "x"],
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(request, tmp_path, monkeypatch):
-    if "smollm2" not in request.fixturenames:
-        monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,11 @@ from tests.teachers.llama_cpp import (
     write_vocabulary,
 )
 
-pytestmark = pytest.mark.llama_cpp
+pytestmark = [pytest.mark.llama_cpp, pytest.mark.usefixtures("own_cache")]
 OURS = {"gpt2"}  # a name that llama.cpp does not know
 MARKS = [("<|end|>", 3), ("<|assistant|>", 3), ("<|endoftext|>", 3), ("<think>", 4)]
 SPACES = [("  ", 4), ("\n\n", 4), ("\t", 4)]
 APPROXIMATED = {"tekken", "gpt-4o", "llama4", "kanana2"}  # llama.cpp takes cased letters beyond ASCII, and marks, for others
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
