@@ -10,6 +10,8 @@ import torch
 
 from tests.browser.chromium import find as find_chromium
 
+pytest.register_assert_rewrite("tests.distill", "tests.students", "tests.teachers")  # helper modules as test modules
+
 os.environ.setdefault("TRITON_INTERPRET", "1" if not torch.cuda.is_available() else "0")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing may load from the hub here
 # One thread, here and in the processes that tests start: the models are tiny, and where something else takes a core a second
