@@ -10,7 +10,7 @@ from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers import make_mixer
 from students.mixers.mixer import Context
-from tests.students.test_mixers import SHAPE, close, context, made
+from tests.students.mixer_cases import SHAPE, close, context, made
 
 
 def test_it_is_the_mean_of_the_normalised_branches():

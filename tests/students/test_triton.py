@@ -27,8 +27,8 @@ from students.kernels.matrix_orientation import kernel as orientation_kernel
 from students.kernels.op import all_ops, forced
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd import kernel as ssd_kernel
+from tests.students.mixer_cases import context, made, packed
 from tests.students.test_kernels import tiny
-from tests.students.test_mixers import context, made, packed
 
 pytestmark = [  # the interpreter works out both sides of a mask
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
