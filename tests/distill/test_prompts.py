@@ -10,7 +10,7 @@ from distill.evaluation.scoring import Marked, score
 from distill.selection.switched import Switched
 from students import cuts
 from students.prompts import watcher
-from tests.students.test_decoding import CASES, student_of
+from tests.students.decoding_cases import CASES, student_of
 
 
 def test_scores_of_long_texts(teacher, monkeypatch):

@@ -22,7 +22,7 @@ from students.kernels.window_token import cases as window_cases
 from students.mixers.windowed import Windowed
 from students.static_cache import GraphError
 from tests.students import test_token_kernels as token_kernels
-from tests.students.test_decoding import (
+from tests.students.decoding_cases import (
     CASES,
     FAMILIES,
     check,
@@ -33,9 +33,8 @@ from tests.students.test_decoding import (
     ordinary,
     padded,
     student_of,
-    text,
 )
-from tests.students.test_model import LAYOUTS
+from tests.students.test_model import LAYOUTS, text
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 import students
 from students.backbone import fused, fused_layers
 from students.kernels.op import folders
-from tests.students.test_decoding import CASES, check, new_cache, ordinary, student_of
+from tests.students.decoding_cases import CASES, check, new_cache, ordinary, student_of
 from tests.students.test_model import text
 from tests.teachers.tiny import EVERY, tiny_teacher
 

@@ -6,7 +6,7 @@ import torch
 import students
 from distill.build import build
 from students.config import Layout
-from tests.students.test_decoding import CASES, student_of
+from tests.students.decoding_cases import CASES, student_of
 from tests.students.test_model import text
 from tests.teachers.tiny import supported, tiny_teacher
 

@@ -10,7 +10,7 @@ import students
 from students.static_cache import GraphError
 from teachers.families import FAMILIES
 from teachers.teacher import Teacher
-from tests.students.test_decoding import student_of
+from tests.students.decoding_cases import student_of
 from tests.students.test_model import text
 
 SIZES = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
