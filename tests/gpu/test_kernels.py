@@ -20,7 +20,7 @@ from students.kernels.matrix_orientation import kernel as orientation_kernel
 from students.kernels.op import all_ops, forced
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd import kernel as ssd_kernel
-from tests.students.test_kernels import tiny
+from tests.students.op_checks import tiny
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,7 @@ from students.kernels import fla, trial
 from students.kernels.gated_delta_rule import cases, gated_delta_rule, gated_delta_rule_step, reference_rule
 from students.kernels.gated_delta_rule.reference import gated_delta_recurrence
 from tests.conftest import TOLERANCE
-from tests.students.test_kernels import assert_close, assert_same_gradients
+from tests.students.op_checks import assert_close, assert_same_gradients
 
 
 def inputs(case, dtype=torch.float64):

@@ -6,7 +6,7 @@ import torch
 from students.kernels.gla import cases, gla, gla_step
 from students.kernels.gla.reference import gla_recurrence
 from tests.conftest import TOLERANCE
-from tests.students.test_kernels import assert_close, assert_same_gradients
+from tests.students.op_checks import assert_close, assert_same_gradients
 
 
 def inputs(case, dtype=torch.float64):

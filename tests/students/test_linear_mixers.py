@@ -9,7 +9,7 @@ from students.mixers.longhorn import PIECE, online_scan, online_step
 from students.mixers.retention import schedule
 from students.mixers.transfer import Projections
 from tests.students.mixer_cases import SHAPE, TIME, attention_tensors, close, context, made
-from tests.students.test_kernels import assert_close, assert_same_gradients
+from tests.students.op_checks import assert_close, assert_same_gradients
 
 
 def test_retention_is_decayed_linear_attention():

@@ -11,7 +11,7 @@ from students.kernels.selective_scan import cases as selective_cases
 from students.kernels.selective_scan import reference as selective_reference
 from students.kernels.selective_scan.reference import selective_scan_recurrence
 from tests.conftest import TOLERANCE
-from tests.students.test_kernels import assert_close, assert_same_gradients
+from tests.students.op_checks import assert_close, assert_same_gradients
 
 OPS = {
     "linear_scan": (linear_scan.linear_scan, linear_scan_recurrence, linear_cases),

@@ -1,4 +1,4 @@
-"""Every Triton kernel against its reference in float64, outputs and all gradients: in the interpreter where there is no GPU.
+"""Triton kernels against their references in float64, outputs and all gradients: in the interpreter where there is no GPU.
 
 Shapes are small and tiles are too, so that several tiles, chunks and segments meet. The interpreter cannot multiply
 bfloat16 tiles: tests/gpu does that, with the tiles that are shipped.
@@ -10,35 +10,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.benchmarks.check import relative_errors, tolerance
+from distill.benchmarks.check import relative_errors
 from students import kernels
 from students.cache import MixerState
-from students.kernels import attention, causal_conv, gated_norm, linear_kl, matrix_orientation, ssd
-from students.kernels.attention import cases as attention_cases
-from students.kernels.attention import decode
+from students.kernels import attention, causal_conv, gated_norm, ssd
 from students.kernels.causal_conv import cases as conv_cases
 from students.kernels.causal_conv import kernel as conv_kernel
 from students.kernels.gated_norm import cases as norm_cases
 from students.kernels.gated_norm import kernel as norm_kernel
-from students.kernels.linear_kl import cases as kl_cases
-from students.kernels.linear_kl import kernel as kl_kernel
-from students.kernels.matrix_orientation import cases as orientation_cases
-from students.kernels.matrix_orientation import kernel as orientation_kernel
 from students.kernels.op import all_ops, forced
 from students.kernels.ssd import cases as ssd_cases
 from students.kernels.ssd import kernel as ssd_kernel
 from tests.students.mixer_cases import context, made, packed
-from tests.students.test_kernels import tiny
+from tests.students.op_checks import tiny
+from tests.students.triton_checks import DEVICE, check
 
 pytestmark = [  # the interpreter works out both sides of a mask
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
 ]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check(errors, dtype=torch.float32):
-    assert errors and max(errors.values()) <= tolerance(dtype), errors
 
 
 @pytest.mark.parametrize("name", all_ops())
@@ -49,6 +39,7 @@ def test_every_kernel_as_it_is_called(name):
 
 
 # ssd
+
 
 SMALL = ssd_kernel.Config(32, 16, 4, 1, 4, 1)
 
@@ -124,89 +115,6 @@ def test_ssd_step(state_type):
     torch.testing.assert_close(state.double(), wanted[1], rtol=0, atol=1e-5 if state_type == torch.float32 else 5e-3)
 
 
-# linear_kl
-
-
-@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
-@pytest.mark.parametrize(
-    ("temperature", "ce_weight", "softcap"), [(1.0, 0.0, None), (2.0, 0.3, None), (1.0, 0.0, 2.0), (1.0, 1.0, None)]
-)
-def test_linear_kl(divergence, temperature, ce_weight, softcap):
-    leaves, fixed = kl_cases.draw(kl_cases.Case(5, 43, 8, 6), torch.float32, DEVICE)
-    fixed |= {"divergence": divergence, "temperature": temperature, "ce_weight": ce_weight, "softcap": softcap, "scale": 0.7}
-    fixed["targets"][0] = -100  # a place without a target
-
-    def run(implementation, **options):
-        return lambda **inputs: kl_cases.call(implementation, **inputs, **options)
-
-    found = run(kl_kernel.linear_kl, rows=3, block=16)
-    check(relative_errors(found, run(linear_kl.reference_kl), leaves, fixed))
-
-
-def test_linear_kl_computes_in_the_type_of_autocast():
-    """Products take bfloat16 factors; logits of hidden states in float32 are not rounded to it."""
-    leaves, fixed = kl_cases.draw(kl_cases.Case(5, 43, 64, 32), torch.float32, DEVICE)
-
-    def run(inputs):
-        inputs = {name: leaf.detach().clone().requires_grad_() for name, leaf in inputs.items()}
-        loss = kl_cases.call(kl_kernel.linear_kl, **inputs, **fixed, rows=3, block=16)
-        loss.backward()
-        return loss.detach(), {name: leaf.grad for name, leaf in inputs.items()}
-
-    def rounded(parts):
-        return {name: part.bfloat16().float() if part.dim() == 2 else part for name, part in parts.items()}
-
-    with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
-        loss, gradients = run(leaves)
-    fixed |= rounded({name: part for name, part in fixed.items() if torch.is_tensor(part)})
-    wanted, exact = run(rounded(leaves))
-    torch.testing.assert_close(loss, wanted, rtol=2e-6, atol=0)
-    for name, gradient in gradients.items():
-        error = (gradient - exact[name]).norm() / exact[name].norm()
-        assert gradient.dtype == torch.float32 and error < 4e-3, (name, error)
-
-
-def test_linear_kl_hands_its_gradients_out_once():
-    leaves, fixed = kl_cases.draw(kl_cases.Case(2, 7, 4, 4), torch.float32, DEVICE)
-    leaves["hidden"].requires_grad_()
-    with kernels.backend("triton"):
-        loss = kl_cases.call(linear_kl.linear_kl, **leaves, **fixed)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="its backward pass cannot run twice"):
-        loss.backward()
-
-
-# matrix_orientation
-
-
-@pytest.mark.parametrize(
-    ("case", "softcap"),
-    [
-        (orientation_cases.Case(1, 1, 2, 1, 4, 4, False, None, 0), None),
-        (orientation_cases.Case(1, 70, 2, 1, 8, 4, False, None, 0), None),
-        (orientation_cases.Case(2, 63, 2, 1, 8, 4, True, None, 0), 3.0),
-        (orientation_cases.Case(1, 100, 2, 2, 4, 20, True, 24, 0), None),
-        (orientation_cases.Case(1, 90, 1, 1, 4, 8, False, 40, 16), 3.0),
-    ],
-    ids=str,
-)
-def test_matrix_orientation(case, softcap):
-    leaves, fixed = orientation_cases.draw(case, torch.float32, DEVICE)
-    run = forced(orientation_kernel.orientation_error, config=orientation_kernel.Config(32, 16, 4, 1))
-    check(relative_errors(run, matrix_orientation.reference_error, leaves, fixed | {"softcap": softcap}))
-
-
-def test_matrix_orientation_without_gradient_or_skip():
-    leaves, fixed = orientation_cases.draw(orientation_cases.Case(1, 33, 1, 1, 4, 4, False, None, 0), torch.float32, DEVICE)
-    leaves["D"] = None
-    with torch.no_grad(), kernels.backend("triton"):
-        found = matrix_orientation.orientation_error(**leaves, **fixed)
-    with kernels.backend("reference"):
-        wanted = matrix_orientation.orientation_error(**leaves, **fixed)
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
-
-
 # causal_conv
 
 
@@ -279,60 +187,6 @@ def _context(*arguments):
 def test_gated_norm(case, config):
     run = forced(norm_kernel.gated_norm, config=config)
     check(relative_errors(run, gated_norm.reference_norm, *norm_cases.draw(case, torch.float32, DEVICE)))
-
-
-# attention of one token
-
-SHARES = decode.Config(16, 4, 1, 3)  # several shares of several tiles
-
-
-@pytest.mark.parametrize("new", [True, False])
-@pytest.mark.parametrize("case", attention_cases.TEST_PLACES, ids=str)
-def test_attention_to_places(case, new):
-    """The newest keys beside the places, or at theirs: the same, and afterwards they stand there."""
-    leaves, fixed = attention_cases.draw_places(case, torch.float32, DEVICE)
-    fixed["new"] = tuple(torch.randn(case.b, case.t, case.kv, case.d, device=DEVICE) for _ in "kv") if new else None
-
-    def run(function, **options):
-        def outputs(k, v, new, **inputs):
-            k, v = k.clone(), v.clone()
-            new = None if new is None else tuple(part.to(k.dtype) for part in new)
-            return function(k=k, v=v, new=new, **inputs, **options), k, v
-
-        return outputs
-
-    found = run(decode.attend_places, config=SHARES)
-    check(relative_errors(found, run(attention.reference_places), leaves, fixed))
-
-
-def test_attention_to_places_in_half_precision():
-    draws = attention_cases.draw_places(attention_cases.TEST_PLACES[3], torch.float16, DEVICE)
-    check(relative_errors(decode.attend_places, attention.reference_places, *draws), torch.float16)
-
-
-@pytest.mark.parametrize(("seen", "reserved"), [(1, 90), (30, 90), (89, 90), (90, 90)])
-def test_what_is_reserved_is_not_read(seen, reserved):
-    """Nor what stands before a row's start, or before the window: what is there does no harm, be it no number."""
-    case = attention_cases.Places(2, 1, 4, 2, 8, reserved, text=seen)
-    _, fixed = attention_cases.draw_places(case, torch.float32, DEVICE)
-    for first, window in ((0, None), (seen // 2, None), (0, min(seen, 17))):
-        begin = max(first, seen - (window or seen))
-        held = {name: fixed[name][:, begin:seen].double() for name in ("k", "v")}
-        wanted = attention.reference_attention(fixed["q"].double(), *held.values(), case.d**-0.5, None, None, 0, None, None)
-        given = {name: fixed[name].clone() for name in ("k", "v")}
-        for part in given.values():
-            part[:, :begin], part[:, seen:] = torch.nan, torch.nan
-        start = torch.full((2,), first, device=DEVICE)
-        found = decode.attend_places(**fixed | given | {"start": start, "window": window}, config=SHARES)
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_a_row_that_sees_nothing_gives_zeros():
-    _, fixed = attention_cases.draw_places(attention_cases.TEST_PLACES[6], torch.float32, DEVICE)
-    fixed["mask"][0] = 0
-    for run in (forced(decode.attend_places, config=SHARES), attention.reference_places):
-        y = run(**fixed)
-        assert not y[0].any() and y[1].isfinite().all() and y[1].any()
 
 
 # the switch

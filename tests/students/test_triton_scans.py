@@ -15,7 +15,7 @@ from students.kernels.linear_scan import kernel as linear_kernel
 from students.kernels.op import forced
 from students.kernels.selective_scan import cases as selective_cases
 from students.kernels.selective_scan import kernel as selective_kernel
-from tests.students.test_triton import DEVICE, check
+from tests.students.triton_checks import DEVICE, check
 
 LINEAR = [
     linear_cases.Case(1, 1, 3, False),
