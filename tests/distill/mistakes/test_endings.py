@@ -16,7 +16,7 @@ from distill.runs.run_dir import RunDir
 from distill.runs.session import Session
 from distill.training import ending, pipeline
 from tests.distill.mistakes.conftest import hashes
-from tests.distill.mistakes.test_runs import run_folder
+from tests.distill.mistakes.damaged_runs import run_folder
 
 
 def again(name="short"):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.runs import checkpoint
-from tests.distill.mistakes.test_runs import run_folder
+from tests.distill.mistakes.damaged_runs import run_folder
 
 
 def written(content):

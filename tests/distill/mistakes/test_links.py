@@ -17,7 +17,7 @@ from distill.console import PlainConsole, bold
 from distill.errors import HIDDEN, UserError
 from distill.recipe_file import check
 from distill.runs.run_dir import RunDir, alone
-from tests.distill.mistakes.test_runs import run_folder
+from tests.distill.mistakes.damaged_runs import run_folder
 
 # links: nothing is written through one, and nothing is read that was not named
 
