@@ -16,78 +16,12 @@ import torch
 
 from distill.errors import UserError
 from distill.exporters import proofs, target
-from distill.exporters.gguf_files import quantising
 from distill.exporters.source import Source
 from distill.exporters.target import Form
 from tests.distill.gguf_back import contents, model_of
+from tests.distill.gguf_students import DELTA, SMALL_EPS, STUDENTS, M, exported
 from tests.distill.random_students import loaded, saved, student_of
-from tests.distill.test_native import GRANITE, LLAMA3, YARN, ZAMBA
-
-EXACT = Form("float32")
-M = {"mixer": "mamba2"}
-DELTA = {"M": {"mixer": "gated_deltanet"}}
-LITE = {"mixer": "parallel_heads", "norm": False, "ssm": M}
-SMALL_EPS = {"rms_norm_eps": 1e-6}
-STUDENTS = {  # family, pattern, mixers, entries of the teacher's config; architecture, and what its entries say
-    "llama, tied": (
-        ("llama", "AMMM", {"M": M}, {"tie_word_embeddings": True}),
-        ("granitehybrid", {"attention.head_count_kv": [2, 0, 0, 0], "ssm.group_count": 4, "ssm.state_size": 128}),
-    ),
-    "llama, expand 1, filled up": (
-        ("llama", "MMAM", {"M": M | {"expand": 1}}, {}),
-        ("granitehybrid", {"attention.head_count_kv": [0, 0, 2, 0], "ssm.group_count": 8, "ssm.time_step_rank": 8}),
-    ),
-    "llama, expand 1 in one group": (
-        ("llama", "AM", {"M": M | {"expand": 1, "n_groups": 1}}, {"num_hidden_layers": 2}),
-        ("granitehybrid", {"ssm.group_count": 2, "ssm.inner_size": 64, "rope.scaling.finetuned": True}),
-    ),
-    "llama, a wide state and three taps": (
-        ("llama", "AM", {"M": M | {"d_state": 200, "d_conv": 3, "n_groups": 2}}, {"num_hidden_layers": 2}),
-        ("granitehybrid", {"ssm.state_size": 256, "ssm.group_count": 2}),
-    ),
-    "llama 3's rope": (
-        ("llama", "AMMM", {"M": M}, {"rope_parameters": LLAMA3}),
-        ("granitehybrid", {"rope.dimension_count": 8, "rope.freq_base": 10000.0}),
-    ),
-    "yarn": (
-        ("llama", "AMMM", {"M": M}, {"rope_parameters": YARN}),
-        ("granitehybrid", {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}),
-    ),
-    "no rope": (
-        ("llama", "WM", {"M": M, "W": {"mixer": "attention", "rope": False}}, {"num_hidden_layers": 2}),
-        ("granitehybrid", {"rope.scaling.finetuned": False}),
-    ),
-    "qwen2": (("qwen2", "AMMM", {"M": M}, {"tie_word_embeddings": True}), ("granitehybrid", {})),
-    "granite": (
-        ("granite", "AMMM", {"M": M}, GRANITE),
-        ("granitehybrid", {"embedding_scale": 3.0, "residual_scale": 0.7, "attention.scale": 0.21, "logit_scale": 1.7}),
-    ),
-    "zamba": (("llama", "MSMS", ZAMBA, {}), ("granitehybrid", {"attention.head_count_kv": [0, 2, 0, 2]})),
-    "mixtral": (
-        ("mixtral", "AM", {"M": M}, {"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}),
-        ("granitehybrid", {"expert_count": 4, "expert_used_count": 2}),
-    ),
-    "qwen3": (
-        ("qwen3", "MMMA", DELTA, SMALL_EPS | {"head_dim": 16}),
-        ("qwen35", {"attention.recurrent_layers": [True] * 3 + [False], "full_attention_interval": 4}),
-    ),
-    "qwen3, attention first, tied": (
-        ("qwen3", "AMMM", DELTA, SMALL_EPS | {"head_dim": 16, "tie_word_embeddings": True}),
-        ("qwen35", {"attention.recurrent_layers": [False] + [True] * 3, "rope.dimension_sections": [3, 3, 2, 0]}),
-    ),
-    "hymba-lite": (
-        ("llama", "P", {"P": LITE}, {"num_hidden_layers": 2}),
-        ("falcon-h1", {"ssm.state_size": 128, "ssm.group_count": 4, "attention.head_count_kv": 2}),
-    ),
-}
-
-
-def exported(place, tokenizer, family, pattern, mixers, entries, form=EXACT):
-    """The folder of a random student, and the file made of it."""
-    folder = saved(student_of(family, pattern, mixers, **entries), place / "a run" / "student", tokenizer)
-    target("gguf").write(folder, place / "gguf", form)
-    (path,) = (place / "gguf").iterdir()
-    return folder, path
+from tests.distill.test_native import LLAMA3, YARN
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -227,50 +161,6 @@ def exported_of(student, tokenizer, place):
     folder = saved(student, place / "student", tokenizer)
     target("gguf").write(folder, place / "gguf", Form("float32"))
     return folder, next((place / "gguf").iterdir())
-
-
-PROGRAM = """#!/bin/sh
-"exec" "{python}" "$0" "$@"
-import shutil, sys
-source, wanted, name = sys.argv[1:]
-if name != "Q8_0":
-    sys.exit("this one makes Q8_0 alone")
-shutil.copyfile(source, wanted)
-"""
-
-
-@pytest.fixture
-def quantiser(tmp_path, monkeypatch):
-    """A program of the quantiser's name that copies, and no library."""
-    program = tmp_path / "bin" / "llama-quantize"
-    program.parent.mkdir()
-    program.write_text(PROGRAM.format(python=sys.executable))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-
-
-def test_only_the_quantised_file_stays(quantiser, tokenizer, tmp_path):
-    _, path = exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q8_0"))
-    assert path.name == "a-run-Q8_0.gguf"
-
-
-def test_a_quantiser_that_fails_is_quoted(quantiser, tokenizer, tmp_path):
-    with pytest.raises(UserError, match=r"did not make q4_k_m of a-run-F16\.gguf: this one makes Q8_0 alone"):
-        exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q4_k_m"))
-
-
-def test_the_engine_that_is_named_quantises(quantiser, monkeypatch, tmp_path):
-    monkeypatch.setattr(quantising, "_has_library", lambda python: python == "/there/python")
-    assert quantising.command(tmp_path, tmp_path, "q8_0", "/there/python")[0] == "/there/python"
-    assert quantising.command(tmp_path, tmp_path, "q8_0")[0] != "/there/python"
-
-
-def test_without_a_quantiser_nothing_is_written(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantising, "find_spec", lambda name: None)
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(UserError, match=r"--quantize q8_0 needs llama.cpp's quantiser.*pip install llama-cpp-python"):
-        exported(tmp_path, tokenizer, *STUDENTS["zamba"][0], Form(quantize="q8_0"))
-    assert not (tmp_path / "gguf").exists()
 
 
 def python_of(engine):
