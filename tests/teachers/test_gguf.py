@@ -12,7 +12,8 @@ import teachers
 from teachers.gguf import converted, read
 from teachers.source import resolve
 from tests.conftest import SMOLLM2
-from tests.teachers.gguf_files import CASES, TYPES, random_model, write
+from tests.teachers.gguf_cases import CASES
+from tests.teachers.gguf_files import TYPES, random_model, write
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -7,7 +7,8 @@ import pytest
 
 from teachers.gguf import config, read
 from tests.teachers.gguf_bytes import ARRAY, BOOL, F64, STRING, U32, U64, apart, array, f32, floats, text, texts, u32
-from tests.teachers.gguf_files import CASES, random_model, write
+from tests.teachers.gguf_cases import CASES
+from tests.teachers.gguf_files import random_model, write
 
 NAN = float("nan")
 TAB = struct.pack("<IQ", U32, 1)

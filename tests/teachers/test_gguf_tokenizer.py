@@ -13,7 +13,8 @@ from teachers.gguf import read
 from teachers.gguf_tokenizer import GGML, HONOURED, IGNORED, ends_of, load, merges_of
 from teachers.gguf_tokenizer import tokenizer_of as read_tokenizer
 from teachers.gguf_vocabulary import VOCABULARIES, splitter
-from tests.teachers.gguf_files import CASES, random_model, write
+from tests.teachers.gguf_cases import CASES
+from tests.teachers.gguf_files import random_model, write
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
