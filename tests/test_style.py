@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for package in ("distill", "students", "teachers") for path in (ROOT / package).rglob("*.py")]
+TESTS = list((ROOT / "tests").rglob("*.py"))
 
 ANNOTATED = ("distill", "students", "teachers")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES + TESTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_size(path):
     text = path.read_text()
     limit = 500 if "kernels" in path.parts else 300
