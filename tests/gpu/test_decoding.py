@@ -34,7 +34,7 @@ from tests.students.decoding_cases import (
     padded,
     student_of,
 )
-from tests.students.test_model import LAYOUTS, text
+from tests.students.layouts import LAYOUTS, text
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 pytestmark = pytest.mark.gpu

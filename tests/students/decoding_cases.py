@@ -10,8 +10,8 @@ from students import mixers as table
 from students.compat import CACHE
 from students.config import Layout
 from students.static_cache import StaticKeys
-from tests.students.test_meta_tokens import HYMBA
-from tests.students.test_model import LAYOUTS
+from tests.students.hymba import HYMBA
+from tests.students.layouts import LAYOUTS
 from tests.teachers.tiny import tiny_teacher
 
 CASES = {name: (*layout, 0) for name, layout in LAYOUTS.items()} | {

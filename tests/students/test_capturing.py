@@ -21,7 +21,7 @@ from tests.students.decoding_cases import (
     ordinary,
     student_of,
 )
-from tests.students.test_model import text
+from tests.students.layouts import text
 
 
 @pytest.fixture

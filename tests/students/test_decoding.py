@@ -24,7 +24,7 @@ from tests.students.decoding_cases import (
     padded,
     student_of,
 )
-from tests.students.test_model import text
+from tests.students.layouts import text
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 

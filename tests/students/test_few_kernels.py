@@ -11,7 +11,7 @@ import students
 from students.backbone import fused, fused_layers
 from students.kernels.op import folders
 from tests.students.decoding_cases import CASES, check, new_cache, ordinary, student_of
-from tests.students.test_model import text
+from tests.students.layouts import text
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 OUTSIDE = Counter(token_linear=3)  # of each layer: out of the mixer, into the MLP and out of it

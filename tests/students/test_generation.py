@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import students
 from tests.students.decoding_cases import CASES, padded, student_of
-from tests.students.test_model import text
+from tests.students.layouts import text
 
 HOW = {"greedy": {}, "sampling": {"do_sample": True, "top_k": 20}, "chunks": {"prefill_chunk_size": 5}}
 

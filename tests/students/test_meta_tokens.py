@@ -13,16 +13,11 @@ from distill.stages.imitate import Imitate
 from distill.text.windows import Batch
 from students.compat import CACHE
 from students.config import Layout
-from tests.students.test_model import LAYOUTS, text
+from tests.students.hymba import COUNT, HYMBA
+from tests.students.layouts import LAYOUTS, text
 from tests.teachers.tiny import supported, tiny_teacher
 
-COUNT = 5
 SINKS = {"mixer": "attention", "window": 4, "sinks": COUNT}
-HYMBA = {
-    "P": {"mixer": "parallel_heads", "window": 4, "sinks": COUNT},
-    "F": {"mixer": "parallel_heads", "ssm": {"mixer": "mamba2"}},
-    "S": {"mixer": "parallel_heads", "window": 4, "sinks": COUNT, "share_kv": True},
-}
 CASES = {"mixed": LAYOUTS["mixed"], "all SSM": LAYOUTS["all SSM"], "hymba": ("FPSA", HYMBA), "kept": ("AAAW", {"W": SINKS})}
 every_case = pytest.mark.parametrize("case", CASES)
 

@@ -7,7 +7,7 @@ import students
 from distill.build import build
 from students.config import Layout
 from tests.students.decoding_cases import CASES, student_of
-from tests.students.test_model import text
+from tests.students.layouts import text
 from tests.teachers.tiny import supported, tiny_teacher
 
 MASK = torch.tensor(  # gaps, left and right padding, and a row that begins late and ends early

@@ -9,8 +9,8 @@ import students
 from students import cuts, growing_keys, key_blocks, prompt_attention, prompts
 from students.compat import CACHE
 from tests.students.decoding_cases import CASES, FAMILIES, family_models, near, new_cache, ordinary, padded, student_of
-from tests.students.test_model import text
-from tests.students.test_rotary import MIXERS, teacher_of
+from tests.students.layouts import text
+from tests.students.rotary_teachers import MIXERS, teacher_of
 from tests.teachers.tiny import EVERY
 
 LENGTH = 17

@@ -10,9 +10,9 @@ from distill.stages.observing import observed
 from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
-from tests.distill.test_families import check_documents, check_generation, run_stages
-from tests.distill.test_families import text as packed
-from tests.students.test_model import text
+from tests.distill.family_checks import check_documents, check_generation, run_stages
+from tests.distill.family_checks import text as packed
+from tests.students.layouts import text
 from tests.teachers.tiny import tiny_teacher
 
 OWN = {"mixer": "attention", "window": 6, "sinks": 2}

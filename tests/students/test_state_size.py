@@ -6,7 +6,7 @@ import torch
 from distill.build import build, empty
 from students.config import Layout
 from students.state_size import cache_bytes, state_bytes
-from tests.students.test_model import LAYOUTS, text
+from tests.students.layouts import LAYOUTS, text
 from tests.teachers.tiny import tiny_teacher
 
 META = 5
