@@ -2,8 +2,8 @@
 
 from distill.exporters import target
 from distill.exporters.target import Form
+from tests.distill.native_students import GRANITE, LLAMA3, YARN, ZAMBA
 from tests.distill.random_students import saved, student_of
-from tests.distill.test_native import GRANITE, LLAMA3, YARN, ZAMBA
 
 EXACT = Form("float32")
 M = {"mixer": "mamba2"}

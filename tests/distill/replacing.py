@@ -5,7 +5,7 @@ import torch
 from distill.build import build
 from distill.stages.replace import Replace
 from students.config import Layout
-from tests.distill.test_stages import calibration
+from tests.distill.stage_steps import calibration
 from tests.teachers.tiny import CHECKPOINTS
 from tests.teachers.tiny import tiny_teacher as published
 

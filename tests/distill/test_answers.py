@@ -22,7 +22,7 @@ from distill.runs.session import Session
 from distill.runs.stopper import Stopper
 from distill.sampling import drawn_tokens
 from students.decoding import Decoder, GraphError
-from tests.distill.test_processes import in_two
+from tests.distill.two_processes import in_two
 
 QUIET = Console(quiet=True)
 DRAWN = {"tokens": 12, "temperature": 1.0, "console": QUIET}

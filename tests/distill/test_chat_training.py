@@ -28,7 +28,7 @@ from distill.stages.targets import Cached
 from distill.text.windows import Batch
 from distill.training.trainer import Trainer
 from students.config import Layout
-from tests.distill.test_trainer import gradients
+from tests.distill.step_gradients import gradients
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -11,8 +11,8 @@ from distill.exporters.containers import fitting
 from distill.exporters.source import Source
 from distill.exporters.target import Form
 from distill.recipe_file import load
+from tests.distill.native_students import EXACT, LLAMA3, YARN, furthest, plain
 from tests.distill.random_students import loaded, saved, student_of
-from tests.distill.test_native import EXACT, LLAMA3, YARN, furthest, plain
 
 DELTA = {"M": {"mixer": "gated_deltanet"}}
 BATCHES = Version(transformers.__version__) >= Version("5.23")  # Falcon-H1 decodes them

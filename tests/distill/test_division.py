@@ -13,7 +13,7 @@ from distill.evaluation import suites
 from distill.evaluation.nonfinite import NotFinite
 from distill.evaluation.target import judge_target
 from distill.recipe_file import load
-from tests.distill.test_processes import in_two
+from tests.distill.two_processes import in_two
 
 SIZES = {"passkey": (64, 128), "passkey_trials": 4, "recall": (96,), "recall_trials": 2, "depths": (0.0, 1.0)}
 SIZES |= {"grid_trials": 1, "speed": (32,), "items": 4, "window": 32, "heldout_tokens": 2048}

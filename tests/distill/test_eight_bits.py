@@ -24,7 +24,7 @@ from distill.training.trainer import Trainer
 from tests.conftest import tiny_entries
 from tests.distill.eight_bits import EIGHT, installed
 from tests.distill.sharded_steps import prepared
-from tests.distill.test_processes import STOPPED, TWO
+from tests.distill.two_processes import STOPPED, TWO
 
 
 def quiet():

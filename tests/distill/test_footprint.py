@@ -17,7 +17,7 @@ from distill.stages.rates import rate_of
 from students import kernels
 from students.config import Layout
 from teachers.families import family_of
-from tests.distill.test_stages import batch
+from tests.distill.stage_steps import batch
 
 MIXERS = {"M": {"mixer": "mamba2"}, "W": {"mixer": "attention", "window": 5, "sinks": 2}}
 ROWS, TIME = 3, 24

@@ -20,8 +20,8 @@ from distill.exporters.source import Source
 from distill.exporters.target import Form
 from tests.distill.gguf_back import contents, model_of
 from tests.distill.gguf_students import DELTA, SMALL_EPS, STUDENTS, M, exported
+from tests.distill.native_students import LLAMA3, YARN
 from tests.distill.random_students import loaded, saved, student_of
-from tests.distill.test_native import LLAMA3, YARN
 
 
 @pytest.mark.parametrize("name", STUDENTS)

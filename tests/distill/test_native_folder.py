@@ -17,8 +17,8 @@ from distill.exporters.target import Form
 from distill.recipe_file import check
 from distill.stages import adapters
 from tests.conftest import tiny_entries
+from tests.distill.native_students import EXACT, ONE, M, exported, furthest, plain
 from tests.distill.random_students import loaded, saved, student_of
-from tests.distill.test_native import EXACT, ONE, M, exported, furthest, plain
 
 
 def test_the_folder_is_whole(tmp_path, tokenizer):

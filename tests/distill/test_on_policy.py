@@ -22,7 +22,7 @@ from students.config import Layout
 from students.kernels.linear_kl import Head, linear_kl
 from students.static_cache import GraphError
 from tests import trl_gkd
-from tests.distill.test_processes import in_two
+from tests.distill.two_processes import in_two
 
 QUIET = Console(quiet=True)
 STORED = json.loads(trl_gkd.FILE.read_text())["losses"]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 
@@ -17,23 +16,7 @@ from distill import cli, processes
 from distill.errors import UserError
 from distill.runs import checkpoint
 from distill.runs.checkpoint import RunState
-
-TWO = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-# A run that stops when its third step is taken.
-STOPPED = """
-import sys
-import distill
-from distill.errors import Interrupted
-from distill.runs.stopper import Stopper
-
-asked = iter(range(1000))
-Stopper.due = lambda self: "enough" if next(asked) == 2 else None
-try:
-    distill.run(sys.argv[1], runs=sys.argv[2])
-except Interrupted:
-    sys.exit(0)
-sys.exit("it was not stopped")
-"""
+from tests.distill.two_processes import STOPPED, in_two
 
 # Several calls in one script. The second recipe is refused by both processes.
 SWEEP = """
@@ -62,15 +45,6 @@ processes.leave_at_exit()
 leave = dist.destroy_process_group
 dist.destroy_process_group = lambda: (leave(), print("left"))
 """
-
-
-def in_two(*command):
-    """A Python command in two gloo processes; what it ended with, and all it said."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd(), "COLUMNS": "300"}
-    done = subprocess.run(
-        [sys.executable, *TWO, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture

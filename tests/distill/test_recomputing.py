@@ -8,7 +8,7 @@ from distill.errors import UserError
 from distill.recipe_file import check
 from distill.stages.imitate import Imitate
 from distill.stages.recomputing import policy
-from tests.distill.test_stages import batch
+from tests.distill.stage_steps import batch
 from tests.ecosystem.layouts import LAYOUTS, student_of
 
 aten = torch.ops.aten

@@ -17,7 +17,7 @@ from distill.training.optim import make_optimizer
 from students.config import Layout
 from students.converting import convert
 from tests.distill.replacing import MIXERS, PLAIN, family_teacher, logits, replaced, trained
-from tests.distill.test_stages import batch, calibration, changed, snapshot
+from tests.distill.stage_steps import batch, calibration, changed, snapshot
 
 # the student
 

@@ -28,7 +28,7 @@ from distill.stages.replace import MADE_FROM
 from students.config import Layout
 from tests.conftest import tiny_entries
 from tests.distill.replacing import logits, trained
-from tests.distill.test_stages import batch, changed, snapshot
+from tests.distill.stage_steps import batch, changed, snapshot
 
 # a run
 

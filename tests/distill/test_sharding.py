@@ -20,7 +20,7 @@ from distill.runs.checkpoint import RunState
 from distill.stages.imitate import Imitate
 from distill.training.shares import bytes_of, share
 from tests.distill import sharded_steps
-from tests.distill.test_processes import TWO
+from tests.distill.two_processes import TWO
 
 GIB = 2**30
 

@@ -16,6 +16,7 @@ from distill.stages.scales import OutputScales
 from distill.text.windows import Batch
 from students.config import Layout
 from students.mixers.mixer import Context
+from tests.distill.stage_steps import batch, calibration, changed, snapshot
 from tests.teachers.tiny import EVERY, tiny_teacher
 
 LAYOUTS = {
@@ -25,19 +26,6 @@ LAYOUTS = {
     "stock windowed": {"mixer": "mamba2", "window": {"size": 4}},
 }
 every_mixer = pytest.mark.parametrize("mixer", LAYOUTS)
-
-
-def batch(rows=3, time=24):
-    documents = torch.zeros(rows, time, dtype=torch.long)
-    documents[:, time // 2 :] = 1
-    positions = torch.cat([torch.arange(time // 2), torch.arange(time - time // 2)]).expand(rows, -1)
-    ids, weights = torch.randint(1, 320, (rows, time + 1)), torch.ones(rows, time)
-    weights[:, time // 2 - 1] = 0
-    return Batch(ids[:, :-1], documents, positions, ids[:, 1:], weights, documents)
-
-
-def calibration(*batches):
-    return lambda tokens: iter(batches)
 
 
 @pytest.fixture
@@ -63,14 +51,6 @@ def steps(stage, text, count, lr=3e-3):
         optimizer.zero_grad()
         means.append(sum(losses) / len(losses))
     return means
-
-
-def snapshot(student):
-    return {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
-
-
-def changed(student, before):
-    return {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
 @every_mixer

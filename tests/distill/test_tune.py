@@ -17,8 +17,8 @@ from distill.stages.tune import Tune
 from distill.text.windows import Batch
 from distill.training.trainer import Trainer
 from students.config import Layout
+from tests.distill.step_gradients import gradients
 from tests.distill.test_chat_training import log_probabilities
-from tests.distill.test_trainer import gradients
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -25,7 +25,7 @@ from distill.runs.stopper import Stopper
 from distill.text.windows import Windows
 from teachers.cache import cache_folder
 from tests.distill.caching.caches import QUIET, _windows, contents, flip, offline
-from tests.distill.test_processes import in_two
+from tests.distill.two_processes import in_two
 
 ROOT = Path(__file__).parents[3]
 
