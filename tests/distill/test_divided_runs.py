@@ -7,7 +7,7 @@ import yaml
 from rich.console import Console
 
 import distill
-from tests.distill.test_processes import in_two
+from tests.distill.two_processes import in_two
 
 
 @pytest.fixture(scope="module")
