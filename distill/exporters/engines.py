@@ -3,11 +3,23 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from distill.errors import UserError, nearest
 
 ENGINES = ("transformers", "vllm", "llama.cpp", "mlx")
 VARIABLE = "DISTILL_ENGINES"  # an environment variable: NAME=PYTHON entries, joined by semicolons
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What an engine needs in its environment before it runs an export: a sentence with the reason, and the command."""
+
+    reason: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; run `{self.command}` in its environment first"
 
 
 def pythons(given: Mapping[str, str]) -> dict[str, str]:

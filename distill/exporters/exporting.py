@@ -143,6 +143,8 @@ class _Writing:
             proofs = None if found is None else self._proved(scratch, found)
             self._card(scratch, proofs, push)
             mark(scratch, self.kind)
+        for engine, preparation in self.target.preparations(self.source).items():
+            self.say(f"{engine}: {preparation}")
 
     def _write(self, scratch: Path) -> None:
         from distill.exporters.local_paths import take_out

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.exporters.containers import fitting
-from distill.exporters.engines import ENGINES
+from distill.exporters.engines import ENGINES, Preparation
 from distill.exporters.gguf import Gguf
 from distill.exporters.target import Form, Target
 
@@ -43,6 +43,10 @@ class Native(Target):
             return dict.fromkeys(ENGINES, "no container")
         asked = container.engines(source) | {"llama.cpp": Gguf().refuses(source) or "it reads GGUF: export to gguf"}
         return {engine: asked[engine] for engine in ENGINES}
+
+    def preparations(self, source: "Source") -> Mapping[str, Preparation]:
+        container = fitting(source).container
+        return {} if container is None else container.preparations
 
     def rehearse(self, student: Path, out: Path, form: Form) -> None:
         _begin(student, out, form)

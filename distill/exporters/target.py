@@ -1,8 +1,11 @@
 """The base class of the export targets: a target refuses students that it cannot hold, and writes the others as a folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from distill.exporters.engines import Preparation
 
 if TYPE_CHECKING:
     from distill.exporters.source import Source
@@ -45,6 +48,10 @@ class Target:
     def engines(self, source: "Source") -> dict[str, str | None]:
         """Return, for each engine of `exporters.engines.ENGINES`, why it does not run the export; None if it does."""
         raise NotImplementedError
+
+    def preparations(self, source: "Source") -> Mapping[str, Preparation]:
+        """Return, by engine, what its environment needs before it runs the export."""
+        return {}
 
     def types(self, form: Form) -> str:
         """Return the name of the type in which the weights are written."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from shlex import quote
 
 import pytest
@@ -10,7 +11,11 @@ import yaml
 import distill
 from distill.errors import UserError
 from distill.exporters.cards import licence
+from distill.exporters.containers.qwen35 import Qwen35
 from distill.exporters.proofs import Proof
+from tests.distill.random_students import saved, student_of
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -60,6 +65,23 @@ def test_a_judged_student(exported, judged_run, tiny_teacher):
     )
     limits = section(text, "Limits")
     assert "prefix caching" in limits and "speculative" in limits and "trained on windows of 32 tokens" in limits
+
+
+def test_what_an_engine_needs_first(tokenizer, tmp_path):
+    """The card and the export's last line name it, in the words of the container; the pages name the same command."""
+    student = student_of("qwen3", "MA", {"M": {"mixer": "gated_deltanet"}}, head_dim=8, num_hidden_layers=2)
+    lines = []
+    console = type("Lines", (), {"print": lambda self, line: lines.append(line)})()
+    folder, out = saved(student, tmp_path / "student", tokenizer), tmp_path / "out"
+    distill.export(folder, to="native", out=out, verify=False, console=console)
+    first = Qwen35.preparations["vllm"]
+    use = section((out / "README.md").read_text(), "Use")
+    assert f"\nvllm ({first}):\n\n```\nvllm serve {out.name}\n```" in use and use.count(first.command) == 1
+    assert lines[-1] == f"  vllm: {first}"
+    export, others = ROOT / "docs" / "export.md", ("README.md", "docs/own-checkpoint.md", "docs/instruct.md")
+    assert first.reason in export.read_text()
+    for page in (export, *(ROOT / name for name in others), ROOT / "distill/exporters/proofs/vllm.py"):
+        assert first.command in page.read_text(), page
 
 
 def test_what_was_not_measured_says_so(untrained_run, exported):

@@ -31,7 +31,7 @@ def use(facts: "Facts", name: str, hub: bool) -> str:
     reasons = facts.target.engines(facts.source)
     file = next((file.name for file in sorted(facts.written.glob("*.gguf"))), None)
     gguf = f"-hf {quote(name)}" if hub else f"-m {quote(f'{name}/{file}')}"
-    parts = []
+    first, parts = facts.target.preparations(facts.source), []
     for engine in ENGINES:
         if reasons.get(engine) is not None:
             continue
@@ -42,7 +42,8 @@ def use(facts: "Facts", name: str, hub: bool) -> str:
             parts.append(TRANSFORMERS.format(name=json.dumps(name, ensure_ascii=False), trust=trust))
         elif engine != "llama.cpp" or file:
             trust = " --trust-remote-code" if _names_a_class(facts) else ""
-            parts.append(f"{engine}:\n\n```\n{OTHERS[engine].format(name=quote(name), gguf=gguf, trust=trust)}\n```")
+            command = OTHERS[engine].format(name=quote(name), gguf=gguf, trust=trust)
+            parts.append(f"{engine}{f' ({first[engine]})' if engine in first else ''}:\n\n```\n{command}\n```")
     return "\n\n".join(parts) or "No engine runs this export."
 
 

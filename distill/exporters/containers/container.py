@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from distill.exporters.engines import Preparation
+
 if TYPE_CHECKING:
     from distill.exporters.source import Source
 
@@ -12,11 +14,13 @@ if TYPE_CHECKING:
 class Container:
     """Base class of the containers.
 
-    name: the transformers class. line: what it holds, in one line.
+    name: the transformers class. line: what it holds, in one line. preparations: by engine, what its environment needs
+    before it runs the container.
     """
 
     name: ClassVar[str]
     line: ClassVar[str]
+    preparations: ClassVar[Mapping[str, Preparation]] = {}
 
     def reasons(self, source: "Source") -> list[str]:
         """Return why the class cannot compute what the student computes; empty if the rewrite is exact.

@@ -31,6 +31,7 @@ from distill.exporters.containers.skeletons import (
     put_less,
     put_mlp,
 )
+from distill.exporters.engines import Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,11 @@ class Qwen35(Container):
 
     name = "Qwen3_5ForCausalLM"
     line = "Qwen3 teachers with gated_deltanet, attention anywhere"
+    preparations = {
+        "vllm": Preparation(
+            "vLLM imports torchvision for Qwen3.5, also for text alone", "pip install --no-deps torchvision"
+        ),
+    }
 
     def reasons(self, source: "Source") -> list[str]:
         if source.family != "qwen3":
