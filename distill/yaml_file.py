@@ -90,7 +90,17 @@ def override(entries: dict, given: str) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise UserError(f"override {given!r}: {'.'.join(path)} is {place!r} and has no parts")
+        where = ".".join(path)
+        raise UserError(f"override {given!r}: {where} is {place!r} and has no parts{_whole_pattern(where, last, value)}")
+
+
+def _whole_pattern(where: str, key: str, value: Any) -> str:
+    """How to write an override of a part of a pattern that is a text of letters; empty for other keys."""
+    if where.rpartition(".")[2] != "pattern":
+        return ""
+    mapping = {"keep": 0.25, "by": "recall"} | ({key: value} if key in ("keep", "by") else {})
+    written = dump(mapping, default_flow_style=True, width=math.inf).strip()
+    return f"; write the whole pattern, {where}='{written}' or {where}=MMMA"
 
 
 def _without_stage_names(entries: dict, parts: list[str]) -> list[str]:

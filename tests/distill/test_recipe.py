@@ -1,6 +1,7 @@
 """Recipes: the shipped ones parse, build and plan without a network; messages about mistakes name the key."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from distill.planning import make_plan
 from distill.recipe_file import check, load
 from distill.shipped import find, shipped_folder
 from distill.stages import stages_of
+from distill.yaml_file import override
 
 NATIVE = {  # whose students a class of transformers' own holds, and from which version on
     "llama-3-8b_mamba-in-llama": "5.23",
@@ -157,13 +159,24 @@ def test_missing_keys_are_listed(tmp_path, tiny_recipe):
         ("stages.aline.lr=1", "there is no 'aline' here; did you mean 'align'"),
         ("stages.9.lr=1", "there is no '9' here"),
         ("novalue", "should read key.sub=value"),
-        ("pattern.x=1", "is 'AM' and has no parts"),
+        ("pattern.x=1", "pattern is 'AM' and has no parts; write the whole pattern, pattern='{keep: 0.25, by: recall}' or"),
+        ("pattern.keep=8", "pattern is 'AM' and .* pattern='{keep: 8, by: recall}' or pattern=MMMA$"),
+        ("pattern.by=kl", "pattern='{keep: 0.25, by: kl}' or pattern=MMMA$"),
         ("a=[1", "not valid YAML"),
     ],
 )
 def test_overrides_that_fit_nowhere(tmp_path, tiny_recipe, override, message):
     with pytest.raises(UserError, match=message):
         load(write(tmp_path, tiny_recipe), [override])
+
+
+def test_the_pattern_that_a_refused_override_shows_is_one(tmp_path, tiny_recipe):
+    with pytest.raises(UserError) as refused:
+        load(write(tmp_path, tiny_recipe), ["pattern.keep=2"])
+    shown = re.search(r"pattern='(.*?)'", str(refused.value))[1]
+    assert load(write(tmp_path, tiny_recipe), [f"pattern={shown}"]).pattern == {"keep": 2, "by": "recall"}
+    with pytest.raises(UserError, match=r"; write the whole pattern, stages.0.pattern='{keep: 1, by: recall}'"):
+        override({"stages": [{"replace": {"pattern": "MMMA"}}]}, "stages.0.pattern.keep=1")
 
 
 @pytest.mark.parametrize(
