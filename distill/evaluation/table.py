@@ -9,7 +9,7 @@ from distill.console import bold
 from distill.errors import printable
 from distill.evaluation.rows import NAMES, TITLES
 from distill.evaluation.suites import EVALUATIONS, evaluation
-from distill.text.overlap import sentence, suspicious
+from distill.text.overlap import sentence, verdict
 
 
 def show(judged: Mapping, console: Console) -> None:
@@ -37,7 +37,7 @@ def overlap_line(judged: Mapping) -> str:
     found = judged["overlap"]
     if found is None:
         return "it is not known whether the held-out text is training text: the training text is not available"
-    return sentence(found) + ("; what is judged on them is not held out" if suspicious(found) else "")
+    return f"overlap of held-out and training text: {sentence(found)}: {verdict(found)}"
 
 
 def tables(judged: Mapping) -> list[tuple[str, str, Table]]:

@@ -49,13 +49,20 @@ def overlap(train: Sequence[Windows], heldout: Windows) -> dict:
 
 
 def sentence(found: dict) -> str:
-    """The result as a sentence."""
+    """The result as a sentence, without its consequence, see `verdict`."""
     share = f" ({found['exact_tokens']:.1%} of the tokens)" if found["exact"] else ""
     return (
-        f"{found['exact']} of {found['documents']} held-out documents{share} are in the training text word for word; of "
-        f"{found['sampled']} compared further, {found['near']} have half of their {RUN}-token runs or more there "
-        f"({found['runs']:.1%} of all runs)"
+        f"{found['exact']} of {found['documents']} held-out documents{share} are in the training text word for word, and "
+        f"{found['near']} of the {found['sampled']} that were searched for copied passages have half or more of their text "
+        f"there (of all their sequences of {RUN} tokens, {found['runs']:.1%} occur in the training text)"
     )
+
+
+def verdict(found: dict) -> str:
+    """What the result means for a reader of the evaluation."""
+    if suspicious(found):
+        return "results on these documents are not held-out results; remove them from data.train or data.heldout"
+    return "no copied document was found, so the results count as held-out results"
 
 
 def suspicious(found: dict) -> bool:

@@ -33,7 +33,7 @@ from distill.selection.resolution import resolve, what_to_lower
 from distill.selection.tables import strip
 from distill.stages import adapters
 from distill.text.heldout import Heldout
-from distill.text.overlap import sentence, suspicious
+from distill.text.overlap import sentence, suspicious, verdict
 from distill.training import trackers
 from distill.training.checks import check_fit, check_here, check_session
 from distill.training.ending import STUDENT, Ending, files_in, judging, made, show_end, state_of, write_down
@@ -143,8 +143,7 @@ class Run:
             self.console.print(
                 Text.assemble(
                     ("  warning", "yellow"),
-                    f": {sentence(overlap)}: results on them are not on held-out text; remove them from data.train or "
-                    "data.heldout",
+                    f": {sentence(overlap)}: {verdict(overlap)}",
                 )
             )
         if self.main:

@@ -86,6 +86,18 @@ def test_only_a_sample_of_long_texts_is_looked_at(windows, monkeypatch):
     assert (found["sampled"], found["searched"], found["exact"], found["near"]) == (2, 150, 2, 0)  # ONE ends behind 150
 
 
+def test_the_line_says_what_was_compared_and_what_it_means():
+    found = {"documents": 55, "exact": 0, "exact_tokens": 0.0, "sampled": 4, "near": 0, "runs": 0.0031, "searched": 900}
+    assert overlap_line({"overlap": found}) == (
+        "overlap of held-out and training text: 0 of 55 held-out documents are in the training text word for word, and 0 of "
+        "the 4 that were searched for copied passages have half or more of their text there (of all their sequences of 13 "
+        "tokens, 0.3% occur in the training text): no copied document was found, so the results count as held-out results"
+    )
+    for changes in ({"exact": 1, "exact_tokens": 0.25}, {"near": 1}):
+        said = overlap_line({"overlap": found | changes})
+        assert said.endswith("not held-out results; remove them from data.train or data.heldout")
+
+
 def with_heldout(recipe, path):
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"heldout": [TextSource(path=str(path))]})})
 
@@ -102,7 +114,7 @@ def test_a_run_whose_heldout_text_is_training_text(tiny_recipe, tmp_path, monkey
     assert judged["overlap"]["exact_tokens"] == judged["overlap"]["runs"] == 1.0
     said = "18 of 18 held-out documents (100.0% of the tokens) are in the training text word for word"
     assert said in sentence(judged["overlap"]) and said in overlap_line(judged)
-    assert "what is judged on them is not held out" in headline(judged).caption
+    assert "results on these documents are not held-out results; remove them from data.train" in headline(judged).caption
     assert said in (folder.path / "report.html").read_text() and said in (folder.path / "report.md").read_text()
     recipe = folder.recipe()
     session = Session.open(with_heldout(recipe, text_files / "heldout.jsonl"), trains=False)
