@@ -125,6 +125,17 @@ def load_student(path: str | Path, trust_remote_code: bool = False) -> Student:
         return students.load(path, trust_remote_code=trust_remote_code, dtype=torch.float32).eval()
 
 
+def student_config(path: Path) -> PretrainedConfig:
+    """Load a student's config from its folder, without the weights.
+
+    Raises:
+        UserError: it cannot be read, or is not of a student that this version knows.
+    """
+    with _as_student(path):
+        folder.read_config(path / folder.CONFIG)
+        return AutoConfig.from_pretrained(path)
+
+
 def load_student_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a student's tokenizer from a folder or a hub id.
 
@@ -216,17 +227,26 @@ def check_student_files(path: str | Path) -> None:
                 raise ValueError(f"{name} is an adapter as a pickle, and unpickling runs code: convert it to safetensors")
 
 
+def check_vocabulary(config: PretrainedConfig, teacher: Teacher, path: str | Path) -> None:
+    """Refuse a student whose vocabulary has another size than the teacher's. config: the student's.
+
+    Raises:
+        UserError: naming both sizes.
+    """
+    if config.vocab_size != teacher.config.vocab_size:
+        raise UserError(
+            f"{path} has a vocabulary of {config.vocab_size}, but the teacher {teacher.reference} one of "
+            f"{teacher.config.vocab_size}: they cannot be compared token by token"
+        )
+
+
 def check_teacher(student: Student, teacher: Teacher, path: str | Path) -> None:
     """Refuse to compare a student with a teacher that is not its own.
 
     Raises:
         UserError: the vocabulary or the fingerprint differs from the teacher that the student was made from.
     """
-    if student.config.vocab_size != teacher.config.vocab_size:
-        raise UserError(
-            f"{path} has a vocabulary of {student.config.vocab_size}, but the teacher {teacher.reference} one of "
-            f"{teacher.config.vocab_size}: they cannot be compared token by token"
-        )
+    check_vocabulary(student.config, teacher, path)
     made_from = made_of(student, path).teacher
     if part := difference(made_from.fingerprint or teacher.fingerprint, teacher.fingerprint):
         raise UserError(

@@ -7,7 +7,7 @@ import torch
 
 from distill.build import recall_transfers, transfer_report
 from distill.errors import UserError
-from distill.loading import check_teacher, load_student, load_student_tokenizer
+from distill.loading import check_teacher, check_vocabulary, load_student, load_student_tokenizer, student_config
 from distill.mixed_types import join_types
 from distill.recipe import Recipe
 from distill.runs.run_dir import RunDir
@@ -16,6 +16,31 @@ from students.mixers.transfer import Transfer
 from students.skeleton import Student
 from teachers.quiet import no_warnings
 from teachers.teacher import Teacher
+
+SIZES = {"num_hidden_layers": "layers", "hidden_size": "channels (hidden_size)"}  # of student and teacher, by config entry
+
+
+def check_sizes(recipe: Recipe, teacher: Teacher) -> None:
+    """Refuse a `student` whose vocabulary, number of layers or width differs from the teacher's, by the two configs.
+
+    Args:
+        teacher: its weights may be on the meta device.
+
+    Raises:
+        UserError: naming the student's folder and both numbers.
+    """
+    if recipe.student is None:
+        return
+    place = place_of(recipe.student, f"{recipe.name}: student")
+    config = student_config(place)
+    check_vocabulary(config, teacher, place)
+    for key, unit in SIZES.items():
+        own, theirs = getattr(config, key), getattr(teacher.config, key)
+        if own != theirs:
+            raise UserError(
+                f"{place} has {own} {unit}, but the teacher {teacher.reference} has {theirs}; name a student of this "
+                "teacher, or the student's own teacher"
+            )
 
 
 def begin_from(recipe: Recipe, teacher: Teacher, student: Student, transfers: dict[int, Transfer]) -> set[str]:

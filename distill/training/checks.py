@@ -27,6 +27,7 @@ from distill.stages.layouts import first_layout, students_of
 from distill.stages.texts import own_sources
 from distill.text.files import files_of
 from distill.training import trackers
+from distill.training.beginning import check_sizes
 from distill.training.caches import check_caches
 from distill.training.shares import bytes_of
 from distill.training.teaching import check_other_teachers, check_teaching
@@ -138,7 +139,8 @@ def check_shared(recipe: Recipe, count: int) -> None:
 
 
 def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
-    """Refuse lengths beyond the teacher's positions, and an impossible selection, layout, option, rate, export or twin.
+    """Refuse lengths beyond the teacher's positions, a `student` of other sizes than the teacher, and an impossible
+    selection, layout, option, rate, export or twin.
 
     Args:
         teacher: its weights may be on the meta device, and it needs no tokenizer.
@@ -147,6 +149,7 @@ def check_fit(recipe: Recipe, teacher: Teacher) -> Fit:
         UserError: naming the recipe and what does not fit.
     """
     check_length(recipe, teacher)
+    check_sizes(recipe, teacher)
     given = recipe
     if recipe.selects:  # the layout is not known yet; an even one stands for it
         recipe = _even(recipe, teacher)

@@ -1,11 +1,13 @@
 """A run that starts from a finished student: its weights, layout and record, and refusals."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import distill
 import students
@@ -132,6 +134,29 @@ def test_what_cannot_be_is_refused(first, second, tmp_path):
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "llama"}')
     refused({"student": str(foreign)}, "is not of a student of distill; name a run folder")
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"vocab_size": 336}, "a vocabulary of {own}, but the teacher .* one of 336: they cannot be compared"),
+        ({"num_hidden_layers": 2}, "{own} layers, but the teacher .* has 2; name a student of this teacher, or"),
+        ({"hidden_size": 16}, r"{own} channels \(hidden_size\), but the teacher .* has 16; name a student of this"),
+    ],
+)
+def test_a_plan_compares_the_configs_as_a_run_does(first, second, tiny_teacher, tmp_path, entries, said):
+    config = json.loads((tiny_teacher / "config.json").read_text())
+    own = json.loads((first / "student" / "config.json").read_text())[next(iter(entries))]
+    teacher = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config, **entries}))
+    teacher.save_pretrained(tmp_path / "teacher")
+    for file in tiny_teacher.glob("*token*"):
+        shutil.copy(file, tmp_path / "teacher")
+    refused = []
+    for verb, options in ((distill.plan, {}), (distill.run, {"runs": tmp_path / "runs"})):
+        with pytest.raises(UserError, match=f"{re.escape(str(first / 'student'))} has {said.format(own=own)}") as error:
+            verb(second | {"teacher": str(tmp_path / "teacher")}, **options)
+        refused.append(str(error.value))
+    assert refused[0] == refused[1] and not (tmp_path / "runs").exists()
 
 
 def test_students_of_others_are_refused(first, second, teacher, tmp_path):
