@@ -7,11 +7,13 @@ recipes checked with their overrides. Nothing trains.
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,21 @@ def test_pages_and_scripts_name_each_other():
 def test_scripts_of_folders_parse():
     for path in (ROOT / "docs/runs").glob("*/*.sh"):
         subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_rehearsal_makes_chats_and_gives_a_command_that_is_taken(tmp_path):
+    """docs/instruct.md: from the shipped text alone, on a CPU."""
+    (tmp_path / "distill").write_text(RECORD)
+    (tmp_path / "distill").chmod(stat.S_IRWXU)
+    (tmp_path / "python").symlink_to(sys.executable)
+    recorded, script = tmp_path / "recorded", ROOT / "docs/runs/instruct/rehearse.sh"
+    around = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORDED": str(recorded)}
+    subprocess.run(["bash", script, "my chats"], check=True, env=around, cwd=tmp_path)
+    chats = [json.loads(line) for line in (tmp_path / "my chats" / "heldout.jsonl").read_text().splitlines()]
+    assert len(chats) == 20 and all(len(chat["messages"]) == 2 for chat in chats)
+    assert (tmp_path / "my chats" / "train.jsonl").is_file()
+    (call,) = recorded.read_text().split("\n\0")[:-1]
+    check_call(call.split("\0")[:-1])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, **ids)
