@@ -153,13 +153,17 @@ class Windows:
         """A sentence on the chats that are longer than a window, with the first that is left out; None where all fit."""
         if not self.cut and not self.left_out:
             return None
-        longer = f"of {self.unit}s longer than {self.seq_len} tokens"
-        said = f"{longer} {self.cut:,} cut at the end of {self.cut_at}, {self.left_out:,} left out"
+        count = self.cut + self.left_out
+        longer = f"{count:,} {self.unit}s are" if count > 1 else f"1 {self.unit} is"
+        said = (
+            f"{longer} longer than {self.seq_len} tokens: {self.cut:,} cut at the end of {self.cut_at}, "
+            f"{self.left_out:,} not read"
+        )
         for one, shard in zip(cast(list[Packing], self._packed), self.prepared.shards, strict=True):
             for number in one.kept.left_out[:1]:
                 label, row = self.label_names[shard.labels[number]], shard.rows[number]
                 length = f"{shard.lengths[number]:,} tokens"
-                return f"{said}, the first of these {named(label)}, row {row} ({length}, {self.reason})"
+                return f"{said}; the first that is not read is {named(label)}, row {row} ({length}, {self.reason})"
         return said
 
     def _packs(self) -> "list[Packing] | None":

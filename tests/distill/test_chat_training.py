@@ -167,7 +167,7 @@ def test_a_run_resumes_to_the_same_bits(short, tmp_path, monkeypatch):
     (tmp_path / "longer.jsonl").write_text(lines + json.dumps(row))
     short["data"]["train"] = [{"path": str(tmp_path / "longer.jsonl")}]
     whole = distill.run(short, runs=tmp_path / "whole", console=Console(file=written, width=300))
-    assert "data.train: of chats longer than 96 tokens 0 cut at the end of a turn, 1 left out" in written.getvalue()
+    assert "data.train: 1 chat is longer than 96 tokens: 0 cut at the end of a turn, 1 not read" in written.getvalue()
     assert "KL on completions" in written.getvalue() and "KL on completions" in (whole.path / "report.html").read_text()
     stops = 0
     while True:

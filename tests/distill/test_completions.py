@@ -235,7 +235,9 @@ def test_chats_longer_than_a_window(made, tmp_path, chatml):
     folder = made(lines(tmp_path / "chats.jsonl", rows))
     windows = Windows(folder, 96, None, where="data.train")
     assert (windows.cut, windows.left_out) == (1, 1)
-    assert windows.fitted.startswith("of chats longer than 96 tokens 1 cut at the end of a turn, 1 left out, the first of")
+    assert windows.fitted.startswith(
+        "2 chats are longer than 96 tokens: 1 cut at the end of a turn, 1 not read; the first that"
+    )
     assert "chats, row 5 (" in windows.fitted
     batch, (ids, _) = windows.batch(0, windows.count), max(documents(folder), key=lambda one: sum(one[1]))
     inside = [batch.ids[row][batch.documents[row] == one].tolist() for row in range(windows.count) for one in range(9)]

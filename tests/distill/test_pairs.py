@@ -126,7 +126,9 @@ def test_windows_cut_both_and_leave_out(tmp_path):
     folder = prepared(tmp_path, rows)
     windows = PairWindows(folder, 80, 0, where="stages.1.data")
     assert (windows.count, len(windows.held), windows.cut, windows.left_out) == (4, 2, 2, 1)
-    assert "of pairs longer than 80 tokens 2 cut at the end of the window, 1 left out, the first of these" in windows.fitted
+    assert (
+        "3 pairs are longer than 80 tokens: 2 cut at the end of the window, 1 not read; the first that is" in windows.fitted
+    )
     assert "row 3 (" in windows.fitted and "its prompt leaves no room" in windows.fitted
     for batch in [windows.batch(0, 4), *windows.held_batches(2)]:
         assert (batch.trained.sum(1) > 0).all() and batch.ids.shape[1] <= 80
