@@ -171,11 +171,11 @@ def _teacher(tokenizer) -> None:
 
 def small_gguf(path: str | Path) -> None:
     """Write a GGUF file of fifty kilobytes."""
-    from tests.teachers import gguf_files
+    from tests.teachers import gguf_cases, gguf_files
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    config = gguf_files.SIZES | small | {"rope_parameters": gguf_files.plain(1e5), "tie_word_embeddings": True}
-    case = gguf_files.Case("llama", "llama", config, {"rope.dimension_count": 16})
+    config = gguf_cases.SIZES | small | {"rope_parameters": gguf_cases.plain(1e5), "tie_word_embeddings": True}
+    case = gguf_cases.Case("llama", "llama", config, {"rope.dimension_count": 16})
     gguf_files.write(case, gguf_files.random_model(case), path, "F16")
 
 
