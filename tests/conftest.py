@@ -274,6 +274,11 @@ def chat_recipe(chat_teacher, text_files, tmp_path):
             turns = [("user", f"what {number}?"), ("assistant", said), ("user", "and?"), ("assistant", "the sea")]
             rows.append({"messages": [{"role": role, "content": text} for role, text in turns[: 2 + 2 * (number % 2)]]})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return chat_entries(chat_teacher, text_files, folder)
+
+
+def chat_entries(chat_teacher, text_files, folder):
+    """`tiny_entries` on the chats of a folder: chats.jsonl is trained on, held.jsonl held out."""
     entries = tiny_entries(chat_teacher, text_files)
     entries["data"] |= {
         "train": [{"path": str(folder / "chats.jsonl")}],

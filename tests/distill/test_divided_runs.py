@@ -13,7 +13,7 @@ from tests.distill.two_processes import in_two
 @pytest.fixture(scope="module")
 def entries(chat_teacher, text_files, tmp_path_factory):
     """Every stage that follows `align`, on chats and pairs; the new layer has its own rate."""
-    from tests.conftest import tiny_entries
+    from tests.conftest import chat_entries
 
     folder, rows, pairs = tmp_path_factory.mktemp("later"), [], []
     for number in range(40):
@@ -23,13 +23,7 @@ def entries(chat_teacher, text_files, tmp_path_factory):
         pairs.append({"prompt": [asked], "chosen": [good], "rejected": [{"role": "assistant", "content": "stones"}]})
     for name, found in (("chats", rows), ("held", rows[:12]), ("pairs", pairs[:24])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-    entries = tiny_entries(chat_teacher, text_files)
-    entries["data"] |= {
-        "train": [{"path": str(folder / "chats.jsonl")}],
-        "heldout": [{"path": str(folder / "held.jsonl")}, {"path": str(text_files / "heldout.jsonl")}],
-        "seq_len": 96,
-    }
-    entries["evaluation"] |= {"passkey": [], "documents": 4, "tokens": 768, "probe_tokens": 96}
+    entries = chat_entries(chat_teacher, text_files, folder)
     step = {"tokens": 1152, "lr": 1e-3}
     entries["stages"] = [
         {"initialise": {"tokens": 256}},

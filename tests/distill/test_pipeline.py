@@ -26,6 +26,7 @@ from students.config import Layout
 from students.model import StudentMixin
 from tests.conftest import tiny_entries
 from tests.distill.tiny_runs import go, same, weights
+from tests.distill.two_processes import in_two
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +125,8 @@ def test_two_processes_take_a_whole_recipe(tiny_recipe, tmp_path):
     alone = go(tiny_recipe, tmp_path / "alone")
     tiny_recipe["checkpoints"] = {"minutes": 0.001}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    script = ["-m", "distill.cli", "run", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "two")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, said = in_two("-m", "distill.cli", "run", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "two"))
+    assert code == 0, said[-3000:]
     (folder,) = (tmp_path / "two").glob("tiny-*")
     found, expected = (
         json.loads((path / "evaluations.json").read_text())["final"]["rows"]["student"]["fidelity"]["kl"]

@@ -25,6 +25,7 @@ from distill.training import references
 from students.config import Layout
 from tests.distill.preferring import SCRIPT, log_ratio, pair, told, windows_of
 from tests.distill.test_tune import stopped_once
+from tests.distill.two_processes import launcher
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -122,9 +123,8 @@ def test_two_processes_are_one(pair_recipe, tmp_path):
         place.mkdir()
         (place / "r.yaml").write_text(yaml.safe_dump(pair_recipe))
         (place / "script.py").write_text(SCRIPT)
-        launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
         done = subprocess.run(
-            [sys.executable, *(launch if processes > 1 else []), str(place / "script.py"), str(place)],
+            [sys.executable, *(launcher(processes) if processes > 1 else []), str(place / "script.py"), str(place)],
             env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()},
             capture_output=True,
             text=True,

@@ -1,9 +1,6 @@
 """A run with `replace`: what it writes, stopped and resumed, in two processes, with scorers on the present student."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,6 +26,7 @@ from students.config import Layout
 from tests.conftest import tiny_entries
 from tests.distill.replacing import logits, trained
 from tests.distill.stage_steps import batch, changed, snapshot
+from tests.distill.two_processes import in_two
 
 # a run
 
@@ -154,13 +152,8 @@ def test_a_checkpoint_of_another_layout_is_refused(entries, tmp_path, monkeypatc
 
 def test_two_processes_convert_the_same_layers(entries, whole, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(entries))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    script = ["-m", "distill.cli", "run", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "two")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, said = in_two("-m", "distill.cli", "run", str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "two"))
+    assert code == 0, said[-3000:]
     (path,) = (tmp_path / "two").glob("tiny-*")
     found, expected = (json.loads((folder / "evaluations.json").read_text()) for folder in (path, whole.path))
     for key in ("2-replace", "4-replace"):

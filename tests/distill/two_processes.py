@@ -1,10 +1,16 @@
-"""Commands in two processes, and a run that stops at its third step."""
+"""Commands in several processes, and a run that stops at its third step."""
 
 import os
 import subprocess
 import sys
 
-TWO = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+
+def launcher(processes):
+    """The words behind `python` that start so many processes on this machine."""
+    return ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+
+
+TWO = launcher(2)
 # A run that stops when its third step is taken.
 STOPPED = """
 import sys
